@@ -1,0 +1,79 @@
+"""Every composition method in this folder, found by its file; and how a method is written as text."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from functools import cache
+
+import composers
+from composers.errors import ComposerError
+from composers.plan import Composer
+
+
+@cache
+def methods() -> Mapping[str, type[Composer]]:
+    """name -> class of every composition method, in alphabetical order."""
+    found: dict[str, type[Composer]] = {}
+    for module in pkgutil.iter_modules(composers.__path__, "composers."):
+        for _, kind in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
+            if issubclass(kind, Composer) and not inspect.isabstract(kind):
+                found[kind.name] = kind
+    return dict(sorted(found.items()))
+
+
+def build(name: str, settings: Mapping[str, object]) -> Composer:
+    """A method from its name and settings. Raises ComposerError for an unknown name or setting."""
+    kind = methods().get(name.lower())
+    if kind is None:
+        near = difflib.get_close_matches(name.lower(), methods(), n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ComposerError(f"unknown method {name!r}: {hint}methods are {', '.join(methods())}")
+    known = [setting.name for setting in dataclasses.fields(kind)]
+    for setting in settings:
+        if setting not in known:
+            has = f"its settings are {', '.join(known)}" if known else "it has no settings"
+            raise ComposerError(f"{kind.name} has no setting {setting!r}: {has}")
+    return kind(**settings)
+
+
+def parse(text: str) -> Composer:
+    """'switch' or 'switch:interval=3,convention=code' -> the method. Raises ComposerError."""
+    name, _, rest = text.strip().partition(":")
+    settings: dict[str, object] = {}
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise ComposerError(f"method {text!r}: write its settings as name=value, separated by commas")
+        settings[key.strip()] = _value(value.strip())
+    return build(name, settings)
+
+
+def settings_of(composer: Composer) -> dict[str, object]:
+    """The method's settings by name, as `build` takes them."""
+    return {setting.name: getattr(composer, setting.name) for setting in dataclasses.fields(composer)}
+
+
+def spell(composer: Composer) -> str:
+    """The text that `parse` reads back as this method; settings at their default are left out."""
+    changed = [
+        f"{setting.name}={getattr(composer, setting.name)}"
+        for setting in dataclasses.fields(composer)
+        if getattr(composer, setting.name) != setting.default
+    ]
+    return composer.name + (":" + ",".join(changed) if changed else "")
+
+
+def _value(text: str) -> object:
+    if text.lower() in {"true", "false"}:
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -1,0 +1,68 @@
+"""The whole error tree. Whatever a user can cause is a `StudioError`, and its message names the thing,
+its value and the remedy; front ends show that message and nothing else.
+
+StudioError                      (composers.errors)
+├── ComposerError                a method's settings, or a mix it cannot take (composers.errors)
+├── RequestError                 a request that makes no sense: sizes, steps, unknown adapter, …
+├── PromptError                  a prompt that cannot be read: unbalanced weight, malformed <lora:…> tag
+├── AdapterError                 an adapter file
+│   ├── AdapterFileError         it cannot be read: missing, truncated, a pickle, not safetensors
+│   ├── AdapterFormatError       its keys or types are not understood, or it is not supported yet
+│   └── AdapterMismatchError     it is sound but made for another model
+├── ModelError                   a checkpoint that cannot be found, read or run
+├── SetupError                   folders, configuration, device
+└── RenderError                  the run itself: a picture that is not finite, memory exhausted at one row
+"""
+
+from composers.errors import ComposerError, StudioError
+
+
+class RequestError(StudioError, ValueError):
+    """A request that makes no sense."""
+
+
+class PromptError(StudioError, ValueError):
+    """A prompt that cannot be read."""
+
+
+class AdapterError(StudioError):
+    """An adapter file that cannot be used."""
+
+
+class AdapterFileError(AdapterError):
+    """The file cannot be read at all."""
+
+
+class AdapterFormatError(AdapterError):
+    """The file's keys, shapes or type are not understood, or are not supported yet."""
+
+
+class AdapterMismatchError(AdapterError):
+    """The file is sound but made for another model."""
+
+
+class ModelError(StudioError):
+    """A checkpoint that cannot be found, read or run."""
+
+
+class SetupError(StudioError):
+    """Folders, configuration or device."""
+
+
+class RenderError(StudioError):
+    """The run itself failed."""
+
+
+__all__ = [
+    "AdapterError",
+    "AdapterFileError",
+    "AdapterFormatError",
+    "AdapterMismatchError",
+    "ComposerError",
+    "ModelError",
+    "PromptError",
+    "RenderError",
+    "RequestError",
+    "SetupError",
+    "StudioError",
+]

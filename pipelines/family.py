@@ -1,0 +1,70 @@
+"""Everything in which SD1.x, SD2.x and SDXL differ. Nothing outside this file asks which family a model is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pipelines.errors import ModelError
+
+FamilyName = Literal["sd1", "sd2", "sdxl"]
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a picture is rendered with where the request says nothing; sizes in pixels."""
+
+    width: int
+    height: int
+    scheduler: str
+    steps: int
+    guidance_scale: float
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model family.
+
+    context_width: width of the text embeddings at the family's published size (small models of the
+        same layout are narrower).
+    text_encoders: the text encoders' component names, in the order their embeddings are joined.
+    size_conditioned: the UNet also takes pooled text and the six size numbers (`added_cond_kwargs`).
+    """
+
+    name: FamilyName
+    label: str
+    context_width: int
+    text_encoders: tuple[str, ...]
+    size_conditioned: bool
+    defaults: Defaults
+
+
+SD1 = Family(
+    "sd1", "Stable Diffusion 1.x", 768, ("text_encoder",), False, Defaults(512, 512, "DPM++ 2M Karras", 25, 7.0)
+)
+SD2 = Family(
+    "sd2", "Stable Diffusion 2.x", 1024, ("text_encoder",), False, Defaults(768, 768, "DPM++ 2M Karras", 25, 7.0)
+)
+SDXL = Family(
+    "sdxl",
+    "Stable Diffusion XL",
+    2048,
+    ("text_encoder", "text_encoder_2"),
+    True,
+    Defaults(1024, 1024, "DPM++ 2M Karras", 28, 6.0),
+)
+FAMILIES: Mapping[str, Family] = {family.name: family for family in (SD1, SD2, SDXL)}
+
+
+def family_of(unet_config: Mapping[str, Any]) -> Family:
+    """The family of a UNet from its configuration. Raises ModelError for one that is none of ours."""
+    addition = unet_config.get("addition_embed_type")
+    if addition == "text_time":
+        return SDXL
+    if addition is not None or unet_config.get("in_channels", 4) != 4:
+        raise ModelError(
+            f"this UNet (addition_embed_type={addition!r}, in_channels={unet_config.get('in_channels')}) is neither "
+            "a plain SD1.x, SD2.x nor SDXL text-to-image model; inpainting, refiner and depth models are not supported"
+        )
+    return SD2 if unet_config.get("cross_attention_dim") == SD2.context_width else SD1
