@@ -1,0 +1,34 @@
+"""The slow, obvious reference: one image's mix merged into a copy of the weights.
+
+The engine is tested against it, and `studio` times it as the sequential rival.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import nn
+
+from composers.plan import Use
+from pipelines.adapters.adapter import Adapter
+from pipelines.engine.layers import LaneConv2d, LaneLinear, unwrap
+
+
+def merged(model: nn.Module, component: str, adapters: Mapping[str, Adapter], uses: Iterable[Use]) -> nn.Module:
+    """A copy of `model` (the component of that name) with W + sum_i weight_i * block factor_i * dW_i."""
+    slots = [(module, module.slot) for module in model.modules() if isinstance(module, LaneLinear | LaneConv2d)]
+    twin = copy.deepcopy(model, {id(slot): slot for _, slot in slots})
+    unwrap(twin)
+    layers = dict(twin.named_modules())
+    with torch.no_grad():
+        for use in uses:
+            for path, factor in adapters[use.adapter].layers.items():
+                owner, _, module = path.partition(".")
+                if owner == component:
+                    weight = layers[module].weight
+                    assert isinstance(weight, torch.Tensor)
+                    delta = factor.delta().to(weight.device).reshape(weight.shape)
+                    weight += (use.weight * use.block_factor(module) * delta).to(weight.dtype)
+    return twin
