@@ -1,0 +1,62 @@
+"""The data that ships with the program: embedded models, their LoRAs, single-file configurations.
+
+This is the one place that knows where that data lies. From a wheel it lies inside the package
+(`pipelines/_assets`), from a checkout in its top folder `assets`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from pipelines.errors import SetupError
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class EmbeddedModel:
+    """A model that ships with the program: a diffusers folder named after the model."""
+
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class EmbeddedLora:
+    """An adapter that ships with the program; it is made for one embedded model."""
+
+    name: str
+    path: Path
+    model: str
+
+
+def root() -> Path:
+    """The folder with the shipped data. Raises SetupError where the installation has none."""
+    for folder in (PACKAGE / "_assets", PACKAGE.parent / "assets"):
+        if folder.is_dir():
+            return folder
+    raise SetupError(
+        f"the data that ships with LoRA Studio is missing (looked for {PACKAGE / '_assets'} and "
+        f"{PACKAGE.parent / 'assets'}); install the program again with `pip install --force-reinstall lora-studio`, "
+        "or from a complete checkout with `pip install -e .`"
+    )
+
+
+@cache
+def embedded_models() -> tuple[EmbeddedModel, ...]:
+    """The models that ship with the program, by name. Folder names only; no file is read."""
+    return tuple(
+        EmbeddedModel(index.parent.name, index.parent)
+        for index in sorted((root() / "models").glob("*/model_index.json"))
+    )
+
+
+@cache
+def embedded_loras() -> tuple[EmbeddedLora, ...]:
+    """The adapters that ship with the program, by model and name. File names only; no file is read."""
+    return tuple(
+        EmbeddedLora(file.stem, file, file.parent.name)
+        for file in sorted((root() / "loras").glob("*/*.safetensors"))
+    )
