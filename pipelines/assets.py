@@ -39,8 +39,8 @@ def root() -> Path:
             return folder
     raise SetupError(
         f"the data that ships with LoRA Studio is missing (looked for {PACKAGE / '_assets'} and "
-        f"{PACKAGE.parent / 'assets'}); install the program again with `pip install --force-reinstall lora-studio`, "
-        "or from a complete checkout with `pip install -e .`"
+        f"{PACKAGE.parent / 'assets'}); install the program again with "
+        "`pip install --force-reinstall lora-studio`, or from a complete checkout with `pip install -e .`"
     )
 
 

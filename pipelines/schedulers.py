@@ -54,6 +54,7 @@ _SDE3 = _SDE | {"solver_order": 3}
 _EULER: dict[str, Any] = {"final_sigmas_type": "zero"}
 _SINGLE = {key: value for key, value in _DPM.items() if key != "use_lu_lambdas"}
 _UNIPC: dict[str, Any] = {"solver_type": "bh2", "solver_order": 2, "final_sigmas_type": "zero"}
+_DEIS: dict[str, Any] = {"algorithm_type": "deis", "solver_type": "logrho"}
 _PNDM = {"skip_prk_steps": True}
 _NO_CLIP = {"clip_sample": False}
 
@@ -177,7 +178,7 @@ def set_steps(scheduler: Scheduler, steps: int, device: str | torch.device = "cp
 
 def accepts_generator(scheduler: Scheduler) -> bool:
     """Whether `step` takes a generator, so that the trajectory's own draws its noise."""
-    return "generator" in _step_parameters(type(scheduler))
+    return "generator" in inspect.signature(type(scheduler).step).parameters
 
 
 def calls_per_step(scheduler: Scheduler) -> int:
@@ -209,11 +210,6 @@ def _has_runge_kutta_start(scheduler: Scheduler) -> bool:
 def _label(scheduler: Scheduler) -> str:
     name = name_of(scheduler)
     return f"the model's own scheduler ({type(scheduler).__name__})" if name == MODEL_OWN else name
-
-
-@cache
-def _step_parameters(scheduler_class: type) -> frozenset[str]:
-    return frozenset(inspect.signature(scheduler_class.step).parameters)  # type: ignore[attr-defined]
 
 
 def _zero_snr_betas(model_scheduler: Scheduler) -> list[float]:
