@@ -1,0 +1,312 @@
+"""The adapter tags inside a prompt: `<lora:fox:0.8>` and its extensions, read and written. Pure: no torch.
+
+    <lora:fox>                     strength 1           <lora:fox:0.8>        text encoder and UNet at 0.8
+    <lora:fox:0.5:0.8>             text encoder 0.5, UNet 0.8 (A1111's order; other programs swap them)
+    <lora:fox:te=0.5:unet=0.8>     the same by name
+    <lora:fox:0.8:lbw=…>           strengths by block: `block@factor,…`, or a preset's name or numbers
+    <lora:fox:0.8:start=0.2>       from 20 % of the steps on; `stop=` the opposite; `step=0.2-0.6` both
+    <lora:fox:0.8:step=1@0,0.5@0.4>    factors on the strength, each from its moment on
+    <lora:fox:0.4@0,0.8@0.5>       strengths of the UNet, each from its moment on
+
+`<lyco:…>` means `<lora:…>`. Where only `te=` is given it counts for both halves (A1111's rule), but beside
+a positional number it changes the text encoder alone. Moments: after `@` and up to 1 a fraction of the
+steps, above 1 a step number (steps count from 0); in `start=`, `stop=` and `step=a-b` a whole number without
+a point is a step number. Strengths hold until the next moment; nothing is interpolated (the extension that
+brought `w@pos` draws straight lines between them). A colon, angle bracket or backslash in a name is written
+with a backslash before it.
+
+Sources: A1111's web UI (positional order, te, unet, dyn), LoRA Block Weight (lbw, start, stop, step),
+LoRA Control (w@pos).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from composers.plan import Schedule, Use
+from pipelines.errors import PromptError
+
+Blocks = tuple[tuple[str, float], ...]
+
+RIGHT_FORM = "write <lora:name:0.8>, <lora:name:te=0.5:unet=0.8>, or add lbw=, start=, stop= or step="
+NAMED = ("te", "unet", "dyn", "lbw", "start", "stop", "step")
+
+_TAG = re.compile(
+    r"<\s*(?P<kind>lora|lyco|hypernet)\s*:(?P<body>(?:\\.|[^<>\\\n])*)(?P<end>>)?", re.IGNORECASE
+)
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
+_CLOSING = re.compile(r"[)\]]|:\s*[-+.\d]+\s*\)")
+_SEPARATORS = " \t\r\n\f\v,"
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A point of the run: a fraction of the steps (0 … 1), or a step number that counts from 0."""
+
+    at: float
+    unit: Literal["fraction", "step"] = "fraction"
+
+    def fraction(self, steps: int) -> float:
+        """As a fraction of `steps` steps."""
+        return self.at if self.unit == "fraction" else self.at / steps
+
+
+@dataclass(frozen=True)
+class LoraTag:
+    """One tag as it was written.
+
+    weight, text_weight: strengths of the UNet and the text encoder; None means "as weight".
+    factors: (moment, factor on `weight`), each from its moment on, in order; UNet only.
+    lbw: the block list or preset name, unread ("" where there is none).
+    dyn: the rank that A1111's dynamic rank would cut the adapter to.
+    source: the tag's own text, for messages.
+    """
+
+    name: str
+    weight: float = 1.0
+    text_weight: float | None = None
+    factors: tuple[tuple[Moment, float], ...] = ()
+    lbw: str = ""
+    dyn: int | None = None
+    source: str = field(default="", compare=False)
+
+    def use(self, *, blocks: Blocks | None = None, steps: int | None = None) -> Use:
+        """The tag as a use of the adapter.
+
+        blocks: what `lbw` means, where it is not a plain `block@factor,…` list; the caller knows presets.
+        steps: the run's step count, needed only where the tag counts in steps.
+        Raises PromptError for a dynamic rank, an `lbw` nobody has read, step numbers without `steps`, or
+        moments that do not rise.
+        """
+        if self.dyn is not None:
+            raise PromptError(
+                f"{self.source or self.name}: a dynamic rank (dyn={self.dyn}) is not supported; drop it"
+            )
+        if blocks is None:
+            blocks = self._blocks()
+        return Use(self.name, self.weight, self.text_weight, blocks, self._schedule(steps))
+
+    def _blocks(self) -> Blocks:
+        if not self.lbw:
+            return ()
+        blocks = [entry.rsplit("@", 1) for entry in self.lbw.split(",")]
+        if not all(len(entry) == 2 and entry[0].strip() and _finite(entry[1]) for entry in blocks):
+            raise PromptError(
+                f"{self.source or self.name}: lbw={self.lbw} is not a known block list; "
+                "name the blocks, as in lbw=mid_block@1,up_blocks.1@0.5"
+            )
+        return tuple((name.strip(), float(factor)) for name, factor in blocks)
+
+    def _schedule(self, steps: int | None) -> Schedule | None:
+        if not self.factors:
+            return None
+        if steps is None and any(moment.unit == "step" for moment, _ in self.factors):
+            raise PromptError(
+                f"{self.source or self.name}: step numbers need the run's step count; "
+                "write fractions of the steps, as in stop=0.5"
+            )
+        points = [(moment.fraction(steps or 1), factor) for moment, factor in self.factors]
+        starts = [start for start, _ in points]
+        if starts != sorted(set(starts)) or starts[0] < 0:
+            raise PromptError(f"{self.source or self.name}: the moments {starts} must rise from 0 on")
+        reached = tuple(point for point in points if point[0] < 1)
+        return Schedule(reached) if reached else None
+
+
+def take_tags(text: str) -> tuple[str, tuple[LoraTag, ...]]:
+    """A prompt -> the prompt without its adapter tags, and the tags in order.
+
+    Commas and white space around a tag are tidied; a text without tags comes back as it is, and so does
+    every other `<…>`. Raises PromptError for a malformed tag and for `<hypernet:…>`.
+    """
+    kept = ""
+    tags: list[LoraTag] = []
+    end = 0
+    for match in _TAG.finditer(text):
+        between = text[end : match.start()]
+        kept = _seam(kept, between) if tags and between.strip(_SEPARATORS) else kept + between
+        tags.append(_read(match))
+        end = match.end()
+    return (_seam(kept, text[end:]) if tags else text), tuple(tags)
+
+
+def write_tag(use: Use) -> str:
+    """A use as a tag, in the named form where strengths differ, so that every reader agrees on the order.
+
+    `take_tags` reads back the same use, but for `pinned` and `band`, which no tag can say.
+    """
+    parts = [re.sub(r"([:<>\\])", r"\\\1", use.adapter)]
+    if use.text_weight is None:
+        parts.append(_written(use.weight))
+    else:
+        parts += [f"te={_written(use.text_weight)}", f"unet={_written(use.weight)}"]
+    if use.blocks:
+        blocks = ",".join(f"{name}@{_written(factor)}" for name, factor in use.blocks)
+        parts.append("lbw=" + re.sub(r"([:<>\\])", r"\\\1", blocks))
+    if use.schedule is not None and use.schedule.points:
+        parts.append(
+            "step=" + ",".join(f"{_written(f)}@{_written(start)}" for start, f in use.schedule.points)
+        )
+    return f"<lora:{':'.join(parts)}>"
+
+
+def _read(match: re.Match[str]) -> LoraTag:
+    """One match of the tag pattern -> the tag. Raises PromptError."""
+    source = match[0].strip()
+    if match["kind"].lower() == "hypernet":
+        raise PromptError(f"{source}: hypernetworks are not supported; remove the tag")
+    if match["end"] is None:
+        raise PromptError(f"the tag {_shortened(source)!r} is not closed by '>'; {RIGHT_FORM}")
+    name, *rest = (re.sub(r"\\([:<>\\])", r"\1", part).strip() for part in _split(match["body"]))
+    if not name:
+        raise _malformed(source, "it names no adapter")
+    named, positional = _sorted_parts(source, rest)
+    weight, text_weight, factors = _strengths(source, named, positional)
+    limits = _limits(source, named)
+    if factors and limits:
+        raise _malformed(source, "give either strengths with moments (w@pos) or start=, stop=, step=")
+    rank = named.get("dyn", positional[2])
+    if rank is not None and not (rank.isascii() and rank.isdigit() and int(rank) > 0):
+        raise _malformed(source, f"dyn={rank} is not a rank")
+    dyn = None if rank is None else int(rank)
+    return LoraTag(name, weight, text_weight, factors or limits, named.get("lbw", ""), dyn, source)
+
+
+def _split(body: str) -> list[str]:
+    """A tag's inside at its colons, those after a backslash excepted."""
+    return re.findall(r"(?:^|:)((?:\\.|[^:\\]|\\$)*)", body)
+
+
+def _sorted_parts(source: str, parts: list[str]) -> tuple[dict[str, str], list[str | None]]:
+    """What follows the name -> the named values, and the three positional ones: te, unet, dyn."""
+    named: dict[str, str] = {}
+    positional: list[str | None] = []
+    for part in parts:
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals:
+            positional.append(part)
+        elif key.lower() not in NAMED:
+            raise _malformed(
+                source, f"{key}= is not known (known: {', '.join(name + '=' for name in NAMED)})"
+            )
+        elif key.lower() in named:
+            raise _malformed(source, f"{key}= is given twice")
+        else:
+            named[key.lower()] = value
+    if len(positional) > 3:
+        raise _malformed(
+            source, f"{len(positional)} values stand without a name, at most 3 can (te, unet, dyn)"
+        )
+    return named, [*positional, None, None, None][:3]
+
+
+def _strengths(
+    source: str, named: dict[str, str], positional: list[str | None]
+) -> tuple[float, float | None, tuple[tuple[Moment, float], ...]]:
+    """The UNet's strength, the text encoder's (None: the same), and the factors on the former."""
+    first = positional[0]
+    text, unet = named.get("te"), named.get("unet", positional[1])
+    if unet is None and (text is None or first is None):  # one number, or none at all, for both
+        both = text if first is None else first
+        weight, factors = (1.0, ()) if both is None else _strength(source, "strength", both)
+        return weight, None, factors
+    weight, factors = _strength(source, "unet", unet if unet is not None else first or "")
+    text = text if text is not None else first if first is not None else "1"
+    if "@" in text:
+        raise _malformed(source, "the text encoder's strength cannot change during the run")
+    return weight, _number(source, "te", text), factors
+
+
+def _strength(source: str, key: str, text: str) -> tuple[float, tuple[tuple[Moment, float], ...]]:
+    """`0.8` -> (0.8, ()); `0.4@0,0.8@0.5` -> (0.8, factors 0.5 and 1 on it)."""
+    if "@" not in text:
+        return _number(source, key, text), ()
+    points = _points(source, key, text)
+    strongest = max((strength for _, strength in points), key=abs)
+    if points[0][0].at > 0:  # the first strength also holds before its moment
+        points.insert(0, (Moment(0.0), points[0][1]))
+    if strongest == 0:
+        return 0.0, ()
+    return strongest, tuple((moment, strength / strongest) for moment, strength in points)
+
+
+def _limits(source: str, named: dict[str, str]) -> tuple[tuple[Moment, float], ...]:
+    """`start=`, `stop=` or `step=` as factors. Raises PromptError."""
+    step = named.get("step")
+    if step is not None and ("start" in named or "stop" in named):
+        raise _malformed(source, "give either step= or start= and stop=")
+    if step is not None and "@" in step:
+        return tuple(_points(source, "step", step))
+    start, stop = named.get("start"), named.get("stop")
+    if step is not None:
+        start, dash, stop = (piece.strip() for piece in step.partition("-"))
+        if not dash:
+            raise _malformed(source, f"step={step} is not a range such as step=0.2-0.6")
+    factors: list[tuple[Moment, float]] = []
+    if start is not None:
+        begin = _boundary(source, "start", start)
+        if begin.at > 0:
+            factors += [(Moment(0.0), 0.0), (begin, 1.0)]
+    if stop is not None:
+        factors.append((_boundary(source, "stop", stop), 0.0))
+    return tuple(factors)
+
+
+def _boundary(source: str, key: str, text: str) -> Moment:
+    if re.fullmatch(r"\d+", text):
+        return Moment(float(text), "step") if float(text) else Moment(0.0)
+    at = _number(source, key, text)
+    if not 0 <= at <= 1:
+        raise _malformed(source, f"{key}={text} is neither a fraction of the steps (0 … 1) nor a step number")
+    return Moment(at)
+
+
+def _points(source: str, key: str, text: str) -> list[tuple[Moment, float]]:
+    """`w@pos,…` (commas or semicolons) -> (moment, w)."""
+    points: list[tuple[Moment, float]] = []
+    for entry in re.split("[,;]", text):
+        value, _, place = entry.partition("@")
+        at = _number(source, key, place)
+        if at < 0 or (at > 1 and at != int(at)):
+            raise _malformed(
+                source, f"{place.strip()} is neither a fraction of the steps (0 … 1) nor a step number"
+            )
+        points.append((Moment(at, "step" if at > 1 else "fraction"), _number(source, key, value)))
+    return points
+
+
+def _finite(text: str) -> bool:
+    return bool(_NUMBER.fullmatch(text.strip())) and math.isfinite(float(text))
+
+
+def _number(source: str, key: str, text: str) -> float:
+    if not _finite(text):
+        raise _malformed(source, f"{text.strip()!r} ({key}) is not a number")
+    return float(text)
+
+
+def _written(number: float) -> str:
+    """The shortest text that reads back as the same number."""
+    return repr(int(number)) if number == int(number) and abs(number) < 1e15 else repr(number)
+
+
+def _malformed(source: str, why: str) -> PromptError:
+    return PromptError(f"the tag {_shortened(source)} cannot be read: {why}; {RIGHT_FORM}")
+
+
+def _shortened(source: str) -> str:
+    return source if len(source) <= 120 else source[:119] + "…"
+
+
+def _seam(left: str, right: str) -> str:
+    """Two texts joined where a tag was taken out between them: one separator stays, none at an edge."""
+    before = left.rstrip(_SEPARATORS)
+    after = right.lstrip(_SEPARATORS)
+    if not before or before[-1] in "([" or not after or _CLOSING.match(after):
+        return before + after
+    removed = left[len(before) :] + right[: len(right) - len(after)]
+    space = "\n" if "\n" in removed else " " if removed.strip(",") else ""
+    return before + ("," if "," in removed else "") + space + after
