@@ -1,0 +1,297 @@
+"""Prompts into embeddings: many asks, each with its own adapters, in one call per text encoder.
+
+An unweighted prompt of at most 75 tokens gives, alone in its call, bit for bit what diffusers'
+`encode_prompt` gives. Beyond that two rules of A1111's web UI apply, as its behaviour shows them:
+
+- Long prompts are cut into chunks of 75 tokens, each framed by begin and end tokens and encoded by itself.
+  Where a cut would fall within 20 tokens after a comma, it moves back to that comma. BREAK ends a chunk.
+  The pooled embedding is that of the first chunk.
+- Weights multiply the token embeddings that come out of each encoder; then each chunk is rescaled so that
+  its mean is what it was. Begin, end and padding tokens weigh 1, the pooled embedding is not weighted. The
+  rescaling is held within what the weights themselves can cause (see `weigh`). Chunks without weights are
+  left untouched.
+
+One of diffusers' habits is the caller's choice here: it applies `clip_skip` to the positive prompt only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from composers.plan import Use
+from pipelines.errors import ModelError, RequestError
+from pipelines.family import Family
+from pipelines.prompt import Run, parse
+
+COMMA_REACH = 20  # tokens: how far a cut may move back to a comma (A1111's default)
+SMALLEST_GROWTH = 0.1  # no rescaling beyond tenfold, whatever the weights
+
+
+@dataclass(frozen=True)
+class TextAsk:
+    """One prompt to encode. Equal asks are encoded once.
+
+    text: in A1111's syntax, adapter tags already taken out; None is "no negative prompt": zeros (pooled
+        too) where the model wants that (`force_zeros_for_empty_prompt`), else the encoded empty text.
+    uses: the text encoder's adapters; `weight` is their strength.
+    clip_skip: layers to skip, diffusers' count; None is the family's own layer.
+    chunks: at least so many chunks of tokens, filled up with encoded empty ones. The asks of one picture
+        need equally many: see `TextEncoder.level`.
+    """
+
+    text: str | None
+    uses: tuple[Use, ...] = ()
+    clip_skip: int | None = None
+    chunks: int = 1
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """An encoded prompt on the encoder's device, in its dtype. Equal asks share one: do not write into it."""
+
+    tokens: Tensor  # [77 * chunks, width]
+    pooled: Tensor | None  # [pooled width]; None where the family has none
+
+
+class Lanes(Protocol):
+    """Whatever gives each row of a text encoder's forward its own adapters."""
+
+    def active(self, component: str, rows: Sequence[tuple[Use, ...]]) -> AbstractContextManager[object]:
+        """Entered around one forward of `component` ("text_encoder", …) whose row i has the uses rows[i]."""
+        ...
+
+
+class NoLanes:
+    """For encoders without adapters."""
+
+    def active(self, component: str, rows: Sequence[tuple[Use, ...]]) -> AbstractContextManager[object]:
+        assert not any(rows), f"{component} has no adapters, yet {next(filter(None, rows))} is asked for"
+        return nullcontext()
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One row of a text encoder: begin token, up to 75 tokens, end token, padding; and each one's weight."""
+
+    ids: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def weighted(self) -> bool:
+        return any(weight != 1 for weight in self.weights)
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """One text encoder with its tokenizer (transformers' CLIP classes)."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+
+    def tokens(self, text: str) -> list[list[tuple[int, float]]]:
+        """The prompt's (token id, weight) pairs, one list per section between BREAKs."""
+        return [[pair for run in section for pair in self._run(run)] for section in parse(text).sections]
+
+    def _run(self, run: Run) -> list[tuple[int, float]]:
+        ids = self.tokenizer(run.text, add_special_tokens=False, verbose=False).input_ids
+        return [(token, run.weight) for token in ids]
+
+    def chunks(self, text: str, at_least: int = 1) -> list[Chunk]:
+        """The prompt's rows, filled up with empty ones to `at_least`."""
+        size = self.tokenizer.model_max_length - 2
+        comma = self.tokenizer.convert_tokens_to_ids(",</w>")
+        sections = self.tokens(text)
+        if len(sections) > 1 and not sections[-1]:  # a BREAK at the end opens no chunk
+            sections.pop()
+        cut = [piece for section in sections for piece in cut_tokens(section, size, comma)]
+        cut += [[]] * (at_least - len(cut))
+        return [self._framed(piece, size) for piece in cut]
+
+    def _framed(self, piece: list[tuple[int, float]], size: int) -> Chunk:
+        tokenizer, padding = self.tokenizer, size - len(piece)
+        ids = [tokenizer.bos_token_id, *(token for token, _ in piece), tokenizer.eos_token_id]
+        ids += [tokenizer.pad_token_id] * padding
+        return Chunk(tuple(ids), (1.0, *(weight for _, weight in piece), *[1.0] * (padding + 1)))
+
+
+class TextEncoder:
+    """The text encoders of one model. Holds no cache: whoever asks keeps what comes back."""
+
+    def __init__(
+        self,
+        family: Family,
+        tokenizers: Mapping[str, Any],
+        text_encoders: Mapping[str, Any],
+        *,
+        force_zeros_for_empty_prompt: bool = False,
+        lanes: Lanes | None = None,
+    ) -> None:
+        """Takes diffusers' components by their names: "tokenizer", "tokenizer_2", "text_encoder", …
+
+        Raises ModelError where one that the family needs is missing.
+        """
+        self.family = family
+        self.force_zeros_for_empty_prompt = force_zeros_for_empty_prompt
+        self.lanes: Lanes = lanes or NoLanes()
+        self._encoders: list[_Encoder] = []
+        for name in family.text_encoders:
+            tokenizer = name.replace("text_encoder", "tokenizer")
+            missing = [
+                part
+                for part, parts in ((name, text_encoders), (tokenizer, tokenizers))
+                if parts.get(part) is None
+            ]
+            if missing:
+                raise ModelError(
+                    f"this {family.label} model has no {' and no '.join(missing)}; take a complete one"
+                )
+            self._encoders.append(_Encoder(name, text_encoders[name], tokenizers[tokenizer]))
+
+    def count_tokens(self, text: str) -> tuple[int, int]:
+        """(tokens, chunks) of a prompt without tags; begin, end and padding tokens are not counted."""
+        tokens = sum(len(section) for section in self._encoders[0].tokens(text))
+        return tokens, self.chunks(TextAsk(text))
+
+    def chunks(self, ask: TextAsk) -> int:
+        """How many chunks of 77 tokens the ask's embedding has."""
+        text = ask.text or ""
+        return max(len(encoder.chunks(text, ask.chunks)) for encoder in self._encoders)
+
+    def level(self, asks: Iterable[TextAsk]) -> tuple[TextAsk, ...]:
+        """The asks of one picture, all raised to the chunks of the longest."""
+        asks = tuple(asks)
+        most = max((self.chunks(ask) for ask in asks), default=1)
+        return tuple(replace(ask, chunks=most) for ask in asks)
+
+    def encode(self, asks: Sequence[TextAsk]) -> list[Embedding]:
+        """The asks' embeddings, in order, in one forward per text encoder.
+
+        Raises RequestError where an ask skips more layers than an encoder has.
+        """
+        asks = [replace(ask, chunks=self.chunks(ask)) for ask in asks]
+        spoken = [ask for ask in dict.fromkeys(asks) if not self._silent(ask)]
+        with torch.no_grad():
+            embeddings = dict(zip(spoken, self._encode(spoken), strict=True))
+            embeddings |= {ask: self._zeros(ask) for ask in dict.fromkeys(asks) if self._silent(ask)}
+        return [embeddings[ask] for ask in asks]
+
+    def _silent(self, ask: TextAsk) -> bool:
+        return ask.text is None and self.force_zeros_for_empty_prompt
+
+    def _zeros(self, ask: TextAsk) -> Embedding:
+        last = self._encoders[-1]
+        place = {"device": last.model.device, "dtype": last.model.dtype}
+        width = sum(encoder.model.config.hidden_size for encoder in self._encoders)
+        tokens = torch.zeros(ask.chunks * last.tokenizer.model_max_length, width, **place)
+        sized = self.family.size_conditioned
+        return Embedding(tokens, torch.zeros(last.model.config.projection_dim, **place) if sized else None)
+
+    def _encode(self, asks: list[TextAsk]) -> list[Embedding]:
+        if not asks:
+            return []
+        parts = [self._encode_with(encoder, asks) for encoder in self._encoders]
+        dtype = self._encoders[-1].model.dtype
+        embeddings = []
+        for per_encoder in zip(*parts, strict=True):
+            tokens = torch.cat([part.tokens for part in per_encoder], dim=-1).to(dtype)
+            embeddings.append(Embedding(tokens, per_encoder[-1].pooled))
+        return embeddings
+
+    def _encode_with(self, encoder: _Encoder, asks: list[TextAsk]) -> list[Embedding]:
+        """The asks' embeddings as one encoder sees them; equal (tokens, adapters) share a row."""
+        chunks = [encoder.chunks(ask.text or "", ask.chunks) for ask in asks]
+        rows = [[(chunk.ids, ask.uses) for chunk in own] for ask, own in zip(asks, chunks, strict=True)]
+        order = {row: index for index, row in enumerate(dict.fromkeys(row for own in rows for row in own))}
+        ids = torch.tensor([ids for ids, _ in order], device=encoder.model.device)  # [rows, 77]
+        layered = self.family.size_conditioned or any(ask.clip_skip is not None for ask in asks)
+        with self.lanes.active(encoder.name, [uses for _, uses in order]):
+            output = encoder.model(ids, attention_mask=self._mask(encoder, ids), output_hidden_states=layered)
+        pooled: Tensor | None = None  # [rows, pooled width]: SDXL's, of its second encoder
+        if self.family.size_conditioned:
+            pooled = getattr(output, "text_embeds", None)
+        embeddings = []
+        for ask, own, own_rows in zip(asks, chunks, rows, strict=True):
+            places = [order[row] for row in own_rows]
+            states = self._layer(encoder, output, ask.clip_skip)[places]  # [chunks, 77, width]
+            if any(chunk.weighted for chunk in own):
+                states = weigh(states, torch.tensor([chunk.weights for chunk in own], device=states.device))
+            first = None if pooled is None else pooled[places[0]]
+            embeddings.append(Embedding(states.flatten(0, 1), first))
+        return embeddings
+
+    def _layer(self, encoder: _Encoder, output: Any, clip_skip: int | None) -> Tensor:
+        """The hidden states that condition the UNet.  # [rows, 77, width]
+
+        SDXL reads them below the final norm, one layer before the last; the others after it, from the last
+        layer or, skipping, from an earlier one (diffusers' `encode_prompt` of each family).
+        """
+        if clip_skip is None and not self.family.size_conditioned:
+            states: Tensor = output.last_hidden_state
+            return states
+        back = (clip_skip or 0) + (2 if self.family.size_conditioned else 1)
+        if not 1 <= back <= len(output.hidden_states):
+            most = len(output.hidden_states) - (2 if self.family.size_conditioned else 1)
+            raise RequestError(
+                f"clip_skip={clip_skip}: this model's {encoder.name} can skip 0 … {most} layers"
+            )
+        states = output.hidden_states[-back]
+        if self.family.size_conditioned:
+            return states
+        # transformers keeps the norm in `text_model` in some of its CLIP classes and versions, bare in others
+        normed: Tensor = getattr(encoder.model, "text_model", encoder.model).final_layer_norm(states)
+        return normed
+
+    def _mask(self, encoder: _Encoder, ids: Tensor) -> Tensor | None:
+        """Which tokens are looked at; None is all, padding included, as nearly every model wants it."""
+        if self.family.size_conditioned or not getattr(encoder.model.config, "use_attention_mask", False):
+            return None
+        ends = (ids == encoder.tokenizer.eos_token_id).int().argmax(dim=-1, keepdim=True)  # [rows, 1]
+        mask: Tensor = (torch.arange(ids.shape[1], device=ids.device) <= ends).long()  # [rows, 77]
+        return mask
+
+
+def cut_tokens(
+    tokens: Sequence[tuple[int, float]], size: int, comma: int, reach: int = COMMA_REACH
+) -> list[list[tuple[int, float]]]:
+    """(token id, weight) pairs -> chunks of at most `size`, cut after a comma where one is near.
+
+    A cut moves back to behind the last comma of a full chunk if at most `reach` tokens would move with it,
+    unless the next token is itself a comma. No tokens make one empty chunk.
+    """
+    pieces: list[list[tuple[int, float]]] = []
+    rest = list(tokens)
+    while len(rest) > size:
+        cut = size
+        commas = [place for place in range(max(size - reach, 0), size) if rest[place][0] == comma]
+        if commas and rest[size][0] != comma:
+            cut = commas[-1] + 1
+        pieces.append(rest[:cut])
+        rest = rest[cut:]
+    return [*pieces, rest]
+
+
+def weigh(states: Tensor, weights: Tensor) -> Tensor:
+    """Token embeddings times their weights, each chunk rescaled to the mean it had (A1111's rule).
+
+    states: [chunks, tokens, width]; weights: [chunks, tokens]. Computed in fp32, returned in the states'
+    dtype.
+
+    The mean is that of all numbers of a chunk. Where the tokens' own means have one sign, weighting changes
+    it by a factor between the smallest and the largest weight; the rescaling is held within those bounds, for
+    in models whose means cancel out the bare quotient is noise, of any size and sign.
+    """
+    plain = states.float()
+    weighted = plain * weights.unsqueeze(-1)
+    growth = weighted.mean(dim=(1, 2)) / plain.mean(dim=(1, 2))  # [chunks]
+    growth = torch.where(growth.isnan(), torch.ones_like(growth), growth)
+    lowest = weights.amin(dim=1).clamp(min=SMALLEST_GROWTH)
+    growth = growth.maximum(lowest).minimum(weights.amax(dim=1))
+    changed = (weights != 1).any(dim=1)[:, None, None]
+    return torch.where(changed, weighted / growth[:, None, None], plain).to(states.dtype)
