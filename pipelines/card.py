@@ -1,0 +1,137 @@
+"""`studio.json`, the card a model folder may carry: what to render it with, its words, its blocks.
+
+A card is optional and so is every key of it. Defaults come from the card, else from what the folder brings
+(its own scheduler and native size), else, as for single files, from the family.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from pipelines.errors import ModelError, RequestError
+from pipelines.family import FAMILIES, Defaults, Family
+from pipelines.schedulers import canonical
+
+CARD_FILE = "studio.json"
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a model says about itself; None or empty where it says nothing.
+
+    family: "sd1", "sd2" or "sdxl".
+    width, height: pixels.
+    vocabulary: category -> word -> its synonyms.
+    block_map: "content" and "style" -> the UNet blocks that hold them, as dotted names.
+    """
+
+    family: str | None = None
+    width: int | None = None
+    height: int | None = None
+    scheduler: str | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    examples: tuple[str, ...] = ()
+    vocabulary: Mapping[str, Mapping[str, tuple[str, ...]]] = field(
+        default_factory=lambda: MappingProxyType({})
+    )
+    block_map: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    description: str = ""
+
+
+def read_card(folder: Path) -> ModelCard | None:
+    """The card in a model's folder, or None where there is none. Raises ModelError for an unreadable one."""
+    file = folder / CARD_FILE
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be read ({error}); mend it or take it away") from error
+    if not isinstance(content, dict):
+        raise ModelError(
+            f"{file} holds a {type(content).__name__} where an object belongs; mend it or take it away"
+        )
+    known = [f.name for f in fields(ModelCard)]
+    for key in content:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ModelError(f"{file}: unknown key {key!r}; {hint}A card may hold {', '.join(known)}")
+    try:
+        return _card(content)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ModelError(f"{file}: {error}") from error
+
+
+def resolve_defaults(
+    family: Family, card: ModelCard | None, *, scheduler: str | None, size: tuple[int, int] | None
+) -> Defaults:
+    """What a picture is rendered with where the request says nothing.
+
+    scheduler, size: what the model's folder brings, by the scheduler's name and as (width, height) in pixels;
+        None for single files.
+    """
+    base = family.defaults
+    width, height = size or (base.width, base.height)
+    card = card or ModelCard()
+    return Defaults(
+        width=card.width or width,
+        height=card.height or height,
+        scheduler=card.scheduler or scheduler or base.scheduler,
+        steps=card.steps or base.steps,
+        guidance_scale=base.guidance_scale if card.guidance_scale is None else card.guidance_scale,
+    )
+
+
+def _card(content: Mapping[str, Any]) -> ModelCard:
+    family = content.get("family")
+    if family is not None and family not in FAMILIES:
+        raise ValueError(f'"family" is {family!r}; it must be one of {", ".join(FAMILIES)}')
+    scheduler = content.get("scheduler")
+    guidance = content.get("guidance_scale")
+    if guidance is not None and (isinstance(guidance, bool) or not isinstance(guidance, int | float)):
+        raise ValueError(f'"guidance_scale" is {guidance!r}; it must be a number')
+    vocabulary = {
+        category: MappingProxyType({word: _texts(synonyms, word) for word, synonyms in words.items()})
+        for category, words in content.get("vocabulary", {}).items()
+    }
+    blocks = {part: _texts(names, "block_map") for part, names in content.get("block_map", {}).items()}
+    return ModelCard(
+        family=family,
+        width=_count(content, "width"),
+        height=_count(content, "height"),
+        scheduler=None if scheduler is None else _scheduler(scheduler),
+        steps=_count(content, "steps"),
+        guidance_scale=None if guidance is None else float(guidance),
+        examples=_texts(content.get("examples", []), "examples"),
+        vocabulary=MappingProxyType(vocabulary),
+        block_map=MappingProxyType(blocks),
+        description=str(content.get("description", "")),
+    )
+
+
+def _scheduler(name: str) -> str:
+    try:
+        return canonical(name)
+    except RequestError as error:
+        raise ValueError(str(error)) from error
+
+
+def _count(content: Mapping[str, Any], key: str) -> int | None:
+    value = content.get(key)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f'"{key}" is {value!r}; it must be a whole number above 0')
+    return value
+
+
+def _texts(value: Any, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise ValueError(f'"{where}" is {value!r}; it must be a list of texts')
+    return tuple(value)

@@ -1,0 +1,138 @@
+"""A model by any name -> its parts, ready to run: `load_checkpoint`.
+
+A source is the name of an embedded model or of one in a models folder, a local diffusers folder, a
+.safetensors file, or a model id on the hub. Local sources never reach for the network. Loading is diffusers'
+own; what is decided here is which class, which files, which precision, and what to refuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.card import ModelCard, read_card, resolve_defaults
+from pipelines.components import Components
+from pipelines.family import Defaults, Family
+from pipelines.folders import fetch, folder_files, load_folder
+from pipelines.home import Home
+from pipelines.schedulers import Scheduler, name_of
+from pipelines.weights import memory_needed, refuse_if_too_large, short_hash
+
+Notify = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded model, on the CPU, in evaluation mode.
+
+    text_encoders, tokenizers: by the text encoder's component name ("text_encoder", "text_encoder_2").
+    scheduler: the model's own; trajectories use fresh ones made from it (`pipelines.schedulers`).
+    label: the name to show; source: what was asked for.
+    prediction_type: "epsilon", "v_prediction" or "sample".
+    zero_snr: the noise schedule is rescaled so that the last training step is pure noise.
+    force_zeros_for_empty_prompt: a missing negative prompt is zeros, not the encoded empty text.
+    dtype: of the UNet and the text encoders (the VAE's may differ).
+    """
+
+    unet: Any
+    vae: Any
+    text_encoders: Mapping[str, Any]
+    tokenizers: Mapping[str, Any]
+    scheduler: Scheduler
+    family: Family
+    label: str
+    source: str
+    card: ModelCard | None
+    defaults: Defaults
+    prediction_type: str
+    zero_snr: bool
+    force_zeros_for_empty_prompt: bool
+    dtype: torch.dtype
+    files: tuple[Path, ...] = field(repr=False)
+
+    @cached_property
+    def hash(self) -> str:
+        """Ten hexadecimal digits that tell this model's weights from others'; read when first asked for."""
+        return short_hash(self.files)
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels per latent cell along each side."""
+        return scale_factor(self.vae)
+
+
+def load_checkpoint(
+    source: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    vae: str | Path | None = None,
+    home: Home | None = None,
+    allow_downloads: bool = True,
+    notify: Notify | None = None,
+) -> Checkpoint:
+    """Loads a model onto the CPU.
+
+    dtype: of the UNet and the text encoders; the VAE stays in float32 where that is float16 and its
+        configuration says `force_upcast`.
+    vae: another VAE to use, as a name in a vae folder, a .safetensors file or a diffusers folder.
+    home: where names are looked up (None: the user's own, see `pipelines.home`).
+    allow_downloads: whether a hub id that is not in the local cache may be fetched.
+    notify: is told, in one sentence, what a full-size model needs before it is loaded.
+    Raises ModelError for whatever cannot be found, read or run.
+    """
+    home = home or Home.resolve()
+    path = home.locate_model(source)
+    label = str(source) if path is None else path.stem if path.is_file() else path.name
+    if path is None:
+        path = fetch(str(source), dtype, allow_downloads)
+    refuse_if_too_large(label, memory_needed(folder_files(path, dtype), dtype), notify)
+    parts = load_folder(path, dtype)
+    size = (native_size(parts), native_size(parts))
+    return _checkpoint(parts, label, str(source), read_card(path), name_of(parts.scheduler), size, dtype)
+
+
+def native_size(parts: Components) -> int:
+    """The side of the square pictures the model was made for, in pixels."""
+    cells = parts.unet.config.sample_size
+    return int(cells if isinstance(cells, int) else max(cells)) * scale_factor(parts.vae)
+
+
+def scale_factor(vae: Any) -> int:
+    """Pixels per latent cell along each side."""
+    return int(2 ** (len(vae.config.block_out_channels) - 1))
+
+
+def _checkpoint(
+    parts: Components,
+    label: str,
+    source: str,
+    card: ModelCard | None,
+    scheduler: str | None,
+    size: tuple[int, int] | None,
+    dtype: torch.dtype,
+) -> Checkpoint:
+    config = parts.scheduler.config
+    for module in (parts.unet, parts.vae, *parts.text_encoders.values()):
+        module.eval().requires_grad_(False)
+    return Checkpoint(
+        unet=parts.unet,
+        vae=parts.vae,
+        text_encoders=parts.text_encoders,
+        tokenizers=parts.tokenizers,
+        scheduler=parts.scheduler,
+        family=parts.family,
+        label=label,
+        source=source,
+        card=card,
+        defaults=resolve_defaults(parts.family, card, scheduler=scheduler, size=size),
+        prediction_type=str(config.get("prediction_type", "epsilon")),
+        zero_snr=bool(config.get("rescale_betas_zero_snr", False)),
+        force_zeros_for_empty_prompt=parts.force_zeros_for_empty_prompt,
+        dtype=dtype,
+        files=parts.files,
+    )

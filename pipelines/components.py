@@ -1,0 +1,107 @@
+"""A model's parts as diffusers and transformers load them, and what every way of loading has in common."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.errors import ModelError
+from pipelines.family import Family
+from pipelines.schedulers import Scheduler
+
+
+@dataclass(frozen=True)
+class Components:
+    """The parts of one model on the CPU; text encoders and tokenizers by the encoder's component name.
+
+    files: the weight files they came from.
+    """
+
+    family: Family
+    unet: Any
+    vae: Any
+    text_encoders: Mapping[str, Any]
+    tokenizers: Mapping[str, Any]
+    scheduler: Scheduler
+    force_zeros_for_empty_prompt: bool
+    files: tuple[Path, ...]
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from a model's folder. Raises ModelError where it is missing or malformed."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"{file.parent} has no {file.name}; a diffusers model folder holds model_index.json and one "
+            "folder each for unet, vae, text_encoder, tokenizer and scheduler"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be read ({error}); copy or download the model again") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{file} holds no JSON object; copy or download the model again")
+    return content
+
+
+def vae_dtype(dtype: torch.dtype, vae_config: Mapping[str, Any]) -> torch.dtype:
+    """float32 where the VAE overflows in the half precision asked for (where it does not say, it does)."""
+    return torch.float32 if dtype == torch.float16 and vae_config.get("force_upcast", True) else dtype
+
+
+def make_model_scheduler(config: Mapping[str, Any], family: Family, **settings: Any) -> Scheduler:
+    """The model's own scheduler from its configuration, as diffusers' pipeline for the family would hold it.
+
+    Latents are never clipped, and SD1.x and SD2.x count from offset 1, whatever an old file says. A class
+    that needs a package which is not installed is replaced by Euler on the same noise schedule.
+    Raises ModelError for the scheduler of another kind of model.
+    """
+    import diffusers
+    from diffusers.utils import is_scipy_available
+
+    name = str(config.get("_class_name", ""))
+    scheduler_class = getattr(diffusers, name, None)
+    if scheduler_class is None or not name.endswith("Scheduler"):
+        raise ModelError(f"the model's scheduler {name!r} is unknown to diffusers {diffusers.__version__}")
+    if "_backends" in vars(scheduler_class):
+        scheduler_class = diffusers.EulerDiscreteScheduler
+    if "beta_schedule" not in scheduler_class._get_init_keys(scheduler_class):
+        raise ModelError(
+            f"the model's scheduler {name} is for another kind of model; use an SD1.x, SD2.x or SDXL model"
+        )
+    if not family.size_conditioned and config.get("steps_offset", 1) != 1:
+        settings["steps_offset"] = 1
+    if config.get("clip_sample"):
+        settings["clip_sample"] = False
+    if config.get("use_beta_sigmas") and not is_scipy_available():
+        settings["use_beta_sigmas"] = False
+    accepted = scheduler_class._get_init_keys(scheduler_class)
+    settings = {key: value for key, value in settings.items() if key in accepted}
+    return scheduler_class.from_config(dict(config), **settings)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without diffusers' and transformers' progress bars, and without remarks that no user can act on."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    bars = [log for log in (diffusers_logging, transformers_logging) if log.is_progress_bar_enabled()]
+    level = transformers_logging.get_verbosity()
+    for log in bars:
+        log.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        for log in bars:
+            log.enable_progress_bar()

@@ -1,0 +1,182 @@
+"""A diffusers folder, local or fetched from the hub -> its components."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.components import Components, make_model_scheduler, quietly, read_json, vae_dtype
+from pipelines.errors import ModelError
+from pipelines.family import SDXL, Family, family_of
+
+CLASSES = {
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+    "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
+    "text_encoder_2": ("CLIPTextModelWithProjection",),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
+}
+"""The component classes that can be run, by component name."""
+
+HALVES = (torch.float16, torch.bfloat16)
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+UNUSED: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
+
+
+def load_folder(folder: Path, dtype: torch.dtype) -> Components:
+    """Loads a local diffusers folder; nothing is fetched. Raises ModelError for what cannot be run."""
+    import diffusers
+
+    index = read_json(folder / "model_index.json")
+    family = folder_family(folder, index)
+    variant = folder_variant(folder, dtype)
+    scheduler = make_model_scheduler(read_json(folder / "scheduler" / "scheduler_config.json"), family)
+    if family is SDXL:
+        pipeline_class = diffusers.StableDiffusionXLPipeline
+        settings = {"feature_extractor": None, "image_encoder": None, "add_watermarker": False}
+    else:
+        pipeline_class = diffusers.StableDiffusionPipeline
+        settings = {**UNUSED, "requires_safety_checker": False}
+    try:
+        with quietly():
+            pipeline = pipeline_class.from_pretrained(
+                str(folder),
+                dtype={"vae": vae_dtype(dtype, read_json(folder / "vae" / "config.json")), "default": dtype},
+                variant=variant,
+                use_safetensors=True,
+                local_files_only=True,
+                scheduler=None,
+                **settings,
+            )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"{folder} cannot be loaded: {_first_line(error)}; copy or download it again"
+        ) from error
+    tokenizers = {
+        name: getattr(pipeline, name.replace("text_encoder", "tokenizer")) for name in family.text_encoders
+    }
+    return Components(
+        family=family,
+        unet=pipeline.unet,
+        vae=pipeline.vae,
+        text_encoders={name: getattr(pipeline, name) for name in family.text_encoders},
+        tokenizers=tokenizers,
+        scheduler=scheduler,
+        force_zeros_for_empty_prompt=bool(pipeline.config.get("force_zeros_for_empty_prompt", False)),
+        files=folder_files(folder, dtype),
+    )
+
+
+def folder_family(folder: Path, index: Mapping[str, Any]) -> Family:
+    """The family of a diffusers folder, from its configurations alone. Raises ModelError for none of ours."""
+    label = folder.name
+    kind = index.get("_class_name")
+    if not isinstance(index.get("unet"), list):
+        raise ModelError(
+            f"{label} is a {kind}, which has no UNet; SD1.x, SD2.x and SDXL models can be used, not SD3, FLUX "
+            "or other transformer models"
+        )
+    unet_config = read_json(folder / "unet" / "config.json")
+    try:
+        family = family_of(unet_config)
+    except ModelError as error:
+        raise ModelError(f"{label} ({kind}): {error}") from error
+    if family is SDXL and not all((index.get(name) or [None])[0] for name in family.text_encoders):
+        raise ModelError(
+            f"{label} is an SDXL refiner (it has one text encoder only); load the SDXL base model"
+        )
+    for key in ("time_cond_proj_dim", "class_embed_type", "encoder_hid_dim_type"):
+        if unet_config.get(key) is not None:
+            raise ModelError(
+                f"{label} ({kind}): its UNet takes a further input ({key}={unet_config[key]!r}), which plain "
+                "text-to-image does not give; use the base model (for LCM: with an LCM-LoRA)"
+            )
+    for name, allowed in CLASSES.items():
+        if name.endswith("_2") and family is not SDXL:
+            continue
+        entry = index.get(name)
+        if not isinstance(entry, list) or len(entry) != 2 or entry[1] not in allowed:
+            raise ModelError(f"{label} ({kind}): {name} is {entry!r}; it must be a {' or '.join(allowed)}")
+        if entry[0] not in ("diffusers", "transformers"):
+            raise ModelError(f"{label} ({kind}): {name} comes from {entry[0]!r}, and foreign code is not run")
+    return family
+
+
+def folder_variant(folder: Path, dtype: torch.dtype) -> str | None:
+    """ "fp16" where the folder's UNet has such files and they are wanted, or are all there is; else None."""
+    plain, half = _weights(folder / "unet", None), _weights(folder / "unet", "fp16")
+    if not plain and not half:
+        pickled = any((folder / "unet").glob("*.bin"))
+        raise ModelError(
+            f"{folder} has no .safetensors weights in its unet folder"
+            + ("; .bin files are not read, because they may run code" if pickled else "")
+        )
+    return "fp16" if half and (dtype in HALVES or not plain) else None
+
+
+def folder_files(folder: Path, dtype: torch.dtype) -> tuple[Path, ...]:
+    """The weight files that loading in `dtype` reads, in a fixed order."""
+    variant = folder_variant(folder, dtype)
+    parts = [part for part in ("unet", "vae", "text_encoder", "text_encoder_2") if (folder / part).is_dir()]
+    return tuple(
+        file for part in parts for file in _weights(folder / part, variant) or _weights(folder / part, None)
+    )
+
+
+def fetch(hub_id: str, dtype: torch.dtype, allow_downloads: bool) -> Path:
+    """The local folder of a model on the hub, downloaded if need be. Raises ModelError with the remedy."""
+    import httpx
+    from diffusers import DiffusionPipeline
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    for variant in ("fp16", None) if dtype in HALVES else (None,):
+        try:
+            folder = DiffusionPipeline.download(
+                hub_id, variant=variant, use_safetensors=True, local_files_only=not allow_downloads, **UNUSED
+            )
+            if _weights(Path(folder) / "unet", variant) or not variant:
+                return Path(folder)
+        except GatedRepoError as error:
+            raise ModelError(
+                f"{hub_id} asks for its licence to be accepted: do so on its page on the hub, then log in "
+                "with `hf auth login`"
+            ) from error
+        except RepositoryNotFoundError as error:
+            raise ModelError(
+                f"the hub has no model {hub_id!r} (or it is private); check the spelling"
+            ) from error
+        except (OSError, HfHubHTTPError, httpx.HTTPError) as error:
+            if not allow_downloads:
+                raise ModelError(
+                    f"{hub_id} is not in the local cache, and downloads are not allowed here; download it "
+                    "first, or give a model's folder or .safetensors file"
+                ) from error
+            raise ModelError(
+                f"{hub_id} is not in the local cache and the hub cannot be reached ({_first_line(error)}); "
+                "check the network, or give a model's folder or .safetensors file"
+            ) from error
+        except (ValueError, TypeError, KeyError) as error:
+            if variant is None:
+                raise ModelError(f"{hub_id} cannot be used: {_first_line(error)}") from error
+    raise ModelError(f"{hub_id} has no .safetensors weights that can be used")
+
+
+def _weights(folder: Path, variant: str | None) -> tuple[Path, ...]:
+    """A component's weight files of one variant, shards included."""
+    found = []
+    for file in sorted(folder.glob("*.safetensors")):
+        match = re.fullmatch(
+            r"(?:diffusion_pytorch_model|model)(\.fp16)?(-\d+-of-\d+)?(\.fp16)?\.safetensors", file.name
+        )
+        if match and (match[1] or match[3] or None) == (f".{variant}" if variant else None):
+            found.append(file)
+    return tuple(found)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

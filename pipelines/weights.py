@@ -1,0 +1,136 @@
+"""Weight files seen from outside: their headers, their size in memory, their hash. No tensor is read."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.errors import ModelError
+
+LARGEST_HEADER = 100 * 2**20
+"""Bytes; the same limit that safetensors itself sets."""
+FULL_SIZE = 400_000_000
+"""Parameters above which a model is called full-size (the smallest published family has 0.9 billion)."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """The header of a safetensors file: shape of each tensor, and the file's own metadata."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    metadata: Mapping[str, str]
+
+    @property
+    def parameters(self) -> int:
+        return sum(prod(shape) for shape in self.shapes.values())
+
+
+def read_header(file: Path) -> Header:
+    """Reads the header alone. Raises ModelError for a file that is missing, cut short or not safetensors."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            start = stream.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+            if length > min(LARGEST_HEADER, size - 8):
+                raise ValueError("it is cut short or no safetensors file")
+            content = json.loads(stream.read(length))
+        metadata = content.pop("__metadata__", {})
+        end = max((entry["data_offsets"][1] for entry in content.values()), default=0)
+        if 8 + length + end > size:
+            raise ValueError(f"it is cut short: {size} bytes where {8 + length + end} belong")
+        return Header({key: tuple(entry["shape"]) for key, entry in content.items()}, metadata)
+    except FileNotFoundError as error:
+        raise ModelError(f"{file} does not exist; check the path") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"{file.name} cannot be read as a safetensors file ({error}); download it again"
+        ) from error
+
+
+def short_hash(files: Iterable[Path]) -> str:
+    """The first 10 hexadecimal digits of the SHA-256 of a file; of several, of their hashes in order.
+
+    Ten digits of one whole file is how other programs write a model's hash into their pictures. Every byte is
+    read, once a process.
+    """
+    hashes = [_sha256(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    if len(hashes) == 1:
+        return hashes[0][:10]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()[:10]
+
+
+@cache
+def _sha256(file: Path, size: int, changed: int) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """What a model's weights need against what is free; bytes, except for the number of parameters."""
+
+    parameters: int
+    weights: int
+    free: int
+
+    @property
+    def full_size(self) -> bool:
+        return self.parameters > FULL_SIZE
+
+    @property
+    def fits(self) -> bool:
+        return self.weights <= self.free
+
+    def __str__(self) -> str:
+        return (
+            f"{self.parameters / 1e9:.2f} billion parameters need {self.weights / 2**30:.1f} GiB of memory; "
+            f"{self.free / 2**30:.1f} GiB are free"
+        )
+
+
+def memory_needed(files: Iterable[Path], dtype: torch.dtype, free: int | None = None) -> MemoryNeed:
+    """What the weights in `files` need once loaded in `dtype` into this computer's memory.
+
+    Working memory comes on top; it depends on the size and number of the pictures.
+    """
+    parameters = sum(read_header(file).parameters for file in files)
+    return MemoryNeed(parameters, parameters * dtype.itemsize, free_memory() if free is None else free)
+
+
+def free_memory() -> int:
+    """Bytes of this computer's memory that a model may take: what is available, within a container's limit."""
+    psutil: Any = importlib.import_module("psutil")
+    free = int(psutil.virtual_memory().available)
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    try:
+        return min(free, int(limit.read_text()) - int(used.read_text()) + _file_cache())
+    except (OSError, ValueError):  # no container, or one without a limit
+        return free
+
+
+def _file_cache() -> int:
+    """Bytes that a container counts as used but gives back when asked: cached files."""
+    lines = Path("/sys/fs/cgroup/memory.stat").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+
+
+def refuse_if_too_large(label: str, need: MemoryNeed, notify: Callable[[str], None] | None) -> None:
+    """Says what a full-size model needs before it is loaded. Raises ModelError where it cannot fit."""
+    if not need.fits:
+        raise ModelError(
+            f"{label} does not fit into this computer's memory: {need}. Close other programs, "
+            "load it with dtype float16 or bfloat16, or use a smaller model such as the built-in tiny-sdxl"
+        )
+    if need.full_size and notify is not None:
+        notify(f"{label}: {need}")
