@@ -35,7 +35,7 @@ _MARK = re.compile(
     | (?P<open>[(\[])
     | :\s*(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+))\s*\)
     | (?P<close>[)\]])
-    | (?<!\s)\s*\b(?P<break>BREAK)\b\s*
+    | (?:(?<!\s)\s+)?\b(?P<break>BREAK)\b\s*
     """,
     re.VERBOSE,
 )

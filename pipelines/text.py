@@ -219,34 +219,33 @@ class TextEncoder:
         embeddings = []
         for ask, own, own_rows in zip(asks, chunks, rows, strict=True):
             places = [order[row] for row in own_rows]
-            states = self._layer(encoder, output, ask.clip_skip)[places]  # [chunks, 77, width]
+            states = self._layer(encoder, output, ask.clip_skip, places)  # [chunks, 77, width]
             if any(chunk.weighted for chunk in own):
                 states = weigh(states, torch.tensor([chunk.weights for chunk in own], device=states.device))
             first = None if pooled is None else pooled[places[0]]
             embeddings.append(Embedding(states.flatten(0, 1), first))
         return embeddings
 
-    def _layer(self, encoder: _Encoder, output: Any, clip_skip: int | None) -> Tensor:
-        """The hidden states that condition the UNet.  # [rows, 77, width]
+    def _layer(self, encoder: _Encoder, output: Any, clip_skip: int | None, rows: list[int]) -> Tensor:
+        """The hidden states that condition the UNet, of these rows.  # [rows, 77, width]
 
         SDXL reads them below the final norm, one layer before the last; the others after it, from the last
         layer or, skipping, from an earlier one (diffusers' `encode_prompt` of each family).
         """
         if clip_skip is None and not self.family.size_conditioned:
-            states: Tensor = output.last_hidden_state
-            return states
-        back = (clip_skip or 0) + (2 if self.family.size_conditioned else 1)
-        if not 1 <= back <= len(output.hidden_states):
-            most = len(output.hidden_states) - (2 if self.family.size_conditioned else 1)
+            last: Tensor = output.last_hidden_state[rows]
+            return last
+        nearest = 2 if self.family.size_conditioned else 1
+        back, most = nearest + (clip_skip or 0), len(output.hidden_states)
+        if not nearest <= back <= most:
             raise RequestError(
-                f"clip_skip={clip_skip}: this model's {encoder.name} can skip 0 … {most} layers"
+                f"clip_skip={clip_skip}: this model's {encoder.name} can skip 0 to {most - nearest} layers"
             )
-        states = output.hidden_states[-back]
-        if self.family.size_conditioned:
-            return states
-        # transformers keeps the norm in `text_model` in some of its CLIP classes and versions, bare in others
-        normed: Tensor = getattr(encoder.model, "text_model", encoder.model).final_layer_norm(states)
-        return normed
+        states: Tensor = output.hidden_states[-back][rows]
+        if not self.family.size_conditioned:
+            # transformers keeps the norm in `text_model` in some of its classes and versions, bare in others
+            states = getattr(encoder.model, "text_model", encoder.model).final_layer_norm(states)
+        return states
 
     def _mask(self, encoder: _Encoder, ids: Tensor) -> Tensor | None:
         """Which tokens are looked at; None is all, padding included, as nearly every model wants it."""
