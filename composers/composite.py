@@ -18,7 +18,9 @@ class Composite(Composer):
     """
 
     name: ClassVar[str] = "composite"
-    summary: ClassVar[str] = "Each adapter predicts alone, the predictions are averaged. One pass a step per adapter."
+    summary: ClassVar[str] = (
+        "Each adapter predicts alone, the predictions are averaged. One pass a step per adapter."
+    )
 
     def plan(self, step: Step, mix: Mix) -> Plan:
         if not mix.uses:

@@ -80,7 +80,9 @@ class Use:
         """The factor of the block that holds `module` (a dotted module name inside the UNet)."""
         if not self.blocks:
             return 1.0
-        matching = [(len(name), factor) for name, factor in self.blocks if f"{module}.".startswith(f"{name}.")]
+        matching = [
+            (len(name), factor) for name, factor in self.blocks if f"{module}.".startswith(f"{name}.")
+        ]
         return max(matching)[1] if matching else 0.0
 
 
@@ -180,7 +182,9 @@ def guided(lanes: Iterable[Lane], step: Step) -> Plan:
             raise ComposerError(f"a lane's share must not be negative, got {lane.share}")
         if lane.share > 0:
             twin = merged.get(lane.key)
-            share, fresh = (twin.share + lane.share, twin.fresh or lane.fresh) if twin else (lane.share, lane.fresh)
+            share, fresh = (
+                (twin.share + lane.share, twin.fresh or lane.fresh) if twin else (lane.share, lane.fresh)
+            )
             merged[lane.key] = replace(lane, share=share, fresh=fresh)
     rows: list[Lane] = []
     for lane in merged.values():
@@ -232,7 +236,9 @@ class Composer(ABC):
     def __post_init__(self) -> None:
         for setting in dataclasses.fields(self):
             if "knob" in setting.metadata:
-                self._check(setting.name, getattr(self, setting.name), setting.metadata["knob"], setting.default)
+                self._check(
+                    setting.name, getattr(self, setting.name), setting.metadata["knob"], setting.default
+                )
 
     def _check(self, name: str, value: object, knob: Knob, default: object) -> None:
         where = f"{self.name}: {name}={value!r}"
@@ -255,7 +261,9 @@ class Composer(ABC):
         """
         if len(mix) < self.fewest or (self.most is not None and len(mix) > self.most):
             wanted = f"at least {self.fewest}" if self.most is None else f"{self.fewest} to {self.most}"
-            raise ComposerError(f"{self.name} takes {wanted} adapters (pinned ones not counted), got {len(mix)}")
+            raise ComposerError(
+                f"{self.name} takes {wanted} adapters (pinned ones not counted), got {len(mix)}"
+            )
         return self
 
     @abstractmethod

@@ -23,7 +23,9 @@ class Switch(Composer):
     name: ClassVar[str] = "switch"
     summary: ClassVar[str] = "One adapter at a time, in turn over the steps. One UNet pass a step."
 
-    interval: int = knob(5, "Interval", "Steps before the next adapter takes its turn.", unit="steps", low=1, high=1000)
+    interval: int = knob(
+        5, "Interval", "Steps before the next adapter takes its turn.", unit="steps", low=1, high=1000
+    )
     convention: Literal["paper", "code"] = knob(
         "paper", "Convention", "The paper's turns, or the released code's.", choices=("paper", "code")
     )

@@ -33,7 +33,9 @@ class Bank:
     def __init__(self, components: Mapping[str, nn.Module], form: FormChoice = "auto") -> None:
         self.form = form
         self.adapters: dict[str, Adapter] = {}
-        self._layers: dict[str, dict[str, LaneLayer]] = {name: wrap(model) for name, model in components.items()}
+        self._layers: dict[str, dict[str, LaneLayer]] = {
+            name: wrap(model) for name, model in components.items()
+        }
         self._selected: dict[str, tuple[Rows, Selection]] = {}
 
     def load(self, adapter: Adapter) -> None:
@@ -50,10 +52,14 @@ class Bank:
             self._layer(path).slot.remove(name)
         self._selected.clear()
 
-    def follow_weights(self) -> None:
-        """Move the factors to the device and dtype their layers have been moved to."""
+    def to(self, device: torch.device) -> None:
+        """Move the factors to the device their layers work on, in their layers' dtype."""
         for layer in self._all_layers():
-            layer.slot.down, layer.slot.up = layer.slot.down.to(layer.weight), layer.slot.up.to(layer.weight)
+            dtype = layer.weight.dtype
+            layer.slot.down, layer.slot.up = (
+                layer.slot.down.to(device, dtype),
+                layer.slot.up.to(device, dtype),
+            )
         self._selected.clear()
 
     @property
@@ -103,7 +109,9 @@ class Bank:
             # Layers that hold the same spans under the same block factors share index and gate.
             group = (tuple(spans.items()), tuple(use.block_factor(module) for use in confined))
             if group not in shared:
-                strengths = [[(use.adapter, use.weight * use.block_factor(module)) for use in lane] for lane in rows]
+                strengths = [
+                    [(use.adapter, use.weight * use.block_factor(module)) for use in lane] for lane in rows
+                ]
                 shared[group] = _gather(self.form, spans, strengths, slot.down)
             gathered = shared[group]
             if gathered is not None:
@@ -114,7 +122,10 @@ class Bank:
 
 
 def _gather(
-    choice: FormChoice, spans: Mapping[str, tuple[int, int]], strengths: list[list[tuple[str, float]]], like: torch.Tensor
+    choice: FormChoice,
+    spans: Mapping[str, tuple[int, int]],
+    strengths: list[list[tuple[str, float]]],
+    like: torch.Tensor,
 ) -> tuple[Form, torch.Tensor, torch.Tensor] | None:
     """Which bank rows the lanes need and how strongly: (form, index, gate), None where all gates are zero.
 
@@ -135,8 +146,13 @@ def _gather(
         gate = [[weight.get(name, 0.0) for name in used for _ in _span(spans[name])] for weight in weights]
     else:
         form = "lane-packed"
-        index = [_padded([row for name, _ in lane for row in _span(spans[name])], 0, lane_rank) for lane in lanes]
-        gate = [_padded([weight for name, weight in lane for _ in _span(spans[name])], 0.0, lane_rank) for lane in lanes]
+        index = [
+            _padded([row for name, _ in lane for row in _span(spans[name])], 0, lane_rank) for lane in lanes
+        ]
+        gate = [
+            _padded([weight for name, weight in lane for _ in _span(spans[name])], 0.0, lane_rank)
+            for lane in lanes
+        ]
     device = like.device
     return form, torch.tensor(index, device=device), torch.tensor(gate, device=device, dtype=like.dtype)
 

@@ -102,11 +102,15 @@ class LaneConv2d(nn.Conv2d):
         lanes = factors.gate.shape[0]
         assert x.shape[0] == lanes, f"{x.shape[0]} rows for {lanes} lanes"
         if factors.form == "pool":
-            shrunk = F.conv2d(x, factors.down, None, self.stride, self.padding, self.dilation)  # [lanes, R, h', w']
+            shrunk = F.conv2d(
+                x, factors.down, None, self.stride, self.padding, self.dilation
+            )  # [lanes, R, h', w']
         else:
             grouped = factors.down.flatten(0, 1)  # [lanes * R, in, kh, kw]
             side_by_side = x.reshape(1, -1, *x.shape[2:])  # [1, lanes * in, h, w]
-            shrunk = F.conv2d(side_by_side, grouped, None, self.stride, self.padding, self.dilation, groups=lanes)
+            shrunk = F.conv2d(
+                side_by_side, grouped, None, self.stride, self.padding, self.dilation, groups=lanes
+            )
             shrunk = shrunk.view(lanes, -1, *shrunk.shape[2:])
         shrunk = shrunk * factors.gate[:, :, None, None]
         up = factors.up.mT  # [out, R] or [lanes, out, R]

@@ -16,9 +16,13 @@ from pipelines.adapters.adapter import Adapter
 from pipelines.engine.layers import LaneConv2d, LaneLinear, unwrap
 
 
-def merged(model: nn.Module, component: str, adapters: Mapping[str, Adapter], uses: Iterable[Use]) -> nn.Module:
+def merged(
+    model: nn.Module, component: str, adapters: Mapping[str, Adapter], uses: Iterable[Use]
+) -> nn.Module:
     """A copy of `model` (the component of that name) with W + sum_i weight_i * block factor_i * dW_i."""
-    slots = [(module, module.slot) for module in model.modules() if isinstance(module, LaneLinear | LaneConv2d)]
+    slots = [
+        (module, module.slot) for module in model.modules() if isinstance(module, LaneLinear | LaneConv2d)
+    ]
     twin = copy.deepcopy(model, {id(slot): slot for _, slot in slots})
     unwrap(twin)
     layers = dict(twin.named_modules())

@@ -1,0 +1,24 @@
+"""Rendering many mixes of LoRAs in one pass: models, adapters, requests and sessions."""
+
+from pipelines.adapters.adapter import LoadReport
+from pipelines.errors import StudioError
+from pipelines.pipeline import Result, StudioPipeline
+from pipelines.record import Record
+from pipelines.request import Request
+from pipelines.session import Cancelled, Event, Failed, Finished, Session, Started, Stepped
+
+__all__ = [
+    "Cancelled",
+    "Event",
+    "Failed",
+    "Finished",
+    "LoadReport",
+    "Record",
+    "Request",
+    "Result",
+    "Session",
+    "Started",
+    "Stepped",
+    "StudioError",
+    "StudioPipeline",
+]

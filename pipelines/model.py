@@ -1,0 +1,205 @@
+"""One checkpoint made ready: its parts on a device, its adapters in the bank, its rows evaluated.
+
+Everything that touches the device passes through here, and here device memory that runs out is met:
+the work is split and goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.adapters import read_adapter
+from pipelines.adapters.adapter import Adapter, LoadReport, ModelLayers, model_layers
+from pipelines.checkpoints import Checkpoint
+from pipelines.components import vae_dtype
+from pipelines.engine.bank import Bank, FormChoice
+from pipelines.errors import AdapterError, RenderError
+from pipelines.request import Facts
+from pipelines.text import Embedding, TextAsk, TextEncoder
+
+Piece = TypeVar("Piece")
+Out = TypeVar("Out")
+
+ROWS_AT_ONCE = {"cpu": 32, "cuda": 64}
+"""UNet rows a call may hold at the family's native size before anything is known of the device's memory."""
+DECODED_PIXELS = 4 * 1024 * 1024
+"""Pixels decoded in one VAE call."""
+
+
+class Model:
+    """A resident checkpoint. Base weights are never changed; adapters live in `bank`."""
+
+    def __init__(self, checkpoint: Checkpoint, *, form: FormChoice = "auto") -> None:
+        self.checkpoint = checkpoint
+        self.unet: Any = checkpoint.unet
+        self.vae: Any = checkpoint.vae
+        self.device = torch.device("cpu")
+        self.dtype = checkpoint.dtype
+        self.offload = False
+        self.row_limit: int | None = None
+        self._found_limits: dict[tuple[int, int, int], int] = {}
+        self._components: Mapping[str, nn.Module] = {"unet": checkpoint.unet, **checkpoint.text_encoders}
+        self.bank = Bank(self._components, form)
+        self.layers: ModelLayers = model_layers(checkpoint.family, checkpoint.label, self._components)
+        self.text = TextEncoder(
+            checkpoint.family,
+            checkpoint.tokenizers,
+            checkpoint.text_encoders,
+            force_zeros_for_empty_prompt=checkpoint.force_zeros_for_empty_prompt,
+            lanes=self.bank,
+        )
+
+    @property
+    def facts(self) -> Facts:
+        """What a request must know to be resolved for this model."""
+        card = self.checkpoint.card
+        block_map = {f"@{part}": blocks for part, blocks in card.block_map.items()} if card else {}
+        return Facts(
+            label=self.checkpoint.label,
+            defaults=self.checkpoint.defaults,
+            adapters=tuple(self.bank.adapters),
+            size_unit=self.checkpoint.vae_scale_factor,
+            block_map=block_map,
+        )
+
+    def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> None:
+        """Move everything; `dtype` is that of the UNet and the text encoders, the VAE follows its own rule.
+
+        With `offload` on, parts go to the device only while they work.
+        """
+        self.device = torch.device(device)
+        self.dtype = dtype or self.dtype
+        rest = torch.device("cpu") if self.offload else self.device
+        for part in self._components.values():
+            part.to(rest, self.dtype)
+        self.vae.to(rest, vae_dtype(self.dtype, self.vae.config))
+        self.bank.to(self.device)
+
+    def load_adapter(self, path: Path, name: str) -> LoadReport:
+        """Read a file and make it resident under `name`: all of it, or an AdapterError and nothing."""
+        if name.lower() in (loaded.lower() for loaded in self.bank.adapters):
+            raise AdapterError(
+                f"an adapter named {name!r} is already loaded; unload it or choose another adapter_name"
+            )
+        adapter = read_adapter(path, self.layers, name)
+        self.bank.load(adapter)
+        return adapter.report
+
+    def adapter(self, name: str) -> Adapter:
+        return self.bank.adapters[name]
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        """[channels, h, w] of a picture's latents."""
+        cell = self.checkpoint.vae_scale_factor
+        return (int(self.vae.config.latent_channels), height // cell, width // cell)
+
+    def rows_at_once(self, shape: tuple[int, int, int]) -> int:
+        """UNet rows one call may hold at a latent shape: as found when memory ran out, as set, or a first guess."""
+        known = self._found_limits.get(shape, self.row_limit)
+        if known is not None:
+            return known
+        defaults = self.checkpoint.defaults
+        native = self.latent_shape(defaults.width, defaults.height)
+        guess = ROWS_AT_ONCE.get(self.device.type, 8) * native[1] * native[2] // (shape[1] * shape[2])
+        return max(guess, 2)
+
+    def encode_text(self, asks: Sequence[TextAsk]) -> list[Embedding]:
+        with self._at_work(*self.checkpoint.text_encoders.values()):
+            return self.text.encode(asks)
+
+    def evaluate(
+        self,
+        evaluate: Callable[[Sequence[Piece]], Tensor],
+        rows: Sequence[Piece],
+        shape: tuple[int, int, int],
+    ) -> tuple[Tensor, list[int]]:
+        """All rows through the UNet in calls of at most `rows_at_once`: ([rows, …], rows of each call)."""
+        asked = self.rows_at_once(shape)
+        with self._at_work(self.unet):
+            found, sizes, held = self._in_pieces(evaluate, rows, asked)
+        if held < asked:
+            self._found_limits[shape] = held
+        return torch.cat(found), sizes
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        """[n, channels, h, w] float32 latents -> [n, 3, height, width] float32 pixels in 0 … 1, on the CPU."""
+        config = self.vae.config
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        if mean is not None and std is not None:
+            mean, std = (
+                torch.tensor(value, device=latents.device).view(1, -1, 1, 1) for value in (mean, std)
+            )
+            latents = latents * std / config.scaling_factor + mean
+        else:
+            latents = latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
+        pixels = latents[0, 0].numel() * self.checkpoint.vae_scale_factor**2
+
+        def decoded(some: Sequence[Tensor]) -> Tensor:
+            image: Tensor = self.vae.decode(torch.stack(list(some)).to(self.vae.dtype), return_dict=False)[0]
+            return (image.float() / 2 + 0.5).clamp(0, 1).cpu()
+
+        with self._at_work(self.vae):
+            found, _, _ = self._in_pieces(decoded, list(latents), max(DECODED_PIXELS // pixels, 1))
+        return torch.cat(found)
+
+    @torch.inference_mode()
+    def encode_image(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        """[1, 3, height, width] pixels in -1 … 1 -> [1, channels, h, w] float32: the VAE's sample, scaled."""
+        config = self.vae.config
+        with self._at_work(self.vae):
+            distribution = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
+            latents: Tensor = distribution.sample(generator).float()
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        if mean is not None and std is not None:
+            mean, std = (
+                torch.tensor(value, device=latents.device).view(1, -1, 1, 1) for value in (mean, std)
+            )
+            return (latents - mean) * config.scaling_factor / std
+        return (latents - (config.get("shift_factor") or 0.0)) * config.scaling_factor
+
+    def _in_pieces(
+        self, work: Callable[[Sequence[Piece]], Out], rows: Sequence[Piece], at_once: int
+    ) -> tuple[list[Out], list[int], int]:
+        """`work` over the rows in equal pieces, in smaller ones where device memory runs out: what it gave,
+        the pieces' sizes, and the size that memory held in the end."""
+        found: list[Out] = []
+        sizes: list[int] = []
+        done = 0
+        while done < len(rows):
+            left = len(rows) - done
+            piece = rows[done : done + -(-left // -(-left // at_once))]
+            try:
+                found.append(work(piece))
+            except torch.OutOfMemoryError as error:
+                torch.cuda.empty_cache()
+                if len(piece) == 1:
+                    raise RenderError(
+                        "the device's memory does not hold even one row of this size; make the picture smaller, "
+                        "use a half-precision dtype, or turn on low memory mode"
+                    ) from error
+                at_once = len(piece) // 2
+                continue
+            sizes.append(len(piece))
+            done += len(piece)
+        return found, sizes, at_once
+
+    @contextmanager
+    def _at_work(self, *parts: nn.Module) -> Iterator[None]:
+        """The parts on the device, and back where they rest under `offload`."""
+        if not self.offload:
+            yield
+            return
+        for part in parts:
+            part.to(self.device)
+        try:
+            yield
+        finally:
+            for part in parts:
+                part.to("cpu")

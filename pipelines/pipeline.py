@@ -1,0 +1,160 @@
+"""StudioPipeline: the Python front end, in diffusers' vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from pipelines.adapters.adapter import LoadReport
+from pipelines.checkpoints import load_checkpoint
+from pipelines.engine.bank import FormChoice
+from pipelines.errors import AdapterError, RequestError, SetupError
+from pipelines.home import Home
+from pipelines.model import Model
+from pipelines.record import Record
+from pipelines.request import Request
+from pipelines.session import Event, Failed, Finished, OutputType, Session
+
+
+@dataclass(frozen=True)
+class Result:
+    """Pictures and their records, in the order of the requests."""
+
+    images: list[Any]
+    records: list[Record]
+
+
+class StudioPipeline:
+    """A model with its adapters, ready to render many different requests in shared UNet calls.
+
+    pipe = StudioPipeline.from_pretrained("tiny-sdxl")
+    pipe.load_lora_weights("fox.safetensors", adapter_name="fox")
+    pipe([Request("a fox", adapters={"fox": 0.8}, seed=7), Request("a fox", seed=7)]).images
+    """
+
+    def __init__(self, model: Model, *, dtype_is_given: bool = True) -> None:
+        self.model = model
+        self._dtype_is_given = dtype_is_given
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        vae: str | Path | None = None,
+        home: Home | None = None,
+        form: FormChoice = "auto",
+    ) -> StudioPipeline:
+        """An embedded model's name, a diffusers folder, a .safetensors checkpoint, or a hub id.
+
+        dtype: of the UNet and the text encoders; None is float32 on the CPU and becomes float16 when the
+            pipeline moves to a GPU. vae: another VAE, as a file or folder. form: see `pipelines.engine.bank`.
+        Raises ModelError.
+        """
+        checkpoint = load_checkpoint(source, dtype=dtype or torch.float32, vae=vae, home=home)
+        return cls(Model(checkpoint, form=form), dtype_is_given=dtype is not None)
+
+    @classmethod
+    def from_single_file(
+        cls,
+        file: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        vae: str | Path | None = None,
+        form: FormChoice = "auto",
+    ) -> StudioPipeline:
+        """A .safetensors checkpoint; no hub is needed. Raises ModelError."""
+        return cls.from_pretrained(Path(file), dtype=dtype, vae=vae, form=form)
+
+    def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> StudioPipeline:
+        """Move to a device and, if given, another dtype. Raises SetupError for a device that is not there."""
+        target = torch.device(device)
+        if target.type == "cuda" and not torch.cuda.is_available():
+            raise SetupError(
+                "device 'cuda' is not available here; use 'cpu', or install a CUDA build of torch"
+            )
+        if dtype is None and not self._dtype_is_given:
+            dtype = torch.float16 if target.type == "cuda" else torch.float32
+        self.model.to(target, dtype)
+        return self
+
+    def enable_model_cpu_offload(self, device: str | torch.device = "cuda") -> None:
+        """Low memory: UNet, text encoders and VAE are on the device only while they work."""
+        self.model.offload = True
+        self.to(device)
+
+    def enable_vae_tiling(self) -> None:
+        """Low memory: decode large pictures tile by tile (seams can show, very faintly)."""
+        self.model.vae.enable_tiling()
+
+    @property
+    def row_limit(self) -> int | None:
+        """UNet rows a call may hold at most; None lets the device's memory decide."""
+        return self.model.row_limit
+
+    @row_limit.setter
+    def row_limit(self, rows: int | None) -> None:
+        if rows is not None and rows < 1:
+            raise SetupError(f"row_limit={rows} must be at least 1, or None")
+        self.model.row_limit = rows
+
+    def load_lora_weights(self, file: str | Path, adapter_name: str | None = None) -> LoadReport:
+        """Load a LoRA file under a name (its stem by default): all of it, or an AdapterError and nothing."""
+        path = Path(file).expanduser()
+        return self.model.load_adapter(path, adapter_name or path.stem)
+
+    def unload_lora_weights(self, adapter_name: str | None = None) -> None:
+        """Unload one adapter, or all of them. Raises AdapterError for a name that is not loaded."""
+        if adapter_name is not None and adapter_name not in self.adapters:
+            raise AdapterError(
+                f"no adapter named {adapter_name!r} is loaded; loaded are {', '.join(self.adapters) or 'none'}"
+            )
+        for name in [adapter_name] if adapter_name is not None else list(self.adapters):
+            self.model.bank.unload(name)
+
+    @property
+    def adapters(self) -> Mapping[str, LoadReport]:
+        """The loaded adapters: name -> load report."""
+        return MappingProxyType({name: adapter.report for name, adapter in self.model.bank.adapters.items()})
+
+    def __call__(self, requests: Request | Sequence[Request], *, output_type: OutputType = "pil") -> Result:
+        """Render. All requests are checked before any work begins; a picture that fails raises its error.
+
+        output_type: "pil", "np" ([h, w, 3] in 0 … 1), "pt" ([3, h, w] in 0 … 1) or "latent" ([channels, h, w]).
+        Raises StudioError.
+        """
+        with self._submitted(requests, output_type) as (session, ids):
+            finished = {}
+            for event in session.drain():
+                if isinstance(event, Failed):
+                    raise event.error
+                if isinstance(event, Finished):
+                    finished[event.id] = event
+        return Result([finished[id].image for id in ids], [finished[id].record for id in ids])
+
+    def stream(
+        self, requests: Request | Sequence[Request], *, output_type: OutputType = "pil"
+    ) -> Iterator[Event]:
+        """Render as events (see `pipelines.session`); an event's `id` is the request's place, from 1.
+
+        Closing the iterator stops before the next UNet call.
+        """
+        with self._submitted(requests, output_type) as (session, _):
+            yield from session.drain()
+
+    @contextmanager
+    def _submitted(
+        self, requests: Request | Sequence[Request], output_type: OutputType
+    ) -> Iterator[tuple[Session, list[int]]]:
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise RequestError(f"output_type={output_type!r} must be pil, np, pt or latent")
+        session = Session(self.model, output_type=output_type)
+        asked = [requests] if isinstance(requests, Request) else list(requests)
+        yield session, [session.submit(request) for request in asked]

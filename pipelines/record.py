@@ -1,0 +1,183 @@
+"""The record of one picture: what was asked, what was applied, what it cost. It claims nothing that was not done."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from composers.registry import settings_of, spell
+from pipelines.model import Model
+from pipelines.request import Request
+
+
+@dataclass(frozen=True)
+class Applied:
+    """One adapter as it was applied: strengths, the file's hash, and how many of the model's layers it changed."""
+
+    name: str
+    weight: float
+    text_weight: float
+    blocks: tuple[tuple[str, float], ...]
+    schedule: tuple[tuple[float, float], ...]
+    pinned: bool
+    sha256: str
+    layers: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """One picture's record.
+
+    composer: the method with the settings really used, as `composers.parse` reads it.
+    unet_rows: rows evaluated; unet_calls: calls it took part in; largest_call: rows of the largest of them.
+    shared: whether any call held rows of other pictures.
+    seconds: from its first step to its pixels. device_seconds: its part of the UNet calls, by rows.
+    forms: the per-lane forms used (see `pipelines.engine.bank`).
+    """
+
+    prompt: str
+    negative_prompt: str | None
+    seed: int
+    width: int
+    height: int
+    steps: int
+    executed_steps: int
+    guidance_scale: float
+    guidance_rescale: float
+    scheduler: str
+    composer: str
+    composer_settings: dict[str, Any]
+    text_mode: str
+    clip_skip: int | None
+    strength: float | None
+    original_size: tuple[int, int]
+    crop: tuple[int, int]
+    target_size: tuple[int, int]
+    adapters: tuple[Applied, ...]
+    model: str
+    model_source: str
+    model_hash: str
+    family: str
+    unet_rows: int
+    unet_calls: int
+    largest_call: int
+    shared: bool
+    seconds: float
+    device_seconds: float
+    device: str
+    dtype: str
+    forms: tuple[str, ...]
+    threads: int
+    versions: dict[str, str]
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+@dataclass
+class Cost:
+    """What one picture has cost so far."""
+
+    rows: int = 0
+    calls: int = 0
+    largest_call: int = 0
+    shared: bool = False
+    device_seconds: float = 0.0
+
+
+def make_record(request: Request, model: Model, cost: Cost, seconds: float) -> Record:
+    """The record of a finished picture; `request` is the resolved one."""
+    assert request.seed is not None
+    assert request.width is not None
+    assert request.height is not None
+    assert request.steps is not None
+    assert request.guidance_scale is not None
+    assert request.scheduler is not None
+    assert request.original_size is not None
+    assert request.target_size is not None
+    checkpoint = model.checkpoint
+    return Record(
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        seed=request.seed,
+        width=request.width,
+        height=request.height,
+        steps=request.steps,
+        executed_steps=request.executed_steps,
+        guidance_scale=request.guidance_scale,
+        guidance_rescale=request.guidance_rescale,
+        scheduler=request.scheduler,
+        composer=spell(request.composer),
+        composer_settings=settings_of(request.composer),
+        text_mode=request.text_mode,
+        clip_skip=request.clip_skip,
+        strength=None if request.init_image is None else request.strength,
+        original_size=request.original_size,
+        crop=request.crop,
+        target_size=request.target_size,
+        adapters=tuple(_applied(request, model)),
+        model=checkpoint.label,
+        model_source=checkpoint.source,
+        model_hash=checkpoint.hash,
+        family=checkpoint.family.name,
+        unet_rows=cost.rows,
+        unet_calls=cost.calls,
+        largest_call=cost.largest_call,
+        shared=cost.shared,
+        seconds=round(seconds, 4),
+        device_seconds=round(cost.device_seconds, 4),
+        device=device_name(model.device),
+        dtype=str(model.dtype).removeprefix("torch."),
+        forms=model.bank.forms("unet"),
+        threads=torch.get_num_threads(),
+        versions=dict(versions()),
+    )
+
+
+def _applied(request: Request, model: Model) -> list[Applied]:
+    found = []
+    for use in request.uses:
+        adapter = model.bank.adapters[use.adapter]
+        found.append(
+            Applied(
+                name=use.adapter,
+                weight=use.weight,
+                text_weight=use.weight if use.text_weight is None else use.text_weight,
+                blocks=use.blocks,
+                schedule=use.schedule.points if use.schedule else (),
+                pinned=use.pinned,
+                sha256=adapter.report.sha256,
+                layers=len(adapter.layers),
+            )
+        )
+    return found
+
+
+def device_name(device: torch.device) -> str:
+    """'NVIDIA H100 80GB HBM3' or the CPU's architecture."""
+    return (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{device.type} ({platform.machine()})"
+    )
+
+
+@cache
+def versions() -> tuple[tuple[str, str], ...]:
+    """The packages that decide a picture's bits."""
+    names = ("lora-studio", "torch", "diffusers", "transformers")
+    return tuple((name, _version(name)) for name in names)
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "unknown"

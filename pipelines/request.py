@@ -1,0 +1,260 @@
+"""A Request asks for one picture. It is THE gate: whatever makes no sense is refused here, before any work."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+
+from PIL import Image
+
+from composers.merge import Merge
+from composers.plan import Composer, Mix, Plan, Step, TextMode, Use, text_uses
+from pipelines.errors import RequestError
+from pipelines.family import Defaults
+from pipelines.prompt import take_tags
+from pipelines.schedulers import canonical
+
+LARGEST_SIDE = 16384
+MOST_STEPS = 1000
+SEEDS = 2**32
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a request must know of the model that will render it.
+
+    adapters: names of the loaded adapters. size_unit: sizes are multiples of this many pixels.
+    block_map: symbolic block ("@content", "@style") -> the model's own block names.
+    """
+
+    label: str
+    defaults: Defaults
+    adapters: tuple[str, ...]
+    size_unit: int
+    block_map: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One picture. None means: as the model's card, its folder or its family says.
+
+    prompt: A1111 weights (`(word:1.2)`, `[word]`, BREAK) and `<lora:name:0.8>` tags are understood; tags
+        join `adapters` when the request is admitted.
+    negative_prompt: None is diffusers' meaning (zeros where the model forces them for empty prompts, else
+        the encoded empty text); "" is the encoded empty text.
+    adapters: names with strengths, or `Use`s in order.
+    seed: 0 … 2**64 - 1; None draws one in 0 … 2**32 - 1.
+    steps: 1 … 1000. guidance_scale: <= 1 means none. guidance_rescale: 0 … 1.
+    width, height: pixels. scheduler: a name of `pipelines.schedulers`, or an alias.
+    init_image, strength: image-to-image; strength in (0, 1] is the fraction of the steps that run.
+    clip_skip: text-encoder layers to skip, diffusers' count.
+    original_size, crop, target_size: SDXL's size conditioning, (height, width) and (top, left) in pixels;
+        None is the picture's own size.
+
+    Raises RequestError.
+    """
+
+    prompt: str
+    _: KW_ONLY
+    negative_prompt: str | None = None
+    adapters: Mapping[str, float] | Sequence[Use] = ()
+    composer: Composer = Merge()
+    seed: int | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    guidance_rescale: float = 0.0
+    width: int | None = None
+    height: int | None = None
+    scheduler: str | None = None
+    init_image: Image.Image | None = None
+    strength: float = 0.8
+    clip_skip: int | None = None
+    text_mode: TextMode = "merged"
+    original_size: tuple[int, int] | None = None
+    crop: tuple[int, int] = (0, 0)
+    target_size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prompt, str) or not isinstance(self.negative_prompt, str | None):
+            raise RequestError("the prompt and the negative prompt must be text (or None for the negative)")
+        if not isinstance(self.composer, Composer):
+            raise RequestError(
+                f"composer={self.composer!r} must be a method such as Switch(), not a {_kind(self.composer)}"
+            )
+        if self.text_mode not in ("merged", "first", "per_adapter"):
+            raise RequestError(f"text_mode={self.text_mode!r} must be merged, first or per_adapter")
+        object.__setattr__(self, "adapters", _uses(self.adapters))
+        _whole("seed", self.seed, 0, 2**64 - 1)
+        _whole("steps", self.steps, 1, MOST_STEPS)
+        _whole("width", self.width, 1, LARGEST_SIDE)
+        _whole("height", self.height, 1, LARGEST_SIDE)
+        _whole("clip_skip", self.clip_skip, 0, 100)
+        _number("guidance_scale", self.guidance_scale, 0, 1000)
+        _number("guidance_rescale", self.guidance_rescale, 0, 1)
+        _number("strength", self.strength, 0, 1)
+        if self.scheduler is not None:
+            canonical(self.scheduler)
+        if self.init_image is not None and not isinstance(self.init_image, Image.Image):
+            raise RequestError(f"init_image must be a PIL image, not a {_kind(self.init_image)}")
+        for name, pair in (
+            ("original_size", self.original_size),
+            ("crop", self.crop),
+            ("target_size", self.target_size),
+        ):
+            if pair is not None and (len(pair) != 2 or not all(isinstance(side, int) for side in pair)):
+                raise RequestError(f"{name}={pair!r} must be two whole numbers of pixels, (height, width)")
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        """The adapters as uses, in order."""
+        assert isinstance(self.adapters, tuple)
+        return self.adapters
+
+    def resolved(self, facts: Facts) -> Request:
+        """This request with every question answered for one model: no field that decides the picture is None
+        (but `negative_prompt`, `clip_skip` and a scheduler that is the model's own). Raises RequestError,
+        PromptError and ComposerError."""
+        defaults = facts.defaults
+        width, height = self._size(facts)
+        prompt, tags = take_tags(self.prompt)
+        request = replace(
+            self,
+            prompt=prompt,
+            seed=random.randrange(SEEDS) if self.seed is None else self.seed,
+            steps=defaults.steps if self.steps is None else self.steps,
+            guidance_scale=defaults.guidance_scale if self.guidance_scale is None else self.guidance_scale,
+            width=width,
+            height=height,
+            scheduler=canonical(self.scheduler or defaults.scheduler),
+            original_size=self.original_size or (height, width),
+            target_size=self.target_size or (height, width),
+        )
+        if not request.executed_steps:
+            raise RequestError(
+                f"strength={self.strength:g} of {request.steps} steps leaves no step to run; raise strength or steps"
+            )
+        tagged = (tag.use(steps=request.executed_steps) for tag in tags)
+        uses = tuple(
+            _placed(use, facts) for use in _uses((*self.uses, *tagged)) if use.weight or use.text_weight
+        )
+        request = replace(request, adapters=uses)
+        return replace(request, composer=self.composer.resolved(request.mix, request.executed_steps))
+
+    @property
+    def mix(self) -> Mix:
+        """The members: adapters that are not pinned."""
+        return Mix(tuple(use for use in self.uses if not use.pinned), self.text_mode)
+
+    @property
+    def executed_steps(self) -> int:
+        """Solver steps that really run (of a resolved request); image-to-image skips the first ones."""
+        assert self.steps is not None
+        return min(int(self.steps * self.strength), self.steps) if self.init_image is not None else self.steps
+
+    def plans(self) -> tuple[Plan, ...]:
+        """One plan a step (of a resolved request): the composer's, with schedules multiplied in and the
+        pinned adapters on every lane."""
+        assert self.guidance_scale is not None
+        pinned = tuple(use for use in self.uses if use.pinned)
+        count = self.executed_steps
+        steps = [Step(index, count, self.guidance_scale) for index in range(count)]
+        return tuple(_driven(self.composer.plan(step, self.mix), pinned, step) for step in steps)
+
+    def _size(self, facts: Facts) -> tuple[int, int]:
+        given = (
+            self.init_image.size
+            if self.init_image is not None
+            else (facts.defaults.width, facts.defaults.height)
+        )
+        unit = facts.size_unit
+        if self.init_image is not None:
+            given = (max(given[0] // unit, 1) * unit, max(given[1] // unit, 1) * unit)
+        width, height = self.width or given[0], self.height or given[1]
+        for name, side in (("width", width), ("height", height)):
+            if side % unit:
+                near = max(round(side / unit), 1) * unit
+                raise RequestError(
+                    f"{name}={side} must be a multiple of {unit} pixels for {facts.label}; try {near}"
+                )
+        return width, height
+
+
+def _uses(adapters: Mapping[str, float] | Sequence[Use]) -> tuple[Use, ...]:
+    """The adapters as uses; a name that stands twice is refused."""
+    if isinstance(adapters, Mapping):
+        for name, weight in adapters.items():
+            _number(f"weight of adapter {name!r}", weight, -100, 100)
+        adapters = [Use(name, float(weight)) for name, weight in adapters.items()]
+    seen: set[str] = set()
+    for use in adapters:
+        if not isinstance(use, Use):
+            raise RequestError(f"adapters must be {{name: strength}} or a list of Use, found {use!r}")
+        if use.adapter.lower() in seen:
+            raise RequestError(f"adapter {use.adapter!r} stands twice in this request; give it one strength")
+        seen.add(use.adapter.lower())
+    return tuple(adapters)
+
+
+def _placed(use: Use, facts: Facts) -> Use:
+    """The use under the name its adapter is loaded by, with symbolic blocks replaced by the model's own."""
+    loaded = {name.lower(): name for name in facts.adapters}
+    if use.adapter.lower() not in loaded:
+        near = difflib.get_close_matches(use.adapter, facts.adapters, n=3, cutoff=0.4)
+        hint = (
+            f"did you mean {' or '.join(map(repr, near))}?"
+            if near
+            else "load it with load_lora_weights(file) first"
+        )
+        raise RequestError(f"adapter {use.adapter!r} is not loaded: {hint}")
+    use = replace(use, adapter=loaded[use.adapter.lower()])
+    if not any(name.startswith("@") for name, _ in use.blocks):
+        return use
+    blocks: list[tuple[str, float]] = []
+    for name, factor in use.blocks:
+        if name.startswith("@") and name not in facts.block_map:
+            raise RequestError(
+                f"{facts.label} has no map of its {name[1:]} blocks, so {use.adapter!r} cannot be confined"
+            )
+        blocks += [(block, factor) for block in facts.block_map.get(name, (name,))]
+    return replace(use, blocks=tuple(blocks))
+
+
+def _driven(plan: Plan, pinned: tuple[Use, ...], step: Step) -> Plan:
+    lanes = []
+    for lane in plan.lanes:
+        uses = tuple(_at(use, step) for use in (*lane.uses, *pinned))
+        prompt = replace(lane.prompt, text_uses=lane.prompt.text_uses + text_uses(pinned))
+        lanes.append(replace(lane, uses=uses, prompt=prompt))
+    return replace(plan, lanes=tuple(lanes))
+
+
+def _at(use: Use, step: Step) -> Use:
+    """The use as a gate sees it at one step: strength with its schedule's factor, and blocks."""
+    factor = use.schedule.factor(step) if use.schedule else 1.0
+    return Use(use.adapter, use.weight * factor, blocks=use.blocks)
+
+
+def _whole(name: str, value: object, low: int, high: int) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise RequestError(f"{name}={value!r} must be a whole number in {low} … {high}")
+
+
+def _number(name: str, value: object, low: float, high: float) -> None:
+    if value is None:
+        return
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not math.isfinite(value)
+        or not low <= value <= high
+    ):
+        raise RequestError(f"{name}={value!r} must be a number in {low:g} … {high:g}")
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__

@@ -1,0 +1,330 @@
+"""The one scheduler: pictures are asked for, step side by side, and leave when they are done.
+
+    submit -> [waiting] -> admit: text, noise -> [in flight] -> one round: one UNet call a latent shape -> decode
+
+A round advances every picture in flight by one UNet evaluation. Between rounds pictures join, leave and are
+cancelled. `StudioPipeline`, the web worker, the batch script and Ray actors are thin users of this class.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
+from torch import Tensor
+
+from composers.plan import Plan, Prompt
+from pipelines.denoise import evaluate, fold, rows_of
+from pipelines.errors import RenderError, StudioError
+from pipelines.model import Model
+from pipelines.record import Cost, Record, make_record
+from pipelines.request import Request
+from pipelines.schedulers import make_scheduler
+from pipelines.text import Embedding, TextAsk
+from pipelines.trajectory import Trajectory, open_trajectory
+
+OutputType = Literal["pil", "np", "pt", "latent"]
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Started:
+    """The picture is in flight: `request` is the resolved one, with the seed that was drawn."""
+
+    id: int
+    request: Request
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """The picture has advanced to `step` of `count`. `preview()` decodes it as it stands (a PIL image)."""
+
+    id: int
+    step: int
+    count: int
+    preview: Callable[[], Image.Image] = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The picture: a PIL image, an array [h, w, 3] in 0 … 1, a tensor [3, h, w] in 0 … 1, or latents."""
+
+    id: int
+    image: object = field(repr=False)
+    record: Record
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The picture cannot be made; the others go on."""
+
+    id: int
+    error: StudioError
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """The picture was taken out before its next UNet call."""
+
+    id: int
+
+
+Event = Started | Stepped | Finished | Failed | Cancelled
+
+
+@dataclass
+class _Job:
+    id: int
+    owner: Hashable
+    priority: int
+    request: Request
+    plans: tuple[Plan, ...]
+    shape: Shape
+    trajectory: Trajectory | None = None
+    cost: Cost = field(default_factory=Cost)
+    began: float = 0.0
+
+    @property
+    def rows(self) -> int:
+        """The rows it needs in its next round."""
+        return len((self.trajectory.plan if self.trajectory else self.plans[0]).lanes)
+
+
+class Session:
+    """Renders what is submitted to one model, in shared UNet calls. Not safe for several threads at once."""
+
+    def __init__(self, model: Model, *, output_type: OutputType = "pil") -> None:
+        self.model = model
+        self.output_type = output_type
+        self._ids = itertools.count(1)
+        self._waiting: list[_Job] = []
+        self._flying: list[_Job] = []
+        self._served: dict[Hashable, int] = defaultdict(int)
+        self._events: list[Event] = []
+        self._processor = VaeImageProcessor(vae_scale_factor=model.checkpoint.vae_scale_factor)
+
+    def submit(self, request: Request, owner: Hashable = "", priority: int = 0) -> int:
+        """Ask for a picture; a higher priority goes first, owners take turns. Returns its id.
+
+        Raises a StudioError for a request that this model cannot render.
+        """
+        resolved = request.resolved(self.model.facts)
+        assert resolved.width is not None
+        assert resolved.height is not None
+        shape = self.model.latent_shape(resolved.width, resolved.height)
+        job = _Job(next(self._ids), owner, priority, resolved, resolved.plans(), shape)
+        self._waiting.append(job)
+        return job.id
+
+    def cancel(self, id: int) -> bool:
+        """Take a picture out; it makes no further UNet call. False where it is not here (any more)."""
+        for jobs in (self._waiting, self._flying):
+            for job in jobs:
+                if job.id == id:
+                    jobs.remove(job)
+                    self._events.append(Cancelled(id))
+                    return True
+        return False
+
+    @property
+    def idle(self) -> bool:
+        return not (self._waiting or self._flying or self._events)
+
+    def step(self) -> list[Event]:
+        """One round: admit, one UNet evaluation for every picture in flight, decode those that are done."""
+        self._admit()
+        for shape in dict.fromkeys(job.shape for job in self._flying):
+            self._round([job for job in self._flying if job.shape == shape], shape)
+        done = [job for job in self._flying if job.trajectory is not None and job.trajectory.done]
+        self._flying = [job for job in self._flying if job not in done]
+        self._finish(done)
+        events, self._events = self._events, []
+        return events
+
+    def drain(self) -> Iterator[Event]:
+        """Rounds until nothing is left, as events."""
+        while not self.idle:
+            yield from self.step()
+
+    # -- admission ---------------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        """Fill each latent shape's row limit: by priority, then owners in turn, then first come first served."""
+        room = {
+            shape: self.model.rows_at_once(shape)
+            - sum(job.rows for job in self._flying if job.shape == shape)
+            for shape in {job.shape for job in self._waiting}
+        }
+        flying_shapes = {job.shape for job in self._flying}
+        chosen: list[_Job] = []
+        closed: set[Shape] = set()
+        while candidates := [job for job in self._waiting if job.shape not in closed]:
+            job = min(candidates, key=lambda job: (-job.priority, self._served[job.owner], job.id))
+            if job.rows > room[job.shape] and job.shape in flying_shapes:
+                closed.add(job.shape)
+                continue
+            self._waiting.remove(job)
+            self._served[job.owner] += 1
+            room[job.shape] -= job.rows
+            flying_shapes.add(job.shape)
+            chosen.append(job)
+        if not self._waiting:
+            self._served.clear()
+        self._prepare(chosen)
+
+    def _prepare(self, jobs: Sequence[_Job]) -> None:
+        """Encode the text of all, one call a text encoder; where that fails, one by one, so that the bad one
+        fails alone."""
+        try:
+            self._open(jobs)
+        except StudioError as error:
+            if len(jobs) == 1:
+                self._events.append(Failed(jobs[0].id, error))
+                return
+            for job in jobs:
+                self._prepare([job])
+
+    def _open(self, jobs: Sequence[_Job]) -> None:
+        asks: list[dict[Prompt, TextAsk]] = []
+        for job in jobs:
+            prompts = list(dict.fromkeys(lane.prompt for plan in job.plans for lane in plan.lanes))
+            level = self.model.text.level(_ask(job.request, prompt) for prompt in prompts)
+            asks.append(dict(zip(prompts, level, strict=True)))
+        encoded = iter(self.model.encode_text([ask for own in asks for ask in own.values()]))
+        texts = [{prompt: next(encoded) for prompt in own} for own in asks]
+        opened = [self._trajectory(job, own) for job, own in zip(jobs, texts, strict=True)]
+        for job, trajectory in zip(jobs, opened, strict=True):
+            job.trajectory, job.began = trajectory, time.perf_counter()
+            self._flying.append(job)
+            self._events.append(Started(job.id, job.request))
+
+    def _trajectory(self, job: _Job, texts: Mapping[Prompt, Embedding]) -> Trajectory:
+        request, image = job.request, job.request.init_image
+        pixels = image and self._processor.preprocess(
+            image.convert("RGB"), height=request.height, width=request.width
+        )
+        return open_trajectory(
+            request,
+            plans=job.plans,
+            texts=texts,
+            sizes=self._sizes(request),
+            scheduler=make_scheduler(request.scheduler, self.model.checkpoint.scheduler),
+            shape=job.shape,
+            device=self.model.device,
+            encoded=None if pixels is None else partial(self.model.encode_image, pixels),
+        )
+
+    def _sizes(self, request: Request) -> tuple[int, ...]:
+        if not self.model.checkpoint.family.size_conditioned:
+            return ()
+        assert request.original_size is not None
+        assert request.target_size is not None
+        return (*request.original_size, *request.crop, *request.target_size)
+
+    # -- a round -----------------------------------------------------------------------------------------
+
+    def _round(self, jobs: Sequence[_Job], shape: Shape) -> None:
+        trajectories = [job.trajectory for job in jobs if job.trajectory is not None]
+        rows = rows_of(trajectories)
+        began = time.perf_counter()
+        try:
+            predictions, calls = self.model.evaluate(lambda some: evaluate(self.model, some), rows, shape)
+        except RenderError as error:
+            self._fail(jobs, error)
+            return
+        seconds_a_row = (time.perf_counter() - began) / len(rows)
+        first = 0
+        for job, trajectory in zip(jobs, trajectories, strict=True):
+            last = first + len(trajectory.lanes)
+            folded = fold(trajectory.plan, predictions[first:last], job.request.guidance_rescale)
+            _charge(job.cost, first, last, calls, seconds_a_row)
+            step = trajectory.step
+            trajectory.advance(folded)
+            first = last
+            if trajectory.done or trajectory.step > step:
+                self._events.append(self._stepped(job, trajectory, step + 1))
+
+    def _stepped(self, job: _Job, trajectory: Trajectory, step: int) -> Stepped:
+        latents = trajectory.latents
+        return Stepped(job.id, step, job.request.executed_steps, partial(self._preview, latents))
+
+    def _preview(self, latents: Tensor) -> Image.Image:
+        image = self._pictures(latents, "pil")[0]
+        assert isinstance(image, Image.Image)
+        return image
+
+    def _fail(self, jobs: Iterable[_Job], error: StudioError) -> None:
+        for job in jobs:
+            self._flying.remove(job)
+            self._events.append(Failed(job.id, error))
+
+    # -- the end -----------------------------------------------------------------------------------------
+
+    def _finish(self, jobs: Sequence[_Job]) -> None:
+        """Decode together what has one shape."""
+        for shape in dict.fromkeys(job.shape for job in jobs):
+            group = [job for job in jobs if job.shape == shape]
+            latents = torch.cat([job.trajectory.latents for job in group if job.trajectory is not None])
+            try:
+                images = self._pictures(latents, self.output_type)
+            except RenderError as error:
+                self._events += [Failed(job.id, error) for job in group]
+                continue
+            for job, image, own in zip(group, images, latents, strict=True):
+                if image is None or not own.isfinite().all():
+                    self._events.append(Failed(job.id, _not_finite(self.model, job.request)))
+                    continue
+                seconds = time.perf_counter() - job.began
+                self._events.append(
+                    Finished(job.id, image, make_record(job.request, self.model, job.cost, seconds))
+                )
+
+    def _pictures(self, latents: Tensor, output_type: OutputType) -> list[object]:
+        """[n, channels, h, w] -> n pictures of the type asked for; None for one that is not finite."""
+        if output_type == "latent":
+            return list(latents)
+        pixels = self.model.decode(latents)  # [n, 3, height, width]
+        finite = [bool(image.isfinite().all()) for image in pixels]
+        made = self._processor.postprocess(
+            pixels.nan_to_num(), output_type, do_denormalize=[False] * len(pixels)
+        )
+        return [image if good else None for image, good in zip(made, finite, strict=True)]
+
+
+def _ask(request: Request, prompt: Prompt) -> TextAsk:
+    """What to encode for a prompt of a resolved request; diffusers skips layers for the positive one only."""
+    if prompt.role == "positive":
+        return TextAsk(request.prompt, prompt.text_uses, request.clip_skip)
+    return TextAsk(request.negative_prompt, prompt.text_uses)
+
+
+def _charge(cost: Cost, first: int, last: int, calls: Sequence[int], seconds_a_row: float) -> None:
+    """Add to a picture's cost the calls in which its rows first … last stood."""
+    cost.rows += last - first
+    cost.device_seconds += seconds_a_row * (last - first)
+    start = 0
+    for size in calls:
+        inside = min(last, start + size) - max(first, start)
+        if inside > 0:
+            cost.calls += 1
+            cost.largest_call = max(cost.largest_call, size)
+            cost.shared = cost.shared or inside < size
+        start += size
+
+
+def _not_finite(model: Model, request: Request) -> RenderError:
+    strengths = ", ".join(f"{use.adapter} at {use.weight:g}" for use in request.uses)
+    remedy = "lower the adapters' strengths" if strengths else "try another scheduler or dtype"
+    if model.dtype == torch.float16:
+        remedy += " or render in bfloat16 or float32"
+    return RenderError(
+        f"seed {request.seed}: the picture is not finite ({strengths or 'no adapters'}, {model.dtype}); {remedy}"
+    )

@@ -1,0 +1,100 @@
+"""One image in flight: its latents, its own scheduler, its own generator, and where it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from composers.plan import Lane, Plan, Prompt
+from pipelines.request import Request
+from pipelines.schedulers import accepts_generator, set_steps, step_of_call
+from pipelines.text import Embedding
+
+
+@dataclass
+class Trajectory:
+    """One image between its start noise and its last step.
+
+    latents: [1, channels, h, w] float32 on the model's device.
+    texts: prompt -> its embedding. sizes: SDXL's six numbers, () for other families.
+    timesteps: those of the UNet calls still to make, as the scheduler gave them.
+    """
+
+    request: Request
+    plans: tuple[Plan, ...]
+    texts: Mapping[Prompt, Embedding]
+    sizes: tuple[int, ...]
+    scheduler: Any
+    generator: torch.Generator
+    latents: Tensor
+    timesteps: Tensor
+    calls: int = 0
+
+    @property
+    def done(self) -> bool:
+        return self.calls >= len(self.timesteps)
+
+    @property
+    def step(self) -> int:
+        """Index of the solver step the next UNet call belongs to."""
+        return step_of_call(self.scheduler, self.calls)
+
+    @property
+    def lanes(self) -> tuple[Lane, ...]:
+        return self.plan.lanes
+
+    @property
+    def plan(self) -> Plan:
+        return self.plans[self.step]
+
+    @property
+    def timestep(self) -> float:
+        return float(self.timesteps[self.calls])
+
+    def model_input(self) -> Tensor:
+        """The latents as the UNet wants them at this timestep: [1, channels, h, w] float32."""
+        scaled: Tensor = self.scheduler.scale_model_input(self.latents, self.timesteps[self.calls])
+        return scaled
+
+    def advance(self, prediction: Tensor) -> None:
+        """One scheduler step with the folded prediction [1, channels, h, w] float32."""
+        noise = {"generator": self.generator} if accepts_generator(self.scheduler) else {}
+        timestep = self.timesteps[self.calls]
+        self.latents = self.scheduler.step(prediction, timestep, self.latents, return_dict=False, **noise)[0]
+        self.calls += 1
+
+
+def open_trajectory(
+    request: Request,
+    *,
+    plans: tuple[Plan, ...],
+    texts: Mapping[Prompt, Embedding],
+    sizes: tuple[int, ...],
+    scheduler: Any,
+    shape: tuple[int, int, int],
+    device: torch.device,
+    encoded: Callable[[torch.Generator], Tensor] | None = None,
+) -> Trajectory:
+    """Start noise and timesteps for a resolved request; `shape` is the latents' [channels, h, w].
+
+    The request's CPU generator draws in diffusers' order: the VAE's sample of the initial image, the
+    start noise, then what each scheduler step takes. `encoded` gives the initial image's latents, [1, *shape].
+    """
+    assert request.seed is not None
+    assert request.steps is not None
+    generator = torch.Generator("cpu").manual_seed(request.seed)
+    begin = (request.steps - request.executed_steps) * scheduler.order
+    timesteps = set_steps(scheduler, request.steps)[begin:]
+    if encoded is None:
+        noise = torch.randn((1, *shape), generator=generator)
+        latents = noise * scheduler.init_noise_sigma
+    else:
+        image = encoded(generator)
+        noise = torch.randn((1, *shape), generator=generator)
+        scheduler.set_begin_index(begin)
+        latents = scheduler.add_noise(image.cpu(), noise, timesteps[:1])
+    return Trajectory(request, plans, texts, sizes, scheduler, generator, latents.to(device), timesteps)
