@@ -1,0 +1,30 @@
+"""LoRA files: read exactly, inspected without loading, written back."""
+
+from pipelines.adapters.adapter import (
+    Adapter,
+    AdapterMetadata,
+    LoadReport,
+    LowRank,
+    ModelLayers,
+    Target,
+    model_layers,
+)
+from pipelines.adapters.container import sha256
+from pipelines.adapters.inspection import Inspection, inspect_file
+from pipelines.adapters.reading import read_adapter
+from pipelines.adapters.writing import write_lora
+
+__all__ = [
+    "Adapter",
+    "AdapterMetadata",
+    "Inspection",
+    "LoadReport",
+    "LowRank",
+    "ModelLayers",
+    "Target",
+    "inspect_file",
+    "model_layers",
+    "read_adapter",
+    "sha256",
+    "write_lora",
+]

@@ -1,0 +1,211 @@
+"""The safetensors container, read with distrust: a short header first, tensors only when somebody wants them.
+
+Layout (https://github.com/huggingface/safetensors#format): an unsigned 64-bit little-endian length, that many
+bytes of JSON ({"name": {"dtype", "shape", "data_offsets"}, "__metadata__": {str: str}}), then the data, whose
+tensors lie without gaps or overlaps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from pipelines.errors import AdapterFileError
+
+HEADER_LIMIT = 32 * 2**20
+"""The longest header believed, in bytes; real ones, thumbnails included, stay below a tenth of it."""
+
+ITEM_BYTES: Mapping[str, int] = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1,
+    "C64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+
+WEIGHT_DTYPES: Mapping[str, str] = {
+    "F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8 e4m3", "F8_E5M2": "fp8 e5m2",
+    "F8_E4M3FNUZ": "fp8 e4m3fnuz", "F8_E5M2FNUZ": "fp8 e5m2fnuz",
+}  # fmt: skip
+"""The types that weights may have, under the names people use."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor as the header announces it; `start` and `end` count bytes from the start of the data."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says it holds."""
+
+    tensors: Mapping[str, Entry]
+    metadata: Mapping[str, str] = field(repr=False)
+    size: int
+
+
+def adapter_path(path: Path) -> Path:
+    """The weights file meant by `path`: itself, or the one inside a folder that PEFT or diffusers wrote."""
+    if path.is_dir():
+        for name in ("adapter_model.safetensors", "pytorch_lora_weights.safetensors"):
+            if (path / name).is_file():
+                return path / name
+        raise AdapterFileError(
+            f"{path}: this folder holds neither adapter_model.safetensors nor "
+            "pytorch_lora_weights.safetensors; give the .safetensors file itself"
+        )
+    if not path.exists():
+        raise AdapterFileError(f"{path}: there is no such file; check the name and the folder")
+    return path
+
+
+def read_header(path: Path) -> Header:
+    """The header alone: a few kilobytes read, however large the file. Raises AdapterFileError."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            return _parse(path.name, size, file)
+    except OSError as error:
+        raise AdapterFileError(f"{path.name}: cannot be read ({error.strerror or error})") from error
+
+
+def read_tensors(path: Path, header: Header) -> tuple[dict[str, Tensor], str]:
+    """Every tensor, and the file's sha256. The file is read once, so both speak of the same bytes."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise AdapterFileError(f"{path.name}: cannot be read ({error.strerror or error})") from error
+    try:
+        tensors = safetensors.torch.load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise AdapterFileError(
+            f"{path.name}: damaged safetensors data ({error}); download it again"
+        ) from error
+    if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != {
+        name: entry.shape for name, entry in header.tensors.items()
+    }:
+        raise AdapterFileError(f"{path.name}: changed while it was being read; load it again")
+    return tensors, hashlib.sha256(data).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """The sha256 of a whole file, 64 hex digits; its first twelve are the short hash other tools show."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise AdapterFileError(f"{path.name}: cannot be read ({error.strerror or error})") from error
+
+
+def _parse(name: str, size: int, file: BinaryIO) -> Header:
+    start = file.read(256)
+    length = int.from_bytes(start[:8], "little")
+    if len(start) < 9 or start[8:9] != b"{" or length < 2:
+        raise AdapterFileError(f"{name}: {_what_it_is(start)}")
+    if Path(name).suffix.lower() != ".safetensors":
+        raise AdapterFileError(
+            f"{name}: the content is safetensors but the file name says otherwise; rename it to .safetensors"
+        )
+    if length > HEADER_LIMIT:
+        raise AdapterFileError(
+            f"{name}: the header claims {length:,} bytes, more than the {HEADER_LIMIT:,} allowed; "
+            "the file is damaged or hostile"
+        )
+    if length > size - 8:
+        raise AdapterFileError(
+            f"{name}: truncated within the header ({size:,} bytes, the header alone has {length + 8:,}); "
+            "download it again"
+        )
+    file.seek(8)
+    try:
+        fields = json.loads(file.read(length), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise AdapterFileError(
+            f"{name}: the header is not valid JSON ({error}); download it again"
+        ) from error
+    metadata = fields.pop("__metadata__", None)
+    metadata = metadata if isinstance(metadata, dict) else {}
+    tensors = {key: _entry(name, key, value) for key, value in fields.items()}
+    _check_layout(name, tensors, size - 8 - length)
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+    return Header(tensors, texts, size)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} occurs twice")
+    return fields
+
+
+def _entry(name: str, key: str, value: object) -> Entry:
+    """One header entry, checked for itself."""
+    match value:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]} if all(
+            type(length) is int and length >= 0 for length in shape
+        ):
+            entry = Entry(dtype, tuple(shape), start, end)
+        case _:
+            raise AdapterFileError(
+                f"{name}: the header entry of {key!r} is malformed; download the file again"
+            )
+    if dtype not in ITEM_BYTES:
+        raise AdapterFileError(f"{name}: {key!r} has the data type {dtype!r}, which is not supported")
+    if end - start != math.prod(shape) * ITEM_BYTES[dtype]:
+        raise AdapterFileError(
+            f"{name}: {key!r} claims {end - start:,} bytes, but {dtype} {list(shape)} takes "
+            f"{math.prod(shape) * ITEM_BYTES[dtype]:,}; the file is damaged"
+        )
+    return entry
+
+
+def _check_layout(name: str, tensors: Mapping[str, Entry], available: int) -> None:
+    """The tensors follow one another without gaps or overlaps and end where the file ends."""
+    position = 0
+    for key, entry in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
+        if entry.start != position:
+            raise AdapterFileError(
+                f"{name}: {key!r} overlaps its neighbour or leaves a gap; the file is damaged"
+            )
+        position = entry.end
+    if position > available:
+        raise AdapterFileError(
+            f"{name}: truncated ({available:,} of {position:,} bytes of data are there); download it again"
+        )
+    if position < available:
+        raise AdapterFileError(
+            f"{name}: {available - position:,} bytes follow the last tensor; the file is damaged"
+        )
+
+
+def _what_it_is(start: bytes) -> str:
+    """What a file that is not safetensors is, and what to do about it, from its first bytes."""
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not start:
+        return "empty (zero bytes); the download failed, fetch it again"
+    if start.startswith(b"PK") or start[:1] == b"\x80":
+        return (
+            "a pickle, which can run any code when it is opened, and is therefore refused; "
+            "convert it to .safetensors, or fetch the .safetensors edition"
+        )
+    if text.startswith(b"<"):
+        return "a web page, not a LoRA; the download needs a login or the link is wrong, fetch it again"
+    if text.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the file itself; run `git lfs pull`"
+    if text.startswith((b"{", b"[")):
+        return "JSON text, not a LoRA; the server answered with a message, fetch it again"
+    if len(start) < 16:
+        return f"truncated ({len(start)} bytes); download it again"
+    return "not a safetensors file, whatever its name says; only .safetensors adapters are read"

@@ -1,0 +1,164 @@
+"""Which base model a file was made for, in the order of what can be trusted: shapes, names, metadata.
+
+Never from the file's name; where nothing tells, the answer is "unknown".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from pipelines.adapters.container import Entry
+from pipelines.adapters.keys import UNET, Contents
+from pipelines.adapters.kinds import KINDS
+from pipelines.family import FAMILIES, SDXL
+
+_INPUT_AXES: Mapping[str, int] = {part: axis for kind in KINDS for part, axis in kind.input_axes.items()}
+_CONTEXT = re.compile(r".*attn2[._](?:processor[._])?to_[kv]")
+_DEEP = re.compile(r".*transformer_blocks[._](\d+)[._]")
+
+_FOREIGN = tuple(
+    (label, re.compile(pattern))
+    for label, pattern in (
+        ("Qwen-Image", r"transformer_blocks[._]\d+[._](img|txt)_(mlp|mod)"),
+        ("FLUX or another model of its layout", r"(single_transformer|double|single)_blocks[._]\d"),
+        (
+            "Stable Diffusion 3",
+            r"joint_blocks[._]\d|transformer_blocks[._]\d+[._]attn[._]add_[qkv]_proj|^lora_te3_",
+        ),
+        ("Wan", r"(^|[._])blocks[._]\d+[._](self_attn|cross_attn)[._]"),
+        (
+            "Z-Image or Lumina",
+            r"(noise|context)_refiner[._]\d|(^|[._])layers[._]\d+[._](attention|feed_forward)[._]",
+        ),
+        ("Stable Cascade", r"^lora_prior_"),
+        ("a language model", r"(^|[._])model[._]layers[._]\d+[._](self_attn|mlp)[._]"),
+        ("a diffusion transformer", r"(^|[._])transformer[._](transformer_)?blocks[._]\d|^lora_transformer_"),
+    )
+)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The model family a file is for.
+
+    family: "sd1", "sd2", "sdxl", the name of a family we do not run, or "unknown".
+    evidence: "shapes", "names" or "metadata"; "" where unknown. detail: the evidence itself, for messages.
+    """
+
+    family: str = "unknown"
+    evidence: str = ""
+    detail: str = ""
+
+    @property
+    def label(self) -> str:
+        """The family as people write it."""
+        return FAMILIES[self.family].label if self.family in FAMILIES else self.family
+
+    def __str__(self) -> str:
+        return f"{self.label} (by its {self.evidence})" if self.evidence else self.label
+
+
+def origin_of(
+    contents: Contents,
+    tensors: Mapping[str, Entry],
+    metadata: Mapping[str, str],
+    *,
+    ambiguous_width: int | None = None,
+) -> Origin:
+    """The family of a file.
+
+    ambiguous_width: a width of text embeddings that proves nothing, because the model at hand has it
+        without being of that width's family (a small model of another layout).
+    """
+    return (
+        foreign(contents.strangers)
+        or _by_width(contents, tensors, ambiguous_width)
+        or _by_depth(contents)
+        or origin_by_metadata(metadata)
+        or Origin()
+    )
+
+
+def foreign(keys: Iterable[str]) -> Origin | None:
+    """A family this program does not run, where its layers' names give it away."""
+    for key in keys:
+        for label, pattern in _FOREIGN:
+            if pattern.search(key):
+                return Origin(label, "names", f"it holds {key!r}")
+    return None
+
+
+def _by_width(contents: Contents, tensors: Mapping[str, Entry], ambiguous: int | None) -> Origin | None:
+    """Cross-attention keys and values read the text embeddings, whose width differs in every family."""
+    families = {
+        family.context_width: family for family in FAMILIES.values() if family.context_width != ambiguous
+    }
+    for key in contents.keys:
+        axis = _INPUT_AXES.get(key.part)
+        shape = tensors[key.text].shape
+        if axis is None or len(shape) <= axis or UNET not in key.address.components:
+            continue
+        if _CONTEXT.fullmatch(key.address.path) and shape[axis] in families:
+            return Origin(families[shape[axis]].name, "shapes", f"{key.text!r} reads {shape[axis]} numbers")
+    return None
+
+
+def _by_depth(contents: Contents) -> Origin | None:
+    """Only SDXL stacks more than two transformer blocks in one attention."""
+    for key in contents.keys:
+        deep = _DEEP.match(key.address.path) if UNET in key.address.components else None
+        if deep is not None and int(deep[1]) >= 2:
+            return Origin(SDXL.name, "names", f"it holds {key.text!r}")
+    return None
+
+
+def origin_by_metadata(metadata: Mapping[str, str]) -> Origin | None:
+    """The family a file claims to be for."""
+    for field in ("modelspec.architecture", "ss_base_model_version"):
+        said = metadata.get(field, "").strip()
+        family = _family_named(said)
+        if family:
+            return Origin(family, "metadata", f"{field} is {said!r}")
+    if metadata.get("ss_v2", "").strip().lower() == "true":
+        return Origin("sd2", "metadata", "ss_v2 is True")
+    return None
+
+
+def something_else(keys: Iterable[str]) -> str:
+    """What a file is that is no adapter, and where it belongs; "" where its keys do not tell."""
+    keys = set(keys)
+    if any(
+        key.startswith(("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")) for key in keys
+    ):
+        return "it is a whole checkpoint, use it as the model"
+    if keys & {"emb_params", "clip_l", "clip_g"}:
+        return "it is a textual-inversion embedding, which is not an adapter"
+    if any(key.startswith(("unet:", "text_encoder:")) for key in keys):
+        return "it numbers its layers (the first LoRA trainers did); convert it to kohya's format"
+    if any(".lora_" not in key and key.startswith(("down_blocks.", "encoder.", "decoder.")) for key in keys):
+        return "it is a part of a model (UNet, VAE or ControlNet), not an adapter"
+    return ""
+
+
+def _family_named(said: str) -> str:
+    """The family that an architecture's name means, "" where it means none we know of."""
+    said = said.lower()
+    for pattern, family in (
+        (r".*refiner", "the SDXL refiner"),
+        (r"stable-diffusion-xl|sdxl", "sdxl"),
+        (r"stable-diffusion-v2|sd_?v2", "sd2"),
+        (r"stable-diffusion-v1|sd_?v1", "sd1"),
+        (r"flux", "FLUX"),
+        (r"stable-diffusion-3|sd3", "Stable Diffusion 3"),
+        (r"hunyuan", "Hunyuan"),
+        (r"wan", "Wan"),
+        (r"qwen", "Qwen-Image"),
+        (r"lumina|z-?image", "Z-Image or Lumina"),
+        (r"cascade", "Stable Cascade"),
+        (r"pixart", "PixArt"),
+    ):
+        if re.match(pattern, said):
+            return family
+    return ""

@@ -1,0 +1,133 @@
+"""The settings PEFT keeps beside the weights, which decide every layer's scale.
+
+Two places: `adapter_config.json` in a folder that PEFT wrote, and the safetensors metadata
+`lora_adapter_metadata`, where diffusers packs the same fields flat, each under its component
+({"unet.r": 4, "unet.lora_alpha": 8, "text_encoder.r": …}). Ranks are read off the tensors themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipelines.adapters.keys import COMPONENTS
+from pipelines.errors import AdapterFormatError
+
+METADATA_KEY = "lora_adapter_metadata"
+CONFIG_NAME = "adapter_config.json"
+
+_CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
+
+# Patterns are regular expressions out of an untrusted file: only pieces that cannot take forever are run.
+_HARMLESS = re.compile(r"\^?(?:[\w-]|\\\.|\.\*|\.|\\d\+?|\[0-9\]\+?)*\$?")
+
+
+@dataclass(frozen=True)
+class PeftSettings:
+    """What PEFT's LoraConfig says of one component. alpha None: nothing is said, so scale 1."""
+
+    alpha: float | None = None
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    rslora: bool = False
+
+    def alpha_of(self, module: str) -> float | None:
+        """The layer's alpha: the first pattern that matches the end of its name, else the common one."""
+        for pattern, alpha in self.alpha_pattern.items():
+            if any(re.match(rf"(.*\.)?({pattern})$", name) for name in (module, f"text_model.{module}")):
+                return alpha
+        return self.alpha
+
+    def scale_of(self, module: str, rank: int) -> float | None:
+        """alpha / rank, or alpha / sqrt(rank) under rsLoRA (Kalajdzievski 2023, arXiv 2312.03732)."""
+        alpha = self.alpha_of(module)
+        if alpha is None or rank == 0:
+            return None
+        return alpha / (math.sqrt(rank) if self.rslora else rank)
+
+
+def peft_settings(path: Path, metadata: Mapping[str, str]) -> dict[str, PeftSettings]:
+    """Settings per component, for a file at `path` with this metadata. Raises AdapterFormatError.
+
+    What the file itself carries wins over its neighbour.
+    """
+    if METADATA_KEY in metadata:
+        fields = _object(path.name, METADATA_KEY, metadata[METADATA_KEY])
+        return {
+            component: _settings(f"{path.name}: {METADATA_KEY}", own)
+            for component in COMPONENTS
+            if (
+                own := {
+                    k.removeprefix(f"{component}."): v
+                    for k, v in fields.items()
+                    if k.startswith(f"{component}.")
+                }
+            )
+        }
+    config = path.parent / CONFIG_NAME
+    if path.name.startswith("adapter_model") and config.is_file():
+        try:
+            text = config.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise AdapterFormatError(
+                f"{path.name}: {CONFIG_NAME} beside it cannot be read ({error})"
+            ) from error
+        settings = _settings(f"{path.name}: {CONFIG_NAME}", _object(path.name, CONFIG_NAME, text))
+        return dict.fromkeys(COMPONENTS, settings)
+    return {}
+
+
+def _object(file: str, what: str, text: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError):
+        fields = None
+    if not isinstance(fields, dict):
+        raise AdapterFormatError(
+            f"{file}: {what}, which decides every layer's scale, is not a JSON object; repair or remove it"
+        )
+    return fields
+
+
+def _settings(where: str, fields: Mapping[str, Any]) -> PeftSettings:
+    """LoraConfig's fields, those that change the mathematics; refused by name where we cannot follow."""
+    if (kind := fields.get("peft_type", "LORA")) != "LORA":
+        raise AdapterFormatError(f"{where}: the PEFT type {kind} is not applied yet; look for a plain LoRA")
+    if fields.get("use_dora"):
+        raise AdapterFormatError(
+            f"{where}: DoRA is not applied yet; look for a plain LoRA of the same subject"
+        )
+    start = fields.get("init_lora_weights", True)
+    if isinstance(start, str) and start.lower().startswith(_CHANGES_THE_BASE):
+        raise AdapterFormatError(
+            f"{where}: init_lora_weights={start!r} trained against a changed base model, so these factors "
+            "alone are not the difference; save it again with PEFT's path_initial_model_for_weight_conversion"
+        )
+    pattern = fields.get("alpha_pattern") or {}
+    alpha = fields.get("lora_alpha")
+    if not isinstance(pattern, dict) or not all(
+        _is_number(value) for value in (*pattern.values(), alpha or 0)
+    ):
+        raise AdapterFormatError(
+            f"{where}: lora_alpha and alpha_pattern must be finite numbers; repair the settings"
+        )
+    for piece in pattern:
+        if not _HARMLESS.fullmatch(piece) or piece.count(".*") > 3 or len(piece) > 300:
+            raise AdapterFormatError(
+                f"{where}: the alpha_pattern {piece!r} is more than a layer name; write names"
+            )
+    return PeftSettings(
+        alpha=None if alpha is None else float(alpha),
+        alpha_pattern={
+            piece.removeprefix("^").removesuffix("$"): float(value) for piece, value in pattern.items()
+        },
+        rslora=bool(fields.get("use_rslora")),
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,286 @@
+"""File -> Adapter: every layer exactly, or an error that names the file, the key and the remedy.
+
+Nothing of the model is touched here, so a refused file leaves everything as it was.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pipelines.adapters.adapter import Adapter, AdapterMetadata, LoadReport, LowRank, ModelLayers
+from pipelines.adapters.container import WEIGHT_DTYPES, Header, adapter_path, read_header, read_tensors
+from pipelines.adapters.keys import Address, Contents, Key, sort_keys
+from pipelines.adapters.kinds import KINDS, Kind, RawLayer
+from pipelines.adapters.metadata import describe
+from pipelines.adapters.names import LayerNames, layer_names
+from pipelines.adapters.origin import Origin, origin_by_metadata, origin_of, something_else
+from pipelines.adapters.peft_settings import PeftSettings, peft_settings
+from pipelines.adapters.sidecars import read_sidecars
+from pipelines.errors import AdapterFileError, AdapterFormatError, AdapterMismatchError
+from pipelines.family import FamilyName
+
+Place = tuple[str, str]  # (component, module)
+
+
+def read_adapter(path: Path, model: ModelLayers, name: str, *, family: FamilyName | None = None) -> Adapter:
+    """Read a LoRA file against a model: all of it, or an AdapterError.
+
+    path: a .safetensors file, or a folder that PEFT or diffusers wrote.
+    name: what the adapter is to be called.
+    family: the user's word on what the file was made for, where its metadata is wrong.
+    """
+    path = adapter_path(path)
+    header = read_header(path)
+    contents = sort_keys(header.tensors)
+    _refuse_unsupported(path.name, contents)
+    origin = _checked_origin(path.name, contents, header, model, family)
+    places = _placed(path.name, contents, header, model)
+    settings = peft_settings(path, header.metadata)
+    tensors, digest = read_tensors(path, header)
+    raw = {place: _raw_layer(path.name, place, keys, tensors, settings) for place, keys in places.items()}
+    orphans = [place for place, layer in raw.items() if set(layer.parts) == {"alpha"}]
+    for place in orphans:
+        del raw[place]
+    if not raw:
+        raise AdapterFormatError(
+            f"{path.name}: only alpha values, no factors: it would change nothing; fetch it again"
+        )
+    layers, kinds = _factors(raw, model)
+    metadata = describe(header.metadata, read_sidecars(path))
+    found = _Found(path.name, header, contents, origin, raw, settings, tuple(orphans), digest)
+    return Adapter(name, layers, metadata, _report(name, model, found, layers, kinds, metadata))
+
+
+def _refuse_unsupported(file: str, contents: Contents) -> None:
+    """A type that is not applied yet is refused by name, before anything else is looked at."""
+    parts = Counter(key.part for key in contents.keys)
+    for kind in KINDS:
+        if kind.refusal and kind.claims(parts):
+            key = next(key.text for key in contents.keys if kind.claims((key.part,)))
+            raise AdapterFormatError(
+                f"{file}: {key!r} makes it {kind.name}, which is not applied yet: {kind.refusal}"
+            )
+
+
+def _checked_origin(
+    file: str, contents: Contents, header: Header, model: ModelLayers, family: FamilyName | None
+) -> Origin:
+    """The family the file was made for, which must be the model's unless nothing is known."""
+    width = model.unet_config.get("cross_attention_dim")
+    # A small model may happen to have another family's width, which then proves nothing.
+    ambiguous = width if isinstance(width, int) and width != model.family.context_width else None
+    origin = origin_of(contents, header.tensors, header.metadata, ambiguous_width=ambiguous)
+    if family is not None:
+        origin = Origin(family, "owner's word", "you say so")
+    if origin.family in ("unknown", model.family.name):
+        return origin
+    raise AdapterMismatchError(
+        f"{file}: made for {origin.label} ({origin.detail}); this is {model.label}, {model.family.label}. "
+        f"Load it with a model of its own family"
+        + (
+            f', or pass family="{model.family.name}" if its metadata is wrong'
+            if origin.evidence == "metadata"
+            else ""
+        )
+    )
+
+
+def _placed(file: str, contents: Contents, header: Header, model: ModelLayers) -> dict[Place, dict[str, Key]]:
+    """Every key at its place in the model: (component, module) -> part -> key."""
+    if contents.unknown:
+        raise AdapterFormatError(
+            f"{file}: {_some(contents.unknown)} of {len(header.tensors)} keys follow no adapter format known "
+            "here; " + (something_else(contents.unknown) or "is it a LoRA for Stable Diffusion at all?")
+        )
+    if not contents.keys:
+        extras = ", ".join((*contents.bundled, *contents.bookkeeping)[:3]) or "no tensors at all"
+        raise AdapterFormatError(f"{file}: no adapter layers in it ({extras}), so it would change nothing")
+    names = layer_names(model)
+    by_address: dict[Address, list[Key]] = defaultdict(list)
+    for key in contents.keys:
+        by_address[key.address].append(key)
+    places: dict[Place, dict[str, Key]] = defaultdict(dict)
+    homeless: list[str] = []
+    for address, keys in by_address.items():
+        place = _place_of(file, address, keys, names, header, model)
+        if place is None:
+            homeless.extend(key.text for key in keys)
+            continue
+        for key in keys:
+            if (other := places[place].setdefault(key.part, key)) is not key:
+                raise AdapterFormatError(
+                    f"{file}: {other.text!r} and {key.text!r} are the same part of {'.'.join(place)}; "
+                    "which one counts cannot be known, remove one of them"
+                )
+    if homeless:
+        missing = sorted(
+            {part for address in by_address for part in address.components} - set(model.components)
+        )
+        raise AdapterMismatchError(
+            f"{file}: {_some(homeless)} of {len(contents.keys)} keys match no layer of {model.label}"
+            + (f", which has no {' and no '.join(missing)}" if missing else "")
+            + "; the file was made for a model of another layout, load it with that one"
+        )
+    return places
+
+
+def _place_of(
+    file: str, address: Address, keys: Iterable[Key], names: LayerNames, header: Header, model: ModelLayers
+) -> Place | None:
+    """The layer an address means. A text encoder that the file leaves open is settled by the widths."""
+    found = names.find(address)
+    for key in keys:
+        axis = {"up": 0, "down": 1}.get(key.part)  # the axis of the layer's own width: out or in
+        shape = header.tensors[key.text].shape
+        if len(found) > 1 and axis is not None and len(shape) > axis:
+            found = tuple(
+                place for place in found if model.components[place[0]][place[1]].shape[axis] == shape[axis]
+            )
+    if len(found) > 1:
+        raise AdapterFormatError(
+            f"{file}: {next(iter(keys)).text!r} does not say which text encoder it means and fits both; "
+            "put `text_encoder.` or `text_encoder_2.` before such keys"
+        )
+    return found[0] if found else None
+
+
+def _raw_layer(
+    file: str,
+    place: Place,
+    keys: Mapping[str, Key],
+    tensors: Mapping[str, Tensor],
+    settings: Mapping[str, PeftSettings],
+) -> RawLayer:
+    """One layer's tensors, each a finite float, and the scale that PEFT's settings give it."""
+    component, module = place
+    texts = {part: key.text for part, key in keys.items()}
+    parts = {part: tensors[text] for part, text in texts.items()}
+    for part, tensor in parts.items():
+        if part != "alpha" and not tensor.is_floating_point():
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise AdapterFormatError(
+                f"{file}: {texts[part]!r} holds {dtype} instead of floating-point weights; "
+                "quantised adapters are not read, fetch the fp16 edition"
+            )
+        if not torch.isfinite(tensor.float()).all():
+            raise AdapterFileError(
+                f"{file}: {texts[part]!r} holds NaN or infinity, which would ruin every picture; "
+                "the training failed or the file is damaged, fetch another"
+            )
+    down = parts.get("down")
+    scale = None
+    if down is not None and down.ndim and component in settings:
+        scale = settings[component].scale_of(module, int(down.shape[0]))
+    return RawLayer(file, f"{component}.{module}", parts, texts, scale)
+
+
+def _factors(raw: Mapping[Place, RawLayer], model: ModelLayers) -> tuple[dict[str, LowRank], dict[str, Kind]]:
+    """Layer name -> factors, and which type each layer is of."""
+    layers, kinds = {}, {}
+    for (component, module), layer in raw.items():
+        kind = next(kind for kind in KINDS if kind.claims(layer.parts))
+        layers[layer.name] = kind.read(layer, model.components[component][module])
+        kinds[layer.name] = kind
+    if all(factors.scale == 0 for factors in layers.values()):
+        raise AdapterFormatError(
+            f"{next(iter(raw.values())).file}: alpha is 0 in every layer, so it would change nothing; "
+            "fetch a sound file"
+        )
+    return layers, kinds
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What reading a file brought to light, for its report."""
+
+    file: str
+    header: Header
+    contents: Contents
+    origin: Origin
+    raw: Mapping[Place, RawLayer]
+    settings: Mapping[str, PeftSettings]
+    orphans: tuple[Place, ...]
+    sha256: str
+
+    def alphas(self) -> list[float]:
+        """The alpha of every layer that has one, from the file or from its settings."""
+        values = []
+        for (component, module), layer in self.raw.items():
+            if "alpha" in layer.parts:
+                values.append(float(layer.parts["alpha"].double().item()))
+            elif (
+                component in self.settings
+                and (alpha := self.settings[component].alpha_of(module)) is not None
+            ):
+                values.append(alpha)
+        return values
+
+
+def _report(
+    name: str,
+    model: ModelLayers,
+    found: _Found,
+    layers: Mapping[str, LowRank],
+    kinds: Mapping[str, Kind],
+    metadata: AdapterMetadata,
+) -> LoadReport:
+    ranks = [factors.rank for factors in layers.values()]
+    alphas = found.alphas()
+    dtypes = Counter(
+        found.header.tensors[key].dtype
+        for layer in found.raw.values()
+        for part, key in layer.keys.items()
+        if part != "alpha"
+    )
+    kernels = any(factors.down.ndim == 4 and factors.down.shape[2:] != (1, 1) for factors in layers.values())
+    kind = " + ".join(sorted({kind.name for kind in kinds.values()}))
+    return LoadReport(
+        name=name,
+        file=found.file,
+        kind="LoCon" if kind == "LoRA" and kernels else kind,
+        naming=" + ".join(found.contents.namings),
+        family=found.origin.family,
+        evidence=found.origin.evidence,
+        applied={part: sum(place[0] == part for place in found.raw) for part in model.components},
+        total={part: len(targets) for part, targets in model.components.items()},
+        ranks=(min(ranks), max(ranks)),
+        alphas=(min(alphas), max(alphas)) if alphas else None,
+        dtype=", ".join(WEIGHT_DTYPES[dtype] for dtype, _ in dtypes.most_common()),
+        sha256=found.sha256,
+        title=metadata.title,
+        triggers=metadata.triggers,
+        notes=tuple(_notes(found, layers, len(alphas))),
+    )
+
+
+def _notes(found: _Found, layers: Mapping[str, LowRank], with_alpha: int) -> Iterable[str]:
+    """Everything a user might wonder about later."""
+    contents = found.contents
+    if contents.bundled:
+        yield f"{len(contents.bundled)} tensors of bundled embeddings (bundle_emb) ignored: no part of a LoRA"
+    if contents.bookkeeping:
+        yield f"{_some(contents.bookkeeping)} keys hold counters or buffers that change nothing: ignored"
+    if found.orphans:
+        yield f"{len(found.orphans)} alpha values lack factors ({'.'.join(found.orphans[0])}): ignored"
+    if 0 < with_alpha < len(layers):
+        yield f"{len(layers) - with_alpha} of {len(layers)} layers give no alpha: scale 1 there"
+    if idle := sum(factors.scale == 0 for factors in layers.values()):
+        yield f"{idle} layers have alpha 0 and change nothing"
+    if not any(factors.up.float().any() and factors.down.float().any() for factors in layers.values()):
+        yield "every layer's factors are zero: this file changes nothing (was it ever trained?)"
+    said = origin_by_metadata(found.header.metadata)
+    if said is not None and said.family != found.origin.family:
+        yield f"its metadata speaks of {said.label} ({said.detail}), but its {found.origin.evidence} decided"
+
+
+def _some(keys: Iterable[str], most: int = 3) -> str:
+    """The count and the first few of many keys."""
+    keys = list(keys)
+    shown = ", ".join(repr(key) for key in keys[:most])
+    return f"{len(keys)} ({shown}{', …' if len(keys) > most else ''})"

@@ -1,0 +1,115 @@
+"""Factors -> file, the inverse of reading: what we write, we and the other tools read back exactly."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Literal
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from pipelines.adapters.adapter import LowRank
+from pipelines.adapters.keys import COMPONENTS, TEXT, TEXT_2, UNET
+from pipelines.adapters.origin import origin_by_metadata
+from pipelines.adapters.peft_settings import METADATA_KEY
+from pipelines.family import SDXL
+
+Naming = Literal["kohya", "peft"]
+
+
+def write_lora(
+    path: Path,
+    layers: Mapping[str, LowRank],
+    *,
+    naming: Naming = "kohya",
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write layers ("unet.down_blocks.0…to_q" -> factors) as one safetensors file, or leave no trace.
+
+    naming: "kohya" (sd-scripts' names with diffusers blocks; alpha = scale * rank beside every layer) or
+        "peft" (diffusers' own; alphas in the `lora_adapter_metadata` that diffusers reads).
+    metadata: modelspec.* and the like, strings only.
+    """
+    assert layers, "an adapter without layers is none"
+    texts = dict(metadata or {})
+    if naming == "peft":
+        written = _peft(layers)
+        texts[METADATA_KEY] = json.dumps(_peft_settings(layers), indent=2, sort_keys=True)
+    else:
+        written = _kohya(layers, texts)
+    texts.setdefault("format", "pt")
+    tensors = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in written}
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        safetensors.torch.save_file(tensors, partial, metadata=texts)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _kohya(layers: Mapping[str, LowRank], metadata: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
+    """`lora_unet_…` and `lora_te_…`, which is numbered (`lora_te1_…`) in files for SDXL."""
+    origin = origin_by_metadata(metadata)
+    sdxl = origin is not None and origin.family == SDXL.name
+    numbered = sdxl or any(_split(name)[0] == TEXT_2 for name in layers)
+    prefixes = {UNET: "lora_unet_", TEXT: "lora_te1_" if numbered else "lora_te_", TEXT_2: "lora_te2_"}
+    for name, factors in sorted(layers.items()):
+        component, module = _split(name)
+        stem = prefixes[component] + _written(component, module).replace(".", "_")
+        yield f"{stem}.lora_up.weight", factors.up
+        yield f"{stem}.lora_down.weight", factors.down
+        yield f"{stem}.alpha", torch.tensor(factors.scale * factors.rank, dtype=torch.float32)
+
+
+def _peft(layers: Mapping[str, LowRank]) -> Iterator[tuple[str, Tensor]]:
+    for name, factors in sorted(layers.items()):
+        component, module = _split(name)
+        stem = f"{component}.{_written(component, module)}"
+        yield f"{stem}.lora_B.weight", factors.up
+        yield f"{stem}.lora_A.weight", factors.down
+
+
+def _peft_settings(layers: Mapping[str, LowRank]) -> dict[str, object]:
+    """LoraConfig's fields per component, as diffusers packs them: every layer's rank and alpha by name."""
+    settings: dict[str, object] = {}
+    for component in COMPONENTS:
+        own = {
+            _written(component, module): factors
+            for name, factors in sorted(layers.items())
+            for part, module in (_split(name),)
+            if part == component
+        }
+        if not own:
+            continue
+        first = next(iter(own.values()))
+        fields = {
+            "r": first.rank,
+            "lora_alpha": first.scale * first.rank,
+            "rank_pattern": {module: f.rank for module, f in own.items() if f.rank != first.rank},
+            "alpha_pattern": {
+                module: f.scale * f.rank
+                for module, f in own.items()
+                if f.scale * f.rank != first.scale * first.rank
+            },
+            "target_modules": list(own),
+            "use_rslora": False,
+        }
+        settings |= {f"{component}.{field}": value for field, value in fields.items()}
+    return settings
+
+
+def _split(name: str) -> tuple[str, str]:
+    component, _, module = name.partition(".")
+    assert component in COMPONENTS, f"{name!r} does not begin with a component"
+    return component, module
+
+
+def _written(component: str, module: str) -> str:
+    """A layer's name as files carry it: CLIP layers always under `text_model.`, whatever the model says."""
+    if component == UNET or module.startswith(("text_model.", "text_projection")):
+        return module
+    return f"text_model.{module}"
