@@ -86,10 +86,9 @@ def load_checkpoint(
     Raises ModelError for whatever cannot be found, read or run.
     """
     home = home or Home.resolve()
-    path = home.locate_model(source)
-    label = str(source) if path is None else path.stem if path.is_file() else path.name
-    if path is None:
-        path = fetch(str(source), dtype, allow_downloads)
+    found = home.find_model(source)
+    label = str(source) if found is None else found.name
+    path = fetch(str(source), dtype, allow_downloads) if found is None else found.path
     refuse_if_too_large(label, memory_needed(folder_files(path, dtype), dtype), notify)
     parts = load_folder(path, dtype)
     size = (native_size(parts), native_size(parts))

@@ -63,7 +63,7 @@ def make_model_scheduler(config: Mapping[str, Any], family: Family, **settings: 
     Raises ModelError for the scheduler of another kind of model.
     """
     import diffusers
-    from diffusers.utils import is_scipy_available
+    from diffusers.utils.import_utils import is_scipy_available
 
     name = str(config.get("_class_name", ""))
     scheduler_class = getattr(diffusers, name, None)
@@ -79,7 +79,7 @@ def make_model_scheduler(config: Mapping[str, Any], family: Family, **settings: 
         settings["steps_offset"] = 1
     if config.get("clip_sample"):
         settings["clip_sample"] = False
-    if config.get("use_beta_sigmas") and not is_scipy_available():
+    if config.get("use_beta_sigmas") and not is_scipy_available():  # type: ignore[no-untyped-call]
         settings["use_beta_sigmas"] = False
     accepted = scheduler_class._get_init_keys(scheduler_class)
     settings = {key: value for key, value in settings.items() if key in accepted}
@@ -96,7 +96,7 @@ def quietly() -> Iterator[None]:
     level = transformers_logging.get_verbosity()
     for log in bars:
         log.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity(transformers_logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)

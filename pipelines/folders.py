@@ -24,7 +24,6 @@ CLASSES = {
 """The component classes that can be run, by component name."""
 
 HALVES = (torch.float16, torch.bfloat16)
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 UNUSED: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
 
 
@@ -36,6 +35,7 @@ def load_folder(folder: Path, dtype: torch.dtype) -> Components:
     family = folder_family(folder, index)
     variant = folder_variant(folder, dtype)
     scheduler = make_model_scheduler(read_json(folder / "scheduler" / "scheduler_config.json"), family)
+    pipeline_class: Any
     if family is SDXL:
         pipeline_class = diffusers.StableDiffusionXLPipeline
         settings = {"feature_extractor": None, "image_encoder": None, "add_watermarker": False}
@@ -78,8 +78,8 @@ def folder_family(folder: Path, index: Mapping[str, Any]) -> Family:
     kind = index.get("_class_name")
     if not isinstance(index.get("unet"), list):
         raise ModelError(
-            f"{label} is a {kind}, which has no UNet; SD1.x, SD2.x and SDXL models can be used, not SD3, FLUX "
-            "or other transformer models"
+            f"{label} is a {kind}, which has no UNet; SD1.x, SD2.x and SDXL models can be used, not SD3, "
+            "FLUX or other transformer models"
         )
     unet_config = read_json(folder / "unet" / "config.json")
     try:

@@ -120,8 +120,11 @@ def scheduler_names() -> tuple[str, ...]:
 
 
 def canonical(name: str) -> str:
-    """The table's spelling of a name or alias. Raises RequestError for an unknown one, with near matches."""
-    return _sampler(name).name
+    """The table's spelling of a name or alias ("model" is the model's own scheduler).
+
+    Raises RequestError for an unknown one, with near matches.
+    """
+    return MODEL_OWN if name.strip().lower() == MODEL_OWN else _sampler(name).name
 
 
 def make_scheduler(name: str | None, model_scheduler: Scheduler) -> Scheduler:
@@ -132,7 +135,7 @@ def make_scheduler(name: str | None, model_scheduler: Scheduler) -> Scheduler:
     """
     import diffusers
 
-    if name is None or name.strip().lower() == MODEL_OWN:
+    if name is None or canonical(name) == MODEL_OWN:
         return type(model_scheduler).from_config(model_scheduler.config)
     sampler = _sampler(name)
     scheduler_class = getattr(diffusers, sampler.scheduler_class)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import struct
 from collections.abc import Callable, Iterable, Mapping
@@ -11,8 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from math import prod
 from pathlib import Path
-from typing import Any
 
+import psutil
 import torch
 
 from pipelines.errors import ModelError
@@ -109,8 +108,7 @@ def memory_needed(files: Iterable[Path], dtype: torch.dtype, free: int | None = 
 
 
 def free_memory() -> int:
-    """Bytes of this computer's memory that a model may take: what is available, within a container's limit."""
-    psutil: Any = importlib.import_module("psutil")
+    """Bytes of this computer's memory that a model may take: available, within a container's limit."""
     free = int(psutil.virtual_memory().available)
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     try:

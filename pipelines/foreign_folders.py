@@ -1,0 +1,86 @@
+"""Other programs' folders: ComfyUI's `extra_model_paths.yaml`; ComfyUI, webui and Fooocus installations."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipelines.errors import SetupError
+from pipelines.settings import Roots
+
+KINDS: Mapping[str, tuple[str, ...]] = {
+    "models": ("checkpoints", "diffusers"),
+    "loras": ("loras",),
+    "vae": ("vae",),
+}
+"""Our folders -> ComfyUI's keys for them."""
+
+LAYOUTS: Mapping[str, tuple[str, ...]] = {
+    "models": ("models/checkpoints", "models/Stable-diffusion", "models/diffusers"),
+    "loras": ("models/loras", "models/Lora", "models/LyCORIS"),
+    "vae": ("models/vae", "models/VAE"),
+}
+"""Our folders -> where other programs keep such files, from their own folder."""
+
+
+def import_paths(path: str | Path) -> Roots:
+    """The folders that another program uses and that exist.
+
+    path: an `extra_model_paths.yaml`, or the folder of a ComfyUI, webui (Forge, A1111) or Fooocus
+        installation.
+    Raises SetupError where nothing can be found there.
+    """
+    path = Path(path).expanduser()
+    if path.is_file():
+        roots = _from_yaml(path)
+    elif path.is_dir():
+        extra = path / "extra_model_paths.yaml"
+        roots = _from_layout(path) + (_from_yaml(extra) if extra.is_file() else Roots())
+    else:
+        raise SetupError(f"{path} does not exist; give ComfyUI's extra_model_paths.yaml or a webui's folder")
+    if not roots:
+        raise SetupError(
+            f"no model folders were found from {path}; give ComfyUI's extra_model_paths.yaml or a webui's "
+            "own folder (the one that holds the folder 'models')"
+        )
+    return roots
+
+
+def _from_layout(folder: Path) -> Roots:
+    if folder.name == "models":
+        folder = folder.parent
+    return Roots(*(_existing([folder / name for name in names]) for names in LAYOUTS.values()))
+
+
+def _from_yaml(file: Path) -> Roots:
+    """ComfyUI's format: sections of `key: folder`, a folder a line, counted from the section's base."""
+    try:
+        sections = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise SetupError(f"{file} cannot be read: {error}; mend it or give another file") from error
+    if not isinstance(sections, dict):
+        raise SetupError(f"{file} holds no sections; give ComfyUI's extra_model_paths.yaml")
+    roots = Roots()
+    for section in sections.values():
+        if isinstance(section, dict):
+            roots += Roots(*(_section(file, section, keys) for keys in KINDS.values()))
+    return roots
+
+
+def _section(file: Path, section: Mapping[str, Any], keys: tuple[str, ...]) -> tuple[Path, ...]:
+    base = file.parent / _expanded(str(section.get("base_path") or ""))
+    lines = [line.strip() for key in keys for line in str(section.get(key) or "").splitlines()]
+    return _existing([base / _expanded(line) for line in lines if line])
+
+
+def _expanded(text: str) -> Path:
+    return Path(os.path.expandvars(text)).expanduser()
+
+
+def _existing(folders: list[Path]) -> tuple[Path, ...]:
+    """Those that exist, each once, also where upper and lower case name the same folder."""
+    return tuple(dict.fromkeys(folder.resolve() for folder in folders if folder.is_dir()))

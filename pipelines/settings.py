@@ -1,0 +1,139 @@
+"""`config.toml` in the user's home: the model, the device, the precision, and further folders to look into.
+
+```toml
+model = "tiny-sdxl"
+device = "auto"            # auto, cpu, cuda, cuda:1, mps
+dtype = "float16"          # float32, float16, bfloat16
+
+[folders]
+models = ["/data/checkpoints"]
+loras = ["/data/loras"]
+vae = []
+```
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import SetupError
+
+CONFIG_FILE = "config.toml"
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "half": "float16"}
+"""Short names of the precisions -> their names in torch."""
+DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+
+
+@dataclass(frozen=True)
+class Roots:
+    """Folders to look into beside the home's own, in order."""
+
+    models: tuple[Path, ...] = ()
+    loras: tuple[Path, ...] = ()
+    vae: tuple[Path, ...] = ()
+
+    def __add__(self, other: Roots) -> Roots:
+        """Both, in order, each folder once."""
+        return Roots(*(tuple(dict.fromkeys((*a, *b))) for a, b in zip(self.lists, other.lists, strict=True)))
+
+    def __bool__(self) -> bool:
+        return any(self.lists)
+
+    @property
+    def lists(self) -> tuple[tuple[Path, ...], ...]:
+        return (self.models, self.loras, self.vae)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `config.toml` says; None where it says nothing. dtype is torch's name of it."""
+
+    model: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    folders: Roots = field(default_factory=Roots)
+
+
+def read_settings(home: Path) -> Settings:
+    """The settings in a home; all empty where it has no config.toml. Raises SetupError for a faulty one."""
+    file = home / CONFIG_FILE
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return Settings()
+    except (OSError, ValueError) as error:
+        raise SetupError(f"{file} cannot be read: {error}; mend it or take it away") from error
+    _refuse_unknown(file, "", content, [f.name for f in fields(Settings)])
+    folders = content.get("folders", {})
+    if not isinstance(folders, dict):
+        raise SetupError(f"{file}: folders is {folders!r}; it must be a table, [folders]")
+    _refuse_unknown(file, "folders.", folders, [f.name for f in fields(Roots)])
+    for key in ("model", "device", "dtype"):
+        if not isinstance(content.get(key, ""), str):
+            raise SetupError(
+                f'{file}: {key} is {content[key]!r}; it must be a text in quotes, as in {key} = "…"'
+            )
+    return Settings(
+        model=content.get("model"),
+        device=_device(file, content.get("device")),
+        dtype=_dtype(file, content.get("dtype")),
+        folders=Roots(
+            *(_folders(file, home, name, folders.get(name, [])) for name in ("models", "loras", "vae"))
+        ),
+    )
+
+
+def write_folders(home: Path, roots: Roots) -> Path:
+    """Puts the folders into config.toml, which is made if need be; all outside [folders] stays as it is."""
+    file = home / CONFIG_FILE
+    table = ["[folders]"]
+    for name, folders in zip(("models", "loras", "vae"), roots.lists, strict=True):
+        # a JSON text is a TOML text too
+        table.append(
+            f"{name} = [{', '.join(json.dumps(str(folder), ensure_ascii=False) for folder in folders)}]"
+        )
+    before = file.read_text(encoding="utf-8") if file.is_file() else ""
+    others = re.sub(r"(?ms)^[ \t]*\[folders\].*?(?=^[ \t]*\[|\Z)", "", before).strip()
+    text = "\n".join([*([others, ""] if others else []), *table, ""])
+    home.mkdir(parents=True, exist_ok=True)
+    fresh = file.with_suffix(".toml.new")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(file)
+    return file
+
+
+def _refuse_unknown(file: Path, prefix: str, content: Mapping[str, Any], known: list[str]) -> None:
+    for key in content:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise SetupError(f"{file}: unknown key '{prefix}{key}'; {hint}Known are {', '.join(known)}")
+
+
+def _device(file: Path, value: str | None) -> str | None:
+    if value is not None and not DEVICE.fullmatch(value):
+        raise SetupError(f"{file}: device is {value!r}; it must be auto, cpu, cuda, cuda:<number> or mps")
+    return value
+
+
+def _dtype(file: Path, value: str | None) -> str | None:
+    name = DTYPES.get(value or "", value)
+    if name is not None and name not in DTYPES.values():
+        raise SetupError(f"{file}: dtype is {value!r}; it must be float32, float16 or bfloat16")
+    return name
+
+
+def _folders(file: Path, home: Path, name: str, value: Any) -> tuple[Path, ...]:
+    """Relative folders count from the home."""
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise SetupError(
+            f'{file}: folders.{name} is {value!r}; it must be a list of texts, as in ["/data/loras"]'
+        )
+    return tuple(home / Path(text).expanduser() for text in value)
