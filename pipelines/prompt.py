@@ -28,6 +28,7 @@ from pipelines.tags import LoraTag, Moment, take_tags, write_tag
 
 STRONGER = 1.1
 WEAKER = 1 / 1.1
+DEEPEST = 200  # brackets open at once: far beyond use, and a bound on the time a hostile prompt can take
 
 _MARK = re.compile(
     r"""
@@ -73,7 +74,7 @@ class ParsedPrompt:
 def parse(text: str) -> ParsedPrompt:
     """A prompt without tags -> its words and weights.
 
-    Raises PromptError for a weight that is not a finite number.
+    Raises PromptError for a weight that is not a finite number, and for more than 200 open brackets.
     """
     pieces: list[list[Run]] = [[]]  # by section
     pending: dict[str, list[tuple[int, int]]] = {"(": [], "[": []}  # where each open bracket stands
@@ -87,6 +88,10 @@ def parse(text: str) -> ParsedPrompt:
             pieces.append([])
         elif mark["open"]:
             pending[mark["open"]].append((len(pieces) - 1, len(pieces[-1])))
+            if len(pending[mark["open"]]) > DEEPEST:
+                raise PromptError(
+                    f"more than {DEEPEST} {mark['open']!r} are open at once; close some, or write \\{mark['open']}"
+                )
         elif mark["weight"] and pending["("]:
             _weigh(pieces, pending["("].pop(), float(mark["weight"]))
         elif mark["close"] == ")" and pending["("]:

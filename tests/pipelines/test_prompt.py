@@ -88,8 +88,16 @@ def test_a_weight_without_bound_is_refused() -> None:
 
 
 def test_hostile_prompts_are_read_in_good_time() -> None:
-    for text in (" " * 30000, "(" * 3000, "(a:" + "1" * 300, ":" + " " * 30000, "<lora:" * 3000 + ">"):
+    for text in (
+        " " * 30000,
+        "[(a" * 199 + "(a)" * 5000,
+        "(a:" + "1" * 300,
+        ":" + " " * 30000,
+        "<lora:" * 3000,
+    ):
         parse(text)
+    with pytest.raises(PromptError, match="200"):
+        parse("(a" * 30000)
 
 
 @pytest.mark.parametrize(
