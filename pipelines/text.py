@@ -95,6 +95,11 @@ class _Encoder:
     model: Any
     tokenizer: Any
 
+    @property
+    def length(self) -> int:
+        """Tokens a row has, begin and end included: 77, also where a bare vocabulary does not say so."""
+        return int(min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings))
+
     def tokens(self, text: str) -> list[list[tuple[int, float]]]:
         """The prompt's (token id, weight) pairs, one list per section between BREAKs."""
         return [[pair for run in section for pair in self._run(run)] for section in parse(text).sections]
@@ -105,7 +110,7 @@ class _Encoder:
 
     def chunks(self, text: str, at_least: int = 1) -> list[Chunk]:
         """The prompt's rows, filled up with empty ones to `at_least`."""
-        size = self.tokenizer.model_max_length - 2
+        size = self.length - 2
         comma = self.tokenizer.convert_tokens_to_ids(",</w>")
         sections = self.tokens(text)
         if len(sections) > 1 and not sections[-1]:  # a BREAK at the end opens no chunk
@@ -189,7 +194,7 @@ class TextEncoder:
         last = self._encoders[-1]
         place = {"device": last.model.device, "dtype": last.model.dtype}
         width = sum(encoder.model.config.hidden_size for encoder in self._encoders)
-        tokens = torch.zeros(ask.chunks * last.tokenizer.model_max_length, width, **place)
+        tokens = torch.zeros(ask.chunks * last.length, width, **place)
         sized = self.family.size_conditioned
         return Embedding(tokens, torch.zeros(last.model.config.projection_dim, **place) if sized else None)
 

@@ -381,6 +381,13 @@ def test_silent_negatives_call_no_encoder(sdxl_parts: dict[str, Any]) -> None:
     assert lanes.calls == []
 
 
+def test_a_tokenizer_that_knows_no_length(sd1_parts: dict[str, Any], sd1: TextEncoder) -> None:
+    bare = tokenizer()
+    bare.model_max_length = int(1e30)
+    encoder = TextEncoder(SD1, {"tokenizer": bare}, sd1_parts)
+    assert torch.equal(one(encoder, "f " * 80).tokens, one(sd1, "f " * 80).tokens)
+
+
 def test_no_gradient_is_kept(sd1: TextEncoder) -> None:
     assert not one(sd1, "a (fox)").tokens.requires_grad
 
