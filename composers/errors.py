@@ -1,4 +1,4 @@
-"""The root of the error tree. Every error a user can cause is a `StudioError`; `pipelines.errors` shows the whole tree."""
+"""The root of the error tree: every error a user can cause is a `StudioError` (`pipelines.errors` shows all)."""
 
 
 class StudioError(Exception):

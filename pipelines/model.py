@@ -49,7 +49,7 @@ class Model:
         self.layers: ModelLayers = model_layers(checkpoint.family, checkpoint.label, self._components)
         self.text = TextEncoder(
             checkpoint.family,
-            checkpoint.tokenizers,
+            {name.replace("text_encoder", "tokenizer"): item for name, item in checkpoint.tokenizers.items()},
             checkpoint.text_encoders,
             force_zeros_for_empty_prompt=checkpoint.force_zeros_for_empty_prompt,
             lanes=self.bank,

@@ -1,0 +1,186 @@
+"""Tiny random models of the real topology, and random adapters for them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from safetensors.torch import save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from pipelines import assets
+
+torch.set_num_threads(1)
+
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+WIDTH = 32
+
+
+def _vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=32,
+        force_upcast=False,
+    )
+
+
+def _text_config(act: str, projection: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=49408,
+        hidden_size=WIDTH,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        hidden_act=act,
+        projection_dim=projection,
+        bos_token_id=49406,
+        eos_token_id=49407,
+        pad_token_id=1,
+    )
+
+
+def _tokenizer(pad: str) -> CLIPTokenizer:
+    return CLIPTokenizer.from_pretrained(
+        assets.root() / "configs" / "tokenizer", pad_token=pad, model_max_length=77
+    )
+
+
+@pytest.fixture(scope="session")
+def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SD1.x's layout: four UNet levels, one text encoder, convolutions around the transformers."""
+    torch.manual_seed(11)
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(16, 16, 32, 32),
+        layers_per_block=2,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=2,
+        norm_num_groups=8,
+    )
+    pipe = StableDiffusionPipeline(
+        vae=_vae(),
+        unet=unet,
+        text_encoder=CLIPTextModel(_text_config("quick_gelu", WIDTH)),
+        tokenizer=_tokenizer("<|endoftext|>"),
+        scheduler=PNDMScheduler(**BETAS, skip_prk_steps=True, steps_offset=1, set_alpha_to_one=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    folder = tmp_path_factory.mktemp("models") / "random-sd"
+    pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SDXL's layout: three UNet levels, the first without attention, two text encoders, size conditioning."""
+    torch.manual_seed(12)
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(16, 32, 32),
+        layers_per_block=2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 1, 2),
+        cross_attention_dim=2 * WIDTH,
+        attention_head_dim=(2, 2, 4),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=WIDTH + 6 * 8,
+        norm_num_groups=8,
+    )
+    pipe = StableDiffusionXLPipeline(
+        vae=_vae(),
+        unet=unet,
+        text_encoder=CLIPTextModel(_text_config("quick_gelu", WIDTH)),
+        text_encoder_2=CLIPTextModelWithProjection(_text_config("gelu", WIDTH)),
+        tokenizer=_tokenizer("<|endoftext|>"),
+        tokenizer_2=_tokenizer("!"),
+        scheduler=EulerDiscreteScheduler(**BETAS, steps_offset=1),
+        add_watermarker=False,
+    )
+    folder = tmp_path_factory.mktemp("models") / "random-sdxl"
+    pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(params=["sd", "sdxl"])
+def model_folder(request: pytest.FixtureRequest) -> Path:
+    """Each of the two families in turn."""
+    folder: Path = request.getfixturevalue(f"{request.param}_folder")
+    return folder
+
+
+def stock_pipeline(folder: Path) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+    """The folder as stock diffusers loads it, quiet."""
+    kind = StableDiffusionXLPipeline if (folder / "text_encoder_2").exists() else StableDiffusionPipeline
+    extra = {"add_watermarker": False} if kind is StableDiffusionXLPipeline else {"safety_checker": None}
+    pipe = kind.from_pretrained(folder, dtype=torch.float32, **extra)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def stock() -> Callable[[Path], StableDiffusionPipeline | StableDiffusionXLPipeline]:
+    return stock_pipeline
+
+
+AdapterMaker = Callable[..., Path]
+
+
+@pytest.fixture
+def make_lora(tmp_path: Path) -> AdapterMaker:
+    """make_lora(folder, "fox", seed=1, rank=4, where="attn", text=True) -> a PEFT-named file for that model.
+
+    Every factor is random, so that each one shows in the picture; alpha equals rank, as stock loaders assume.
+    """
+
+    def make(
+        folder: Path, name: str, *, seed: int = 0, rank: int = 4, where: str = "attn", text: bool = True
+    ) -> Path:
+        pipe = stock_pipeline(folder)
+        generator = torch.Generator().manual_seed(seed)
+        parts = {"unet": pipe.unet} | (
+            {key: getattr(pipe, key) for key in ("text_encoder", "text_encoder_2") if hasattr(pipe, key)}
+            if text
+            else {}
+        )
+        tensors: dict[str, torch.Tensor] = {}
+        for part, model in parts.items():
+            for module, layer in model.named_modules():
+                shape = getattr(getattr(layer, "weight", None), "shape", ())
+                wanted = where in module if part == "unet" else "_proj" in module
+                if not wanted or not isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
+                    continue
+                down = torch.randn((rank, *shape[1:]), generator=generator) * 0.3
+                up = torch.randn((shape[0], rank, *(1 for _ in shape[2:])), generator=generator) * 0.3
+                tensors[f"{part}.{module}.lora_A.weight"] = down
+                tensors[f"{part}.{module}.lora_B.weight"] = up
+        file = tmp_path / f"{name}.safetensors"
+        save_file(tensors, file)
+        return file
+
+    return make
