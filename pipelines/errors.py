@@ -4,7 +4,7 @@ its value and the remedy; front ends show that message and nothing else.
 StudioError                      (composers.errors)
 ├── ComposerError                a method's settings, or a mix it cannot take (composers.errors)
 ├── RequestError                 a request that makes no sense: sizes, steps, unknown adapter, …
-├── PromptError                  a prompt that cannot be read: unbalanced weight, malformed <lora:…> tag
+├── PromptError                  a prompt that cannot be read: a malformed <lora:…> tag, brackets without end
 ├── AdapterError                 an adapter file
 │   ├── AdapterFileError         it cannot be read: missing, truncated, a pickle, not safetensors
 │   ├── AdapterFormatError       its keys or types are not understood, or it is not supported yet

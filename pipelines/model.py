@@ -49,7 +49,7 @@ class Model:
         self.layers: ModelLayers = model_layers(checkpoint.family, checkpoint.label, self._components)
         self.text = TextEncoder(
             checkpoint.family,
-            {name.replace("text_encoder", "tokenizer"): item for name, item in checkpoint.tokenizers.items()},
+            checkpoint.tokenizers,
             checkpoint.text_encoders,
             force_zeros_for_empty_prompt=checkpoint.force_zeros_for_empty_prompt,
             lanes=self.bank,
@@ -110,8 +110,9 @@ class Model:
         return max(guess, 2)
 
     def encode_text(self, asks: Sequence[TextAsk]) -> list[Embedding]:
+        """The asks' embeddings, on the model's device, in one call a text encoder."""
         with self._at_work(*self.checkpoint.text_encoders.values()):
-            return self.text.encode(asks)
+            return [embedding.to(self.device) for embedding in self.text.encode(asks)]
 
     def evaluate(
         self,

@@ -58,6 +58,9 @@ class Embedding:
     tokens: Tensor  # [77 * chunks, width]
     pooled: Tensor | None  # [pooled width]; None where the family has none
 
+    def to(self, device: torch.device) -> Embedding:
+        return Embedding(self.tokens.to(device), None if self.pooled is None else self.pooled.to(device))
+
 
 class Lanes(Protocol):
     """Whatever gives each row of a text encoder's forward its own adapters."""
@@ -138,7 +141,7 @@ class TextEncoder:
         force_zeros_for_empty_prompt: bool = False,
         lanes: Lanes | None = None,
     ) -> None:
-        """Takes diffusers' components by their names: "tokenizer", "tokenizer_2", "text_encoder", …
+        """Takes tokenizers and text encoders by the encoder's component name ("text_encoder", …).
 
         Raises ModelError where one that the family needs is missing.
         """
@@ -147,17 +150,11 @@ class TextEncoder:
         self.lanes: Lanes = lanes or NoLanes()
         self._encoders: list[_Encoder] = []
         for name in family.text_encoders:
-            tokenizer = name.replace("text_encoder", "tokenizer")
-            missing = [
-                part
-                for part, parts in ((name, text_encoders), (tokenizer, tokenizers))
-                if parts.get(part) is None
-            ]
-            if missing:
-                raise ModelError(
-                    f"this {family.label} model has no {' and no '.join(missing)}; take a complete one"
-                )
-            self._encoders.append(_Encoder(name, text_encoders[name], tokenizers[tokenizer]))
+            model, tokenizer = text_encoders.get(name), tokenizers.get(name)
+            if model is None or tokenizer is None:
+                missing = name if model is None else f"tokenizer for its {name}"
+                raise ModelError(f"this {family.label} model has no {missing}; take a complete one")
+            self._encoders.append(_Encoder(name, model, tokenizer))
 
     def count_tokens(self, text: str) -> tuple[int, int]:
         """(tokens, chunks) of a prompt without tags; begin, end and padding tokens are not counted."""

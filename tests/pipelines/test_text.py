@@ -15,7 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from composers.plan import Use
 from pipelines.errors import ModelError, RequestError
-from pipelines.family import SD1, SDXL
+from pipelines.family import Family, SD1, SDXL
 from pipelines.text import Embedding, NoLanes, TextAsk, TextEncoder, cut_tokens, weigh
 
 COMMA = 9
@@ -75,14 +75,20 @@ def sdxl_parts() -> dict[str, Any]:
     }
 
 
+def encoder_of(family: Family, parts: dict[str, Any], **settings: Any) -> TextEncoder:
+    """From diffusers' components by their names."""
+    tokenizers = {name: parts[name.replace("text_encoder", "tokenizer")] for name in family.text_encoders}
+    return TextEncoder(family, tokenizers, parts, **settings)
+
+
 @pytest.fixture(scope="module")
 def sd1(sd1_parts: dict[str, Any]) -> TextEncoder:
-    return TextEncoder(SD1, sd1_parts, sd1_parts)
+    return encoder_of(SD1, sd1_parts)
 
 
 @pytest.fixture(scope="module")
 def sdxl(sdxl_parts: dict[str, Any]) -> TextEncoder:
-    return TextEncoder(SDXL, sdxl_parts, sdxl_parts, force_zeros_for_empty_prompt=True)
+    return encoder_of(SDXL, sdxl_parts, force_zeros_for_empty_prompt=True)
 
 
 @pytest.fixture(scope="module")
@@ -169,11 +175,11 @@ def test_sdxl_is_bit_equal_to_diffusers(
 def test_the_norm_is_found_where_transformers_keeps_it(sd1: TextEncoder) -> None:
     bare = {"tokenizer": tokenizer(), "text_encoder": clip(CLIPTextModel, 16)}
     assert torch.equal(
-        one(TextEncoder(SD1, bare, bare), "a fox", clip_skip=1).tokens, one(sd1, "a fox", clip_skip=1).tokens
+        one(encoder_of(SD1, bare), "a fox", clip_skip=1).tokens, one(sd1, "a fox", clip_skip=1).tokens
     )
     nested = {"tokenizer": tokenizer(), "text_encoder": clip(CLIPTextModelWithProjection, 16)}
-    embedding = one(TextEncoder(SD1, nested, nested), "a fox", clip_skip=0)
-    assert torch.equal(embedding.tokens, one(TextEncoder(SD1, nested, nested), "a fox").tokens)
+    embedding = one(encoder_of(SD1, nested), "a fox", clip_skip=0)
+    assert torch.equal(embedding.tokens, one(encoder_of(SD1, nested), "a fox").tokens)
     assert embedding.pooled is None
 
 
@@ -189,7 +195,7 @@ def test_sdxl_negatives(
 ) -> None:
     sdxl_pipe.register_to_config(force_zeros_for_empty_prompt=force_zeros)
     _, tokens, _, pooled = sdxl_pipe.encode_prompt("a fox", device="cpu", negative_prompt=negative)
-    encoder = TextEncoder(SDXL, sdxl_parts, sdxl_parts, force_zeros_for_empty_prompt=force_zeros)
+    encoder = encoder_of(SDXL, sdxl_parts, force_zeros_for_empty_prompt=force_zeros)
     embedding = one(encoder, negative)
     assert embedding.pooled is not None
     assert torch.equal(embedding.tokens, tokens[0])
@@ -202,14 +208,14 @@ def test_attention_mask_where_the_model_wants_one() -> None:
     nothing = dict.fromkeys(("vae", "unet", "scheduler", "safety_checker", "feature_extractor"))
     pipe = StableDiffusionPipeline(**parts, **nothing, requires_safety_checker=False)
     positive, _ = pipe.encode_prompt("a fox", "cpu", 1, False)
-    assert torch.equal(one(TextEncoder(SD1, parts, parts), "a fox").tokens, positive[0])
+    assert torch.equal(one(encoder_of(SD1, parts), "a fox").tokens, positive[0])
 
 
 def test_half_precision_is_kept(sdxl_parts: dict[str, Any]) -> None:
     parts = dict(sdxl_parts)
     parts["text_encoder"] = clip(CLIPTextModel, 16).to(torch.bfloat16)
     parts["text_encoder_2"] = clip(CLIPTextModelWithProjection, 24).to(torch.bfloat16)
-    encoder = TextEncoder(SDXL, parts, parts, force_zeros_for_empty_prompt=True)
+    encoder = encoder_of(SDXL, parts, force_zeros_for_empty_prompt=True)
     for embedding in encoder.encode([TextAsk("a (fox:1.3)"), TextAsk(None)]):
         assert embedding.pooled is not None
         assert {embedding.tokens.dtype, embedding.pooled.dtype} == {torch.bfloat16}
@@ -327,7 +333,7 @@ def test_weights_of_one_are_no_weights(sd1: TextEncoder) -> None:
 
 def test_a_batch_equals_singles(sdxl_parts: dict[str, Any]) -> None:
     lanes = Recorder(sdxl_parts)
-    encoder = TextEncoder(SDXL, sdxl_parts, sdxl_parts, force_zeros_for_empty_prompt=True, lanes=lanes)
+    encoder = encoder_of(SDXL, sdxl_parts, force_zeros_for_empty_prompt=True, lanes=lanes)
     fox, hat = (Use("fox", 0.8),), (Use("hats", 0.5), Use("fox", 0.1))
     asks = [
         TextAsk("a fox", fox),
@@ -355,7 +361,7 @@ def test_rows_are_distinct_chunks_with_their_own_adapters(
     sd1_parts: dict[str, Any], sd1: TextEncoder
 ) -> None:
     lanes = Recorder(sd1_parts)
-    encoder = TextEncoder(SD1, sd1_parts, sd1_parts, lanes=lanes)
+    encoder = encoder_of(SD1, sd1_parts, lanes=lanes)
     fox, hat = (Use("fox", 0.8),), (Use("hat", 0.5),)
     asks = [
         TextAsk("a BREAK b", fox),
@@ -375,7 +381,7 @@ def test_rows_are_distinct_chunks_with_their_own_adapters(
 
 def test_silent_negatives_call_no_encoder(sdxl_parts: dict[str, Any]) -> None:
     lanes = Recorder(sdxl_parts)
-    encoder = TextEncoder(SDXL, sdxl_parts, sdxl_parts, force_zeros_for_empty_prompt=True, lanes=lanes)
+    encoder = encoder_of(SDXL, sdxl_parts, force_zeros_for_empty_prompt=True, lanes=lanes)
     assert encoder.encode([]) == []
     assert one(encoder, None, chunks=3).tokens.shape == (231, 40)
     assert lanes.calls == []
@@ -384,7 +390,7 @@ def test_silent_negatives_call_no_encoder(sdxl_parts: dict[str, Any]) -> None:
 def test_a_tokenizer_that_knows_no_length(sd1_parts: dict[str, Any], sd1: TextEncoder) -> None:
     bare = tokenizer()
     bare.model_max_length = int(1e30)
-    encoder = TextEncoder(SD1, {"tokenizer": bare}, sd1_parts)
+    encoder = encoder_of(SD1, {**sd1_parts, "tokenizer": bare})
     assert torch.equal(one(encoder, "f " * 80).tokens, one(sd1, "f " * 80).tokens)
 
 
@@ -407,6 +413,7 @@ def test_clip_skip_beyond_the_layers(name: str, most: int, request: pytest.Fixtu
 
 
 def test_missing_components_are_named(sdxl_parts: dict[str, Any]) -> None:
-    tokenizers = {"tokenizer": sdxl_parts["tokenizer"], "tokenizer_2": None}
-    with pytest.raises(ModelError, match="no tokenizer_2"):
-        TextEncoder(SDXL, tokenizers, sdxl_parts)
+    with pytest.raises(ModelError, match="no tokenizer for its text_encoder_2"):
+        encoder_of(SDXL, {**sdxl_parts, "tokenizer_2": None})
+    with pytest.raises(ModelError, match="no text_encoder_2"):
+        encoder_of(SDXL, {**sdxl_parts, "text_encoder_2": None})
