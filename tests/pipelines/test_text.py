@@ -15,7 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from composers.plan import Use
 from pipelines.errors import ModelError, RequestError
-from pipelines.family import Family, SD1, SDXL
+from pipelines.family import SD1, SDXL, Family
 from pipelines.text import Embedding, NoLanes, TextAsk, TextEncoder, cut_tokens, weigh
 
 COMMA = 9
