@@ -99,6 +99,21 @@ def read_tensors(path: Path, header: Header) -> tuple[dict[str, Tensor], str]:
     return tensors, hashlib.sha256(data).hexdigest()
 
 
+def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file's bytes. Equal content gives equal bytes, so that hashes can be compared.
+
+    The library writes metadata in another order each time, so the header is put together here.
+    """
+    data = safetensors.torch.save(dict(tensors))
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    text = json.dumps(
+        {"__metadata__": dict(sorted(metadata.items())), **header}, separators=(",", ":")
+    ).encode()
+    text += b" " * (-len(text) % 8)  # the data must begin at a multiple of eight
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
 def sha256(path: Path) -> str:
     """The sha256 of a whole file, 64 hex digits; its first twelve are the short hash other tools show."""
     try:

@@ -4,8 +4,9 @@ thousands of files is listed in seconds."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,9 @@ def inspect_file(path: Path) -> Inspection:
     layers: dict[Address, dict[str, str]] = defaultdict(dict)
     for key in contents.keys:
         layers[key.address][key.part] = key.text
-    kinds = {address: kind for address, parts in layers.items() if (kind := _kind_of(parts)) is not None}
+    kinds = {
+        address: kind for address, parts in layers.items() if (kind := _kind_of(frozenset(parts))) is not None
+    }
     beside = read_sidecars(path)
     weights = Counter(header.tensors[key.text].dtype for key in contents.keys if key.part != "alpha")
     return Inspection(
@@ -109,7 +112,8 @@ def inspect_file(path: Path) -> Inspection:
     )
 
 
-def _kind_of(parts: Collection[str]) -> Kind | None:
+@functools.cache  # a handful of combinations, asked for every layer of every file
+def _kind_of(parts: frozenset[str]) -> Kind | None:
     return next((kind for kind in KINDS if kind.claims(parts)), None)
 
 

@@ -45,6 +45,7 @@ _DIFFUSERS_UNET = re.compile(
     r"(down_blocks|up_blocks)[._]\d|(mid_block|time_embedding|add_embedding)[._]|conv_(in|out)$"
 )
 _TEXT = re.compile(r"text_model[._]|encoder[._]layers[._]|text_projection$")
+_NAMED = re.compile(r"\.lora_(A|B|magnitude_vector|embedding_[AB])\.")
 _BUNDLED = re.compile(r"bundle_emb\.")
 _BOOKKEEPING = re.compile(
     r"(.*[._])?position_ids$|(global_|max_)?(step|epoch|iteration)s?$|(modelspec|ss|sshs)[._].*"
@@ -135,7 +136,7 @@ def _split_leaf(text: str) -> tuple[str, Leaf] | None:
     """The layer name and the leaf; the longest known leaf wins."""
     if "_lora." in text:  # to_q_lora.up.weight -> to_q.lora.up.weight
         text = text.replace("_lora.", ".lora.")
-    if ".lora_" in text:  # PEFT puts the adapter's name between: lora_A.default.weight
+    if _NAMED.search(text):  # PEFT puts the adapter's name between: lora_A.default.weight
         text = re.sub(r"\.(lora_(?:A|B|magnitude_vector))\.[^.]+\.(weight|bias)$", r".\1.\2", text)
         text = re.sub(r"\.(lora_embedding_[AB])\.[^.]+$", r".\1", text)
     pieces = text.split(".")

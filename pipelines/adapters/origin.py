@@ -122,7 +122,7 @@ def origin_by_metadata(metadata: Mapping[str, str]) -> Origin | None:
         if family:
             return Origin(family, "metadata", f"{field} is {said!r}")
     if metadata.get("ss_v2", "").strip().lower() == "true":
-        return Origin("sd2", "metadata", "ss_v2 is True")
+        return Origin("sd2", "metadata", f"ss_v2 is {metadata['ss_v2']!r}")
     return None
 
 

@@ -37,8 +37,9 @@ class PeftSettings:
 
     def alpha_of(self, module: str) -> float | None:
         """The layer's alpha: the first pattern that matches the end of its name, else the common one."""
+        bare = module.removeprefix("text_model.")  # files name text layers with or without it
         for pattern, alpha in self.alpha_pattern.items():
-            if any(re.match(rf"(.*\.)?({pattern})$", name) for name in (module, f"text_model.{module}")):
+            if any(re.match(rf"(.*\.)?({pattern})$", name) for name in (bare, f"text_model.{bare}")):
                 return alpha
         return self.alpha
 
@@ -122,9 +123,7 @@ def _settings(where: str, fields: Mapping[str, Any]) -> PeftSettings:
             )
     return PeftSettings(
         alpha=None if alpha is None else float(alpha),
-        alpha_pattern={
-            piece.removeprefix("^").removesuffix("$"): float(value) for piece, value in pattern.items()
-        },
+        alpha_pattern={piece: float(value) for piece, value in pattern.items()},
         rslora=bool(fields.get("use_rslora")),
     )
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from pipelines.adapters.adapter import LowRank
+from pipelines.adapters.container import pack
 from pipelines.adapters.keys import COMPONENTS, TEXT, TEXT_2, UNET
 from pipelines.adapters.origin import origin_by_metadata
 from pipelines.adapters.peft_settings import METADATA_KEY
@@ -30,6 +30,8 @@ def write_lora(
 ) -> None:
     """Write layers ("unet.down_blocks.0…to_q" -> factors) as one safetensors file, or leave no trace.
 
+    The same layers and metadata give the same bytes.
+
     naming: "kohya" (sd-scripts' names with diffusers blocks; alpha = scale * rank beside every layer) or
         "peft" (diffusers' own; alphas in the `lora_adapter_metadata` that diffusers reads).
     metadata: modelspec.* and the like, strings only.
@@ -43,9 +45,10 @@ def write_lora(
         written = _kohya(layers, texts)
     texts.setdefault("format", "pt")
     tensors = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in written}
+    data = pack(tensors, texts)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        safetensors.torch.save_file(tensors, partial, metadata=texts)
+        partial.write_bytes(data)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
