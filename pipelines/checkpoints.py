@@ -8,7 +8,7 @@ own; what is decided here is which class, which files, which precision, and what
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ import torch
 
 from pipelines.card import ModelCard, read_card, resolve_defaults
 from pipelines.components import Components
-from pipelines.family import Defaults, Family
+from pipelines.family import SD2, Defaults, Family
 from pipelines.folders import fetch, folder_files, load_folder
 from pipelines.home import Home
 from pipelines.schedulers import Scheduler, name_of
+from pipelines.single_file import examine, load_single_file
+from pipelines.vae import load_vae, refuse_misfit
 from pipelines.weights import memory_needed, refuse_if_too_large, short_hash
 
 Notify = Callable[[str], None]
@@ -87,12 +89,28 @@ def load_checkpoint(
     """
     home = home or Home.resolve()
     found = home.find_model(source)
+    vae_path = None if vae is None else home.find_vae(vae).path
     label = str(source) if found is None else found.name
     path = fetch(str(source), dtype, allow_downloads) if found is None else found.path
-    refuse_if_too_large(label, memory_needed(folder_files(path, dtype), dtype), notify)
-    parts = load_folder(path, dtype)
-    size = (native_size(parts), native_size(parts))
-    return _checkpoint(parts, label, str(source), read_card(path), name_of(parts.scheduler), size, dtype)
+    if path.is_dir():
+        refuse_if_too_large(label, memory_needed(folder_files(path, dtype), dtype), notify)
+        parts = load_folder(path, dtype)
+        if vae_path is not None:
+            other = load_vae(vae_path, parts.family, dtype, path)
+            refuse_misfit(vae_path.name, other, parts.vae)
+            parts = replace(parts, vae=other)
+        side = native_size(parts)
+        return _checkpoint(
+            parts, label, str(source), read_card(path), name_of(parts.scheduler), (side, side), dtype
+        )
+    facts = examine(path)
+    refuse_if_too_large(label, memory_needed([path], dtype), notify)
+    other = None if vae_path is None else load_vae(vae_path, facts.family, dtype)
+    parts = load_single_file(path, dtype, other)
+    # Karras spacing wastes most steps on the endless noise a zero-SNR schedule starts from
+    scheduler = "Euler" if facts.zero_snr else None
+    size = (512, 512) if facts.family is SD2 and facts.prediction_type == "epsilon" else None
+    return _checkpoint(parts, label, str(source), None, scheduler, size, dtype)
 
 
 def native_size(parts: Components) -> int:

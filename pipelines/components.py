@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -86,22 +87,40 @@ def make_model_scheduler(config: Mapping[str, Any], family: Family, **settings: 
     return scheduler_class.from_config(dict(config), **settings)
 
 
+def refuse_incomplete(label: str, *modules: Any) -> None:
+    """Raises ModelError where a weight was not in the files; diffusers' single-file loading passes over it."""
+    for module in modules:
+        for name, weight in module.named_parameters():
+            if weight.is_meta:
+                raise ModelError(
+                    f"{label} lacks the weight {name} of the {type(module).__name__}; use a complete copy"
+                )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of another library's message, to be quoted in ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
 @contextmanager
 def quietly() -> Iterator[None]:
     """Without diffusers' and transformers' progress bars, and without remarks that no user can act on."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    bars = [log for log in (diffusers_logging, transformers_logging) if log.is_progress_bar_enabled()]
-    level = transformers_logging.get_verbosity()
-    for log in bars:
-        log.disable_progress_bar()
-    transformers_logging.set_verbosity(transformers_logging.ERROR)
+    libraries = (diffusers_logging, transformers_logging)
+    bars = [library for library in libraries if library.is_progress_bar_enabled()]
+    levels = [library.get_verbosity() for library in libraries]
+    for library in bars:
+        library.disable_progress_bar()
+    for library in libraries:
+        library.set_verbosity(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:
-        transformers_logging.set_verbosity(level)
-        for log in bars:
-            log.enable_progress_bar()
+        for library, level in zip(libraries, levels, strict=True):
+            library.set_verbosity(level)
+        for library in bars:
+            library.enable_progress_bar()

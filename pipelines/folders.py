@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pipelines.components import Components, make_model_scheduler, quietly, read_json, vae_dtype
+from pipelines.components import Components, first_line, make_model_scheduler, quietly, read_json, vae_dtype
 from pipelines.errors import ModelError
 from pipelines.family import SDXL, Family, family_of
 
@@ -55,7 +55,7 @@ def load_folder(folder: Path, dtype: torch.dtype) -> Components:
             )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
-            f"{folder} cannot be loaded: {_first_line(error)}; copy or download it again"
+            f"{folder} cannot be loaded: {first_line(error)}; copy or download it again"
         ) from error
     tokenizers = {
         name: getattr(pipeline, name.replace("text_encoder", "tokenizer")) for name in family.text_encoders
@@ -157,12 +157,12 @@ def fetch(hub_id: str, dtype: torch.dtype, allow_downloads: bool) -> Path:
                     "first, or give a model's folder or .safetensors file"
                 ) from error
             raise ModelError(
-                f"{hub_id} is not in the local cache and the hub cannot be reached ({_first_line(error)}); "
+                f"{hub_id} is not in the local cache and the hub cannot be reached ({first_line(error)}); "
                 "check the network, or give a model's folder or .safetensors file"
             ) from error
         except (ValueError, TypeError, KeyError) as error:
             if variant is None:
-                raise ModelError(f"{hub_id} cannot be used: {_first_line(error)}") from error
+                raise ModelError(f"{hub_id} cannot be used: {first_line(error)}") from error
     raise ModelError(f"{hub_id} has no .safetensors weights that can be used")
 
 
@@ -176,7 +176,3 @@ def _weights(folder: Path, variant: str | None) -> tuple[Path, ...]:
         if match and (match[1] or match[3] or None) == (f".{variant}" if variant else None):
             found.append(file)
     return tuple(found)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -31,7 +31,8 @@ class Header:
 
     @property
     def parameters(self) -> int:
-        return sum(prod(shape) for shape in self.shapes.values())
+        """Those that are loaded: a checkpoint's averaged copy of its own weights is not."""
+        return sum(prod(shape) for key, shape in self.shapes.items() if not key.startswith("model_ema."))
 
 
 def read_header(file: Path) -> Header:

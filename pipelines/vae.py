@@ -1,0 +1,93 @@
+"""Another VAE for a model: from a .safetensors file or a diffusers folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines import assets
+from pipelines.components import first_line, quietly, read_json, refuse_incomplete, vae_dtype
+from pipelines.errors import ModelError
+from pipelines.family import Family
+from pipelines.weights import read_header
+
+DECODER_INPUTS = (
+    "decoder.conv_in.weight",
+    "first_stage_model.decoder.conv_in.weight",
+    "vae.decoder.conv_in.weight",
+)
+"""Where the number of latent channels can be read off, by layout."""
+
+
+def load_vae(path: Path, family: Family, dtype: torch.dtype, model_folder: Path | None = None) -> Any:
+    """The VAE, in float32 where `dtype` is float16 and it overflows there.
+
+    model_folder: the diffusers folder of the model it is for; a single file is read by that model's VAE
+        configuration, so that its latents keep the scale that the UNet knows.
+    Raises ModelError for what is no VAE for this kind of model.
+    """
+    import diffusers
+
+    try:
+        with quietly():
+            if path.is_dir():
+                folder = path / "vae" if (path / "vae" / "config.json").is_file() else path
+                settings = {"dtype": vae_dtype(dtype, read_json(folder / "config.json"))}
+                vae = diffusers.AutoencoderKL.from_pretrained(
+                    str(folder), use_safetensors=True, local_files_only=True, **settings
+                )
+            else:
+                _refuse_other_files(path)
+                config = model_folder or assets.root() / "configs" / family.name
+                vae = diffusers.AutoencoderKL.from_single_file(
+                    str(path),
+                    config=str(config),
+                    subfolder="vae",
+                    dtype=vae_dtype(dtype, read_json(config / "vae" / "config.json")),
+                    local_files_only=True,
+                )
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        NotImplementedError,
+    ) as error:
+        raise ModelError(
+            f"the VAE {path.name} cannot be loaded for {family.label} ({first_line(error)}); use one that was made "
+            "for this kind of model"
+        ) from error
+    refuse_incomplete(path.name, vae)
+    return vae.eval()
+
+
+def refuse_misfit(label: str, vae: Any, own: Any) -> None:
+    """Raises ModelError for a VAE whose latents are not shaped like those of the model's own."""
+    for what, of in (("latent channels", _channels), ("pixels per latent cell", _cell)):
+        if of(vae) != of(own):
+            raise ModelError(
+                f"the VAE {label} has {of(vae)} {what}, the model's own {of(own)}; use a VAE made for this model"
+            )
+
+
+def _refuse_other_files(file: Path) -> None:
+    if file.suffix.lower() != ".safetensors":
+        raise ModelError(f"the VAE {file.name} is no .safetensors file; pickles (.pt, .ckpt) are not opened")
+    shapes = read_header(file).shapes
+    first = next((shapes[key] for key in DECODER_INPUTS if key in shapes), None)
+    if first is None:
+        raise ModelError(f"{file.name} holds no VAE; choose a file with a VAE's encoder and decoder")
+    if first[1] != 4:
+        raise ModelError(f"the VAE {file.name} has {first[1]} latent channels; SD1.x, SD2.x and SDXL use 4")
+
+
+def _channels(vae: Any) -> int:
+    return int(vae.config.latent_channels)
+
+
+def _cell(vae: Any) -> int:
+    return int(2 ** (len(vae.config.block_out_channels) - 1))
