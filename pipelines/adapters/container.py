@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,9 @@ from pipelines.errors import AdapterFileError
 
 HEADER_LIMIT = 32 * 2**20
 """The longest header believed, in bytes; real ones, thumbnails included, stay below a tenth of it."""
+
+SIZE_LIMIT = 16 * 2**30
+"""The largest file loaded, in bytes: it is read into memory whole."""
 
 ITEM_BYTES: Mapping[str, int] = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1,
@@ -82,6 +86,10 @@ def read_header(path: Path) -> Header:
 
 def read_tensors(path: Path, header: Header) -> tuple[dict[str, Tensor], str]:
     """Every tensor, and the file's sha256. The file is read once, so both speak of the same bytes."""
+    if header.size > SIZE_LIMIT:
+        raise AdapterFileError(
+            f"{path.name}: {header.size / 2**30:.0f} GB is no adapter's size (at most {SIZE_LIMIT / 2**30:.0f})"
+        )
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -160,16 +168,16 @@ def _parse(name: str, size: int, file: BinaryIO) -> Header:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} occurs twice")
+        counts = Counter(name for name, _ in pairs)
+        raise ValueError(f"{counts.most_common(1)[0][0]!r} occurs twice")
     return fields
 
 
 def _entry(name: str, key: str, value: object) -> Entry:
     """One header entry, checked for itself."""
     match value:
-        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]} if all(
-            type(length) is int and length >= 0 for length in shape
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]} if (
+            all(type(length) is int and 0 <= length < 2**40 for length in shape) and len(shape) <= 8
         ):
             entry = Entry(dtype, tuple(shape), start, end)
         case _:

@@ -17,7 +17,9 @@ from pipelines.adapters.keys import Address, Contents, sort_keys
 from pipelines.adapters.kinds import KINDS, Kind
 from pipelines.adapters.metadata import describe
 from pipelines.adapters.origin import Origin, origin_of, something_else
+from pipelines.adapters.peft_settings import peft_settings
 from pipelines.adapters.sidecars import Sidecars, read_sidecars
+from pipelines.errors import AdapterFormatError
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,11 @@ class Inspection:
     origin: Origin
     metadata: AdapterMetadata
     sidecars: Sidecars
+
+    @property
+    def family(self) -> str:
+        """ "sd1", "sd2", "sdxl", another family's name, or "unknown"."""
+        return self.origin.family
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON can hold it."""
@@ -101,7 +108,7 @@ def inspect_file(path: Path) -> Inspection:
         path=path,
         size=header.size,
         kinds=_kind_names(kinds, layers, header),
-        refused=_refusal(contents, kinds),
+        refused=_refusal(path, header, contents, kinds),
         namings=contents.namings,
         modules=dict(sorted(Counter(_component(address) for address in kinds).items(), reverse=True)),
         ranks=_ranks(layers, header),
@@ -129,7 +136,7 @@ def _kind_names(
     return tuple("LoCon" if name == "LoRA" and convolutional else name for name, _ in counts.most_common())
 
 
-def _refusal(contents: Contents, kinds: Mapping[Address, Kind]) -> str:
+def _refusal(path: Path, header: Header, contents: Contents, kinds: Mapping[Address, Kind]) -> str:
     """Why no model of ours could take the file, as far as the header tells; "" where one might."""
     refused = {kind.name: kind.refusal for kind in kinds.values() if kind.refusal}
     if refused:
@@ -138,7 +145,13 @@ def _refusal(contents: Contents, kinds: Mapping[Address, Kind]) -> str:
         first = contents.unknown[0]
         what = something_else(contents.unknown) or "no adapter format known here"
         return f"{len(contents.unknown)} keys not understood ({first!r}): {what}"
-    return "" if kinds else "no adapter layers in it"
+    if not kinds:
+        return "no adapter layers in it"
+    try:
+        peft_settings(path, header.metadata)
+    except AdapterFormatError as error:
+        return str(error)
+    return ""
 
 
 def _component(address: Address) -> str:

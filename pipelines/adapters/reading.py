@@ -5,27 +5,25 @@ Nothing of the model is touched here, so a refused file leaves everything as it 
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from pipelines.adapters.adapter import Adapter, AdapterMetadata, LoadReport, LowRank, ModelLayers
-from pipelines.adapters.container import WEIGHT_DTYPES, Header, adapter_path, read_header, read_tensors
+from pipelines.adapters.adapter import Adapter, LowRank, ModelLayers
+from pipelines.adapters.container import Header, adapter_path, read_header, read_tensors
 from pipelines.adapters.keys import Address, Contents, Key, sort_keys
 from pipelines.adapters.kinds import KINDS, Kind, RawLayer
 from pipelines.adapters.metadata import describe
 from pipelines.adapters.names import LayerNames, layer_names
-from pipelines.adapters.origin import Origin, origin_by_metadata, origin_of, something_else
+from pipelines.adapters.origin import Origin, origin_of, something_else
 from pipelines.adapters.peft_settings import PeftSettings, peft_settings
+from pipelines.adapters.reporting import Found, Place, report, some
 from pipelines.adapters.sidecars import read_sidecars
 from pipelines.errors import AdapterFileError, AdapterFormatError, AdapterMismatchError
 from pipelines.family import FamilyName
-
-Place = tuple[str, str]  # (component, module)
 
 
 def read_adapter(path: Path, model: ModelLayers, name: str, *, family: FamilyName | None = None) -> Adapter:
@@ -53,13 +51,13 @@ def read_adapter(path: Path, model: ModelLayers, name: str, *, family: FamilyNam
         )
     layers, kinds = _factors(raw, model)
     metadata = describe(header.metadata, read_sidecars(path))
-    found = _Found(path.name, header, contents, origin, raw, settings, tuple(orphans), digest)
-    return Adapter(name, layers, metadata, _report(name, model, found, layers, kinds, metadata))
+    found = Found(path.name, header, contents, origin, raw, settings, tuple(orphans), digest)
+    return Adapter(name, layers, metadata, report(name, model, found, layers, kinds, metadata))
 
 
 def _refuse_unsupported(file: str, contents: Contents) -> None:
     """A type that is not applied yet is refused by name, before anything else is looked at."""
-    parts = Counter(key.part for key in contents.keys)
+    parts = {key.part for key in contents.keys}
     for kind in KINDS:
         if kind.refusal and kind.claims(parts):
             key = next(key.text for key in contents.keys if kind.claims((key.part,)))
@@ -95,7 +93,7 @@ def _placed(file: str, contents: Contents, header: Header, model: ModelLayers) -
     """Every key at its place in the model: (component, module) -> part -> key."""
     if contents.unknown:
         raise AdapterFormatError(
-            f"{file}: {_some(contents.unknown)} of {len(header.tensors)} keys follow no adapter format known "
+            f"{file}: {some(contents.unknown)} of {len(header.tensors)} keys follow no adapter format known "
             "here; " + (something_else(contents.unknown) or "is it a LoRA for Stable Diffusion at all?")
         )
     if not contents.keys:
@@ -123,7 +121,7 @@ def _placed(file: str, contents: Contents, header: Header, model: ModelLayers) -
             {part for address in by_address for part in address.components} - set(model.components)
         )
         raise AdapterMismatchError(
-            f"{file}: {_some(homeless)} of {len(contents.keys)} keys match no layer of {model.label}"
+            f"{file}: {some(homeless)} of {len(contents.keys)} keys match no layer of {model.label}"
             + (f", which has no {' and no '.join(missing)}" if missing else "")
             + "; the file was made for a model of another layout, load it with that one"
         )
@@ -168,7 +166,8 @@ def _raw_layer(
                 f"{file}: {texts[part]!r} holds {dtype} instead of floating-point weights; "
                 "quantised adapters are not read, fetch the fp16 edition"
             )
-        if not torch.isfinite(tensor.float()).all():
+        wide = tensor.float() if tensor.element_size() == 1 else tensor  # fp8 has no arithmetic of its own
+        if not torch.isfinite(wide).all():
             raise AdapterFileError(
                 f"{file}: {texts[part]!r} holds NaN or infinity, which would ruin every picture; "
                 "the training failed or the file is damaged, fetch another"
@@ -193,94 +192,3 @@ def _factors(raw: Mapping[Place, RawLayer], model: ModelLayers) -> tuple[dict[st
             "fetch a sound file"
         )
     return layers, kinds
-
-
-@dataclass(frozen=True)
-class _Found:
-    """What reading a file brought to light, for its report."""
-
-    file: str
-    header: Header
-    contents: Contents
-    origin: Origin
-    raw: Mapping[Place, RawLayer]
-    settings: Mapping[str, PeftSettings]
-    orphans: tuple[Place, ...]
-    sha256: str
-
-    def alphas(self) -> list[float]:
-        """The alpha of every layer that has one, from the file or from its settings."""
-        values = []
-        for (component, module), layer in self.raw.items():
-            if "alpha" in layer.parts:
-                values.append(float(layer.parts["alpha"].double().item()))
-            elif (
-                component in self.settings
-                and (alpha := self.settings[component].alpha_of(module)) is not None
-            ):
-                values.append(alpha)
-        return values
-
-
-def _report(
-    name: str,
-    model: ModelLayers,
-    found: _Found,
-    layers: Mapping[str, LowRank],
-    kinds: Mapping[str, Kind],
-    metadata: AdapterMetadata,
-) -> LoadReport:
-    ranks = [factors.rank for factors in layers.values()]
-    alphas = found.alphas()
-    dtypes = Counter(
-        found.header.tensors[key].dtype
-        for layer in found.raw.values()
-        for part, key in layer.keys.items()
-        if part != "alpha"
-    )
-    kernels = any(factors.down.ndim == 4 and factors.down.shape[2:] != (1, 1) for factors in layers.values())
-    kind = " + ".join(sorted({kind.name for kind in kinds.values()}))
-    return LoadReport(
-        name=name,
-        file=found.file,
-        kind="LoCon" if kind == "LoRA" and kernels else kind,
-        naming=" + ".join(found.contents.namings),
-        family=found.origin.family,
-        evidence=found.origin.evidence,
-        applied={part: sum(place[0] == part for place in found.raw) for part in model.components},
-        total={part: len(targets) for part, targets in model.components.items()},
-        ranks=(min(ranks), max(ranks)),
-        alphas=(min(alphas), max(alphas)) if alphas else None,
-        dtype=", ".join(WEIGHT_DTYPES[dtype] for dtype, _ in dtypes.most_common()),
-        sha256=found.sha256,
-        title=metadata.title,
-        triggers=metadata.triggers,
-        notes=tuple(_notes(found, layers, len(alphas))),
-    )
-
-
-def _notes(found: _Found, layers: Mapping[str, LowRank], with_alpha: int) -> Iterable[str]:
-    """Everything a user might wonder about later."""
-    contents = found.contents
-    if contents.bundled:
-        yield f"{len(contents.bundled)} tensors of bundled embeddings (bundle_emb) ignored: no part of a LoRA"
-    if contents.bookkeeping:
-        yield f"{_some(contents.bookkeeping)} keys hold counters or buffers that change nothing: ignored"
-    if found.orphans:
-        yield f"{len(found.orphans)} alpha values lack factors ({'.'.join(found.orphans[0])}): ignored"
-    if 0 < with_alpha < len(layers):
-        yield f"{len(layers) - with_alpha} of {len(layers)} layers give no alpha: scale 1 there"
-    if idle := sum(factors.scale == 0 for factors in layers.values()):
-        yield f"{idle} layers have alpha 0 and change nothing"
-    if not any(factors.up.float().any() and factors.down.float().any() for factors in layers.values()):
-        yield "every layer's factors are zero: this file changes nothing (was it ever trained?)"
-    said = origin_by_metadata(found.header.metadata)
-    if said is not None and said.family != found.origin.family:
-        yield f"its metadata speaks of {said.label} ({said.detail}), but its {found.origin.evidence} decided"
-
-
-def _some(keys: Iterable[str], most: int = 3) -> str:
-    """The count and the first few of many keys."""
-    keys = list(keys)
-    shown = ", ".join(repr(key) for key in keys[:most])
-    return f"{len(keys)} ({shown}{', …' if len(keys) > most else ''})"

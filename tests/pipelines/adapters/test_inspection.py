@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pipelines.adapters import inspect_file, read_adapter, sha256
-from pipelines.errors import AdapterFileError, AdapterFormatError
+from pipelines.errors import AdapterFileError, AdapterMismatchError
 
 
 def kohya(*stems, rank=4, width=8):
@@ -83,8 +83,8 @@ def test_other_families_are_named(save):
     assert found.origin.family.startswith("FLUX")
 
 
-def test_no_tensor_is_touched(tmp_path):
-    """The header announces half a terabyte of data; a file with a hole holds it, and looking takes no time."""
+def test_no_tensor_is_touched(tmp_path, sdxl):
+    """The header announces half a terabyte of data, which a file with a hole holds: looking takes no time."""
     side = 360_000
     shape = {"dtype": "F32", "shape": [side, side], "data_offsets": [0, 4 * side * side]}
     header = json.dumps({f"{UNET}.lora_up.weight": shape}).encode()
@@ -95,6 +95,8 @@ def test_no_tensor_is_touched(tmp_path):
     start = time.perf_counter()
     assert inspect_file(path).size > 5e11
     assert time.perf_counter() - start < 1
+    with pytest.raises(AdapterFileError, match="no adapter's size"):
+        read_adapter(path, sdxl.layers, "huge")
 
 
 def test_a_thousand_layers_take_milliseconds(save):
@@ -118,6 +120,11 @@ def test_what_is_no_safetensors_file_is_an_error(content, tmp_path):
     path.write_bytes(content)
     with pytest.raises(AdapterFileError, match=r"fox\.safetensors"):
         inspect_file(path)
+
+
+def test_peft_settings_that_will_be_refused_are_told_beforehand(save):
+    path = save(kohya(UNET), {"lora_adapter_metadata": json.dumps({"unet.init_lora_weights": "pissa"})})
+    assert "pissa" in inspect_file(path).refused
 
 
 def test_what_is_no_adapter_says_so(save):
@@ -314,5 +321,5 @@ def test_the_report_says_where_nothing_is_known(save, sdxl):
 def test_a_refused_file_leaves_no_half_of_an_adapter(save, sdxl):
     """One bad layer among good ones: nothing comes back at all."""
     tensors = kohya(UNET, SGM, TEXT.replace("fc1", "fc9"))
-    with pytest.raises(AdapterFormatError.__base__):
+    with pytest.raises(AdapterMismatchError, match="fc9"):
         read_adapter(save(tensors), sdxl.layers, "fox")

@@ -108,6 +108,8 @@ def entry(start, end, shape=(1,), dtype="F32"):
         ({"a": entry(0, 4), "b": entry(0, 4)}, b"\0" * 4, "overlaps"),
         ({"a": entry(4, 8)}, b"\0" * 8, "gap"),
         ({"a": entry(0, 4)}, b"\0" * 12, "follow the last tensor"),
+        ({"a": entry(0, 4, shape=[2] * 9)}, b"\0" * 4, "malformed"),
+        ({"a": entry(0, 4, shape=[10**400])}, b"\0" * 4, "malformed"),
         ({"a": 7}, b"", "malformed"),
     ],
 )

@@ -1,0 +1,108 @@
+"""What reading a file brought to light, told to its user: nothing that was ignored stays unsaid."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from pipelines.adapters.adapter import AdapterMetadata, LoadReport, LowRank, ModelLayers
+from pipelines.adapters.container import WEIGHT_DTYPES, Header
+from pipelines.adapters.keys import Contents
+from pipelines.adapters.kinds import Kind, RawLayer
+from pipelines.adapters.origin import Origin, origin_by_metadata
+from pipelines.adapters.peft_settings import PeftSettings
+
+Place = tuple[str, str]  # (component, module)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What reading a file brought to light, for its report."""
+
+    file: str
+    header: Header
+    contents: Contents
+    origin: Origin
+    raw: Mapping[Place, RawLayer]
+    settings: Mapping[str, PeftSettings]
+    orphans: tuple[Place, ...]
+    sha256: str
+
+    def alphas(self) -> list[float]:
+        """The alpha of every layer that has one, from the file or from its settings."""
+        values = []
+        for (component, module), layer in self.raw.items():
+            if "alpha" in layer.parts:
+                values.append(float(layer.parts["alpha"].double().item()))
+            elif (
+                component in self.settings
+                and (alpha := self.settings[component].alpha_of(module)) is not None
+            ):
+                values.append(alpha)
+        return values
+
+
+def report(
+    name: str,
+    model: ModelLayers,
+    found: Found,
+    layers: Mapping[str, LowRank],
+    kinds: Mapping[str, Kind],
+    metadata: AdapterMetadata,
+) -> LoadReport:
+    """The load report of a file that was read."""
+    ranks = [factors.rank for factors in layers.values()]
+    alphas = found.alphas()
+    dtypes = Counter(
+        found.header.tensors[key].dtype
+        for layer in found.raw.values()
+        for part, key in layer.keys.items()
+        if part != "alpha"
+    )
+    kernels = any(factors.down.ndim == 4 and factors.down.shape[2:] != (1, 1) for factors in layers.values())
+    kind = " + ".join(sorted({kind.name for kind in kinds.values()}))
+    return LoadReport(
+        name=name,
+        file=found.file,
+        kind="LoCon" if kind == "LoRA" and kernels else kind,
+        naming=" + ".join(found.contents.namings),
+        family=found.origin.family,
+        evidence=found.origin.evidence,
+        applied={part: sum(place[0] == part for place in found.raw) for part in model.components},
+        total={part: len(targets) for part, targets in model.components.items()},
+        ranks=(min(ranks), max(ranks)),
+        alphas=(min(alphas), max(alphas)) if alphas else None,
+        dtype=", ".join(WEIGHT_DTYPES[dtype] for dtype, _ in dtypes.most_common()),
+        sha256=found.sha256,
+        title=metadata.title,
+        triggers=metadata.triggers,
+        notes=tuple(_notes(found, layers, len(alphas))),
+    )
+
+
+def _notes(found: Found, layers: Mapping[str, LowRank], with_alpha: int) -> Iterable[str]:
+    """Everything a user might wonder about later."""
+    contents = found.contents
+    if contents.bundled:
+        yield f"{len(contents.bundled)} tensors of bundled embeddings (bundle_emb) ignored: no part of a LoRA"
+    if contents.bookkeeping:
+        yield f"{some(contents.bookkeeping)} keys hold counters or buffers that change nothing: ignored"
+    if found.orphans:
+        yield f"{len(found.orphans)} alpha values lack factors ({'.'.join(found.orphans[0])}): ignored"
+    if 0 < with_alpha < len(layers):
+        yield f"{len(layers) - with_alpha} of {len(layers)} layers give no alpha: scale 1 there"
+    if idle := sum(factors.scale == 0 for factors in layers.values()):
+        yield f"{idle} layers have alpha 0 and change nothing"
+    if not any(factors.up.float().any() and factors.down.float().any() for factors in layers.values()):
+        yield "every layer's factors are zero: this file changes nothing (was it ever trained?)"
+    said = origin_by_metadata(found.header.metadata)
+    if said is not None and said.family != found.origin.family:
+        yield f"its metadata speaks of {said.label} ({said.detail}), but its {found.origin.evidence} decided"
+
+
+def some(keys: Iterable[str], most: int = 3) -> str:
+    """The count and the first few of many keys."""
+    keys = list(keys)
+    shown = ", ".join(repr(key) for key in keys[:most])
+    return f"{len(keys)} ({shown}{', …' if len(keys) > most else ''})"
