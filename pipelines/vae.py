@@ -30,18 +30,19 @@ def load_vae(path: Path, family: Family, dtype: torch.dtype, model_folder: Path 
     """
     import diffusers
 
+    autoencoder: Any = diffusers.AutoencoderKL
     try:
         with quietly():
             if path.is_dir():
                 folder = path / "vae" if (path / "vae" / "config.json").is_file() else path
                 settings = {"dtype": vae_dtype(dtype, read_json(folder / "config.json"))}
-                vae = diffusers.AutoencoderKL.from_pretrained(
+                vae = autoencoder.from_pretrained(
                     str(folder), use_safetensors=True, local_files_only=True, **settings
                 )
             else:
                 _refuse_other_files(path)
                 config = model_folder or assets.root() / "configs" / family.name
-                vae = diffusers.AutoencoderKL.from_single_file(
+                vae = autoencoder.from_single_file(
                     str(path),
                     config=str(config),
                     subfolder="vae",
