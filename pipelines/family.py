@@ -41,10 +41,20 @@ class Family:
 
 
 SD1 = Family(
-    "sd1", "Stable Diffusion 1.x", 768, ("text_encoder",), False, Defaults(512, 512, "DPM++ 2M Karras", 25, 7.0)
+    "sd1",
+    "Stable Diffusion 1.x",
+    768,
+    ("text_encoder",),
+    False,
+    Defaults(512, 512, "DPM++ 2M Karras", 25, 7.0),
 )
 SD2 = Family(
-    "sd2", "Stable Diffusion 2.x", 1024, ("text_encoder",), False, Defaults(768, 768, "DPM++ 2M Karras", 25, 7.0)
+    "sd2",
+    "Stable Diffusion 2.x",
+    1024,
+    ("text_encoder",),
+    False,
+    Defaults(768, 768, "DPM++ 2M Karras", 25, 7.0),
 )
 SDXL = Family(
     "sdxl",
@@ -60,11 +70,11 @@ FAMILIES: Mapping[str, Family] = {family.name: family for family in (SD1, SD2, S
 def family_of(unet_config: Mapping[str, Any]) -> Family:
     """The family of a UNet from its configuration. Raises ModelError for one that is none of ours."""
     addition = unet_config.get("addition_embed_type")
-    if addition == "text_time":
-        return SDXL
-    if addition is not None or unet_config.get("in_channels", 4) != 4:
+    if addition not in (None, "text_time") or unet_config.get("in_channels", 4) != 4:
         raise ModelError(
             f"this UNet (addition_embed_type={addition!r}, in_channels={unet_config.get('in_channels')}) is neither "
             "a plain SD1.x, SD2.x nor SDXL text-to-image model; inpainting, refiner and depth models are not supported"
         )
+    if addition == "text_time":
+        return SDXL
     return SD2 if unet_config.get("cross_attention_dim") == SD2.context_width else SD1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import diffusers
@@ -105,7 +106,7 @@ def test_calls_belong_to_steps(name: str, steps: int) -> None:
     per_step = [counted.count(step) for step in range(steps)]
     if calls_per_step(scheduler) == 2:
         assert per_step == [2] * (steps - 1) + [1]
-        assert all(later < earlier + 1 for earlier, later in zip(timesteps, timesteps[1:], strict=False))
+        assert all(later < earlier + 1 for earlier, later in pairwise(timesteps))
     elif name == "PNDM":
         assert per_step == [2] + [1] * (steps - 1)
         assert (
