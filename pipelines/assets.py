@@ -7,7 +7,6 @@ This is the one place that knows where that data lies. From a wheel it lies insi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from pipelines.errors import SetupError
@@ -44,7 +43,6 @@ def root() -> Path:
     )
 
 
-@cache
 def embedded_models() -> tuple[EmbeddedModel, ...]:
     """The models that ship with the program, by name. Folder names only; no file is read."""
     return tuple(
@@ -53,7 +51,6 @@ def embedded_models() -> tuple[EmbeddedModel, ...]:
     )
 
 
-@cache
 def embedded_loras() -> tuple[EmbeddedLora, ...]:
     """The adapters that ship with the program, by model and name. File names only; no file is read."""
     return tuple(

@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 
-from pipelines.card import ModelCard, read_card, resolve_defaults
+from pipelines.card import CARD_FILE, ModelCard, read_card, resolve_defaults
 from pipelines.components import Components
+from pipelines.errors import ModelError
 from pipelines.family import SD2, Defaults, Family
 from pipelines.folders import fetch, folder_files, load_folder
 from pipelines.home import Home
 from pipelines.schedulers import Scheduler, name_of
-from pipelines.single_file import examine, load_single_file
+from pipelines.single_file import Facts, examine, load_single_file
 from pipelines.vae import load_vae, refuse_misfit
 from pipelines.weights import memory_needed, refuse_if_too_large, short_hash
 
@@ -92,31 +93,49 @@ def load_checkpoint(
     vae_path = None if vae is None else home.find_vae(vae).path
     label = str(source) if found is None else found.name
     path = fetch(str(source), dtype, allow_downloads) if found is None else found.path
-    if path.is_dir():
-        refuse_if_too_large(label, memory_needed(folder_files(path, dtype), dtype), notify)
-        parts = load_folder(path, dtype)
-        if vae_path is not None:
-            other = load_vae(vae_path, parts.family, dtype, path)
-            refuse_misfit(vae_path.name, other, parts.vae)
-            parts = replace(parts, vae=other)
-        side = native_size(parts)
-        return _checkpoint(
-            parts, label, str(source), read_card(path), name_of(parts.scheduler), (side, side), dtype
+    files = folder_files(path, dtype) if path.is_dir() else (path,)
+    facts = None if path.is_dir() else examine(path)
+    refuse_if_too_large(label, memory_needed(files, dtype), notify)
+    if facts is None:
+        parts, card = _folder_parts(path, dtype, vae_path), read_card(path)
+        defaults = _folder_defaults(label, parts, card)
+    else:
+        other = None if vae_path is None else load_vae(vae_path, facts.family, dtype)
+        parts, card = load_single_file(path, dtype, other), None
+        defaults = _file_defaults(facts)
+    return _checkpoint(parts, label, str(source), card, defaults, dtype)
+
+
+def _folder_parts(folder: Path, dtype: torch.dtype, vae: Path | None) -> Components:
+    parts = load_folder(folder, dtype)
+    if vae is None:
+        return parts
+    other = load_vae(vae, parts.family, dtype, folder)
+    refuse_misfit(vae.name, other, parts.vae)
+    return replace(parts, vae=other)
+
+
+def _folder_defaults(label: str, parts: Components, card: ModelCard | None) -> Defaults:
+    """The card's, else the folder's own scheduler and the size its UNet was made for."""
+    if card is not None and card.family not in (None, parts.family.name):
+        raise ModelError(
+            f"{label}: its card says {card.family}, but it is {parts.family.label}; mend {CARD_FILE}"
         )
-    facts = examine(path)
-    refuse_if_too_large(label, memory_needed([path], dtype), notify)
-    other = None if vae_path is None else load_vae(vae_path, facts.family, dtype)
-    parts = load_single_file(path, dtype, other)
-    # Karras spacing wastes most steps on the endless noise a zero-SNR schedule starts from
-    scheduler = "Euler" if facts.zero_snr else None
-    size = (512, 512) if facts.family is SD2 and facts.prediction_type == "epsilon" else None
-    return _checkpoint(parts, label, str(source), None, scheduler, size, dtype)
-
-
-def native_size(parts: Components) -> int:
-    """The side of the square pictures the model was made for, in pixels."""
     cells = parts.unet.config.sample_size
-    return int(cells if isinstance(cells, int) else max(cells)) * scale_factor(parts.vae)
+    size = None
+    if cells is not None:
+        height, width = (cells, cells) if isinstance(cells, int) else cells
+        size = (int(width) * scale_factor(parts.vae), int(height) * scale_factor(parts.vae))
+    return resolve_defaults(parts.family, card, scheduler=name_of(parts.scheduler), size=size)
+
+
+def _file_defaults(facts: Facts) -> Defaults:
+    """The family's. SD2.x models that predict noise are its 512-pixel ones, and zero-SNR models get Euler:
+
+    Karras spacing spends most of its steps on the endless noise that their schedule starts from.
+    """
+    size = (512, 512) if facts.family is SD2 and facts.prediction_type == "epsilon" else None
+    return resolve_defaults(facts.family, None, scheduler="Euler" if facts.zero_snr else None, size=size)
 
 
 def scale_factor(vae: Any) -> int:
@@ -129,8 +148,7 @@ def _checkpoint(
     label: str,
     source: str,
     card: ModelCard | None,
-    scheduler: str | None,
-    size: tuple[int, int] | None,
+    defaults: Defaults,
     dtype: torch.dtype,
 ) -> Checkpoint:
     config = parts.scheduler.config
@@ -146,7 +164,7 @@ def _checkpoint(
         label=label,
         source=source,
         card=card,
-        defaults=resolve_defaults(parts.family, card, scheduler=scheduler, size=size),
+        defaults=defaults,
         prediction_type=str(config.get("prediction_type", "epsilon")),
         zero_snr=bool(config.get("rescale_betas_zero_snr", False)),
         force_zeros_for_empty_prompt=parts.force_zeros_for_empty_prompt,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from pipelines.components import Components, first_line, make_model_scheduler, quietly, read_json, vae_dtype
 from pipelines.errors import ModelError
 from pipelines.family import SDXL, Family, family_of
+from pipelines.weights import read_header
 
 CLASSES = {
     "unet": ("UNet2DConditionModel",),
@@ -57,6 +59,8 @@ def load_folder(folder: Path, dtype: torch.dtype) -> Components:
         raise ModelError(
             f"{folder} cannot be loaded: {first_line(error)}; copy or download it again"
         ) from error
+    for part in ("unet", "vae", *family.text_encoders):
+        _refuse_incomplete(folder, part, getattr(pipeline, part), dtype)
     tokenizers = {
         name: getattr(pipeline, name.replace("text_encoder", "tokenizer")) for name in family.text_encoders
     }
@@ -122,48 +126,69 @@ def folder_variant(folder: Path, dtype: torch.dtype) -> str | None:
 def folder_files(folder: Path, dtype: torch.dtype) -> tuple[Path, ...]:
     """The weight files that loading in `dtype` reads, in a fixed order."""
     variant = folder_variant(folder, dtype)
-    parts = [part for part in ("unet", "vae", "text_encoder", "text_encoder_2") if (folder / part).is_dir()]
-    return tuple(
-        file for part in parts for file in _weights(folder / part, variant) or _weights(folder / part, None)
-    )
+    parts = [part for part in CLASSES if "tokenizer" not in part and (folder / part).is_dir()]
+    return tuple(file for part in parts for file in _part_files(folder, part, variant))
 
 
 def fetch(hub_id: str, dtype: torch.dtype, allow_downloads: bool) -> Path:
     """The local folder of a model on the hub, downloaded if need be. Raises ModelError with the remedy."""
     import httpx
     from diffusers import DiffusionPipeline
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
 
     for variant in ("fp16", None) if dtype in HALVES else (None,):
         try:
             folder = DiffusionPipeline.download(
                 hub_id, variant=variant, use_safetensors=True, local_files_only=not allow_downloads, **UNUSED
             )
-            if _weights(Path(folder) / "unet", variant) or not variant:
-                return Path(folder)
-        except GatedRepoError as error:
-            raise ModelError(
-                f"{hub_id} asks for its licence to be accepted: do so on its page on the hub, then log in "
-                "with `hf auth login`"
-            ) from error
-        except RepositoryNotFoundError as error:
-            raise ModelError(
-                f"the hub has no model {hub_id!r} (or it is private); check the spelling"
-            ) from error
         except (OSError, HfHubHTTPError, httpx.HTTPError) as error:
-            if not allow_downloads:
-                raise ModelError(
-                    f"{hub_id} is not in the local cache, and downloads are not allowed here; download it "
-                    "first, or give a model's folder or .safetensors file"
-                ) from error
-            raise ModelError(
-                f"{hub_id} is not in the local cache and the hub cannot be reached ({first_line(error)}); "
-                "check the network, or give a model's folder or .safetensors file"
-            ) from error
+            raise _hub_error(hub_id, error, allow_downloads) from error
         except (ValueError, TypeError, KeyError) as error:
             if variant is None:
                 raise ModelError(f"{hub_id} cannot be used: {first_line(error)}") from error
-    raise ModelError(f"{hub_id} has no .safetensors weights that can be used")
+        else:
+            if variant is None or _weights(Path(folder) / "unet", variant):
+                return Path(folder)
+    raise AssertionError("the last variant returns or raises")
+
+
+def _hub_error(hub_id: str, error: Exception, allow_downloads: bool) -> ModelError:
+    """What to tell of a failed download; diffusers hides the hub's own answer behind one of its own."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    answer = error.__cause__ or error
+    if isinstance(answer, GatedRepoError):
+        return ModelError(
+            f"{hub_id} asks for its licence to be accepted: do so on its page on the hub, then log in with "
+            "`hf auth login`"
+        )
+    if isinstance(answer, RepositoryNotFoundError):
+        return ModelError(f"the hub has no model {hub_id!r} (or it is private); check the spelling")
+    if not allow_downloads:
+        return ModelError(
+            f"{hub_id} is not in the local cache, and downloads are not allowed here; download it first, or "
+            "give a model's folder or .safetensors file"
+        )
+    return ModelError(
+        f"{hub_id} is not in the local cache and the hub cannot be reached ({first_line(error)}); check the "
+        "network, or give a model's folder or .safetensors file"
+    )
+
+
+def _refuse_incomplete(folder: Path, part: str, module: Any, dtype: torch.dtype) -> None:
+    """Raises ModelError where files lack weights; diffusers and transformers fill them with random numbers."""
+    headers = [read_header(file) for file in _part_files(folder, part, folder_variant(folder, dtype))]
+    stored = sum(prod(s) for h in headers for key, s in h.shapes.items() if not key.endswith("position_ids"))
+    needed = sum(weight.numel() for weight in module.parameters())
+    if stored < needed:
+        raise ModelError(
+            f"{folder.name}: the files in {part} hold {stored} numbers where {needed} belong; copy or download "
+            "the model again"
+        )
+
+
+def _part_files(folder: Path, part: str, variant: str | None) -> tuple[Path, ...]:
+    return _weights(folder / part, variant) or _weights(folder / part, None)
 
 
 def _weights(folder: Path, variant: str | None) -> tuple[Path, ...]:

@@ -95,8 +95,8 @@ class Home:
         own = scan((self.path / "vae", *self.roots.vae), _is_vae)
         return name_entries([Entry("", path) for path in own])
 
-    def find_model(self, source: str | Path) -> Entry | None:
-        """A model by name or path; None where it can only be the id of a model on the hub.
+    def find_model(self, source: str | Path, *, paths: bool = True) -> Entry | None:
+        """A model by name or, where `paths` allows it, by path; None where it can only be a hub id.
 
         Embedded names win, then paths, then names in the folders.
         Raises ModelError for an unknown or ambiguous name.
@@ -105,7 +105,7 @@ class Home:
         for model in assets.embedded_models():
             if isinstance(source, str) and model.name.casefold() == name.casefold():
                 return Entry(model.name, model.path, embedded=True)
-        if (path := Path(source).expanduser()).exists():
+        if paths and (path := Path(source).expanduser()).exists():
             return _at(path)
         entries = self.models()
         found = find(name, entries)

@@ -31,8 +31,6 @@ def test_embedded_models_and_loras_are_listed_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(assets, "root", lambda: tmp_path)
-    for listing in (assets.embedded_models, assets.embedded_loras):
-        listing.cache_clear()
     for name in ("tiny-b", "tiny-a"):
         (tmp_path / "models" / name).mkdir(parents=True)
         (tmp_path / "models" / name / "model_index.json").touch()
@@ -41,8 +39,6 @@ def test_embedded_models_and_loras_are_listed_by_name(
     (tmp_path / "loras" / "tiny-a" / "fox.safetensors").touch()
     assert [model.name for model in assets.embedded_models()] == ["tiny-a", "tiny-b"]
     assert [(lora.name, lora.model) for lora in assets.embedded_loras()] == [("fox", "tiny-a")]
-    for listing in (assets.embedded_models, assets.embedded_loras):
-        listing.cache_clear()
 
 
 CARD = {

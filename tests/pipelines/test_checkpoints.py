@@ -14,7 +14,8 @@ import diffusers
 import httpx
 import pytest
 import torch
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
 from pipelines.card import CARD_FILE
@@ -87,6 +88,9 @@ def test_defaults_are_the_folders_own_else_the_cards(
     assert checkpoint.card is not None
     assert checkpoint.card.examples == ("a fox",)
     assert (checkpoint.defaults.width, checkpoint.defaults.height, checkpoint.defaults.steps) == (64, 32, 4)
+    (folder / CARD_FILE).write_text('{"family": "sd1"}')
+    with pytest.raises(ModelError, match="its card says sd1, but it is Stable Diffusion XL"):
+        load_checkpoint(folder)
 
 
 def test_precision(sdxl_folder: Path, tmp_path: Path) -> None:
@@ -224,6 +228,12 @@ def test_damaged_folders_are_refused(sdxl_folder: Path, tmp_path: Path) -> None:
     weights.write_bytes(whole[:-100])
     with pytest.raises(ModelError, match="it is cut short"):
         load_checkpoint(folder)
+    weights.write_bytes(whole)
+    tensors = load_file(weights)
+    tensors.pop("mid_block.resnets.0.conv1.weight")
+    save_file(tensors, weights)
+    with pytest.raises(ModelError, match=r"the files in unet hold \d+ numbers where \d+ belong"):
+        load_checkpoint(folder)
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(
         ModelError, match=r"no .safetensors weights in its unet folder; .bin files are not read"
@@ -269,6 +279,14 @@ def test_hub_ids_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         ModelError, match=r"the hub has no model 'some/one' \(or it is private\); check the spelling"
     ):
+        load_checkpoint("some/one")
+    hidden = OSError("Cannot load model some/one: the model is not fully cached locally")
+    hidden.__cause__ = RepositoryNotFoundError("no", response=response)
+    failing(hidden)
+    with pytest.raises(ModelError, match="the hub has no model 'some/one'"):
+        load_checkpoint("some/one")
+    failing(GatedRepoError("no", response=response))
+    with pytest.raises(ModelError, match="asks for its licence to be accepted"):
         load_checkpoint("some/one")
     failing(OSError("Cannot load model some/one\nmore"))
     with pytest.raises(

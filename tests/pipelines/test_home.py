@@ -26,8 +26,6 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assets, "root", lambda: data)
     monkeypatch.setattr(platformdirs, "user_data_dir", lambda name: str(tmp_path / "platform" / name))
     monkeypatch.delenv("LORA_STUDIO_HOME", raising=False)
-    for listing in (assets.embedded_models, assets.embedded_loras):
-        monkeypatch.setattr(assets, listing.__name__, listing.__wrapped__)
 
 
 @pytest.fixture

@@ -177,7 +177,6 @@ def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sd: Path, sdxl: Pat
             shutil.rmtree(data / "configs" / family / part, ignore_errors=True)
     shutil.copytree(assets.root() / "configs" / "tokenizer", data / "configs" / "tokenizer")
     monkeypatch.setattr(assets, "root", lambda: data)
-    assets.embedded_models.cache_clear()
     monkeypatch.setenv("LORA_STUDIO_HOME", str(tmp_path / "home"))
 
     def no_network(*args: object, **kwargs: object) -> None:
