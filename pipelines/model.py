@@ -43,7 +43,7 @@ class Model:
         self.dtype = checkpoint.dtype
         self.offload = False
         self.row_limit: int | None = None
-        self._found_limits: dict[tuple[int, int, int], int] = {}
+        self.found_limits: dict[tuple[int, int, int], int] = {}  # by latent shape, where memory ran out
         self._components: Mapping[str, nn.Module] = {"unet": checkpoint.unet, **checkpoint.text_encoders}
         self.bank = Bank(self._components, form)
         self.layers: ModelLayers = model_layers(checkpoint.family, checkpoint.label, self._components)
@@ -101,7 +101,7 @@ class Model:
 
     def rows_at_once(self, shape: tuple[int, int, int]) -> int:
         """UNet rows one call may hold at a latent shape: as found when memory ran out, as set, or a first guess."""
-        known = self._found_limits.get(shape, self.row_limit)
+        known = self.found_limits.get(shape, self.row_limit)
         if known is not None:
             return known
         defaults = self.checkpoint.defaults
@@ -125,21 +125,14 @@ class Model:
         with self._at_work(self.unet):
             found, sizes, held = self._in_pieces(evaluate, rows, asked)
         if held < asked:
-            self._found_limits[shape] = held
+            self.found_limits[shape] = held
         return torch.cat(found), sizes
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """[n, channels, h, w] float32 latents -> [n, 3, height, width] float32 pixels in 0 … 1, on the CPU."""
-        config = self.vae.config
-        mean, std = config.get("latents_mean"), config.get("latents_std")
-        if mean is not None and std is not None:
-            mean, std = (
-                torch.tensor(value, device=latents.device).view(1, -1, 1, 1) for value in (mean, std)
-            )
-            latents = latents * std / config.scaling_factor + mean
-        else:
-            latents = latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
+        mean, std = self._latent_statistics(latents.device)
+        latents = latents * std / self.vae.config.scaling_factor + mean
         pixels = latents[0, 0].numel() * self.checkpoint.vae_scale_factor**2
 
         def decoded(some: Sequence[Tensor]) -> Tensor:
@@ -153,17 +146,21 @@ class Model:
     @torch.inference_mode()
     def encode_image(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """[1, 3, height, width] pixels in -1 … 1 -> [1, channels, h, w] float32: the VAE's sample, scaled."""
-        config = self.vae.config
         with self._at_work(self.vae):
             distribution = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
             latents: Tensor = distribution.sample(generator).float()
+        mean, std = self._latent_statistics(latents.device)
+        scaled: Tensor = (latents - mean) * self.vae.config.scaling_factor / std
+        return scaled
+
+    def _latent_statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the VAE's latents, [1, channels or 1, 1, 1]; a plain shift is a mean."""
+        config = self.vae.config
         mean, std = config.get("latents_mean"), config.get("latents_std")
-        if mean is not None and std is not None:
-            mean, std = (
-                torch.tensor(value, device=latents.device).view(1, -1, 1, 1) for value in (mean, std)
-            )
-            return (latents - mean) * config.scaling_factor / std
-        return (latents - (config.get("shift_factor") or 0.0)) * config.scaling_factor
+        if mean is None or std is None:
+            mean, std = [config.get("shift_factor") or 0.0], [1.0]
+        shape = (1, -1, 1, 1)
+        return torch.tensor(mean, device=device).view(shape), torch.tensor(std, device=device).view(shape)
 
     def _in_pieces(
         self, work: Callable[[Sequence[Piece]], Out], rows: Sequence[Piece], at_once: int

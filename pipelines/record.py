@@ -92,7 +92,9 @@ class Cost:
     device_seconds: float = 0.0
 
 
-def make_record(request: Request, model: Model, cost: Cost, seconds: float) -> Record:
+def make_record(
+    request: Request, model: Model, cost: Cost, seconds: float, notes: tuple[str, ...] = ()
+) -> Record:
     """The record of a finished picture; `request` is the resolved one."""
     assert request.seed is not None
     assert request.width is not None
@@ -138,6 +140,7 @@ def make_record(request: Request, model: Model, cost: Cost, seconds: float) -> R
         forms=model.bank.forms("unet"),
         threads=torch.get_num_threads(),
         versions=dict(versions()),
+        notes=notes,
     )
 
 

@@ -158,8 +158,12 @@ def name_of(scheduler: Scheduler) -> str:
     return MODEL_OWN
 
 
-def set_steps(scheduler: Scheduler, steps: int, device: str | torch.device = "cpu") -> torch.Tensor:
+def set_steps(
+    scheduler: Scheduler, steps: int, device: str | torch.device = "cpu", *, skip: int = 0
+) -> torch.Tensor:
     """Prepares a run of `steps` solver steps; returns the timestep of every UNet call.  # [calls]
+
+    skip: leading solver steps that are left out (image-to-image).
 
     Raises RequestError where the scheduler cannot take that many steps, or so few.
     """
@@ -175,8 +179,8 @@ def set_steps(scheduler: Scheduler, steps: int, device: str | torch.device = "cp
         )
     scheduler.set_timesteps(steps, device=device)
     if hasattr(scheduler, "set_begin_index"):  # else a first timestep that occurs twice starts at the second
-        scheduler.set_begin_index(0)
-    return scheduler.timesteps  # type: ignore[no-any-return]
+        scheduler.set_begin_index(skip * scheduler.order)
+    return scheduler.timesteps[skip * scheduler.order :]  # type: ignore[no-any-return]
 
 
 def accepts_generator(scheduler: Scheduler) -> bool:

@@ -207,10 +207,11 @@ class Session:
             self._events.append(Started(job.id, job.request))
 
     def _trajectory(self, job: _Job, texts: Mapping[Prompt, Embedding]) -> Trajectory:
-        request, image = job.request, job.request.init_image
-        pixels = image and self._processor.preprocess(
-            image.convert("RGB"), height=request.height, width=request.width
-        )
+        request, encoded = job.request, None
+        if request.init_image is not None:
+            image = request.init_image.convert("RGB")
+            pixels = self._processor.preprocess(image, height=request.height, width=request.width)
+            encoded = partial(self.model.encode_image, pixels)
         return open_trajectory(
             request,
             plans=job.plans,
@@ -219,7 +220,7 @@ class Session:
             scheduler=make_scheduler(request.scheduler, self.model.checkpoint.scheduler),
             shape=job.shape,
             device=self.model.device,
-            encoded=None if pixels is None else partial(self.model.encode_image, pixels),
+            encoded=encoded,
         )
 
     def _sizes(self, request: Request) -> tuple[int, ...]:
@@ -283,9 +284,14 @@ class Session:
                     self._events.append(Failed(job.id, _not_finite(self.model, job.request)))
                     continue
                 seconds = time.perf_counter() - job.began
-                self._events.append(
-                    Finished(job.id, image, make_record(job.request, self.model, job.cost, seconds))
-                )
+                record = make_record(job.request, self.model, job.cost, seconds, self._notes(shape))
+                self._events.append(Finished(job.id, image, record))
+
+    def _notes(self, shape: Shape) -> tuple[str, ...]:
+        limit = self.model.found_limits.get(shape)
+        if limit is None:
+            return ()
+        return (f"device memory holds {limit} UNet rows a call at this size; larger batches are split",)
 
     def _pictures(self, latents: Tensor, output_type: OutputType) -> list[object]:
         """[n, channels, h, w] -> n pictures of the type asked for; None for one that is not finite."""

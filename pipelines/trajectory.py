@@ -87,14 +87,12 @@ def open_trajectory(
     assert request.seed is not None
     assert request.steps is not None
     generator = torch.Generator("cpu").manual_seed(request.seed)
-    begin = (request.steps - request.executed_steps) * scheduler.order
-    timesteps = set_steps(scheduler, request.steps)[begin:]
+    timesteps = set_steps(scheduler, request.steps, skip=request.steps - request.executed_steps)
     if encoded is None:
         noise = torch.randn((1, *shape), generator=generator)
         latents = noise * scheduler.init_noise_sigma
     else:
         image = encoded(generator)
         noise = torch.randn((1, *shape), generator=generator)
-        scheduler.set_begin_index(begin)
         latents = scheduler.add_noise(image.cpu(), noise, timesteps[:1])
     return Trajectory(request, plans, texts, sizes, scheduler, generator, latents.to(device), timesteps)

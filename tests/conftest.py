@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -151,35 +152,45 @@ def stock() -> Callable[[Path], StableDiffusionPipeline | StableDiffusionXLPipel
 AdapterMaker = Callable[..., Path]
 
 
-@pytest.fixture
-def make_lora(tmp_path: Path) -> AdapterMaker:
+@cache
+def _layer_shapes(folder: Path) -> dict[str, dict[str, tuple[int, ...]]]:
+    """component -> Linear and Conv2d layer -> its weight's shape."""
+    pipe = stock_pipeline(folder)
+    parts = {name: getattr(pipe, name, None) for name in ("unet", "text_encoder", "text_encoder_2")}
+    return {
+        name: {
+            module: tuple(layer.weight.shape)
+            for module, layer in part.named_modules()
+            if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
+        }
+        for name, part in parts.items()
+        if part is not None
+    }
+
+
+@pytest.fixture(scope="session")
+def make_lora(tmp_path_factory: pytest.TempPathFactory) -> AdapterMaker:
     """make_lora(folder, "fox", seed=1, rank=4, where="attn", text=True) -> a PEFT-named file for that model.
 
     Every factor is random, so that each one shows in the picture; alpha equals rank, as stock loaders assume.
     """
+    home = tmp_path_factory.mktemp("loras")
 
+    @cache
     def make(
         folder: Path, name: str, *, seed: int = 0, rank: int = 4, where: str = "attn", text: bool = True
     ) -> Path:
-        pipe = stock_pipeline(folder)
         generator = torch.Generator().manual_seed(seed)
-        parts = {"unet": pipe.unet} | (
-            {key: getattr(pipe, key) for key in ("text_encoder", "text_encoder_2") if hasattr(pipe, key)}
-            if text
-            else {}
-        )
         tensors: dict[str, torch.Tensor] = {}
-        for part, model in parts.items():
-            for module, layer in model.named_modules():
-                shape = getattr(getattr(layer, "weight", None), "shape", ())
-                wanted = where in module if part == "unet" else "_proj" in module
-                if not wanted or not isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
-                    continue
-                down = torch.randn((rank, *shape[1:]), generator=generator) * 0.3
-                up = torch.randn((shape[0], rank, *(1 for _ in shape[2:])), generator=generator) * 0.3
-                tensors[f"{part}.{module}.lora_A.weight"] = down
-                tensors[f"{part}.{module}.lora_B.weight"] = up
-        file = tmp_path / f"{name}.safetensors"
+        for part, layers in _layer_shapes(folder).items():
+            for module, shape in layers.items():
+                if where in module if part == "unet" else text and "_proj" in module:
+                    down = torch.randn((rank, *shape[1:]), generator=generator) * 0.3
+                    up = torch.randn((shape[0], rank, *(1 for _ in shape[2:])), generator=generator) * 0.3
+                    tensors[f"{part}.{module}.lora_A.weight"] = down
+                    tensors[f"{part}.{module}.lora_B.weight"] = up
+        file = home / f"{folder.name}-{seed}-{rank}-{where}-{text}" / f"{name}.safetensors"
+        file.parent.mkdir(exist_ok=True)
         save_file(tensors, file)
         return file
 

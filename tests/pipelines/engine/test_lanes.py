@@ -1,0 +1,233 @@
+"""Lane layers against the slow, obvious reference: each lane's mix merged into a copy of the weights."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from composers import Use
+from pipelines.adapters import Adapter, AdapterMetadata, LoadReport, LowRank, read_adapter
+from pipelines.checkpoints import load_checkpoint
+from pipelines.engine.bank import Bank, FormChoice
+from pipelines.engine.layers import unwrap
+from pipelines.engine.reference import merged
+from pipelines.model import Model
+
+FORMS: tuple[FormChoice, ...] = ("auto", "lane-packed", "pool")
+ROWS = [
+    (Use("attention"), Use("wide", 0.5)),
+    (),
+    (Use("conv", -1.2),),
+    (
+        Use("wide", 0.7, blocks=(("up_blocks.1", 0.5), ("up_blocks.1.resnets", 0.0))),
+        Use("conv"),
+        Use("attention", 0.3),
+    ),
+]
+
+
+@pytest.fixture
+def model(model_folder: Path, make_lora: Callable[..., Path]) -> Model:
+    """A model of each family with three adapters of different rank and reach resident."""
+    model = Model(load_checkpoint(model_folder))
+    for name, rank, where in (("attention", 4, "attn"), ("wide", 3, ""), ("conv", 2, "conv")):
+        model.load_adapter(make_lora(model_folder, name, seed=rank, rank=rank, where=where), name)
+    return model
+
+
+def unet_inputs(model: Model, rows: int) -> dict[str, Tensor | dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(5)
+    config = model.unet.config
+    inputs: dict[str, Tensor | dict[str, Tensor]] = {
+        "sample": torch.randn((rows, 4, 16, 16), generator=generator),
+        "timestep": torch.tensor([10.0, 400, 20, 999, 1, 2, 3, 4][:rows]),
+        "encoder_hidden_states": torch.randn((rows, 77, config.cross_attention_dim), generator=generator),
+    }
+    if model.checkpoint.family.size_conditioned:
+        inputs["added_cond_kwargs"] = {
+            "text_embeds": torch.randn((rows, 32), generator=generator),
+            "time_ids": torch.full((rows, 6), 32.0),
+        }
+    return inputs
+
+
+def row_of(inputs: dict[str, Tensor | dict[str, Tensor]], row: int) -> dict[str, Tensor | dict[str, Tensor]]:
+    return {
+        key: value[row : row + 1]
+        if isinstance(value, Tensor)
+        else {k: v[row : row + 1] for k, v in value.items()}
+        for key, value in inputs.items()
+    }
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return float((found.float() - expected.float()).norm() / expected.float().norm())
+
+
+@pytest.mark.parametrize("form", FORMS)
+@torch.inference_mode()
+def test_every_lane_equals_its_merged_weights(model: Model, form: FormChoice) -> None:
+    model.bank.form = form
+    inputs = unet_inputs(model, len(ROWS))
+    with model.bank.active("unet", ROWS):
+        together = model.unet(**inputs).sample
+    assert form == "auto" or model.bank.forms("unet") == (form,)
+    for row, uses in enumerate(ROWS):
+        reference = merged(model.unet, "unet", model.bank.adapters, uses)
+        alone = reference(**row_of(inputs, row)).sample
+        assert relative(together[row], alone[0]) < 1e-5
+
+
+@pytest.mark.parametrize("form", FORMS)
+@torch.inference_mode()
+def test_text_encoders_take_adapters_row_by_row(model: Model, form: FormChoice) -> None:
+    model.bank.form = form
+    for component, encoder in model.checkpoint.text_encoders.items():
+        ids = torch.randint(0, 1000, (3, 77))
+        rows = [(Use("attention", 0.7),), (), (Use("wide", 0.4), Use("attention", -0.3))]
+        with model.bank.active(component, rows):
+            together = encoder(ids)[0]
+        for row, uses in enumerate(rows):
+            reference = merged(encoder, component, model.bank.adapters, uses)
+            assert relative(together[row], reference(ids[row : row + 1])[0][0]) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.inference_mode()
+def test_half_precision_stays_within_its_own_noise(model: Model, dtype: torch.dtype) -> None:
+    """The error against fp32 merged weights is at most twice that of half-precision merged weights."""
+    inputs = unet_inputs(model, len(ROWS))
+    exact = [merged(model.unet, "unet", model.bank.adapters, uses) for uses in ROWS]
+    expected = [unet(**row_of(inputs, row)).sample for row, unet in enumerate(exact)]
+    model.to("cpu", dtype)
+    halved = {key: _to(value, dtype) for key, value in inputs.items()}
+    with model.bank.active("unet", ROWS):
+        together = model.unet(**halved).sample
+    for row, unet in enumerate(exact):
+        noise = relative(unet.to(dtype)(**row_of(halved, row)).sample, expected[row])
+        assert relative(together[row : row + 1], expected[row]) < 2 * noise + 1e-3
+
+
+def _to(value: Tensor | dict[str, Tensor], dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
+    return (
+        value.to(dtype) if isinstance(value, Tensor) else {key: item.to(dtype) for key, item in value.items()}
+    )
+
+
+@torch.inference_mode()
+def test_nothing_stays_active_and_base_weights_are_never_touched(model: Model, model_folder: Path) -> None:
+    untouched = load_checkpoint(model_folder).unet
+    inputs = unet_inputs(model, len(ROWS))
+    with model.bank.active("unet", ROWS):
+        changed = model.unet(**inputs).sample
+    plain = model.unet(**inputs).sample
+    assert torch.equal(plain, untouched(**inputs).sample)
+    assert relative(changed[0], plain[0]) > 1e-3
+    assert torch.equal(changed[1], plain[1])
+    for name, parameter in model.unet.named_parameters():
+        assert torch.equal(parameter, untouched.get_parameter(name)), name
+
+
+@torch.inference_mode()
+def test_an_error_inside_leaves_no_adapter_active(model: Model) -> None:
+    inputs = unet_inputs(model, 1)
+    before = model.unet(**inputs).sample
+    with pytest.raises(ZeroDivisionError), model.bank.active("unet", [(Use("wide"),)]):
+        raise ZeroDivisionError
+    assert torch.equal(model.unet(**inputs).sample, before)
+
+
+@torch.inference_mode()
+def test_shuffling_the_rows_shuffles_the_result(model: Model) -> None:
+    inputs = unet_inputs(model, len(ROWS))
+    order = [2, 0, 3, 1]
+    with model.bank.active("unet", ROWS):
+        straight = model.unet(**inputs).sample
+    mixed = {
+        key: value[order] if isinstance(value, Tensor) else {k: v[order] for k, v in value.items()}
+        for key, value in inputs.items()
+    }
+    with model.bank.active("unet", [ROWS[place] for place in order]):
+        shuffled = model.unet(**mixed).sample
+    assert relative(shuffled, straight[order]) < 1e-5
+
+
+def living_tensors() -> int:
+    gc.collect()
+    return sum(issubclass(type(item), Tensor) for item in gc.get_objects())
+
+
+def test_load_and_unload_leave_no_trace(
+    model: Model, model_folder: Path, make_lora: Callable[..., Path]
+) -> None:
+    """A hundred rounds: base weights bit-identical, the other adapters' factors too, and memory flat."""
+    before = {name: parameter.clone() for name, parameter in model.unet.named_parameters()}
+    factors = {
+        path: model.bank.adapters["wide"].delta(path)
+        for path in list(model.bank.adapters["wide"].layers)[:20]
+    }
+    size = model.bank.bytes
+    adapter = read_adapter(
+        make_lora(model_folder, "passing", seed=9, rank=5, where=""), model.layers, "passing"
+    )
+    model.bank.load(adapter)
+    model.bank.unload("passing")
+    alive = living_tensors()
+    for _ in range(100):
+        model.bank.load(adapter)
+        assert model.bank.bytes > size
+        model.bank.unload("passing")
+    assert living_tensors() == alive
+    assert model.bank.bytes == size
+    for name, parameter in model.unet.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+    for path, delta in factors.items():
+        assert torch.equal(model.bank.adapters["wide"].delta(path), delta)
+
+
+@torch.inference_mode()
+def test_unloading_one_adapter_leaves_the_others_as_they_were(model: Model) -> None:
+    inputs = unet_inputs(model, 1)
+    for gone in ("attention", "wide"):
+        with model.bank.active("unet", [(Use("conv", 0.8),)]):
+            before = model.unet(**inputs).sample
+        model.bank.unload(gone)
+        with model.bank.active("unet", [(Use("conv", 0.8),)]):
+            assert torch.equal(model.unet(**inputs).sample, before)
+
+
+def test_wrapped_models_keep_their_names_and_can_be_unwrapped(model: Model, model_folder: Path) -> None:
+    plain = load_checkpoint(model_folder).unet
+    assert list(model.unet.state_dict()) == list(plain.state_dict())
+    twin = copy.deepcopy(model.unet)
+    unwrap(twin)
+    assert {type(module) for module in twin.modules()} == {type(module) for module in plain.modules()}
+
+
+def test_strided_and_plain_convolutions_alike() -> None:
+    """Every geometry a UNet has: 1x1, 3x3, stride 2."""
+    torch.manual_seed(0)
+    for kernel, stride, padding in ((1, 1, 0), (3, 1, 1), (3, 2, 1)):
+        net = nn.Sequential(nn.Conv2d(6, 10, kernel, stride, padding))
+        factor_down, factor_up = torch.randn(3, 6, kernel, kernel), torch.randn(10, 3, 1, 1)
+        for form in FORMS:
+            wrapped = copy.deepcopy(net)
+            bank = Bank({"unet": wrapped}, form)
+            bank.load(_one_layer("unet.0", factor_down, factor_up))
+            x = torch.randn(2, 6, 8, 8)
+            with torch.inference_mode(), bank.active("unet", [(Use("one", 0.5),), (Use("one", 2.0),)]):
+                found = wrapped(x)
+            for row, weight in enumerate((0.5, 2.0)):
+                whole = merged(net, "unet", bank.adapters, (Use("one", weight),))
+                assert relative(found[row], whole(x[row : row + 1])[0].detach()) < 1e-5
+
+
+def _one_layer(path: str, down: Tensor, up: Tensor) -> Adapter:
+    report = LoadReport("one", "", "LoRA", "", "", "", {}, {}, (3, 3), None, "fp32", sha256="")
+    return Adapter("one", {path: LowRank(down, up, 0.25)}, AdapterMetadata(), report)
