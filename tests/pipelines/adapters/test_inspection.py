@@ -129,6 +129,7 @@ def test_peft_settings_that_will_be_refused_are_told_beforehand(save):
 
 def test_what_is_no_adapter_says_so(save):
     assert "checkpoint" in inspect_file(save({"model.diffusion_model.out.2.weight": torch.ones(1)})).refused
+    assert "no adapter layers" in inspect_file(save({"bundle_emb.fox": torch.ones(1)})).refused
 
 
 def test_the_hash_is_that_of_the_whole_file(save, sdxl):
@@ -216,6 +217,12 @@ def test_the_notes_of_a1111(save):
     assert found.origin.family == "unknown"  # a note proves nothing about the weights
 
 
+def test_a_preferred_weight_of_0_means_that_none_was_set(save):
+    path = save(kohya(UNET))
+    beside(path, ".json", {"preferred weight": 0})
+    assert inspect_file(path).metadata.preferred_weight is None
+
+
 CIVITAI = {
     "trainedWords": ["fxr, fur", "tail"],
     "baseModel": "SDXL 1.0",
@@ -245,7 +252,7 @@ def test_the_notes_of_lora_manager(save):
     assert found.hashes == {"manager.sha256": "ff"}
 
 
-@pytest.mark.parametrize("ending", [".json", ".civitai.info", ".metadata.json"])
+@pytest.mark.parametrize("ending", [".json", ".civitai.info", ".metadata.json", ".txt"])
 @pytest.mark.parametrize(
     "content",
     ["{", "[1, 2]", '{"model": 3, "files": [4, {"hashes": 5}], "trainedWords": {}, "usage_tips": "x", "civitai": 1}',
