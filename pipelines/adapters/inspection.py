@@ -13,13 +13,15 @@ from typing import Any
 
 from pipelines.adapters.adapter import AdapterMetadata, span
 from pipelines.adapters.container import WEIGHT_DTYPES, Header, adapter_path, read_header
-from pipelines.adapters.keys import Address, Contents, sort_keys
+from pipelines.adapters.keys import COMPONENTS, Address, Contents, sort_keys
 from pipelines.adapters.kinds import KINDS, Kind
 from pipelines.adapters.metadata import describe
 from pipelines.adapters.origin import Origin, origin_of, something_else
 from pipelines.adapters.peft_settings import peft_settings
 from pipelines.adapters.sidecars import Sidecars, read_sidecars
 from pipelines.errors import AdapterFormatError
+
+_EITHER_TEXT = "text_encoder?"
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ def inspect_file(path: Path) -> Inspection:
         address: kind for address, parts in layers.items() if (kind := _kind_of(frozenset(parts))) is not None
     }
     beside = read_sidecars(path)
+    counts = Counter(_component(address) for address in kinds)
     weights = Counter(header.tensors[key.text].dtype for key in contents.keys if key.part != "alpha")
     return Inspection(
         path=path,
@@ -110,7 +113,7 @@ def inspect_file(path: Path) -> Inspection:
         kinds=_kind_names(kinds, layers, header),
         refused=_refusal(path, header, contents, kinds),
         namings=contents.namings,
-        modules=dict(sorted(Counter(_component(address) for address in kinds).items(), reverse=True)),
+        modules={part: counts[part] for part in (*COMPONENTS, _EITHER_TEXT) if counts[part]},
         ranks=_ranks(layers, header),
         dtypes=tuple(WEIGHT_DTYPES.get(dtype, dtype) for dtype, _ in weights.most_common()),
         origin=origin_of(contents, header.tensors, header.metadata),
@@ -155,7 +158,7 @@ def _refusal(path: Path, header: Header, contents: Contents, kinds: Mapping[Addr
 
 
 def _component(address: Address) -> str:
-    return address.components[0] if len(address.components) == 1 else "text_encoder?"
+    return address.components[0] if len(address.components) == 1 else _EITHER_TEXT
 
 
 def _ranks(layers: Mapping[Address, Mapping[str, str]], header: Header) -> tuple[int, int] | None:

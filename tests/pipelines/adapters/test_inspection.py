@@ -34,10 +34,18 @@ def test_layers_ranks_types_and_names_are_counted(save):
     found = inspect_file(save(kohya(UNET, SGM, TEXT, TEXT_2) | kohya(CONTEXT, rank=16)))
     assert found.kinds == ("LoRA",)
     assert found.refused == ""
-    assert found.modules == {"unet": 3, "text_encoder": 1, "text_encoder_2": 1}
+    assert list(found.modules.items()) == [("unet", 3), ("text_encoder", 1), ("text_encoder_2", 1)]
     assert found.ranks == (4, 16)
     assert found.dtypes == ("fp16",)
     assert found.namings == ("kohya (diffusers names)", "kohya (SGM names)")
+
+
+def test_text_layers_without_an_owner_are_counted_as_such(save):
+    stem = "base_model.model.text_model.encoder.layers.0.self_attn.q_proj"
+    found = inspect_file(
+        save({f"{stem}.lora_A.weight": torch.ones(2, 8), f"{stem}.lora_B.weight": torch.ones(8, 2)})
+    )
+    assert found.modules == {"text_encoder?": 1}
 
 
 def test_convolutions_make_it_a_locon(save):
