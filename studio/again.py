@@ -1,0 +1,67 @@
+"""How a picture that was rendered again compares with the one it was rendered from.
+
+Equality bit for bit is promised for pictures rendered alone on the same device, in the same precision, with the
+same versions; against one from a shared batch, fp32 stays within 2/255. So both are said, and why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipelines import Record
+
+TOLERANCE = 2
+"""Of 255: how far a picture may be from its like out of a shared batch, in fp32."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """largest: difference of any value, of 255 (None: the sizes differ). mean: of all. reasons: what was different."""
+
+    largest: int | None
+    mean: float
+    reasons: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        why = f" ({'; '.join(self.reasons)})" if self.reasons else ""
+        if self.largest is None:
+            return f"another size than the picture{why}"
+        if self.largest == 0:
+            return "equal to the picture, bit for bit"
+        if self.largest <= TOLERANCE:
+            return f"within {TOLERANCE}/255 of the picture{why}"
+        return f"different from the picture: by up to {self.largest}/255, {self.mean:.2f}/255 on average{why}"
+
+
+def compare(old_file: Path, old: Mapping[str, Any], image: Image.Image, record: Record) -> Comparison:
+    """The new picture against the old one; `old` is the record that the old one holds."""
+    with Image.open(old_file) as stored:
+        before = np.asarray(stored.convert("RGB"), dtype=np.int16)
+    after = np.asarray(image.convert("RGB"), dtype=np.int16)
+    reasons = tuple(_reasons(old, record.to_dict()))
+    if before.shape != after.shape:
+        return Comparison(None, 0.0, reasons)
+    difference = np.abs(before - after)
+    return Comparison(int(difference.max()), float(difference.mean()), reasons)
+
+
+def _reasons(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What was different about the two runs, as far as the records tell."""
+    found = ["it came from a shared batch"] if old.get("shared") else []
+    for key, label in (("device", "on"), ("dtype", "in"), ("model_hash", "with model weights")):
+        if old.get(key) != new[key]:
+            found.append(f"made {label} {old.get(key)}, now {new[key]}")
+    versions = old.get("versions")
+    for name, version in new["versions"].items():
+        before = versions.get(name) if isinstance(versions, dict) else None
+        if before != version:
+            found.append(f"made with {name} {before}, now {version}")
+    if not found and old.get("threads") != new["threads"]:
+        found.append(f"made on {old.get('threads')} threads, now {new['threads']}")
+    return found

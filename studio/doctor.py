@@ -1,0 +1,87 @@
+"""`lora-studio doctor`: the device, the versions, the folders, and a short test picture."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from pipelines import Request, StudioError
+from pipelines.assets import embedded_models
+from pipelines.home import Home
+from pipelines.record import device_name, versions
+from pipelines.weights import free_memory
+from studio.opening import BUILT_IN, Opening, open_pipeline, pick_device
+
+STEPS = 4
+
+
+def run(home: Home) -> int:
+    """Prints what was found; 0 where all is well, 1 where something is not."""
+    problems: list[str] = []
+    _versions()
+    _device(home, problems)
+    _folders(home, problems)
+    _test_picture(home, problems)
+    for problem in problems:
+        print(f"PROBLEM    {problem}")
+    print("all is well" if not problems else f"{len(problems)} to mend")
+    return 1 if problems else 0
+
+
+def _versions() -> None:
+    print(f"{'python':<10} {platform.python_version()} ({sys.platform}, {platform.machine()})")
+    for name, version in versions():
+        print(f"{name:<10} {version}")
+
+
+def _device(home: Home, problems: list[str]) -> None:
+    print(f"{'memory':<10} {free_memory() / 2**30:.1f} GiB free")
+    try:
+        device = pick_device(home.settings.device or "auto")
+    except StudioError as error:
+        problems.append(str(error))
+        return
+    print(f"{'device':<10} {device_name(device)}, {torch.get_num_threads()} threads")
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        print(f"{'':<10} {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
+
+
+def _folders(home: Home, problems: list[str]) -> None:
+    there = "" if home.path.is_dir() else " (not there yet; made when something is written)"
+    print(f"{'home':<10} {home.path}{there}")
+    writable = next(folder for folder in (home.path, *home.path.parents) if folder.exists())
+    if not os.access(writable, os.W_OK):
+        problems.append(f"{writable} is not writable; choose another home with --home or LORA_STUDIO_HOME")
+    for kind, entries, roots in (
+        ("models", home.models(), home.roots.models),
+        ("LoRAs", home.loras(), home.roots.loras),
+        ("VAEs", home.vaes(), home.roots.vae),
+    ):
+        also = f", also from {', '.join(map(str, roots))}" if roots else ""
+        print(f"{kind:<10} {len(entries)}{also}")
+        problems += [f"the {kind} folder {root} does not exist" for root in roots if not Path(root).is_dir()]
+
+
+def _test_picture(home: Home, problems: list[str]) -> None:
+    """The built-in model draws one small picture, which is thrown away."""
+    if BUILT_IN not in [model.name for model in embedded_models()]:
+        problems.append(f"the built-in model {BUILT_IN} is missing; install lora-studio again")
+        return
+    try:
+        began = time.perf_counter()
+        pipe = open_pipeline(Opening(BUILT_IN), home)
+        loaded = time.perf_counter()
+        image = pipe(Request("a fox", seed=7, steps=STEPS)).images[0]
+        seconds = time.perf_counter() - loaded
+    except StudioError as error:
+        problems.append(str(error))
+        return
+    if all(low == high for low, high in image.getextrema()):
+        problems.append("the test picture is of one colour only; the device or the installation is faulty")
+    print(f"{'test':<10} {STEPS} steps in {seconds:.1f} s, model loaded in {loaded - began:.1f} s")

@@ -1,0 +1,52 @@
+"""Files known again by what is in them, whatever they are called now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from hashlib import file_digest
+from pathlib import Path
+
+from pipelines.adapters import sha256
+from pipelines.adapters.container import read_header
+from pipelines.errors import AdapterError
+
+
+@cache
+def short_hash(path: Path) -> str:
+    """The twelve digits by which A1111 and Civitai know an adapter: `sshs_model_hash` of its metadata, else
+    the sha256 of all that follows its header. Raises AdapterError."""
+    stated = read_header(path).metadata.get("sshs_model_hash", "")
+    return (stated or _body_hash(path))[:12].lower()
+
+
+def _body_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        return file_digest(file, "sha256").hexdigest()
+
+
+@cache
+def _file_hash(path: Path) -> str:
+    return sha256(path)
+
+
+def is_adapter(path: Path, digest: str, size: int | None = None) -> bool:
+    """Whether the file is the one that a hash means: its own sha256 or the start of one, or A1111's short hash.
+
+    size: the file's bytes, where they are known; then only files of that size are read.
+    """
+    digest = digest.lower()
+    try:
+        if size is not None and path.stat().st_size != size:
+            return False
+        if len(digest) == 12 and short_hash(path) == digest:
+            return True
+        return _file_hash(path).startswith(digest)
+    except (OSError, AdapterError):
+        return False
+
+
+def find_adapter(paths: Iterable[Path], digest: str, size: int | None = None) -> Path | None:
+    """The first of the files that the hash means."""
+    return next((path for path in paths if is_adapter(path, digest, size)), None)

@@ -1,0 +1,188 @@
+"""`models`, `loras`, `inspect` and `import-paths`: what is there, as a table, as plain text or as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipelines.adapters import Inspection, inspect_file
+from pipelines.components import read_json
+from pipelines.errors import StudioError
+from pipelines.family import FAMILIES
+from pipelines.folders import folder_family
+from pipelines.foreign_folders import import_paths as read_foreign
+from pipelines.home import Home
+from pipelines.names import Entry
+from pipelines.single_file import examine
+from studio.metadata import CHUNK, PARAMETERS, read_texts
+from studio.opening import BUILT_IN
+from studio.progress import Teller
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def models(home: Home, *, as_json: bool) -> int:
+    """Every model: its name, what it is, where it is."""
+    default = home.settings.model or BUILT_IN
+    rows = [_model(entry, default) for entry in home.models()]
+    if as_json:
+        _print_json(rows)
+        return 0
+    columns = {"Name": "name", "Base": "base", "Size": "megabytes", "": "note", "Path": "path"}
+    _print_table(columns, rows)
+    if not rows:
+        print(f"no models yet: put them into {home.path / 'models'}, or use --model-dir", file=sys.stderr)
+    return 0
+
+
+def _model(entry: Entry, default: str) -> dict[str, Any]:
+    notes = [
+        word for word, true in (("built in", entry.embedded), ("default", entry.name == default)) if true
+    ]
+    return {
+        "name": entry.name,
+        "base": model_base(entry.path),
+        "megabytes": round(_bytes(entry.path) / 2**20),
+        "note": ", ".join(notes),
+        "path": str(entry.path),
+    }
+
+
+def model_base(path: Path) -> str:
+    """The family of a model, from its configuration or header; why it cannot be used otherwise."""
+    try:
+        family = (
+            folder_family(path, read_json(path / "model_index.json"))
+            if path.is_dir()
+            else examine(path).family
+        )
+        return family.label
+    except StudioError as error:
+        return f"cannot be used: {error}"
+
+
+def _bytes(path: Path) -> int:
+    files = path.rglob("*.safetensors") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
+
+
+def loras(home: Home, model: str | None, *, as_json: bool) -> int:
+    """Every LoRA, or those that a model may take: of its family and, if built in, made for it."""
+    entries = home.loras()
+    family = None
+    if model is not None:
+        found = home.find_model(model)
+        base = model_base(found.path) if found else ""
+        family = next((name for name, known in FAMILIES.items() if known.label == base), None)
+        name = found.name if found else model
+        embedded = bool(found and found.embedded)
+        entries = tuple(e for e in entries if e.model == name or (e.model is None and not embedded))
+    rows = [row for entry in entries if (row := _lora(entry, family)) is not None]
+    if as_json:
+        _print_json(rows)
+        return 0
+    columns = {"Name": "name", "Weight": "weight", "Words": "triggers", "For": "made_for", "Type": "type"}
+    _print_table(columns, rows)
+    if not rows:
+        print(f"no LoRAs found: put them into {home.path / 'loras'}, or use --lora-dir", file=sys.stderr)
+    return 0
+
+
+def _lora(entry: Entry, family: str | None) -> dict[str, Any] | None:
+    """One row; None for a file of another family than the one asked for."""
+    try:
+        seen = inspect_file(entry.path)
+    except StudioError as error:
+        nothing: dict[str, Any] = {"weight": None, "triggers": [], "made_for": ""}
+        why = f"cannot be read: {error}"
+        return None if family else {"name": entry.name, **nothing, "type": why, "path": str(entry.path)}
+    if family is not None and entry.model is None and seen.origin.family not in (family, "unknown"):
+        return None
+    kind = " + ".join(seen.kinds) or "unknown"
+    return {
+        "name": entry.name,
+        "weight": 1.0 if seen.metadata.preferred_weight is None else seen.metadata.preferred_weight,
+        "triggers": list(seen.metadata.triggers),
+        "made_for": entry.model or seen.origin.label,
+        "type": f"{kind}, not applicable: {seen.refused}" if seen.refused else kind,
+        "path": str(entry.path),
+    }
+
+
+def inspect(files: Sequence[str], home: Home, teller: Teller, *, as_json: bool) -> int:
+    """What each file is; LoRAs by path or name, pictures by path. 1 where some cannot be read, 2 where none can."""
+    seen: list[dict[str, Any]] = []
+    for file in files:
+        try:
+            result = _inspected(file, home)
+        except StudioError as error:
+            teller.error(str(error))
+            continue
+        seen.append(result if isinstance(result, dict) else result.to_dict())
+        if not as_json:
+            print(_shown(result))
+    if as_json:
+        _print_json(seen)
+    failed = len(files) - len(seen)
+    return 0 if not failed else 1 if seen else 2
+
+
+def _inspected(file: str, home: Home) -> Inspection | dict[str, Any]:
+    path = Path(file).expanduser()
+    if path.suffix.lower() in PICTURES:
+        texts = read_texts(path)
+        ours = json.loads(texts[CHUNK]) if CHUNK in texts else None
+        return {"path": str(path), PARAMETERS: texts.get(PARAMETERS), CHUNK: ours}
+    return inspect_file(path if path.exists() else home.find_lora(file).path)
+
+
+def _shown(result: Inspection | dict[str, Any]) -> str:
+    if isinstance(result, Inspection):
+        return str(result)
+    said = result[PARAMETERS] or "says nothing about how it was made"
+    return f"{Path(result['path']).name}\n" + "\n".join(f"  {line}" for line in said.splitlines())
+
+
+def import_paths(path: str, home: Home) -> int:
+    """Another program's folders, written into config.toml."""
+    roots = read_foreign(path)
+    home = home.add_folders(roots)
+    for kind, folders in zip(("models", "LoRAs", "VAEs"), roots.lists, strict=True):
+        for folder in folders:
+            print(f"{kind:<7} {folder}")
+    print(f"written to {home.path / 'config.toml'}", file=sys.stderr)
+    return 0
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _print_table(columns: dict[str, str], rows: Sequence[dict[str, Any]]) -> None:
+    """A table on a terminal; lines of tab-separated values when piped."""
+    cells = [[_cell(row[key]) for key in columns.values()] for row in rows]
+    console = Console()
+    if not console.is_terminal:
+        for line in [list(columns), *cells] if rows else []:
+            print("\t".join(cell.replace("\t", " ").replace("\n", " ") for cell in line))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    for line in cells:
+        table.add_row(*(Text(cell) for cell in line))
+    if rows:
+        console.print(table)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

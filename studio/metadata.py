@@ -1,0 +1,215 @@
+"""What a picture says about itself: two PNG text chunks, written and read.
+
+`parameters` is A1111's convention, which every tool understands (`studio.a1111`). `lora-studio` is ours, JSON:
+
+    {"version": 1, "request": {every field, as resolved}, "adapters": {name: {"sha256", "size", …}},
+     "setup": {"vae", "low_memory"}, "record": {what was applied and what it cost}}
+
+Only what was applied is written. Initial images are not stored, only their size and hash.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+from composers.registry import parse as parse_composer
+from pipelines import Record, Request
+from pipelines.errors import RequestError, StudioError
+from pipelines.schedulers import MODEL_OWN
+from pipelines.tags import write_tag
+from studio import a1111
+from studio.hashes import short_hash
+from studio.outputs import write_whole
+from studio.recipe import Draft, plain_request, read_draft
+from studio.shelf import Known
+
+CHUNK = "lora-studio"
+PARAMETERS = "parameters"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What decides a picture and is neither in its request nor in its record."""
+
+    vae: str | None = None
+    low_memory: bool = False
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """What a picture says it was made with.
+
+    ours: by our own chunk, so completely; else by A1111's text. model, model_hash: "" where it does not say.
+    known: adapter's name in lower case -> its hash. init_image: its mark, where there was one.
+    record: as it was written, {} in a foreign picture. notes: what could not be taken over.
+    """
+
+    draft: Draft
+    ours: bool
+    model: str = ""
+    model_hash: str = ""
+    known: Mapping[str, Known] = field(default_factory=dict)
+    setup: Setup = field(default_factory=Setup)
+    init_image: Mapping[str, Any] | None = None
+    record: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+# -- writing ---------------------------------------------------------------------------------------------
+
+
+def save_picture(
+    image: Image.Image,
+    file: Path,
+    *,
+    request: Request,
+    record: Record,
+    adapters: Mapping[str, Path],
+    setup: Setup | None = None,
+    force: bool = False,
+) -> Path:
+    """Write a finished picture with all it should say; returns where it is.
+
+    request: the resolved one. adapters: name -> file of those that are loaded.
+    """
+    texts = chunks(request, record, adapters, setup or Setup())
+    info = PngInfo()
+    for name, text in texts.items():
+        info.add_text(name, text.encode("utf-8", "replace").decode("utf-8"))
+    return write_whole(file, lambda path: image.save(path, format="PNG", pnginfo=info), force=force)
+
+
+def chunks(request: Request, record: Record, adapters: Mapping[str, Path], setup: Setup) -> dict[str, str]:
+    """The texts by the names of their chunks."""
+    applied = {use.name: {"sha256": use.sha256} for use in record.adapters}
+    content = {
+        "version": VERSION,
+        "request": plain_request(request),
+        "adapters": {
+            name: {**known, "size": adapters[name].stat().st_size, "short_hash": short_hash(adapters[name])}
+            for name, known in applied.items()
+        },
+        "setup": {"vae": setup.vae, "low_memory": setup.low_memory},
+        "record": record.to_dict(),
+    }
+    return {
+        PARAMETERS: a1111.write(_parameters(request, record, adapters)),
+        CHUNK: json.dumps(content, allow_nan=False),
+    }
+
+
+def _parameters(request: Request, record: Record, adapters: Mapping[str, Path]) -> a1111.Parameters:
+    tags = " ".join(write_tag(use) for use in request.uses)
+    return a1111.Parameters(
+        prompt=f"{request.prompt} {tags}".strip(),
+        negative_prompt=request.negative_prompt,
+        steps=record.steps,
+        sampler=record.scheduler,
+        cfg_scale=record.guidance_scale,
+        cfg_rescale=record.guidance_rescale or None,
+        seed=record.seed,
+        size=(record.width, record.height),
+        model=record.model,
+        model_hash=record.model_hash,
+        clip_skip=None if record.clip_skip is None else record.clip_skip + 1,
+        denoising=record.strength,
+        composition=record.composer if record.adapters else None,
+        text_mode=None if record.text_mode == "merged" else record.text_mode,
+        lora_hashes={use.name: short_hash(adapters[use.name]) for use in record.adapters},
+        version=f"{CHUNK} {record.versions.get(CHUNK, '')}".strip(),
+    )
+
+
+# -- reading ---------------------------------------------------------------------------------------------
+
+
+def read_texts(file: Path) -> dict[str, str]:
+    """The text chunks of a picture. Raises RequestError where it is none."""
+    try:
+        with Image.open(file) as image:
+            image.load()  # text may stand behind the pixels
+            return {str(name): text for name, text in image.info.items() if isinstance(text, str)}
+    except FileNotFoundError as error:
+        raise RequestError(f"{file} does not exist; check the path") from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise RequestError(f"{file} cannot be read as a picture ({error})") from error
+
+
+def read_picture(file: Path) -> Remembered:
+    """What a picture says it was made with. Raises RequestError where it says nothing that can be understood."""
+    texts = read_texts(file)
+    if CHUNK in texts:
+        return _ours(file.name, texts[CHUNK])
+    if PARAMETERS in texts:
+        return _foreign(file.name, a1111.read(texts[PARAMETERS]))
+    raise RequestError(
+        f"{file.name} does not say how it was made (it has neither a {CHUNK!r} nor a {PARAMETERS!r} text); give the "
+        "file as it was saved, messengers and image hosts strip it"
+    )
+
+
+def _ours(name: str, text: str) -> Remembered:
+    try:
+        content = json.loads(text)
+        if content["version"] > VERSION:
+            raise RequestError(
+                f"{name} was written by a newer LoRA Studio; update with pip install -U lora-studio"
+            )
+        adapters, setup, record = content["adapters"], content["setup"], content["record"]
+        return Remembered(
+            draft=read_draft(content["request"], name),
+            ours=True,
+            model=record["model"],
+            model_hash=record["model_hash"],
+            known={key.casefold(): Known(said["sha256"], said["size"]) for key, said in adapters.items()},
+            setup=Setup(setup["vae"], bool(setup["low_memory"])),
+            init_image=content["request"].get("init_image"),
+            record=record,
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, StudioError):
+            raise
+        raise RequestError(
+            f"{name}: its {CHUNK!r} text is damaged ({error!r}); use an untouched copy"
+        ) from error
+
+
+def _foreign(name: str, said: a1111.Parameters) -> Remembered:
+    values: dict[str, Any] = {
+        "prompt": said.prompt,
+        "negative_prompt": said.negative_prompt or None,
+        "steps": said.steps,
+        "guidance_scale": said.cfg_scale,
+        "guidance_rescale": said.cfg_rescale,
+        "seed": said.seed,
+        "scheduler": None if said.sampler == MODEL_OWN else said.sampler,
+        "clip_skip": None if said.clip_skip in (None, 1) else said.clip_skip - 1,
+        "text_mode": said.text_mode,
+    }
+    if said.size is not None:
+        values["width"], values["height"] = said.size
+    if said.denoising is not None:
+        values["strength"] = said.denoising
+    notes = [f"not taken over: {', '.join(said.ignored)}"] if said.ignored else []
+    if said.composition is not None:
+        try:
+            values["composer"] = parse_composer(said.composition)
+        except StudioError as error:
+            notes.append(f"composition not taken over: {error}")
+    return Remembered(
+        draft=Draft({key: value for key, value in values.items() if value is not None}, where=name),
+        ours=False,
+        model=said.model or "",
+        model_hash=said.model_hash or "",
+        known={key.casefold(): Known(digest) for key, digest in said.lora_hashes.items()},
+        init_image={} if said.denoising is not None and "Hires upscale" not in said.ignored else None,
+        notes=tuple(notes),
+    )

@@ -1,0 +1,127 @@
+"""The adapters that a job asks for: found by name before anything is loaded, then loaded together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from composers.plan import Use
+from pipelines import StudioPipeline
+from pipelines.adapters import LoadReport, inspect_file
+from pipelines.errors import AdapterFileError
+from pipelines.home import Home
+from pipelines.names import Entry
+from pipelines.tags import take_tags
+from studio.hashes import find_adapter, is_adapter
+from studio.recipe import Wanted
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a picture says of an adapter that it was made with: its hash, and its size in bytes if that is known."""
+
+    digest: str
+    size: int | None = None
+
+
+class Shelf:
+    """Looks adapters up, remembers which are needed, and loads them.
+
+    model: name of the model they are for. known: name in lower case -> what a picture says of it; a file that
+    bears the hash is taken before one that bears the name. say: is told what a user should know.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        model: str | None,
+        *,
+        known: Mapping[str, Known] | None = None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self._home = home
+        self._model = model
+        self._known = known or {}
+        self._say = say
+        self._found: dict[str, Path] = {}
+        self._names: dict[Path, str] = {}
+
+    @property
+    def files(self) -> Mapping[str, Path]:
+        """Name -> file of every adapter that is needed."""
+        return {name: path for path, name in self._names.items()}
+
+    def use(self, wanted: Wanted) -> Use:
+        """The adapter under the name it will be loaded by, at its preferred weight where none is asked for.
+
+        Raises AdapterFileError for an unknown or ambiguous name, with near matches.
+        """
+        path = self._path(wanted.adapter, paths=True)
+        preferred = None
+        if wanted.weight is None:
+            preferred = inspect_file(path).metadata.preferred_weight
+        return wanted.use(self._names[path], preferred)
+
+    def read_tags(self, prompt: str) -> str:
+        """The prompt with the names in its tags looked up; a tag without a weight gets the preferred one."""
+        _, tags = take_tags(prompt)
+        for tag in tags:
+            path = self._path(tag.name, paths=False)
+            rest = _after_name(tag.source)
+            if not rest:
+                preferred = inspect_file(path).metadata.preferred_weight
+                rest = "" if preferred is None else f":{preferred:g}"
+            name = re.sub(r"([:<>\\])", r"\\\1", self._names[path])
+            prompt = prompt.replace(tag.source, f"<lora:{name}{rest}>", 1)
+        return prompt
+
+    def load(self, pipe: StudioPipeline) -> list[LoadReport]:
+        """Loads every adapter that is needed. Raises AdapterError."""
+        return [pipe.load_lora_weights(path, adapter_name=name) for path, name in self._names.items()]
+
+    def _path(self, name: str, *, paths: bool) -> Path:
+        """The file of that name, noted as needed under a name that no other needed file has."""
+        key = name.casefold()
+        if key not in self._found:
+            self._found[key] = self._look_up(name, paths=paths)
+        path = self._found[key]
+        if path not in self._names:
+            taken = {other.casefold() for other in self._names.values()}
+            names = ["/".join([*path.parts[-1 - up : -1], path.stem]) for up in range(len(path.parts))]
+            self._names[path] = next(own for own in names if own.casefold() not in taken)
+        return path
+
+    def _look_up(self, name: str, *, paths: bool) -> Path:
+        known = self._known.get(name.casefold())
+        try:
+            path = self._home.find_lora(name, self._model, paths=paths).path
+        except AdapterFileError:
+            same = known and self._by_hash(known)
+            if not same:
+                raise
+            self._say(f"LoRA {name!r} was found by its hash: it is called {same.name!r} here")
+            return same.path
+        if known is None or is_adapter(path, known.digest):
+            return path
+        same = self._by_hash(known)
+        if same is not None:
+            self._say(f"LoRA {name!r} of this picture is called {same.name!r} here (found by its hash)")
+            return same.path
+        self._say(
+            f"LoRA {name!r} is another file than the one this picture was made with (hash {known.digest[:12]}), "
+            "so the picture will differ"
+        )
+        return path
+
+    def _by_hash(self, known: Known) -> Entry | None:
+        entries = {entry.path: entry for entry in self._home.loras()}
+        path = find_adapter(entries, known.digest, known.size)
+        return None if path is None else entries[path]
+
+
+def _after_name(source: str) -> str:
+    """What follows the name in a tag: "<lora:fox:0.8>" -> ":0.8"."""
+    match = re.match(r"<\s*\w+\s*:(?:\\.|[^:>\\])*(.*)>$", source, re.DOTALL)
+    return match[1].rstrip() if match else ""
