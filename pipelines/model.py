@@ -20,6 +20,7 @@ from pipelines.checkpoints import Checkpoint
 from pipelines.components import vae_dtype
 from pipelines.engine.bank import Bank, FormChoice
 from pipelines.errors import AdapterError, RenderError
+from pipelines.family import FamilyName
 from pipelines.request import Facts
 from pipelines.text import Embedding, TextAsk, TextEncoder
 
@@ -77,17 +78,20 @@ class Model:
         self.dtype = dtype or self.dtype
         rest = torch.device("cpu") if self.offload else self.device
         for part in self._components.values():
-            part.to(rest, self.dtype)
-        self.vae.to(rest, vae_dtype(self.dtype, self.vae.config))
+            nn.Module.to(part, rest, self.dtype)
+        nn.Module.to(self.vae, rest, vae_dtype(self.dtype, self.vae.config))
         self.bank.to(self.device)
 
-    def load_adapter(self, path: Path, name: str) -> LoadReport:
-        """Read a file and make it resident under `name`: all of it, or an AdapterError and nothing."""
+    def load_adapter(self, path: Path, name: str, family: FamilyName | None = None) -> LoadReport:
+        """Read a file and make it resident under `name`: all of it, or an AdapterError and nothing.
+
+        family: overrides what the file's own metadata says it was made for.
+        """
         if name.lower() in (loaded.lower() for loaded in self.bank.adapters):
             raise AdapterError(
                 f"an adapter named {name!r} is already loaded; unload it or choose another adapter_name"
             )
-        adapter = read_adapter(path, self.layers, name)
+        adapter = read_adapter(path, self.layers, name, family=family)
         self.bank.load(adapter)
         return adapter.report
 

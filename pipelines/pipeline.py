@@ -15,6 +15,7 @@ from pipelines.adapters.adapter import LoadReport
 from pipelines.checkpoints import load_checkpoint
 from pipelines.engine.bank import FormChoice
 from pipelines.errors import AdapterError, RequestError, SetupError
+from pipelines.family import FamilyName
 from pipelines.home import Home
 from pipelines.model import Model
 from pipelines.record import Record
@@ -38,8 +39,9 @@ class StudioPipeline:
     pipe([Request("a fox", adapters={"fox": 0.8}, seed=7), Request("a fox", seed=7)]).images
     """
 
-    def __init__(self, model: Model, *, dtype_is_given: bool = True) -> None:
+    def __init__(self, model: Model, *, home: Home | None = None, dtype_is_given: bool = True) -> None:
         self.model = model
+        self.home = home or Home.resolve()
         self._dtype_is_given = dtype_is_given
 
     @classmethod
@@ -59,7 +61,7 @@ class StudioPipeline:
         Raises ModelError.
         """
         checkpoint = load_checkpoint(source, dtype=dtype or torch.float32, vae=vae, home=home)
-        return cls(Model(checkpoint, form=form), dtype_is_given=dtype is not None)
+        return cls(Model(checkpoint, form=form), home=home, dtype_is_given=dtype is not None)
 
     @classmethod
     def from_single_file(
@@ -105,10 +107,16 @@ class StudioPipeline:
             raise SetupError(f"row_limit={rows} must be at least 1, or None")
         self.model.row_limit = rows
 
-    def load_lora_weights(self, file: str | Path, adapter_name: str | None = None) -> LoadReport:
-        """Load a LoRA file under a name (its stem by default): all of it, or an AdapterError and nothing."""
-        path = Path(file).expanduser()
-        return self.model.load_adapter(path, adapter_name or path.stem)
+    def load_lora_weights(
+        self, file: str | Path, adapter_name: str | None = None, *, family: FamilyName | None = None
+    ) -> LoadReport:
+        """Load a LoRA by path or by its name in the LoRA folders, as `adapter_name` (its stem by default).
+
+        family: overrides what the file's metadata says it was made for. All of it is loaded, or an AdapterError
+        says why not and nothing is.
+        """
+        found = self.home.find_lora(file, model=self.model.checkpoint.label)
+        return self.model.load_adapter(found.path, adapter_name or found.path.stem, family)
 
     def unload_lora_weights(self, adapter_name: str | None = None) -> None:
         """Unload one adapter, or all of them. Raises AdapterError for a name that is not loaded."""

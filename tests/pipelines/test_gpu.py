@@ -1,0 +1,166 @@
+"""What only a CUDA device can show. Run by hand: `pytest -m gpu`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from composers import Composite, Merge, Switch, Use
+from pipelines import Request, StudioPipeline
+from pipelines.engine.reference import merged
+from pipelines.schedulers import scheduler_names
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.fixture
+def exact() -> Iterator[None]:
+    """Full fp32: TF32 off."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def open_pipe(
+    folder: Path, make_lora: Callable[..., Path], dtype: torch.dtype, device: str
+) -> StudioPipeline:
+    pipe = StudioPipeline.from_pretrained(folder, dtype=dtype).to(device)
+    for name, rank, where in (("attention", 4, "attn"), ("wide", 3, ""), ("conv", 2, "conv")):
+        pipe.load_lora_weights(make_lora(folder, name, seed=rank, rank=rank, where=where), adapter_name=name)
+    return pipe
+
+
+MIX = {"attention": 0.8, "wide": 0.5, "conv": 1.0}
+REQUESTS = [
+    Request("a fox", adapters=MIX, seed=1, steps=6),
+    Request("a fox", adapters=MIX, composer=Composite(), seed=2, steps=6, scheduler="Euler a"),
+    Request("a bear", adapters=MIX, composer=Switch(interval=2), seed=3, steps=7, scheduler="UniPC"),
+    Request(
+        "a pig",
+        adapters={"wide": 1.0},
+        composer=Merge(),
+        seed=4,
+        steps=4,
+        scheduler="Heun",
+        guidance_scale=1.0,
+    ),
+    Request("word, " * 60, seed=5, steps=5, scheduler="DPM++ 2M SDE"),
+]
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    found, expected = found.float().cpu(), expected.float().cpu()
+    return float((found - expected).norm() / expected.norm())
+
+
+def test_the_gpu_draws_what_the_cpu_draws(
+    exact: None, model_folder: Path, make_lora: Callable[..., Path]
+) -> None:
+    gpu = open_pipe(model_folder, make_lora, torch.float32, "cuda")
+    cpu = open_pipe(model_folder, make_lora, torch.float32, "cpu")
+    together = gpu(REQUESTS, output_type="latent").images
+    for request, found, expected in zip(
+        REQUESTS, together, cpu(REQUESTS, output_type="latent").images, strict=True
+    ):
+        assert relative(found, expected) < 1e-3
+        assert relative(found, gpu(request, output_type="latent").images[0]) < 1e-4
+
+
+@pytest.mark.parametrize("name", scheduler_names())
+def test_every_scheduler_runs_on_the_gpu(
+    exact: None, sdxl_folder: Path, make_lora: Callable[..., Path], name: str
+) -> None:
+    gpu = open_pipe(sdxl_folder, make_lora, torch.float32, "cuda")
+    cpu = open_pipe(sdxl_folder, make_lora, torch.float32, "cpu")
+    request = Request("a fox", seed=1, steps=5, scheduler=name, adapters={"wide": 0.5})
+    found = gpu(request, output_type="latent").images[0]
+    assert relative(found, cpu(request, output_type="latent").images[0]) < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@torch.inference_mode()
+def test_half_precision_lanes_stay_within_its_own_noise(
+    model_folder: Path, make_lora: Callable[..., Path], dtype: torch.dtype
+) -> None:
+    pipe = open_pipe(model_folder, make_lora, torch.float32, "cuda")
+    model = pipe.model
+    rows = [tuple(Use(name, weight) for name, weight in MIX.items()), (), (Use("conv", -1.0),)]
+    inputs = {
+        "sample": torch.randn(3, 4, 16, 16, device="cuda"),
+        "timestep": torch.tensor([10.0, 400.0, 900.0], device="cuda"),
+        "encoder_hidden_states": torch.randn(3, 77, model.unet.config.cross_attention_dim, device="cuda"),
+    }
+    added = {
+        "text_embeds": torch.randn(3, 32, device="cuda"),
+        "time_ids": torch.full((3, 6), 32.0, device="cuda"),
+    }
+    sized = model.checkpoint.family.size_conditioned
+    references = [merged(model.unet, "unet", model.bank.adapters, uses) for uses in rows]
+
+    def run(unet: torch.nn.Module, kind: torch.dtype, part: slice) -> Tensor:
+        extra = {key: value[part].to(kind) for key, value in added.items()} if sized else None
+        own = {
+            key: value[part] if key == "timestep" else value[part].to(kind) for key, value in inputs.items()
+        }
+        predicted: Tensor = unet(**own, added_cond_kwargs=extra, return_dict=False)[0]
+        return predicted
+
+    expected = [run(unet, torch.float32, slice(row, row + 1)) for row, unet in enumerate(references)]
+    pipe.to("cuda", dtype)
+    with model.bank.active("unet", rows):
+        together = run(model.unet, dtype, slice(0, 3))
+    for row, unet in enumerate(references):
+        noise = relative(run(unet.to(dtype), dtype, slice(row, row + 1)), expected[row])
+        assert relative(together[row : row + 1], expected[row]) < 2 * noise + 1e-3
+
+
+def test_float16_is_the_default_on_a_gpu(sdxl_folder: Path) -> None:
+    pipe = StudioPipeline.from_pretrained(sdxl_folder).to("cuda")
+    assert pipe.model.unet.dtype == torch.float16
+    record = pipe(Request("a fox", seed=1, steps=2)).records[0]
+    assert (record.dtype, record.device) == ("float16", torch.cuda.get_device_name())
+
+
+def test_offloading_draws_the_same_picture_and_leaves_the_gpu(
+    exact: None, model_folder: Path, make_lora: Callable[..., Path]
+) -> None:
+    pipe = open_pipe(model_folder, make_lora, torch.float32, "cuda")
+    expected = pipe(REQUESTS[:2], output_type="pt").images
+    pipe.enable_model_cpu_offload("cuda")
+    found = pipe(REQUESTS[:2], output_type="pt").images
+    for one, other in zip(found, expected, strict=True):
+        assert float((one - other).abs().max()) < 1e-4
+    assert {parameter.device.type for parameter in pipe.model.unet.parameters()} == {"cpu"}
+
+
+def test_memory_that_runs_out_splits_the_batch(sdxl_folder: Path, make_lora: Callable[..., Path]) -> None:
+    pipe = open_pipe(sdxl_folder, make_lora, torch.float32, "cuda")
+    requests = [
+        Request("a fox", seed=seed, steps=2, adapters={"wide": 0.5}, width=256, height=256)
+        for seed in range(16)
+    ]
+    pipe.row_limit = 32
+    free, total = torch.cuda.mem_get_info()
+    baseline = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    expected = pipe(requests, output_type="latent").images
+    peak = torch.cuda.max_memory_allocated() - baseline
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 0.6 * peak) / total)
+    try:
+        result = pipe(requests, output_type="latent")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert free > 0
+    assert {record.largest_call < 32 for record in result.records} == {True}
+    assert all(record.notes for record in result.records)
+    for found, wanted in zip(result.images, expected, strict=True):
+        assert relative(found, wanted) < 1e-2
