@@ -116,12 +116,13 @@ class Home:
         raise ModelError(self._not_found("model", name, found, entries, self.roots.models))
 
     def find_lora(self, source: str | Path, model: str | None = None, *, paths: bool = True) -> Entry:
-        """An adapter by name or, where `paths` allows it, by path.
+        """An adapter by name or, where `paths` allows it, by path (a file, or a PEFT folder).
 
         model: name of the loaded model; of two adapters of one name, the one made for it is meant.
         Raises AdapterFileError for an unknown or ambiguous name.
         """
-        if paths and (path := Path(source).expanduser()).is_file():
+        path = Path(source).expanduser()
+        if paths and (path.is_file() or (path / "adapter_config.json").is_file()):
             return _at(path)
         entries = self.loras()
         found = find(str(source), entries, model)
