@@ -13,6 +13,7 @@ import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from typing import NoReturn
 
 from composers import StudioError, methods
 
@@ -20,8 +21,10 @@ QUIET_ENVIRONMENT = {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "DIFFUSERS_VERBOSITY": "error",
+    "TRANSFORMERS_VERBOSITY": "error",
 }
-"""No library that we use reports to anybody."""
+"""No library that we use reports to anybody, or tells users what only its programmers can act on."""
 
 TRY = """Three commands to try:
 
@@ -83,10 +86,18 @@ def _run(args: Namespace) -> int:
             return listing.import_paths(args.path, home)
 
 
+class _Parser(ArgumentParser):
+    """argparse's, without the page of usage before every message."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"error: {message} ({self.prog} --help lists all there is)\n")
+
+
 def parser() -> ArgumentParser:
     """All commands and flags."""
-    top = ArgumentParser(
+    top = _Parser(
         prog="lora-studio",
+        allow_abbrev=False,
         description="A composition studio for image-model LoRAs: many mixes, one pass.",
         epilog="Exit codes: 0 all done, 1 some failed, 2 bad input or set-up, 130 interrupted.",
     )
@@ -96,6 +107,7 @@ def parser() -> ArgumentParser:
 
     render = commands.add_parser(
         "render",
+        allow_abbrev=False,
         parents=[folders],
         help="draw pictures",
         description="Draw pictures. Several prompts, methods and seeds share one pass.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +45,7 @@ class Teller:
             TimeRemainingColumn(elapsed_when_finished=True),
             console=self.console,
             transient=True,
+            redirect_stdout=sys.stdout.isatty(),  # else what is piped would land on stderr
             disable=self.quiet or not self.console.is_terminal,
         )
         with bar:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from pipelines import Failed, Finished, Request, Session, Started, Stepped, StudioError, StudioPipeline
 from pipelines.adapters import LoadReport
-from pipelines.errors import AdapterError, RequestError
+from pipelines.errors import AdapterFileError, RequestError
 from pipelines.home import Home
 from pipelines.tags import take_tags
 from studio.again import Comparison, compare
@@ -69,7 +69,7 @@ def run(args: Namespace, home: Home, teller: Teller) -> int:
     _check_init_image(remembered, drafts, teller)
     known = remembered.known if remembered else None
     shelf = Shelf(home, entry.name if entry else None, known=known, say=teller.say)
-    requests = _requests(drafts, shelf, teller)
+    requests = _requests(drafts, shelf)
     sheets = [_sheet(request, entry.name if entry else name) for request in requests]
     files = plan_files(args.out, home.outputs / date.today().isoformat(), sheets, force=args.force)
     with teller.waiting(f"loading {name} …"):
@@ -141,18 +141,15 @@ def _check_init_image(remembered: Remembered | None, drafts: Sequence[Draft], te
         teller.say(f"{image} is not the initial image that this picture was made from, so it will differ")
 
 
-def _requests(drafts: Sequence[Draft], shelf: Shelf, teller: Teller) -> list[Request]:
+def _requests(drafts: Sequence[Draft], shelf: Shelf) -> list[Request]:
     """All requests, or an error that names every adapter that cannot be found."""
-    requests: list[Request] = []
-    missing: dict[str, AdapterError] = {}
+    missing: dict[str, None] = {}
     for draft in drafts:
-        try:
-            requests.append(draft.build(shelf.use, shelf.read_tags))
-        except AdapterError as error:
-            missing.setdefault(str(error), error)
+        for error in shelf.missing(draft.wanted, draft.values.get("prompt")):
+            missing[str(placed(error, draft.where))] = None
     if missing:
-        raise AdapterError("\n".join(missing))
-    return requests
+        raise AdapterFileError("\n".join(missing))
+    return [draft.build(shelf.use, shelf.read_tags) for draft in drafts]
 
 
 def _sheet(request: Request, model: str) -> Sheet:
@@ -161,10 +158,10 @@ def _sheet(request: Request, model: str) -> Sheet:
 
 
 def _applied(report: LoadReport) -> str:
-    """ "fox: LoRA of rank 4 on unet 96/210, text_encoder 18/18"."""
+    """ "fox changes unet 96/210, text_encoder 18/18 layers"."""
     layers = ", ".join(f"{part} {report.applied[part]}/{total}" for part, total in report.total.items())
     notes = "".join(f"\n  {note}" for note in report.notes)
-    return f"{report.name}: {report.kind} on layers of {layers}{notes}"
+    return f"{report.name} changes {layers} layers{notes}"
 
 
 def _check_model(remembered: Remembered | None, pipe: StudioPipeline, teller: Teller) -> None:

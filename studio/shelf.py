@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from composers.plan import Use
 from pipelines import StudioPipeline
 from pipelines.adapters import LoadReport, inspect_file
-from pipelines.errors import AdapterFileError
+from pipelines.errors import AdapterFileError, PromptError
 from pipelines.home import Home
 from pipelines.names import Entry
 from pipelines.tags import take_tags
@@ -52,6 +53,19 @@ class Shelf:
     def files(self) -> Mapping[str, Path]:
         """Name -> file of every adapter that is needed."""
         return {name: path for path, name in self._names.items()}
+
+    def missing(self, wanted: Iterable[Wanted], prompt: object = "") -> list[AdapterFileError]:
+        """Why adapters cannot be found, those of the prompt's tags included; empty where all are here."""
+        names = [(one.adapter, True) for one in wanted]
+        with suppress(PromptError):  # `read_tags` raises it
+            names += [(tag.name, False) for tag in take_tags(prompt)[1]] if isinstance(prompt, str) else []
+        errors = []
+        for name, paths in names:
+            try:
+                self._path(name, paths=paths)
+            except AdapterFileError as error:
+                errors.append(error)
+        return errors
 
     def use(self, wanted: Wanted) -> Use:
         """The adapter under the name it will be loaded by, at its preferred weight where none is asked for.
