@@ -27,7 +27,9 @@ def trace(switch: Switch, adapters: int, steps: int) -> list[int]:
         ("paper", 5, 200, [40, 40, 40, 40, 40]),
     ],
 )
-def test_how_many_steps_each_adapter_gets(convention: str, adapters: int, steps: int, counts: list[int]) -> None:
+def test_how_many_steps_each_adapter_gets(
+    convention: str, adapters: int, steps: int, counts: list[int]
+) -> None:
     found = Counter(trace(Switch(interval=5, convention=convention), adapters, steps))
     assert [found[place] for place in range(adapters)] == counts
 
