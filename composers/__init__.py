@@ -1,5 +1,6 @@
 """Composition methods for LoRA mixes as pure schedules; needs nothing but the standard library."""
 
+from composers.cmlora import CMLoRA
 from composers.composite import Composite
 from composers.errors import ComposerError, StudioError
 from composers.merge import Merge
@@ -21,6 +22,7 @@ from composers.registry import build, methods, parse, settings_of, spell
 from composers.switch import Switch
 
 __all__ = [
+    "CMLoRA",
     "Composer",
     "ComposerError",
     "Composite",

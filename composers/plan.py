@@ -167,10 +167,14 @@ class Guidance:
 
 @dataclass(frozen=True)
 class Plan:
-    """The lanes of one image at one step and the rule that folds their predictions into one."""
+    """The lanes of one image at one step and the rule that folds their predictions into one.
+
+    max_age: how many steps old the remembered features of a lane that is not fresh may be.
+    """
 
     lanes: tuple[Lane, ...]
     rule: Guidance
+    max_age: int = 5
 
 
 def guided(lanes: Iterable[Lane], step: Step) -> Plan:
@@ -226,12 +230,18 @@ class Composer(ABC):
 
     Adding a file with one subclass to this folder adds the method to Python, the command line, the
     batch script and the web app alike.
+
+    fewest, most: how many adapters it takes (pinned ones not counted).
+    by_band: it reads `Use.band`, which is then filled before planning.
+    plans_reuse: it decides itself which lanes are fresh, so that a request's `reuse` has no place.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     fewest: ClassVar[int] = 0
     most: ClassVar[int | None] = None
+    by_band: ClassVar[bool] = False
+    plans_reuse: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for setting in dataclasses.fields(self):
@@ -265,6 +275,14 @@ class Composer(ABC):
                 f"{self.name} takes {wanted} adapters (pinned ones not counted), got {len(mix)}"
             )
         return self
+
+    def prepared(self, uses: tuple[Use, ...]) -> tuple[Use, ...]:
+        """The members as this method wants them when a request is admitted, one for each, in order.
+
+        Symbolic blocks ("@content") are replaced by the model's own afterwards. Applying it twice changes
+        nothing more.
+        """
+        return uses
 
     @abstractmethod
     def plan(self, step: Step, mix: Mix) -> Plan:
