@@ -19,6 +19,7 @@ from composers import StudioError, methods
 
 QUIET_ENVIRONMENT = {
     "GRADIO_ANALYTICS_ENABLED": "False",
+    "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait by spinning cost tenfold on cores that others use too
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "DIFFUSERS_VERBOSITY": "error",
@@ -150,8 +151,8 @@ class _Version(argparse.Action):
         parser.exit(OK)
 
 
-def _folder_flags() -> ArgumentParser:
-    flags = ArgumentParser(add_help=False)
+def _folder_flags() -> _Parser:
+    flags = _Parser(add_help=False)
     group = flags.add_argument_group("folders")
     group.add_argument("--home", metavar="DIR", help="your folder for models, LoRAs and pictures")
     group.add_argument(
