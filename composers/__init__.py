@@ -1,5 +1,6 @@
 """Composition methods for LoRA mixes as pure schedules; needs nothing but the standard library."""
 
+from composers.blora import BLora
 from composers.cmlora import CMLoRA
 from composers.composite import Composite
 from composers.errors import ComposerError, StudioError
@@ -22,6 +23,7 @@ from composers.registry import build, methods, parse, settings_of, spell
 from composers.switch import Switch
 
 __all__ = [
+    "BLora",
     "CMLoRA",
     "Composer",
     "ComposerError",

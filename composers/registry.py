@@ -7,6 +7,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Mapping
 from functools import cache
 
@@ -44,12 +45,15 @@ def build(name: str, settings: Mapping[str, object]) -> Composer:
 def parse(text: str) -> Composer:
     """'switch' or 'switch:interval=3,convention=code' -> the method. Raises ComposerError."""
     name, _, rest = text.strip().partition(":")
+    kind = methods().get(name.lower())
+    texts = {f.name for f in dataclasses.fields(kind) if isinstance(f.default, str)} if kind else set()
     settings: dict[str, object] = {}
-    for part in filter(None, rest.split(",")):
+    for part in filter(None, re.split(r"(?<!\\),", rest)):
         key, equals, value = part.partition("=")
         if not equals:
             raise ComposerError(f"method {text!r}: write its settings as name=value, separated by commas")
-        settings[key.strip()] = _value(value.strip())
+        key, value = key.strip(), value.strip().replace("\\,", ",")
+        settings[key] = value if key in texts else _value(value)
     return build(name, settings)
 
 
@@ -59,9 +63,12 @@ def settings_of(composer: Composer) -> dict[str, object]:
 
 
 def spell(composer: Composer) -> str:
-    """The text that `parse` reads back as this method; settings at their default are left out."""
+    """The text that `parse` reads back as this method; settings at their default are left out.
+
+    A comma inside a setting (an adapter's name) is written with a backslash before it.
+    """
     changed = [
-        f"{setting.name}={getattr(composer, setting.name)}"
+        f"{setting.name}={getattr(composer, setting.name)}".replace(",", "\\,")
         for setting in dataclasses.fields(composer)
         if getattr(composer, setting.name) != setting.default
     ]

@@ -30,6 +30,7 @@ class Family:
         same layout are narrower).
     text_encoders: the text encoders' component names, in the order their embeddings are joined.
     size_conditioned: the UNet also takes pooled text and the six size numbers (`added_cond_kwargs`).
+    content_blocks, style_blocks: the UNet blocks that hold content and style, where they are published.
     """
 
     name: FamilyName
@@ -38,6 +39,14 @@ class Family:
     text_encoders: tuple[str, ...]
     size_conditioned: bool
     defaults: Defaults
+    content_blocks: tuple[str, ...] = ()
+    style_blocks: tuple[str, ...] = ()
+
+    @property
+    def block_map(self) -> dict[str, tuple[str, ...]]:
+        """ "content" and "style" -> their blocks; empty where nothing is published."""
+        parts = {"content": self.content_blocks, "style": self.style_blocks}
+        return {part: blocks for part, blocks in parts.items() if blocks}
 
 
 SD1 = Family(
@@ -63,6 +72,9 @@ SDXL = Family(
     ("text_encoder", "text_encoder_2"),
     True,
     Defaults(1024, 1024, "DPM++ 2M Karras", 28, 6.0),
+    # Frenkel et al. 2024 (arXiv 2403.14572); other models of this layout may differ, so a card's map wins
+    content_blocks=("up_blocks.0.attentions.0",),
+    style_blocks=("up_blocks.0.attentions.1",),
 )
 FAMILIES: Mapping[str, Family] = {family.name: family for family in (SD1, SD2, SDXL)}
 

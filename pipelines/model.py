@@ -60,13 +60,15 @@ class Model:
     def facts(self) -> Facts:
         """What a request must know to be resolved for this model."""
         card = self.checkpoint.card
-        block_map = {f"@{part}": blocks for part, blocks in card.block_map.items()} if card else {}
+        blocks = {**self.checkpoint.family.block_map, **(card.block_map if card else {})}
         return Facts(
             label=self.checkpoint.label,
             defaults=self.checkpoint.defaults,
             adapters=tuple(self.bank.adapters),
             size_unit=self.checkpoint.vae_scale_factor,
-            block_map=block_map,
+            block_map={f"@{part}": own for part, own in blocks.items()},
+            unet_layers=self.layers.components["unet"].keys(),
+            adapter_layers={name: adapter.layers.keys() for name, adapter in self.bank.adapters.items()},
         )
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 
 from PIL import Image
 
 from composers.merge import Merge
 from composers.plan import Composer, Mix, Plan, Step, TextMode, Use, text_uses
+from pipelines.blocks import Layout, placed, use_of
 from pipelines.errors import RequestError
 from pipelines.family import Defaults
 from pipelines.prompt import take_tags
@@ -28,6 +29,7 @@ class Facts:
 
     adapters: names of the loaded adapters. size_unit: sizes are multiples of this many pixels.
     block_map: symbolic block ("@content", "@style") -> the model's own block names.
+    unet_layers: dotted names of the UNet's layers; adapter_layers: adapter -> the layers it changes.
     """
 
     label: str
@@ -35,6 +37,13 @@ class Facts:
     adapters: tuple[str, ...]
     size_unit: int
     block_map: Mapping[str, tuple[str, ...]]
+    unet_layers: Collection[str] = ()
+    adapter_layers: Mapping[str, Collection[str]] | None = None
+
+    @property
+    def layout(self) -> Layout:
+        """What block names are read by."""
+        return Layout(self.label, self.block_map, self.unet_layers, self.adapter_layers)
 
 
 @dataclass(frozen=True)
@@ -136,10 +145,11 @@ class Request:
             raise RequestError(
                 f"strength={self.strength:g} of {request.steps} steps leaves no step to run; raise strength or steps"
             )
-        tagged = (tag.use(steps=request.executed_steps) for tag in tags)
-        uses = tuple(
-            _placed(use, facts) for use in _uses((*self.uses, *tagged)) if use.weight or use.text_weight
-        )
+        layout = facts.layout
+        tagged = (use_of(tag, layout, request.executed_steps) for tag in tags)
+        uses = [_named(use, facts) for use in _uses((*self.uses, *tagged)) if use.weight or use.text_weight]
+        members = iter(self.composer.prepared(tuple(use for use in uses if not use.pinned)))
+        uses = [placed(use if use.pinned else next(members), layout) for use in uses]
         request = replace(request, adapters=uses)
         return replace(request, composer=self.composer.resolved(request.mix, request.executed_steps))
 
@@ -198,8 +208,8 @@ def _uses(adapters: Mapping[str, float] | Sequence[Use]) -> tuple[Use, ...]:
     return tuple(adapters)
 
 
-def _placed(use: Use, facts: Facts) -> Use:
-    """The use under the name its adapter is loaded by, with symbolic blocks replaced by the model's own."""
+def _named(use: Use, facts: Facts) -> Use:
+    """The use under the name its adapter is loaded by."""
     loaded = {name.lower(): name for name in facts.adapters}
     if use.adapter.lower() not in loaded:
         near = difflib.get_close_matches(use.adapter, facts.adapters, n=3, cutoff=0.4)
@@ -209,17 +219,7 @@ def _placed(use: Use, facts: Facts) -> Use:
             else "load it with load_lora_weights(file) first"
         )
         raise RequestError(f"adapter {use.adapter!r} is not loaded: {hint}")
-    use = replace(use, adapter=loaded[use.adapter.lower()])
-    if not any(name.startswith("@") for name, _ in use.blocks):
-        return use
-    blocks: list[tuple[str, float]] = []
-    for name, factor in use.blocks:
-        if name.startswith("@") and name not in facts.block_map:
-            raise RequestError(
-                f"{facts.label} has no map of its {name[1:]} blocks, so {use.adapter!r} cannot be confined"
-            )
-        blocks += [(block, factor) for block in facts.block_map.get(name, (name,))]
-    return replace(use, blocks=tuple(blocks))
+    return replace(use, adapter=loaded[use.adapter.lower()])
 
 
 def _driven(plan: Plan, pinned: tuple[Use, ...], step: Step) -> Plan:

@@ -1,0 +1,249 @@
+"""Strengths by block, for any adapter on any model: block lists, presets and vectors of numbers.
+
+    up_blocks.1@0.5,mid_block@1     blocks by name; what is not listed is at 0
+    content, style                  the model's own block map (see B-LoRA)
+    ALL NONE INALL OUTALL           everything, nothing, all blocks on the way in, or on the way out
+    INS IND MIDD OUTD OUTS          the shallow and the deep half of each way, and the deep middle
+    IN04, M00, OUT05                one block, by its number in the original code
+    1,0,0,0,1,1,1,1,…               one number a block, as the LoRA Block Weight extension takes them
+
+A vector begins with BASE, the text encoder. It is as long as the model has numbered blocks ("LoCon": 26 for
+SD1.x, 20 for SDXL) or blocks with attention ("LoRA": 17 and 12); in the shorter form the blocks without
+attention are at 0. Layers outside the numbered blocks (time embedding, output convolution) stay at 1. The
+named presets take the blocks without attention along with their neighbours, so that LoCon files are halved at
+the same places; for adapters on attention alone they are the extension's own. A block at 0 acts as if its
+keys were not in the file.
+
+Source: sd-webui-lora-block-weight (block numbers, lengths, presets).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from composers.plan import Use
+from pipelines.adapters.names import sgm_names
+from pipelines.errors import PromptError, RequestError
+from pipelines.tags import LoraTag
+
+Blocks = tuple[tuple[str, float], ...]
+
+PRESETS = ("ALL", "NONE", "INALL", "INS", "IND", "MIDD", "OUTD", "OUTS", "OUTALL")
+PARTS = ("content", "style")
+_NOWHERE: Blocks = (("mid_block", 0.0),)  # unlisted blocks are at 0, so this is nothing at all
+_MEMBER = re.compile(
+    r"(?:(?:down_blocks|up_blocks)\.\d+|mid_block)\.(?:attentions|resnets|downsamplers|upsamplers)\.\d+"
+)
+
+
+@dataclass(frozen=True)
+class Strengths:
+    """What a preset or a vector means: factors on the UNet's blocks, and one on the text encoder."""
+
+    blocks: Blocks
+    text: float = 1.0
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What must be known of a model, and of what is loaded on it, to speak of blocks.
+
+    block_map: "@content" and "@style" -> the model's own block names.
+    unet_layers: dotted names of the UNet's layers; adapter_layers: adapter -> "unet.…" layers it changes.
+    Both empty where nothing is known, and then nothing is checked.
+    """
+
+    label: str
+    block_map: Mapping[str, tuple[str, ...]]
+    unet_layers: Collection[str] = ()
+    adapter_layers: Mapping[str, Collection[str]] | None = None
+
+    @cached_property
+    def numbered(self) -> dict[str, tuple[str, ...]]:
+        """Block id ("IN00", "M00", "OUT11") -> the dotted names of its members, in the order they run."""
+        found: dict[str, dict[str, None]] = {}
+        names = sgm_names(self.unet_layers)
+        for module, sgm in names.items():
+            side, _, rest = sgm.partition(".")
+            number = rest.partition(".")[0]
+            if side == "middle_block":
+                found.setdefault("M00", {})["mid_block"] = None
+            elif side in ("input_blocks", "output_blocks"):
+                block = f"{'IN' if side == 'input_blocks' else 'OUT'}{int(number):02d}"
+                found.setdefault(block, {})[block_of(module)] = None
+        order = {"I": 0, "M": 1, "O": 2}
+        return {
+            block: tuple(found[block]) for block in sorted(found, key=lambda block: (order[block[0]], block))
+        }
+
+    @property
+    def attended(self) -> list[str]:
+        """The ids of the blocks that hold attention, and the middle."""
+        return [
+            block
+            for block, members in self.numbered.items()
+            if block == "M00" or any(".attentions." in member for member in members)
+        ]
+
+    @property
+    def loose(self) -> tuple[str, ...]:
+        """Layers outside the numbered blocks."""
+        inside = [member for members in self.numbered.values() for member in members]
+        return tuple(name for name in self.unet_layers if not any(within(name, block) for block in inside))
+
+
+def within(module: str, block: str) -> bool:
+    """Whether a dotted module name lies in a block, on dotted boundaries."""
+    return f"{module}.".startswith(f"{block}.")
+
+
+def block_of(module: str) -> str:
+    """The member of the UNet that holds a layer ("up_blocks.0.attentions.1"); the layer itself elsewhere."""
+    found = _MEMBER.match(module)
+    return found[0] if found else module
+
+
+def blocks_of(layers: Iterable[str]) -> Counter[str]:
+    """UNet blocks -> how many of the layers ("unet.…") lie in them, in alphabetical order."""
+    inside = (layer.removeprefix("unet.") for layer in layers if layer.startswith("unet."))
+    return Counter(dict(sorted(Counter(map(block_of, inside)).items())))
+
+
+def read_strengths(text: str, layout: Layout) -> Strengths | None:
+    """A preset or a vector -> what it means for the model; None where the text is neither.
+
+    Raises PromptError for a vector whose length or numbers make no sense here.
+    """
+    word = text.strip()
+    if word.lower() in PARTS:
+        return Strengths(((f"@{word.lower()}", 1.0),), text=0.0)
+    upper = word.upper().replace("MID", "M00") if word.upper() == "MID" else word.upper()
+    if upper in PRESETS:
+        return _preset(upper, layout)
+    if upper in layout.numbered:
+        return Strengths(tuple((member, 1.0) for member in layout.numbered[upper]), text=0.0)
+    if "," not in word or "@" in word:
+        return None
+    return _vector(word, layout)
+
+
+def use_of(tag: LoraTag, layout: Layout, steps: int) -> Use:
+    """A prompt's tag as a use, its `lbw=` read for the model. Raises PromptError."""
+    found = read_strengths(tag.lbw, layout) if tag.lbw else None
+    if found is None:
+        return tag.use(steps=steps)
+    use = tag.use(blocks=found.blocks, steps=steps)
+    if found.text == 1:
+        return use
+    weight = use.weight if use.text_weight is None else use.text_weight
+    return replace(use, text_weight=weight * found.text)
+
+
+def placed(use: Use, layout: Layout) -> Use:
+    """The use with symbolic blocks replaced by the model's own, and every block looked up in the model.
+
+    Raises RequestError for a block the model lacks, for a symbolic one where the model has no map, and for
+    an adapter that changes nothing in the blocks it is to be confined to.
+    """
+    blocks: list[tuple[str, float]] = []
+    for name, factor in use.blocks:
+        if name.startswith("@") and name not in layout.block_map:
+            raise RequestError(
+                f"{layout.label} has no map of its {name[1:]} blocks, so {use.adapter!r} cannot be confined to them: "
+                "the published map is SDXL's. `lora-studio probe-blocks` proposes one for any model; it goes "
+                "into the model's studio.json"
+            )
+        own = layout.block_map.get(name, (name,))
+        for block in own:
+            if layout.unet_layers and not any(within(layer, block) for layer in layout.unet_layers):
+                raise RequestError(
+                    f"adapter {use.adapter!r}: {layout.label} has no block {block!r}; its blocks are "
+                    f"{', '.join(_coarse(layout.unet_layers))}"
+                )
+        if name.startswith("@"):
+            _refuse_empty(use, name, own, layout)
+        blocks += [(block, factor) for block in own]
+    return replace(use, blocks=tuple(blocks))
+
+
+def _refuse_empty(use: Use, part: str, blocks: tuple[str, ...], layout: Layout) -> None:
+    """Raises RequestError for an adapter without any layer in the blocks."""
+    if layout.adapter_layers is None or use.adapter not in layout.adapter_layers:
+        return
+    has = blocks_of(layout.adapter_layers[use.adapter])
+    if not any(within(name, block) for name in has for block in blocks):
+        raise RequestError(
+            f"adapter {use.adapter!r} changes nothing in the {part[1:]} blocks of {layout.label} "
+            f"({', '.join(blocks)}); it has {listed(has)}. Take an adapter that was trained on those blocks"
+        )
+
+
+def listed(blocks: Mapping[str, int]) -> str:
+    """Blocks with their layers, at most eight: "up_blocks.0.attentions.0 (80 layers), …"."""
+    if not blocks:
+        return "no UNet blocks at all"
+    told = [f"{block} ({count} layers)" for block, count in list(blocks.items())[:8]]
+    return ", ".join(told) + (f" and {len(blocks) - 8} more" if len(blocks) > 8 else "")
+
+
+def _coarse(layers: Collection[str]) -> list[str]:
+    """The UNet's top-level blocks."""
+    tops = (re.match(r"(down_blocks|up_blocks)\.\d+|mid_block", layer) for layer in layers)
+    return sorted({top[0] for top in tops if top})
+
+
+def _preset(name: str, layout: Layout) -> Strengths:
+    if name == "ALL":
+        return Strengths(())
+    if name == "NONE":
+        return Strengths(_NOWHERE, text=0.0)
+    ways_in = [block for block in layout.numbered if block.startswith("IN")]
+    ways_out = [block for block in layout.numbered if block.startswith("OUT")]
+    attended_in = [block for block in layout.attended if block in ways_in]
+    attended_out = [block for block in layout.attended if block in ways_out]
+    if not attended_in or not attended_out:
+        raise PromptError(f"lbw={name}: {layout.label} has no numbered blocks; name the blocks instead")
+    deep_in = [b for b in ways_in if b >= attended_in[len(attended_in) // 2]]
+    deep_out = [b for b in ways_out if b < attended_out[len(attended_out) // 2]]
+    chosen = {
+        "INALL": ways_in,
+        "INS": [block for block in ways_in if block not in deep_in],
+        "IND": deep_in,
+        "MIDD": [*deep_in, "M00", *deep_out],
+        "OUTD": deep_out,
+        "OUTS": [block for block in ways_out if block not in deep_out],
+        "OUTALL": ways_out,
+    }[name]
+    return Strengths(tuple((member, 1.0) for block in chosen for member in layout.numbered[block]))
+
+
+def _vector(text: str, layout: Layout) -> Strengths:
+    """BASE and one number a block. Raises PromptError."""
+    pieces = [piece.strip() for piece in text.split(",")]
+    shapes = {1 + len(ids): ids for ids in (list(layout.numbered), layout.attended)}
+    if len(pieces) not in shapes:
+        raise PromptError(
+            f"lbw={text}: {len(pieces)} numbers, but {layout.label} takes {' or '.join(map(str, sorted(shapes)))}: "
+            f"BASE, {', '.join(shapes[min(shapes)])}"
+            + ("" if len(shapes) == 1 else ", or all IN and OUT blocks")
+        )
+    try:
+        base, *numbers = (float(piece) for piece in pieces)
+    except ValueError as error:
+        raise PromptError(
+            f"lbw={text}: only numbers are read (R, U and X of the extension are random or inherited)"
+        ) from error
+    if not all(map(math.isfinite, (base, *numbers))):
+        raise PromptError(f"lbw={text}: every factor must be a finite number")
+    blocks = [
+        (member, number)
+        for block, number in zip(shapes[len(pieces)], numbers, strict=True)
+        for member in layout.numbered[block]
+        if number != 0
+    ]
+    return Strengths((*blocks, *((name, 1.0) for name in layout.loose)), base)
