@@ -103,9 +103,10 @@ class Scenes:
             self.refresh(at, min(1024, size - at))
 
     def draw(self, n: int) -> np.ndarray:
-        """Rows of any words, held-out pairs left out (they are for the tests)."""
-        rows = draw_rows(2 * n + 64, self.numbers, everything=True)
-        return rows[:n]
+        """Rows of any words. The pairs held out from the models are in: a judge that never saw a
+        fox with a crown learns that foxes have none, and misjudges exactly what it is to judge.
+        """
+        return draw_rows(n, self.numbers, everything=True)
 
     @torch.inference_mode()
     def refresh(self, at: int, n: int) -> None:
@@ -127,11 +128,12 @@ def through(vae: nn.Module, x: Tensor) -> Tensor:
     return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
 
 
-def train_classifier(work: Path, seconds: float, device: str, batch: int, pool: int) -> None:
+def train_classifier(work: Path, seconds: float, device: str, batch: int, pool: int, resume: bool) -> None:
     cuda = device == "cuda"
     torch.manual_seed(1)
-    scenes = Scenes(work, device, pool, 1)
-    model = classifier().to(device).train()
+    scenes = Scenes(work, device, pool, 1 + 10 * resume)
+    model = load_classifier(work / "classifier", device) if resume else classifier().to(device)
+    model.train()
     print("classifier", sum(p.numel() for p in model.parameters()) / 1e6, "M", flush=True)
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.02, fused=cuda)
     start, step = time.time(), 0
@@ -218,11 +220,12 @@ def clip_ids(text: str) -> list[int]:
     return ids[: end + 1] + [0] * (length - end - 1)
 
 
-def train_clip(work: Path, seconds: float, device: str, batch: int, pool: int) -> None:
+def train_clip(work: Path, seconds: float, device: str, batch: int, pool: int, resume: bool) -> None:
     cuda = device == "cuda"
     torch.manual_seed(2)
-    scenes = Scenes(work, device, pool, 2)
-    model = clip_model().to(device).train()
+    scenes = Scenes(work, device, pool, 2 + 10 * resume)
+    model = load_clip(work / "clip", device) if resume else clip_model().to(device)
+    model.train()
     helper = nn.Linear(128, len(LABELS)).to(device)  # speeds up the image tower; not kept
     print("clip", sum(p.numel() for p in model.parameters()) / 1e6, "M", flush=True)
     rng = random.Random(2)
@@ -339,6 +342,7 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--pool", type=int, default=40960)
+    parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
     run = train_classifier if args.what == "classifier" else train_clip
-    run(args.work, args.seconds, args.device, args.batch, args.pool)
+    run(args.work, args.seconds, args.device, args.batch, args.pool, args.resume)

@@ -81,8 +81,84 @@ class Objective(nn.Module):
         a = self.alphas[steps].sqrt()[:, None, None, None]
         s = (1 - self.alphas[steps]).sqrt()[:, None, None, None]
         hidden, added = self.condition(ids, zero)
-        v = self.unet(a * latents + s * noise, steps, hidden, added_cond_kwargs=added, return_dict=False)[0]
+        noisy = (a * latents + s * noise).to(self.unet.dtype)
+        v = self.unet(noisy, steps, hidden, added_cond_kwargs=added, return_dict=False)[0]
         return F.mse_loss(v.float(), a * noise - s * latents)
+
+
+class HalfStep:
+    """Gradients from a bf16 copy of the model, replayed as one CUDA graph where that works.
+
+    The trained weights stay in fp32; the copy is refreshed from them before every step.
+    """
+
+    def __init__(self, model: Objective, batch: int, device: str) -> None:
+        self.master = list(model.parameters())
+        self.copy = copy.deepcopy(model)
+        self.copy.unet.bfloat16()
+        self.copy.texts.bfloat16()
+        self.weights = list(self.copy.parameters())
+        for p in self.weights:
+            p.grad = torch.zeros_like(p)
+        for p in self.master:
+            p.grad = torch.zeros_like(p)
+        self.inputs = (
+            torch.zeros(batch, 4, 32, 32, device=device),
+            torch.zeros(batch, 4, 32, 32, device=device),
+            torch.zeros(batch, dtype=torch.long, device=device),
+            torch.full((batch, 77), model.end, device=device),
+            torch.zeros(batch, device=device),
+        )
+        self.graph: torch.cuda.CUDAGraph | None = None
+        if device == "cuda":
+            try:
+                self._capture()
+            except RuntimeError as error:
+                print("no graph:", str(error)[:200], flush=True)
+                self.graph = None
+
+    def _once(self) -> Tensor:
+        torch._foreach_zero_([p.grad for p in self.weights])
+        loss = self.copy(*self.inputs)
+        loss.backward()
+        return loss.detach()
+
+    def _capture(self) -> None:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                self._once()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.loss = self._once()
+        self.graph = graph
+        print("step captured as a graph", flush=True)
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        with torch.no_grad():
+            torch._foreach_copy_(self.weights, self.master)
+            for mine, given in zip(self.inputs, inputs, strict=True):
+                mine.copy_(given)
+        if self.graph is not None:
+            self.graph.replay()
+        else:
+            self.loss = self._once()
+        with torch.no_grad():
+            torch._foreach_copy_([p.grad for p in self.master], [p.grad for p in self.weights])
+        return self.loss
+
+
+def start_texts_from(path: Path, model: Objective) -> None:
+    """Give the text encoder the first layers and the embeddings of an already trained one."""
+    from safetensors.torch import load_file
+
+    own = model.texts["text_encoder"].state_dict()
+    taken = {k.removeprefix("text_encoder."): v.float() for k, v in load_file(path).items()}
+    taken = {k: v for k, v in taken.items() if k in own and "final_layer_norm" not in k}
+    print(f"{len(taken)} of {len(own)} text tensors taken over", flush=True)
+    model.texts["text_encoder"].load_state_dict({**own, **taken})
 
 
 def latents_of(rows: np.ndarray, work: Path, device: str, seed: int) -> Tensor:
@@ -106,7 +182,7 @@ def save(path: Path, model: Objective) -> None:
     path.with_suffix(".part").rename(path)
 
 
-def train(work: Path, family: str, seconds: float, device: str, batch: int, pictures: int, lr: float, seed: int, resume: bool, tail: float = 0.4) -> None:
+def train(work: Path, family: str, seconds: float, device: str, batch: int, pictures: int, lr: float, seed: int, resume: bool, tail: float = 0.4, half: bool = False, texts_from: Path | None = None) -> None:
     born = time.time()
     cuda = device == "cuda"
     numbers = np.random.default_rng(seed)
@@ -120,9 +196,13 @@ def train(work: Path, family: str, seconds: float, device: str, batch: int, pict
     path = work / f"unet-{family}.safetensors"
     if resume:
         models.load_weights(path, {"unet": model.unet, **model.texts})
+    if texts_from:
+        start_texts_from(texts_from, model)
     average = copy.deepcopy(model)
-    run: nn.Module = model
-    if cuda:
+    run: nn.Module | HalfStep = model
+    if half:
+        run = HalfStep(model, batch, device)
+    elif cuda:
         torch._dynamo.config.suppress_errors = True
         run = torch.compile(model)  # type: ignore[assignment]
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01, fused=cuda)
@@ -151,10 +231,13 @@ def train(work: Path, family: str, seconds: float, device: str, batch: int, pict
         noise = torch.randn(x.shape, device=device, generator=g)
         strata = (torch.arange(batch, device=device) + torch.rand(batch, device=device, generator=g)) / batch
         steps = (strata * 1000).long().clamp_max(999)
-        with torch.autocast(device, torch.bfloat16, enabled=cuda):
+        if half:
             loss = run(x, noise, steps, text, zero)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        else:
+            with torch.autocast(device, torch.bfloat16, enabled=cuda):
+                loss = run(x, noise, steps, text, zero)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0, foreach=cuda)
         optimiser.step()
         step += 1
@@ -224,8 +307,10 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--warm", type=int, default=0)
+    parser.add_argument("--half", action="store_true", help="bf16 copy and a CUDA graph, for short runs")
+    parser.add_argument("--texts-from", type=Path)
     args = parser.parse_args()
     if args.warm:
         warm(args.family, args.batch, args.warm)
     else:
-        train(args.work, args.family, args.seconds, args.device, args.batch, args.pictures, args.lr, args.seed, args.resume)
+        train(args.work, args.family, args.seconds, args.device, args.batch, args.pictures, args.lr, args.seed, args.resume, half=args.half, texts_from=args.texts_from)
