@@ -1,0 +1,122 @@
+"""A line of a prompt file: a prompt, and options behind it as in A1111's script "Prompts from file".
+
+    a fox in a red hat --steps 20 --seed 3 --lora fox=0.8
+    --prompt "a fox" --negative_prompt "blurry" --cfg_scale 5 --sampler_name "Euler a"
+
+Its names and the command line's are understood, with `_` or `-`. Numbers may be ranges: --seed 1-4.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pipelines.errors import RequestError
+from studio.asking import parse_lora
+from studio.batch.problems import nearest
+from studio.recipe import Wanted
+
+_OPTION = re.compile(r"(?:^|\s)--(?=[A-Za-z])")
+
+OPTIONS = {
+    "prompt": "prompt",
+    "negative_prompt": "negative_prompt",
+    "negative": "negative_prompt",
+    "seed": "seed",
+    "steps": "steps",
+    "cfg_scale": "guidance_scale",
+    "guidance": "guidance_scale",
+    "guidance_scale": "guidance_scale",
+    "guidance_rescale": "guidance_rescale",
+    "sampler_name": "scheduler",
+    "sampler": "scheduler",
+    "scheduler": "scheduler",
+    "width": "width",
+    "height": "height",
+    "sd_model": "model",
+    "model": "model",
+    "composer": "composer",
+    "text_mode": "text_mode",
+    "clip_skip": "clip_skip",
+    "init_image": "init_image",
+    "strength": "strength",
+    "variants": "variants",
+    "name": "name",
+    "count": "count",
+    "n_iter": "n_iter",
+    "batch_size": "batch_size",
+    "size": "size",
+    "lora": "lora",
+}
+"""Option -> the job's field; the last four are put together from several or split into several."""
+
+NO_MEANING = ("styles", "subseed", "subseed_strength", "seed_resize_from_h", "seed_resize_from_w", "restore_faces",
+              "tiling", "sampler_index", "outpath_samples", "outpath_grids", "do_not_save_samples",
+              "do_not_save_grid", "prompt_for_display")  # fmt: skip
+
+
+def read_line(line: str) -> dict[str, Any]:
+    """The fields of one line. Raises RequestError."""
+    prompt, *options = _OPTION.split(line)
+    fields: dict[str, Any] = {"prompt": prompt.strip()} if prompt.strip() else {}
+    repeats: list[str] = []
+    loras: list[Wanted] = []
+    for option in options:
+        name, _, value = option.strip().partition(" ")
+        name, equals, rest = name.partition("=")
+        key, text = name.lower().replace("-", "_"), _unquoted((rest if equals else "") + value)
+        _check(name, key, text)
+        if key == "lora":
+            loras.append(parse_lora(text))
+        elif key in ("n_iter", "batch_size"):
+            repeats.append(_count(name, text))
+        elif key == "size":
+            fields["width"], fields["height"] = _size(text)
+        elif OPTIONS[key] in fields:
+            raise RequestError(f"--{name}: {OPTIONS[key]} is given twice; keep one")
+        elif not (key == "seed" and text == "-1"):  # A1111's word for "draw one"
+            fields[OPTIONS[key]] = text
+    if repeats:
+        product = 1
+        for repeat in repeats:
+            product *= int(repeat)
+        fields["count"] = product
+    if loras:
+        fields["adapters"] = [plain_wanted(wanted) for wanted in loras]
+    return fields
+
+
+def _check(name: str, key: str, text: str) -> None:
+    if key in NO_MEANING:
+        raise RequestError(f"--{name} means nothing here; take it out")
+    if key not in OPTIONS:
+        raise RequestError(f"unknown option --{name}; {nearest(key, OPTIONS)}")
+    if not text:
+        raise RequestError(f"--{name} needs a value, as in --{name} …; or take it out")
+
+
+def plain_wanted(wanted: Wanted) -> dict[str, Any]:
+    """An adapter of a mix as an entry of a job file."""
+    strengths = {"weight": wanted.weight, "text_weight": wanted.text_weight}
+    return {
+        "adapter": wanted.adapter,
+        **{key: value for key, value in strengths.items() if value is not None},
+    }
+
+
+def _unquoted(text: str) -> str:
+    text = text.strip()
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
+
+
+def _count(name: str, text: str) -> str:
+    if not text.isdecimal() or int(text) < 1:
+        raise RequestError(f"--{name} {text}: it must be a whole number above 0")
+    return text
+
+
+def _size(text: str) -> tuple[str, str]:
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise RequestError(f"--size {text}: it must be WxH in pixels, as in 512x768")
+    return width, height

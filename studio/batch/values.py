@@ -1,0 +1,145 @@
+"""Lists and ranges in a job: which values a field stands for, and the product of them all.
+
+    seed: [1, 2, 5]            a list                      {"any": [...]}       alternatives, for any field
+    seed: "1-4"                1, 2, 3, 4                  adapters: {"fox": [0.5, 1.0]}     strengths
+    steps: "10-30 (+10)"       10, 20, 30                  composer: {"method": "switch", "interval": [1, 5]}
+    guidance_scale: "1-5 [3]"  1, 3, 5 (three of them)
+
+Ranges are written as the X/Y/Z plots of A1111's web UI write them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pipelines.errors import RequestError
+
+WHOLE = ("seed", "steps", "width", "height", "clip_skip", "count")
+REAL = ("guidance_scale", "guidance_rescale", "strength")
+PAIRS = ("original_size", "crop", "target_size")
+MOST_VALUES = 100_000
+"""Values a field, and pictures a batch, may come to."""
+
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_RANGE = re.compile(
+    rf"(?P<first>{_NUMBER})\s*-\s*(?P<last>{_NUMBER})"
+    rf"(?:\s*\(\s*(?P<step>{_NUMBER})\s*\)|\s*\[\s*(?P<count>\d+)\s*\])?"
+)
+
+
+def numbers(text: str, *, whole: bool) -> list[Any]:
+    """'1, 3, 5-7' -> [1, 3, 5, 6, 7]; see above for ranges. Raises RequestError."""
+    found: list[float] = []
+    for part in text.split(","):
+        found += _numbers(part.strip(), whole)
+    if whole:
+        return [int(number) for number in found]
+    return found
+
+
+def _numbers(text: str, whole: bool) -> list[float]:
+    if re.fullmatch(_NUMBER, text):
+        number = float(text)
+        if whole and not number.is_integer():
+            raise RequestError(f"{text!r} must be a whole number")
+        # a float cannot hold every seed
+        return [int(text)] if whole and re.fullmatch(r"[+-]?\d+", text) else [number]
+    match = _RANGE.fullmatch(text)
+    if match is None:
+        raise RequestError(
+            f"{text!r} is no number and no range; write 5, 1-5, 1-5 (+2), 1-5 [3], or several with commas"
+        )
+    first, last = float(match["first"]), float(match["last"])
+    if match["count"] is not None:
+        found = _so_many(first, last, int(match["count"]))
+    else:
+        step = float(match["step"]) if match["step"] is not None else math.copysign(1, last - first)
+        found = _stepped(text, first, last, step)
+    return [round(number) if whole else round(number, 10) for number in found]
+
+
+def _so_many(first: float, last: float, count: int) -> list[float]:
+    if not 1 <= count <= MOST_VALUES:
+        raise RequestError(f"a range holds 1 … {MOST_VALUES} values, not {count}")
+    return [first + (last - first) * place / max(count - 1, 1) for place in range(count)]
+
+
+def _stepped(text: str, first: float, last: float, step: float) -> list[float]:
+    if step == 0 or (last - first) * step < 0:
+        raise RequestError(
+            f"{text!r} never arrives: the step {step:g} does not lead from {first:g} to {last:g}"
+        )
+    count = math.floor((last - first) / step + 1e-9) + 1
+    if count > MOST_VALUES:
+        raise RequestError(f"{text!r} holds {count} values; a range holds {MOST_VALUES} at most")
+    return [first + step * place for place in range(count)]
+
+
+def alternatives(field: str, value: object) -> list[Any]:
+    """The values that a field of a job stands for, in order; one that is no list is the only one.
+
+    Raises RequestError, naming the field.
+    """
+    try:
+        return _alternatives(field, value)
+    except RequestError as error:
+        raise RequestError(f"{field}: {error}") from error
+
+
+def _alternatives(field: str, value: object) -> list[Any]:
+    if isinstance(value, Mapping) and list(value) == ["any"] and isinstance(value["any"], list):
+        return _any_of(field, value["any"])
+    if field == "adapters":
+        return _mixes(value)
+    if field == "composer" and isinstance(value, Mapping):
+        return _products(value)
+    if isinstance(value, list) and (field not in PAIRS or any(isinstance(entry, list) for entry in value)):
+        return _any_of(field, value)
+    if isinstance(value, str) and field in (*WHOLE, *REAL):
+        return numbers(value, whole=field in WHOLE)
+    return [value]
+
+
+def _any_of(field: str, values: list[Any]) -> list[Any]:
+    if not values:
+        raise RequestError("an empty list leaves nothing to draw; give it a value or take the field away")
+    return [one for value in values for one in _alternatives(field, value)]
+
+
+def _mixes(value: object) -> list[Any]:
+    """Mixes, from one whose strengths may be lists or ranges."""
+    if isinstance(value, Mapping):
+        return _products({name: _strengths(weight) for name, weight in value.items()})
+    if not isinstance(value, list):
+        return [value]
+    entries = [
+        _products(
+            {key: _strengths(item) if key.endswith("weight") else [item] for key, item in entry.items()}
+        )
+        if isinstance(entry, Mapping)
+        else [entry]
+        for entry in value
+    ]
+    return [list(mix) for mix in itertools.product(*entries)]
+
+
+def _strengths(value: object) -> list[Any]:
+    if isinstance(value, str):
+        return list(numbers(value, whole=False))
+    return _any_of("weight", value) if isinstance(value, list) else [value]
+
+
+def _products(value: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """An object whose values may be lists -> one object a combination."""
+    choices = [item if isinstance(item, list) else [item] for item in value.values()]
+    return [dict(zip(value, combination, strict=True)) for combination in itertools.product(*choices)]
+
+
+def products(fields: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    """Every combination of the alternatives; the field written last varies fastest."""
+    for combination in itertools.product(*fields.values()):
+        yield dict(zip(fields, combination, strict=True))

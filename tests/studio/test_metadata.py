@@ -1,0 +1,167 @@
+"""A picture says how it was made, in our words and in A1111's, and both are read back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from composers import Composite, Schedule, Switch, Use
+from pipelines import Record, Request, StudioPipeline
+from pipelines.adapters import sha256
+from pipelines.errors import RequestError
+from studio import a1111
+from studio.hashes import find_adapter, is_adapter, short_hash
+from studio.metadata import CHUNK, PARAMETERS, Remembered, Setup, read_picture, read_texts, save_picture
+
+ODD_PROMPTS = [
+    "a fox, in the snow",
+    'a "quoted" (fox:1.2), [hat], C++ \\(round\\)',
+    "first\nsecond: line, third",
+    "狐 🦊 naïve — “quoted” ü",
+    "Steps: 3, Sampler: x, Seed: 9",
+    "",
+]
+
+
+@pytest.fixture(scope="module")
+def pipe(sdxl_folder: Path, make_lora: Callable[..., Path]) -> StudioPipeline:
+    pipe = StudioPipeline.from_pretrained(sdxl_folder)
+    for name, seed in (("fox", 1), ("hat", 2)):
+        pipe.load_lora_weights(make_lora(sdxl_folder, name, seed=seed))
+    return pipe
+
+
+@pytest.fixture
+def files(sdxl_folder: Path, make_lora: Callable[..., Path]) -> dict[str, Path]:
+    return {name: make_lora(sdxl_folder, name, seed=seed) for name, seed in (("fox", 1), ("hat", 2))}
+
+
+def rendered(pipe: StudioPipeline, request: Request) -> tuple[Image.Image, Request, Record]:
+    resolved = request.resolved(pipe.model.facts)
+    result = pipe(resolved)
+    return result.images[0], resolved, result.records[0]
+
+
+def again(remembered: Remembered) -> Request:
+    return remembered.draft.build(lambda wanted: wanted.use(wanted.adapter, None), lambda prompt: prompt)
+
+
+@pytest.mark.parametrize("prompt", ODD_PROMPTS)
+def test_a_picture_gives_its_request_back(
+    pipe: StudioPipeline, files: dict[str, Path], tmp_path: Path, prompt: str
+) -> None:
+    asked = Request(
+        prompt + " <lora:hat:te=0.1:unet=0.2>",
+        negative_prompt="blurry, \n low: quality",
+        adapters=[Use("fox", 0.1 + 0.2, None, (("mid_block", 1.0),), Schedule(((0.0, 1.0), (0.5, 0.25))))],
+        composer=Switch(interval=2),
+        steps=2,
+        width=16,
+        height=16,
+    )
+    image, resolved, record = rendered(pipe, asked)
+    file = save_picture(
+        image, tmp_path / "fox.png", request=resolved, record=record, adapters=files, setup=Setup("other-vae")
+    )
+    remembered = read_picture(file)
+    assert remembered.ours
+    assert again(remembered) == resolved
+    assert remembered.known["fox"].digest == sha256(files["fox"])
+    assert remembered.setup == Setup("other-vae")
+    assert (remembered.model, remembered.model_hash) == (record.model, record.model_hash)
+    assert remembered.record == json.loads(json.dumps(record.to_dict()))
+    assert np.array_equal(np.asarray(Image.open(file)), np.asarray(image))
+
+    said = a1111.read(read_texts(file)[PARAMETERS])
+    assert said.prompt.startswith(resolved.prompt)
+    assert "<lora:hat:te=0.1:unet=0.2>" in said.prompt
+    assert "<lora:fox:0.30000000000000004:lbw=mid_block@1:step=1@0,0.25@0.5>" in said.prompt
+    assert said.lora_hashes == {"fox": short_hash(files["fox"]), "hat": short_hash(files["hat"])}
+    assert (said.steps, said.size, said.seed, said.model) == (2, (16, 16), resolved.seed, "random-sdxl")
+
+
+def test_only_what_was_applied_is_written(
+    pipe: StudioPipeline, files: dict[str, Path], tmp_path: Path
+) -> None:
+    asked = Request(
+        "a fox", adapters={"fox": 0.0, "hat": 0.3}, composer=Composite(), steps=1, width=16, height=16
+    )
+    image, resolved, record = rendered(pipe, asked)
+    texts = read_texts(
+        save_picture(image, tmp_path / "hat.png", request=resolved, record=record, adapters=files)
+    )
+    assert "fox:" not in texts[PARAMETERS]
+    assert [use["adapter"] for use in json.loads(texts[CHUNK])["request"]["adapters"]] == ["hat"]
+    assert list(json.loads(texts[CHUNK])["adapters"]) == ["hat"]
+
+
+def test_a_foreign_picture(tmp_path: Path) -> None:
+    info = PngInfo()
+    info.add_text(
+        PARAMETERS,
+        "a fox <lora:fox:0.7>\nNegative prompt: bad\nSteps: 30, Sampler: DPM++ 2M, Schedule type: Karras, "
+        "CFG scale: 6.5, Seed: 5, Size: 64x32, Model hash: e3edb8a26f, Model: ghost, Clip skip: 2, ENSD: 31337, "
+        'Lora hashes: "fox: 7c6bad76eb54"',
+    )
+    file = tmp_path / "foreign.png"
+    Image.new("RGB", (64, 32)).save(file, pnginfo=info)
+    remembered = read_picture(file)
+    assert not remembered.ours
+    assert again(remembered) == Request(
+        "a fox <lora:fox:0.7>",
+        negative_prompt="bad",
+        steps=30,
+        scheduler="DPM++ 2M Karras",
+        guidance_scale=6.5,
+        seed=5,
+        width=64,
+        height=32,
+        clip_skip=1,
+    )
+    assert (remembered.model, remembered.model_hash) == ("ghost", "e3edb8a26f")
+    assert remembered.known["fox"].digest == "7c6bad76eb54"
+    assert remembered.notes == ("not taken over: ENSD",)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "does not say how it was made"),
+        ("{", "damaged"),
+        ("{}", "damaged"),
+        ("[]", "damaged"),
+        ('{"version": 99}', "newer"),
+        ('{"version": 1, "request": {"steps": 0}}', "damaged"),
+    ],
+)
+def test_pictures_that_say_nothing_sound(tmp_path: Path, text: str | None, said: str) -> None:
+    info = PngInfo()
+    if text is not None:
+        info.add_text(CHUNK, text)
+    file = tmp_path / "odd.png"
+    Image.new("RGB", (8, 8)).save(file, pnginfo=info)
+    with pytest.raises(RequestError, match=said):
+        read_picture(file)
+
+
+def test_files_that_are_no_pictures(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="does not exist"):
+        read_picture(tmp_path / "nowhere.png")
+    file = tmp_path / "text.png"
+    file.write_text("no picture")
+    with pytest.raises(RequestError, match="cannot be read as a picture"):
+        read_picture(file)
+
+
+def test_adapters_are_known_again_by_every_hash_in_use(files: dict[str, Path]) -> None:
+    whole = sha256(files["fox"])
+    for digest in (whole, whole[:10], whole[:12], short_hash(files["fox"]), whole.upper()):
+        assert find_adapter(files.values(), digest) == files["fox"]
+    assert not is_adapter(files["fox"], whole, size=1)
+    assert find_adapter(files.values(), "0" * 64) is None
