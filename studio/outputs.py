@@ -84,9 +84,9 @@ def _filled(folder: str, template: str, sheets: Sequence[Sheet], first: int) -> 
                 template.format(
                     index=first + place,
                     seed=sheet.seed,
-                    prompt=_slug(sheet.prompt),
-                    composer=_slug(sheet.composer),
-                    model=_slug(sheet.model),
+                    prompt=slug(sheet.prompt),
+                    composer=slug(sheet.composer),
+                    model=slug(sheet.model),
                     date=date.today().isoformat(),
                 )
             )
@@ -96,7 +96,7 @@ def _filled(folder: str, template: str, sheets: Sequence[Sheet], first: int) -> 
         raise SetupError(f"--out {template}: {error}; write a brace that is no field twice") from error
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
     """The text as part of a file name: words, digits and hyphens, 60 characters at most."""
     return re.sub(r"[^\w.]+", "-", text).strip("-.")[:60].rstrip("-.") or "picture"
 
