@@ -138,9 +138,9 @@ class Ways:
         self.inputs = work.inputs(unet)
         self.mixes = work.mixes()
         self.rows = [use for use in self.mixes for _ in range(2)]
-        self.plain = copy.deepcopy(unet).to(work.device, work.dtype).eval()
-        self.rival = with_peft(unet, adapters, work.rank).to(work.device, work.dtype)
-        self.unet = unet.to(work.device, work.dtype).eval()
+        self.plain = copy.deepcopy(unet).eval()
+        self.rival = with_peft(unet, adapters, work.rank)
+        self.unet = unet.eval()
         self.bank = Bank({"unet": self.unet})
         self.bank.to(work.device)
         for adapter in adapters:
@@ -235,18 +235,18 @@ def measure(unet: Any, work: Work, repeats: int) -> dict[str, Any]:
     }
 
 
-def load_unet(model: str, config: str) -> tuple[Any, str]:
+def load_unet(model: str, config: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, str]:
     """A UNet of an embedded model, or of a published configuration with random weights; and its name."""
     import diffusers
 
     kind: Any = diffusers.UNet2DConditionModel
     torch.manual_seed(0)
-    if config:
-        folder = assets.root() / "configs" / config / "unet"
-        return kind.from_config(kind.load_config(folder)), f"{config}, random weights"
-    return kind.from_pretrained(
-        assets.root() / "models" / model, subfolder="unet", dtype=torch.float32
-    ), model
+    if not config:
+        unet = kind.from_pretrained(assets.root() / "models" / model, subfolder="unet", dtype=dtype)
+        return unet.to(device), model
+    with torch.device(device):
+        unet = kind.from_config(kind.load_config(assets.root() / "configs" / config / "unet"))
+    return nn.Module.to(unet, dtype), f"{config}, random weights"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -268,7 +268,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
     dtype = getattr(torch, options.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
-    unet, name = load_unet(options.model, options.config)
+    unet, name = load_unet(options.model, options.config, device, dtype)
     results = []
     broken = False
     for cells in options.cells:
