@@ -112,7 +112,7 @@ def write_whole(file: Path, write: Callable[[Path], None], *, force: bool) -> Pa
         file.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         while not _published(temporary, file, force):
-            file = _next_name(file)
+            file = next_name(file)
     except OSError as error:
         raise SetupError(
             f"{file} cannot be written ({error.strerror or error}); choose another --out"
@@ -136,7 +136,7 @@ def _published(temporary: Path, file: Path, force: bool) -> bool:
     return True
 
 
-def _next_name(file: Path) -> Path:
+def next_name(file: Path) -> Path:
     match = re.fullmatch(r"(.*)~(\d+)", file.stem)
     stem, number = (match[1], int(match[2])) if match else (file.stem, 1)
     return file.with_name(f"{stem}~{number + 1}{file.suffix}")
