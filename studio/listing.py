@@ -35,7 +35,7 @@ def models(home: Home, *, as_json: bool) -> int:
     if as_json:
         _print_json(rows)
         return 0
-    columns = {"Name": "name", "Base": "base", "Size": "megabytes", "": "note", "Path": "path"}
+    columns = {"Name": "name", "Base": "base", "MB": "megabytes", "": "note", "Path": "path"}
     _print_table(columns, rows)
     if not rows:
         print(f"no models yet: put them into {home.path / 'models'}, or use --model-dir", file=sys.stderr)

@@ -6,57 +6,31 @@ Everything that can be wrong is found before the model is loaded, or at the late
 from __future__ import annotations
 
 import json
-import time
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
-from pipelines import Failed, Finished, Request, Session, Started, Stepped, StudioError, StudioPipeline
+from composers import Composer
+from pipelines import Request, StudioPipeline
 from pipelines.adapters import LoadReport
 from pipelines.errors import AdapterFileError, RequestError
 from pipelines.home import Home
 from pipelines.tags import take_tags
 from studio.again import Comparison, compare
 from studio.asking import ask, first_example, is_repeat, remembered_model
-from studio.metadata import Remembered, Setup, read_picture, save_picture
+from studio.driving import Drive, Job, Outcome, Saving
+from studio.metadata import Remembered, Setup, read_picture
 from studio.opening import Opening, is_slow, model_name, open_pipeline, pick_device
-from studio.outputs import Sheet, plan_files, write_whole
+from studio.outputs import Sheet, plan_files
 from studio.progress import Teller
 from studio.recipe import Draft, picture_mark, placed, read_init_image
 from studio.shelf import Shelf
-
-PREVIEWS = 4
-"""How often a picture is shown while it is made, with --preview."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One picture: what was asked for, where (for messages), and its file."""
-
-    request: Request
-    where: str
-    file: Path
-
-
-@dataclass
-class Outcome:
-    """What has come of the jobs so far, by their place."""
-
-    finished: dict[int, tuple[Path, Finished]] = field(default_factory=dict)
-    failed: dict[int, str] = field(default_factory=dict)
-    compared: Comparison | None = None
-    interrupted: bool = False
-
-    @property
-    def code(self) -> int:
-        return 130 if self.interrupted else 1 if self.failed else 0
 
 
 def run(args: Namespace, home: Home, teller: Teller) -> int:
@@ -70,6 +44,7 @@ def run(args: Namespace, home: Home, teller: Teller) -> int:
     known = remembered.known if remembered else None
     shelf = Shelf(home, entry.name if entry else None, known=known, say=teller.say)
     requests = _requests(drafts, shelf)
+    _say_if_methods_are_idle(requests, teller)
     sheets = [_sheet(request, entry.name if entry else name) for request in requests]
     files = plan_files(args.out, home.outputs / date.today().isoformat(), sheets, force=args.force)
     with teller.waiting(f"loading {name} …"):
@@ -80,16 +55,16 @@ def run(args: Namespace, home: Home, teller: Teller) -> int:
     jobs = [
         Job(request, draft.where, file) for request, draft, file in zip(requests, drafts, files, strict=True)
     ]
-    outcome = Outcome()
-    with _threads_of(remembered if is_repeat(args) else None):
-        _drive(jobs, pipe, shelf, args, Setup(opening.vae, opening.low_memory), teller, outcome)
-    if remembered and remembered.ours and is_repeat(args) and 0 in outcome.finished:
-        event = outcome.finished[0][1]
-        assert isinstance(event.image, Image.Image)
-        outcome.compared = compare(Path(args.picture), remembered.record, event.image, event.record)
-        teller.say(str(outcome.compared))
+    saving = Saving(shelf.files, Setup(opening.vae, opening.low_memory), args.force, args.preview)
+    on_file = (lambda file: None) if args.json else (lambda file: print(file, flush=True))
+    repeat = remembered if remembered and is_repeat(args) else None
+    with _threads_of(repeat):
+        outcome = Drive(pipe, jobs, saving, teller=teller, on_file=on_file).run(slow=is_slow(pipe))
+    compared = _compared(args, repeat, outcome)
+    if compared is not None:
+        teller.say(str(compared))
     if args.json:
-        print(json.dumps(_results(jobs, outcome), indent=2, ensure_ascii=False))
+        print(json.dumps(_results(jobs, outcome, compared), indent=2, ensure_ascii=False))
     return outcome.code
 
 
@@ -152,6 +127,12 @@ def _requests(drafts: Sequence[Draft], shelf: Shelf) -> list[Request]:
     return [draft.build(shelf.use, shelf.read_tags) for draft in drafts]
 
 
+def _say_if_methods_are_idle(requests: Sequence[Request], teller: Teller) -> None:
+    methods: set[Composer] = {request.composer for request in requests}
+    if len(methods) > 1 and not any(request.uses or take_tags(request.prompt)[1] for request in requests):
+        teller.say("no LoRAs in the mix, so all methods give the same picture; add some with --lora")
+
+
 def _sheet(request: Request, model: str) -> Sheet:
     assert request.seed is not None
     return Sheet(request.seed, take_tags(request.prompt)[0], request.composer.name, model)
@@ -175,9 +156,6 @@ def _check_model(remembered: Remembered | None, pipe: StudioPipeline, teller: Te
         )
 
 
-# -- the run ---------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def _threads_of(remembered: Remembered | None) -> Iterator[None]:
     """As many threads as the picture was made with, since sums depend on how they are divided."""
@@ -193,119 +171,25 @@ def _threads_of(remembered: Remembered | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _drive(
-    jobs: Sequence[Job],
-    pipe: StudioPipeline,
-    shelf: Shelf,
-    args: Namespace,
-    setup: Setup,
-    teller: Teller,
-    outcome: Outcome,
-) -> None:
-    """Submit all, save each picture as it comes; an interruption keeps those that are there."""
-    session = Session(pipe.model)
-    places: dict[int, int] = {}
-    steps = 0
-    for place, job in enumerate(jobs):
-        try:
-            resolved = job.request.resolved(pipe.model.facts)
-            places[session.submit(resolved)] = place
-        except StudioError as error:
-            raise placed(error, job.where) from error
-        steps += resolved.executed_steps
-    began = time.monotonic()
-    resolved_by_place: dict[int, Request] = {}
-    previews: set[Path] = set()
-    try:
-        with teller.counting(steps, len(jobs), slow=is_slow(pipe)) as counter:
-            while not session.idle:
-                events = session.step()
-                counter.steps(sum(isinstance(event, Stepped) for event in events))
-                for event in events:
-                    place = places[event.id]
-                    if isinstance(event, Started):
-                        resolved_by_place[place] = event.request
-                    elif isinstance(event, Stepped) and args.preview and event.step < event.count:
-                        _preview(event, jobs[place].file, previews)
-                    elif isinstance(event, Finished):
-                        request = resolved_by_place[place]
-                        _save(place, jobs[place], event, request, shelf.files, setup, args, outcome, teller)
-                    elif isinstance(event, Failed):
-                        outcome.failed[place] = str(placed(event.error, jobs[place].where))
-                        teller.error(outcome.failed[place])
-    except KeyboardInterrupt:
-        outcome.interrupted = True
-    finally:
-        for file in previews:
-            file.unlink(missing_ok=True)
-    _sum_up(jobs, outcome, time.monotonic() - began, teller)
+# -- after -----------------------------------------------------------------------------------------------
 
 
-def _preview(event: Stepped, file: Path, previews: set[Path]) -> None:
-    if event.step % max(event.count // PREVIEWS, 1):
-        return
-    preview = file.with_name(f"{file.stem}.preview.png")
-    image = event.preview()
-    write_whole(preview, lambda path: image.save(path, format="PNG"), force=True)
-    previews.add(preview)
+def _compared(args: Namespace, repeat: Remembered | None, outcome: Outcome) -> Comparison | None:
+    """The picture that was rendered again against the one it came from, where that is one of ours."""
+    picture = outcome.finished.get(0)
+    if repeat is None or not repeat.ours or picture is None:
+        return None
+    return compare(Path(args.picture).expanduser(), repeat.record, picture.image, picture.record)
 
 
-def _save(
-    place: int,
-    job: Job,
-    event: Finished,
-    request: Request,
-    adapters: Mapping[str, Path],
-    setup: Setup,
-    args: Namespace,
-    outcome: Outcome,
-    teller: Teller,
-) -> None:
-    assert isinstance(event.image, Image.Image)
-    try:
-        file = save_picture(
-            event.image,
-            job.file,
-            request=request,
-            record=event.record,
-            adapters=adapters,
-            setup=setup,
-            force=args.force,
-        )
-    except StudioError as error:
-        outcome.failed[place] = str(placed(error, job.where))
-        teller.error(outcome.failed[place])
-        return
-    outcome.finished[place] = (file, event)
-    if not args.json:
-        print(file, flush=True)
-
-
-def _sum_up(jobs: Sequence[Job], outcome: Outcome, seconds: float, teller: Teller) -> None:
-    done = [event.record for _, event in outcome.finished.values()]
-    count = f"{len(done)} picture{'' if len(done) == 1 else 's'}"
-    if outcome.interrupted:
-        teller.error(f"interrupted; {count} of {len(jobs)} finished and kept")
-    elif done:
-        seeds = sorted({record.seed for record in done})
-        spelled = ", ".join(map(str, seeds)) if len(seeds) <= 4 else f"{seeds[0]} … {seeds[-1]}"
-        calls = max(record.unet_calls for record in done)
-        teller.say(
-            f"{count} in {seconds:.1f} s, {calls} UNet calls, seed{'s' if len(seeds) > 1 else ''} {spelled}"
-        )
-        for note in dict.fromkeys(note for record in done for note in record.notes):
-            teller.say(note)
-
-
-def _results(jobs: Sequence[Job], outcome: Outcome) -> list[dict[str, Any]]:
+def _results(jobs: Sequence[Job], outcome: Outcome, compared: Comparison | None) -> list[dict[str, Any]]:
     """What --json prints, in the order of the jobs."""
     results: list[dict[str, Any]] = []
     for place, _ in enumerate(jobs):
-        if place in outcome.finished:
-            file, event = outcome.finished[place]
-            results.append({"file": str(file), "error": None, **event.record.to_dict()})
+        if (picture := outcome.finished.get(place)) is not None:
+            results.append({"file": str(picture.file), "error": None, **picture.record.to_dict()})
         else:
             results.append({"file": None, "error": outcome.failed.get(place, "interrupted")})
-    if outcome.compared is not None and results:
-        results[0]["compared"] = {"largest": outcome.compared.largest, "mean": outcome.compared.mean}
+    if compared is not None:
+        results[0]["compared"] = {"largest": compared.largest, "mean": compared.mean}
     return results

@@ -104,6 +104,8 @@ class Shelf:
         if path not in self._names:
             taken = {other.casefold() for other in self._names.values()}
             names = ["/".join([*path.parts[-1 - up : -1], path.stem]) for up in range(len(path.parts))]
+            if key in self._known:  # as the picture calls it, since a method's settings may name it
+                names.insert(0, name)
             self._names[path] = next(own for own in names if own.casefold() not in taken)
         return path
 
@@ -111,10 +113,14 @@ class Shelf:
         known = self._known.get(name.casefold())
         try:
             path = self._home.find_lora(name, self._model, paths=paths).path
-        except AdapterFileError:
-            same = known and self._by_hash(known)
-            if not same:
+        except AdapterFileError as error:
+            if known is None:
                 raise
+            same = self._by_hash(known)
+            if same is None:
+                raise AdapterFileError(
+                    f"{error}. The picture gives its hash as {known.digest[:12]}"
+                ) from error
             self._say(f"LoRA {name!r} was found by its hash: it is called {same.name!r} here")
             return same.path
         if known is None or is_adapter(path, known.digest):

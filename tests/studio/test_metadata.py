@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from composers import Composite, Schedule, Switch, Use
+from composers import BLora, Composer, Composite, Schedule, Switch, Use
 from pipelines import Record, Request, StudioPipeline
 from pipelines.adapters import sha256
 from pipelines.errors import RequestError
@@ -72,6 +72,7 @@ def test_a_picture_gives_its_request_back(
     remembered = read_picture(file)
     assert remembered.ours
     assert again(remembered) == resolved
+    assert again(remembered).resolved(pipe.model.facts) == resolved
     assert remembered.known["fox"].digest == sha256(files["fox"])
     assert remembered.setup == Setup("other-vae")
     assert (remembered.model, remembered.model_hash) == (record.model, record.model_hash)
@@ -99,6 +100,21 @@ def test_only_what_was_applied_is_written(
     assert "fox:" not in texts[PARAMETERS]
     assert [use["adapter"] for use in json.loads(texts[CHUNK])["request"]["adapters"]] == ["hat"]
     assert list(json.loads(texts[CHUNK])["adapters"]) == ["hat"]
+
+
+@pytest.mark.parametrize(
+    "tag", ["<lora:fox:0.5:lbw=OUTALL>", "<lora:fox:0.5:lbw=content>", "<lora:fox:0.5:stop=2>"]
+)
+@pytest.mark.parametrize(
+    "composer", [BLora(content="FOX", style="hat"), Switch(convention="code"), Composite()]
+)
+def test_what_was_worked_out_for_the_model_is_worked_out_once(
+    pipe: StudioPipeline, files: dict[str, Path], tmp_path: Path, tag: str, composer: Composer
+) -> None:
+    asked = Request("a " + tag, adapters={"hat": 0.2}, composer=composer, steps=4, width=16, height=16)
+    image, resolved, record = rendered(pipe, asked)
+    file = save_picture(image, tmp_path / "fox.png", request=resolved, record=record, adapters=files)
+    assert again(read_picture(file)).resolved(pipe.model.facts) == resolved
 
 
 def test_a_foreign_picture(tmp_path: Path) -> None:
