@@ -75,6 +75,8 @@ class Use:
             numbers.append(self.text_weight)
         if not all(math.isfinite(number) for number in numbers):
             raise ComposerError(f"adapter {self.adapter!r}: weights must be finite numbers, got {numbers}")
+        if self.band not in (None, "high", "low"):
+            raise ComposerError(f"adapter {self.adapter!r}: band={self.band!r} must be high, low or None")
 
     def block_factor(self, module: str) -> float:
         """The factor of the block that holds `module` (a dotted module name inside the UNet)."""

@@ -1,4 +1,4 @@
-"""One UNet call for the lanes of many trajectories, and the fold back to one prediction each.
+"""One UNet call for lanes of many trajectories, and the fold back to one prediction each.
 
 Lanes stand image by image, each positive row followed by its negative twin. Timesteps, embeddings and
 gates are all built from that one list.
@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from composers.plan import Lane, Plan, Role
+from pipelines.family import Cut
+from pipelines.features import captured, shallow_modules, shallow_pass
 from pipelines.model import Model
 from pipelines.text import Embedding
 from pipelines.trajectory import Trajectory
@@ -20,10 +23,17 @@ from pipelines.trajectory import Trajectory
 
 @dataclass(frozen=True)
 class Row:
-    """One lane of one trajectory."""
+    """One lane of one trajectory.
+
+    cut: where its features are remembered; None where they are not.
+    shallow: it runs on remembered features. kept: the features it makes will be read at a later step.
+    """
 
     trajectory: Trajectory
     lane: Lane
+    cut: Cut | None = None
+    shallow: bool = False
+    kept: bool = False
 
     @property
     def text(self) -> Embedding:
@@ -31,11 +41,43 @@ class Row:
 
 
 def rows_of(trajectories: Sequence[Trajectory]) -> list[Row]:
-    return [Row(trajectory, lane) for trajectory in trajectories for lane in trajectory.lanes]
+    """The rows of the next round, image by image."""
+    rows = []
+    for trajectory in trajectories:
+        passes = trajectory.passes[trajectory.step]
+        for lane, shallow in zip(trajectory.lanes, passes.shallow, strict=True):
+            kept = not shallow and lane.memory in passes.kept
+            rows.append(Row(trajectory, lane, trajectory.request.cut, shallow, kept))
+    return rows
 
 
 def evaluate(model: Model, rows: Sequence[Row]) -> Tensor:
-    """One UNet call: [rows, channels, h, w] float32. All rows have one latent shape."""
+    """One UNet call: [rows, channels, h, w] float32. All rows have one latent shape, and all run in full or all run
+    shallow at one cut."""
+    latents, timesteps, conditions = _inputs(model, rows)
+    uses = [row.lane.uses for row in rows]
+    cut = rows[0].cut
+    if rows[0].shallow:
+        assert cut is not None
+        remembered = [row.trajectory.features.get(row.lane.memory, model.device) for row in rows]
+        modules = shallow_modules(model.unet, cut)
+        with torch.inference_mode(), model.bank.active("unet", uses, modules):
+            deep = torch.stack(remembered)  # [rows, channels, h, w] of the features
+            return shallow_pass(model.unet, cut, deep, latents, timesteps, **conditions).float()
+    kept = [(place, row, row.cut) for place, row in enumerate(rows) if row.kept and row.cut]
+    with (
+        torch.inference_mode(),
+        model.bank.active("unet", uses),
+        captured(model.unet, {cut for _, _, cut in kept}) as found,
+    ):
+        predictions: Tensor = model.unet(latents, timesteps, **conditions, return_dict=False)[0]
+        for place, row, cut in kept:
+            row.trajectory.features.put(row.lane.memory, found[cut][place])
+    return predictions.float()
+
+
+def _inputs(model: Model, rows: Sequence[Row]) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Latents [rows, channels, h, w], timesteps [rows] float32, and text and sizes as the UNet names them."""
     inputs: dict[int, Tensor] = {}
     for row in rows:
         inputs.setdefault(id(row.trajectory), row.trajectory.model_input())
@@ -49,16 +91,12 @@ def evaluate(model: Model, rows: Sequence[Row]) -> Tensor:
         )  # [rows, width]
         sizes = torch.tensor([row.trajectory.sizes for row in rows], device=model.device)  # [rows, 6]
         added = {"text_embeds": pooled.to(model.dtype), "time_ids": sizes.to(model.dtype)}
-    with torch.inference_mode(), model.bank.active("unet", [row.lane.uses for row in rows]):
-        predictions: Tensor = model.unet(
-            latents.to(model.dtype),
-            timesteps,
-            encoder_hidden_states=tokens.to(model.dtype),
-            encoder_attention_mask=mask,
-            added_cond_kwargs=added,
-            return_dict=False,
-        )[0]
-    return predictions.float()
+    conditions = {
+        "encoder_hidden_states": tokens.to(model.dtype),
+        "encoder_attention_mask": mask,
+        "added_cond_kwargs": added,
+    }
+    return latents.to(model.dtype), timesteps, conditions
 
 
 def fold(plan: Plan, predictions: Tensor, rescale: float) -> Tensor:

@@ -9,6 +9,8 @@ from typing import Any, Literal
 from pipelines.errors import ModelError
 
 FamilyName = Literal["sd1", "sd2", "sdxl"]
+Cut = Literal["published", "deep"]
+"""How much of the UNet a shallow pass runs, see `pipelines.features`."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Family:
         same layout are narrower).
     text_encoders: the text encoders' component names, in the order their embeddings are joined.
     size_conditioned: the UNet also takes pooled text and the six size numbers (`added_cond_kwargs`).
+    cut: where deep features are taken, unless a request says otherwise. SDXL's outermost blocks hold no
+        attention, so that at the published cut neither prompt nor adapter would act in a shallow pass.
     content_blocks, style_blocks: the UNet blocks that hold content and style, where they are published.
     """
 
@@ -38,6 +42,7 @@ class Family:
     context_width: int
     text_encoders: tuple[str, ...]
     size_conditioned: bool
+    cut: Cut
     defaults: Defaults
     content_blocks: tuple[str, ...] = ()
     style_blocks: tuple[str, ...] = ()
@@ -55,6 +60,7 @@ SD1 = Family(
     768,
     ("text_encoder",),
     False,
+    "published",
     Defaults(512, 512, "DPM++ 2M Karras", 25, 7.0),
 )
 SD2 = Family(
@@ -63,6 +69,7 @@ SD2 = Family(
     1024,
     ("text_encoder",),
     False,
+    "published",
     Defaults(768, 768, "DPM++ 2M Karras", 25, 7.0),
 )
 SDXL = Family(
@@ -71,6 +78,7 @@ SDXL = Family(
     2048,
     ("text_encoder", "text_encoder_2"),
     True,
+    "deep",
     Defaults(1024, 1024, "DPM++ 2M Karras", 28, 6.0),
     # Frenkel et al. 2024 (arXiv 2403.14572); other models of this layout may differ, so a card's map wins
     content_blocks=("up_blocks.0.attentions.0",),

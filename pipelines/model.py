@@ -11,16 +11,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 import torch
 from torch import Tensor, nn
 
+from composers.plan import Band
 from pipelines.adapters import read_adapter
 from pipelines.adapters.adapter import Adapter, LoadReport, ModelLayers, model_layers
 from pipelines.checkpoints import Checkpoint
 from pipelines.components import vae_dtype
 from pipelines.engine.bank import Bank, FormChoice
 from pipelines.errors import AdapterError, RenderError
-from pipelines.family import FamilyName
+from pipelines.family import Cut, FamilyName
+from pipelines.features import cuts_of, feature_shape
 from pipelines.request import Facts
 from pipelines.text import Embedding, TextAsk, TextEncoder
 
@@ -29,6 +32,8 @@ Out = TypeVar("Out")
 
 ROWS_AT_ONCE = {"cpu": 32, "cuda": 64}
 """UNet rows a call may hold at the family's native size before anything is known of the device's memory."""
+LOW_CATEGORIES = ("background", "backgrounds")
+"""Categories of adapters in the low frequency band (CMLoRA's table); all others are high."""
 DECODED_PIXELS = 4 * 1024 * 1024
 """Pixels decoded in one VAE call."""
 
@@ -44,6 +49,8 @@ class Model:
         self.dtype = checkpoint.dtype
         self.offload = False
         self.row_limit: int | None = None
+        self.feature_limit: int | None = None
+        self.profiled: dict[str, Band] = {}  # adapter -> the band that its frequency profile gave
         self.found_limits: dict[tuple[int, int, int], int] = {}  # by latent shape, where memory ran out
         self._components: Mapping[str, nn.Module] = {"unet": checkpoint.unet, **checkpoint.text_encoders}
         self.bank = Bank(self._components, form)
@@ -69,7 +76,14 @@ class Model:
             block_map={f"@{part}": own for part, own in blocks.items()},
             unet_layers=self.layers.components["unet"].keys(),
             adapter_layers={name: adapter.layers.keys() for name, adapter in self.bank.adapters.items()},
+            cuts=cuts_of(self.unet.config, self.checkpoint.family.cut),
+            bands={name: self._band(name) for name in self.bank.adapters},
         )
+
+    def _band(self, name: str) -> Band:
+        """An adapter's frequency band: as profiled, else by its category (backgrounds are low), else high."""
+        category = self.adapter(name).metadata.category.strip().lower()
+        return self.profiled.get(name) or ("low" if category in LOW_CATEGORIES else "high")
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> None:
         """Move everything; `dtype` is that of the UNet and the text encoders, the VAE follows its own rule.
@@ -114,6 +128,19 @@ class Model:
         native = self.latent_shape(defaults.width, defaults.height)
         guess = ROWS_AT_ONCE.get(self.device.type, 8) * native[1] * native[2] // (shape[1] * shape[2])
         return max(guess, 2)
+
+    def feature_bytes(self, shape: tuple[int, int, int], cut: Cut) -> int:
+        """Memory of one lane's remembered features at a latent shape."""
+        channels, height, width = feature_shape(self.unet.config, shape, cut)
+        return channels * height * width * self.dtype.itemsize
+
+    def feature_room(self) -> int:
+        """Bytes that remembered features may take in all: `feature_limit`, else half of what is free now."""
+        if self.feature_limit is not None:
+            return self.feature_limit
+        if self.device.type == "cuda":
+            return int(torch.cuda.mem_get_info(self.device)[0]) // 2
+        return int(psutil.virtual_memory().available) // 2
 
     def encode_text(self, asks: Sequence[TextAsk]) -> list[Embedding]:
         """The asks' embeddings, on the model's device, in one call a text encoder."""

@@ -17,7 +17,10 @@ from pipelines.request import Request
 
 @dataclass(frozen=True)
 class Applied:
-    """One adapter as it was applied: strengths, the file's hash, and how many of the model's layers it changed."""
+    """One adapter as it was applied: strengths, the file's hash, and how many of the model's layers it changed.
+
+    band: its frequency band, where the method asks for it.
+    """
 
     name: str
     weight: float
@@ -27,6 +30,7 @@ class Applied:
     pinned: bool
     sha256: str
     layers: int
+    band: str | None = None
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,11 @@ class Record:
     """One picture's record.
 
     composer: the method with the settings really used, as `composers.parse` reads it.
-    unet_rows: rows evaluated; unet_calls: calls it took part in; largest_call: rows of the largest of them.
+    unet_rows: rows evaluated in full; unet_calls: calls it took part in for them.
+    shallow_rows, shallow_calls: the same for rows that ran the outer blocks alone, on remembered features.
+    largest_call: rows of the largest call of either kind.
+    reuse, cut: as asked for, and where features were remembered (see `pipelines.features`).
+    feature_bytes: memory reserved for remembered features.
     shared: whether any call held rows of other pictures.
     seconds: from its first step to its pixels. device_seconds: its part of the UNet calls, by rows.
     forms: the per-lane forms used (see `pipelines.engine.bank`).
@@ -65,8 +73,13 @@ class Record:
     family: str
     unet_rows: int
     unet_calls: int
+    shallow_rows: int
+    shallow_calls: int
     largest_call: int
     shared: bool
+    reuse: int | None
+    cut: str | None
+    feature_bytes: int
     seconds: float
     device_seconds: float
     device: str
@@ -87,6 +100,9 @@ class Cost:
 
     rows: int = 0
     calls: int = 0
+    shallow_rows: int = 0
+    shallow_calls: int = 0
+    feature_bytes: int = 0
     largest_call: int = 0
     shared: bool = False
     device_seconds: float = 0.0
@@ -131,8 +147,13 @@ def make_record(
         family=checkpoint.family.name,
         unet_rows=cost.rows,
         unet_calls=cost.calls,
+        shallow_rows=cost.shallow_rows,
+        shallow_calls=cost.shallow_calls,
         largest_call=cost.largest_call,
         shared=cost.shared,
+        reuse=request.reuse,
+        cut=request.cut,
+        feature_bytes=cost.feature_bytes,
         seconds=round(seconds, 4),
         device_seconds=round(cost.device_seconds, 4),
         device=device_name(model.device),
@@ -158,6 +179,7 @@ def _applied(request: Request, model: Model) -> list[Applied]:
                 pinned=use.pinned,
                 sha256=adapter.report.sha256,
                 layers=len(adapter.layers),
+                band=use.band if request.composer.by_band else None,
             )
         )
     return found

@@ -6,15 +6,15 @@ import difflib
 import math
 import random
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 
 from PIL import Image
 
 from composers.merge import Merge
-from composers.plan import Composer, Mix, Plan, Step, TextMode, Use, text_uses
+from composers.plan import Band, Composer, Mix, Plan, Step, TextMode, Use, text_uses
 from pipelines.blocks import Layout, placed, use_of
 from pipelines.errors import RequestError
-from pipelines.family import Defaults
+from pipelines.family import Cut, Defaults
 from pipelines.prompt import take_tags
 from pipelines.schedulers import canonical
 
@@ -30,6 +30,8 @@ class Facts:
     adapters: names of the loaded adapters. size_unit: sizes are multiples of this many pixels.
     block_map: symbolic block ("@content", "@style") -> the model's own block names.
     unet_layers: dotted names of the UNet's layers; adapter_layers: adapter -> the layers it changes.
+    cuts: the cuts at which features can be remembered, the preferred one first.
+    bands: adapter -> its frequency band, where a profile or its metadata tells it.
     """
 
     label: str
@@ -39,6 +41,8 @@ class Facts:
     block_map: Mapping[str, tuple[str, ...]]
     unet_layers: Collection[str] = ()
     adapter_layers: Mapping[str, Collection[str]] | None = None
+    cuts: tuple[Cut, ...] = ()
+    bands: Mapping[str, Band] = field(default_factory=dict)
 
     @property
     def layout(self) -> Layout:
@@ -60,6 +64,9 @@ class Request:
     width, height: pixels. scheduler: a name of `pipelines.schedulers`, or an alias.
     init_image, strength: image-to-image; strength in (0, 1] is the fraction of the steps that run.
     clip_skip: text-encoder layers to skip, diffusers' count.
+    reuse: evaluate each lane in full every so many steps (1 … 100; 1 is always) and on remembered features
+        between, for the methods that do not plan this themselves; a new turn of Switch starts in full. None is off.
+    cut: where features are remembered, "published" or "deep", see `pipelines.features`; None is the family's.
     original_size, crop, target_size: SDXL's size conditioning, (height, width) and (top, left) in pixels;
         None is the picture's own size.
 
@@ -82,6 +89,8 @@ class Request:
     strength: float = 0.8
     clip_skip: int | None = None
     text_mode: TextMode = "merged"
+    reuse: int | None = None
+    cut: Cut | None = None
     original_size: tuple[int, int] | None = None
     crop: tuple[int, int] = (0, 0)
     target_size: tuple[int, int] | None = None
@@ -101,6 +110,14 @@ class Request:
         _whole("width", self.width, 1, LARGEST_SIDE)
         _whole("height", self.height, 1, LARGEST_SIDE)
         _whole("clip_skip", self.clip_skip, 0, 100)
+        _whole("reuse", self.reuse, 1, 100)
+        if self.reuse is not None and self.composer.plans_reuse:
+            raise RequestError(
+                f"reuse={self.reuse}: {self.composer.name} decides by itself what is reused; leave reuse out and "
+                "set its refresh and interval"
+            )
+        if self.cut not in (None, "published", "deep"):
+            raise RequestError(f"cut={self.cut!r} must be published or deep")
         _number("guidance_scale", self.guidance_scale, 0, 1000)
         _number("guidance_rescale", self.guidance_rescale, 0, 1)
         _number("strength", self.strength, 0, 1)
@@ -150,7 +167,9 @@ class Request:
         uses = [_named(use, facts) for use in _uses((*self.uses, *tagged)) if use.weight or use.text_weight]
         members = iter(self.composer.prepared(tuple(use for use in uses if not use.pinned)))
         uses = [placed(use if use.pinned else next(members), layout) for use in uses]
-        request = replace(request, adapters=uses)
+        if self.composer.by_band:
+            uses = [_banded(use, facts) for use in uses]
+        request = replace(request, adapters=uses, cut=self._cut(facts))
         return replace(request, composer=self.composer.resolved(request.mix, request.executed_steps))
 
     @property
@@ -165,13 +184,23 @@ class Request:
         return min(int(self.steps * self.strength), self.steps) if self.init_image is not None else self.steps
 
     def plans(self) -> tuple[Plan, ...]:
-        """One plan a step (of a resolved request): the composer's, with schedules multiplied in and the
-        pinned adapters on every lane."""
+        """One plan a step (of a resolved request): the composer's, with schedules multiplied in, the pinned
+        adapters on every lane, and `reuse` applied."""
         assert self.guidance_scale is not None
         pinned = tuple(use for use in self.uses if use.pinned)
         count = self.executed_steps
         steps = [Step(index, count, self.guidance_scale) for index in range(count)]
-        return tuple(_driven(self.composer.plan(step, self.mix), pinned, step) for step in steps)
+        plans = [_driven(self.composer.plan(step, self.mix), pinned, step) for step in steps]
+        return tuple(plans if self.reuse is None else _reusing(plans, self.reuse))
+
+    def _cut(self, facts: Facts) -> Cut | None:
+        """Where features are remembered; None where nothing is."""
+        if self.reuse is None and not self.composer.plans_reuse:
+            return None
+        if self.cut is not None and self.cut not in facts.cuts:
+            offered = " or ".join(facts.cuts) or "none"
+            raise RequestError(f"cut={self.cut!r} leaves nothing out of {facts.label}; its cuts: {offered}")
+        return self.cut or next(iter(facts.cuts), None)
 
     def _size(self, facts: Facts) -> tuple[int, int]:
         given = (
@@ -220,6 +249,22 @@ def _named(use: Use, facts: Facts) -> Use:
         )
         raise RequestError(f"adapter {use.adapter!r} is not loaded: {hint}")
     return replace(use, adapter=loaded[use.adapter.lower()])
+
+
+def _banded(use: Use, facts: Facts) -> Use:
+    """The use with its band: the user's word, else what the model knows of the adapter, else high."""
+    return use if use.pinned else replace(use, band=use.band or facts.bands.get(use.adapter, "high"))
+
+
+def _reusing(plans: Sequence[Plan], interval: int) -> list[Plan]:
+    """The plans with each lane fresh every `interval` steps, counted from where it came in."""
+    found = []
+    since: dict[object, int] = {}
+    for index, plan in enumerate(plans):
+        since = {lane.memory: since.get(lane.memory, index) for lane in plan.lanes}
+        lanes = [replace(lane, fresh=(index - since[lane.memory]) % interval == 0) for lane in plan.lanes]
+        found.append(replace(plan, lanes=tuple(lanes), max_age=interval))
+    return found
 
 
 def _driven(plan: Plan, pinned: tuple[Use, ...], step: Step) -> Plan:

@@ -1,6 +1,7 @@
 """The one scheduler: pictures are asked for, step side by side, and leave when they are done.
 
     submit -> [waiting] -> admit: text, noise -> [in flight] -> one round: one UNet call a latent shape -> decode
+                                                               (a second one for rows on remembered features)
 
 A round advances every picture in flight by one UNet evaluation. Between rounds pictures join, leave and are
 cancelled. `StudioPipeline`, the web worker, the batch script and Ray actors are thin users of this class.
@@ -22,8 +23,9 @@ from PIL import Image
 from torch import Tensor
 
 from composers.plan import Plan, Prompt
-from pipelines.denoise import evaluate, fold, rows_of
+from pipelines.denoise import Row, evaluate, fold, rows_of
 from pipelines.errors import RenderError, StudioError
+from pipelines.features import Features, Passes, all_full, most_kept, schedule
 from pipelines.model import Model
 from pipelines.record import Cost, Record, make_record
 from pipelines.request import Request
@@ -45,11 +47,15 @@ class Started:
 
 @dataclass(frozen=True)
 class Stepped:
-    """The picture has advanced to `step` of `count`. `preview()` decodes it as it stands (a PIL image)."""
+    """The picture has advanced to `step` of `count`. `preview()` decodes it as it stands (a PIL image).
+
+    latents: [1, channels, h, w] float32.
+    """
 
     id: int
     step: int
     count: int
+    latents: Tensor = field(repr=False, compare=False)
     preview: Callable[[], Image.Image] = field(repr=False, compare=False)
 
 
@@ -87,7 +93,9 @@ class _Job:
     priority: int
     request: Request
     plans: tuple[Plan, ...]
+    passes: tuple[Passes, ...]
     shape: Shape
+    features: Features
     trajectory: Trajectory | None = None
     cost: Cost = field(default_factory=Cost)
     began: float = 0.0
@@ -108,6 +116,7 @@ class Session:
         self._waiting: list[_Job] = []
         self._flying: list[_Job] = []
         self._served: dict[Hashable, int] = defaultdict(int)
+        self._feature_room = 0
         self._events: list[Event] = []
         self._processor = VaeImageProcessor(vae_scale_factor=model.checkpoint.vae_scale_factor)
 
@@ -120,7 +129,11 @@ class Session:
         assert resolved.width is not None
         assert resolved.height is not None
         shape = self.model.latent_shape(resolved.width, resolved.height)
-        job = _Job(next(self._ids), owner, priority, resolved, resolved.plans(), shape)
+        plans = resolved.plans()
+        passes = schedule(plans) if resolved.cut else all_full(plans)
+        job = _Job(next(self._ids), owner, priority, resolved, plans, passes, shape, Features())
+        if resolved.cut is not None:
+            job.cost.feature_bytes = most_kept(passes) * self.model.feature_bytes(shape, resolved.cut)
         self._waiting.append(job)
         return job.id
 
@@ -157,13 +170,20 @@ class Session:
     # -- admission ---------------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        """Fill each latent shape's row limit: by priority, then owners in turn, then first come first served."""
+        """Fill each latent shape's row limit: by priority, then owners in turn, then first come first served.
+
+        What features a picture will remember is reserved here for its whole run. A picture whose features do not fit
+        beside those in flight waits; one whose features never fit keeps them on the host.
+        """
         room = {
             shape: self.model.rows_at_once(shape)
             - sum(job.rows for job in self._flying if job.shape == shape)
             for shape in {job.shape for job in self._waiting}
         }
         flying_shapes = {job.shape for job in self._flying}
+        reserved = sum(job.cost.feature_bytes for job in self._flying if not job.features.on_host)
+        if not reserved and self._waiting:
+            self._feature_room = self.model.feature_room()
         chosen: list[_Job] = []
         closed: set[Shape] = set()
         while candidates := [job for job in self._waiting if job.shape not in closed]:
@@ -171,6 +191,12 @@ class Session:
             if job.rows > room[job.shape] and job.shape in flying_shapes:
                 closed.add(job.shape)
                 continue
+            job.features.on_host = job.cost.feature_bytes > self._feature_room
+            if not job.features.on_host:
+                if reserved + job.cost.feature_bytes > self._feature_room:
+                    closed.add(job.shape)
+                    continue
+                reserved += job.cost.feature_bytes
             self._waiting.remove(job)
             self._served[job.owner] += 1
             room[job.shape] -= job.rows
@@ -215,11 +241,13 @@ class Session:
         return open_trajectory(
             request,
             plans=job.plans,
+            passes=job.passes,
             texts=texts,
             sizes=self._sizes(request),
             scheduler=make_scheduler(request.scheduler, self.model.checkpoint.scheduler),
             shape=job.shape,
             device=self.model.device,
+            features=job.features,
             encoded=encoded,
         )
 
@@ -234,28 +262,44 @@ class Session:
 
     def _round(self, jobs: Sequence[_Job], shape: Shape) -> None:
         trajectories = [job.trajectory for job in jobs if job.trajectory is not None]
-        rows = rows_of(trajectories)
-        began = time.perf_counter()
         try:
-            predictions, calls = self.model.evaluate(lambda some: evaluate(self.model, some), rows, shape)
+            predictions = self._evaluate(jobs, rows_of(trajectories), shape)
         except RenderError as error:
             self._fail(jobs, error)
             return
-        seconds_a_row = (time.perf_counter() - began) / len(rows)
         first = 0
         for job, trajectory in zip(jobs, trajectories, strict=True):
             last = first + len(trajectory.lanes)
             folded = fold(trajectory.plan, predictions[first:last], job.request.guidance_rescale)
-            _charge(job.cost, first, last, calls, seconds_a_row)
             step = trajectory.step
             trajectory.advance(folded)
             first = last
             if trajectory.done or trajectory.step > step:
                 self._events.append(self._stepped(job, trajectory, step + 1))
 
+    def _evaluate(self, jobs: Sequence[_Job], rows: Sequence[Row], shape: Shape) -> Tensor:
+        """[rows, channels, h, w]: the rows in full in one call, those that run shallow in one a cut."""
+        found: list[Tensor | None] = [None] * len(rows)
+        for cut in (None, *dict.fromkeys(row.cut for row in rows if row.shallow)):
+            places = [place for place, row in enumerate(rows) if (row.cut if row.shallow else None) == cut]
+            if not places:
+                continue
+            some = [rows[place] for place in places]
+            began = time.perf_counter()
+            predictions, calls = self.model.evaluate(partial(evaluate, self.model), some, shape)
+            seconds_a_row = (time.perf_counter() - began) / len(some)
+            for place, prediction in zip(places, predictions, strict=True):
+                found[place] = prediction
+            first = 0
+            for job in jobs:
+                last = first + sum(row.trajectory is job.trajectory for row in some)
+                _charge(job.cost, first, last, calls, seconds_a_row, shallow=cut is not None)
+                first = last
+        return torch.stack([prediction for prediction in found if prediction is not None])
+
     def _stepped(self, job: _Job, trajectory: Trajectory, step: int) -> Stepped:
         latents = trajectory.latents
-        return Stepped(job.id, step, job.request.executed_steps, partial(self._preview, latents))
+        return Stepped(job.id, step, job.request.executed_steps, latents, partial(self._preview, latents))
 
     def _preview(self, latents: Tensor) -> Image.Image:
         image = self._pictures(latents, "pil")[0]
@@ -284,14 +328,21 @@ class Session:
                     self._events.append(Failed(job.id, _not_finite(self.model, job.request)))
                     continue
                 seconds = time.perf_counter() - job.began
-                record = make_record(job.request, self.model, job.cost, seconds, self._notes(shape))
+                record = make_record(job.request, self.model, job.cost, seconds, self._notes(job))
                 self._events.append(Finished(job.id, image, record))
 
-    def _notes(self, shape: Shape) -> tuple[str, ...]:
-        limit = self.model.found_limits.get(shape)
-        if limit is None:
-            return ()
-        return (f"device memory holds {limit} UNet rows a call at this size; larger batches are split",)
+    def _notes(self, job: _Job) -> tuple[str, ...]:
+        notes = []
+        limit = self.model.found_limits.get(job.shape)
+        if limit is not None:
+            notes.append(
+                f"device memory holds {limit} UNet rows a call at this size; larger batches are split"
+            )
+        if job.features.on_host and self.model.device.type != "cpu":
+            notes.append(
+                "remembered features were kept in the host's memory, the device's being too small for them"
+            )
+        return tuple(notes)
 
     def _pictures(self, latents: Tensor, output_type: OutputType) -> list[object]:
         """[n, channels, h, w] -> n pictures of the type asked for; None for one that is not finite."""
@@ -312,15 +363,23 @@ def _ask(request: Request, prompt: Prompt) -> TextAsk:
     return TextAsk(request.negative_prompt, prompt.text_uses)
 
 
-def _charge(cost: Cost, first: int, last: int, calls: Sequence[int], seconds_a_row: float) -> None:
-    """Add to a picture's cost the calls in which its rows first … last stood."""
-    cost.rows += last - first
+def _charge(
+    cost: Cost, first: int, last: int, calls: Sequence[int], seconds_a_row: float, *, shallow: bool
+) -> None:
+    """Add to a picture's cost the calls, all in full or all shallow, in which its rows first … last stood."""
+    if shallow:
+        cost.shallow_rows += last - first
+    else:
+        cost.rows += last - first
     cost.device_seconds += seconds_a_row * (last - first)
     start = 0
     for size in calls:
         inside = min(last, start + size) - max(first, start)
         if inside > 0:
-            cost.calls += 1
+            if shallow:
+                cost.shallow_calls += 1
+            else:
+                cost.calls += 1
             cost.largest_call = max(cost.largest_call, size)
             cost.shared = cost.shared or inside < size
         start += size

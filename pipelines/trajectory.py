@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from composers.plan import Lane, Plan, Prompt
+from pipelines.features import Features, Passes
 from pipelines.request import Request
 from pipelines.schedulers import accepts_generator, set_steps, step_of_call
 from pipelines.text import Embedding
@@ -20,18 +21,21 @@ class Trajectory:
     """One image between its start noise and its last step.
 
     latents: [1, channels, h, w] float32 on the model's device.
-    texts: prompt -> its embedding. sizes: SDXL's six numbers, () for other families.
+    passes: how the lanes of each plan run. texts: prompt -> its embedding.
+    sizes: SDXL's six numbers, () for other families.
     timesteps: those of the UNet calls still to make, as the scheduler gave them.
     """
 
     request: Request
     plans: tuple[Plan, ...]
+    passes: tuple[Passes, ...]
     texts: Mapping[Prompt, Embedding]
     sizes: tuple[int, ...]
     scheduler: Any
     generator: torch.Generator
     latents: Tensor
     timesteps: Tensor
+    features: Features = field(default_factory=Features)
     calls: int = 0
 
     @property
@@ -61,22 +65,28 @@ class Trajectory:
         return scaled
 
     def advance(self, prediction: Tensor) -> None:
-        """One scheduler step with the folded prediction [1, channels, h, w] float32."""
+        """One scheduler step with the folded prediction [1, channels, h, w] float32; features that no later step
+        reads are let go."""
         noise = {"generator": self.generator} if accepts_generator(self.scheduler) else {}
         timestep = self.timesteps[self.calls]
         self.latents = self.scheduler.step(prediction, timestep, self.latents, return_dict=False, **noise)[0]
+        step = self.step
         self.calls += 1
+        if self.done or self.step > step:
+            self.features.keep_only(self.passes[step].kept)
 
 
 def open_trajectory(
     request: Request,
     *,
     plans: tuple[Plan, ...],
+    passes: tuple[Passes, ...],
     texts: Mapping[Prompt, Embedding],
     sizes: tuple[int, ...],
     scheduler: Any,
     shape: tuple[int, int, int],
     device: torch.device,
+    features: Features,
     encoded: Callable[[torch.Generator], Tensor] | None = None,
 ) -> Trajectory:
     """Start noise and timesteps for a resolved request; `shape` is the latents' [channels, h, w].
@@ -95,4 +105,15 @@ def open_trajectory(
         image = encoded(generator)
         noise = torch.randn((1, *shape), generator=generator)
         latents = scheduler.add_noise(image.cpu(), noise, timesteps[:1])
-    return Trajectory(request, plans, texts, sizes, scheduler, generator, latents.to(device), timesteps)
+    return Trajectory(
+        request,
+        plans,
+        passes,
+        texts,
+        sizes,
+        scheduler,
+        generator,
+        latents.to(device),
+        timesteps,
+        features,
+    )

@@ -36,7 +36,7 @@ class Bank:
         self._layers: dict[str, dict[str, LaneLayer]] = {
             name: wrap(model) for name, model in components.items()
         }
-        self._selected: dict[str, tuple[Rows, Selection]] = {}
+        self._selected: dict[tuple[str, tuple[str, ...]], tuple[Rows, Selection]] = {}
 
     def load(self, adapter: Adapter) -> None:
         """Make an adapter resident. All its layers exist in the model (the reader has seen to that)."""
@@ -68,9 +68,14 @@ class Bank:
         return sum(layer.slot.down.nbytes + layer.slot.up.nbytes for layer in self._all_layers())
 
     @contextmanager
-    def active(self, component: str, rows: Sequence[tuple[Use, ...]]) -> Iterator[None]:
-        """Within: batch row i of `component` runs with the adapters `rows[i]`, at their `weight`."""
-        selection = self._selection(component, tuple(rows))
+    def active(
+        self, component: str, rows: Sequence[tuple[Use, ...]], modules: tuple[str, ...] = ("",)
+    ) -> Iterator[None]:
+        """Within: batch row i of `component` runs with the adapters `rows[i]`, at their `weight`.
+
+        modules: dotted names of the parts that will run, where that is not all of it.
+        """
+        selection = self._selection(component, tuple(rows), modules)
         try:
             for slot, factors in selection:
                 slot.factors = factors
@@ -80,9 +85,9 @@ class Bank:
                 slot.factors = None
 
     def forms(self, component: str) -> tuple[Form, ...]:
-        """The forms that the last call of `component` used."""
-        _, selection = self._selected.get(component, ((), []))
-        return tuple(sorted({factors.form for _, factors in selection}))
+        """The forms that the last call of `component`, or of each part of it, used."""
+        selections = [selection for (name, _), (_, selection) in self._selected.items() if name == component]
+        return tuple(sorted({factors.form for selection in selections for _, factors in selection}))
 
     def _layer(self, path: str) -> LaneLayer:
         component, _, module = path.partition(".")
@@ -92,9 +97,9 @@ class Bank:
         for layers in self._layers.values():
             yield from layers.values()
 
-    def _selection(self, component: str, rows: Rows) -> Selection:
-        """What `rows` select, built anew only when they are not those of the component's last call."""
-        last_rows, last = self._selected.get(component, (None, []))
+    def _selection(self, component: str, rows: Rows, modules: tuple[str, ...]) -> Selection:
+        """What `rows` select, built anew only when they are not those of the last call of the same part."""
+        last_rows, last = self._selected.get((component, modules), (None, []))
         if rows == last_rows:
             return last
         members = tuple(dict.fromkeys(use.adapter for lane in rows for use in lane))
@@ -102,6 +107,8 @@ class Bank:
         shared: dict[object, tuple[Form, torch.Tensor, torch.Tensor] | None] = {}
         selection: Selection = []
         for module, layer in self._layers[component].items():
+            if not any(f"{module}.".startswith(f"{part}." if part else "") for part in modules):
+                continue
             slot = layer.slot
             spans = {name: slot.spans[name] for name in members if name in slot.spans}
             if not spans:
@@ -117,7 +124,7 @@ class Bank:
             if gathered is not None:
                 form, index, gate = gathered
                 selection.append((slot, Factors(form, slot.down[index], slot.up[index], gate)))
-        self._selected[component] = (rows, selection)
+        self._selected[component, modules] = (rows, selection)
         return selection
 
 
