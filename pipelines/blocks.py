@@ -9,10 +9,10 @@
 
 A vector begins with BASE, the text encoder. It is as long as the model has numbered blocks ("LoCon": 26 for
 SD1.x, 20 for SDXL) or blocks with attention ("LoRA": 17 and 12); in the shorter form the blocks without
-attention are at 0. Layers outside the numbered blocks (time embedding, output convolution) stay at 1. The
-named presets take the blocks without attention along with their neighbours, so that LoCon files are halved at
-the same places; for adapters on attention alone they are the extension's own. A block at 0 acts as if its
-keys were not in the file.
+attention are at 0. Layers outside the numbered blocks (time embedding, output convolution) stay at 1, but for
+NONE and single blocks. The named presets take the blocks without attention along with their neighbours, so
+that LoCon files are halved at the same places; for adapters on attention alone they are the extension's own.
+A block at 0 acts as if its keys were not in the file.
 
 Source: sd-webui-lora-block-weight (block numbers, lengths, presets).
 """
@@ -219,7 +219,8 @@ def _preset(name: str, layout: Layout) -> Strengths:
         "OUTS": [block for block in ways_out if block not in deep_out],
         "OUTALL": ways_out,
     }[name]
-    return Strengths(tuple((member, 1.0) for block in chosen for member in layout.numbered[block]))
+    members = [member for block in chosen for member in layout.numbered[block]]
+    return Strengths(tuple((name, 1.0) for name in (*members, *layout.loose)))
 
 
 def _vector(text: str, layout: Layout) -> Strengths:
