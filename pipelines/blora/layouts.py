@@ -1,0 +1,63 @@
+"""The layers of models that are not loaded: what a file can be read against without any weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipelines import assets
+from pipelines.adapters.adapter import ModelLayers, model_layers
+from pipelines.card import read_card
+from pipelines.components import quietly, read_json
+from pipelines.errors import ModelError
+from pipelines.family import SDXL, Family
+from pipelines.folders import folder_family
+from pipelines.home import Home
+from pipelines.single_file import examine
+
+BlockMap = Mapping[str, tuple[str, ...]]
+
+
+def published_layers(family: Family = SDXL) -> tuple[ModelLayers, BlockMap]:
+    """The layers and the block map of a family at its published size, from the configurations that ship."""
+    return _layers(assets.root() / "configs" / family.name, family, family.label), family.block_map
+
+
+def model_outline(source: str | Path, home: Home) -> tuple[ModelLayers, BlockMap]:
+    """The layers and the block map of a model by name or path; no weight is read.
+
+    Raises ModelError for what is no model here, and for one that would have to be downloaded.
+    """
+    entry = home.find_model(source)
+    if entry is None:
+        raise ModelError(f"{source} is a model on the hub; give a model's folder, file or name instead")
+    if entry.path.is_file():
+        family = examine(entry.path).family
+        return _layers(assets.root() / "configs" / family.name, family, entry.name), family.block_map
+    family = folder_family(entry.path, read_json(entry.path / "model_index.json"))
+    card = read_card(entry.path)
+    blocks = {**family.block_map, **(card.block_map if card else {})}
+    return _layers(entry.path, family, entry.name), blocks
+
+
+@cache
+def _layers(folder: Path, family: Family, label: str) -> ModelLayers:
+    """The layers that the configurations in a diffusers folder describe."""
+    import diffusers
+    import transformers
+
+    unet_class: Any = diffusers.UNet2DConditionModel
+    components: dict[str, nn.Module] = {}
+    with torch.device("meta"), quietly():
+        components["unet"] = unet_class.from_config(read_json(folder / "unet" / "config.json"))
+        for name in family.text_encoders:
+            config = read_json(folder / name / "config.json")
+            projected = name.endswith("_2") or "WithProjection" in str(config.get("architectures"))
+            kind = transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel
+            components[name] = kind(transformers.CLIPTextConfig.from_dict(config))
+    return model_layers(family, label, components)

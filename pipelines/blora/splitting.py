@@ -1,0 +1,135 @@
+"""One LoRA -> its content blocks and its style blocks, each in a file of its own.
+
+The released B-LoRA does this by filtering state-dict keys; it drops alphas and silently matches nothing in
+files with kohya's names. Here the file is read exactly, whatever its naming scheme, and scales are carried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.adapters import Adapter, LowRank, ModelLayers, read_adapter, write_lora
+from pipelines.adapters.peft_settings import METADATA_KEY
+from pipelines.adapters.writing import Naming
+from pipelines.blocks import blocks_of, listed, within
+from pipelines.errors import AdapterMismatchError, RequestError
+
+PARTS = ("content", "style")
+_DROPPED = ("sshs_", "modelspec.hash", "modelspec.thumbnail", "ss_tag_frequency", METADATA_KEY, "format")
+ARCHITECTURES = {
+    "sd1": "stable-diffusion-v1/lora",
+    "sd2": "stable-diffusion-v2/lora",
+    "sdxl": "stable-diffusion-xl-v1-base/lora",
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """What became of one adapter.
+
+    parts: "content" and "style" -> the layers in their blocks. elsewhere: blocks (and text encoders) that went
+    into neither -> their layers.
+    """
+
+    adapter: Adapter
+    parts: Mapping[str, Mapping[str, LowRank]]
+    elsewhere: Mapping[str, int]
+
+    @property
+    def warning(self) -> str:
+        """Why the parts may not do what is hoped; "" for a file that was trained on the two blocks alone."""
+        if not self.elsewhere:
+            return ""
+        return (
+            f"{self.adapter.name} was not trained on the content and style blocks alone: {listed(self.elsewhere)} "
+            "are left out. The method is shown to work for LoRAs trained on the two blocks jointly; with this one "
+            "the parts may carry little, or each other's share"
+        )
+
+
+def split(adapter: Adapter, block_map: Mapping[str, tuple[str, ...]], label: str) -> Split:
+    """The adapter's layers by part. Raises RequestError without a map, AdapterMismatchError for an empty part."""
+    for part in PARTS:
+        if not block_map.get(part):
+            raise RequestError(
+                f"{label} has no map of its {part} blocks, so nothing tells where to split: the published map is "
+                "SDXL's. `lora-studio probe-blocks` proposes one for any model; it goes into the model's studio.json"
+            )
+    parts = {part: _inside(adapter, block_map[part]) for part in PARTS}
+    for part, layers in parts.items():
+        if not layers:
+            raise AdapterMismatchError(
+                f"{adapter.report.file} changes nothing in the {part} blocks of {label} "
+                f"({', '.join(block_map[part])}); it has {listed(blocks_of(adapter.layers))}"
+            )
+    kept = {name for layers in parts.values() for name in layers}
+    left = [name for name in adapter.layers if name not in kept]
+    elsewhere = dict(blocks_of(left))
+    for name in left:
+        component = name.partition(".")[0]
+        if component != "unet":
+            elsewhere[component] = elsewhere.get(component, 0) + 1
+    return Split(adapter, parts, elsewhere)
+
+
+def split_file(
+    file: Path,
+    outs: Mapping[str, Path],
+    model: ModelLayers,
+    block_map: Mapping[str, tuple[str, ...]],
+    *,
+    naming: Naming = "peft",
+    force: bool = False,
+) -> Split:
+    """Split a LoRA file for `model`; outs: "content" and/or "style" -> the file to write.
+
+    naming: "peft" (diffusers' own, alphas in its metadata) or "kohya" (alphas beside the layers).
+    Raises RequestError for files that are in the way, and AdapterError for a LoRA that cannot be split.
+    """
+    for out in outs.values():
+        refuse_existing(out, force)
+    if len({out.absolute() for out in outs.values()}) < len(outs):
+        raise RequestError(f"content and style would both be written to {next(iter(outs.values()))}")
+    adapter = read_adapter(file, model, file.stem)
+    found = split(adapter, block_map, model.label)
+    for part, out in outs.items():
+        write_lora(out, found.parts[part], naming=naming, metadata=_metadata(adapter, part, model))
+    return found
+
+
+def refuse_existing(out: Path, force: bool) -> None:
+    """Raises RequestError for a LoRA file that cannot be written there."""
+    if out.suffix != ".safetensors":
+        raise RequestError(f"{out} must end in .safetensors")
+    if not out.parent.is_dir():
+        raise RequestError(f"the folder {out.parent} does not exist; make it, or choose another place")
+    if out.exists() and not force:
+        raise RequestError(f"{out} is already there; choose another name, or overwrite it with --force")
+
+
+def _inside(adapter: Adapter, blocks: Iterable[str]) -> dict[str, LowRank]:
+    blocks = tuple(blocks)
+    return {
+        name: factors
+        for name, factors in adapter.layers.items()
+        if name.startswith("unet.") and any(within(name.removeprefix("unet."), block) for block in blocks)
+    }
+
+
+def _metadata(adapter: Adapter, part: str, model: ModelLayers) -> dict[str, str]:
+    """What the file says of itself, but for what no longer holds; and what part of it this is."""
+    kept = {key: text for key, text in adapter.metadata.raw.items() if not key.startswith(_DROPPED)}
+    title = adapter.metadata.title or adapter.name
+    category = "style" if part == "style" else (adapter.metadata.category or "concept")
+    if part == "content" and category == "style":
+        category = "concept"
+    return {
+        "modelspec.architecture": ARCHITECTURES[model.family.name],
+        **kept,
+        "modelspec.title": f"{title} ({part})",
+        "lora_studio.category": category,
+        "lora_studio.part": part,
+        "lora_studio.split_from": f"{adapter.report.file} {adapter.report.short_hash}",
+    }

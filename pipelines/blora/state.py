@@ -1,0 +1,110 @@
+"""The state of an unfinished training run, as one file: a run that goes on from it ends as if never broken off."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipelines.components import first_line
+from pipelines.errors import RequestError
+
+_GENERATOR = "generator"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What must be the same for a run to go on: everything the result depends on but the weights so far."""
+
+    picture: str
+    prompt: str
+    model: str
+    blocks: tuple[str, ...]
+    recipe: Mapping[str, object]
+
+    def differences(self, other: Mapping[str, Any]) -> list[str]:
+        """The fields in which a stored identity differs; steps and intervals may change."""
+        free = {"steps", "checkpoint_every", "sample_every", "gradient_checkpointing"}
+        mine = {name: value for name, value in self.recipe.items() if name not in free}
+        theirs = {name: value for name, value in dict(other.get("recipe", {})).items() if name not in free}
+        found = [name for name in ("picture", "prompt", "model") if getattr(self, name) != other.get(name)]
+        found += ["blocks"] if list(self.blocks) != list(other.get("blocks", [])) else []
+        return found + sorted(name for name in mine if mine[name] != theirs.get(name))
+
+    def to_dict(self) -> dict[str, object]:
+        return {
+            "picture": self.picture,
+            "prompt": self.prompt,
+            "model": self.model,
+            "blocks": list(self.blocks),
+            "recipe": dict(self.recipe),
+        }
+
+
+def save_state(
+    file: Path,
+    identity: Identity,
+    step: int,
+    weights: Mapping[str, Tensor],
+    optimiser: torch.optim.Optimizer,
+    generator: torch.Generator,
+) -> None:
+    """Write everything the next step depends on; the old state is kept until the new one is whole."""
+    tensors = {f"weight.{name}": weight.detach().cpu() for name, weight in weights.items()}
+    for index, moments in optimiser.state_dict()["state"].items():
+        for name, value in moments.items():
+            tensors[f"optimiser.{index}.{name}"] = torch.as_tensor(value).detach().cpu()
+    tensors[_GENERATOR] = generator.get_state()
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()},
+            partial,
+            {"step": str(step), "identity": json.dumps(identity.to_dict())},
+        )
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_state(
+    file: Path,
+    identity: Identity,
+    weights: Mapping[str, Tensor],
+    optimiser: torch.optim.Optimizer,
+    generator: torch.Generator,
+) -> int:
+    """Put a state back into the run; returns the steps it has done. Raises RequestError for another run's."""
+    try:
+        with safetensors.safe_open(file, "pt") as opened:
+            notes = opened.metadata() or {}
+        step, stored = int(notes["step"]), json.loads(notes["identity"])
+        tensors = load_file(file)
+    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        raise RequestError(
+            f"{file} is no state of a training run ({first_line(error)}); start again without --resume"
+        ) from error
+    if different := identity.differences(stored):
+        raise RequestError(
+            f"{file} belongs to another run (it differs in {', '.join(different)}); give what that run was given, "
+            "or start again without --resume"
+        )
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(tensors[f"weight.{name}"])
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("optimiser."):
+            _, index, name = key.split(".")
+            moments.setdefault(int(index), {})[name] = tensor
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
+    generator.set_state(tensors[_GENERATOR])
+    return step
