@@ -9,13 +9,15 @@ stderr. Exit codes: 0 all done, 1 some failed, 2 bad input or set-up, 130 interr
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
+import textwrap
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from typing import NoReturn
 
-from composers import StudioError, methods
+from composers import Knob, StudioError, methods
 
 QUIET_ENVIRONMENT = {
     "GRADIO_ANALYTICS_ENABLED": "False",
@@ -112,7 +114,8 @@ def parser() -> ArgumentParser:
         parents=[folders],
         help="draw pictures",
         description="Draw pictures. Several prompts, methods and seeds share one pass.",
-        epilog='Adapters can stand in the prompt too: "a fox <lora:fox:0.8>".',
+        epilog=_methods_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _picture_flags(render)
     _adapter_flags(render)
@@ -135,6 +138,26 @@ def parser() -> ArgumentParser:
     )
     paths.add_argument("path", metavar="PATH", help="an extra_model_paths.yaml, or the program's folder")
     return top
+
+
+def _methods_help() -> str:
+    """The methods with their settings, as their classes describe them."""
+    lines = ["methods, and their settings with the defaults:"]
+    for name, kind in methods().items():
+        lines += textwrap.wrap(
+            f"{name:<10} {kind.summary}", 100, initial_indent="  ", subsequent_indent=" " * 13
+        )
+        for setting in dataclasses.fields(kind):
+            knob: Knob | None = setting.metadata.get("knob")
+            if knob is not None:
+                choices = f" One of: {', '.join(knob.choices)}." if knob.choices else ""
+                text = f"{setting.name}={setting.default}  {knob.help}{choices}"
+                lines += textwrap.wrap(text, 100, initial_indent=" " * 13, subsequent_indent=" " * 15)
+    lines += [
+        "",
+        'LoRAs can stand in the prompt too: "a fox <lora:fox:0.8>", with blocks, moments and te= as in A1111.',
+    ]
+    return "\n".join(lines)
 
 
 class _Version(argparse.Action):
@@ -172,7 +195,7 @@ def _picture_flags(command: ArgumentParser) -> None:
     group.add_argument("--negative", "--negative-prompt", metavar="TEXT", help="what to keep out")
     group.add_argument("--seed", type=int, metavar="N", help="drawn at random otherwise")
     group.add_argument(
-        "-n", "--count", type=_count, default=1, metavar="N", help="pictures a prompt, seeds rising"
+        "-n", "--count", type=_count, default=1, metavar="N", help="pictures per prompt, seeds rising"
     )
     group.add_argument("--steps", type=int, metavar="N")
     group.add_argument("--guidance", "--cfg-scale", type=float, metavar="X", help="1 or less means none")
@@ -189,22 +212,19 @@ def _picture_flags(command: ArgumentParser) -> None:
 
 
 def _adapter_flags(command: ArgumentParser) -> None:
-    spelled = "; ".join(f"{name}: {kind.summary}" for name, kind in methods().items())
     group = command.add_argument_group("the mix")
     group.add_argument(
         "--lora",
         action="append",
         default=[],
         metavar="NAME[=W[:TE]]",
-        help="a LoRA by name or path, its strength, and that in the text encoder; may be repeated",
+        help="a LoRA by name or path, its strength, another in the text encoder; may be repeated",
     )
     group.add_argument(
         "--composer",
         action="append",
         metavar="METHOD",
-        help=f"how the LoRAs are combined, as in switch:interval=3; several draw each. {spelled}".replace(
-            "%", "%%"
-        ),
+        help="how the LoRAs are combined, as in switch:interval=3 (see below); several draw each",
     )
     group.add_argument(
         "--text-mode",

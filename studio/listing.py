@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.adapters import Inspection, inspect_file
+from pipelines.adapters.container import read_header
 from pipelines.components import read_json
-from pipelines.errors import StudioError
-from pipelines.family import FAMILIES
+from pipelines.errors import ModelError, StudioError
 from pipelines.folders import folder_family
 from pipelines.foreign_folders import import_paths as read_foreign
 from pipelines.home import Home
@@ -25,6 +27,7 @@ from studio.metadata import CHUNK, PARAMETERS, read_texts
 from studio.opening import BUILT_IN
 from studio.progress import Teller
 
+_READS_TEXT = re.compile(r"attn2[._](?:processor[._])?to_[kv].*(?:lora_down|lora_A|lora\.down|layer\.down)")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -73,18 +76,48 @@ def _bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
+@dataclass(frozen=True)
+class Fit:
+    """What an adapter must be to fit a model: its family, and the width of its text embeddings."""
+
+    model: Entry
+    family: str
+    width: int
+
+    def takes(self, entry: Entry, seen: Inspection) -> bool:
+        """As far as headers tell; only loading is the proof."""
+        if entry.model is not None:
+            return entry.model == self.model.name
+        width = text_width(entry.path)
+        if width is not None:
+            return width == self.width
+        return seen.origin.family in (self.family, "unknown")
+
+
+def fit_of(model: str, home: Home) -> Fit:
+    """Raises ModelError for a model that is not here or cannot be used."""
+    entry = home.find_model(model)
+    if entry is None:
+        raise ModelError(f"{model} is on the hub; its LoRAs can be listed once it is in a models folder")
+    if not entry.path.is_dir():
+        family = examine(entry.path).family
+        return Fit(entry, family.name, family.context_width)
+    family = folder_family(entry.path, read_json(entry.path / "model_index.json"))
+    return Fit(entry, family.name, int(read_json(entry.path / "unet" / "config.json")["cross_attention_dim"]))
+
+
+def text_width(path: Path) -> int | None:
+    """The width of the text embeddings that an adapter reads; None where none of its layers tells."""
+    for key, tensor in read_header(path).tensors.items():
+        if _READS_TEXT.search(key) and len(tensor.shape) > 1:
+            return tensor.shape[1]
+    return None
+
+
 def loras(home: Home, model: str | None, *, as_json: bool) -> int:
-    """Every LoRA, or those that a model may take: of its family and, if built in, made for it."""
-    entries = home.loras()
-    family = None
-    if model is not None:
-        found = home.find_model(model)
-        base = model_base(found.path) if found else ""
-        family = next((name for name, known in FAMILIES.items() if known.label == base), None)
-        name = found.name if found else model
-        embedded = bool(found and found.embedded)
-        entries = tuple(e for e in entries if e.model == name or (e.model is None and not embedded))
-    rows = [row for entry in entries if (row := _lora(entry, family)) is not None]
+    """Every LoRA, or those that a model may take."""
+    fit = None if model is None else fit_of(model, home)
+    rows = [row for entry in home.loras() if (row := _lora(entry, fit)) is not None]
     if as_json:
         _print_json(rows)
         return 0
@@ -95,16 +128,16 @@ def loras(home: Home, model: str | None, *, as_json: bool) -> int:
     return 0
 
 
-def _lora(entry: Entry, family: str | None) -> dict[str, Any] | None:
-    """One row; None for a file of another family than the one asked for."""
+def _lora(entry: Entry, fit: Fit | None) -> dict[str, Any] | None:
+    """One row; None for a file that does not fit."""
     try:
         seen = inspect_file(entry.path)
+        if fit is not None and not fit.takes(entry, seen):
+            return None
     except StudioError as error:
         nothing: dict[str, Any] = {"weight": None, "triggers": [], "made_for": ""}
         why = f"cannot be read: {error}"
-        return None if family else {"name": entry.name, **nothing, "type": why, "path": str(entry.path)}
-    if family is not None and entry.model is None and seen.origin.family not in (family, "unknown"):
-        return None
+        return None if fit else {"name": entry.name, **nothing, "type": why, "path": str(entry.path)}
     kind = " + ".join(seen.kinds) or "unknown"
     return {
         "name": entry.name,

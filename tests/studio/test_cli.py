@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from pipelines.errors import SetupError
 from pipelines.home import Home
@@ -108,9 +110,14 @@ def test_models_are_listed(run: Run, sdxl_folder: Path, home: Path) -> None:
     assert not home.exists()
 
 
-def test_only_what_a_model_may_take(run: Run, loras: Path, sdxl_folder: Path) -> None:
+def test_only_what_a_model_may_take(
+    run: Run, loras: Path, sdxl_folder: Path, sd_folder: Path, make_lora: Callable[..., Path]
+) -> None:
+    shutil.copy(make_lora(sd_folder, "sd", seed=3), loras)
+    save_file({"unet.mid.attn2.to_k.lora_A.weight": torch.zeros(4, 2048)}, loras / "full-size.safetensors")
     rows = json.loads(run("loras", "--model", sdxl_folder, "--json").out)
     assert [row["name"] for row in rows] == ["fox", "hat"]
+    assert run("loras", "--model", "nowhere").code == 2
 
 
 def test_inspect_takes_files_names_and_pictures(run: Run, loras: Path, tmp_path: Path) -> None:
