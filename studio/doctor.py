@@ -28,33 +28,33 @@ def run(home: Home) -> int:
     _folders(home, problems)
     _test_picture(home, problems)
     for problem in problems:
-        print(f"PROBLEM    {problem}")
+        print(f"{'PROBLEM':<13} {problem}")
     print("all is well" if not problems else f"{len(problems)} to mend")
     return 1 if problems else 0
 
 
 def _versions() -> None:
-    print(f"{'python':<10} {platform.python_version()} ({sys.platform}, {platform.machine()})")
+    print(f"{'python':<13} {platform.python_version()} ({sys.platform}, {platform.machine()})")
     for name, version in versions():
-        print(f"{name:<10} {version}")
+        print(f"{name:<13} {version}")
 
 
 def _device(home: Home, problems: list[str]) -> None:
-    print(f"{'memory':<10} {free_memory() / 2**30:.1f} GiB free")
+    print(f"{'memory':<13} {free_memory() / 2**30:.1f} GiB free")
     try:
         device = pick_device(home.settings.device or "auto")
     except StudioError as error:
         problems.append(str(error))
         return
-    print(f"{'device':<10} {device_name(device)}, {torch.get_num_threads()} threads")
+    print(f"{'device':<13} {device_name(device)}, {torch.get_num_threads()} threads")
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        print(f"{'':<10} {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
+        print(f"{'':<13} {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
 
 
 def _folders(home: Home, problems: list[str]) -> None:
     there = "" if home.path.is_dir() else " (not there yet; made when something is written)"
-    print(f"{'home':<10} {home.path}{there}")
+    print(f"{'home':<13} {home.path}{there}")
     writable = next(folder for folder in (home.path, *home.path.parents) if folder.exists())
     if not os.access(writable, os.W_OK):
         problems.append(f"{writable} is not writable; choose another home with --home or LORA_STUDIO_HOME")
@@ -64,7 +64,7 @@ def _folders(home: Home, problems: list[str]) -> None:
         ("VAEs", home.vaes(), home.roots.vae),
     ):
         also = f", also from {', '.join(map(str, roots))}" if roots else ""
-        print(f"{kind:<10} {len(entries)}{also}")
+        print(f"{kind:<13} {len(entries)}{also}")
         problems += [f"the {kind} folder {root} does not exist" for root in roots if not Path(root).is_dir()]
 
 
@@ -84,4 +84,4 @@ def _test_picture(home: Home, problems: list[str]) -> None:
         return
     if all(low == high for low, high in image.getextrema()):
         problems.append("the test picture is of one colour only; the device or the installation is faulty")
-    print(f"{'test':<10} {STEPS} steps in {seconds:.1f} s, model loaded in {loaded - began:.1f} s")
+    print(f"{'test':<13} {STEPS} steps in {seconds:.1f} s, model loaded in {loaded - began:.1f} s")

@@ -150,6 +150,10 @@ def read_picture(file: Path) -> Remembered:
         return _ours(file.name, texts[CHUNK])
     if PARAMETERS in texts:
         return _foreign(file.name, a1111.read(texts[PARAMETERS]))
+    if "workflow" in texts or "prompt" in texts:
+        raise RequestError(
+            f"{file.name} holds a ComfyUI workflow, which is not read; give --prompt and --lora yourself"
+        )
     raise RequestError(
         f"{file.name} does not say how it was made (it has neither a {CHUNK!r} nor a {PARAMETERS!r} text); give the "
         "file as it was saved, messengers and image hosts strip it"
@@ -198,7 +202,11 @@ def _foreign(name: str, said: a1111.Parameters) -> Remembered:
         values["width"], values["height"] = said.size
     if said.denoising is not None:
         values["strength"] = said.denoising
-    notes = [f"not taken over: {', '.join(said.ignored)}"] if said.ignored else []
+    notes = [
+        "made by another program, whose noise and rounding differ: expect a similar picture, not the same"
+    ]
+    if said.ignored:
+        notes.append(f"not taken over: {', '.join(said.ignored)}")
     if said.composition is not None:
         try:
             values["composer"] = parse_composer(said.composition)
