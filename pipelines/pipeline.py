@@ -21,6 +21,7 @@ from pipelines.model import Model
 from pipelines.record import Record
 from pipelines.request import Request
 from pipelines.session import Event, Failed, Finished, OutputType, Session
+from pipelines.spectrum import Profile, cached, measure, remember
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,12 @@ class StudioPipeline:
         says why not and nothing is.
         """
         found = self.home.find_lora(file, model=self.model.checkpoint.label)
-        return self.model.load_adapter(found.path, adapter_name or found.path.stem, family)
+        name = adapter_name or found.path.stem
+        report = self.model.load_adapter(found.path, name, family)
+        profile = cached(self.home, self.model, name)
+        if profile is not None:
+            self.model.profiled[name] = profile.band
+        return report
 
     def unload_lora_weights(self, adapter_name: str | None = None) -> None:
         """Unload one adapter, or all of them. Raises AdapterError for a name that is not loaded."""
@@ -126,6 +132,24 @@ class StudioPipeline:
             )
         for name in [adapter_name] if adapter_name is not None else list(self.adapters):
             self.model.bank.unload(name)
+            self.model.profiled.pop(name, None)
+
+    def profile(self, adapter_name: str) -> Profile:
+        """The frequency profile of a loaded adapter on this model (see `pipelines.spectrum`), whose band CMLoRA goes
+        by from now on. Measured once in a few short runs, then kept in the home's cache.
+
+        Raises AdapterError for a name that is not loaded.
+        """
+        if adapter_name not in self.adapters:
+            raise AdapterError(
+                f"no adapter named {adapter_name!r} is loaded; loaded are {', '.join(self.adapters) or 'none'}"
+            )
+        profile = cached(self.home, self.model, adapter_name)
+        if profile is None:
+            profile = measure(self.model, adapter_name)
+            remember(self.home, self.model, profile)
+        self.model.profiled[adapter_name] = profile.band
+        return profile
 
     @property
     def adapters(self) -> Mapping[str, LoadReport]:

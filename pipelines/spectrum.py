@@ -1,0 +1,222 @@
+"""What an adapter does to a picture's high frequencies, step by step, and the band that follows.
+
+CMLoRA (Zou et al. 2025, arXiv 2502.04923) lets adapters that change high frequencies early dominate early, and the
+others late; its release ships a table of categories in place of the measurement. Here every adapter is measured on
+its own base model: a few short runs from the same start noise, with the adapter and without it. The rule that
+turns the measurement into a band is ours, not the paper's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from composers.plan import Band, Use
+from pipelines.home import Home
+from pipelines.model import Model
+from pipelines.request import Request
+from pipelines.session import Failed, Session, Stepped
+
+RINGS = 20
+"""Rings of the spectrum, equally wide from the centre to the corner."""
+HIGH_FROM = 0.8
+"""Fraction of the largest radius from which a frequency counts as high (the paper's H_0.2)."""
+EARLY = 120 / 220
+"""Fraction of the steps that count as early: CMLoRA's partition point."""
+SEEDS = (11, 12, 13, 14)
+STEPS = 12
+
+
+# -- the measurement -------------------------------------------------------------------------------------
+
+
+def radial_amplitude(latents: Tensor) -> Tensor:
+    """[n, channels, h, w] -> [n, RINGS]: mean amplitude of the channel mean's Fourier transform in each ring.
+
+    Frequencies are in cycles per cell, and rings are fractions of the largest one, so that every size and shape gives
+    the same rings (the release counts bins: at 64 x 64 its high ones do not exist). A ring without a frequency,
+    which only very small latents have, is not a number.
+    """
+    mean = latents.float().mean(dim=1)  # [n, h, w]
+    amplitude = torch.fft.fft2(mean).abs().flatten(1)  # [n, cells]
+    height, width = mean.shape[-2:]
+    down, across = torch.fft.fftfreq(height), torch.fft.fftfreq(width)
+    radius = torch.hypot(down[:, None], across[None, :]).flatten()  # [cells]
+    ring = (radius / radius.max() * RINGS).long().clamp(max=RINGS - 1).to(latents.device)
+    sums: Tensor = amplitude.new_zeros((len(amplitude), RINGS)).index_add_(1, ring, amplitude)
+    counts = torch.bincount(ring, minlength=RINGS)  # [RINGS]
+    return sums / counts
+
+
+def high_frequency(latents: Tensor) -> Tensor:
+    """[n, channels, h, w] -> [n]: the mean of the rings at and above `HIGH_FROM` of the largest radius."""
+    return radial_amplitude(latents)[:, round(HIGH_FROM * RINGS) :].nanmean(dim=1)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One adapter on one base model.
+
+    adapter, base: hashes of the adapter's file and of the base model.
+    energy, base_energy: the high-frequency amplitude after each step, with the adapter and without, mean over the runs.
+    change: |with - without| / without after each step, mean over the runs.
+    whole: the same over all rings.
+    """
+
+    adapter: str
+    base: str
+    energy: tuple[float, ...]
+    base_energy: tuple[float, ...]
+    change: tuple[float, ...]
+    whole: tuple[float, ...]
+
+    @property
+    def early(self) -> float:
+        """Mean change of the high frequencies in the early steps."""
+        return _mean(self.change[: self._partition])
+
+    @property
+    def early_whole(self) -> float:
+        """Mean change of all frequencies in the early steps."""
+        return _mean(self.whole[: self._partition])
+
+    @property
+    def band(self) -> Band:
+        """ "high" where the adapter moves the high frequencies early at least as much as the whole spectrum."""
+        return "high" if self.early >= self.early_whole else "low"
+
+    @property
+    def _partition(self) -> int:
+        return max(1, math.floor(len(self.change) * EARLY))
+
+
+def measure(model: Model, name: str, *, prompts: Sequence[str] = (), seeds: Sequence[int] = SEEDS) -> Profile:
+    """Profile a loaded adapter at its preferred strength: every prompt and seed twice, `STEPS` steps each.
+
+    prompts: by default the adapter's own triggers, else the model's first example.
+    Raises whatever StudioError a run fails with.
+    """
+    metadata = model.adapter(name).metadata
+    use = Use(name, metadata.preferred_weight or 1.0)
+    texts = list(prompts) or [_prompt(model, name)]
+    settings: dict[str, Any] = {"steps": STEPS, "scheduler": "Euler"}
+    without = [Request(text, seed=seed, **settings) for text in texts for seed in seeds]
+    with_it = [Request(text, seed=seed, adapters=(use,), **settings) for text in texts for seed in seeds]
+    runs = _rings(model, [*without, *with_it])  # [runs, steps, RINGS]
+    base, own = runs.chunk(2)
+    high = slice(round(HIGH_FROM * RINGS), None)
+    return Profile(
+        adapter=model.adapter(name).report.sha256,
+        base=model.checkpoint.hash,
+        energy=_tuple(own[:, :, high].nanmean(dim=2).mean(dim=0)),
+        base_energy=_tuple(base[:, :, high].nanmean(dim=2).mean(dim=0)),
+        change=_tuple(_change(own[:, :, high], base[:, :, high])),
+        whole=_tuple(_change(own, base)),
+    )
+
+
+def _change(own: Tensor, base: Tensor) -> Tensor:
+    """[runs, steps, rings] twice -> [steps]: the mean over rings and runs of the relative change."""
+    return ((own - base).abs() / base.clamp(min=1e-12)).nanmean(dim=2).mean(dim=0)
+
+
+def _rings(model: Model, requests: Sequence[Request]) -> Tensor:
+    """[requests, steps, RINGS] on the CPU: the rings after every step."""
+    session = Session(model, output_type="latent")
+    found: dict[int, list[Tensor]] = {session.submit(request): [] for request in requests}
+    for event in session.drain():
+        if isinstance(event, Failed):
+            raise event.error
+        if isinstance(event, Stepped):
+            found[event.id].append(radial_amplitude(event.latents)[0].cpu())
+    return torch.stack([torch.stack(steps) for steps in found.values()])
+
+
+def _prompt(model: Model, name: str) -> str:
+    triggers = ", ".join(model.adapter(name).metadata.triggers)
+    card = model.checkpoint.card
+    return triggers or (card.examples[0] if card and card.examples else "a picture")
+
+
+def _tuple(values: Tensor) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+# -- the cache -------------------------------------------------------------------------------------------
+
+
+def cached(home: Home, model: Model, name: str) -> Profile | None:
+    """A loaded adapter's profile on this model, if it has been measured before."""
+    sha256 = model.adapter(name).report.sha256
+    folder = _folder(home, sha256)
+    if not folder.is_dir():
+        return None  # without asking for the model's hash, which reads its files
+    try:
+        content = json.loads(_file(folder, model).read_text(encoding="utf-8"))
+        profile = Profile(**{key: _frozen(value) for key, value in content.items()})
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None  # not there, or of another version: it is measured anew
+    return profile if profile.adapter == sha256 and profile.change else None
+
+
+def remember(home: Home, model: Model, profile: Profile) -> None:
+    """Keep a profile for `cached`."""
+    file = _file(home.made(_folder(home, profile.adapter)), model)
+    fresh = file.with_suffix(".new")
+    fresh.write_text(json.dumps(asdict(profile)), encoding="utf-8")
+    fresh.replace(file)
+
+
+def _folder(home: Home, sha256: str) -> Path:
+    return home.cache / "spectrum" / sha256[:16]
+
+
+def _file(folder: Path, model: Model) -> Path:
+    return folder / f"{model.checkpoint.hash}.json"
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(float(item) for item in value) if isinstance(value, list) else value
+
+
+# -- the plot --------------------------------------------------------------------------------------------
+
+
+def plot(profiles: Mapping[str, Profile], file: Path) -> None:
+    """A small picture (PNG, or what the file's suffix says): name -> change of the high frequencies over the run.
+
+    Low-band adapters are dashed; the line marks where early ends.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 3.2), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for name, profile in profiles.items():
+        count = len(profile.change)
+        style = "-" if profile.band == "high" else "--"
+        axes.plot(
+            [(index + 1) / count for index in range(count)],
+            [100 * change for change in profile.change],
+            style,
+            label=f"{name} ({profile.band})",
+        )
+    axes.axvline(EARLY, color="0.7", linewidth=1)
+    axes.set_xlabel("fraction of the steps")
+    axes.set_ylabel("change of high frequencies (%)")
+    axes.spines[["top", "right"]].set_visible(False)
+    if profiles:
+        axes.legend(frameon=False, fontsize="small")
+    figure.savefig(file)
