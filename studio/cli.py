@@ -33,8 +33,9 @@ TRY = """Three commands to try:
 
   lora-studio render                 draws the built-in model's first example
   lora-studio loras                  lists the LoRAs you can mix, with their words
-  lora-studio render --prompt "a portrait of a fox" --composer merge --composer composite -n 2
-                                     two methods, two seeds each, in one pass
+  lora-studio render --prompt "a nilo fox wearing a kimono" --lora nilo-fox --lora kimono \\
+      --composer merge --composer switch --composer composite
+                                     mixes two of them by three methods, in one pass
 
 lora-studio --help shows all commands, lora-studio render --help all flags."""
 

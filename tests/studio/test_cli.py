@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from pipelines.assets import embedded_loras
 from pipelines.errors import SetupError
 from pipelines.home import Home
 from studio import doctor
@@ -55,6 +57,8 @@ def test_alone_it_prints_three_commands_to_try(run: Run) -> None:
     ran = run()
     assert ran.code == 0
     assert sum(line.startswith("  lora-studio ") for line in ran.out.splitlines()) == 3
+    shipped = {lora.name for lora in embedded_loras()}
+    assert not shipped or set(re.findall(r"--lora (\S+)", ran.out)) <= shipped
 
 
 def test_the_whole_program_once(home: Path, loras: Path, sdxl_folder: Path, tmp_path: Path) -> None:
