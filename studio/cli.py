@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from composers import Knob, StudioError, methods
+from studio import blora_commands
 
 QUIET_ENVIRONMENT = {
     "GRADIO_ANALYTICS_ENABLED": "False",
@@ -77,6 +78,8 @@ def _run(args: Namespace) -> int:
         from studio import doctor
 
         return doctor.run(home)
+    if args.command in blora_commands.COMMANDS:
+        return blora_commands.run(args, home, teller)
     from studio import listing
 
     match args.command:
@@ -138,6 +141,7 @@ def parser() -> ArgumentParser:
         "import-paths", parents=[folders], help="use the folders of ComfyUI, Forge, A1111 or Fooocus too"
     )
     paths.add_argument("path", metavar="PATH", help="an extra_model_paths.yaml, or the program's folder")
+    blora_commands.add(commands, folders)
     return top
 
 
