@@ -6,6 +6,7 @@ files with kohya's names. Here the file is read exactly, whatever its naming sch
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,12 +67,8 @@ def split(adapter: Adapter, block_map: Mapping[str, tuple[str, ...]], label: str
             )
     kept = {name for layers in parts.values() for name in layers}
     left = [name for name in adapter.layers if name not in kept]
-    elsewhere = dict(blocks_of(left))
-    for name in left:
-        component = name.partition(".")[0]
-        if component != "unet":
-            elsewhere[component] = elsewhere.get(component, 0) + 1
-    return Split(adapter, parts, elsewhere)
+    text = Counter(name.partition(".")[0] for name in left if not name.startswith("unet."))
+    return Split(adapter, parts, {**dict(sorted(text.items())), **blocks_of(left)})
 
 
 def split_file(

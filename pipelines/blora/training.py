@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,6 +122,14 @@ def training_blocks(model: Model) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*block_map["@content"], *block_map["@style"])))
 
 
+def trained_layers(names: Iterable[str], blocks: tuple[str, ...]) -> list[str]:
+    """Of a UNet's layers, the attention projections in the blocks: 160 of them in SDXL's two."""
+    attention = re.compile(rf".*\.{ATTENTION}")
+    return [
+        name for name in names if attention.fullmatch(name) and any(within(name, block) for block in blocks)
+    ]
+
+
 def literal(text: str) -> str:
     """A text in prompt syntax that means the text itself: "A [v]" -> "A \\[v\\]"."""
     return re.sub(r"([()\[\]\\])", r"\\\1", text)
@@ -143,11 +151,7 @@ def _adapted(model: Model, blocks: tuple[str, ...], recipe: Recipe) -> Iterator[
     from peft import LoraConfig
 
     unet = model.unet
-    targets = [
-        name
-        for name, _ in unet.named_modules()
-        if re.search(rf"\.{ATTENTION}$", name) and any(within(name, block) for block in blocks)
-    ]
+    targets = trained_layers((name for name, _ in unet.named_modules()), blocks)
     if not targets:
         raise RequestError(
             f"{model.checkpoint.label} has no attention in {', '.join(blocks)}; mend its block map"
