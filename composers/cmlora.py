@@ -31,7 +31,7 @@ class CMLoRA(Composer):
     interval 1 every lane is evaluated in full at every step. At the first step all lanes are; later, in full are
         dominant_only        the dominant, at refresh steps
         dominant_every_step  the dominant, at all steps
-        every_step_in_turn   one lane at every step, each in turn
+        every_step_in_turn   the dominant, at all steps, every one of which passes the turn (R counts steps)
         all                  every lane, at refresh steps
         uncached      every lane, at all steps: the method without its caching
     and any lane whose features have outlived a whole round of turns at the schedule's widest spacing.
@@ -109,7 +109,7 @@ class CMLoRA(Composer):
     def turns(self, adapters: int, high: int, count: int) -> tuple[int, ...]:
         """The dominant adapter of every step, as its place among the adapters, the `high` high-band ones first."""
         late = {"none": round(count * self.partition), "release": RELEASE_PARTITION + 1, "release_online": 1}
-        return _turns(self.interval, late[self.compat], self.compat != "none", adapters, high, count)
+        return _turns(self._turn_interval, late[self.compat], self._is_release, adapters, high, count)
 
     def _shares(self, turns: tuple[int, ...], adapters: int) -> tuple[float, float]:
         """The share of the dominant lane and of each other one, after these turns."""
@@ -132,12 +132,15 @@ class CMLoRA(Composer):
             return leads if refreshes and (early or high == adapters) else nobody
         if self.refresh == "all":
             return everyone if refreshes else nobody
-        if self.refresh == "every_step_in_turn":
-            return [place == step.index % adapters for place in range(adapters)]
-        return leads if refreshes or self.refresh == "dominant_every_step" else nobody
+        return leads if refreshes or self.refresh != "dominant_only" else nobody
 
     def _max_age(self, adapters: int, count: int) -> int:
-        return count if self._is_release else (self.interval or 3) * adapters
+        return count if self._is_release else (self._turn_interval or 3) * adapters
+
+    @property
+    def _turn_interval(self) -> int:
+        every_step = self.refresh == "every_step_in_turn" and not self._is_release
+        return 1 if every_step else self.interval
 
     @property
     def _is_release(self) -> bool:

@@ -45,6 +45,8 @@ FAMILIES: Sequence[tuple[str, int, Cut]] = (
 """Published configuration, side of the latents, cut."""
 GATES = {("sd1", 64, 20): 0.50, ("sd1", 64, 100): 0.45, ("sdxl", 128, 20): 0.43, ("sdxl", 128, 100): 0.40}
 """Most that dominant_only may cost at five adapters and the family's default cut, in Composites."""
+CATEGORIES = ("character", "clothing", "style", "background", "object")
+OWN_TURNS = "uncached, turns every step"
 RANK = 16
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 GUIDANCE = 7.0
@@ -201,22 +203,19 @@ def load(model: str, device: str, loras: Sequence[str]) -> StudioPipeline:
 
 
 def mixes(pipe: StudioPipeline, adapters: int, count: int) -> list[tuple[str, tuple[Use, ...]]]:
-    """`count` prompts with a mix each: adapters of different categories in turn, their triggers in the prompt."""
-    by_category: dict[str, list[str]] = {}
-    for name, adapter in pipe.model.bank.adapters.items():
-        by_category.setdefault(adapter.metadata.category or name, []).append(name)
-    card = pipe.model.checkpoint.card
-    examples = (card.examples if card else ()) or ("a fox",)
+    """`count` prompts with a mix each, after ComposLoRA: one adapter a category, in its order; the prompt is
+    their triggers. Where categories run out, adapters of those already there fill up."""
+    loaded = sorted(pipe.model.bank.adapters)
+    by_category: dict[str, list[str]] = {category: [] for category in CATEGORIES}
+    for name in loaded:
+        by_category.setdefault(pipe.model.adapter(name).metadata.category, []).append(name)
     found = []
     for index in range(count):
-        categories = sorted(by_category)
-        turned = categories[index % len(categories) :] + categories[: index % len(categories)]
-        names = [by_category[category][index % len(by_category[category])] for category in turned]
-        spare = [name for name in sorted(pipe.model.bank.adapters) if name not in names]
-        names = (names + spare)[:adapters]
-        uses = tuple(_use(pipe, name) for name in names)
-        triggers = [word for name in names for word in pipe.model.adapter(name).metadata.triggers[:1]]
-        found.append((", ".join([examples[index % len(examples)], *triggers]), uses))
+        names = [members[index % len(members)] for members in by_category.values() if members]
+        names = (names + [name for name in loaded if name not in names])[:adapters]
+        triggers = [pipe.model.adapter(name).metadata.triggers[:1] or (name,) for name in names]
+        prompt = ", ".join(word for words in triggers for word in words)
+        found.append((prompt, tuple(_use(pipe, name) for name in names)))
     return found
 
 
@@ -269,28 +268,27 @@ def time_pictures(pipe: StudioPipeline, steps: int, repeats: int) -> list[dict[s
 
 
 def compare_pictures(
-    pipe: StudioPipeline, adapters: int, steps: int, prompts: int, seeds: int
+    pipe: StudioPipeline, adapters: int, steps: int, prompts: int, seeds: int, *, cuts: bool
 ) -> dict[str, Any]:
-    """Relative latent differences over prompts x seeds: of Composite and of each caching mode to uncached CMLoRA."""
-    asked: dict[str, Request] = {}
+    """Relative latent differences over prompts x seeds: of Composite and of each caching mode to uncached CMLoRA.
+
+    The mode that passes the turn every step is compared with the method that does so uncached, too. `cuts`: the
+    model's other cuts as well.
+    """
     base = Request("", steps=steps)
-    for name, way in ways().items():
-        asked[name] = replace(base, composer=way)
-    for cut in pipe.model.facts.cuts[1:]:
+    asked = {name: replace(base, composer=way) for name, way in ways().items()}
+    asked[OWN_TURNS] = replace(base, composer=build("cmlora", {"refresh": "uncached", "interval": 1}))
+    for cut in pipe.model.facts.cuts[1:] if cuts else ():
         asked |= {f"{name}, {cut} cut": replace(asked[name], cut=cut) for name in ("dominant_only", "all")}
-    differences: dict[str, list[float]] = {name: [] for name in asked if name != "uncached"}
-    for prompt, uses in mixes(pipe, adapters, prompts):
+    differences: dict[str, list[float]] = {}
+    for number, (prompt, uses) in enumerate(mixes(pipe, adapters, prompts)):
         for seed in range(seeds):
-            here = [replace(request, prompt=prompt, adapters=uses, seed=seed) for request in asked.values()]
+            here = [replace(one, prompt=prompt, adapters=uses, seed=seed) for one in asked.values()]
             latents = dict(zip(asked, pipe(here, output_type="latent").images, strict=True))
-            exact = latents.pop("uncached")
-            for name, found in latents.items():
-                differences[name].append(float((found - exact).norm() / exact.norm()))
-    cost = {
-        name: passes(way, adapters, steps).full / (adapters * steps)
-        for name, way in ways().items()
-        if name in differences
-    }
+            for name, distance in _distances(latents).items():
+                differences.setdefault(name, []).append(distance)
+            so_far = {name: round(statistics.mean(found), 3) for name, found in differences.items()}
+            print(f"prompt {number + 1}, seed {seed}, means so far: {so_far}", file=sys.stderr, flush=True)
     summary = {
         name: {"mean": statistics.mean(found), "median": statistics.median(found), "largest": max(found)}
         for name, found in differences.items()
@@ -299,10 +297,20 @@ def compare_pictures(
         "adapters": adapters,
         "steps": steps,
         "pictures": prompts * seeds,
-        "full passes of Composite's": cost,
         "relative difference to uncached CMLoRA": summary,
         "default": choose({name: summary[name]["mean"] for name in CACHING}, summary["composite"]["mean"]),
     }
+
+
+def _distances(latents: Mapping[str, Tensor]) -> dict[str, float]:
+    """Every way's relative difference to the uncached one."""
+
+    def between(found: Tensor, exact: Tensor) -> float:
+        return float((found - exact).norm() / exact.norm())
+
+    exact, own = latents["uncached"], latents[OWN_TURNS]
+    others = {name: between(found, exact) for name, found in latents.items() if found is not exact}
+    return others | {"every_step_in_turn, to its own turns uncached": between(latents[CACHING[2]], own)}
 
 
 def choose(modes: Mapping[str, float], composite: float) -> str:
@@ -345,6 +353,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3, help="for seconds")
+    parser.add_argument("--cuts", action="store_true", help="for quality: the model's other cuts as well")
     parser.add_argument("--check", action="store_true", help="fail where a gate is broken")
     parser.add_argument("--json", type=Path, help="write the figures here as well")
     options = parser.parse_args(arguments)
@@ -361,7 +370,9 @@ def main(arguments: list[str] | None = None) -> int:
             result = time_pictures(pipe, options.steps, options.repeats)
             print(table(result))
         else:
-            result = compare_pictures(pipe, options.adapters, options.steps, options.prompts, options.seeds)
+            result = compare_pictures(
+                pipe, options.adapters, options.steps, options.prompts, options.seeds, cuts=options.cuts
+            )
             print(json.dumps(result, indent=1))
     if options.json:
         options.json.write_text(json.dumps(result, indent=1))

@@ -359,6 +359,8 @@ def test_cmlora_refreshes_as_its_mode_says(sdxl: Model) -> None:
     assert found["dominant_only"] == ["FFF", "sss", "sFs", "ssF", "sss", "sss", "Fss", "sFs"]
     assert found["all"] == ["FFF", "sss", "FFF", "FFF", "sss", "sss", "FFF", "FFF"]
     assert flags(CMLoRA(refresh="every_step_in_turn"), uses, 4, sdxl) == ["FFF", "sFs", "ssF", "Fss"]
+    low = (Use("a"), Use("b"), Use("c", band="low"))
+    assert flags(CMLoRA(refresh="every_step_in_turn"), low, 5, sdxl) == ["FFF", "sFs", "Fss", "Fss", "sFF"]
     assert flags(CMLoRA(refresh="dominant_every_step", interval=2), uses, 4, sdxl) == [
         "FFF",
         "Fss",
