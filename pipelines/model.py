@@ -139,7 +139,8 @@ class Model:
         if self.feature_limit is not None:
             return self.feature_limit
         if self.device.type == "cuda":
-            return int(torch.cuda.mem_get_info(self.device)[0]) // 2
+            held = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+            return (int(torch.cuda.mem_get_info(self.device)[0]) + held) // 2
         return int(psutil.virtual_memory().available) // 2
 
     def encode_text(self, asks: Sequence[TextAsk]) -> list[Embedding]:

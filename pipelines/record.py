@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from composers.registry import settings_of, spell
+from pipelines.features import shallow_modules
 from pipelines.model import Model
 from pipelines.request import Request
 
@@ -158,11 +159,18 @@ def make_record(
         device_seconds=round(cost.device_seconds, 4),
         device=device_name(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
-        forms=model.bank.forms("unet"),
+        forms=_forms(request, model, cost),
         threads=torch.get_num_threads(),
         versions=dict(versions()),
         notes=notes,
     )
+
+
+def _forms(request: Request, model: Model, cost: Cost) -> tuple[str, ...]:
+    forms = set(model.bank.forms("unet"))
+    if request.cut and cost.shallow_rows:
+        forms |= set(model.bank.forms("unet", shallow_modules(model.unet, request.cut)))
+    return tuple(sorted(forms))
 
 
 def _applied(request: Request, model: Model) -> list[Applied]:

@@ -84,10 +84,10 @@ class Bank:
             for slot, _ in selection:
                 slot.factors = None
 
-    def forms(self, component: str) -> tuple[Form, ...]:
-        """The forms that the last call of `component`, or of each part of it, used."""
-        selections = [selection for (name, _), (_, selection) in self._selected.items() if name == component]
-        return tuple(sorted({factors.form for selection in selections for _, factors in selection}))
+    def forms(self, component: str, modules: tuple[str, ...] = ("",)) -> tuple[Form, ...]:
+        """The forms that the last call of `component`, or of these parts of it, used."""
+        _, selection = self._selected.get((component, modules), ((), []))
+        return tuple(sorted({factors.form for _, factors in selection}))
 
     def _layer(self, path: str) -> LaneLayer:
         component, _, module = path.partition(".")
