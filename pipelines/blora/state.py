@@ -56,8 +56,12 @@ def save_state(
     weights: Mapping[str, Tensor],
     optimiser: torch.optim.Optimizer,
     generator: torch.Generator,
+    scale: Mapping[str, float],
 ) -> None:
-    """Write everything the next step depends on; the old state is kept until the new one is whole."""
+    """Write everything the next step depends on; the old state is kept until the new one is whole.
+
+    scale: the gradient scaler's state, {} where there is none.
+    """
     tensors = {f"weight.{name}": weight.detach().cpu() for name, weight in weights.items()}
     for index, moments in optimiser.state_dict()["state"].items():
         for name, value in moments.items():
@@ -68,7 +72,11 @@ def save_state(
         save_file(
             {name: tensor.contiguous() for name, tensor in tensors.items()},
             partial,
-            {"step": str(step), "identity": json.dumps(identity.to_dict())},
+            {
+                "step": str(step),
+                "identity": json.dumps(identity.to_dict()),
+                "scale": json.dumps(dict(scale)),
+            },
         )
         os.replace(partial, file)
     finally:
@@ -81,12 +89,16 @@ def load_state(
     weights: Mapping[str, Tensor],
     optimiser: torch.optim.Optimizer,
     generator: torch.Generator,
-) -> int:
-    """Put a state back into the run; returns the steps it has done. Raises RequestError for another run's."""
+) -> tuple[int, dict[str, float]]:
+    """Put a state back into the run; returns the steps it has done and the gradient scaler's state.
+
+    Raises RequestError for what is no state, or another run's.
+    """
     try:
         with safetensors.safe_open(file, "pt") as opened:
             notes = opened.metadata() or {}
         step, stored = int(notes["step"]), json.loads(notes["identity"])
+        scale: dict[str, float] = json.loads(notes["scale"])
         tensors = load_file(file)
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
         raise RequestError(
@@ -107,4 +119,4 @@ def load_state(
             moments.setdefault(int(index), {})[name] = tensor
     optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
     generator.set_state(tensors[_GENERATOR])
-    return step
+    return step, scale

@@ -204,7 +204,7 @@ class _Run:
         text = model.encode_text([TextAsk(literal(prompt))])[0]
         self.tokens = text.tokens.to(model.dtype).expand(recipe.batch, -1, -1)  # [batch, tokens, width]
         self.added = self._added(text.pooled)
-        self.scaler = torch.amp.GradScaler(enabled=model.dtype == torch.float16)
+        self.scaler = torch.amp.GradScaler(model.device.type, enabled=model.dtype == torch.float16)
 
     def train(
         self, resume: bool, progress: Callable[[Progress], None], sample: Callable[[], Image.Image]
@@ -216,7 +216,8 @@ class _Run:
                 raise RequestError(
                     f"there is nothing to resume: {self.file} is not there; start without --resume"
                 )
-            done = load_state(self.file, self.identity, self.weights, self.optimiser, self.generator)
+            done, scale = load_state(self.file, self.identity, self.weights, self.optimiser, self.generator)
+            self.scaler.load_state_dict(scale)
         losses: list[float] = []
         recipe = self.recipe
         try:
@@ -235,7 +236,8 @@ class _Run:
         return losses
 
     def _save(self, step: int) -> None:
-        save_state(self.file, self.identity, step, self.weights, self.optimiser, self.generator)
+        scale = self.scaler.state_dict()
+        save_state(self.file, self.identity, step, self.weights, self.optimiser, self.generator, scale)
 
     def _step(self) -> float:
         """One optimiser step; all randomness comes from the run's own generator, on the CPU."""

@@ -168,6 +168,26 @@ def test_the_loss_follows_the_models_prediction_type(
     assert found == pytest.approx(float((output - target).square().mean()), rel=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_resumes_too(
+    dtype: torch.dtype, sdxl_folder: Path, image: Image.Image, tmp_path: Path
+) -> None:
+    """The base in half precision, the factors, the latents and the optimiser in float32."""
+    pipe = StudioPipeline.from_pretrained(sdxl_folder, dtype=dtype)
+    whole = train(pipe, image, tmp_path / "whole.safetensors")
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(pipe, image, tmp_path / "broken.safetensors", progress=stop)
+    resumed = train(pipe, image, tmp_path / "broken.safetensors", resume=True)
+    assert resumed.losses == whole.losses[2:]
+    assert all(loss < 10 for loss in whole.losses)
+    assert {weight.dtype for weight in pipe.model.unet.parameters()} == {dtype}
+
+
 def test_sd1_trains_on_the_blocks_of_its_card(sd_folder: Path, image: Image.Image, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"no map of its content blocks.*probe-blocks"):
         train(StudioPipeline.from_pretrained(sd_folder), image, tmp_path / "v.safetensors")
