@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from composers import Knob, StudioError, methods
-from studio import blora_commands
+from studio import batch_commands, blora_commands
 
 QUIET_ENVIRONMENT = {
     "GRADIO_ANALYTICS_ENABLED": "False",
@@ -80,6 +80,8 @@ def _run(args: Namespace) -> int:
         return doctor.run(home)
     if args.command in blora_commands.COMMANDS:
         return blora_commands.run(args, home, teller)
+    if args.command in batch_commands.COMMANDS:
+        return batch_commands.run(args, home, teller)
     from studio import listing
 
     match args.command:
@@ -127,6 +129,7 @@ def parser() -> ArgumentParser:
     _machine_flags(render)
     _output_flags(render)
 
+    batch_commands.add(commands, folders, _machine_flags, _render_like_flags)
     inspect = commands.add_parser("inspect", parents=[folders], help="say what LoRA files, or pictures, are")
     inspect.add_argument("files", nargs="+", metavar="FILE", help="a LoRA (path or name) or a picture")
     models = commands.add_parser("models", parents=[folders], help="list the models")
@@ -214,6 +217,12 @@ def _picture_flags(command: ArgumentParser) -> None:
     group.add_argument("--clip-skip", type=int, metavar="N", help="text-encoder layers to skip")
     group.add_argument("--init-image", metavar="FILE", help="start from this picture")
     group.add_argument("--strength", type=float, metavar="X", help="how far from it: 0 … 1 (default 0.8)")
+
+
+def _render_like_flags(command: ArgumentParser) -> None:
+    """What a picture is: as `render` takes it."""
+    _picture_flags(command)
+    _adapter_flags(command)
 
 
 def _adapter_flags(command: ArgumentParser) -> None:

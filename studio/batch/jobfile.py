@@ -159,9 +159,10 @@ def _plain(loader: yaml.SafeLoader, root: yaml.Node) -> Any:
             continue
         keys: set[str] = set()
         for key, value in node.value:
-            if key.value in keys and key.value != "<<":
-                raise RequestError(f"line {key.start_mark.line + 1}: {key.value!r} stands twice; keep one")
-            keys.add(str(key.value))
+            name = str(key.value)
+            if name in keys and name != "<<":
+                raise RequestError(f"line {key.start_mark.line + 1}: {name!r} stands twice; keep one")
+            keys.add(name)
             pending.append(value)
     return loader.construct_document(root)
 

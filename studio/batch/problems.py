@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -34,11 +35,19 @@ class Problems:
             return
         count = len(self.messages)
         head = f"{what}: {count} mistake{'' if count == 1 else 's'}, nothing was rendered"
-        raise RequestError("\n".join([head, *(f"  {message}" for message in self.messages)]))
+        raise RequestError(
+            "\n".join([head, *(f"  {message}" for message in sorted(self.messages, key=_place))])
+        )
+
+
+def _place(message: str) -> tuple[int, ...]:
+    """Where in the file it stands; what has no place comes last."""
+    number = re.match(r"[^:]*?, (?:line|job|entry) (\d+)|job (\d+)", message)
+    return (0, int(number[1] or number[2])) if number else (1, 0)
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
-    """ "did you mean 'seed'? Fields are …" """
+    """ "did you mean 'seed'?", or all that is known where nothing is near."""
     known = tuple(known)
     near = difflib.get_close_matches(str(name).lower(), known, n=1)
-    return (f"did you mean {near[0]!r}? " if near else "") + f"Known are {', '.join(known)}"
+    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"

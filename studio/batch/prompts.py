@@ -64,7 +64,7 @@ def read_line(line: str) -> dict[str, Any]:
     for option in options:
         name, _, value = option.strip().partition(" ")
         name, equals, rest = name.partition("=")
-        key, text = name.lower().replace("-", "_"), _unquoted((rest if equals else "") + value)
+        key, text = name.lower().replace("-", "_"), _unquoted(f"{rest} {value}" if equals else value)
         _check(name, key, text)
         if key == "lora":
             loras.append(parse_lora(text))

@@ -1,0 +1,1 @@
+"""Thousands of pictures from a job file: different mixes, methods and models, in full UNet calls, resumable."""

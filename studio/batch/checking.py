@@ -1,0 +1,124 @@
+"""What can only be judged with a model at hand: adapters that fit it, sizes, methods; all before the first picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipelines import Request, StudioPipeline
+from pipelines.errors import AdapterError, ModelError
+from pipelines.home import Home
+from pipelines.names import Entry
+from pipelines.prompt import parse
+from studio.batch.manifest import Outcome
+from studio.batch.plan import Job
+from studio.batch.problems import Problems
+from studio.batch.store import AdapterStore
+from studio.metadata import CHUNK, read_texts
+from studio.outputs import next_name
+from studio.recipe import plain_request
+from studio.shelf import Shelf
+
+
+@dataclass(frozen=True)
+class Group:
+    """The jobs of one model, and the adapters they ask for."""
+
+    model: str
+    shelf: Shelf
+    jobs: tuple[Job, ...]
+
+    def request(self, job: Job) -> Request:
+        """The job's request, its adapters found. Raises StudioError."""
+        return job.draft.build(self.shelf.use, self.shelf.read_tags)
+
+
+def grouped(jobs: Iterable[Job], home: Home, say: Callable[[str], None], problems: Problems) -> list[Group]:
+    """Jobs by model, models in the order of their first job; names that mean nothing go to `problems`."""
+    by_model: dict[str, list[Job]] = {}
+    for job in jobs:
+        by_model.setdefault(job.model, []).append(job)
+    groups = []
+    for model, own in by_model.items():
+        try:
+            entry: Entry | None = home.find_model(model)
+        except ModelError as error:
+            problems.add(own[0].where, error)
+            continue
+        shelf = Shelf(home, entry.name if entry else None, say=say)
+        for job in own:
+            for missing in shelf.missing(job.draft.wanted, job.draft.values["prompt"]):
+                problems.add(job.where, missing)
+        groups.append(Group(model, shelf, tuple(own)))
+    return groups
+
+
+def check_group(group: Group, pipe: StudioPipeline, store: AdapterStore, problems: Problems) -> Group:
+    """The group with its jobs in the order to render them: one latent shape after the other."""
+    requests = []
+    for job in group.jobs:
+        with problems.gathered(job.where):
+            requests.append((job, group.request(job)))
+    for name in group.shelf.files:
+        try:
+            store.read(name)
+        except AdapterError as error:
+            problems.add("", error)
+    facts = replace(pipe.model.facts, adapters=tuple(group.shelf.files))
+    sizes: dict[tuple[int | None, int | None], list[Job]] = {}
+    for job, request in requests:
+        with problems.gathered(job.where):
+            resolved = request.resolved(facts)
+            parse(resolved.prompt)
+            sizes.setdefault((resolved.width, resolved.height), []).append(job)
+    return replace(group, jobs=tuple(job for jobs in sizes.values() for job in jobs))
+
+
+def find_places(
+    group: Group,
+    pipe: StudioPipeline,
+    folder: Path,
+    claimed: Mapping[Path, str],
+    taken: Set[Path],
+    *,
+    force: bool,
+) -> tuple[Group, list[Outcome]]:
+    """The group with the files it will write, and the jobs whose pictures are there already.
+
+    A picture may lie there without a line in the manifest: the run was ended between the two. If it says that
+    it was made by this very request, it is the job's. Other files are never overwritten, unless `force`.
+    """
+    facts = replace(pipe.model.facts, adapters=tuple(group.shelf.files))
+    taken = set(taken)
+    jobs: list[Job] = []
+    found: list[Outcome] = []
+    for job in group.jobs:
+        file, record = folder / job.file, None
+        while True:
+            if file not in taken and (force or claimed.get(file, job.key) == job.key):
+                if force or not file.exists():
+                    break
+                record = _made_by(file, group.request(job).resolved(facts), pipe.model.checkpoint.hash)
+                if record is not None:
+                    break
+            file = next_name(file)
+        taken.add(file)
+        job = replace(job, file=file.relative_to(folder))
+        if record is not None:
+            found.append(Outcome(job, file, record))
+        else:
+            jobs.append(job)
+    return replace(group, jobs=tuple(jobs)), found
+
+
+def _made_by(file: Path, request: Request, model_hash: str) -> Mapping[str, object] | None:
+    """The record in the picture, if it was made by this request on this model."""
+    try:
+        content = json.loads(read_texts(file)[CHUNK])
+        record: Mapping[str, object] = content["record"]
+        same = content["request"] == json.loads(json.dumps(plain_request(request)))
+        return record if same and record["model_hash"] == model_hash else None
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,142 @@
+"""`manifest.jsonl`: what has become of every job, one line each, whole or not at all.
+
+    {"status": "done", "key": …, "index": 1, "name": …, "file": "00001_a-fox_7.png", "seed": 7, "where": …,
+     "model": …, "record": {…}}
+    {"status": "failed", "key": …, …, "error": "…"}
+
+Lines are appended and forced to the disk; the last one of a key counts. A line that was cut off by a sudden end
+is dropped, and the job is done again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pipelines.errors import SetupError
+from studio.batch.plan import Job
+
+if sys.platform != "win32":
+    import fcntl
+
+MANIFEST = "manifest.jsonl"
+_END_OF_PNG = b"IEND\xaeB`\x82"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What has become of a job. file: the picture's, absolute. record: as the picture holds it."""
+
+    job: Job
+    file: Path | None = None
+    record: Mapping[str, Any] | None = None
+    error: str | None = None
+
+    @property
+    def failed(self) -> bool:
+        return self.error is not None
+
+
+class Manifest:
+    """The manifest of one folder, held by one run at a time. Use as a context manager.
+
+    entries: key -> its last line.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.entries: dict[str, dict[str, Any]] = {}
+
+    def __enter__(self) -> Manifest:
+        """Opens, locks and reads it. Raises SetupError where another run holds it, or the folder cannot be made."""
+        path = self.folder / MANIFEST
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a+b")
+        except OSError as error:
+            raise SetupError(f"{path} cannot be written ({error.strerror}); choose another --out") from error
+        if sys.platform != "win32":
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                self._file.close()
+                raise SetupError(
+                    f"another batch is at work in {self.folder}; wait for it, or stop it"
+                ) from error
+        self._read()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def _read(self) -> None:
+        self._file.seek(0)
+        content = self._file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):  # a line without its end was being written when the run was ended
+            self._file.truncate(whole)
+        for line in content[:whole].splitlines():
+            with suppress(ValueError, KeyError, TypeError):
+                entry = json.loads(line)
+                self.entries[entry["key"]] = entry
+
+    def append(self, outcome: Outcome) -> None:
+        """Adds the line, on the disk when this returns. Raises SetupError."""
+        job = outcome.job
+        entry: dict[str, Any] = {
+            "status": "failed" if outcome.failed else "done",
+            "key": job.key,
+            "index": job.index,
+            "name": job.name,
+            "file": None if outcome.file is None else outcome.file.relative_to(self.folder).as_posix(),
+            "seed": job.seed,
+            "where": job.where,
+            "model": job.model,
+        }
+        entry |= {"error": outcome.error} if outcome.failed else {"record": outcome.record}
+        try:
+            self._file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise SetupError(f"{self.folder / MANIFEST} cannot be written ({error.strerror})") from error
+        self.entries[job.key] = entry
+
+    def done(self, job: Job) -> Outcome | None:
+        """The job's outcome where it is done and its picture is whole, or where it has failed."""
+        entry = self.entries.get(job.key)
+        if entry is None:
+            return None
+        if entry["status"] == "failed":
+            return Outcome(job, error=str(entry.get("error")))
+        file = self.folder / entry["file"]
+        return Outcome(job, file, entry.get("record")) if _is_whole(file) else None
+
+    def claimed(self) -> dict[Path, str]:
+        """File -> key of the pictures that are named here."""
+        return {self.folder / e["file"]: key for key, e in self.entries.items() if e.get("file")}
+
+    def sweep(self, folders: set[Path]) -> None:
+        """Takes away what a sudden end has left half-written."""
+        for folder in folders:
+            for scrap in folder.glob(".*.part"):
+                scrap.unlink(missing_ok=True)
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether the PNG is there, to its last chunk."""
+    try:
+        with file.open("rb") as stream:
+            stream.seek(-len(_END_OF_PNG), os.SEEK_END)
+            return stream.read() == _END_OF_PNG
+    except OSError:
+        return False

@@ -1,0 +1,269 @@
+"""From what a job file says to jobs: one a picture, each with its seed, its key and its file's name.
+
+Nothing is loaded here, and nothing is decided by chance: the same file gives the same jobs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import string
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from composers.errors import StudioError
+from pipelines.errors import RequestError, SetupError
+from pipelines.request import SEEDS, Request
+from pipelines.tags import take_tags
+from studio.batch.jobfile import JOB_FIELDS, Entry, JobFile, check_names
+from studio.batch.problems import Problems
+from studio.batch.values import MOST_VALUES, alternatives, products
+from studio.batch.variants import Template, Wildcards, draw, every, read_template
+from studio.outputs import slug
+from studio.recipe import FIELDS, Draft, read_draft, read_init_image
+
+TEMPLATE = "{index:05d}_{name}_{seed}"
+NAME_FIELDS = ("index", "name", "seed", "prompt", "composer", "model")
+VARIANTS = ("random", "all")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture of a batch.
+
+    index: its place, from 1. key: hash of all that decides the picture, the same in every run of the same job.
+    fields: what it says, lists and choices resolved. where: for messages. file: relative to the batch's folder.
+    """
+
+    index: int
+    key: str
+    name: str
+    where: str
+    seed: int
+    model: str
+    file: Path
+    draft: Draft
+    fields: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What holds for all jobs of a batch.
+
+    model: where a job names none. overrides: fields that win over the file's. template: of the files' names.
+    vae: another VAE, which is part of what decides the pictures.
+    """
+
+    model: str
+    overrides: Mapping[str, Any]
+    wildcards: Wildcards
+    template: str = TEMPLATE
+    vae: str | None = None
+
+
+def plan(jobs: JobFile, ground: Ground, problems: Problems) -> list[Job]:
+    """All jobs in order; mistakes go to `problems`, and then the list is not complete.
+
+    Raises SetupError for a template that cannot be.
+    """
+    check_template(ground.template)
+    check_names(jobs.defaults, problems)
+    given = Entry(ground.overrides, "--set")
+    check_names(given, problems)
+    checked = _Checked(jobs.folder, ground.wildcards)
+    planned: list[Job] = []
+    seen: Counter[str] = Counter()
+    for entry in jobs.entries:
+        check_names(entry, problems)
+        for fields in _expanded(entry, jobs.defaults, given, checked, problems):
+            planned.append(_job(len(planned) + 1, fields, entry.where, jobs.folder, ground, seen))
+        if len(planned) > MOST_VALUES:
+            problems.add(entry.where, f"the batch comes to more than {MOST_VALUES} pictures; split the file")
+            break
+    _refuse_same_names(planned, ground.template, problems)
+    return planned
+
+
+# -- one entry -> the fields of its pictures ---------------------------------------------------------------
+
+
+class _Checked:
+    """Every value of every field is looked at once, alone, so that all mistakes are found and not the first only."""
+
+    def __init__(self, folder: Path, wildcards: Wildcards) -> None:
+        self._folder = folder
+        self._wildcards = wildcards
+        self._found: dict[tuple[str, str], StudioError | None] = {}
+        self.templates: dict[str, Template] = {}
+
+    def error(self, field: str, value: object) -> StudioError | None:
+        key = (field, json.dumps(value, default=repr))
+        if key not in self._found:
+            try:
+                self._check(field, value)
+                self._found[key] = None
+            except StudioError as error:
+                self._found[key] = error
+        return self._found[key]
+
+    def _check(self, field: str, value: object) -> None:
+        """Raises StudioError. Request is the gate; only what it does not know is judged here."""
+        if field in ("name", "model") and not (isinstance(value, str) and value.strip()):
+            raise RequestError(f"{field}={value!r} must be text")
+        if field == "count" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise RequestError(f"count={value!r} must be a whole number above 0")
+        if field == "variants" and value not in VARIANTS:
+            raise RequestError(f"variants={value!r} must be {' or '.join(VARIANTS)}")
+        if field not in FIELDS:
+            return
+        if field == "init_image" and not isinstance(value, str):
+            raise RequestError(f"init_image={value!r} must be a path, counted from the job file")
+        draft = self._draft(field, value)
+        if draft.init_image is not None:
+            read_init_image(draft.init_image)
+        Request(**{"prompt": "", **draft.values})
+        if isinstance(value, str) and field == "prompt":
+            self.templates[value] = read_template(value, self._wildcards)
+            take_tags(value)
+
+    def _draft(self, field: str, value: object) -> Draft:
+        try:
+            return read_draft({field: value}, field, self._folder)
+        except StudioError as error:
+            said = str(error).removeprefix(f"{field}: ")
+            raise type(error)(said if said.startswith(field) else str(error)) from error
+
+
+def _expanded(
+    entry: Entry, defaults: Entry, given: Entry, checked: _Checked, problems: Problems
+) -> Iterator[dict[str, Any]]:
+    """The fields of each picture of one entry, without seeds where none is said."""
+    merged = {**defaults.fields, **entry.fields, **given.fields}
+    choices: dict[str, list[Any]] = {}
+    before = len(problems.messages)
+    for field, value in merged.items():
+        source = next(e for e in (given, entry, defaults) if field in e.fields)
+        if value is None or field not in JOB_FIELDS:  # `check_names` has told of that
+            continue
+        with problems.gathered(source.at(field)):
+            choices[field] = alternatives(field, value)
+        for one in choices.get(field, ()):
+            if error := checked.error(field, one):
+                problems.add(source.at(field), error)
+    if "prompt" not in merged:
+        problems.add(entry.where, "it says no prompt; give it one, or the defaults")
+    if (size := math.prod(map(len, choices.values()))) > MOST_VALUES:
+        problems.add(entry.where, f"its lists come to {size} pictures, more than {MOST_VALUES}; shorten them")
+    if len(problems.messages) > before or "prompt" not in choices:
+        return
+    for fields in products(choices):
+        yield from _pictures(fields, checked.templates[fields["prompt"]])
+
+
+def _pictures(fields: dict[str, Any], template: Template) -> Iterator[dict[str, Any]]:
+    """`count` and `variants` resolved; `prompt` stays a template only where its seed is not known yet."""
+    count = fields.pop("count", 1)
+    prompts: list[Any] = [template]
+    if fields.pop("variants", "random") == "all":
+        prompts = list(every(template))
+    for prompt in prompts:
+        for place in range(count):
+            seed = {"seed": fields["seed"] + place} if "seed" in fields else {}
+            later = {"place": place} if place and not seed else {}
+            yield {**fields, "prompt": prompt, **seed, **later}
+
+
+# -- one picture -> its job ----------------------------------------------------------------------------------
+
+
+def _job(
+    index: int, fields: dict[str, Any], where: str, folder: Path, ground: Ground, seen: Counter[str]
+) -> Job:
+    model = fields.pop("model", ground.model)
+    name = fields.pop("name", None)
+    template = fields["prompt"]
+    if "seed" not in fields:
+        fields["seed"] = _seed(fields, model, seen)
+    fields.pop("place", None)
+    if not isinstance(template, str):
+        fields["prompt"] = draw(template, fields["seed"])
+    draft = read_draft(fields, where, folder)
+    key = _hash({**fields, "model": model, **({"vae": ground.vae} if ground.vae else {})})
+    seen[key] += 1
+    if seen[key] > 1:
+        key = f"{key}-{seen[key]}"
+    prompt = take_tags(fields["prompt"])[0]
+    composer = draft.values["composer"].name if "composer" in draft.values else "merge"
+    stem = _filled(
+        ground.template,
+        index=index,
+        name=slug(name or prompt)[:40],
+        seed=fields["seed"],
+        prompt=slug(prompt),
+        composer=composer,
+        model=slug(Path(model).name),
+    )
+    file = Path(stem if stem.lower().endswith(".png") else f"{stem}.png")
+    return Job(index, key, name or prompt, where, fields["seed"], model, file, draft, fields)
+
+
+def _seed(fields: Mapping[str, Any], model: str, seen: Counter[str]) -> int:
+    """A seed from what the job says: equal jobs get different ones, and each the same in every run."""
+    place = int(fields.get("place", 0))
+    base = _hash({**fields, "model": model, "place": 0})
+    seen[f"seed {base}"] += 0 if place else 1
+    return (int(_hash({"job": base, "turn": seen[f"seed {base}"]}), 16) + place) % SEEDS
+
+
+def _hash(fields: Mapping[str, Any]) -> str:
+    text = json.dumps(_canonical(fields), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _canonical(value: Any) -> Any:
+    """5 and 5.0 are one value."""
+    if isinstance(value, Mapping):
+        return {str(key): _canonical(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(item) for item in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+# -- names ---------------------------------------------------------------------------------------------------
+
+
+def check_template(template: str) -> None:
+    """Raises SetupError for fields that do not exist and for names that lead out of the folder."""
+    try:
+        fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        for name in fields:
+            if name not in NAME_FIELDS:
+                raise SetupError(
+                    f"--name {template}: no field {{{name}}}; fields are {', '.join(NAME_FIELDS)}"
+                )
+        sample = _filled(template, index=1, name="a", seed=1, prompt="a", composer="a", model="a")
+    except (ValueError, IndexError, KeyError) as error:
+        raise SetupError(f"--name {template}: {error}; write a brace that is no field twice") from error
+    path = Path(sample)
+    if path.is_absolute() or ".." in path.parts or not re.search(r"\w", path.name):
+        raise SetupError(f"--name {template}: it must name files inside the batch's folder")
+
+
+def _filled(
+    template: str, *, index: int, name: str, seed: int, prompt: str, composer: str, model: str
+) -> str:
+    return template.format(index=index, name=name, seed=seed, prompt=prompt, composer=composer, model=model)
+
+
+def _refuse_same_names(jobs: list[Job], template: str, problems: Problems) -> None:
+    counts = Counter(str(job.file).casefold() for job in jobs)
+    name, count = max(counts.items(), key=lambda item: item[1], default=("", 0))
+    if count > 1:
+        problems.add("", f"--name {template} gives {count} pictures the name {name!r}; add {{index}}")

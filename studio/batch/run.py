@@ -1,0 +1,276 @@
+"""A batch from its job file to its last picture.
+
+    with Batch(Order(read_from("jobs.yaml"), Path("out"))) as batch:
+        for outcome in batch.run():
+            print(outcome.file or outcome.error)
+
+Everything that can be known before the first picture is judged on entering; every mistake is told at once, and
+nothing is rendered. After that a bad job fails alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from pipelines import StudioError, StudioPipeline
+from pipelines.home import Home
+from studio.batch.checking import Group, check_group, find_places, grouped
+from studio.batch.jobfile import JobFile, from_objects, read_jobs
+from studio.batch.manifest import Manifest, Outcome
+from studio.batch.plan import TEMPLATE, Ground, Job, plan
+from studio.batch.problems import Problems
+from studio.batch.store import AdapterStore
+from studio.batch.variants import Wildcards
+from studio.batch.worker import Fill, Rendered, Worker
+from studio.batch.writer import Writer
+from studio.metadata import Setup
+from studio.opening import Opening, model_name, open_pipeline
+
+EngineName = Literal["local", "ray"]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is asked for.
+
+    jobs: a job file, or jobs as objects with its fields. out: the batch's folder.
+    opening: how to open the models; its `source` wins over the jobs' own models.
+    overrides: fields that win over every job's. wildcards: their folder (None: `wildcards` beside the job file).
+    template: of the files' names. retry_failed: render again what has failed before. force: overwrite files
+    that are not this batch's. engine: "local", or "ray" with the cluster's address (None: this computer).
+    check_only: judge on entering, and write nothing.
+    """
+
+    jobs: Path | Sequence[Mapping[str, Any]]
+    out: Path
+    opening: Opening = field(default_factory=Opening)
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    wildcards: Path | None = None
+    template: str = TEMPLATE
+    retry_failed: bool = False
+    force: bool = False
+    engine: EngineName = "local"
+    address: str | None = None
+    check_only: bool = False
+
+
+class Batch:
+    """An order made ready. Use as a context manager: entering judges everything, `run` renders what is missing.
+
+    jobs: all of them. earlier: outcomes of former runs. pending: how many are still to do.
+    Raises StudioError on entering; RequestError lists every mistake.
+    """
+
+    def __init__(
+        self, order: Order, home: Home | None = None, say: Callable[[str], None] = lambda text: None
+    ) -> None:
+        self.order = order
+        self.home = home or Home.resolve()
+        self.say = say
+        self.jobs: list[Job] = []
+        self.earlier: list[Outcome] = []
+        self.pending = 0
+        self.fill = Fill()
+        self._stack = ExitStack()
+        self._judge_only = False
+        self._groups: list[Group] = []
+        self._found: list[Outcome] = []
+        self._ready: tuple[str, StudioPipeline, AdapterStore] | None = None
+
+    def __enter__(self) -> Batch:
+        with ExitStack() as stack:
+            problems = Problems()
+            name = self._plan(problems)
+            self._judge_only = self.order.check_only or bool(problems.messages)
+            if not self._judge_only:
+                self._manifest = stack.enter_context(Manifest(self.order.out.expanduser().absolute()))
+                self._recall()
+            self._check(problems)  # even after mistakes: they are told all at once
+            problems.refuse(name)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def run(self) -> Iterator[Outcome]:
+        """Renders what is missing; outcomes as they come, each already on the disk."""
+        folders = {(self._manifest.folder / job.file).parent for job in self.jobs}
+        self._manifest.sweep(folders)
+        jobs = {job.key: (job, group) for group in self._groups for job in group.jobs}
+        setup = Setup(self.order.opening.vae, self.order.opening.low_memory)
+        with Writer(self._manifest, setup, force=self.order.force) as writer:
+            for outcome in self._found:
+                writer.note(outcome)
+            for rendered in self._rendered():
+                if rendered is not None:
+                    job, group = jobs[rendered.key]
+                    writer.take(job, rendered, group.shelf.files)
+                yield from writer.finished()
+            yield from writer.finished(wait=True)
+
+    # -- before ------------------------------------------------------------------------------------------
+
+    def _plan(self, problems: Problems) -> str:
+        order = self.order
+        if isinstance(order.jobs, Path):
+            jobs = read_jobs(order.jobs.expanduser(), problems)
+        else:
+            jobs = from_objects(order.jobs)
+        overrides = dict(order.overrides)
+        if order.opening.source is not None:
+            overrides["model"] = order.opening.source
+        ground = Ground(
+            model=model_name(replace(order.opening, source=None), self.home),
+            overrides=overrides,
+            wildcards=Wildcards(self._wildcard_folder(jobs)),
+            template=order.template,
+            vae=order.opening.vae,
+        )
+        self.jobs = plan(jobs, ground, problems)
+        self._groups = grouped(self.jobs, self.home, self.say, problems)
+        return jobs.name
+
+    def _wildcard_folder(self, jobs: JobFile) -> Path | None:
+        if self.order.wildcards is not None:
+            return self.order.wildcards.expanduser()
+        beside = jobs.folder / "wildcards"
+        return beside if beside.is_dir() else None
+
+    def _recall(self) -> None:
+        """Sets aside what former runs have done."""
+        kept: dict[str, Outcome] = {}
+        for job in self.jobs:
+            outcome = self._manifest.done(job)
+            if outcome is not None and not (outcome.failed and self.order.retry_failed):
+                kept[job.key] = outcome
+        self.earlier = list(kept.values())
+        left = (replace(g, jobs=tuple(job for job in g.jobs if job.key not in kept)) for g in self._groups)
+        self._groups = [group for group in left if group.jobs]
+
+    def _check(self, problems: Problems) -> None:
+        """Opens every model that is needed, the first one last, and keeps that."""
+        checked: list[Group] = []
+        taken = {outcome.file for outcome in self.earlier if outcome.file is not None}
+        for group in reversed(self._groups):
+            self._ready = None
+            pipe = self._open(group.model)
+            store = AdapterStore(pipe.model, group.shelf.files)
+            group = check_group(group, pipe, store, problems)
+            if not (problems.messages or self._judge_only):
+                group, found = find_places(
+                    group,
+                    pipe,
+                    self._manifest.folder,
+                    self._manifest.claimed(),
+                    taken,
+                    force=self.order.force,
+                )
+                taken |= {self._manifest.folder / job.file for job in group.jobs}
+                taken |= {outcome.file for outcome in found if outcome.file is not None}
+                self._found += found
+            checked.insert(0, group)
+            self._ready = (group.model, pipe, store)
+        self._groups = checked
+        self.pending = len(self._found) + sum(len(group.jobs) for group in checked)
+
+    def _open(self, model: str) -> StudioPipeline:
+        opening = replace(self.order.opening, source=model)
+        if self.order.engine == "ray":  # only to judge the jobs by: the workers have the devices
+            opening = replace(opening, device="cpu")
+        return open_pipeline(opening, self.home, self.say)
+
+    # -- the run -----------------------------------------------------------------------------------------
+
+    def _rendered(self) -> Iterator[Rendered | None]:
+        """What the engine makes; None where time has passed."""
+        if self.order.engine == "ray":
+            raise NotImplementedError
+        for group in self._groups:
+            if group.jobs:
+                yield from self._on_this_computer(group)
+
+    def _on_this_computer(self, group: Group) -> Iterator[Rendered | None]:
+        if self._ready is not None and self._ready[0] == group.model:
+            _, pipe, store = self._ready
+        else:
+            self._ready = None  # one model at a time
+            pipe = self._open(group.model)
+            store = AdapterStore(pipe.model, group.shelf.files)
+        worker = Worker(pipe, group.shelf.files, store)
+        before = self.fill
+        try:
+            for rendered in worked(worker, group):
+                self.fill = before + worker.fill
+                yield rendered
+        finally:
+            worker.close()
+
+
+def worked(worker: Worker, group: Group) -> Iterator[Rendered | None]:
+    """All the group's jobs through a worker; None after every round."""
+    waiting = iter(group.jobs)
+    left = True
+    while left or worker.busy:
+        while left and worker.hungry:
+            job = next(waiting, None)
+            if job is None:
+                left = False
+            else:
+                refused = given(worker, group, job)
+                if refused is not None:
+                    yield refused
+        yield from worker.step()
+        yield None
+
+
+def given(worker: Worker, group: Group, job: Job) -> Rendered | None:
+    """Gives a job to a worker; what comes back at once is why it cannot be made (a file gone since, say)."""
+    try:
+        return worker.give(job.key, group.request(job))
+    except StudioError as error:
+        return Rendered(job.key, error=str(error))
+
+
+def render_jobs(
+    jobs: Path | Sequence[Mapping[str, Any]],
+    out: Path,
+    *,
+    opening: Opening | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    wildcards: Path | None = None,
+    template: str = TEMPLATE,
+    retry_failed: bool = False,
+    force: bool = False,
+    engine: EngineName = "local",
+    address: str | None = None,
+    home: Home | None = None,
+) -> Iterator[Outcome]:
+    """Renders a job file, or jobs as objects, into a folder; outcomes as they finish, the earlier runs' not again.
+
+    for outcome in render_jobs([{"prompt": "a fox", "seed": "1-4"}], Path("out")):
+        print(outcome.file, outcome.record)
+
+    The parameters are `Order`'s. All mistakes are raised as one RequestError when the first outcome is asked for.
+    """
+    order = Order(
+        jobs=jobs,
+        out=out,
+        opening=opening or Opening(),
+        overrides=overrides or {},
+        wildcards=wildcards,
+        template=template,
+        retry_failed=retry_failed,
+        force=force,
+        engine=engine,
+        address=address,
+    )
+    with Batch(order, home) as batch:
+        yield from batch.run()

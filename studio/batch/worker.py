@@ -1,0 +1,150 @@
+"""One model at work: pictures are given, share UNet calls, and come back as they finish.
+
+The batch script has one worker in its own process; under Ray each actor has one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import nn
+
+from pipelines import Failed, Finished, Record, Request, Session, Started, StudioError, StudioPipeline
+from pipelines.tags import take_tags
+from studio.batch.store import AdapterStore
+
+AHEAD = 2
+"""Row limits' worth of pictures that wait at the session's door, so that it never wants for work."""
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A picture, or why there is none. request: the resolved one."""
+
+    key: str
+    request: Request | None = field(default=None, repr=False)
+    record: Record | None = field(default=None, repr=False)
+    image: Image.Image | None = field(default=None, repr=False)
+    error: str | None = None
+
+
+@dataclass
+class Fill:
+    """How full the UNet calls were. busy_*: only those that were made while further pictures were waiting."""
+
+    rows: int = 0
+    room: int = 0
+    busy_rows: int = 0
+    busy_room: int = 0
+
+    @property
+    def busy(self) -> float | None:
+        """Rows used / row limit while work was waiting; None where none ever was."""
+        return self.busy_rows / self.busy_room if self.busy_room else None
+
+    @property
+    def overall(self) -> float | None:
+        return self.rows / self.room if self.room else None
+
+    def __add__(self, other: Fill) -> Fill:
+        return Fill(
+            self.rows + other.rows,
+            self.room + other.room,
+            self.busy_rows + other.busy_rows,
+            self.busy_room + other.busy_room,
+        )
+
+
+@dataclass
+class _Waiting:
+    shape: Shape
+    rows: int
+
+
+class Worker:
+    """Renders pictures on one loaded model."""
+
+    def __init__(
+        self, pipe: StudioPipeline, files: Mapping[str, Path], store: AdapterStore | None = None
+    ) -> None:
+        self.pipe = pipe
+        self.fill = Fill()
+        self.store = store or AdapterStore(pipe.model, files)
+        self._session = Session(pipe.model)
+        self._keys: dict[int, str] = {}
+        self._requests: dict[int, Request] = {}
+        self._waiting: dict[int, _Waiting] = {}
+        self._rows_of_calls: list[tuple[Shape, int]] = []
+        self._hook = pipe.model.unet.register_forward_pre_hook(self._count)
+
+    def close(self) -> None:
+        """Leaves the model as it was found."""
+        self._hook.remove()
+        self.pipe.unload_lora_weights()
+
+    @property
+    def busy(self) -> bool:
+        return not self._session.idle
+
+    @property
+    def hungry(self) -> bool:
+        """Whether more pictures should be given, so that no row stays empty."""
+        if not self._waiting:
+            return True
+        shape = next(reversed(self._waiting.values())).shape
+        assert len(shape) == 3
+        limit = self.pipe.model.rows_at_once((shape[0], shape[1], shape[2]))
+        return sum(job.rows for job in self._waiting.values()) < AHEAD * limit
+
+    def give(self, key: str, request: Request) -> Rendered | None:
+        """Ask for a picture; what comes back at once is why it cannot be made."""
+        try:
+            names = [use.adapter for use in request.uses] + [tag.name for tag in take_tags(request.prompt)[1]]
+            self.store.ensure(names, self._in_use())
+            resolved = request.resolved(self.pipe.model.facts)
+            id = self._session.submit(resolved)
+        except StudioError as error:
+            return Rendered(key, error=str(error))
+        assert resolved.width is not None
+        assert resolved.height is not None
+        shape = self.pipe.model.latent_shape(resolved.width, resolved.height)
+        rows = len(resolved.plans()[0].lanes)
+        self._keys[id], self._requests[id], self._waiting[id] = key, resolved, _Waiting(shape, rows)
+        return None
+
+    def step(self) -> list[Rendered]:
+        """One round; the pictures that it finished."""
+        self._rows_of_calls.clear()
+        rendered = []
+        for event in self._session.step():
+            if isinstance(event, Started | Failed):
+                self._waiting.pop(event.id, None)
+            if isinstance(event, Finished):
+                assert isinstance(event.image, Image.Image)
+                request = self._requests.pop(event.id)
+                rendered.append(Rendered(self._keys.pop(event.id), request, event.record, event.image))
+            elif isinstance(event, Failed):
+                self._requests.pop(event.id)
+                rendered.append(Rendered(self._keys.pop(event.id), error=str(event.error)))
+        self._measure()
+        return rendered
+
+    def _in_use(self) -> set[str]:
+        return {use.adapter for request in self._requests.values() for use in request.uses}
+
+    def _count(self, unet: nn.Module, inputs: tuple[Any, ...]) -> None:
+        sample = inputs[0]
+        self._rows_of_calls.append((tuple(sample.shape[1:]), int(sample.shape[0])))
+
+    def _measure(self) -> None:
+        waiting = Counter(job.shape for job in self._waiting.values())
+        for shape, rows in self._rows_of_calls:
+            limit = max(self.pipe.model.rows_at_once((shape[0], shape[1], shape[2])), rows)
+            busy = waiting[shape] > 0
+            self.fill += Fill(rows, limit, rows * busy, limit * busy)

@@ -1,0 +1,165 @@
+"""Axes of a grid: `seed=1-4`, `method=merge,switch`, `weight:fox=0-1 [5]`, `lora=none,fox,owl`, `prompt=fox,owl`.
+
+An axis is a list of labelled changes to a job; a grid is the product of its axes over one job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.errors import RequestError
+from pipelines.tags import take_tags
+from studio.asking import parse_lora
+from studio.batch.problems import nearest
+from studio.batch.prompts import plain_wanted
+from studio.batch.values import WHOLE, numbers
+
+Fields = Mapping[str, Any]
+Change = Callable[[Fields], Fields]
+
+NUMBERS = {
+    "seed": "seed",
+    "steps": "steps",
+    "guidance": "guidance_scale",
+    "cfg": "guidance_scale",
+    "strength": "strength",
+    "width": "width",
+    "height": "height",
+    "clip_skip": "clip_skip",
+}
+TEXTS = {
+    "method": "composer",
+    "composer": "composer",
+    "sampler": "scheduler",
+    "scheduler": "scheduler",
+    "model": "model",
+    "text_mode": "text_mode",
+}
+NAMES = (*NUMBERS, *TEXTS, "lora", "weight", "prompt")
+SETTING = "="
+
+
+@dataclass(frozen=True)
+class Axis:
+    """name: as it is shown. cells: (label, change), in order."""
+
+    name: str
+    cells: tuple[tuple[str, Change], ...]
+
+
+def read_axis(text: str) -> Axis:
+    """Raises RequestError for an unknown axis and for values that cannot be read."""
+    name, equals, values = text.partition("=")
+    name, values = name.strip(), values.strip()
+    if not equals or not values:
+        raise RequestError(f"axis {text!r}: write NAME=VALUES, as in seed=1-4; axes are {', '.join(NAMES)}")
+    kind, _, target = name.partition(":")
+    key = kind.lower().replace("-", "_")
+    try:
+        if key in NUMBERS and not target:
+            return _number_axis(key, values)
+        if key in TEXTS and not target:
+            return Axis(key, tuple((value, _set(TEXTS[key], value)) for value in split_values(values, key)))
+        if key == "weight":
+            return _weight_axis(target, values)
+        if key == "lora" and not target:
+            return Axis("LoRA", tuple(_lora(value) for value in split_values(values)))
+        if key == "prompt" and not target:
+            return _prompt_axis(split_values(values))
+    except RequestError as error:
+        raise RequestError(f"axis {text!r}: {error}") from error
+    raise RequestError(f"axis {text!r}: unknown axis {name!r}; {nearest(key, NAMES)}")
+
+
+def split_values(text: str, key: str = "") -> list[str]:
+    """By | where there is one, else by commas; a method's further settings stay with it (switch:interval=3,…)."""
+    if "|" in text:
+        return [part.strip() for part in text.split("|") if part.strip()]
+    parts: list[str] = []
+    for part in text.split(","):
+        if (
+            parts
+            and key in ("method", "composer")
+            and SETTING in part
+            and ":" in parts[-1]
+            and ":" not in part
+        ):
+            parts[-1] += f",{part.strip()}"
+        elif part.strip():
+            parts.append(part.strip())
+    return parts
+
+
+def _number_axis(key: str, values: str) -> Axis:
+    field = NUMBERS[key]
+    found = numbers(values.replace("|", ","), whole=field in WHOLE)
+    return Axis(
+        key, tuple((f"{value:g}" if value < 1e6 else str(value), _set(field, value)) for value in found)
+    )
+
+
+def _set(field: str, value: object) -> Change:
+    return lambda fields: {**fields, field: value}
+
+
+def _weight_axis(target: str, values: str) -> Axis:
+    """The strength of one adapter, or (weight=…) of all."""
+    cells = []
+    for value in numbers(values.replace("|", ","), whole=False):
+        cells.append((f"{value:g}", _weighted(target, value)))
+    return Axis(f"weight of {target}" if target else "weight", tuple(cells))
+
+
+def _weighted(target: str, value: float) -> Change:
+    def change(fields: Fields) -> Fields:
+        mix = list(fields.get("adapters", ()))
+        names = [entry["adapter"] for entry in mix]
+        tagged = [tag.name for tag in take_tags(fields["prompt"])[1]]
+        if target and target.casefold() not in (name.casefold() for name in names):
+            hint = " (it stands in the prompt: give it as --lora instead)" if target in tagged else ""
+            raise RequestError(f"the mix has no LoRA {target!r}{hint}; add --lora {target}")
+        if not mix:
+            raise RequestError("the mix has no LoRA whose weight could vary; add --lora NAME")
+        chosen = (
+            {**entry, "weight": value}
+            if not target or entry["adapter"].casefold() == target.casefold()
+            else entry
+            for entry in mix
+        )
+        return {**fields, "adapters": list(chosen)}
+
+    return change
+
+
+def _lora(value: str) -> tuple[str, Change]:
+    """One LoRA, or several with +, beside those of --lora; "none" adds nothing."""
+    added = (
+        []
+        if value.casefold() == "none"
+        else [plain_wanted(parse_lora(one.strip())) for one in value.split("+")]
+    )
+
+    def change(fields: Fields) -> Fields:
+        return {**fields, "adapters": [*fields.get("adapters", ()), *added]}
+
+    return value, change
+
+
+def _prompt_axis(values: list[str]) -> Axis:
+    """Search and replace: the first value, which stands in the prompt, becomes each of them."""
+    sought = values[0]
+
+    def replaced(value: str) -> Change:
+        def change(fields: Fields) -> Fields:
+            if sought not in fields["prompt"]:
+                raise RequestError(
+                    f"prompt=…: {sought!r} does not stand in the prompt {fields['prompt']!r}; "
+                    "the first value is what the others replace"
+                )
+            return {**fields, "prompt": fields["prompt"].replace(sought, value)}
+
+        return change
+
+    return Axis("prompt", tuple((value, replaced(value)) for value in values))

@@ -1,0 +1,101 @@
+"""A grid: axes over one job, its cells as the jobs of a batch, and what has become of them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import RequestError
+from studio.batch.manifest import Outcome
+from studio.grid.axes import Axis
+
+MOST_CELLS = 2500
+ONE = Axis("", (("", lambda fields: fields),))
+"""The axis of a direction that has none."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One picture of a grid. place: (column, row, sheet), from 0. file: None where it failed, for `error`."""
+
+    place: tuple[int, int, int]
+    labels: tuple[str, ...]
+    file: Path | None
+    record: Mapping[str, Any]
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Columns, rows and sheets over one job."""
+
+    title: str
+    x: Axis
+    y: Axis
+    z: Axis
+    fields: Mapping[str, Any]
+
+    @property
+    def places(self) -> list[tuple[int, int, int]]:
+        """Every cell's place, sheet by sheet, row by row."""
+        sides = (range(len(self.z.cells)), range(len(self.y.cells)), range(len(self.x.cells)))
+        return [(x, y, z) for z, y, x in itertools.product(*sides)]
+
+    def labels(self, place: tuple[int, int, int]) -> tuple[str, ...]:
+        """ "seed 1", "method switch"."""
+        axes = zip((self.x, self.y, self.z), place, strict=True)
+        return tuple(f"{axis.name} {axis.cells[at][0]}" for axis, at in axes if axis.name)
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """The cells as jobs, in the order of `places`. Raises RequestError for a change that cannot be made."""
+        if len(self.places) > MOST_CELLS:
+            raise RequestError(
+                f"the grid has {len(self.places)} cells, more than {MOST_CELLS}; shorten an axis"
+            )
+        jobs = []
+        for place in self.places:
+            fields: Mapping[str, Any] = self.fields
+            # strengths last, for they lean on the LoRAs that are there
+            for axis, at in sorted(zip((self.x, self.y, self.z), place, strict=True), key=_leans):
+                fields = axis.cells[at][1](fields)
+            jobs.append({**fields, "prompt": escaped(fields["prompt"]), "name": " ".join(self.labels(place))})
+        return jobs
+
+    def cells(self, outcomes: Iterable[Outcome]) -> list[Cell]:
+        """What has become of the cells, in order; the outcomes are those of the jobs, by their index from 1."""
+        by_index = {outcome.job.index: outcome for outcome in outcomes}
+        cells = []
+        for number, place in enumerate(self.places, 1):
+            outcome = by_index.get(number)
+            if outcome is None:
+                cells.append(Cell(place, self.labels(place), None, {}, "not rendered"))
+            else:
+                record = outcome.record or {}
+                cells.append(Cell(place, self.labels(place), outcome.file, record, outcome.error))
+        return cells
+
+
+def _leans(pair: tuple[Axis, int]) -> bool:
+    return pair[0].name.startswith("weight")
+
+
+def escaped(prompt: str) -> str:
+    """A prompt whose braces and underscores mean themselves: a grid compares, it does not draw lots."""
+    for sign in ("{", "}", "|"):
+        prompt = prompt.replace(sign, f"\\{sign}")
+    return prompt.replace("__", "\\__")
+
+
+def make_grid(fields: Mapping[str, Any], axes: Sequence[Axis | None], title: str | None) -> Grid:
+    """Raises RequestError where no axis is given or two are the same."""
+    x, y, z = (axis or ONE for axis in axes)
+    named = [axis.name for axis in (x, y, z) if axis.name]
+    if not named:
+        raise RequestError("give the grid an axis, as in --x seed=1-4")
+    twice = next((name for name in named if named.count(name) > 1), None)
+    if twice is not None:
+        raise RequestError(f"two axes are {twice!r}; give each another one")
+    return Grid(title if title is not None else str(fields["prompt"]), x, y, z, fields)
