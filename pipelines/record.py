@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from composers.plan import Use
 from composers.registry import settings_of, spell
 from pipelines.features import shallow_modules
 from pipelines.model import Model
@@ -186,11 +187,19 @@ def _applied(request: Request, model: Model) -> list[Applied]:
                 schedule=use.schedule.points if use.schedule else (),
                 pinned=use.pinned,
                 sha256=adapter.report.sha256,
-                layers=len(adapter.layers),
+                layers=sum(_changes(use, path) for path in adapter.layers),
                 band=use.band if request.composer.by_band else None,
             )
         )
     return found
+
+
+def _changes(use: Use, path: str) -> bool:
+    """Whether a use changes a layer ("unet.…", "text_encoder.…") at all, by its strengths and blocks."""
+    component, _, module = path.partition(".")
+    if component == "unet":
+        return use.weight * use.block_factor(module) != 0
+    return (use.weight if use.text_weight is None else use.text_weight) != 0
 
 
 def device_name(device: torch.device) -> str:

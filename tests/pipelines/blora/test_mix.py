@@ -89,6 +89,16 @@ def test_blocks_are_the_models_own_once_admitted(pipe: StudioPipeline) -> None:
             }
 
 
+def test_the_record_tells_what_was_applied(pipe: StudioPipeline) -> None:
+    request = Request("a", adapters={"cat": 0.9, "ink": 0.7}, composer=BLora(), steps=1, width=64, height=64)
+    record = pipe(request).records[0]
+    assert record.composer == "blora:content=cat,style=ink"
+    assert [(use.text_weight, use.layers, use.blocks) for use in record.adapters] == [
+        (0.0, 16, (("up_blocks.0.attentions.0", 1.0),)),
+        (0.0, 16, (("up_blocks.0.attentions.1", 1.0),)),
+    ]
+
+
 def test_pinned_adapters_stay_whole(pipe: StudioPipeline) -> None:
     request = Request("a", adapters=[Use("ink", pinned=True), Use("cat")], composer=BLora())
     lane = request.resolved(pipe.model.facts).plans()[0].lanes[0]
