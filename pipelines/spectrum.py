@@ -66,8 +66,8 @@ class Profile:
 
     adapter, base: hashes of the adapter's file and of the base model.
     energy, base_energy: the high-frequency amplitude after each step, with the adapter and without, mean over the runs.
-    change: |with - without| / without after each step, mean over the runs.
-    whole: the same over all rings.
+    change: |with - without| / without after each step, mean over high rings and runs.
+    prompt_change: the same of the prompt alone, without the adapter: the prompt against an empty one.
     """
 
     adapter: str
@@ -75,22 +75,25 @@ class Profile:
     energy: tuple[float, ...]
     base_energy: tuple[float, ...]
     change: tuple[float, ...]
-    whole: tuple[float, ...]
+    prompt_change: tuple[float, ...]
 
     @property
     def early(self) -> float:
-        """Mean change of the high frequencies in the early steps."""
+        """Mean change in the early steps."""
         return _mean(self.change[: self._partition])
 
     @property
-    def early_whole(self) -> float:
-        """Mean change of all frequencies in the early steps."""
-        return _mean(self.whole[: self._partition])
+    def early_prompt(self) -> float:
+        """Mean change in the early steps that the prompt alone makes."""
+        return _mean(self.prompt_change[: self._partition])
 
     @property
     def band(self) -> Band:
-        """ "high" where the adapter moves the high frequencies early at least as much as the whole spectrum."""
-        return "high" if self.early >= self.early_whole else "low"
+        """ "high" where the adapter moves the early high frequencies at least as much as the prompt's words do.
+
+        The change itself has no scale: it depends on base model, scheduler and steps, as the prompt's does.
+        """
+        return "high" if self.early >= self.early_prompt else "low"
 
     @property
     def _partition(self) -> int:
@@ -98,7 +101,8 @@ class Profile:
 
 
 def measure(model: Model, name: str, *, prompts: Sequence[str] = (), seeds: Sequence[int] = SEEDS) -> Profile:
-    """Profile a loaded adapter at its preferred strength: every prompt and seed twice, `STEPS` steps each.
+    """Profile a loaded adapter at its preferred strength: every prompt and seed with it, without it, and every seed
+    without any words; `STEPS` steps each.
 
     prompts: by default the adapter's own triggers, else the model's first example.
     Raises whatever StudioError a run fails with.
@@ -109,16 +113,17 @@ def measure(model: Model, name: str, *, prompts: Sequence[str] = (), seeds: Sequ
     settings: dict[str, Any] = {"steps": STEPS, "scheduler": "Euler"}
     without = [Request(text, seed=seed, **settings) for text in texts for seed in seeds]
     with_it = [Request(text, seed=seed, adapters=(use,), **settings) for text in texts for seed in seeds]
-    runs = _rings(model, [*without, *with_it])  # [runs, steps, RINGS]
-    base, own = runs.chunk(2)
-    high = slice(round(HIGH_FROM * RINGS), None)
+    empty = [Request("", seed=seed, **settings) for seed in seeds]
+    rings = _rings(model, [*with_it, *without, *empty])  # [runs, steps, RINGS]
+    high = rings[:, :, round(HIGH_FROM * RINGS) :]
+    own, base, wordless = high.tensor_split((len(with_it), len(with_it) + len(without)))
     return Profile(
         adapter=model.adapter(name).report.sha256,
         base=model.checkpoint.hash,
-        energy=_tuple(own[:, :, high].nanmean(dim=2).mean(dim=0)),
-        base_energy=_tuple(base[:, :, high].nanmean(dim=2).mean(dim=0)),
-        change=_tuple(_change(own[:, :, high], base[:, :, high])),
-        whole=_tuple(_change(own, base)),
+        energy=_tuple(own.nanmean(dim=2).mean(dim=0)),
+        base_energy=_tuple(base.nanmean(dim=2).mean(dim=0)),
+        change=_tuple(_change(own, base)),
+        prompt_change=_tuple(_change(base, wordless.repeat(len(texts), 1, 1))),
     )
 
 

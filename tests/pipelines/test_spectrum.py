@@ -96,7 +96,9 @@ def test_a_profile_is_measured_once_and_cmlora_goes_by_it(
     monkeypatch.setattr("pipelines.pipeline.measure", lambda *_: pytest.fail("measured twice"))
     assert pipe.profile("a") == profile
 
-    low = replace(profile, change=tuple(0.1 for _ in profile.change), whole=tuple(0.2 for _ in profile.whole))
+    low = replace(
+        profile, change=tuple(0.1 for _ in profile.change), prompt_change=tuple(0.2 for _ in profile.change)
+    )
     assert low.band == "low"
     remember(pipe.home, pipe.model, low)
     pipe.unload_lora_weights()
