@@ -229,11 +229,12 @@ def ways() -> dict[str, Composer]:
     return {"composite": Composite(), **modes}
 
 
-def time_pictures(pipe: StudioPipeline, steps: int, repeats: int) -> list[dict[str, Any]]:
+def time_pictures(
+    pipe: StudioPipeline, numbers: Sequence[int], steps: int, repeats: int
+) -> list[dict[str, Any]]:
     """One row a way and number of adapters: passes, FLOPs of the real calls, median seconds."""
     rows = []
-    most = min(5, len(pipe.model.bank.adapters))
-    for adapters in range(2, most + 1):
+    for adapters in numbers:
         prompt, uses = mixes(pipe, adapters, 1)[0]
         base = Request(prompt, adapters=uses, seed=1, steps=steps)
         requests = {name: replace(base, composer=way) for name, way in ways().items()}
@@ -281,8 +282,8 @@ def compare_pictures(
     for cut in pipe.model.facts.cuts[1:] if cuts else ():
         asked |= {f"{name}, {cut} cut": replace(asked[name], cut=cut) for name in ("dominant_only", "all")}
     differences: dict[str, list[float]] = {}
-    for number, (prompt, uses) in enumerate(mixes(pipe, adapters, prompts)):
-        for seed in range(seeds):
+    for seed in range(seeds):
+        for number, (prompt, uses) in enumerate(mixes(pipe, adapters, prompts)):
             here = [replace(one, prompt=prompt, adapters=uses, seed=seed) for one in asked.values()]
             latents = dict(zip(asked, pipe(here, output_type="latent").images, strict=True))
             for name, distance in _distances(latents).items():
@@ -349,7 +350,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--adapters", type=int, default=5, help="of a mix, for quality")
+    parser.add_argument("--adapters", type=int, nargs="+", default=[5], help="in a mix, one run each")
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3, help="for seconds")
@@ -367,12 +368,15 @@ def main(arguments: list[str] | None = None) -> int:
         pipe = load(options.model, options.device, options.lora)
         print(f"{options.model}, {device_name(pipe.model.device)}, {pipe.model.dtype}")
         if options.what == "seconds":
-            result = time_pictures(pipe, options.steps, options.repeats)
+            result = time_pictures(pipe, options.adapters, options.steps, options.repeats)
             print(table(result))
         else:
-            result = compare_pictures(
-                pipe, options.adapters, options.steps, options.prompts, options.seeds, cuts=options.cuts
-            )
+            result = [
+                compare_pictures(
+                    pipe, adapters, options.steps, options.prompts, options.seeds, cuts=options.cuts
+                )
+                for adapters in options.adapters
+            ]
             print(json.dumps(result, indent=1))
     if options.json:
         options.json.write_text(json.dumps(result, indent=1))
