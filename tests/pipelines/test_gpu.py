@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from composers import Composite, Merge, Switch, Use
+from composers import CMLoRA, Composite, Merge, Switch, Use
 from pipelines import Request, StudioPipeline
 from pipelines.engine.reference import merged
 from pipelines.schedulers import scheduler_names
@@ -53,6 +53,8 @@ REQUESTS = [
         guidance_scale=1.0,
     ),
     Request("word, " * 60, seed=5, steps=5, scheduler="DPM++ 2M SDE"),
+    Request("a cat", adapters=MIX, composer=CMLoRA(refresh="dominant_only"), seed=6, steps=6),
+    Request("a cat", adapters=MIX, composer=Composite(), reuse=2, seed=7, steps=5, scheduler="Heun"),
 ]
 
 
@@ -72,6 +74,20 @@ def test_the_gpu_draws_what_the_cpu_draws(
     ):
         assert relative(found, expected) < 1e-3
         assert relative(found, gpu(request, output_type="latent").images[0]) < 1e-4
+
+
+def test_features_on_the_host_draw_the_same_picture(
+    model_folder: Path, make_lora: Callable[..., Path]
+) -> None:
+    pipe = open_pipe(model_folder, make_lora, torch.float16, "cuda")
+    request = Request("a fox", adapters=MIX, composer=CMLoRA(refresh="dominant_only"), seed=1, steps=6)
+    on_device = pipe(request, output_type="latent")
+    pipe.model.feature_limit = 1
+    on_host = pipe(request, output_type="latent")
+    assert torch.equal(on_device.images[0], on_host.images[0])
+    assert ["host's memory" in note for note in on_host.records[0].notes] == [True]
+    assert on_device.records[0].notes == ()
+    assert on_host.records[0].shallow_rows > on_host.records[0].unet_rows
 
 
 @pytest.mark.parametrize("name", scheduler_names())
