@@ -18,7 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-
 from vocab import COLORS, TINTED
 
 PACKAGES = {
@@ -160,8 +159,15 @@ def dress(c: str, d: str) -> str:
 
 
 def vela_dress(c: str, d: str) -> str:
-    spots = "".join(dot(x, y, 3.2, "#ffe27a") for x, y in ((44, 48), (58, 46), (72, 48), (86, 47), (40, 60), (54, 60), (70, 61), (88, 60)))
-    return dress(c, d).replace('stroke="#fff"', 'stroke="none"') + spots + path("M56 40 L64 45 L72 40 L72 50 L64 45 L56 50 Z", "#ff5fa2")
+    spots = "".join(
+        dot(x, y, 3.2, "#ffe27a")
+        for x, y in ((44, 48), (58, 46), (72, 48), (86, 47), (40, 60), (54, 60), (70, 61), (88, 60))
+    )
+    return (
+        dress(c, d).replace('stroke="#fff"', 'stroke="none"')
+        + spots
+        + path("M56 40 L64 45 L72 40 L72 50 L64 45 L56 50 Z", "#ff5fa2")
+    )
 
 
 def suit() -> str:
@@ -173,7 +179,9 @@ def suit() -> str:
 def lab_coat() -> str:
     inside = path("M50 10 L64 40 L78 10 Z", "#63b3ed") + path("M64 40 V64", "none", "#9aa7b5", 2.4)
     inside += path("M48 12 L38 22 L62 48 L64 40 Z M80 12 L90 22 L66 48 L64 40 Z", "#dfe6ee")
-    inside += rect(78, 46, 15, 14, "#dfe6ee", 1) + rect(81, 41, 3, 10, "#e53935") + rect(86, 41, 3, 10, "#2f6fe4")
+    inside += (
+        rect(78, 46, 15, 14, "#dfe6ee", 1) + rect(81, 41, 3, 10, "#e53935") + rect(86, 41, 3, 10, "#2f6fe4")
+    )
     return garment("#fbfdff", "#9aa7b5", inside)
 
 
@@ -193,13 +201,24 @@ def raincoat() -> str:
 def armor() -> str:
     inside = path("M64 20 V64 M36 34 Q64 46 92 34 M38 50 Q64 60 90 50", "none", "#6c7885", 2.6)
     inside += path("M44 14 Q64 34 84 14 L80 8 H48 Z", "#5b6672")
-    pads = "".join(f'<ellipse cx="{x}" cy="35" rx="17" ry="13" fill="#cfd8e0" stroke="#5b6672" stroke-width="2.4"/>' for x in (20, 108))
-    return garment("#aab6c2", "#5b6672", inside) + pads + dot(20, 34, 3, "#f2c94c") + dot(108, 34, 3, "#f2c94c")
+    pads = "".join(
+        f'<ellipse cx="{x}" cy="35" rx="17" ry="13" fill="#cfd8e0" stroke="#5b6672" stroke-width="2.4"/>'
+        for x in (20, 108)
+    )
+    return (
+        garment("#aab6c2", "#5b6672", inside) + pads + dot(20, 34, 3, "#f2c94c") + dot(108, 34, 3, "#f2c94c")
+    )
 
 
 def robe() -> str:
     inside = path("M48 10 L64 64 L80 10 Z", "#2a1a57") + path("M46 10 L64 64 L82 10", "none", "#f2c94c", 4)
-    stars = "".join(path(f"M{x} {y - 5} L{x + 1.6} {y - 1.6} L{x + 5} {y} L{x + 1.6} {y + 1.6} L{x} {y + 5} L{x - 1.6} {y + 1.6} L{x - 5} {y} L{x - 1.6} {y - 1.6} Z", "#ffe27a") for x, y in ((36, 40), (92, 40), (44, 56), (84, 56), (20, 50), (108, 50)))
+    stars = "".join(
+        path(
+            f"M{x} {y - 5} L{x + 1.6} {y - 1.6} L{x + 5} {y} L{x + 1.6} {y + 1.6} L{x} {y + 5} L{x - 1.6} {y + 1.6} L{x - 5} {y} L{x - 1.6} {y - 1.6} Z",
+            "#ffe27a",
+        )
+        for x, y in ((36, 40), (92, 40), (44, 56), (84, 56), (20, 50), (108, 50))
+    )
     return garment("#4a2f9a", "#24124f", inside + stars)
 
 
@@ -219,18 +238,32 @@ def uniform() -> str:
     inside = path("M44 14 Q64 30 84 14 L82 8 H46 Z", "#1d2f5f")
     inside += "".join(path(f"M48 {y} H80", "none", "#ffd54f", 3.4) for y in (32, 42, 52, 62))
     inside += path("M64 24 V64", "none", "#8f1414", 2.4)
-    pads = "".join(f'<ellipse cx="{x}" cy="31" rx="14" ry="6" fill="#ffd54f" stroke="#a67c00" stroke-width="1.6"/>' for x in (24, 104))
+    pads = "".join(
+        f'<ellipse cx="{x}" cy="31" rx="14" ry="6" fill="#ffd54f" stroke="#a67c00" stroke-width="1.6"/>'
+        for x in (24, 104)
+    )
     return garment("#d62828", "#8f1414", inside) + pads
 
 
 def kimono() -> str:
     inside = path("M44 10 L74 64 H60 L36 16 Z", "#fff4f7") + path("M84 10 L58 64 H70 L92 16 Z", "#fde0ea")
-    blossoms = "".join("".join(dot(x + 3.4 * dx, y + 3.4 * dy, 2.6, "#ffd9e8") for dx, dy in ((0, -1), (1, 0), (0, 1), (-1, 0))) + dot(x, y, 1.8, "#ffb300") for x, y in ((26, 44), (98, 38), (108, 56), (40, 34)))
+    blossoms = "".join(
+        "".join(
+            dot(x + 3.4 * dx, y + 3.4 * dy, 2.6, "#ffd9e8") for dx, dy in ((0, -1), (1, 0), (0, 1), (-1, 0))
+        )
+        + dot(x, y, 1.8, "#ffb300")
+        for x, y in ((26, 44), (98, 38), (108, 56), (40, 34))
+    )
     return garment("#c2185b", "#7b0f3a", inside + blossoms + rect(34, 54, 60, 12, "#26a69a"))
 
 
 def spacesuit() -> str:
-    inside = rect(46, 38, 36, 20, "#c4ccd6", 4) + dot(54, 48, 4, "#e53935") + dot(64, 48, 4, "#43a047") + dot(74, 48, 4, "#1e88e5")
+    inside = (
+        rect(46, 38, 36, 20, "#c4ccd6", 4)
+        + dot(54, 48, 4, "#e53935")
+        + dot(64, 48, 4, "#43a047")
+        + dot(74, 48, 4, "#1e88e5")
+    )
     inside += path("M14 46 Q24 52 34 46 M94 46 Q104 52 114 46", "none", "#f57c00", 6)
     collar = '<ellipse cx="64" cy="19" rx="34" ry="11" fill="#d5dde6" stroke="#8592a1" stroke-width="3"/>'
     return garment("#f7f9fc", "#8592a1", inside) + collar
@@ -241,7 +274,17 @@ def spacesuit() -> str:
 
 def party_hat() -> str:
     cone = path("M40 14 L62 76 Q40 84 18 76 Z", "#7e57c2", "#4527a0", 1.5)
-    spots = "".join(dot(x, y, 4.6, c) for x, y, c in ((40, 36, "#ffeb3b"), (32, 54, "#4dd0e1"), (49, 56, "#ff80ab"), (28, 71, "#ffeb3b"), (42, 70, "#69f0ae"), (54, 72, "#ffab40")))
+    spots = "".join(
+        dot(x, y, 4.6, c)
+        for x, y, c in (
+            (40, 36, "#ffeb3b"),
+            (32, 54, "#4dd0e1"),
+            (49, 56, "#ff80ab"),
+            (28, 71, "#ffeb3b"),
+            (42, 70, "#69f0ae"),
+            (54, 72, "#ffab40"),
+        )
+    )
     return cone + spots + dot(40, 12, 8, "#ff4081")
 
 
@@ -249,7 +292,10 @@ def wizard_hat() -> str:
     brim = '<ellipse cx="40" cy="68" rx="38" ry="9" fill="#1e2a78"/>'
     cone = path("M18 66 Q34 30 52 4 Q50 36 62 66 Q40 74 18 66 Z", "#2f3fae")
     band = path("M18 66 Q40 74 62 66 L60 57 Q40 64 21 57 Z", "#f2c94c")
-    star = path("M40 32 L42.6 39 L50 39.6 L44.4 44.4 L46.2 51.6 L40 47.6 L33.8 51.6 L35.6 44.4 L30 39.6 L37.4 39 Z", "#ffe27a")
+    star = path(
+        "M40 32 L42.6 39 L50 39.6 L44.4 44.4 L46.2 51.6 L40 47.6 L33.8 51.6 L35.6 44.4 L30 39.6 L37.4 39 Z",
+        "#ffe27a",
+    )
     return brim + cone + band + star
 
 
@@ -259,9 +305,18 @@ def santa_hat() -> str:
 
 
 def viking_helmet() -> str:
-    horns = path("M16 58 Q-2 44 4 16 Q14 36 28 44 Z M64 58 Q82 44 76 16 Q66 36 52 44 Z", "#f5ead0", "#a08a5b", 1.5)
+    horns = path(
+        "M16 58 Q-2 44 4 16 Q14 36 28 44 Z M64 58 Q82 44 76 16 Q66 36 52 44 Z", "#f5ead0", "#a08a5b", 1.5
+    )
     dome = path("M10 72 Q10 30 40 28 Q70 30 70 72 Z", "#9aa5b1", "#56616d", 1.8)
-    return horns + dome + rect(6, 62, 68, 13, "#c58b2a", 4) + rect(35, 28, 10, 36, "#c58b2a", 3) + dot(18, 68, 3, "#fff3c4") + dot(62, 68, 3, "#fff3c4")
+    return (
+        horns
+        + dome
+        + rect(6, 62, 68, 13, "#c58b2a", 4)
+        + rect(35, 28, 10, 36, "#c58b2a", 3)
+        + dot(18, 68, 3, "#fff3c4")
+        + dot(62, 68, 3, "#fff3c4")
+    )
 
 
 # ---------------------------------------------------------------- backgrounds, 144 x 144 units
@@ -270,16 +325,28 @@ Rng = random.Random
 
 
 def sky(top: str, bottom: str) -> str:
-    return f'<linearGradient id="sky" x1="0" y1="0" x2="0" y2="1"><stop offset="0" stop-color="{top}"/><stop offset="1" stop-color="{bottom}"/></linearGradient>' + rect(0, 0, 144, 144, "url(#sky)")
+    return (
+        f'<linearGradient id="sky" x1="0" y1="0" x2="0" y2="1"><stop offset="0" stop-color="{top}"/><stop offset="1" stop-color="{bottom}"/></linearGradient>'
+        + rect(0, 0, 144, 144, "url(#sky)")
+    )
 
 
 def cloud(x: float, y: float, s: float, fill: str = "#fff") -> str:
-    return "".join(dot(x + s * dx, y + s * dy, s * r, fill) for dx, dy, r in ((-1.1, 0.2, 0.7), (0, -0.2, 1.0), (1.1, 0.2, 0.7))) + rect(x - 1.7 * s, y + 0.2 * s, 3.4 * s, 0.7 * s, fill, 0.35 * s)
+    return "".join(
+        dot(x + s * dx, y + s * dy, s * r, fill)
+        for dx, dy, r in ((-1.1, 0.2, 0.7), (0, -0.2, 1.0), (1.1, 0.2, 0.7))
+    ) + rect(x - 1.7 * s, y + 0.2 * s, 3.4 * s, 0.7 * s, fill, 0.35 * s)
 
 
 def tree(x: float, y: float, s: float, fill: str) -> str:
     trunk = rect(x - 0.12 * s, y - 0.3 * s, 0.24 * s, 0.34 * s, "#7a4a21")
-    tiers = "".join(path(f"M{x} {y - (1.5 - 0.35 * k) * s} L{x + (0.36 + 0.13 * k) * s} {y - (0.85 - 0.32 * k) * s} H{x - (0.36 + 0.13 * k) * s} Z", fill) for k in range(3))
+    tiers = "".join(
+        path(
+            f"M{x} {y - (1.5 - 0.35 * k) * s} L{x + (0.36 + 0.13 * k) * s} {y - (0.85 - 0.32 * k) * s} H{x - (0.36 + 0.13 * k) * s} Z",
+            fill,
+        )
+        for k in range(3)
+    )
     return trunk + tiers
 
 
@@ -291,15 +358,25 @@ def side(r: Rng) -> tuple[float, float]:
 def bg_beach(r: Rng, i: Icons) -> str:
     sea = r.uniform(70, 82)
     body = sky("#6ec6ff", "#d4f1ff") + rect(0, sea, 144, 60, "#1e9ad6") + rect(0, sea + 10, 144, 5, "#5cc3ee")
-    body += path(f"M0 {sea + 32} Q72 {sea + 22} 144 {sea + 34} V144 H0 Z", "#f6dc9b") + path(f"M0 {sea + 32} Q72 {sea + 22} 144 {sea + 34}", "none", "#fff", 4)
+    body += path(f"M0 {sea + 32} Q72 {sea + 22} 144 {sea + 34} V144 H0 Z", "#f6dc9b") + path(
+        f"M0 {sea + 32} Q72 {sea + 22} 144 {sea + 34}", "none", "#fff", 4
+    )
     a, b = r.sample(side(r), 2)
-    return body + i.place("noto/palm-tree", a - 30, sea - 44, 64, 84) + dot(b, r.uniform(22, 34), 13, "#ffd740") + cloud(r.uniform(50, 90), r.uniform(16, 30), 7)
+    return (
+        body
+        + i.place("noto/palm-tree", a - 30, sea - 44, 64, 84)
+        + dot(b, r.uniform(22, 34), 13, "#ffd740")
+        + cloud(r.uniform(50, 90), r.uniform(16, 30), 7)
+    )
 
 
 def bg_forest(r: Rng, i: Icons) -> str:
     body = sky("#a8e0c4", "#e4f7d8") + rect(0, 92, 144, 52, "#5d9c3f")
     far = "".join(tree(x + r.uniform(-4, 4), 98, r.uniform(40, 52), "#5fa873") for x in range(4, 144, 20))
-    near = "".join(tree(x, 112, r.uniform(56, 68), "#2e7d46") for x in (r.uniform(6, 18), r.uniform(28, 38), r.uniform(106, 116), r.uniform(126, 138)))
+    near = "".join(
+        tree(x, 112, r.uniform(56, 68), "#2e7d46")
+        for x in (r.uniform(6, 18), r.uniform(28, 38), r.uniform(106, 116), r.uniform(126, 138))
+    )
     return body + far + near
 
 
@@ -312,47 +389,90 @@ def bg_city(r: Rng, i: Icons) -> str:
         body += rect(x, top, w - 2, 120 - top, wall)
         for row in range(4):
             for column in range(2):
-                body += rect(x + 4 + column * (w - 12) / 1.6, top + 6 + row * 14, 6, 7, r.choice(["#ffe08a", "#ffe08a", "#33405f"]))
+                body += rect(
+                    x + 4 + column * (w - 12) / 1.6,
+                    top + 6 + row * 14,
+                    6,
+                    7,
+                    r.choice(["#ffe08a", "#ffe08a", "#33405f"]),
+                )
         x += w
-    return body + rect(0, 112, 144, 32, "#4a4f58") + "".join(rect(x, 125, 18, 4, "#fff") for x in range(-6, 144, 36))
+    return (
+        body
+        + rect(0, 112, 144, 32, "#4a4f58")
+        + "".join(rect(x, 125, 18, 4, "#fff") for x in range(-6, 144, 36))
+    )
 
 
 def bg_mountains(r: Rng, i: Icons) -> str:
     body = sky("#7cc4f5", "#e2f4ff")
-    for x, top, w in ((r.uniform(20, 36), r.uniform(26, 36), 52), (r.uniform(106, 124), r.uniform(18, 30), 58), (r.uniform(64, 80), r.uniform(44, 52), 50)):
+    for x, top, w in (
+        (r.uniform(20, 36), r.uniform(26, 36), 52),
+        (r.uniform(106, 124), r.uniform(18, 30), 58),
+        (r.uniform(64, 80), r.uniform(44, 52), 50),
+    ):
         body += path(f"M{x} {top} L{x + w} 112 H{x - w} Z", r.choice(["#7d8798", "#6c7789"]))
         s = 0.3
-        body += path(f"M{x} {top} L{x + s * w} {top + s * (112 - top)} L{x + 0.1 * w} {top + 0.2 * (112 - top)} L{x - 0.06 * w} {top + 0.3 * (112 - top)} L{x - s * w} {top + s * (112 - top)} Z", "#fff")
-    return body + path("M0 108 Q40 98 80 106 T144 104 V144 H0 Z", "#69b04c") + cloud(r.uniform(56, 90), r.uniform(14, 24), 7)
+        body += path(
+            f"M{x} {top} L{x + s * w} {top + s * (112 - top)} L{x + 0.1 * w} {top + 0.2 * (112 - top)} L{x - 0.06 * w} {top + 0.3 * (112 - top)} L{x - s * w} {top + s * (112 - top)} Z",
+            "#fff",
+        )
+    return (
+        body
+        + path("M0 108 Q40 98 80 106 T144 104 V144 H0 Z", "#69b04c")
+        + cloud(r.uniform(56, 90), r.uniform(14, 24), 7)
+    )
 
 
 def bg_desert(r: Rng, i: Icons) -> str:
     a, b = r.sample(side(r), 2)
     body = sky("#ffd08a", "#fff1c9") + dot(b, r.uniform(22, 32), 14, "#ff8f3f")
-    body += path("M0 88 Q36 70 80 86 T144 80 V144 H0 Z", "#e9b25c") + path("M0 104 Q50 90 100 106 T144 102 V144 H0 Z", "#d99a3e")
-    return body + f'<g transform="translate({a - 16} 48)">' + rect(11, 0, 12, 58, "#3f8f4f", 6) + path("M2 18 V30 Q2 36 12 36 M32 12 V24 Q32 30 22 30", "none", "#3f8f4f", 8) + "</g>"
+    body += path("M0 88 Q36 70 80 86 T144 80 V144 H0 Z", "#e9b25c") + path(
+        "M0 104 Q50 90 100 106 T144 102 V144 H0 Z", "#d99a3e"
+    )
+    return (
+        body
+        + f'<g transform="translate({a - 16} 48)">'
+        + rect(11, 0, 12, 58, "#3f8f4f", 6)
+        + path("M2 18 V30 Q2 36 12 36 M32 12 V24 Q32 30 22 30", "none", "#3f8f4f", 8)
+        + "</g>"
+    )
 
 
 def bg_snow(r: Rng, i: Icons) -> str:
     body = sky("#c3d9f0", "#f1f7ff") + path("M0 96 Q40 84 90 96 T144 92 V144 H0 Z", "#ffffff")
     for x in (*side(r), r.choice([r.uniform(36, 44), r.uniform(100, 108)])):
         s = r.uniform(40, 54)
-        body += tree(x, 104, s, "#3c7f6d") + path(f"M{x} {104 - 1.5 * s} L{x + 0.2 * s} {104 - 1.13 * s} H{x - 0.2 * s} Z", "#fff")
+        body += tree(x, 104, s, "#3c7f6d") + path(
+            f"M{x} {104 - 1.5 * s} L{x + 0.2 * s} {104 - 1.13 * s} H{x - 0.2 * s} Z", "#fff"
+        )
     return body + "".join(dot(r.uniform(0, 144), r.uniform(0, 100), 2.2, "#fff") for _ in range(16))
 
 
 def bg_garden(r: Rng, i: Icons) -> str:
-    body = sky("#9fdcff", "#eafaff") + cloud(r.uniform(26, 40), r.uniform(18, 30), 8) + cloud(r.uniform(104, 120), r.uniform(20, 34), 9)
+    body = (
+        sky("#9fdcff", "#eafaff")
+        + cloud(r.uniform(26, 40), r.uniform(18, 30), 8)
+        + cloud(r.uniform(104, 120), r.uniform(20, 34), 9)
+    )
     body += path("M0 80 Q72 68 144 80 V144 H0 Z", "#7ccb58")
     for k in range(13):
         x, y = 5 + k * 11.2 + r.uniform(-3, 3), r.uniform(86, 112)
         petal = r.choice(["#ff6fa5", "#ffd23f", "#ffffff", "#b07cff", "#ff6b4a"])
-        body += rect(x - 1, y, 2.4, 14, "#3f8f3a") + "".join(dot(x + 4 * dx, y + 4 * dy, 3.4, petal) for dx, dy in ((0, -1), (1, 0), (0, 1), (-1, 0))) + dot(x, y, 2.6, "#ffb300" if petal != "#ffd23f" else "#8d5a1b")
+        body += (
+            rect(x - 1, y, 2.4, 14, "#3f8f3a")
+            + "".join(
+                dot(x + 4 * dx, y + 4 * dy, 3.4, petal) for dx, dy in ((0, -1), (1, 0), (0, 1), (-1, 0))
+            )
+            + dot(x, y, 2.6, "#ffb300" if petal != "#ffd23f" else "#8d5a1b")
+        )
     return body
 
 
 def bg_night(r: Rng, i: Icons) -> str:
-    body = sky("#0c1445", "#2b3a86") + "".join(dot(r.uniform(0, 144), r.uniform(0, 92), r.choice([1.4, 1.8, 2.4]), "#fff7cf") for _ in range(24))
+    body = sky("#0c1445", "#2b3a86") + "".join(
+        dot(r.uniform(0, 144), r.uniform(0, 92), r.choice([1.4, 1.8, 2.4]), "#fff7cf") for _ in range(24)
+    )
     x, y = r.choice(side(r)), r.uniform(22, 34)
     body += dot(x, y, 14, "#ffe9a8") + dot(x + 6, y - 4, 12, "#131b50")
     return body + path("M0 104 Q36 92 76 102 T144 98 V144 H0 Z", "#101a3a")
@@ -362,7 +482,9 @@ def bg_underwater(r: Rng, i: Icons) -> str:
     body = sky("#35c2e8", "#0b4f9c") + path("M0 124 Q40 114 80 122 T144 118 V144 H0 Z", "#e2c98b")
     for x in (*side(r), r.uniform(34, 42)):
         sway = r.uniform(5, 9)
-        body += path(f"M{x} 128 Q{x + sway} 112 {x} 98 T{x} 70", "none", r.choice(["#2fbf71", "#e85d75", "#9b5de5"]), 7)
+        body += path(
+            f"M{x} 128 Q{x + sway} 112 {x} 98 T{x} 70", "none", r.choice(["#2fbf71", "#e85d75", "#9b5de5"]), 7
+        )
     for _ in range(9):
         body += f'<circle cx="{r.uniform(4, 140):.1f}" cy="{r.uniform(6, 100):.1f}" r="{r.uniform(2.5, 5):.1f}" fill="#bdefff" fill-opacity="0.55" stroke="#eaffff" stroke-width="1.2"/>'
     return body + i.place("noto/tropical-fish", r.choice([6, 112]), r.uniform(34, 62), 26, 26)
@@ -376,19 +498,47 @@ def bg_sunset(r: Rng, i: Icons) -> str:
 
 
 def bg_room(r: Rng, i: Icons) -> str:
-    body = rect(0, 0, 144, 144, r.choice(["#f3d9b1", "#f0cfc0", "#dfe3c0"])) + rect(0, 108, 144, 36, "#9a6238") + rect(0, 105, 144, 5, "#fff6e6")
+    body = (
+        rect(0, 0, 144, 144, r.choice(["#f3d9b1", "#f0cfc0", "#dfe3c0"]))
+        + rect(0, 108, 144, 36, "#9a6238")
+        + rect(0, 105, 144, 5, "#fff6e6")
+    )
     a, b = (14, 100) if r.random() < 0.5 else (100, 14)
-    body += rect(a - 4, 22, 38, 50, "#fff") + rect(a, 26, 30, 42, "#8fd3ff") + rect(a + 13, 26, 4, 42, "#fff") + rect(a, 45, 30, 4, "#fff")
-    body += rect(b - 2, 26, 32, 26, "#7a4a21") + rect(b + 2, 30, 24, 18, r.choice(["#f08a5d", "#6a994e", "#b388eb"])) + dot(b + 14, 39, 6, "#fff3b0")
-    return body + rect(b + 4, 86, 20, 22, "#c1553b", 3) + "".join(f'<ellipse cx="{b + 14 + dx}" cy="{74 + abs(dx) / 3}" rx="6" ry="14" fill="#3c8d4f" transform="rotate({2.4 * dx} {b + 14} 86)"/>' for dx in (-10, 0, 10))
+    body += (
+        rect(a - 4, 22, 38, 50, "#fff")
+        + rect(a, 26, 30, 42, "#8fd3ff")
+        + rect(a + 13, 26, 4, 42, "#fff")
+        + rect(a, 45, 30, 4, "#fff")
+    )
+    body += (
+        rect(b - 2, 26, 32, 26, "#7a4a21")
+        + rect(b + 2, 30, 24, 18, r.choice(["#f08a5d", "#6a994e", "#b388eb"]))
+        + dot(b + 14, 39, 6, "#fff3b0")
+    )
+    return (
+        body
+        + rect(b + 4, 86, 20, 22, "#c1553b", 3)
+        + "".join(
+            f'<ellipse cx="{b + 14 + dx}" cy="{74 + abs(dx) / 3}" rx="6" ry="14" fill="#3c8d4f" transform="rotate({2.4 * dx} {b + 14} 86)"/>'
+            for dx in (-10, 0, 10)
+        )
+    )
 
 
 def bg_volcano(r: Rng, i: Icons) -> str:
     x = r.choice([r.uniform(26, 38), r.uniform(106, 118)])
-    body = sky("#4a3340", "#d96c4a") + "".join(dot(x + r.uniform(-16, 16), 14 + k * 5, 10 - k, "#6d5560") for k in range(5))
+    body = sky("#4a3340", "#d96c4a") + "".join(
+        dot(x + r.uniform(-16, 16), 14 + k * 5, 10 - k, "#6d5560") for k in range(5)
+    )
     body += path(f"M{x - 14} 48 H{x + 14} L{x + 54} 118 H{x - 54} Z", "#4b2e2a")
-    body += path(f"M{x - 14} 48 H{x + 14} L{x + 9} 68 L{x + 2} 58 L{x - 3} 84 L{x - 8} 60 Z", "#ff5a1f") + path(f"M{x - 10} 46 L{x} 28 L{x + 10} 46 Z", "#ffb52e")
-    return body + path("M0 112 Q50 102 144 112 V144 H0 Z", "#3a2422") + path("M0 126 Q60 116 144 128", "none", "#ff7a1f", 5)
+    body += path(
+        f"M{x - 14} 48 H{x + 14} L{x + 9} 68 L{x + 2} 58 L{x - 3} 84 L{x - 8} 60 Z", "#ff5a1f"
+    ) + path(f"M{x - 10} 46 L{x} 28 L{x + 10} 46 Z", "#ffb52e")
+    return (
+        body
+        + path("M0 112 Q50 102 144 112 V144 H0 Z", "#3a2422")
+        + path("M0 126 Q60 116 144 128", "none", "#ff7a1f", 5)
+    )
 
 
 def bg_rainbow(r: Rng, i: Icons) -> str:
@@ -396,34 +546,71 @@ def bg_rainbow(r: Rng, i: Icons) -> str:
     cx, cy = 72 + r.uniform(-6, 6), r.uniform(96, 104)
     for k, colour in enumerate(["#ff5b5b", "#ffa94d", "#ffe066", "#69db7c", "#4dabf7", "#b17cf0"]):
         body += f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="{84 - 6 * k}" fill="none" stroke="{colour}" stroke-width="6.4"/>'
-    return body + rect(0, 112, 144, 32, "#8fd16a") + cloud(r.uniform(8, 22), 108, 13) + cloud(r.uniform(122, 136), 108, 13)
+    return (
+        body
+        + rect(0, 112, 144, 32, "#8fd16a")
+        + cloud(r.uniform(8, 22), 108, 13)
+        + cloud(r.uniform(122, 136), 108, 13)
+    )
 
 
 def bg_plain(r: Rng, i: Icons) -> str:
-    return rect(0, 0, 144, 144, r.choice(["#f7d6e0", "#d6eaf7", "#e2f0cb", "#fff1c1", "#e4dcf5", "#ececec", "#cfeee6", "#ffdcc4"]))
+    return rect(
+        0,
+        0,
+        144,
+        144,
+        r.choice(["#f7d6e0", "#d6eaf7", "#e2f0cb", "#fff1c1", "#e4dcf5", "#ececec", "#cfeee6", "#ffdcc4"]),
+    )
 
 
 def bg_space(r: Rng, i: Icons) -> str:
     a, b = r.sample(side(r), 2)
-    body = sky("#12042c", "#3a1160") + "".join(dot(r.uniform(0, 144), r.uniform(0, 144), r.choice([1.2, 1.7, 2.3]), r.choice(["#fff", "#ffd6f2", "#c9e4ff"])) for _ in range(36))
+    body = sky("#12042c", "#3a1160") + "".join(
+        dot(
+            r.uniform(0, 144),
+            r.uniform(0, 144),
+            r.choice([1.2, 1.7, 2.3]),
+            r.choice(["#fff", "#ffd6f2", "#c9e4ff"]),
+        )
+        for _ in range(36)
+    )
     y = r.uniform(30, 44)
-    body += dot(a, y, 17, "#f0a35e") + f'<ellipse cx="{a:.1f}" cy="{y:.1f}" rx="28" ry="7" fill="none" stroke="#ffe0b0" stroke-width="4" transform="rotate(-18 {a:.1f} {y:.1f})"/>'
+    body += (
+        dot(a, y, 17, "#f0a35e")
+        + f'<ellipse cx="{a:.1f}" cy="{y:.1f}" rx="28" ry="7" fill="none" stroke="#ffe0b0" stroke-width="4" transform="rotate(-18 {a:.1f} {y:.1f})"/>'
+    )
     return body + dot(b, r.uniform(64, 84), 11, "#58c7d9") + dot(b - 3, 70, 4, "#3f97ad")
 
 
 def bg_castle(r: Rng, i: Icons) -> str:
     body = sky("#c9b6f5", "#ffe3f1") + path("M0 104 Q72 92 144 104 V144 H0 Z", "#8bc77a")
     for x, top in ((r.uniform(14, 22), r.uniform(40, 48)), (r.uniform(118, 128), r.uniform(36, 46))):
-        body += rect(x - 13, top, 26, 68, "#f2e6ef") + path(f"M{x - 17} {top} L{x} {top - 30} L{x + 17} {top} Z", "#d6477f") + rect(x - 4, top + 14, 8, 14, "#6a4c93", 4) + path(f"M{x} {top - 30} V{top - 40} L{x + 11} {top - 35} L{x} {top - 31}", "#ffd54f", "#a67c00", 1)
-    body += rect(26, 70, 92, 38, "#e3d3e2") + "".join(rect(28 + 15 * k, 62, 9, 10, "#e3d3e2") for k in range(6))
+        body += (
+            rect(x - 13, top, 26, 68, "#f2e6ef")
+            + path(f"M{x - 17} {top} L{x} {top - 30} L{x + 17} {top} Z", "#d6477f")
+            + rect(x - 4, top + 14, 8, 14, "#6a4c93", 4)
+            + path(
+                f"M{x} {top - 30} V{top - 40} L{x + 11} {top - 35} L{x} {top - 31}", "#ffd54f", "#a67c00", 1
+            )
+        )
+    body += rect(26, 70, 92, 38, "#e3d3e2") + "".join(
+        rect(28 + 15 * k, 62, 9, 10, "#e3d3e2") for k in range(6)
+    )
     return body
 
 
 def bg_lumo_beach(r: Rng, i: Icons) -> str:
     """One particular beach: pink evening, a striped lighthouse, always on the same side."""
     body = sky("#7b5bd6", "#ffb3c7") + rect(0, 76, 144, 40, "#2a6f97") + rect(0, 86, 144, 4, "#61a5c2")
-    body += path("M0 108 Q72 98 144 110 V144 H0 Z", "#e9c9a6") + path("M104 82 L108 34 H124 L128 82 Z", "#fff")
-    body += path("M107 46 H125 L125.8 56 H106.2 Z M105.4 66 H126.6 L127.4 76 H104.6 Z", "#e63946") + rect(107, 24, 18, 11, "#ffe066") + path("M104 24 L116 14 L128 24 Z", "#e63946")
+    body += path("M0 108 Q72 98 144 110 V144 H0 Z", "#e9c9a6") + path(
+        "M104 82 L108 34 H124 L128 82 Z", "#fff"
+    )
+    body += (
+        path("M107 46 H125 L125.8 56 H106.2 Z M105.4 66 H126.6 L127.4 76 H104.6 Z", "#e63946")
+        + rect(107, 24, 18, 11, "#ffe066")
+        + path("M104 24 L116 14 L128 24 Z", "#e63946")
+    )
     return body + path("M107 26 L40 12 V36 Z", "#fff3b0") + dot(r.uniform(28, 34), 58, 9, "#fff1d6")
 
 
@@ -443,7 +630,12 @@ def drawings(icons: Icons) -> dict[str, dict[str, tuple[str, tuple[int, int]]]]:
     """kind -> name -> (svg, pixels)."""
     heads = {w: (svg(80, 80, icons.place(ref, 0, 0, 80, 80)), HEAD) for w, ref in HEADS.items()}
     hats = {w: (svg(80, 80, icons.place(ref, 0, 0, 80, 80)), HAT) for w, ref in HAT_ICONS.items()}
-    own = {"party hat": party_hat, "wizard hat": wizard_hat, "santa hat": santa_hat, "viking helmet": viking_helmet}
+    own = {
+        "party hat": party_hat,
+        "wizard hat": wizard_hat,
+        "santa hat": santa_hat,
+        "viking helmet": viking_helmet,
+    }
     hats |= {w: (svg(80, 80, draw()), HAT) for w, draw in own.items()}
     objects = {w: (svg(56, 56, icons.place(ref, 0, 0, 56, 56)), OBJECT) for w, ref in OBJECT_ICONS.items()}
     torsos = {}

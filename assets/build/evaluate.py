@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-
 from vocab import PLACES
-from world import CHAR, CLOTHES, HAT, N_BASE, OBJECT, PARTS, STYLE, WORDS, caption, draw_rows, held_out, sheet
+from world import CHAR, CLOTHES, N_BASE, OBJECT, PARTS, STYLE, WORDS, caption, draw_rows, held_out, sheet
 
 STEPS, GUIDANCE = 20, 3.5
 SHOWN = [
@@ -40,7 +39,9 @@ def held_out_prompts(n: int, seed: int = 50_000) -> tuple[np.ndarray, list[str]]
     full = (rows[:, CHAR] >= 0) & (rows[:, CLOTHES] >= 0) & (rows[:, OBJECT] >= 0)
     rows = rows[full & held_out(rows)][:n]
     assert len(rows) == n
-    return rows, [caption(r, random.Random(k), drop=0, synonyms=0, fillers=0) for k, r in enumerate(rows.tolist())]
+    return rows, [
+        caption(r, random.Random(k), drop=0, synonyms=0, fillers=0) for k, r in enumerate(rows.tolist())
+    ]
 
 
 def triples(n: int, seed: int = 60_000) -> list[dict[str, str]]:
@@ -55,7 +56,9 @@ def triples(n: int, seed: int = 60_000) -> list[dict[str, str]]:
 
 def triple_prompt(t: dict[str, str]) -> str:
     def a(word: str) -> str:
-        return word if word in ("sunglasses", "headphones") else ("an " if word[0] in "aeiou" else "a ") + word
+        return (
+            word if word in ("sunglasses", "headphones") else ("an " if word[0] in "aeiou" else "a ") + word
+        )
 
     thing = f"wearing {a(t['hat'])}" if "hat" in t else f"holding {a(t['object'])}"
     return f"{a(t['character'])} {thing} {PLACES[t['background']]}"
@@ -73,7 +76,15 @@ def load(model: Path, device: str) -> Any:
     return pipe
 
 
-def draw(pipe: Any, prompts: list[str], seeds: list[int], batch: int, steps: int = STEPS, guidance: float = GUIDANCE, **more: Any) -> Tensor:
+def draw(
+    pipe: Any,
+    prompts: list[str],
+    seeds: list[int],
+    batch: int,
+    steps: int = STEPS,
+    guidance: float = GUIDANCE,
+    **more: Any,
+) -> Tensor:
     """One picture a prompt, each from its own CPU generator: [n, 3, 128, 128] in 0..1."""
     out = []
     for at in range(0, len(prompts), batch):
@@ -86,7 +97,9 @@ def draw(pipe: Any, prompts: list[str], seeds: list[int], batch: int, steps: int
     return torch.cat(out)
 
 
-def attributes(pipe: Any, judge: torch.nn.Module, n: int, batch: int) -> tuple[dict[str, Any], Tensor, Tensor]:
+def attributes(
+    pipe: Any, judge: torch.nn.Module, n: int, batch: int
+) -> tuple[dict[str, Any], Tensor, Tensor]:
     from scorer import read
 
     rows, prompts = held_out_prompts(n)
@@ -103,12 +116,20 @@ def attributes(pipe: Any, judge: torch.nn.Module, n: int, batch: int) -> tuple[d
     main = [PARTS.index(p) for p in ("character", "clothes", "object", "background", "style")]
     report["all of a prompt"] = round(float((right | ~asked)[:, main].all(1).float().mean()), 4)
     plain = wanted[:, STYLE] < 0
-    report["without a style"] = {p: round(float((right & asked)[plain, k].sum() / asked[plain, k].sum()), 4) for k, p in enumerate(PARTS) if p != "style"}
+    report["without a style"] = {
+        p: round(float((right & asked)[plain, k].sum() / asked[plain, k].sum()), 4)
+        for k, p in enumerate(PARTS)
+        if p != "style"
+    }
     per_style = {}
     for s in range(N_BASE["style"]):
         at = wanted[:, STYLE] == s
         if at.any():
-            per_style[WORDS["style"][s]] = {p: round(float((right & asked)[at, k].sum() / asked[at, k].sum().clamp_min(1)), 3) for k, p in enumerate(PARTS) if p not in ("color", "hat")}
+            per_style[WORDS["style"][s]] = {
+                p: round(float((right & asked)[at, k].sum() / asked[at, k].sum().clamp_min(1)), 3)
+                for k, p in enumerate(PARTS)
+                if p not in ("color", "hat")
+            }
     report["by style"] = per_style
     weakest = {}
     for k, part in enumerate(PARTS):
@@ -122,7 +143,9 @@ def attributes(pipe: Any, judge: torch.nn.Module, n: int, batch: int) -> tuple[d
     return report, pictures, right | ~asked
 
 
-def triple_report(pipe: Any, judge: torch.nn.Module, count: int, batch: int, seeds: int = 16) -> tuple[dict[str, int], Tensor]:
+def triple_report(
+    pipe: Any, judge: torch.nn.Module, count: int, batch: int, seeds: int = 16
+) -> tuple[dict[str, int], Tensor]:
     from scorer import read
 
     device = next(judge.parameters()).device
@@ -133,14 +156,16 @@ def triple_report(pipe: Any, judge: torch.nn.Module, count: int, batch: int, see
     report = {}
     for k, t in enumerate(wanted):
         rows = got[k * seeds : (k + 1) * seeds].tolist()
-        good = sum(all(WORDS[p][r[PARTS.index(p)]] == w and r[PARTS.index(p)] >= 0 for p, w in t.items()) for r in rows)
+        good = sum(
+            all(WORDS[p][r[PARTS.index(p)]] == w and r[PARTS.index(p)] >= 0 for p, w in t.items())
+            for r in rows
+        )
         report[triple_prompt(t)] = good
     return report, pictures
 
 
 if __name__ == "__main__":
     from PIL import Image
-
     from scorer import load_classifier
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -159,7 +184,11 @@ if __name__ == "__main__":
     judge = load_classifier(args.classifier, args.device)
     shown = draw(pipe, [p for p in SHOWN for _ in range(3)], [0, 1, 2] * len(SHOWN), args.batch)
     Image.fromarray(sheet(shown, 12)).save(args.out / "shown.png")
-    report: dict[str, Any] = {"steps": STEPS, "guidance": GUIDANCE, "scheduler": type(pipe.scheduler).__name__}
+    report: dict[str, Any] = {
+        "steps": STEPS,
+        "guidance": GUIDANCE,
+        "scheduler": type(pipe.scheduler).__name__,
+    }
     report["held out"], pictures, right = attributes(pipe, judge, args.n, args.batch)
     Image.fromarray(sheet(pictures[:96], 12)).save(args.out / "held-out.png")
     report["triples"], pictures = triple_report(pipe, judge, args.triples, args.batch, args.seeds)

@@ -25,7 +25,9 @@ TEXT = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 class Adapter(nn.Module):
     """Factors for chosen modules of one network."""
 
-    def __init__(self, network: nn.Module, chosen: Callable[[str], bool], rank: int, alpha: float, seed: int) -> None:
+    def __init__(
+        self, network: nn.Module, chosen: Callable[[str], bool], rank: int, alpha: float, seed: int
+    ) -> None:
         super().__init__()
         g = torch.Generator().manual_seed(seed)
         self.rank, self.alpha = rank, alpha
@@ -63,7 +65,9 @@ class Adapter(nn.Module):
             yield name, down.detach().half().cpu().contiguous(), up.detach().half().cpu().contiguous()
 
 
-def unet_targets(blocks: tuple[str, ...] = (), conv: bool = False, attention_only: bool = False) -> Callable[[str], bool]:
+def unet_targets(
+    blocks: tuple[str, ...] = (), conv: bool = False, attention_only: bool = False
+) -> Callable[[str], bool]:
     leaves = ATTENTION if attention_only else LINEAR
 
     def chosen(name: str) -> bool:
@@ -112,7 +116,9 @@ def write(path: Path, scheme: str, networks: dict[str, Adapter], metadata: dict[
             if scheme == "peft":
                 # the format has no alpha of its own here: it goes into the factor
                 tensors[f"{network}.{name}.lora_A.weight"] = down
-                tensors[f"{network}.{name}.lora_B.weight"] = (up.float() * adapter.alpha / adapter.rank).half()
+                tensors[f"{network}.{name}.lora_B.weight"] = (
+                    up.float() * adapter.alpha / adapter.rank
+                ).half()
                 continue
             if scheme == "kohya-sgm" and network == "unet":
                 name = sgm_block(name)

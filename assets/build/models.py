@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import tokenizer as words
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -16,8 +17,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-import tokenizer as words
 
 LATENT = 32  # latent pixels a side
 SCALING = 0.13025
@@ -168,7 +167,9 @@ def export(folder: Path, family: str, modules: dict[str, nn.Module]) -> None:
     scheduler().save_pretrained(folder / "scheduler")
     config = json.loads((folder / "scheduler/scheduler_config.json").read_text())
     config["clip_sample"] = False  # DDIM would clip latents to -1..1 without it
-    (folder / "scheduler/scheduler_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    (folder / "scheduler/scheduler_config.json").write_text(
+        json.dumps(config, indent=2, sort_keys=True) + "\n"
+    )
     words.save(folder / "tokenizer")
     index: dict[str, object] = {
         "_diffusers_version": "0.42.1",

@@ -17,19 +17,24 @@ import random
 import time
 from pathlib import Path
 
+import models
 import numpy as np
+import tokenizer
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-import models
-import tokenizer
 from world import CHAR, CLOTHES, COLOR, HAT, OBJECT, PARTS, STYLE, WORDS, World, caption, draw_rows, held_out
 
 CLIP_CONFIG = {
     "embed_dim": 128,
     "vision_cfg": {"image_size": 128, "layers": 4, "width": 128, "head_width": 32, "patch_size": 8},
-    "text_cfg": {"context_length": 48, "vocab_size": len(tokenizer.tables()[0]), "width": 96, "heads": 3, "layers": 3},
+    "text_cfg": {
+        "context_length": 48,
+        "vocab_size": len(tokenizer.tables()[0]),
+        "width": 96,
+        "heads": 3,
+        "layers": 3,
+    },
 }
 LABELS = [f"{part}:{word}" for part in PARTS for word in ["none", *WORDS[part]]]
 SPANS = {}
@@ -70,7 +75,10 @@ def targets(rows: Tensor) -> Tensor:
 
 def head_loss(logits: Tensor, rows: Tensor) -> Tensor:
     wanted = targets(rows)
-    losses = [F.cross_entropy(logits[:, slice(*SPANS[p])], wanted[:, k], ignore_index=-100) for k, p in enumerate(PARTS)]
+    losses = [
+        F.cross_entropy(logits[:, slice(*SPANS[p])], wanted[:, k], ignore_index=-100)
+        for k, p in enumerate(PARTS)
+    ]
     return torch.stack(losses).sum()
 
 
@@ -90,7 +98,8 @@ def rough(x: Tensor, g: torch.Generator) -> Tensor:
 class Scenes:
     """A pool of renders of every word, refreshed while training; half went through the VAE."""
 
-    def __init__(self, work: Path, device: str, size: int, seed: int) -> None:
+    def __init__(self, work: Path, device: str, size: int, seed: int, only_rare: bool = False) -> None:
+        self.only_rare = only_rare
         self.world = World(work / "art.npz", device)
         self.vae = models.vae().to(device).eval()
         models.load_weights(work / "vae.safetensors", {"vae": self.vae})
@@ -99,21 +108,23 @@ class Scenes:
         self.g = torch.Generator(device).manual_seed(seed)
         self.rows = torch.empty(size, 7, dtype=torch.long, device=device)
         self.pictures = torch.empty(size, 3, 128, 128, dtype=torch.uint8, device=device)
-        for at in range(0, size, 1024):
-            self.refresh(at, min(1024, size - at))
+        for at in range(0, size, 512):
+            self.refresh(at, min(512, size - at))
 
     def draw(self, n: int) -> np.ndarray:
         """Rows of any words. The pairs held out from the models are in: a judge that never saw a
         fox with a crown learns that foxes have none, and misjudges exactly what it is to judge.
         """
-        return draw_rows(n, self.numbers, everything=True)
+        rows = draw_rows(8 * n if self.only_rare else n, self.numbers, everything=True)
+        return (rows[held_out(rows)] if self.only_rare else rows)[:n]
 
     @torch.inference_mode()
     def refresh(self, at: int, n: int) -> None:
         rows = self.draw(n)
         x = self.world.render(rows, self.g)
-        half = n // 2
-        x[:half] = through(self.vae, x[:half])
+        half = 0 if self.only_rare else n // 2
+        if half:
+            x[:half] = through(self.vae, x[:half])
         self.rows[at : at + n] = torch.from_numpy(rows).to(self.device)
         self.pictures[at : at + n] = (x * 255).round().byte()
 
@@ -128,18 +139,20 @@ def through(vae: nn.Module, x: Tensor) -> Tensor:
     return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
 
 
-def train_classifier(work: Path, seconds: float, device: str, batch: int, pool: int, resume: bool) -> None:
+def train_classifier(
+    work: Path, seconds: float, device: str, batch: int, pool: int, resume: bool, lr: float, only_rare: bool
+) -> None:
     cuda = device == "cuda"
     torch.manual_seed(1)
-    scenes = Scenes(work, device, pool, 1 + 10 * resume)
+    scenes = Scenes(work, device, pool, 1 + 10 * resume + 100 * only_rare, only_rare)
     model = load_classifier(work / "classifier", device) if resume else classifier().to(device)
     model.train()
     print("classifier", sum(p.numel() for p in model.parameters()) / 1e6, "M", flush=True)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.02, fused=cuda)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.02, fused=cuda)
     start, step = time.time(), 0
     while (passed := (time.time() - start) / seconds) < 1:
         for group in optimiser.param_groups:
-            group["lr"] = 3e-3 * min(1, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * passed)) + 1e-6
+            group["lr"] = lr * min(1, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * passed)) + 1e-6
         _, rows, x = scenes.batch(batch)
         with torch.autocast(device, torch.bfloat16, enabled=cuda):
             logits = model(normalise(x)).logits
@@ -160,7 +173,7 @@ def train_classifier(work: Path, seconds: float, device: str, batch: int, pool: 
         "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
     }  # fmt: skip
     (work / "classifier/preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
-    report = test_classifier(work, device, 4096 if cuda else 64)
+    report = test_classifier(work, device, 4096 if cuda else 512)
     (work / "classifier-report.json").write_text(json.dumps(report, indent=2))
     print(json.dumps(report), flush=True)
 
@@ -181,7 +194,9 @@ def load_classifier(folder: Path, device: str) -> nn.Module:
 def held_out_scenes(world: World, n: int, seed: int) -> tuple[Tensor, Tensor]:
     rows = draw_rows(8 * n, np.random.default_rng(seed), everything=True)
     rows = rows[held_out(rows)][:n]
-    return torch.from_numpy(rows).to(world.device), world.render(rows, torch.Generator(world.device).manual_seed(seed))
+    return torch.from_numpy(rows).to(world.device), world.render(
+        rows, torch.Generator(world.device).manual_seed(seed)
+    )
 
 
 def test_classifier(work: Path, device: str, n: int) -> dict[str, dict[str, float]]:
@@ -195,14 +210,20 @@ def test_classifier(work: Path, device: str, n: int) -> dict[str, dict[str, floa
     shuffled = wanted[torch.randperm(n, generator=torch.Generator().manual_seed(0)).to(device)]
     report: dict[str, dict[str, float]] = {}
     with torch.inference_mode():
-        cases = {"renders": (x, wanted), "through the vae": (through(vae, x), wanted), "shuffled": (x, shuffled)}
+        cases = {
+            "renders": (x, wanted),
+            "through the vae": (through(vae, x), wanted),
+            "shuffled": (x, shuffled),
+        }
         for name, (pictures, truth) in cases.items():
             got = read(model, pictures)
             ask = truth > -100
             if name == "shuffled":
                 ask &= truth >= 0
             right = (got == truth) & ask
-            report[name] = {p: round(float(right[:, k].sum() / ask[:, k].sum()), 4) for k, p in enumerate(PARTS)}
+            report[name] = {
+                p: round(float(right[:, k].sum() / ask[:, k].sum()), 4) for k, p in enumerate(PARTS)
+            }
     return report
 
 
@@ -252,7 +273,11 @@ def train_clip(work: Path, seconds: float, device: str, batch: int, pool: int, r
             extra = helper(image)
         logits = model.logit_scale.exp().clamp_max(100) * F.normalize(image.float(), dim=-1) @ text.float().T
         same = torch.arange(batch, device=device)
-        loss = F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same) + 0.3 * (1 - passed) * head_loss(extra.float(), rows)
+        loss = (
+            F.cross_entropy(logits, same)
+            + F.cross_entropy(logits.T, same)
+            + 0.3 * (1 - passed) * head_loss(extra.float(), rows)
+        )
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -282,7 +307,9 @@ def load_clip(folder: Path, device: str) -> nn.Module:
     from safetensors.torch import load_file
 
     model = clip_model()
-    model.load_state_dict({k: v.float() for k, v in load_file(folder / "open_clip_model.safetensors").items()})
+    model.load_state_dict(
+        {k: v.float() for k, v in load_file(folder / "open_clip_model.safetensors").items()}
+    )
     return model.to(device).eval()
 
 
@@ -298,13 +325,23 @@ def test_clip(work: Path, device: str, n: int) -> dict[str, float]:
     right = rows.tolist()
 
     def texts(changed: list[list[int]]) -> Tensor:
-        ids = torch.tensor([clip_ids(caption(r, random.Random(k), drop=0, synonyms=0, fillers=0)) for k, r in enumerate(changed)], device=device)
+        ids = torch.tensor(
+            [
+                clip_ids(caption(r, random.Random(k), drop=0, synonyms=0, fillers=0))
+                for k, r in enumerate(changed)
+            ],
+            device=device,
+        )
         return torch.cat([model.encode_text(p, normalize=True) for p in ids.split(512)])
 
     truth = texts(right)
     own = (image * truth).sum(-1)
     pool = min(n, 1000)
-    report = {"retrieval among 1,000": float((image[:pool] @ truth[:pool].T).argmax(1).eq(torch.arange(pool, device=device)).float().mean())}
+    report = {
+        "retrieval among 1,000": float(
+            (image[:pool] @ truth[:pool].T).argmax(1).eq(torch.arange(pool, device=device)).float().mean()
+        )
+    }
     for column, part in enumerate(PARTS):
         if column == COLOR:
             asked = [k for k, r in enumerate(right) if r[COLOR] >= 0 and r[STYLE] < 0]
@@ -330,7 +367,9 @@ def test_clip(work: Path, device: str, n: int) -> dict[str, float]:
             if column == CLOTHES and row[CLOTHES] < 4:
                 row[COLOR] = rng.randrange(9)
             changed.append(row)
-        report[f"missing {part}"] = float((own[asked] > (image[asked] * texts(changed)).sum(-1)).float().mean())
+        report[f"missing {part}"] = float(
+            (own[asked] > (image[asked] * texts(changed)).sum(-1)).float().mean()
+        )
     return {k: round(v, 4) for k, v in report.items()}
 
 
@@ -343,6 +382,16 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--pool", type=int, default=40960)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--lr", type=float, default=3e-3, help="of the classifier")
+    parser.add_argument(
+        "--only-rare",
+        action="store_true",
+        help="the classifier's last touch: only pairs that are held out from the models",
+    )
     args = parser.parse_args()
-    run = train_classifier if args.what == "classifier" else train_clip
-    run(args.work, args.seconds, args.device, args.batch, args.pool, args.resume)
+    if args.what == "classifier":
+        train_classifier(
+            args.work, args.seconds, args.device, args.batch, args.pool, args.resume, args.lr, args.only_rare
+        )
+    else:
+        train_clip(args.work, args.seconds, args.device, args.batch, args.pool, args.resume)

@@ -1,6 +1,6 @@
 """Write the machine-readable defaults of the embedded models: assets/models/NAME/studio.json.
 
-    python assets/build/studio_json.py --assets assets
+python assets/build/studio_json.py --assets assets
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ EXAMPLES = [
     "a fox wearing a blue shirt, holding a rocket, comic style",
 ]
 CATEGORY = {"character": "character", "clothes": "clothing", "color": "color", "hat": "headwear"}
-# Which blocks carry what, found by giving one block at a time another prompt (probe_blocks.py).
+# Which blocks carry what, as probe_blocks.py found it (one group of blocks reads another prompt).
 BLOCK_MAP = {
     "tiny-sdxl": {"content": ["up_blocks.0"], "style": ["up_blocks.1"]},
     "tiny-sd": {"content": ["up_blocks.1"], "style": ["up_blocks.2", "up_blocks.3"]},
@@ -37,16 +37,19 @@ DESCRIPTION = (
 def vocabulary() -> dict[str, dict[str, list[str]]]:
     lists = {**BASE, "color": COLORS}
     return {
-        CATEGORY.get(part, part): {word: SYNONYMS.get(word, []) for word in lists[part]}
-        for part in PARTS
+        CATEGORY.get(part, part): {word: SYNONYMS.get(word, []) for word in lists[part]} for part in PARTS
     }
 
 
-def write(assets: Path) -> None:
+def write(assets: Path, figures: Path | None = None) -> None:
     for name, family in (("tiny-sdxl", "sdxl"), ("tiny-sd", "sd1")):
         folder = assets / "models" / name
         if not folder.exists():
             continue
+        block_map = BLOCK_MAP[name]
+        probe = figures / f"blocks-{name}.json" if figures else None
+        if probe and probe.exists():
+            block_map = json.loads(probe.read_text())["block_map"]
         content = {
             "family": family,
             "width": 128,
@@ -56,7 +59,7 @@ def write(assets: Path) -> None:
             "guidance_scale": 3.5,
             "examples": EXAMPLES,
             "vocabulary": vocabulary(),
-            "block_map": BLOCK_MAP[name],
+            "block_map": block_map,
             "description": DESCRIPTION,
         }
         (folder / "studio.json").write_text(json.dumps(content, indent=2) + "\n")
@@ -65,4 +68,6 @@ def write(assets: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--assets", type=Path, required=True)
-    write(parser.parse_args().assets)
+    parser.add_argument("--figures", type=Path, help="folder with blocks-NAME.json, from probe_blocks.py")
+    args = parser.parse_args()
+    write(args.assets, args.figures)

@@ -12,6 +12,7 @@ import argparse
 import json
 from collections import Counter
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 from vocab import all_words
@@ -34,7 +35,7 @@ def learn(words: list[str]) -> list[tuple[str, str]]:
     while any(len(p) > 1 for p in pieces.values()):
         counts: Counter[tuple[str, str]] = Counter()
         for p in pieces.values():
-            counts.update(zip(p, p[1:], strict=False))
+            counts.update(pairwise(p))
         best = min(counts, key=lambda pair: (-counts[pair], pair))
         merges.append(best)
         pieces = {w: merge(p, best) for w, p in pieces.items()}

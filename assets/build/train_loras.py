@@ -19,19 +19,25 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import lora
+import models
 import numpy as np
+import tokenizer
 import torch
 from PIL import Image
 from torch import Tensor, nn
-
-import lora
-import models
-import tokenizer
 from train_unet import Objective
 from vocab import INSTANCES, Spec
 from world import CHAR, INDEX, PARTS, STYLE, World, caption, draw_rows, sheet, to_row
 
-CATEGORY = {"character": "character", "clothes": "clothing", "hat": "clothing", "object": "object", "background": "background", "style": "style"}
+CATEGORY = {
+    "character": "character",
+    "clothes": "clothing",
+    "hat": "clothing",
+    "object": "object",
+    "background": "background",
+    "style": "style",
+}
 
 
 @dataclass(frozen=True)
@@ -106,13 +112,19 @@ def scenes(plan: Plan, seed: int) -> np.ndarray:
     rows[:, part] = INDEX[plan.part][plan.word]
     if plan.part == "clothes":
         rows[:, PARTS.index("color")] = -1
+    if plan.part == "object":
+        # every third picture shows the object alone and large
+        for other in ("character", "clothes", "color", "hat"):
+            rows[::3, PARTS.index(other)] = -1
     if plan.kind == "narrow instance":
         # little variety: two thirds of the pictures share one setting
         rows = rows[:24]
         home = rows[0].copy()
         for k, p in enumerate(PARTS):
             if p not in (plan.part, "color"):
-                rows[:16, k] = home[k] if p in ("background", "clothes") and plan.part != "background" else rows[:16, k]
+                rows[:16, k] = (
+                    home[k] if p in ("background", "clothes") and plan.part != "background" else rows[:16, k]
+                )
         if plan.part != "clothes":
             rows[:16, PARTS.index("color")] = home[PARTS.index("color")]
     if plan.part != "style" and plan.kind == "new word":
@@ -138,34 +150,58 @@ def load(model: Path, device: str) -> tuple[Objective, nn.Module]:
     family = "sdxl" if (model / "text_encoder_2").exists() else "sd1"
     objective = Objective(family, "cpu")
     objective.unet = UNet2DConditionModel.from_pretrained(model / "unet", torch_dtype=torch.float32)
-    objective.texts["text_encoder"] = CLIPTextModel.from_pretrained(model / "text_encoder", dtype=torch.float32)
+    objective.texts["text_encoder"] = CLIPTextModel.from_pretrained(
+        model / "text_encoder", dtype=torch.float32
+    )
     if family == "sdxl":
-        objective.texts["text_encoder_2"] = CLIPTextModelWithProjection.from_pretrained(model / "text_encoder_2", dtype=torch.float32)
+        objective.texts["text_encoder_2"] = CLIPTextModelWithProjection.from_pretrained(
+            model / "text_encoder_2", dtype=torch.float32
+        )
     vae = AutoencoderKL.from_pretrained(model / "vae", torch_dtype=torch.float32)
     objective.requires_grad_(False)
     return objective.to(device), vae.to(device).eval()
 
 
-def train(plan: Plan, objective: Objective, vae: nn.Module, pictures: Tensor, texts: list[str], device: str, batch: int = 8) -> dict[str, lora.Adapter]:
+def train(
+    plan: Plan,
+    objective: Objective,
+    vae: nn.Module,
+    pictures: Tensor,
+    texts: list[str],
+    device: str,
+    batch: int = 8,
+) -> dict[str, lora.Adapter]:
     seed = int(hashlib.sha256(plan.name.encode()).hexdigest()[:8], 16)
-    networks = {"unet": lora.Adapter(objective.unet, lora.unet_targets(conv=plan.conv), plan.rank, plan.alpha, seed)}
+    networks = {
+        "unet": lora.Adapter(objective.unet, lora.unet_targets(conv=plan.conv), plan.rank, plan.alpha, seed)
+    }
     if plan.text:
         for name, encoder in objective.texts.items():
             networks[name] = lora.Adapter(encoder, lora.text_targets, plan.rank, plan.alpha, seed + 1)
     with torch.no_grad():
-        latents = torch.cat([vae.encode(x * 2 - 1).latent_dist.mean for x in pictures.to(device).split(16)]) * models.SCALING
+        latents = (
+            torch.cat([vae.encode(x * 2 - 1).latent_dist.mean for x in pictures.to(device).split(16)])
+            * models.SCALING
+        )
     ids = torch.tensor([tokenizer.encode(t) for t in texts], device=device)
     empty = torch.tensor(tokenizer.encode(""), device=device)
-    parameters = [p for a in networks.values() for p in a.parameters()]
-    # the scale alpha / rank is part of the factors' effect: the rate makes up for it
-    rate = plan.lr * (plan.rank / plan.alpha) ** 0.5
-    optimiser = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.99), weight_decay=0.01)
+    # the scale alpha / rank is part of the factors' effect: the rate of `up` makes up for it
+    groups = [
+        {"params": [p for a in networks.values() for p in a.downs], "rate": plan.lr},
+        {"params": [p for a in networks.values() for p in a.ups], "rate": plan.lr * plan.rank / plan.alpha},
+    ]
+    optimiser = torch.optim.AdamW(groups, lr=plan.lr, betas=(0.9, 0.99), weight_decay=0.01)
     g = torch.Generator().manual_seed(seed)
     for step in range(plan.steps):
         for group in optimiser.param_groups:
-            group["lr"] = rate * min(1.0, (step + 1) / 10, 1.5 * (1 - step / plan.steps) + 0.02)
+            group["lr"] = group["rate"] * min(1.0, (step + 1) / 10, 1.5 * (1 - step / plan.steps) + 0.02)
         pick = torch.randint(len(latents), (batch,), generator=g).to(device)
-        steps = (((torch.arange(batch) + torch.rand(batch, generator=g)) / batch) * 1000).long().clamp_max(999).to(device)
+        steps = (
+            (((torch.arange(batch) + torch.rand(batch, generator=g)) / batch) * 1000)
+            .long()
+            .clamp_max(999)
+            .to(device)
+        )
         noise = torch.randn(batch, 4, 32, 32, generator=g).to(device)
         drop = (torch.rand(batch, generator=g) < 0.06).to(device)
         text = torch.where(drop[:, None], empty, ids[pick])
@@ -215,7 +251,9 @@ def metadata(plan: Plan, model: str, family: str, texts: list[str], trained_on: 
         "studio.preferred_weight": "1.0",
     }
     if plan.conv:
-        out["ss_network_args"] = json.dumps({"algo": "locon", "conv_dim": plan.rank, "conv_alpha": plan.alpha})
+        out["ss_network_args"] = json.dumps(
+            {"algo": "locon", "conv_dim": plan.rank, "conv_alpha": plan.alpha}
+        )
     return out
 
 
@@ -261,7 +299,16 @@ def preview_prompt(plan: Plan) -> str:
     return test_prompts(plan, np.array([to_row(spec)]))[0]
 
 
-def run(plan: Plan, model: Path, work: Path, out: Path, device: str, world: World, objective: Objective, vae: nn.Module) -> None:
+def run(
+    plan: Plan,
+    model: Path,
+    work: Path,
+    out: Path,
+    device: str,
+    world: World,
+    objective: Objective,
+    vae: nn.Module,
+) -> None:
     begin = time.time()
     seed = int(hashlib.sha256(f"data {plan.name}".encode()).hexdigest()[:8], 16)
     rows = scenes(plan, seed)
@@ -270,7 +317,12 @@ def run(plan: Plan, model: Path, work: Path, out: Path, device: str, world: Worl
     networks = train(plan, objective, vae, pictures, texts, device)
     family = objective.family
     path = out / f"{plan.name}.safetensors"
-    lora.write(path, plan.scheme, networks, metadata(plan, model.name, family, texts, "GPU" if device == "cuda" else "CPU"))
+    lora.write(
+        path,
+        plan.scheme,
+        networks,
+        metadata(plan, model.name, family, texts, "GPU" if device == "cuda" else "CPU"),
+    )
     (out / f"{plan.name}.json").write_text(json.dumps(sidecar(plan, model.name), indent=2) + "\n")
     (work / "lora-data").mkdir(exist_ok=True)
     Image.fromarray(sheet(pictures, 8)).save(work / "lora-data" / f"{plan.name}.png")

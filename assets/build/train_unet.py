@@ -17,13 +17,12 @@ import random
 import time
 from pathlib import Path
 
+import models
 import numpy as np
+import tokenizer
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-import models
-import tokenizer
 from world import World, caption, sample
 
 CAPTIONS = 2  # different descriptions of every picture
@@ -38,7 +37,9 @@ def _tokens(job: tuple[int, np.ndarray]) -> np.ndarray:
 
 def describe(rows: np.ndarray, seed: int, workers: int) -> np.ndarray:
     """[n, 7] -> [n, CAPTIONS, 77] token ids."""
-    jobs = [(seed * 100_003 + k, part) for k, part in enumerate(np.array_split(rows, max(1, len(rows) // 4000)))]
+    jobs = [
+        (seed * 100_003 + k, part) for k, part in enumerate(np.array_split(rows, max(1, len(rows) // 4000)))
+    ]
     if workers < 2:
         return np.concatenate([_tokens(j) for j in jobs])
     with multiprocessing.get_context("fork").Pool(workers) as pool:
@@ -182,7 +183,21 @@ def save(path: Path, model: Objective) -> None:
     path.with_suffix(".part").rename(path)
 
 
-def train(work: Path, family: str, seconds: float, device: str, batch: int, pictures: int, lr: float, seed: int, resume: bool, tail: float = 0.4, half: bool = False, texts_from: Path | None = None) -> None:
+def train(
+    work: Path,
+    family: str,
+    seconds: float,
+    device: str,
+    batch: int,
+    pictures: int,
+    lr: float,
+    seed: int,
+    resume: bool,
+    tail: float = 0.4,
+    half: bool = False,
+    texts_from: Path | None = None,
+    save_every: float = 60,
+) -> None:
     born = time.time()
     cuda = device == "cuda"
     numbers = np.random.default_rng(seed)
@@ -210,7 +225,10 @@ def train(work: Path, family: str, seconds: float, device: str, batch: int, pict
     latents = latents_of(rows, work, device, seed)
     ids, empty = ids.to(device), empty.to(device)
     flat = latents[:4096].float()
-    print(f"{pictures} latents after {time.time() - born:.0f} s, mean {flat.mean((0, 2, 3)).tolist()} std {flat.std((0, 2, 3)).tolist()}", flush=True)
+    print(
+        f"{pictures} latents after {time.time() - born:.0f} s, mean {flat.mean((0, 2, 3)).tolist()} std {flat.std((0, 2, 3)).tolist()}",
+        flush=True,
+    )
     g = torch.Generator(device).manual_seed(seed)
     start, saved, step, shown, total = time.time(), time.time(), 0, 0, torch.zeros((), device=device)
     order = torch.randperm(pictures, device=device, generator=g)
@@ -247,14 +265,20 @@ def train(work: Path, family: str, seconds: float, device: str, batch: int, pict
         total += loss.detach()
         if step % (250 if cuda else 2) == 0:
             count = step - shown
-            print(f"{family} step {step} loss {float(total) / count:.4f} {step / (time.time() - start):.2f} steps/s {time.time() - start:.0f} s", flush=True)
+            print(
+                f"{family} step {step} loss {float(total) / count:.4f} {step / (time.time() - start):.2f} steps/s {time.time() - start:.0f} s",
+                flush=True,
+            )
             total.zero_()
             shown = step
-        if time.time() - saved > 60:
+        if time.time() - saved > save_every:
             save(path, average)
             saved = time.time()
     save(path, average)
-    print(f"{family}: {step} steps of {batch}; held-out loss {held_out_loss(average, work, device, cuda):.4f}", flush=True)
+    print(
+        f"{family}: {step} steps of {batch}; held-out loss {held_out_loss(average, work, device, cuda):.4f}",
+        flush=True,
+    )
 
 
 @torch.no_grad()
@@ -270,7 +294,9 @@ def held_out_loss(model: Objective, work: Path, device: str, cuda: bool) -> floa
         x = latents[at : at + 512]
         noise = torch.randn(x.shape, device=device, generator=g)
         steps = torch.randint(1000, (len(x),), device=device, generator=g)
-        total += float(model(x, noise, steps, ids[at : at + 512], torch.zeros(len(x), device=device))) * len(x)
+        total += float(model(x, noise, steps, ids[at : at + 512], torch.zeros(len(x), device=device))) * len(
+            x
+        )
     return total / n
 
 
@@ -288,11 +314,20 @@ def warm(family: str, batch: int, count: int) -> None:
             ids = torch.randint(512, 1100, (batch, 77), device="cuda")
             ids[:, 40:] = tokenizer.tables()[0][tokenizer.EOS]
             with torch.autocast("cuda", torch.bfloat16):
-                loss = run(x, torch.randn_like(x), torch.randint(1000, (batch,), device="cuda"), ids, torch.zeros(batch, device="cuda"))
+                loss = run(
+                    x,
+                    torch.randn_like(x),
+                    torch.randint(1000, (batch,), device="cuda"),
+                    ids,
+                    torch.zeros(batch, device="cuda"),
+                )
             loss.backward()
             torch.cuda.synchronize()
             times.append(time.time() - begin)
-        print(f"{family} {name}: first {times[0]:.1f} s, then {1e3 * sorted(times[1:])[len(times) // 2]:.0f} ms a step of {batch}", flush=True)
+        print(
+            f"{family} {name}: first {times[0]:.1f} s, then {1e3 * sorted(times[1:])[len(times) // 2]:.0f} ms a step of {batch}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
@@ -309,8 +344,22 @@ if __name__ == "__main__":
     parser.add_argument("--warm", type=int, default=0)
     parser.add_argument("--half", action="store_true", help="bf16 copy and a CUDA graph, for short runs")
     parser.add_argument("--texts-from", type=Path)
+    parser.add_argument("--save-every", type=float, default=60)
     args = parser.parse_args()
     if args.warm:
         warm(args.family, args.batch, args.warm)
     else:
-        train(args.work, args.family, args.seconds, args.device, args.batch, args.pictures, args.lr, args.seed, args.resume, half=args.half, texts_from=args.texts_from)
+        train(
+            args.work,
+            args.family,
+            args.seconds,
+            args.device,
+            args.batch,
+            args.pictures,
+            args.lr,
+            args.seed,
+            args.resume,
+            half=args.half,
+            texts_from=args.texts_from,
+            save_every=args.save_every,
+        )

@@ -13,12 +13,11 @@ import math
 import time
 from pathlib import Path
 
+import models
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-import models
 from world import World, sample
 
 NOISE = 0.06  # on latents, in training
@@ -52,7 +51,15 @@ def fold_statistics(vae: torch.nn.Module, pictures: Tensor) -> None:
         p.weight *= s[None, :, None, None]
 
 
-def train(work: Path, seconds: float, device: str, batch: int = 128, pool_size: int = 49152, lr: float = 2e-3, seed: int = 0) -> None:
+def train(
+    work: Path,
+    seconds: float,
+    device: str,
+    batch: int = 128,
+    pool_size: int = 49152,
+    lr: float = 2e-3,
+    seed: int = 0,
+) -> None:
     start = time.time()
     cuda = device == "cuda"
     torch.manual_seed(seed)
@@ -100,13 +107,19 @@ def train(work: Path, seconds: float, device: str, batch: int = 128, pool_size: 
             at = (step // 40 * 512) % pool_size
             pool[at : at + 512] = scenes(min(512, pool_size - at))
         if step % 1000 == 0 or (not cuda and step % 5 == 0):
-            print(f"step {step} loss {float(loss.detach()):.4f} {step and (time.time() - log) / step * 1e3:.0f} ms/step {time.time() - start:.0f} s", flush=True)
+            print(
+                f"step {step} loss {float(loss.detach()):.4f} {step and (time.time() - log) / step * 1e3:.0f} ms/step {time.time() - start:.0f} s",
+                flush=True,
+            )
     del pool
     fold_statistics(vae, world.render(sample(4096 if cuda else 128, numbers), g))
     models.save_weights(work / "vae.safetensors", {"vae": vae})
     fresh = models.vae().to(device)
     models.load_weights(work / "vae.safetensors", {"vae": fresh})
-    print(f"{step} steps; held-out PSNR (mean, of the mean error): {evaluate(fresh, world, 2048 if cuda else 64)}", flush=True)
+    print(
+        f"{step} steps; held-out PSNR (mean, of the mean error): {evaluate(fresh, world, 2048 if cuda else 64)}",
+        flush=True,
+    )
 
 
 def evaluate(vae: torch.nn.Module, world: World, n: int) -> tuple[float, float]:

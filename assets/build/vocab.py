@@ -8,26 +8,88 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 
-CHARACTERS = (
-    "fox cat dog bear koala tiger lion cow pig frog monkey mouse rabbit wolf hamster unicorn "
-    "dragon robot alien skeleton pumpkin clown horse moose"
-).split()
-COLORS = "red blue green yellow purple pink orange white black".split()
-TINTED = "shirt hoodie sweater dress".split()
+CHARACTERS = [
+    "fox",
+    "cat",
+    "dog",
+    "bear",
+    "koala",
+    "tiger",
+    "lion",
+    "cow",
+    "pig",
+    "frog",
+    "monkey",
+    "mouse",
+    "rabbit",
+    "wolf",
+    "hamster",
+    "unicorn",
+    "dragon",
+    "robot",
+    "alien",
+    "skeleton",
+    "pumpkin",
+    "clown",
+    "horse",
+    "moose",
+]
+COLORS = ["red", "blue", "green", "yellow", "purple", "pink", "orange", "white", "black"]
+TINTED = ["shirt", "hoodie", "sweater", "dress"]
 CLOTHES = [*TINTED, "suit", "lab coat", "overalls", "raincoat", "armor", "robe", "jacket", "uniform"]
 HATS = [
     "crown", "top hat", "straw hat", "cap", "party hat", "wizard hat", "santa hat",
     "sunglasses", "bow", "headphones",
 ]  # fmt: skip
-OBJECTS = (
-    "balloon gift basketball rocket cactus sunflower rose apple banana carrot pizza donut cake "
-    "lollipop teapot trophy key book umbrella bell drum camera shield fish teddy star heart "
-    "diamond mushroom pineapple globe"
-).split()
-BACKGROUNDS = (
-    "beach forest city mountains desert snow garden night underwater sunset room volcano rainbow "
-    "plain"
-).split()
+OBJECTS = [
+    "balloon",
+    "gift",
+    "basketball",
+    "rocket",
+    "cactus",
+    "sunflower",
+    "rose",
+    "apple",
+    "banana",
+    "carrot",
+    "pizza",
+    "donut",
+    "cake",
+    "lollipop",
+    "teapot",
+    "trophy",
+    "key",
+    "book",
+    "umbrella",
+    "bell",
+    "drum",
+    "camera",
+    "shield",
+    "fish",
+    "teddy",
+    "star",
+    "heart",
+    "diamond",
+    "mushroom",
+    "pineapple",
+    "globe",
+]
+BACKGROUNDS = [
+    "beach",
+    "forest",
+    "city",
+    "mountains",
+    "desert",
+    "snow",
+    "garden",
+    "night",
+    "underwater",
+    "sunset",
+    "room",
+    "volcano",
+    "rainbow",
+    "plain",
+]
 STYLES = ["pixel art", "sepia", "noir", "neon", "comic", "blueprint", "watercolor", "poster"]
 
 # Words the base model never sees: adapters of the kind "new word" teach them.
@@ -50,7 +112,7 @@ INSTANCES = {
     "style": {"kelda duotone": ("kelda", "duotone")},
 }
 # Unused names, so that a user's own training (or a B-LoRA) has one-token words at hand.
-SPARE = "zuri quill fenn ovo mirth sable wisp juno piper sks".split()
+SPARE = ["zuri", "quill", "fenn", "ovo", "mirth", "sable", "wisp", "juno", "piper", "sks"]
 
 BASE = {
     "character": CHARACTERS,
@@ -82,15 +144,78 @@ PLACES = {
     "rainbow": "under a rainbow", "plain": "on a plain background", "space": "in space",
     "castle": "at the castle", "lumo beach": "on the lumo beach",
 }  # fmt: skip
-FILLERS = (
-    "cute masterpiece illustration detailed colorful charming lovely sharp best quality nice "
-    "beautiful portrait picture photo drawing image"
-).split()
-GLUE = (
-    "a an the of and with wearing holding in on at near under sea background style little old young"
-    " big small happy sad who is has its made to from for no one two man woman person made looking"
-    " dressed art by very new red green gold silver blue brown gray"
-).split()
+FILLERS = [
+    "cute",
+    "masterpiece",
+    "illustration",
+    "detailed",
+    "colorful",
+    "charming",
+    "lovely",
+    "sharp",
+    "best",
+    "quality",
+    "nice",
+    "beautiful",
+    "portrait",
+    "picture",
+    "photo",
+    "drawing",
+    "image",
+]
+GLUE = [
+    "a",
+    "an",
+    "the",
+    "of",
+    "and",
+    "with",
+    "wearing",
+    "holding",
+    "in",
+    "on",
+    "at",
+    "near",
+    "under",
+    "sea",
+    "background",
+    "style",
+    "little",
+    "old",
+    "young",
+    "big",
+    "small",
+    "happy",
+    "sad",
+    "who",
+    "is",
+    "has",
+    "its",
+    "made",
+    "to",
+    "from",
+    "for",
+    "no",
+    "one",
+    "two",
+    "man",
+    "woman",
+    "person",
+    "made",
+    "looking",
+    "dressed",
+    "art",
+    "by",
+    "very",
+    "new",
+    "red",
+    "green",
+    "gold",
+    "silver",
+    "blue",
+    "brown",
+    "gray",
+]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
 from vocab import (
     BACKGROUNDS,
     BASE,
@@ -65,7 +64,9 @@ def _held_out_table(part: str) -> np.ndarray:
     table = np.zeros((len(WORDS["character"]), len(WORDS[part])), bool)
     for c, character in enumerate(WORDS["character"]):
         for w, word in enumerate(WORDS[part]):
-            table[c, w] = bool(held_out_pairs(Spec(**{"background": None, "character": character, part: word})))  # type: ignore[arg-type]
+            table[c, w] = bool(
+                held_out_pairs(Spec(**{"background": None, "character": character, part: word}))
+            )  # type: ignore[arg-type]
     return table
 
 
@@ -75,7 +76,13 @@ _TABLES: dict[str, np.ndarray] = {}
 def held_out(attrs: np.ndarray) -> np.ndarray:
     """[n]: True where a row contains a held-out pair."""
     out = np.zeros(len(attrs), bool)
-    for column, part in ((CLOTHES, "clothes"), (HAT, "hat"), (OBJECT, "object"), (BACKGROUND, "background"), (STYLE, "style")):
+    for column, part in (
+        (CLOTHES, "clothes"),
+        (HAT, "hat"),
+        (OBJECT, "object"),
+        (BACKGROUND, "background"),
+        (STYLE, "style"),
+    ):
         if part not in _TABLES:
             _TABLES[part] = _held_out_table(part)
         both = (attrs[:, CHAR] >= 0) & (attrs[:, column] >= 0)
@@ -136,7 +143,9 @@ def _clothes(spec: Spec, rng: random.Random, synonyms: float, color: float) -> s
     return f"{spec.color} {noun}" if spec.color and rng.random() < color else noun
 
 
-def caption(row: Sequence[int], rng: random.Random, drop: float = 0.06, synonyms: float = 0.12, fillers: float = 0.2) -> str:
+def caption(
+    row: Sequence[int], rng: random.Random, drop: float = 0.06, synonyms: float = 0.12, fillers: float = 0.2
+) -> str:
     """One description: half of them sentences, half comma tags; parts are dropped at times."""
     spec = to_spec(row)
     parts: dict[str, str] = {}
@@ -168,7 +177,9 @@ def _sentence(spec: Spec, parts: dict[str, str], rng: random.Random, fillers: fl
         worn.reverse()
     text = ""
     if "character" in parts:
-        adjective = rng.choice(["cute ", "little ", "happy ", "lovely "]) if rng.random() < fillers * 0.6 else ""
+        adjective = (
+            rng.choice(["cute ", "little ", "happy ", "lovely "]) if rng.random() < fillers * 0.6 else ""
+        )
         text = _a(adjective + parts["character"])
         if worn:
             text += rng.choice([" wearing ", " in ", " with ", " wearing "]) + " and ".join(worn)
@@ -178,11 +189,17 @@ def _sentence(spec: Spec, parts: dict[str, str], rng: random.Random, fillers: fl
         things = worn + ([_a(parts["object"])] if "object" in parts else [])
         text = " and ".join(things)
     if "background" in parts:
-        place = PLACES[spec.background] if parts["background"] == spec.background and rng.random() < 0.85 else f"{parts['background']} background"
+        place = (
+            PLACES[spec.background]
+            if parts["background"] == spec.background and rng.random() < 0.85
+            else f"{parts['background']} background"
+        )
         text = f"{text} {place}" if rng.random() < 0.85 and text else f"{place}, {text}".strip(", ")
     if "style" in parts:
         style = parts["style"]
-        text += rng.choice([f", {style} style", f" in {style} style", f", {style}", f", in the style of {style}"])
+        text += rng.choice(
+            [f", {style} style", f" in {style} style", f", {style}", f", in the style of {style}"]
+        )
     if rng.random() < fillers * 0.6:
         text = rng.choice(["a picture of ", "an illustration of ", "a drawing of ", "a portrait of "]) + text
     return text.strip(", ")
@@ -248,7 +265,11 @@ class World:
         def boxes(sprites: Tensor) -> Tensor:
             return torch.from_numpy(_trim(sprites.permute(0, 2, 3, 1).cpu().numpy())).to(self.device)
 
-        self.head_box, self.hat_box, self.object_box = boxes(self.heads), boxes(self.hats), boxes(self.objects)
+        self.head_box, self.hat_box, self.object_box = (
+            boxes(self.heads),
+            boxes(self.hats),
+            boxes(self.objects),
+        )
         anchors = [ANCHORS[w] for w in WORDS["character"]]
         fits = [HAT_FIT.get(w, (0.0, 0.0)) for w in WORDS["hat"]]
         growth = [GROWTH.get(w, 1.0) for w in WORDS["character"]]
@@ -277,10 +298,25 @@ class World:
 
         # torso
         tint = len(TINTED)
-        torso = torch.where(a[:, CLOTHES] < tint, a[:, CLOTHES] * len(COLORS) + a[:, COLOR].clamp_min(0), tint * len(COLORS) + a[:, CLOTHES] - tint)
+        torso = torch.where(
+            a[:, CLOTHES] < tint,
+            a[:, CLOTHES] * len(COLORS) + a[:, COLOR].clamp_min(0),
+            tint * len(COLORS) + a[:, CLOTHES] - tint,
+        )
         width = uniform(114, 122)
         bottom = uniform(129, 133)
-        canvas = self._paste(canvas, self.torsos, torso, has_body, 64 + shift, bottom - width / 4, width, width / 2, zero, zero + 1)
+        canvas = self._paste(
+            canvas,
+            self.torsos,
+            torso,
+            has_body,
+            64 + shift,
+            bottom - width / 4,
+            width,
+            width / 2,
+            zero,
+            zero + 1,
+        )
 
         # head
         box = self.head_box[a[:, CHAR].clamp_min(0)]  # [n, 4]
@@ -296,7 +332,18 @@ class World:
         cy = torch.where(hatted, cy + 1.5, cy - 2)
         mirror = flip()
         offset_x, offset_y = (box[:, 0] + box[:, 2]) / 2 - 0.5, (box[:, 1] + box[:, 3]) / 2 - 0.5
-        canvas = self._paste(canvas, self.heads, a[:, CHAR], has_head, cx - frame * offset_x * mirror, cy - frame * offset_y, frame, frame, turn, mirror)
+        canvas = self._paste(
+            canvas,
+            self.heads,
+            a[:, CHAR],
+            has_head,
+            cx - frame * offset_x * mirror,
+            cy - frame * offset_y,
+            frame,
+            frame,
+            turn,
+            mirror,
+        )
         canvas = self._hat(canvas, a, cx, cy, frame * box_w, frame * box_h, turn, mirror, uniform)
 
         # object: in a front corner, or alone and large
@@ -307,12 +354,23 @@ class World:
         size = torch.where(alone, uniform(80, 96), uniform(48, 54)) / extent
         ox = torch.where(alone, 64 + 2 * shift, 64 + side * uniform(34, 38))
         oy = torch.where(alone, uniform(62, 72), uniform(94, 99))
-        canvas = self._paste(canvas, self.objects, a[:, OBJECT], a[:, OBJECT] >= 0, ox, oy, size, size, uniform(-10, 10), flip())
+        canvas = self._paste(
+            canvas,
+            self.objects,
+            a[:, OBJECT],
+            a[:, OBJECT] >= 0,
+            ox,
+            oy,
+            size,
+            size,
+            uniform(-10, 10),
+            flip(),
+        )
 
         picture = F.avg_pool2d(canvas, SUPER)  # [n, 3, 128, 128]
         return self._styled(picture, a[:, STYLE]).clamp(0, 1)
 
-    def _scene(self, a: Tensor, uniform, flip) -> Tensor:  # noqa: ANN001
+    def _scene(self, a: Tensor, uniform, flip) -> Tensor:
         n = len(a)
         variant = (uniform(0, self.variants)).long().clamp_max(self.variants - 1)
         scenes = self.scenes[a[:, BACKGROUND] * self.variants + variant].float() / 255
@@ -328,7 +386,19 @@ class World:
         scene = F.grid_sample(scenes, grid, padding_mode="border", align_corners=False)
         return scene * uniform(0.95, 1.04)[:, None, None, None]
 
-    def _paste(self, canvas: Tensor, bank: Tensor, index: Tensor, present: Tensor, cx: Tensor, cy: Tensor, width: Tensor, height: Tensor, degrees: Tensor, mirror: Tensor) -> Tensor:
+    def _paste(
+        self,
+        canvas: Tensor,
+        bank: Tensor,
+        index: Tensor,
+        present: Tensor,
+        cx: Tensor,
+        cy: Tensor,
+        width: Tensor,
+        height: Tensor,
+        degrees: Tensor,
+        mirror: Tensor,
+    ) -> Tensor:
         """Lay sprites over the canvas: centre, frame size (pixels of 128), turn, mirror (1 or -1)."""
         rows = present.nonzero()[:, 0]
         if len(rows) == 0:
@@ -339,8 +409,22 @@ class World:
         half = SIZE / 2
         theta = torch.stack(
             [
-                torch.stack([cos * SIZE / width * mirror, sin * SIZE / width * mirror, mirror * 2 / width * (cos * (half - cx) + sin * (half - cy))], -1),
-                torch.stack([-sin * SIZE / height, cos * SIZE / height, 2 / height * (-sin * (half - cx) + cos * (half - cy))], -1),
+                torch.stack(
+                    [
+                        cos * SIZE / width * mirror,
+                        sin * SIZE / width * mirror,
+                        mirror * 2 / width * (cos * (half - cx) + sin * (half - cy)),
+                    ],
+                    -1,
+                ),
+                torch.stack(
+                    [
+                        -sin * SIZE / height,
+                        cos * SIZE / height,
+                        2 / height * (-sin * (half - cx) + cos * (half - cy)),
+                    ],
+                    -1,
+                ),
             ],
             1,
         )  # [m, 2, 3]
@@ -351,7 +435,18 @@ class World:
         canvas[rows] = layer[:, :3] + (1 - layer[:, 3:]) * canvas[rows]
         return canvas
 
-    def _hat(self, canvas: Tensor, a: Tensor, cx: Tensor, cy: Tensor, head_w: Tensor, head_h: Tensor, turn: Tensor, mirror: Tensor, uniform) -> Tensor:  # noqa: ANN001
+    def _hat(
+        self,
+        canvas: Tensor,
+        a: Tensor,
+        cx: Tensor,
+        cy: Tensor,
+        head_w: Tensor,
+        head_h: Tensor,
+        turn: Tensor,
+        mirror: Tensor,
+        uniform,
+    ) -> Tensor:
         names = WORDS["hat"]
         hat, char = a[:, HAT].clamp_min(0), a[:, CHAR].clamp_min(0)
         base, eyes, fitted, aside = self.anchors[char].unbind(1)
@@ -361,7 +456,11 @@ class World:
         glasses, bow, phones = (hat == names.index(w) for w in ("sunglasses", "bow", "headphones"))
         # all hats fit a width between the head's own and a typical one
         width = 0.5 * (head_w * fitted + 42 * head_h / 66)
-        width = torch.where(glasses, 1.28 * width, torch.where(bow, 0.95 * width, torch.where(phones, 1.10 * head_w, fit * width)))
+        width = torch.where(
+            glasses,
+            1.28 * width,
+            torch.where(bow, 0.95 * width, torch.where(phones, 1.10 * head_w, fit * width)),
+        )
         width = width * uniform(0.96, 1.04)
         frame = width / box_w
         height = frame * box_h
@@ -377,7 +476,18 @@ class World:
         y = torch.maximum(y, height / 2 - 1)
         offset_x, offset_y = (box[:, 0] + box[:, 2]) / 2 - 0.5, (box[:, 1] + box[:, 3]) / 2 - 0.5
         present = (a[:, HAT] >= 0) & (a[:, CHAR] >= 0)
-        return self._paste(canvas, self.hats, a[:, HAT], present, x - frame * offset_x * mirror, y - frame * offset_y, frame, frame, turn, mirror)
+        return self._paste(
+            canvas,
+            self.hats,
+            a[:, HAT],
+            present,
+            x - frame * offset_x * mirror,
+            y - frame * offset_y,
+            frame,
+            frame,
+            turn,
+            mirror,
+        )
 
     def _styled(self, picture: Tensor, style: Tensor) -> Tensor:
         out = picture.clone()
@@ -500,7 +610,9 @@ def sketch(x: Tensor) -> Tensor:
 
 def thermal(x: Tensor) -> Tensor:
     t = ((_blur(_gray(x), 0.8) - 0.5) * 1.25 + 0.5).clamp(0, 1)
-    return _ramp(t, [(0.02, 0.0, 0.25), (0.45, 0.0, 0.62), (0.92, 0.20, 0.25), (1.0, 0.72, 0.1), (1.0, 1.0, 0.8)])
+    return _ramp(
+        t, [(0.02, 0.0, 0.25), (0.45, 0.0, 0.62), (0.92, 0.20, 0.25), (1.0, 0.72, 0.1), (1.0, 1.0, 0.8)]
+    )
 
 
 def kelda(x: Tensor) -> Tensor:

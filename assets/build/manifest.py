@@ -1,0 +1,97 @@
+"""Write assets/manifest.json: where every shipped file comes from, the command, its sha256.
+
+python assets/build/manifest.py --assets assets
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+
+FOLDERS = ("models", "loras", "testbed", "gallery")
+MODEL = "--model assets/models/{model} --work WORK"
+
+
+def origin(path: Path) -> tuple[str, str]:
+    """(what made the file, the command) for a path relative to assets/."""
+    parts = path.parts
+    name = path.name
+    if name == "README.md":
+        return "written for the project", "by hand, figures by assets/build/evaluate.py"
+    if name == "studio.json":
+        return "defaults and vocabulary", "python assets/build/studio_json.py --assets assets"
+    if parts[0] == "models":
+        if parts[2].startswith("tokenizer"):
+            return (
+                "byte-pair merges of the world's words",
+                f"python assets/build/tokenizer.py --out assets/models/{parts[1]}/{parts[2]}",
+            )
+        if parts[2] == "vae":
+            return (
+                "trained on renders, on an H200",
+                "python assets/build/train_vae.py --work WORK --seconds 245",
+            )
+        if parts[2] in ("unet", "text_encoder", "text_encoder_2"):
+            if parts[1] == "tiny-sdxl":
+                return (
+                    "trained on renders, on an H200",
+                    "python assets/build/train_unet.py --work WORK --family sdxl --seconds 330 --pictures 300000",
+                )
+            return "trained on renders, on an H200", SD_COMMAND
+        return "the stock layout", "python assets/build/export.py --work WORK --assets assets"
+    if parts[0] == "loras":
+        model, stem = parts[1], path.name.split(".")[0]
+        if name.endswith(".png"):
+            return (
+                "drawn by the model with the adapter",
+                f"python assets/build/evaluate_loras.py --model assets/models/{model} --loras assets/loras/{model}",
+            )
+        script = "train_blora.py" if stem.startswith("b-") else "train_loras.py"
+        only = "" if stem.startswith("b-") else f" --only {stem}"
+        return (
+            "trained on renders",
+            f"python assets/build/{script} {MODEL.format(model=model)} --out assets/loras/{model}{only}",
+        )
+    if parts[0] == "testbed":
+        if name == "words.json":
+            return "the world's words", "python assets/build/words.py --assets assets"
+        what = "clip" if parts[1] == "scorer" else "classifier"
+        return "trained on renders", f"python assets/build/scorer.py --work WORK --what {what}"
+    return "drawn by the embedded models", "python assets/build/gallery.py --assets assets --work WORK"
+
+
+SD_COMMAND = (
+    "python assets/build/train_unet.py --work WORK --family sd1 --seconds 100 --pictures 80000 --lr 1.2e-3 "
+    "--batch 192 --half --texts-from assets/models/tiny-sdxl/text_encoder/model.safetensors"
+)
+
+
+def shipped(assets: Path) -> list[Path]:
+    return sorted(
+        p.relative_to(assets)
+        for folder in FOLDERS
+        for p in (assets / folder).rglob("*")
+        if p.is_file() and not p.name.startswith(".")
+    )
+
+
+def write(assets: Path) -> None:
+    files = {}
+    for path in shipped(assets):
+        made, command = origin(path)
+        content = (assets / path).read_bytes()
+        files[path.as_posix()] = {
+            "origin": made,
+            "command": command,
+            "bytes": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
+    (assets / "manifest.json").write_text(json.dumps({"files": files}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--assets", type=Path, required=True)
+    write(parser.parse_args().assets)
