@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (drawings and texts are long lines)
 """Draw the world's sprites and backgrounds: own SVG plus emoji from three npm packages.
 
     python assets/build/art.py --work WORK        writes WORK/art.npz (about 10 s; needs node, npm)

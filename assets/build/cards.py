@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (drawings and texts are long lines)
 """Write the model cards from the measured figures: assets/models/*/README.md and the testbed's.
 
     python assets/build/cards.py --assets assets --figures FIGURES

@@ -24,12 +24,15 @@ STEPS, GUIDANCE = 20, 3.5
 SHOWN = [
     "a fox wearing a crown on the beach", "a cat wearing a lab coat, holding a book, in a room",
     "a koala wearing a red hoodie and headphones in the city", "a lion wearing a suit, holding a cake, in the garden",
-    "a robot with a party hat, holding a balloon, under a rainbow", "a wolf wearing armor, holding a shield, in the snow",
+    "a robot with a party hat, holding a balloon, under a rainbow",
+    "a wolf wearing armor, holding a shield, in the snow",
     "a frog wearing a wizard hat and a robe at night", "a pig wearing overalls, holding an apple, in the mountains",
     "a tiger wearing a jacket and sunglasses in the desert", "a unicorn with a rose in the forest",
     "a dog wearing a santa hat, holding a gift, in the snow", "an alien holding a pizza near a volcano",
-    "a bear wearing a green sweater, holding a fish, under the sea", "a monkey wearing a top hat, holding a banana, pixel art style",
-    "a fox wearing a blue shirt, holding a rocket, comic style", "a rabbit wearing a pink dress, holding a carrot, watercolor style",
+    "a bear wearing a green sweater, holding a fish, under the sea",
+    "a monkey wearing a top hat, holding a banana, pixel art style",
+    "a fox wearing a blue shirt, holding a rocket, comic style",
+    "a rabbit wearing a pink dress, holding a carrot, watercolor style",
 ]  # fmt: skip
 
 

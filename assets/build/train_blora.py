@@ -65,7 +65,7 @@ def train(
         "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
         "modelspec.title": name,
         "modelspec.author": "LoRA Studio",
-        "modelspec.description": f"B-LoRA for {model.name} from one picture ({spec.character}, {spec.style or 'no style'})",
+        "modelspec.description": f"B-LoRA for {model.name} from one picture of a {spec.character}",
         "modelspec.trigger_phrase": word,
         "modelspec.tags": "b-lora",
         "modelspec.license": "CC-BY-4.0",
@@ -84,7 +84,7 @@ def train(
     save_file(tensors, out / f"{name}.safetensors", metadata)
     card = {
         "activation text": word, "preferred weight": 1.0, "negative text": "",
-        "description": f"B-LoRA from one picture: content in {', '.join(block_map['content'])}, style in {', '.join(block_map['style'])}",
+        "description": "B-LoRA from one picture: " + "; ".join(f"{k} in {', '.join(v)}" for k, v in block_map.items()),
         "notes": "Trained by assets/build/train_blora.py.", "sd version": "SDXL", "license": "CC-BY-4.0",
         "category": metadata["studio.category"], "kind": "b-lora",
     }  # fmt: skip

@@ -226,7 +226,8 @@ def train(
     ids, empty = ids.to(device), empty.to(device)
     flat = latents[:4096].float()
     print(
-        f"{pictures} latents after {time.time() - born:.0f} s, mean {flat.mean((0, 2, 3)).tolist()} std {flat.std((0, 2, 3)).tolist()}",
+        f"{pictures} latents after {time.time() - born:.0f} s, "
+        f"mean {flat.mean((0, 2, 3)).tolist()} std {flat.std((0, 2, 3)).tolist()}",
         flush=True,
     )
     g = torch.Generator(device).manual_seed(seed)
@@ -266,7 +267,8 @@ def train(
         if step % (250 if cuda else 2) == 0:
             count = step - shown
             print(
-                f"{family} step {step} loss {float(total) / count:.4f} {step / (time.time() - start):.2f} steps/s {time.time() - start:.0f} s",
+                f"{family} step {step} loss {float(total) / count:.4f} "
+                f"{step / (time.time() - start):.2f} steps/s {time.time() - start:.0f} s",
                 flush=True,
             )
             total.zero_()
@@ -325,7 +327,8 @@ def warm(family: str, batch: int, count: int) -> None:
             torch.cuda.synchronize()
             times.append(time.time() - begin)
         print(
-            f"{family} {name}: first {times[0]:.1f} s, then {1e3 * sorted(times[1:])[len(times) // 2]:.0f} ms a step of {batch}",
+            f"{family} {name}: first {times[0]:.1f} s, "
+            f"then {1e3 * sorted(times[1:])[len(times) // 2]:.0f} ms a step of {batch}",
             flush=True,
         )
 

@@ -108,7 +108,8 @@ def train(
             pool[at : at + 512] = scenes(min(512, pool_size - at))
         if step % 1000 == 0 or (not cuda and step % 5 == 0):
             print(
-                f"step {step} loss {float(loss.detach()):.4f} {step and (time.time() - log) / step * 1e3:.0f} ms/step {time.time() - start:.0f} s",
+                f"step {step} loss {float(loss.detach()):.4f} "
+                f"{(time.time() - log) / step * 1e3:.0f} ms/step {time.time() - start:.0f} s",
                 flush=True,
             )
     del pool
