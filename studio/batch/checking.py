@@ -12,7 +12,7 @@ from pipelines.errors import AdapterError, ModelError
 from pipelines.home import Home
 from pipelines.names import Entry
 from pipelines.prompt import parse
-from studio.batch.manifest import Outcome
+from studio.batch.manifest import Outcome, is_whole
 from studio.batch.plan import Job
 from studio.batch.problems import Problems
 from studio.batch.store import AdapterStore
@@ -92,10 +92,14 @@ def find_places(
     """
     facts = replace(pipe.model.facts, adapters=tuple(group.shelf.files))
     taken = set(taken)
+    own = {key: path for path, key in claimed.items()}
     jobs: list[Job] = []
     found: list[Outcome] = []
     for job in group.jobs:
         file, record = folder / job.file, None
+        named = own.get(job.key)
+        if named is not None and named.exists() and not is_whole(named):
+            named.unlink()
         while True:
             if file not in taken and (force or claimed.get(file, job.key) == job.key):
                 if force or not file.exists():
@@ -115,6 +119,8 @@ def find_places(
 
 def _made_by(file: Path, request: Request, model_hash: str) -> Mapping[str, object] | None:
     """The record in the picture, if it was made by this request on this model."""
+    if not is_whole(file):
+        return None
     try:
         content = json.loads(read_texts(file)[CHUNK])
         record: Mapping[str, object] = content["record"]

@@ -119,7 +119,7 @@ class Manifest:
         if entry["status"] == "failed":
             return Outcome(job, error=str(entry.get("error")))
         file = self.folder / entry["file"]
-        return Outcome(job, file, entry.get("record")) if _is_whole(file) else None
+        return Outcome(job, file, entry.get("record")) if is_whole(file) else None
 
     def claimed(self) -> dict[Path, str]:
         """File -> key of the pictures that are named here."""
@@ -132,7 +132,7 @@ class Manifest:
                 scrap.unlink(missing_ok=True)
 
 
-def _is_whole(file: Path) -> bool:
+def is_whole(file: Path) -> bool:
     """Whether the PNG is there, to its last chunk."""
     try:
         with file.open("rb") as stream:

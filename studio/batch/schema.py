@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from composers import Knob, methods
 from composers.plan import TextMode, Use
+from pipelines.features import Cut
 from pipelines.request import LARGEST_SIDE, MOST_STEPS, Request
 from pipelines.schedulers import MODEL_OWN, scheduler_names
 from studio.batch.plan import VARIANTS
@@ -27,6 +28,7 @@ _BOUNDS: dict[str, tuple[float, float | None]] = {
     "width": (1, LARGEST_SIDE),
     "height": (1, LARGEST_SIDE),
     "clip_skip": (0, 100),
+    "reuse": (1, 100),
     "count": (1, None),
     "guidance_scale": (0, 1000),
     "guidance_rescale": (0, 1),
@@ -48,6 +50,8 @@ _SAID = {
     "strength": "How far from the initial image.",
     "clip_skip": "Text-encoder layers to skip.",
     "text_mode": "Which adapters the text encoder sees.",
+    "reuse": "Steps between full passes, where deep features may be reused.",
+    "cut": "Where shallow passes cut the UNet.",
     "original_size": "SDXL's size conditioning: [height, width].",
     "crop": "SDXL's crop conditioning: [top, left].",
     "target_size": "SDXL's target size: [height, width].",
@@ -99,7 +103,7 @@ def _field(name: str) -> Schema:
         choices.append({"$ref": "#/$defs/numbers"})
     if name != "adapters":
         choices.append({"type": "array", "items": {"anyOf": list(choices)}, "minItems": 1})
-    several = {"type": "array", "items": choices[0], "minItems": 1}
+    several = {"type": "array", "items": {"anyOf": [choices[0], {"type": "null"}]}, "minItems": 1}
     choices.append(
         {"type": "object", "properties": {"any": several}, "required": ["any"], "maxProperties": 1}
     )
@@ -121,6 +125,8 @@ def _one(name: str) -> Schema:
         return {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2}
     if name == "text_mode":
         return {"enum": list(get_args(TextMode))}
+    if name == "cut":
+        return {"enum": list(get_args(Cut))}
     if name == "variants":
         return {"enum": list(VARIANTS)}
     if name == "scheduler":
@@ -182,3 +188,7 @@ def _method() -> Schema:
 def written() -> str:
     """The schema as its file holds it."""
     return json.dumps(schema(), indent=1, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    FILE.write_text(written(), encoding="utf-8")

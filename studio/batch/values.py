@@ -18,7 +18,7 @@ from typing import Any
 
 from pipelines.errors import RequestError
 
-WHOLE = ("seed", "steps", "width", "height", "clip_skip", "count")
+WHOLE = ("seed", "steps", "width", "height", "clip_skip", "reuse", "count")
 REAL = ("guidance_scale", "guidance_rescale", "strength")
 PAIRS = ("original_size", "crop", "target_size")
 MOST_VALUES = 100_000

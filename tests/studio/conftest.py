@@ -42,6 +42,7 @@ def loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
         _opened[key].unload_lora_weights()
         return _opened[key]
 
+    monkeypatch.setattr("studio.batch.run.open_pipeline", shared)
     monkeypatch.setattr("studio.render.open_pipeline", shared)
 
 
