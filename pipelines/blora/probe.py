@@ -66,6 +66,10 @@ def pairs_for(vocabulary: Mapping[str, Mapping[str, tuple[str, ...]]]) -> tuple[
         Pair("style", f"a {things[k]} {scene}", f"a {things[k]} {scene}, {styles[-1 - k]} style")
         for k, scene in enumerate(scenes)
     ]
+    colours, clothes = list(vocabulary.get("color", {})), list(vocabulary.get("clothing", {}))
+    if len(colours) > 1 and clothes:  # the paper counts an object's colour as style
+        worn = [f"a {things[0]} wearing a {colour} {clothes[0]} {scenes[0]}" for colour in colours[:2]]
+        style.append(Pair("style", *worn))
     return (*content, *style)
 
 
@@ -215,8 +219,9 @@ def picture_count(pipe: StudioPipeline, pairs: Sequence[Pair], settings: Setting
 def propose(effects: Sequence[Effect]) -> dict[str, tuple[str, ...]]:
     """A block map: for each part the place that moves it most and the other part least.
 
-    A level stands in for its best block only where it carries clearly more. Content and style must not
-    overlap. Empty where either part moves by less than a quarter anywhere.
+    Worth of a place: what it moves of its own part, less half of what it moves of the other, less `GAIN` for
+    a whole level. Content and style must not overlap. Empty where either part moves by less than a quarter
+    anywhere. The rule is ours.
     """
     known = [effect for effect in effects if effect.content is not None and effect.style is not None]
     best: tuple[float, Effect, Effect] | None = None
@@ -228,7 +233,7 @@ def propose(effects: Sequence[Effect]) -> dict[str, tuple[str, ...]]:
             if carried < CLEAR or styled < CLEAR:
                 continue
             size = sum(GAIN for effect in (content, style) if ".attentions." not in effect.block)
-            worth = carried - stray + styled - other - size
+            worth = carried - stray / 2 + styled - other / 2 - size
             if best is None or worth > best[0]:
                 best = (worth, content, style)
     return {} if best is None else {"content": (best[1].block,), "style": (best[2].block,)}

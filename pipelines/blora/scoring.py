@@ -88,8 +88,26 @@ class OpenClip:
         return similar[:, 1] - similar[:, 0]
 
 
+class EdgesAndText:
+    """Content by picture statistics, style by an image-text model.
+
+    For the scorer that ships: it has seen each character in its own colours only, so it cannot say what an
+    orange rabbit is, and would count a change of colour as one of content.
+    """
+
+    def __init__(self, text: Scorer) -> None:
+        self.name = f"where edges lie (content) and {text.name} (style)"
+        self._text = text
+
+    def positions(
+        self, pictures: Tensor, first: Tensor, second: Tensor, texts: tuple[str, str], part: Part
+    ) -> list[float] | None:
+        scorer = PictureStatistics() if part == "content" else self._text
+        return scorer.positions(pictures, first, second, texts, part)
+
+
 def pick_scorer(folder: Path | None, *, embedded: bool, tokenizer: Any) -> Scorer:
-    """The scorer in `folder`; else, for an embedded model, the one that ships; else picture statistics.
+    """The scorer in `folder`; else, for an embedded model, the one that ships, for style; else statistics.
 
     folder: an open_clip folder (open_clip_config.json and its weights). embedded: the model ships with the
         program, so that the shipped scorer knows its words; tokenizer: that model's.
@@ -99,7 +117,7 @@ def pick_scorer(folder: Path | None, *, embedded: bool, tokenizer: Any) -> Score
         return _open(folder, tokenizer)
     shipped = assets.root() / "testbed" / "scorer"
     if embedded and (shipped / "open_clip_config.json").is_file():
-        return _open(shipped, tokenizer)
+        return EdgesAndText(_open(shipped, tokenizer))
     return PictureStatistics()
 
 

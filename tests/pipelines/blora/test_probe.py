@@ -7,11 +7,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
+from transformers import CLIPTokenizer
 
-from pipelines import Request, StudioPipeline
+from pipelines import Request, StudioPipeline, assets
 from pipelines.blocks import within
 from pipelines.blora.probe import (
     PAIRS,
@@ -27,7 +30,7 @@ from pipelines.blora.probe import (
     prompt_swap,
     propose,
 )
-from pipelines.blora.scoring import PictureStatistics, pick_scorer
+from pipelines.blora.scoring import EdgesAndText, PictureStatistics, _own_tokens, pick_scorer
 from pipelines.blora.sheet import probe_sheet
 from pipelines.errors import RequestError, SetupError
 
@@ -144,6 +147,24 @@ def test_statistics_know_edges_from_colours() -> None:
             pytest.approx(expected, abs=0.02)
         ]
     assert scorer.positions(left, left, left, ("", ""), "style") is None
+
+
+def test_the_shipped_scorer_reads_the_shipped_models_words() -> None:
+    """Its ids are the model's own, with zeros behind the end; it knows noir from colour."""
+    tokenizer = CLIPTokenizer.from_pretrained(assets.root() / "models" / "tiny-sdxl" / "tokenizer")
+    scorer = pick_scorer(None, embedded=True, tokenizer=tokenizer)
+    assert isinstance(scorer, EdgesAndText)
+    end = tokenizer.eos_token_id
+    ids = _own_tokens(tokenizer, ["a fox", "a " * 60], 8, end)
+    fox = tokenizer.convert_tokens_to_ids("fox</w>")
+    assert ids[0, 2:].tolist() == [fox, end, 0, 0, 0, 0]
+    assert ids[1, -1] == end
+    gallery = Path(__file__).parents[3] / "assets" / "gallery" / "blora.png"
+    preview = Image.open(gallery).convert("RGB").crop((4, 21, 132, 149))
+    colour = torch.from_numpy(np.array(preview)).permute(2, 0, 1)[None].float() / 255
+    noir = colour.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
+    texts = ("a bear in the garden", "a bear in the garden, noir style")
+    assert scorer.positions((colour + noir) / 2, colour, noir, texts, "style") is not None
 
 
 def effects(**moves: tuple[float, float]) -> list[Effect]:
