@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
     from pipelines.home import Home
     from studio.progress import Teller
 
+Commands: TypeAlias = "_SubParsersAction[Any]"
+"""Where argparse keeps subcommands."""
+
 COMMANDS = ("split", "probe-blocks", "train-blora")
-
-
-class Commands(Protocol):
-    """Where argparse keeps subcommands; parents: parsers whose flags a new one takes over."""
-
-    def add_parser(
-        self, name: str, *, parents: list[ArgumentParser], help: str, description: str, epilog: str = ""
-    ) -> ArgumentParser: ...
 
 
 def add(commands: Commands, folders: ArgumentParser) -> None:
