@@ -65,7 +65,8 @@ def add(
     batch.add_argument("--force", action="store_true", help="overwrite files that are not this batch's")
     batch.add_argument("--check", action="store_true", help="find every mistake, render nothing")
     batch.add_argument("--schema", action="store_true", help="print the JSON schema of a job")
-    _engine_flags(batch)
+    _telling_flags(batch)
+    _cluster_flags(batch)
     machine(batch)
 
     grid = commands.add_parser(
@@ -82,7 +83,7 @@ def add(
     grid.add_argument("--out", "-o", metavar="DIR", help="where grid.png, grid.html and the cells go")
     grid.add_argument("--title", metavar="TEXT", help="above the grid (default: the prompt)")
     grid.add_argument("--cell", type=int, metavar="N", help="the cells' width in grid.png, in pixels")
-    _engine_flags(grid)
+    _telling_flags(grid)
     picture(grid)
     machine(grid)
 
@@ -98,6 +99,17 @@ def run(args: Namespace, home: Home, teller: Teller) -> int:
     return grid_command.run(args, home, teller)
 
 
-def _engine_flags(command: ArgumentParser) -> None:
+def _cluster_flags(command: ArgumentParser) -> None:
+    group = command.add_argument_group("beyond one process (pip install 'lora-studio[ray]')")
+    group.add_argument("--engine", choices=("local", "ray"), default="local", help="default: local")
+    group.add_argument(
+        "--address", metavar="HOST:PORT", help="a running Ray cluster (default: start one here)"
+    )
+    group.add_argument(
+        "--workers", type=int, metavar="N", help="default: one for each GPU, else one for four CPU cores"
+    )
+
+
+def _telling_flags(command: ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="print each outcome as a line of JSON")
     command.add_argument("--quiet", "-q", action="store_true", help="no progress, errors only")

@@ -24,11 +24,12 @@ from studio.shelf import Shelf
 
 @dataclass(frozen=True)
 class Group:
-    """The jobs of one model, and the adapters they ask for."""
+    """The jobs of one model, and the adapters they ask for. model_hash: of its weights, once it has been open."""
 
     model: str
     shelf: Shelf
     jobs: tuple[Job, ...]
+    model_hash: str = ""
 
     def request(self, job: Job) -> Request:
         """The job's request, its adapters found. Raises StudioError."""
@@ -73,7 +74,8 @@ def check_group(group: Group, pipe: StudioPipeline, store: AdapterStore, problem
             resolved = request.resolved(facts)
             parse(resolved.prompt)
             sizes.setdefault((resolved.width, resolved.height), []).append(job)
-    return replace(group, jobs=tuple(job for jobs in sizes.values() for job in jobs))
+    ordered = tuple(job for jobs in sizes.values() for job in jobs)
+    return replace(group, jobs=ordered, model_hash=pipe.model.checkpoint.hash)
 
 
 def find_places(

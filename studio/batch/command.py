@@ -33,6 +33,10 @@ def run(args: Namespace, home: Home, teller: Teller) -> int:
         raise RequestError("say which job file to render, as in lora-studio batch jobs.yaml --out pictures")
     if args.out is None and not args.check:
         raise RequestError("say where the pictures go, as in --out pictures")
+    if args.engine == "local" and (args.address or args.workers):
+        raise RequestError("--address and --workers are for --engine ray; give that too")
+    if args.workers is not None and args.workers < 1:
+        raise RequestError(f"--workers {args.workers} must be at least 1")
     order = Order(
         jobs=Path(args.jobs),
         out=Path(args.out or "."),
@@ -42,6 +46,9 @@ def run(args: Namespace, home: Home, teller: Teller) -> int:
         template=args.name or TEMPLATE,
         retry_failed=args.retry_failed,
         force=args.force,
+        engine=args.engine,
+        address=args.address,
+        workers=args.workers,
         check_only=args.check,
     )
     with Batch(order, home, teller.say) as batch:

@@ -8,18 +8,31 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from pipelines.errors import RequestError, StudioError
-from studio.recipe import placed
+
+MOST_PLACES = 5
+"""Places of one and the same mistake that are named one by one."""
 
 
 class Problems:
     """The mistakes found so far, each once, in the order they were found."""
 
     def __init__(self) -> None:
-        self.messages: dict[str, None] = {}
+        self._places: dict[str, dict[str, None]] = {}  # what -> where
 
     def add(self, where: str, error: StudioError | str) -> None:
-        error = RequestError(error) if isinstance(error, str) else error
-        self.messages[str(placed(error, where))] = None
+        what = str(error).removeprefix(f"{where}: ") if where else str(error)
+        self._places.setdefault(what, {})[where] = None
+
+    @property
+    def messages(self) -> list[str]:
+        """One for each mistake and place; a mistake made very often, as by the defaults, is told once."""
+        found = []
+        for what, places in self._places.items():
+            named = list(places)
+            if len(named) > MOST_PLACES:
+                named = [f"{named[0]} and {len(named) - 1} other places"]
+            found += [f"{where}: {what}" if where else what for where in named]
+        return sorted(found, key=_place)
 
     @contextmanager
     def gathered(self, where: str) -> Iterator[None]:
@@ -31,13 +44,12 @@ class Problems:
 
     def refuse(self, what: str) -> None:
         """Raises RequestError with every mistake; does nothing where there is none."""
-        if not self.messages:
+        messages = self.messages
+        if not messages:
             return
-        count = len(self.messages)
+        count = len(messages)
         head = f"{what}: {count} mistake{'' if count == 1 else 's'}, nothing was rendered"
-        raise RequestError(
-            "\n".join([head, *(f"  {message}" for message in sorted(self.messages, key=_place))])
-        )
+        raise RequestError("\n".join([head, *(f"  {message}" for message in messages)]))
 
 
 def _place(message: str) -> tuple[int, ...]:

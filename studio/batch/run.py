@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines import StudioError, StudioPipeline
 from pipelines.home import Home
@@ -31,6 +31,9 @@ from studio.batch.writer import Writer
 from studio.metadata import Setup
 from studio.opening import Opening, model_name, open_pipeline
 
+if TYPE_CHECKING:
+    from studio.batch.ray_engine import RayEngine
+
 EngineName = Literal["local", "ray"]
 
 
@@ -42,7 +45,8 @@ class Order:
     opening: how to open the models; its `source` wins over the jobs' own models.
     overrides: fields that win over every job's. wildcards: their folder (None: `wildcards` beside the job file).
     template: of the files' names. retry_failed: render again what has failed before. force: overwrite files
-    that are not this batch's. engine: "local", or "ray" with the cluster's address (None: this computer).
+    that are not this batch's. engine: "local", or "ray" with the cluster's address (None: this computer)
+    and so many workers (None: one for each GPU, or four CPU cores).
     check_only: judge on entering, and write nothing.
     """
 
@@ -56,6 +60,7 @@ class Order:
     force: bool = False
     engine: EngineName = "local"
     address: str | None = None
+    workers: int | None = None
     check_only: bool = False
 
 
@@ -80,6 +85,7 @@ class Batch:
         self._judge_only = False
         self._groups: list[Group] = []
         self._found: list[Outcome] = []
+        self.ray: RayEngine | None = None
         self._ready: tuple[str, StudioPipeline, AdapterStore] | None = None
 
     def __enter__(self) -> Batch:
@@ -192,10 +198,27 @@ class Batch:
     def _rendered(self) -> Iterator[Rendered | None]:
         """What the engine makes; None where time has passed."""
         if self.order.engine == "ray":
-            raise NotImplementedError
+            yield from self._on_ray()
+            return
         for group in self._groups:
             if group.jobs:
                 yield from self._on_this_computer(group)
+
+    def _on_ray(self) -> Iterator[Rendered | None]:
+        from studio.batch.ray_engine import RayEngine
+
+        self._ready = None
+        self.ray = RayEngine(
+            [group for group in self._groups if group.jobs],
+            opening=self.order.opening,
+            home=self.home,
+            address=self.order.address,
+            workers=self.order.workers,
+            say=self.say,
+        )
+        for rendered in self.ray.render():
+            self.fill = self.ray.fill
+            yield rendered
 
     def _on_this_computer(self, group: Group) -> Iterator[Rendered | None]:
         if self._ready is not None and self._ready[0] == group.model:
@@ -251,6 +274,7 @@ def render_jobs(
     force: bool = False,
     engine: EngineName = "local",
     address: str | None = None,
+    workers: int | None = None,
     home: Home | None = None,
 ) -> Iterator[Outcome]:
     """Renders a job file, or jobs as objects, into a folder; outcomes as they finish, the earlier runs' not again.
@@ -271,6 +295,7 @@ def render_jobs(
         force=force,
         engine=engine,
         address=address,
+        workers=workers,
     )
     with Batch(order, home) as batch:
         yield from batch.run()

@@ -25,12 +25,13 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Rendered:
-    """A picture, or why there is none. request: the resolved one."""
+    """A picture, or why there is none. request: the resolved one. png: the file's bytes, from a remote worker."""
 
     key: str
     request: Request | None = field(default=None, repr=False)
     record: Record | None = field(default=None, repr=False)
     image: Image.Image | None = field(default=None, repr=False)
+    png: bytes | None = field(default=None, repr=False)
     error: str | None = None
 
 
@@ -95,12 +96,21 @@ class Worker:
     @property
     def hungry(self) -> bool:
         """Whether more pictures should be given, so that no row stays empty."""
+        return self.room > 0
+
+    @property
+    def room(self) -> int:
+        """About how many more pictures should be given."""
         if not self._waiting:
-            return True
-        shape = next(reversed(self._waiting.values())).shape
-        assert len(shape) == 3
-        limit = self.pipe.model.rows_at_once((shape[0], shape[1], shape[2]))
-        return sum(job.rows for job in self._waiting.values()) < AHEAD * limit
+            defaults = self.pipe.model.checkpoint.defaults
+            shape = self.pipe.model.latent_shape(defaults.width, defaults.height)
+            return max(AHEAD * self.pipe.model.rows_at_once(shape) // 2, 1)
+        last = next(reversed(self._waiting.values()))
+        free = AHEAD * self._limit(last.shape) - sum(job.rows for job in self._waiting.values())
+        return max(-(-free // last.rows), 0)
+
+    def _limit(self, shape: Shape) -> int:
+        return self.pipe.model.rows_at_once((shape[0], shape[1], shape[2]))
 
     def give(self, key: str, request: Request) -> Rendered | None:
         """Ask for a picture; what comes back at once is why it cannot be made."""
@@ -145,6 +155,6 @@ class Worker:
     def _measure(self) -> None:
         waiting = Counter(job.shape for job in self._waiting.values())
         for shape, rows in self._rows_of_calls:
-            limit = max(self.pipe.model.rows_at_once((shape[0], shape[1], shape[2])), rows)
+            limit = max(self._limit(shape), rows)
             busy = waiting[shape] > 0
             self.fill += Fill(rows, limit, rows * busy, limit * busy)

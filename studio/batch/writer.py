@@ -13,6 +13,7 @@ from studio.batch.manifest import Manifest, Outcome
 from studio.batch.plan import Job
 from studio.batch.worker import Rendered
 from studio.metadata import Setup, save_picture
+from studio.outputs import write_whole
 
 MOST_PENDING = 32
 """Finished pictures that may wait for the disk before rendering waits for them."""
@@ -52,23 +53,35 @@ class Writer:
     def _write(self, job: Job, rendered: Rendered, adapters: Mapping[str, Path]) -> Outcome:
         if rendered.error is not None:
             return self._noted(Outcome(job, error=rendered.error))
-        assert rendered.image is not None
-        assert rendered.request is not None
         assert rendered.record is not None
         try:
-            file = save_picture(
-                rendered.image,
-                self._manifest.folder / job.file,
-                request=rendered.request,
-                record=rendered.record,
-                adapters=adapters,
-                setup=self._setup,
-                force=self._force,
-            )
+            file = self._saved(self._manifest.folder / job.file, rendered, adapters)
         except StudioError as error:
             return self._noted(Outcome(job, error=str(error)))
         return self._noted(Outcome(job, file, rendered.record.to_dict()))
 
+    def _saved(self, file: Path, rendered: Rendered, adapters: Mapping[str, Path]) -> Path:
+        """Writes the picture; returns where it is. Raises SetupError."""
+        if rendered.png is not None:
+            content = rendered.png
+            return write_whole(file, lambda path: _write_bytes(path, content), force=self._force)
+        assert rendered.image is not None
+        assert rendered.request is not None
+        assert rendered.record is not None
+        return save_picture(
+            rendered.image,
+            file,
+            request=rendered.request,
+            record=rendered.record,
+            adapters=adapters,
+            setup=self._setup,
+            force=self._force,
+        )
+
     def _noted(self, outcome: Outcome) -> Outcome:
         self._manifest.append(outcome)
         return outcome
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    path.write_bytes(content)

@@ -1,0 +1,252 @@
+"""A batch over a Ray cluster: one actor for each GPU, or each share of the CPUs; the driver alone writes.
+
+Work is pulled: whoever has room gets the next jobs. A dead worker is replaced and its jobs are done by others; a
+job over which two workers died fails by name.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipelines.adapters import sha256
+from pipelines.errors import RenderError, SetupError, StudioError
+from pipelines.home import Home
+from studio.batch.checking import Group
+from studio.batch.queue import Held, Task, TaskQueue
+from studio.batch.remote import Assignment, FileMark, Opened, RemoteWorker, Reply
+from studio.batch.worker import Fill, Rendered
+from studio.metadata import Setup
+from studio.opening import Opening
+
+CPUS_A_WORKER = 4
+"""CPU cores of a worker where there is no GPU and nobody says how many workers to start."""
+MOST_DEATHS_IN_A_ROW = 3
+"""Deaths for each worker, with no sign of life between, after which the batch is given up."""
+
+
+@dataclass(frozen=True)
+class _Share:
+    """workers of so many GPUs and CPUs each; threads of torch (None leaves them alone)."""
+
+    workers: int
+    gpus: int
+    cpus: int
+    threads: int | None
+
+
+@dataclass
+class _Actor:
+    """One actor: its handle, what it holds, the answer that is awaited, and what kind of answer that is."""
+
+    handle: Any
+    held: Held = field(default_factory=Held)
+    awaited: Any = None
+    opening: str | None = None
+    pid: int = 0
+
+
+class RayEngine:
+    """Renders groups of jobs on a cluster (address None: this computer). workers: how many; None asks Ray."""
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        *,
+        opening: Opening,
+        home: Home,
+        address: str | None,
+        workers: int | None,
+        say: Callable[[str], None],
+    ) -> None:
+        self._groups = {group.model: group for group in groups}
+        self._jobs = {job.key: (job, group) for group in groups for job in group.jobs}
+        self._queue = TaskQueue(
+            Task(job.key, group.model, frozenset(use.adapter for use in job.draft.wanted))
+            for group in groups
+            for job in group.jobs
+        )
+        self._opening, self._home, self._address, self._wanted = opening, home, address, workers
+        self._say = say
+        self._assignments: dict[str, Assignment] = {}
+        self._sent: dict[str, Any] = {}
+        self._actors: list[_Actor] = []
+        self._fills: dict[int, Fill] = {}
+        self._deaths = 0
+
+    @cached_property
+    def _ray(self) -> Any:
+        try:
+            import ray
+        except ImportError as error:
+            raise SetupError("the engine ray needs Ray; pip install 'lora-studio[ray]'") from error
+        return ray
+
+    @property
+    def fill(self) -> Fill:
+        return sum(self._fills.values(), Fill())
+
+    @property
+    def pids(self) -> list[int]:
+        """The workers' processes, as far as they have answered."""
+        return [actor.pid for actor in self._actors if actor.pid]
+
+    def render(self) -> Iterator[Rendered | None]:
+        """What the workers make, as it comes."""
+        mine = self._connect()
+        try:
+            share = self._share()
+            self._actors = [self._start(share) for _ in range(share.workers)]
+            while len(self._queue) or any(actor.held.tasks for actor in self._actors):
+                for actor in self._actors:
+                    if actor.awaited is None:
+                        self._employ(actor)
+                awaited = [actor.awaited for actor in self._actors if actor.awaited is not None]
+                ready, _ = self._ray.wait(awaited, num_returns=1, timeout=1.0)
+                for actor in [actor for actor in self._actors if actor.awaited in ready]:
+                    yield from self._answered(actor, share)
+                yield None
+        finally:
+            for actor in self._actors:
+                with suppress(Exception):
+                    self._ray.kill(actor.handle)
+            if mine:
+                self._ray.shutdown()
+
+    # -- the cluster -------------------------------------------------------------------------------------
+
+    def _connect(self) -> bool:
+        """Whether the cluster was started here."""
+        if self._ray.is_initialized():
+            return False
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            quiet = {"logging_level": "ERROR", "log_to_driver": False}
+            if self._address is None:
+                self._ray.init(include_dashboard=False, num_cpus=self._local_cpus(), **quiet)
+            else:
+                self._ray.init(address=self._address, **quiet)
+        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+            where = f"at {self._address}" if self._address else "on this computer"
+            raise SetupError(f"Ray cannot be reached or started {where}: {error}") from error
+        return True
+
+    def _local_cpus(self) -> int:
+        return max(os.cpu_count() or 1, self._wanted or 1)
+
+    def _share(self) -> _Share:
+        """How many workers, and what each gets: as many as there are GPUs, else shares of the CPUs."""
+        there = self._ray.cluster_resources()
+        gpus, cpus = int(there.get("GPU", 0)), max(int(there.get("CPU", 1)), 1)
+        on_cpu = (self._opening.device or "auto").startswith("cpu")
+        if gpus and not on_cpu:
+            return _Share(min(self._wanted or gpus, gpus, len(self._jobs)), 1, 1, None)
+        workers = min(self._wanted or max(cpus // CPUS_A_WORKER, 1), len(self._jobs), cpus)
+        return _Share(workers, 0, cpus // workers, cpus // workers)
+
+    def _start(self, share: _Share) -> _Actor:
+        remote = self._ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=0)(RemoteWorker)
+        setup = Setup(self._opening.vae, self._opening.low_memory)
+        return _Actor(remote.remote(self._opening, setup, self._home, share.threads))
+
+    # -- the dialogue ------------------------------------------------------------------------------------
+
+    def _employ(self, actor: _Actor, wants: int = 1) -> None:
+        """Has the actor open a model, or gives it tasks, or has it work on."""
+        model = self._queue.model_for(actor.held)
+        if not actor.held.tasks and model is not None and model != actor.held.model:
+            actor.held = Held()
+            actor.opening = model
+            actor.awaited = actor.handle.open.remote(self._assignment(model))
+            return
+        tasks = self._queue.take(actor.held, wants, len(self._actors)) if wants else []
+        if tasks or actor.held.tasks:
+            requests = [(task.key, self._request(task.key)) for task in tasks]
+            actor.awaited = actor.handle.advance.remote(requests)
+
+    def _answered(self, actor: _Actor, share: _Share) -> Iterator[Rendered]:
+        """Takes one answer in, and employs the actor again."""
+        answer, actor.awaited = actor.awaited, None
+        try:
+            said = self._ray.get(answer)
+        except self._ray.exceptions.RayActorError as error:
+            yield from self._bury(actor, share, error)
+            return
+        except self._ray.exceptions.RayTaskError as error:
+            cause = error.as_instanceof_cause()
+            raise (
+                cause if isinstance(cause, StudioError) else RenderError(f"a worker failed: {error}")
+            ) from error
+        self._deaths = 0
+        if isinstance(said, Opened):
+            actor.pid = said.pid
+            assert actor.opening is not None
+            if said.ready:
+                actor.held.model = actor.opening
+                self._employ(actor, said.wants)
+            else:
+                self._send(actor, said, self._assignment(actor.opening))
+            return
+        assert isinstance(said, Reply)
+        self._fills[id(actor)] = said.fill
+        for parcel in said.parcels:
+            actor.held.tasks.pop(parcel.key, None)
+            yield Rendered(parcel.key, record=parcel.record, png=parcel.png, error=parcel.error)
+        self._employ(actor, said.wants)
+
+    def _bury(self, actor: _Actor, share: _Share, error: Exception) -> Iterator[Rendered]:
+        """Puts a new actor in a dead one's place; its tasks go back."""
+        self._deaths += 1
+        if self._deaths > MOST_DEATHS_IN_A_ROW * len(self._actors):
+            raise RenderError(f"the workers die one after the other; the last one: {error}") from error
+        self._say(f"a worker died; its {len(actor.held.tasks)} pictures are done by others")
+        for task in self._queue.died(actor.held):
+            yield Rendered(task.key, error="two workers died while they rendered it (out of memory?)")
+        self._actors[self._actors.index(actor)] = self._start(share)
+
+    # -- what workers need -------------------------------------------------------------------------------
+
+    def _request(self, key: str) -> Any:
+        job, group = self._jobs[key]
+        return group.request(job)
+
+    def _assignment(self, model: str) -> Assignment:
+        if model not in self._assignments:
+            group = self._groups[model]
+            marks = {
+                name: FileMark(str(path), sha256(path), path.stat().st_size)
+                for name, path in group.shelf.files.items()
+            }
+            self._assignments[model] = Assignment(model, group.model_hash, marks)
+        return self._assignments[model]
+
+    def _send(self, actor: _Actor, opened: Opened, assignment: Assignment) -> None:
+        """Sends through the object store what a worker lacks, and asks again."""
+        for name in opened.lacks_adapters:
+            mark = assignment.adapters[name]
+            actor.handle.receive_adapter.remote(mark.digest, self._stored(Path(mark.path)))
+        if opened.lacks_model:
+            entry = self._home.find_model(assignment.model)
+            if entry is None:
+                raise SetupError(f"a worker cannot load {assignment.model!r}; give it as a folder or file")
+            self._say(f"sending {assignment.model} to a worker that lacks it …")
+            path = entry.path
+            files = [file for file in sorted(path.rglob("*")) if file.is_file()] if path.is_dir() else [path]
+            content = {
+                "" if file == path else str(file.relative_to(path)): file.read_bytes() for file in files
+            }
+            if assignment.model not in self._sent:
+                self._sent[assignment.model] = self._ray.put(content)
+            stored = self._sent[assignment.model]
+            actor.handle.receive_model.remote(assignment.model_hash, assignment.model, stored)
+        actor.awaited = actor.handle.open.remote(assignment)
+
+    def _stored(self, path: Path) -> Any:
+        if str(path) not in self._sent:
+            self._sent[str(path)] = self._ray.put(path.read_bytes())
+        return self._sent[str(path)]
