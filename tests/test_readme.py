@@ -1,0 +1,54 @@
+"""What the README tells people to type works."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from studio.cli import parser
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    text = "\n".join(blocks("sh")).replace("\\\n", " ")
+    inline = re.findall(r"`(lora-studio [^`]+)`", README)
+    return [line for line in text.splitlines() if line.startswith("lora-studio ")] + inline
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_is_understood(command: str) -> None:
+    parser().parse_args(shlex.split(command.split(" #")[0])[1:])
+
+
+def test_the_python_example_runs(tmp_path: Path) -> None:
+    [code] = blocks("python")
+    environment = os.environ | {"LORA_STUDIO_HOME": str(tmp_path / "home")}
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "fox.png").is_file()
+    assert "nilo-fox" in result.stdout
+
+
+def test_linked_files_exist() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if not target.startswith("http"):
+            assert (ROOT / target).exists(), target
