@@ -68,7 +68,7 @@ def overheard(unet: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
         yield heard
 
 
-def test_the_blocks_that_read_the_prompt(pipe: StudioPipeline, sd_folder: Path) -> None:
+def test_the_blocks_that_read_the_prompt(pipe: StudioPipeline) -> None:
     blocks = attention_blocks(pipe.model.unet)
     assert blocks[0] == "down_blocks.1.attentions.0"
     assert blocks[4] == "mid_block.attentions.0"
@@ -130,6 +130,18 @@ def test_a_probe_from_end_to_end(pipe: StudioPipeline) -> None:
     assert found.published
     assert len(found.rows) == 4
     assert probe_sheet(found, side=32).size[0] > 17 * 32
+
+
+def test_sd1_is_probed_the_same_way(sd_folder: Path) -> None:
+    pipe = StudioPipeline.from_pretrained(sd_folder)
+    blocks = attention_blocks(pipe.model.unet)
+    assert len(blocks) == 6 + 1 + 9
+    assert levels(blocks)[-1] == "up_blocks.3"
+    pairs = (Pair("content", A, B), Pair("style", A, f"{A}, ink drawing"))
+    few = Settings(seeds=(1,), steps=2, guidance_scale=1.0, width=32, height=32)
+    found = probe(pipe, pairs, PictureStatistics(), few)
+    assert not found.published
+    assert len(found.effects) == 16 + 6
 
 
 def test_statistics_know_edges_from_colours() -> None:
