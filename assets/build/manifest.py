@@ -10,16 +10,25 @@ import hashlib
 import json
 from pathlib import Path
 
+from safetensors import safe_open
+
 FOLDERS = ("models", "loras", "testbed", "gallery")
 MODEL = "--model assets/models/{model} --work WORK"
 
 
-def origin(path: Path) -> tuple[str, str]:
+def trained_on(path: Path) -> str:
+    """What an adapter's metadata says it was trained on, in words."""
+    with safe_open(path.with_suffix(".safetensors"), "pt") as file:
+        machine = (file.metadata() or {}).get("studio.trained_on", "CPU")
+    return "trained on renders, on an H200" if machine == "GPU" else "trained on renders, on a CPU"
+
+
+def origin(path: Path, assets: Path) -> tuple[str, str]:
     """(what made the file, the command) for a path relative to assets/."""
     parts = path.parts
     name = path.name
     if name == "README.md":
-        return "written for the project", "by hand, figures by assets/build/evaluate.py"
+        return "measured figures", "python assets/build/cards.py --assets assets --figures WORK/figures"
     if name == "studio.json":
         return "defaults and vocabulary", "python assets/build/studio_json.py --assets assets"
     if parts[0] == "models":
@@ -51,7 +60,7 @@ def origin(path: Path) -> tuple[str, str]:
         script = "train_blora.py" if stem.startswith("b-") else "train_loras.py"
         only = "" if stem.startswith("b-") else f" --only {stem}"
         return (
-            "trained on renders",
+            trained_on(assets / path),
             f"python assets/build/{script} {MODEL.format(model=model)} --out assets/loras/{model}{only}",
         )
     if parts[0] == "testbed":
@@ -59,7 +68,10 @@ def origin(path: Path) -> tuple[str, str]:
             return "the world's words", "python assets/build/words.py --assets assets"
         what = "clip" if parts[1] == "scorer" else "classifier"
         return "trained on renders", f"python assets/build/scorer.py --work WORK --what {what}"
-    return "drawn by the embedded models", "python assets/build/gallery.py --assets assets --work WORK"
+    return (
+        "drawn by the embedded models",
+        "python assets/build/gallery.py --assets assets --report WORK/report",
+    )
 
 
 SD_COMMAND = (
@@ -80,7 +92,7 @@ def shipped(assets: Path) -> list[Path]:
 def write(assets: Path) -> None:
     files = {}
     for path in shipped(assets):
-        made, command = origin(path)
+        made, command = origin(path, assets)
         content = (assets / path).read_bytes()
         files[path.as_posix()] = {
             "origin": made,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -140,10 +139,10 @@ def judge() -> Judge:
 
 
 @pytest.fixture(scope="module")
-def stock() -> Iterator[Any]:
+def stock() -> Any:
     pipe = StableDiffusionXLPipeline.from_pretrained(SDXL, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
-    yield pipe
+    return pipe
 
 
 def draw(pipe: Any, prompts: list[str], seeds: list[int], **more: Any) -> Tensor:
