@@ -165,7 +165,7 @@ def test_the_studio_draws_what_stock_diffusers_draws(stock: Any) -> None:
     prompt = "a cat wearing a suit, holding a star, in the garden"
     theirs = draw(stock, [prompt], [5], num_inference_steps=6)[0]
     ours = StudioPipeline.from_pretrained(SDXL)([Request(prompt, seed=5, steps=6)]).images[0]
-    picture = torch.from_numpy(np.asarray(ours)).permute(2, 0, 1) / 255
+    picture = torch.from_numpy(np.array(ours)).permute(2, 0, 1) / 255
     assert (picture - theirs).abs().max() <= 2 / 255
 
 
