@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from composers.plan import Use
 from pipelines import Request, StudioPipeline
 from pipelines.errors import AdapterError, ModelError
 from pipelines.home import Home
@@ -18,7 +19,7 @@ from studio.batch.problems import Problems
 from studio.batch.store import AdapterStore
 from studio.metadata import CHUNK, read_texts
 from studio.outputs import next_name
-from studio.recipe import plain_request
+from studio.recipe import Wanted, plain_request
 from studio.shelf import Shelf
 
 
@@ -30,10 +31,19 @@ class Group:
     shelf: Shelf
     jobs: tuple[Job, ...]
     model_hash: str = ""
+    _preferred: dict[str, float] = field(default_factory=dict, compare=False, repr=False)
 
     def request(self, job: Job) -> Request:
         """The job's request, its adapters found. Raises StudioError."""
-        return job.draft.build(self.shelf.use, self.shelf.read_tags)
+        return job.draft.build(self._use, self.shelf.read_tags)
+
+    def _use(self, wanted: Wanted) -> Use:
+        """As the shelf gives it; the file that says its preferred weight is read once, not once a job."""
+        if wanted.weight is None:
+            if wanted.adapter not in self._preferred:
+                self._preferred[wanted.adapter] = self.shelf.use(wanted).weight
+            wanted = replace(wanted, weight=self._preferred[wanted.adapter])
+        return self.shelf.use(wanted)
 
 
 def grouped(jobs: Iterable[Job], home: Home, say: Callable[[str], None], problems: Problems) -> list[Group]:

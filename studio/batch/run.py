@@ -1,6 +1,6 @@
 """A batch from its job file to its last picture.
 
-    with Batch(Order(read_from("jobs.yaml"), Path("out"))) as batch:
+    with Batch(Order(Path("jobs.yaml"), Path("out"))) as batch:
         for outcome in batch.run():
             print(outcome.file or outcome.error)
 
