@@ -34,7 +34,8 @@ class CMLoRA(Composer):
         every_step_in_turn   the dominant, at all steps, every one of which passes the turn (R counts steps)
         all                  every lane, at refresh steps
         uncached      every lane, at all steps: the method without its caching
-    and any lane whose features have outlived a whole round of turns at the schedule's widest spacing.
+    and any lane whose features have outlived a whole round of turns at the schedule's widest spacing. The default is the
+    cheapest of these whose pictures are no further from the uncached method's than Composite's are (BENCHMARKS.md).
 
     compat "release" repeats the released code with its faults: interval 0 never caches; the partition is step 120;
     after it the first adapter never dominates again, where there is a low one; then nothing is refreshed at all, and
@@ -52,7 +53,7 @@ class CMLoRA(Composer):
     plans_reuse: ClassVar[bool] = True
 
     refresh: Literal["dominant_only", "dominant_every_step", "every_step_in_turn", "all", "uncached"] = knob(
-        "all",
+        "dominant_every_step",
         "Refresh",
         "Which lanes are evaluated in full, rather than on remembered features.",
         choices=("dominant_only", "dominant_every_step", "every_step_in_turn", "all", "uncached"),

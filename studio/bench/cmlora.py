@@ -34,8 +34,8 @@ from pipelines.family import Cut
 from pipelines.features import all_full, captured, schedule, shallow_modules, shallow_pass
 from pipelines.record import device_name
 
-CACHING = ("dominant_only", "every_step_in_turn", "dominant_every_step", "all")
-"""Refresh modes that cache, the cheapest first (where a mix has a low band; else the middle two cost the same)."""
+CACHING = ("dominant_only", "dominant_every_step", "every_step_in_turn", "all")
+"""Refresh modes that cache, the cheapest first (without a low band the middle two cost the same)."""
 FAMILIES: Sequence[tuple[str, int, Cut]] = (
     ("sd1", 64, "published"),
     ("sdxl", 128, "deep"),

@@ -59,6 +59,6 @@ def test_real_pictures_cost_what_their_passes_say(sdxl_folder: Path, make_lora: 
 def test_the_rule_of_the_default() -> None:
     modes = dict(zip(CACHING, (0.3, 0.25, 0.15, 0.07), strict=True))
     assert choose(modes, 0.14) == "all"
-    assert choose(modes, 0.20) == "dominant_every_step"
+    assert choose(modes, 0.20) == "every_step_in_turn"
     assert choose(modes, 0.50) == "dominant_only"
     assert choose(modes, 0.01) == "all"
