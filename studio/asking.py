@@ -46,7 +46,8 @@ def flag_draft(args: Namespace) -> Draft:
     }
     image = None if args.init_image is None else Path(args.init_image).expanduser()
     given = {name: value for name, value in values.items() if value is not None}
-    return Draft(given, tuple(parse_lora(text) for text in args.lora), image)
+    pinned = tuple(replace(parse_lora(text), pinned=True) for text in args.pin)
+    return Draft(given, (*map(parse_lora, args.lora), *pinned), image)
 
 
 def parse_lora(text: str) -> Wanted:

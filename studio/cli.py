@@ -235,6 +235,13 @@ def _adapter_flags(command: ArgumentParser) -> None:
         help="a LoRA by name or path, its strength, another in the text encoder; may be repeated",
     )
     group.add_argument(
+        "--pin",
+        action="append",
+        default=[],
+        metavar="NAME[=W[:TE]]",
+        help="a LoRA that acts in every pass and is no member of the mix: LCM, Lightning, Hyper",
+    )
+    group.add_argument(
         "--composer",
         action="append",
         metavar="METHOD",

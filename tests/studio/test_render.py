@@ -41,6 +41,15 @@ def test_prompts_methods_and_seeds_share_one_pass(render: Run, loras: Path, tmp_
     assert all(Image.open(r["file"]).size == (32, 32) for r in records)
 
 
+def test_a_pinned_lora_acts_in_every_pass(render: Run, loras: Path, tmp_path: Path) -> None:
+    asked = ["-p", "a fox", "--seed", 7, "--json", "--composer", "composite", "--lora", "hat=0.2"]
+    [pinned] = json.loads(render(*asked, "--pin", "fox=0.5", "--out", tmp_path / "pinned.png").out)
+    [member] = json.loads(render(*asked, "--lora", "fox=0.5", "--out", tmp_path / "member.png").out)
+    assert [(used["name"], used["pinned"]) for used in pinned["adapters"]] == [("hat", False), ("fox", True)]
+    assert pinned["unet_rows"] * 2 == member["unet_rows"]
+    assert (pixels(tmp_path / "pinned.png") != pixels(tmp_path / "member.png")).any()
+
+
 def test_pictures_go_to_the_days_folder_and_paths_to_stdout(render: Run, home: Path) -> None:
     ran = render("-p", "a fox")
     file = Path(ran.out.strip())
