@@ -37,7 +37,10 @@ class Rendered:
 
 @dataclass
 class Fill:
-    """How full the UNet calls were. busy_*: only those that were made while further pictures were waiting."""
+    """How full the rounds were: rows evaluated, in full or shallow, of those the row limit allows.
+
+    busy_*: only rounds with further pictures waiting.
+    """
 
     rows: int = 0
     room: int = 0
@@ -81,8 +84,9 @@ class Worker:
         self._keys: dict[int, str] = {}
         self._requests: dict[int, Request] = {}
         self._waiting: dict[int, _Waiting] = {}
-        self._rows_of_calls: list[tuple[Shape, int]] = []
-        self._hook = pipe.model.unet.register_forward_pre_hook(self._count)
+        self._rows_of_round: Counter[Shape] = Counter()
+        # full and shallow passes alike begin with this layer
+        self._hook = pipe.model.unet.conv_in.register_forward_pre_hook(self._count)
 
     def close(self) -> None:
         """Leaves the model as it was found."""
@@ -130,7 +134,7 @@ class Worker:
 
     def step(self) -> list[Rendered]:
         """One round; the pictures that it finished."""
-        self._rows_of_calls.clear()
+        self._rows_of_round.clear()
         rendered = []
         for event in self._session.step():
             if isinstance(event, Started | Failed):
@@ -148,13 +152,14 @@ class Worker:
     def _in_use(self) -> set[str]:
         return {use.adapter for request in self._requests.values() for use in request.uses}
 
-    def _count(self, unet: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def _count(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
         sample = inputs[0]
-        self._rows_of_calls.append((tuple(sample.shape[1:]), int(sample.shape[0])))
+        self._rows_of_round[tuple(sample.shape[1:])] += int(sample.shape[0])
 
     def _measure(self) -> None:
         waiting = Counter(job.shape for job in self._waiting.values())
-        for shape, rows in self._rows_of_calls:
-            limit = max(self._limit(shape), rows)
+        for shape, rows in self._rows_of_round.items():
+            limit = self._limit(shape)
+            room = limit * -(-rows // limit)
             busy = waiting[shape] > 0
-            self.fill += Fill(rows, limit, rows * busy, limit * busy)
+            self.fill += Fill(rows, room, rows * busy, room * busy)
