@@ -33,9 +33,10 @@ class CMLoRA(Composer):
         dominant_every_step  the dominant, at all steps
         every_step_in_turn   the dominant, at all steps, every one of which passes the turn (R counts steps)
         all                  every lane, at refresh steps
-        uncached      every lane, at all steps: the method without its caching
-    and any lane whose features have outlived a whole round of turns at the schedule's widest spacing. The default is the
-    cheapest of these whose pictures are no further from the uncached method's than Composite's are (BENCHMARKS.md).
+        uncached             every lane, at all steps: the method without its caching
+    and any lane whose features have outlived a whole round of turns at the schedule's widest spacing. The default is
+    the cheapest of these whose latents are no further from the uncached method's than Composite's are, as measured
+    on the embedded model (BENCHMARKS.md).
 
     compat "release" repeats the released code with its faults: interval 0 never caches; the partition is step 120;
     after it the first adapter never dominates again, where there is a low one; then nothing is refreshed at all, and
