@@ -42,6 +42,8 @@ def flag_draft(args: Namespace) -> Draft:
         "scheduler": args.scheduler,
         "strength": args.strength,
         "clip_skip": args.clip_skip,
+        "reuse": args.reuse,
+        "cut": args.cut,
         "text_mode": args.text_mode,
     }
     image = None if args.init_image is None else Path(args.init_image).expanduser()

@@ -215,6 +215,8 @@ def _picture_flags(command: ArgumentParser) -> None:
     group.add_argument("--width", type=int, metavar="W")
     group.add_argument("--height", type=int, metavar="H")
     group.add_argument("--clip-skip", type=int, metavar="N", help="text-encoder layers to skip")
+    group.add_argument("--reuse", type=int, metavar="N", help="deep features are remade every N-th step only")
+    group.add_argument("--cut", metavar="CUT", help="where the reused features end: deep or published")
     group.add_argument("--init-image", metavar="FILE", help="start from this picture")
     group.add_argument("--strength", type=float, metavar="X", help="how far from it: 0 … 1 (default 0.8)")
 

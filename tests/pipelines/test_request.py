@@ -44,7 +44,7 @@ FACTS = Facts(
         ({"crop": (1, 2, 3)}, "crop=\\(1, 2, 3\\)"),
         ({"negative_prompt": 3}, "must be text"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else " and ".join(value),
 )
 def test_refused_when_made(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(StudioError, match=message):
@@ -66,7 +66,7 @@ def test_refused_when_made(settings: dict[str, Any], message: str) -> None:
         ),
         ({"init_image": Image.new("RGB", (64, 64)), "steps": 4, "strength": 0.2}, "leaves no step to run"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else " and ".join(value),
 )
 def test_refused_for_the_model(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(StudioError, match=message):
