@@ -68,6 +68,12 @@ def origin(path: Path, assets: Path) -> tuple[str, str]:
             return "the world's words", "python assets/build/words.py --assets assets"
         what = "clip" if parts[1] == "scorer" else "classifier"
         return "trained on renders", f"python assets/build/scorer.py --work WORK --what {what}"
+    if name == "grid.png":
+        return (
+            "drawn by the embedded models (six bits a colour)",
+            'lora-studio grid --prompt "a nilo fox wearing a kimono" --lora nilo-fox --lora kimono '
+            "--x method=merge,switch,composite,cmlora --y seed=1,2,3 --cell 160",
+        )
     return (
         "drawn by the embedded models",
         "python assets/build/gallery.py --assets assets --report WORK/report",

@@ -102,13 +102,15 @@ def _row_label_width(grid: Grid, side: tuple[int, int], font: ImageFont.FreeType
     if not grid.y.name:
         return 0
     widest = max(font.getlength(_label(grid.y.name, label)) for label, _ in grid.y.cells)
-    return min(int(widest) + 1, side[0]) + GAP
+    return min(int(widest) + 1, side[0]) + 2 * GAP
 
 
 def _lines(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
     """The text in lines that fit."""
+    if font.getlength(text) <= width:
+        return [text] if text else []
     letters = max(int(width / max(font.getlength("n"), 1)), 4)
-    return textwrap.wrap(text, letters) if text else []
+    return textwrap.wrap(text, letters)
 
 
 def _write(
