@@ -29,7 +29,7 @@ from functools import cached_property
 from composers.plan import Use
 from pipelines.adapters.names import sgm_names
 from pipelines.errors import PromptError, RequestError
-from pipelines.tags import LoraTag
+from pipelines.text.tags import LoraTag
 
 Blocks = tuple[tuple[str, float], ...]
 

@@ -17,7 +17,7 @@ from composers.plan import Lane, Plan, Role
 from pipelines.family import Cut
 from pipelines.features import captured, shallow_modules, shallow_pass
 from pipelines.model import Model
-from pipelines.text import Embedding
+from pipelines.text.encoder import Embedding
 from pipelines.trajectory import Trajectory
 
 

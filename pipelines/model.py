@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from composers.plan import Band
 from pipelines.adapters import read_adapter
 from pipelines.adapters.adapter import Adapter, LoadReport, ModelLayers, model_layers
-from pipelines.checkpoints import Checkpoint
-from pipelines.components import vae_dtype
+from pipelines.checkpoints.components import vae_dtype
+from pipelines.checkpoints.loading import Checkpoint
 from pipelines.engine.bank import Bank, FormChoice
 from pipelines.errors import AdapterError, RenderError
 from pipelines.family import Cut, FamilyName
 from pipelines.features import cuts_of, feature_shape
 from pipelines.request import Facts
-from pipelines.text import Embedding, TextAsk, TextEncoder
+from pipelines.text.encoder import Embedding, TextAsk, TextEncoder
 
 Piece = TypeVar("Piece")
 Out = TypeVar("Out")

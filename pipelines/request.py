@@ -15,8 +15,8 @@ from composers.plan import Band, Composer, Mix, Plan, Step, TextMode, Use, text_
 from pipelines.blocks import Layout, placed, use_of
 from pipelines.errors import RequestError
 from pipelines.family import Cut, Defaults
-from pipelines.prompt import take_tags
 from pipelines.schedulers import canonical
+from pipelines.text.prompt import take_tags
 
 LARGEST_SIDE = 16384
 MOST_STEPS = 1000

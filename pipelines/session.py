@@ -30,7 +30,7 @@ from pipelines.model import Model
 from pipelines.record import Cost, Record, make_record
 from pipelines.request import Request
 from pipelines.schedulers import make_scheduler
-from pipelines.text import Embedding, TextAsk
+from pipelines.text.encoder import Embedding, TextAsk
 from pipelines.trajectory import Trajectory, open_trajectory
 
 OutputType = Literal["pil", "np", "pt", "latent"]

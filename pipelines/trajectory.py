@@ -13,7 +13,7 @@ from composers.plan import Lane, Plan, Prompt
 from pipelines.features import Features, Passes
 from pipelines.request import Request
 from pipelines.schedulers import accepts_generator, set_steps, step_of_call
-from pipelines.text import Embedding
+from pipelines.text.encoder import Embedding
 
 
 @dataclass

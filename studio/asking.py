@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from composers.registry import parse as parse_composer
-from pipelines.card import read_card
+from pipelines.checkpoints.card import read_card
+from pipelines.checkpoints.folders import folder_files
+from pipelines.checkpoints.weights import short_hash
 from pipelines.errors import ModelError, RequestError
-from pipelines.folders import folder_files
-from pipelines.home import Home
-from pipelines.names import Entry
+from pipelines.home.home import Home
+from pipelines.home.names import Entry
 from pipelines.request import SEEDS
-from pipelines.weights import short_hash
 from studio.metadata import Remembered
 from studio.recipe import Draft, Wanted, read_requests
 

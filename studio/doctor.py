@@ -12,9 +12,9 @@ import torch
 
 from pipelines import Request, StudioError
 from pipelines.assets import embedded_models
-from pipelines.home import Home
+from pipelines.checkpoints.weights import free_memory
+from pipelines.home.home import Home
 from pipelines.record import device_name, versions
-from pipelines.weights import free_memory
 from studio.opening import BUILT_IN, Opening, open_pipeline, pick_device
 
 STEPS = 4

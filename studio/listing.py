@@ -16,13 +16,13 @@ from rich.text import Text
 
 from pipelines.adapters import Inspection, inspect_file
 from pipelines.adapters.container import read_header
-from pipelines.components import read_json
+from pipelines.checkpoints.components import read_json
+from pipelines.checkpoints.folders import folder_family
+from pipelines.checkpoints.single_file import examine
 from pipelines.errors import ModelError, StudioError
-from pipelines.folders import folder_family
-from pipelines.foreign_folders import import_paths as read_foreign
-from pipelines.home import Home
-from pipelines.names import Entry
-from pipelines.single_file import examine
+from pipelines.home.foreign_folders import import_paths as read_foreign
+from pipelines.home.home import Home
+from pipelines.home.names import Entry
 from studio.metadata import CHUNK, PARAMETERS, read_texts
 from studio.opening import BUILT_IN
 from studio.progress import Teller

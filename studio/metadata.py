@@ -23,7 +23,7 @@ from composers.registry import parse as parse_composer
 from pipelines import Record, Request
 from pipelines.errors import RequestError, StudioError
 from pipelines.schedulers import MODEL_OWN
-from pipelines.tags import write_tag
+from pipelines.text.tags import write_tag
 from studio import a1111
 from studio.hashes import short_hash
 from studio.outputs import write_whole

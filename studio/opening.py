@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 
 from pipelines import StudioPipeline
-from pipelines.checkpoints import load_checkpoint
+from pipelines.checkpoints.loading import load_checkpoint
 from pipelines.errors import SetupError
-from pipelines.home import Home
+from pipelines.home.home import Home
+from pipelines.home.settings import DEVICE, DTYPES
 from pipelines.model import Model
-from pipelines.settings import DEVICE, DTYPES
 
 BUILT_IN = "tiny-sdxl"
 """The model where none is named."""

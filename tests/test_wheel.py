@@ -17,7 +17,18 @@ ROOT = Path(__file__).resolve().parent.parent
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     quiet = ["--quiet", "--disable-pip-version-check"]
-    build = [sys.executable, "-m", "pip", "wheel", *quiet, "--no-deps", "--no-build-isolation", "-w", folder, ROOT]
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        *quiet,
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        folder,
+        ROOT,
+    ]
     subprocess.run(build, check=True, capture_output=True)
     [wheel] = folder.glob("*.whl")
     assert wheel.stat().st_size <= 50_000_000
@@ -29,13 +40,28 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_installed_wheel_renders(installed: Path, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(installed), "LORA_STUDIO_HOME": str(tmp_path / "home")}
-    command = [sys.executable, "-m", "studio", "render", "--steps", "2", "--seed", "1", "--out", "picture.png"]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "studio",
+        "render",
+        "--steps",
+        "2",
+        "--seed",
+        "1",
+        "--out",
+        "picture.png",
+    ]
+    result = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
     with Image.open(tmp_path / "picture.png") as picture:
         assert picture.size == (128, 128)
     where = [sys.executable, "-c", "import pipelines.assets; print(pipelines.assets.root())"]
-    root = subprocess.run(where, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+    root = subprocess.run(
+        where, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    ).stdout
     assert Path(root.strip()) == installed / "pipelines" / "_assets"
 
 

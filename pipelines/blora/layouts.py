@@ -12,13 +12,13 @@ from torch import nn
 
 from pipelines import assets
 from pipelines.adapters.adapter import ModelLayers, model_layers
-from pipelines.card import read_card
-from pipelines.components import quietly, read_json
+from pipelines.checkpoints.card import read_card
+from pipelines.checkpoints.components import quietly, read_json
+from pipelines.checkpoints.folders import folder_family
+from pipelines.checkpoints.single_file import examine
 from pipelines.errors import ModelError
 from pipelines.family import SDXL, Family
-from pipelines.folders import folder_family
-from pipelines.home import Home
-from pipelines.single_file import examine
+from pipelines.home.home import Home
 
 BlockMap = Mapping[str, tuple[str, ...]]
 

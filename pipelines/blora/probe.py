@@ -22,7 +22,7 @@ from pipelines.errors import RequestError
 from pipelines.model import Model
 from pipelines.pipeline import StudioPipeline
 from pipelines.request import Request
-from pipelines.text import TextAsk
+from pipelines.text.encoder import TextAsk
 
 Swap = Callable[[Tensor], Tensor]
 

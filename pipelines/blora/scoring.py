@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipelines import assets
-from pipelines.components import first_line
+from pipelines.checkpoints.components import first_line
 from pipelines.errors import SetupError
 
 Part = Literal["content", "style"]

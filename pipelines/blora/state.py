@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipelines.components import first_line
+from pipelines.checkpoints.components import first_line
 from pipelines.errors import RequestError
 
 _GENERATOR = "generator"

@@ -34,7 +34,7 @@ from pipelines.errors import RenderError, RequestError, SetupError
 from pipelines.model import Model
 from pipelines.pipeline import StudioPipeline
 from pipelines.request import Request
-from pipelines.text import TextAsk
+from pipelines.text.encoder import TextAsk
 
 _ADAPTER = "blora"
 

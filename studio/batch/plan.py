@@ -19,7 +19,7 @@ from typing import Any
 from composers.errors import StudioError
 from pipelines.errors import RequestError, SetupError
 from pipelines.request import SEEDS, Request
-from pipelines.tags import take_tags
+from pipelines.text.tags import take_tags
 from studio.batch.jobfile import JOB_FIELDS, Entry, JobFile, check_names
 from studio.batch.problems import Problems
 from studio.batch.values import MOST_VALUES, alternatives, products

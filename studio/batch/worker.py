@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 from pipelines import Failed, Finished, Record, Request, Session, Started, StudioError, StudioPipeline
-from pipelines.tags import take_tags
+from pipelines.text.tags import take_tags
 from studio.batch.store import AdapterStore
 
 AHEAD = 2

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.errors import RequestError
-from pipelines.tags import take_tags
+from pipelines.text.tags import take_tags
 from studio.asking import parse_lora
 from studio.batch.problems import nearest
 from studio.batch.prompts import plain_wanted

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import assets
-from pipelines.card import CARD_FILE, ModelCard, read_card, resolve_defaults
+from pipelines.checkpoints.card import CARD_FILE, ModelCard, read_card, resolve_defaults
 from pipelines.errors import ModelError, SetupError
 from pipelines.family import SD1, SDXL, Defaults
 

@@ -11,9 +11,9 @@ import pytest
 
 from pipelines import assets
 from pipelines.errors import AdapterFileError, ModelError, SetupError
-from pipelines.foreign_folders import import_paths
-from pipelines.home import Home
-from pipelines.settings import Roots, Settings
+from pipelines.home.foreign_folders import import_paths
+from pipelines.home.home import Home
+from pipelines.home.settings import Roots, Settings
 
 
 @pytest.fixture(autouse=True)

@@ -258,7 +258,7 @@ def test_composite_in_one_call_equals_sequential_calls(pipe: StudioPipeline) -> 
 
 def _texts(pipe: StudioPipeline, request: Request) -> dict[str, dict[str, Any]]:
     """role -> the UNet's text inputs for a resolved request, all its lanes having one prompt a role."""
-    from pipelines.text import TextAsk
+    from pipelines.text.encoder import TextAsk
 
     uses = request.plans()[0].lanes[0].prompt.text_uses
     asks = {"positive": TextAsk(request.prompt, uses), "negative": TextAsk(request.negative_prompt, uses)}

@@ -6,7 +6,7 @@ import pytest
 
 from composers.plan import Schedule, Use
 from pipelines.errors import PromptError
-from pipelines.prompt import LoraTag, Moment, parse, take_tags, write_tag
+from pipelines.text.prompt import LoraTag, Moment, parse, take_tags, write_tag
 
 W, S = 1 / 1.1, 1.1
 

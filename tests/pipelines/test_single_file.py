@@ -20,11 +20,11 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from pipelines import assets
-from pipelines.checkpoints import load_checkpoint
+from pipelines.checkpoints.loading import load_checkpoint
+from pipelines.checkpoints.single_file import examine, load_tokenizers
+from pipelines.checkpoints.weights import read_header
 from pipelines.errors import ModelError
 from pipelines.family import FAMILIES, SD1, SD2, SDXL
-from pipelines.single_file import examine, load_tokenizers
-from pipelines.weights import read_header
 
 Tensors = dict[str, Tensor]
 

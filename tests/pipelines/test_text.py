@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from composers.plan import Use
 from pipelines.errors import ModelError, RequestError
 from pipelines.family import SD1, SDXL, Family
-from pipelines.text import Embedding, NoLanes, TextAsk, TextEncoder, cut_tokens, weigh
+from pipelines.text.encoder import Embedding, NoLanes, TextAsk, TextEncoder, cut_tokens, weigh
 
 COMMA = 9
 

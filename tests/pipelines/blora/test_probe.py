@@ -97,7 +97,7 @@ def test_an_injection_reaches_that_block_alone(pipe: StudioPipeline, block: str)
 
 
 def _asks(pipe: StudioPipeline) -> Any:
-    from pipelines.text import TextAsk
+    from pipelines.text.encoder import TextAsk
 
     return pipe.model.text.level([TextAsk(A), TextAsk(B)])
 

@@ -20,7 +20,7 @@ from pipelines.adapters import read_adapter, sha256
 from pipelines.blora.recipe import PAPER, SMALL, Recipe, default_recipe
 from pipelines.blora.training import Progress, Trained, literal, state_file, train_blora
 from pipelines.errors import RequestError, SetupError
-from pipelines.text import TextAsk
+from pipelines.text.encoder import TextAsk
 
 QUICK = Recipe(
     rank=4,

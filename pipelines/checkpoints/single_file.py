@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from pipelines import assets
-from pipelines.components import (
+from pipelines.checkpoints.components import (
     Components,
     first_line,
     make_model_scheduler,
@@ -25,9 +25,9 @@ from pipelines.components import (
     refuse_incomplete,
     vae_dtype,
 )
+from pipelines.checkpoints.weights import Header, read_header
 from pipelines.errors import ModelError
 from pipelines.family import SD1, SD2, SDXL, Family
-from pipelines.weights import Header, read_header
 
 UNET = "model.diffusion_model."
 VAE = ("first_stage_model.", "vae.")

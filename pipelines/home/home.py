@@ -12,8 +12,8 @@ import platformdirs
 
 from pipelines import assets
 from pipelines.errors import AdapterFileError, ModelError, SetupError
-from pipelines.names import Entry, find, name_entries, near, scan
-from pipelines.settings import Roots, Settings, read_settings, write_folders
+from pipelines.home.names import Entry, find, name_entries, near, scan
+from pipelines.home.settings import Roots, Settings, read_settings, write_folders
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 

@@ -10,10 +10,17 @@ from typing import Any
 
 import torch
 
-from pipelines.components import Components, first_line, make_model_scheduler, quietly, read_json, vae_dtype
+from pipelines.checkpoints.components import (
+    Components,
+    first_line,
+    make_model_scheduler,
+    quietly,
+    read_json,
+    vae_dtype,
+)
+from pipelines.checkpoints.weights import read_header
 from pipelines.errors import ModelError
 from pipelines.family import SDXL, Family, family_of
-from pipelines.weights import read_header
 
 CLASSES = {
     "unet": ("UNet2DConditionModel",),

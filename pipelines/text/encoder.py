@@ -27,7 +27,7 @@ from torch import Tensor
 from composers.plan import Use
 from pipelines.errors import ModelError, RequestError
 from pipelines.family import Family
-from pipelines.prompt import Run, parse
+from pipelines.text.prompt import Run, parse
 
 COMMA_REACH = 20  # tokens: how far a cut may move back to a comma (A1111's default)
 SMALLEST_GROWTH = 0.1  # no rescaling beyond tenfold, whatever the weights

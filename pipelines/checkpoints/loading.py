@@ -15,16 +15,16 @@ from typing import Any
 
 import torch
 
-from pipelines.card import CARD_FILE, ModelCard, read_card, resolve_defaults
-from pipelines.components import Components
+from pipelines.checkpoints.card import CARD_FILE, ModelCard, read_card, resolve_defaults
+from pipelines.checkpoints.components import Components
+from pipelines.checkpoints.folders import fetch, folder_files, load_folder
+from pipelines.checkpoints.single_file import Facts, examine, load_single_file
+from pipelines.checkpoints.vae import load_vae, refuse_misfit
+from pipelines.checkpoints.weights import memory_needed, refuse_if_too_large, short_hash
 from pipelines.errors import ModelError
 from pipelines.family import SD2, Defaults, Family
-from pipelines.folders import fetch, folder_files, load_folder
-from pipelines.home import Home
+from pipelines.home.home import Home
 from pipelines.schedulers import Scheduler, name_of
-from pipelines.single_file import Facts, examine, load_single_file
-from pipelines.vae import load_vae, refuse_misfit
-from pipelines.weights import memory_needed, refuse_if_too_large, short_hash
 
 Notify = Callable[[str], None]
 
@@ -83,7 +83,7 @@ def load_checkpoint(
     dtype: of the UNet and the text encoders; the VAE stays in float32 where that is float16 and its
         configuration says `force_upcast`.
     vae: another VAE to use, as a name in a vae folder, a .safetensors file or a diffusers folder.
-    home: where names are looked up (None: the user's own, see `pipelines.home`).
+    home: where names are looked up (None: the user's own, see `pipelines.home.home`).
     allow_downloads: whether a hub id that is not in the local cache may be fetched.
     notify: is told, in one sentence, what a full-size model needs before it is loaded.
     Raises ModelError for whatever cannot be found, read or run.

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from pipelines.errors import SetupError
-from pipelines.settings import Roots
+from pipelines.home.settings import Roots
 
 KINDS: Mapping[str, tuple[str, ...]] = {
     "models": ("checkpoints", "diffusers"),

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from pipelines.errors import PromptError
-from pipelines.tags import LoraTag, Moment, take_tags, write_tag
+from pipelines.text.tags import LoraTag, Moment, take_tags, write_tag
 
 STRONGER = 1.1
 WEAKER = 1 / 1.1

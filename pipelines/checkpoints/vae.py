@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from pipelines import assets
-from pipelines.components import first_line, quietly, read_json, refuse_incomplete, vae_dtype
+from pipelines.checkpoints.components import first_line, quietly, read_json, refuse_incomplete, vae_dtype
+from pipelines.checkpoints.weights import read_header
 from pipelines.errors import ModelError
 from pipelines.family import Family
-from pipelines.weights import read_header
 
 DECODER_INPUTS = (
     "decoder.conv_in.weight",

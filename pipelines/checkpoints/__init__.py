@@ -1,0 +1,1 @@
+"""A model by any name -> its parts, ready to run."""

@@ -1,0 +1,1 @@
+"""The user's folders, the names in them, and the settings."""

@@ -1,0 +1,1 @@
+"""Prompts: their syntax, the adapter tags in them, and their encoding."""
