@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from composers.plan import Band
 from pipelines.adapters import read_adapter
 from pipelines.adapters.adapter import Adapter, LoadReport, ModelLayers, model_layers
+from pipelines.checkpoints import Checkpoint
 from pipelines.checkpoints.components import vae_dtype
-from pipelines.checkpoints.loading import Checkpoint
 from pipelines.engine.bank import Bank, FormChoice
 from pipelines.errors import AdapterError, RenderError
 from pipelines.family import Cut, FamilyName

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from pipelines.adapters.adapter import LoadReport
-from pipelines.checkpoints.loading import load_checkpoint
+from pipelines.checkpoints import load_checkpoint
 from pipelines.engine.bank import FormChoice
 from pipelines.errors import AdapterError, RequestError, SetupError
 from pipelines.family import FamilyName
-from pipelines.home.home import Home
+from pipelines.home import Home
 from pipelines.model import Model
 from pipelines.record import Record
 from pipelines.request import Request

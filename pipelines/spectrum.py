@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from composers.plan import Band, Use
-from pipelines.home.home import Home
+from pipelines.home import Home
 from pipelines.model import Model
 from pipelines.request import Request
 from pipelines.session import Failed, Session, Stepped

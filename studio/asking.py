@@ -17,8 +17,7 @@ from pipelines.checkpoints.card import read_card
 from pipelines.checkpoints.folders import folder_files
 from pipelines.checkpoints.weights import short_hash
 from pipelines.errors import ModelError, RequestError
-from pipelines.home.home import Home
-from pipelines.home.names import Entry
+from pipelines.home import Entry, Home
 from pipelines.request import SEEDS
 from studio.metadata import Remembered
 from studio.recipe import Draft, Wanted, read_requests

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-    from pipelines.home.home import Home
+    from pipelines.home import Home
     from studio.progress import Teller
 
 COMMANDS = ("batch", "grid")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-    from pipelines.home.home import Home
+    from pipelines.home import Home
     from studio.progress import Teller
 
 Commands: TypeAlias = "_SubParsersAction[Any]"

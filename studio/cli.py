@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: Namespace) -> int:
     """Imports what the command needs, and runs it."""
-    from pipelines.home.home import Home
+    from pipelines.home import Home
     from studio.progress import Teller
 
     teller = Teller(quiet=getattr(args, "quiet", False))

@@ -13,7 +13,7 @@ import torch
 from pipelines import Request, StudioError
 from pipelines.assets import embedded_models
 from pipelines.checkpoints.weights import free_memory
-from pipelines.home.home import Home
+from pipelines.home import Home
 from pipelines.record import device_name, versions
 from studio.opening import BUILT_IN, Opening, open_pipeline, pick_device
 

@@ -20,9 +20,8 @@ from pipelines.checkpoints.components import read_json
 from pipelines.checkpoints.folders import folder_family
 from pipelines.checkpoints.single_file import examine
 from pipelines.errors import ModelError, StudioError
+from pipelines.home import Entry, Home
 from pipelines.home.foreign_folders import import_paths as read_foreign
-from pipelines.home.home import Home
-from pipelines.home.names import Entry
 from studio.metadata import CHUNK, PARAMETERS, read_texts
 from studio.opening import BUILT_IN
 from studio.progress import Teller

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from pipelines import StudioPipeline
-from pipelines.checkpoints.loading import load_checkpoint
+from pipelines.checkpoints import load_checkpoint
 from pipelines.errors import SetupError
-from pipelines.home.home import Home
+from pipelines.home import Home
 from pipelines.home.settings import DEVICE, DTYPES
 from pipelines.model import Model
 

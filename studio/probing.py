@@ -20,7 +20,7 @@ from pipelines.blora.probe import (
 from pipelines.blora.scoring import pick_scorer
 from pipelines.blora.sheet import probe_sheet
 from pipelines.errors import RequestError
-from pipelines.home.home import Home
+from pipelines.home import Home
 from studio.opening import Opening, is_slow, open_pipeline
 from studio.outputs import write_whole
 from studio.progress import Teller

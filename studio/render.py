@@ -20,7 +20,7 @@ from composers import Composer
 from pipelines import Request, StudioPipeline
 from pipelines.adapters import LoadReport
 from pipelines.errors import AdapterFileError, RequestError
-from pipelines.home.home import Home
+from pipelines.home import Home
 from pipelines.text.tags import take_tags
 from studio.again import Comparison, compare
 from studio.asking import ask, first_example, is_repeat, remembered_model

@@ -12,8 +12,7 @@ from composers.plan import Use
 from pipelines import StudioPipeline
 from pipelines.adapters import LoadReport, inspect_file
 from pipelines.errors import AdapterFileError, PromptError
-from pipelines.home.home import Home
-from pipelines.home.names import Entry
+from pipelines.home import Entry, Home
 from pipelines.text.tags import take_tags
 from studio.hashes import find_adapter, is_adapter
 from studio.recipe import Wanted

@@ -10,7 +10,7 @@ from pipelines.adapters import ModelLayers
 from pipelines.blora.layouts import BlockMap, model_outline, published_layers
 from pipelines.blora.splitting import Split, split_file
 from pipelines.errors import AdapterMismatchError, RequestError
-from pipelines.home.home import Home
+from pipelines.home import Home
 from studio.progress import Teller
 
 

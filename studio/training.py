@@ -17,7 +17,7 @@ from pipelines.blora.recipe import default_recipe
 from pipelines.blora.splitting import refuse_existing
 from pipelines.blora.training import Progress, literal, require_peft, state_file, train_blora
 from pipelines.errors import RequestError
-from pipelines.home.home import Home
+from pipelines.home import Home
 from studio.opening import Opening, open_pipeline
 from studio.outputs import write_whole
 from studio.progress import Teller

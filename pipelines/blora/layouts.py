@@ -18,7 +18,7 @@ from pipelines.checkpoints.folders import folder_family
 from pipelines.checkpoints.single_file import examine
 from pipelines.errors import ModelError
 from pipelines.family import SDXL, Family
-from pipelines.home.home import Home
+from pipelines.home import Home
 
 BlockMap = Mapping[str, tuple[str, ...]]
 

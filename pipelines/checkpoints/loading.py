@@ -23,7 +23,7 @@ from pipelines.checkpoints.vae import load_vae, refuse_misfit
 from pipelines.checkpoints.weights import memory_needed, refuse_if_too_large, short_hash
 from pipelines.errors import ModelError
 from pipelines.family import SD2, Defaults, Family
-from pipelines.home.home import Home
+from pipelines.home import Home
 from pipelines.schedulers import Scheduler, name_of
 
 Notify = Callable[[str], None]

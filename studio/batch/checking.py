@@ -10,8 +10,7 @@ from pathlib import Path
 from composers.plan import Use
 from pipelines import Request, StudioPipeline
 from pipelines.errors import AdapterError, ModelError
-from pipelines.home.home import Home
-from pipelines.home.names import Entry
+from pipelines.home import Entry, Home
 from pipelines.text.prompt import parse
 from studio.batch.manifest import Outcome, is_whole
 from studio.batch.plan import Job

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from pipelines.errors import RequestError, SetupError
-from pipelines.home.home import Home
+from pipelines.home import Home
 from studio.batch.manifest import Outcome
 from studio.batch.plan import TEMPLATE
 from studio.batch.progress import metered, spell_pace

@@ -16,7 +16,7 @@ from typing import Any
 
 from pipelines.adapters import sha256
 from pipelines.errors import RenderError, SetupError, StudioError
-from pipelines.home.home import Home
+from pipelines.home import Home
 from studio.batch.checking import Group
 from studio.batch.queue import Held, Task, TaskQueue
 from studio.batch.remote import Assignment, FileMark, Opened, RemoteWorker, Reply

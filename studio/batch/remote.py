@@ -16,7 +16,7 @@ import torch
 
 from pipelines import Record, Request
 from pipelines.errors import ModelError
-from pipelines.home.home import Home
+from pipelines.home import Home
 from studio.batch.worker import Fill, Rendered, Worker
 from studio.hashes import find_adapter, is_adapter
 from studio.metadata import Setup, save_picture

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines import StudioError, StudioPipeline
-from pipelines.home.home import Home
+from pipelines.home import Home
 from studio.batch.checking import Group, check_group, find_places, grouped
 from studio.batch.jobfile import JobFile, from_objects, read_jobs
 from studio.batch.manifest import Manifest, Outcome

@@ -10,7 +10,7 @@ from typing import Any
 from zlib import crc32
 
 from pipelines.errors import RequestError
-from pipelines.home.home import Home
+from pipelines.home import Home
 from studio.asking import first_example, flag_draft
 from studio.batch.command import opening_of, render
 from studio.batch.manifest import Outcome

@@ -18,13 +18,13 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
+from pipelines.checkpoints import load_checkpoint
 from pipelines.checkpoints.card import CARD_FILE
 from pipelines.checkpoints.folders import folder_files, folder_variant
-from pipelines.checkpoints.loading import load_checkpoint
 from pipelines.checkpoints.weights import MemoryNeed, memory_needed, refuse_if_too_large, short_hash
 from pipelines.errors import ModelError
 from pipelines.family import SD1, SDXL
-from pipelines.home.home import Home
+from pipelines.home import Home
 from pipelines.schedulers import make_scheduler
 
 

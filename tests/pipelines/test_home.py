@@ -11,8 +11,8 @@ import pytest
 
 from pipelines import assets
 from pipelines.errors import AdapterFileError, ModelError, SetupError
+from pipelines.home import Home
 from pipelines.home.foreign_folders import import_paths
-from pipelines.home.home import Home
 from pipelines.home.settings import Roots, Settings
 
 

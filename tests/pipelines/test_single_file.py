@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from pipelines import assets
-from pipelines.checkpoints.loading import load_checkpoint
+from pipelines.checkpoints import load_checkpoint
 from pipelines.checkpoints.single_file import examine, load_tokenizers
 from pipelines.checkpoints.weights import read_header
 from pipelines.errors import ModelError

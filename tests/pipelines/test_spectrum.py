@@ -14,7 +14,7 @@ from torch import Tensor
 
 from composers import CMLoRA, Use
 from pipelines import Request, StudioError, StudioPipeline
-from pipelines.home.home import Home
+from pipelines.home import Home
 from pipelines.spectrum import (
     RINGS,
     STEPS,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import StudioPipeline
-from pipelines.home.home import Home
+from pipelines.home import Home
 from studio.cli import main
 from studio.opening import Opening, model_name, open_pipeline
 

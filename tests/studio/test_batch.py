@@ -18,7 +18,7 @@ from PIL import Image
 
 from pipelines import StudioPipeline
 from pipelines.errors import RequestError, SetupError
-from pipelines.home.home import Home
+from pipelines.home import Home
 from studio.again import TOLERANCE
 from studio.batch.manifest import MANIFEST, Outcome, is_whole
 from studio.batch.run import Batch, Order, render_jobs

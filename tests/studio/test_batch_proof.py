@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from pipelines import Session, StudioPipeline
-from pipelines.home.home import Home
+from pipelines.home import Home
 from pipelines.session import Finished, Started
 from studio.again import TOLERANCE
 from studio.batch.manifest import MANIFEST

@@ -14,8 +14,8 @@ from PIL import Image
 from composers.plan import Use
 from pipelines import Request
 from pipelines.adapters import sha256
-from pipelines.checkpoints.loading import load_checkpoint
-from pipelines.home.home import Home
+from pipelines.checkpoints import load_checkpoint
+from pipelines.home import Home
 from studio.again import TOLERANCE
 from studio.batch.queue import Held, Task, TaskQueue
 from studio.batch.remote import Assignment, FileMark, RemoteWorker

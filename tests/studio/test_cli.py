@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from pipelines.assets import embedded_loras
 from pipelines.errors import SetupError
-from pipelines.home.home import Home
+from pipelines.home import Home
 from studio import doctor
 from studio.metadata import read_picture
 from studio.opening import Opening, open_pipeline, pick_device, pick_dtype

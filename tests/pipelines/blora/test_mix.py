@@ -16,7 +16,7 @@ from pipelines import Request, StudioPipeline
 from pipelines.blora.layouts import model_outline
 from pipelines.blora.splitting import split_file
 from pipelines.errors import RequestError
-from pipelines.home.home import Home
+from pipelines.home import Home
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from pipelines.blora.splitting import split, split_file
 from pipelines.blora.training import trained_layers
 from pipelines.errors import AdapterMismatchError, ModelError, RequestError
 from pipelines.family import SD1, SDXL
-from pipelines.home.home import Home
+from pipelines.home import Home
 
 BLOCKS = ("up_blocks.0.attentions.0", "up_blocks.0.attentions.1")
 

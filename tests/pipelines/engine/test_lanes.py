@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from composers import Use
 from pipelines.adapters import Adapter, AdapterMetadata, LoadReport, LowRank, read_adapter
-from pipelines.checkpoints.loading import load_checkpoint
+from pipelines.checkpoints import load_checkpoint
 from pipelines.engine.bank import Bank, FormChoice
 from pipelines.engine.layers import unwrap
 from pipelines.engine.reference import merged
