@@ -29,7 +29,8 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("command", commands())
 def test_every_command_is_understood(command: str) -> None:
-    parser().parse_args(shlex.split(command.split(" #")[0])[1:])
+    words = shlex.split(command.split(" #")[0])[1:]
+    assert parser().parse_args(words).command == words[0]
 
 
 def test_the_python_example_runs(tmp_path: Path) -> None:
