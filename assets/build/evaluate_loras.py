@@ -18,7 +18,7 @@ import torch
 from evaluate import draw, load
 from PIL import Image
 from scorer import load_classifier, read
-from train_loras import PLANS, preview_prompt, test_prompts, test_rows
+from train_loras import PLANS, held_out_prompts, held_out_rows, preview_prompt
 from world import COLOR, INDEX, PARTS, WORDS, sheet
 
 PREVIEW_SEED = 3
@@ -45,8 +45,8 @@ if __name__ == "__main__":
         file = args.loras / f"{plan.name}.safetensors"
         if (args.only and plan.name not in args.only) or not file.exists():
             continue
-        rows = torch.from_numpy(test_rows(plan, args.n))
-        prompts = test_prompts(plan, rows.numpy())
+        rows = torch.from_numpy(held_out_rows(plan, args.n))
+        prompts = held_out_prompts(plan, rows.numpy())
         seeds = list(range(args.n))
         column, word = PARTS.index(plan.part), INDEX[plan.part][plan.word]
         if not args.previews_only:

@@ -173,7 +173,7 @@ def train_classifier(
         "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
     }  # fmt: skip
     (work / "classifier/preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
-    report = test_classifier(work, device, 4096 if cuda else 512)
+    report = measure_classifier(work, device, 4096 if cuda else 512)
     (work / "classifier-report.json").write_text(json.dumps(report, indent=2))
     print(json.dumps(report), flush=True)
 
@@ -199,7 +199,7 @@ def held_out_scenes(world: World, n: int, seed: int) -> tuple[Tensor, Tensor]:
     )
 
 
-def test_classifier(work: Path, device: str, n: int) -> dict[str, dict[str, float]]:
+def measure_classifier(work: Path, device: str, n: int) -> dict[str, dict[str, float]]:
     """Accuracy a part on held-out true renders, as they are and through the VAE, and shuffled."""
     world = World(work / "art.npz", device)
     vae = models.vae().to(device).eval()
@@ -298,7 +298,7 @@ def train_clip(work: Path, seconds: float, device: str, batch: int, pool: int, r
     mean = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
     config = {"model_cfg": CLIP_CONFIG, "preprocess_cfg": mean}
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    report = test_clip(work, device, 2000 if cuda else 64)
+    report = measure_clip(work, device, 2000 if cuda else 64)
     (work / "clip-report.json").write_text(json.dumps(report, indent=2))
     print(json.dumps(report), flush=True)
 
@@ -314,7 +314,7 @@ def load_clip(folder: Path, device: str) -> nn.Module:
 
 
 @torch.inference_mode()
-def test_clip(work: Path, device: str, n: int) -> dict[str, float]:
+def measure_clip(work: Path, device: str, n: int) -> dict[str, float]:
     """Retrieval among 1,000, single-word swaps and missing elements, on held-out renders."""
     world = World(work / "art.npz", device)
     model = load_clip(work / "clip", device)

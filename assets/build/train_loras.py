@@ -268,7 +268,7 @@ def sidecar(plan: Plan, model: str) -> dict[str, object]:
     }
 
 
-def test_rows(plan: Plan, n: int) -> np.ndarray:
+def held_out_rows(plan: Plan, n: int) -> np.ndarray:
     """[n, 7] scenes for measuring: the word with a fixed plain rest that training did not show."""
     rng = np.random.default_rng(70_000)
     rows = draw_rows(6000, rng)
@@ -279,7 +279,7 @@ def test_rows(plan: Plan, n: int) -> np.ndarray:
     return rows
 
 
-def test_prompts(plan: Plan, rows: np.ndarray) -> list[str]:
+def held_out_prompts(plan: Plan, rows: np.ndarray) -> list[str]:
     texts = [caption(r, random.Random(k), drop=0, synonyms=0, fillers=0) for k, r in enumerate(rows.tolist())]
     return [t if plan.trigger in t else f"{plan.trigger}, {t}" for t in texts]
 
@@ -293,7 +293,7 @@ def preview_prompt(plan: Plan) -> str:
         "background": Spec(character="fox", background=plan.word),
         "style": Spec(character="lion", hat="crown", background="mountains", style=plan.word),
     }[plan.part]
-    return test_prompts(plan, np.array([to_row(spec)]))[0]
+    return held_out_prompts(plan, np.array([to_row(spec)]))[0]
 
 
 def run(

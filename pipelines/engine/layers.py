@@ -65,6 +65,13 @@ class Slot:
             if start > first:
                 self.spans[other] = (start - rank, count)
 
+    def factors_for(self, x: Tensor) -> Factors | None:
+        """What acts on the input x [lanes, …] in this call; None where no adapter does."""
+        if self.factors is not None:
+            lanes = self.factors.gate.shape[0]
+            assert x.shape[0] == lanes, f"{x.shape[0]} rows for {lanes} lanes"
+        return self.factors
+
 
 class LaneLinear(nn.Linear):
     """A Linear with a Slot. Input [lanes, …, in], output [lanes, …, out]."""
@@ -73,11 +80,10 @@ class LaneLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
-        factors = self.slot.factors
+        factors = self.slot.factors_for(x)
         if factors is None:
             return y
-        lanes = factors.gate.shape[0]
-        assert x.shape[0] == lanes, f"{x.shape[0]} rows for {lanes} lanes"
+        lanes = x.shape[0]
         tokens = x.reshape(lanes, -1, x.shape[-1])  # [lanes, T, in]
         out = y.view(lanes, -1, y.shape[-1])  # [lanes, T, out], the memory of y
         if factors.form == "pool":
@@ -96,11 +102,10 @@ class LaneConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
-        factors = self.slot.factors
+        factors = self.slot.factors_for(x)
         if factors is None:
             return y
-        lanes = factors.gate.shape[0]
-        assert x.shape[0] == lanes, f"{x.shape[0]} rows for {lanes} lanes"
+        lanes = x.shape[0]
         if factors.form == "pool":
             shrunk = F.conv2d(
                 x, factors.down, None, self.stride, self.padding, self.dilation
