@@ -3,6 +3,8 @@
 from pipelines.adapters.adapter import (
     Adapter,
     AdapterMetadata,
+    Hadamard,
+    LayerFactors,
     LoadReport,
     LowRank,
     ModelLayers,
@@ -17,7 +19,9 @@ from pipelines.adapters.writing import write_lora
 __all__ = [
     "Adapter",
     "AdapterMetadata",
+    "Hadamard",
     "Inspection",
+    "LayerFactors",
     "LoadReport",
     "LowRank",
     "ModelLayers",

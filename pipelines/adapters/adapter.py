@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -60,6 +61,58 @@ class LowRank:
         delta = up.flatten(1) @ down.flatten(1) * self.scale
         return delta.reshape(up.shape[0], *down.shape[1:])
 
+    def change(self, weight: Tensor) -> Tensor:
+        """dW in float32, in the shape of the layer's weight and on its device."""
+        return self.delta().to(weight.device).reshape(weight.shape)
+
+    @property
+    def idle(self) -> bool:
+        """Whether it changes nothing, whatever its strength."""
+        return not (self.scale and self.up.float().any() and self.down.float().any())
+
+    @property
+    def bytes(self) -> int:
+        return self.down.nbytes + self.up.nbytes
+
+
+@dataclass(frozen=True)
+class Hadamard:
+    """W' = W * M element by element, with M = scale * outer . inner: true FLoRA (`kinds/flora.py`).
+
+    inner: [rank, in], multiplies the layer's input; outer: [out, rank], multiplies its output. In a convolution M
+    [out, in] is the same for every tap of the kernel. scale: 1, or 1 / rank where the file asks for the mean.
+    """
+
+    inner: Tensor
+    outer: Tensor
+    scale: float = 1.0
+
+    @property
+    def rank(self) -> int:
+        return int(self.inner.shape[0])
+
+    def factor(self) -> Tensor:
+        """M, [out, in] float32."""
+        return self.outer.float() @ self.inner.float() * self.scale
+
+    def change(self, weight: Tensor) -> Tensor:
+        """dW = W * (M - 1) in float32, in the shape of the base weight: the slow, obvious reference."""
+        factor = self.factor().to(weight.device).reshape(*weight.shape[:2], *(1 for _ in weight.shape[2:]))
+        return weight.float() * (factor - 1)
+
+    @property
+    def idle(self) -> bool:
+        """Whether it changes nothing, whatever its strength: M is 1 throughout."""
+        return bool((self.factor() == 1).all())
+
+    @property
+    def bytes(self) -> int:
+        return self.inner.nbytes + self.outer.nbytes
+
+
+LayerFactors: TypeAlias = LowRank | Hadamard
+"""What an adapter does to one layer. Both kinds know their `rank`, their `scale` and their `change` of a weight."""
+
 
 @dataclass(frozen=True)
 class AdapterMetadata:
@@ -95,7 +148,7 @@ class AdapterMetadata:
 class LoadReport:
     """What was applied. `print(report)` is meant to be read by people.
 
-    kind: "LoRA", "LoCon"; naming: the naming schemes of the keys.
+    kind: "LoRA", "LoCon", "FLoRA"; naming: the naming schemes of the keys.
     family: "sd1", "sd2", "sdxl" or "unknown"; evidence: what says so ("shapes", "names", "metadata", …).
     applied / total: component -> layers that the file changes / layers that the model has.
     ranks, alphas: lowest and highest; alphas None where the file gives none (scale 1).
@@ -125,12 +178,14 @@ class LoadReport:
 
     def __str__(self) -> str:
         applied = ", ".join(f"{part} {self.applied[part]}/{total}" for part, total in self.total.items())
-        alpha = "none (scale 1)" if self.alphas is None else span(self.alphas)
+        alpha = ", alpha none (scale 1)" if self.alphas is None else f", alpha {span(self.alphas)}"
+        if self.kind == "FLoRA":
+            alpha = ""  # the type has none
         family = FAMILIES[self.family].label if self.family in FAMILIES else self.family
         lines = [
             f"{self.name}  ({self.file}, {self.short_hash})",
             f"  applied   {applied}",
-            f"  type      {self.kind}, rank {span(self.ranks)}, alpha {alpha}, {self.dtype}",
+            f"  type      {self.kind}, rank {span(self.ranks)}{alpha}, {self.dtype}",
             f"  naming    {self.naming}",
             f"  made for  {family}" + (f" (by its {self.evidence})" if self.evidence else ""),
         ]
@@ -152,17 +207,22 @@ class Adapter:
     """One loaded LoRA-like file. `layers` maps "unet.down_blocks.0…to_q" and the like to its factors."""
 
     name: str
-    layers: Mapping[str, LowRank]
+    layers: Mapping[str, LayerFactors]
     metadata: AdapterMetadata
     report: LoadReport
 
     def delta(self, layer: str) -> Tensor:
-        """dW of one layer in float32; raises KeyError where the adapter leaves the layer alone."""
-        return self.layers[layer].delta()
+        """dW of one layer in float32; raises KeyError where the adapter leaves the layer alone.
+
+        Low-rank layers only: what others add depends on the base weight (`layers[layer].change(weight)`).
+        """
+        factors = self.layers[layer]
+        assert isinstance(factors, LowRank), f"{layer} is multiplied, not added to"
+        return factors.delta()
 
     @property
     def bytes(self) -> int:
-        return sum(factor.down.nbytes + factor.up.nbytes for factor in self.layers.values())
+        return sum(factors.bytes for factors in self.layers.values())
 
 
 def model_layers(family: Family, label: str, components: Mapping[str, torch.nn.Module]) -> ModelLayers:

@@ -14,7 +14,7 @@ from typing import Any
 from pipelines.adapters.adapter import AdapterMetadata, span
 from pipelines.adapters.container import WEIGHT_DTYPES, Header, adapter_path, read_header
 from pipelines.adapters.keys import COMPONENTS, Address, Contents, sort_keys
-from pipelines.adapters.kinds import KINDS, Kind
+from pipelines.adapters.kinds import KINDS, Kind, flora
 from pipelines.adapters.metadata import describe
 from pipelines.adapters.origin import Origin, origin_of, something_else
 from pipelines.adapters.peft_settings import peft_settings
@@ -152,6 +152,8 @@ def _refusal(path: Path, header: Header, contents: Contents, kinds: Mapping[Addr
         return "no adapter layers in it"
     try:
         peft_settings(path, header.metadata)
+        if any(kind.name == "FLoRA" for kind in kinds.values()):
+            flora.mean_of(path.name, header.metadata)
     except AdapterFormatError as error:
         return str(error)
     return ""
@@ -162,6 +164,11 @@ def _component(address: Address) -> str:
 
 
 def _ranks(layers: Mapping[Address, Mapping[str, str]], header: Header) -> tuple[int, int] | None:
-    shapes = [header.tensors[parts["down"]].shape for parts in layers.values() if "down" in parts]
+    shapes = [
+        header.tensors[parts[half]].shape
+        for parts in layers.values()
+        for half in ("down", "inner")  # their first axis is the rank
+        if half in parts
+    ]
     ranks = [shape[0] for shape in shapes if shape]
     return (min(ranks), max(ranks)) if ranks else None

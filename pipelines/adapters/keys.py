@@ -184,6 +184,8 @@ def _naming(stem: str, leaf: Leaf, address: Address) -> str:
         if _SGM.match(address.path)
         else "diffusers names"
     )
+    if leaf.style == "flora":
+        return "FLoRA"
     if address.flat:
         scheme = "LyCORIS" if stem.startswith("lycoris_") else "kohya"
         return f"{scheme} ({blocks})" if blocks else scheme

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipelines.adapters.adapter import Adapter, LowRank, ModelLayers
+from pipelines.adapters.adapter import Adapter, LayerFactors, ModelLayers
 from pipelines.adapters.container import Header, adapter_path, read_header, read_tensors
 from pipelines.adapters.keys import Address, Contents, Key, sort_keys
 from pipelines.adapters.kinds import KINDS, Kind, RawLayer
@@ -41,7 +41,10 @@ def read_adapter(path: Path, model: ModelLayers, name: str, *, family: FamilyNam
     places = _placed(path.name, contents, header, model)
     settings = peft_settings(path, header.metadata)
     tensors, digest = read_tensors(path, header)
-    raw = {place: _raw_layer(path.name, place, keys, tensors, settings) for place, keys in places.items()}
+    raw = {
+        place: _raw_layer(path.name, place, keys, tensors, settings, header.metadata)
+        for place, keys in places.items()
+    }
     orphans = [place for place, layer in raw.items() if set(layer.parts) == {"alpha"}]
     for place in orphans:
         del raw[place]
@@ -134,7 +137,9 @@ def _place_of(
     """The layer an address means. A text encoder that the file leaves open is settled by the widths."""
     found = names.find(address)
     for key in keys:
-        axis = {"up": 0, "down": 1}.get(key.part)  # the axis of the layer's own width: out or in
+        axis = {"up": 0, "outer": 0, "down": 1, "inner": 1}.get(
+            key.part
+        )  # of the layer's own width, out or in
         shape = header.tensors[key.text].shape
         if len(found) > 1 and axis is not None and len(shape) > axis:
             found = tuple(
@@ -154,6 +159,7 @@ def _raw_layer(
     keys: Mapping[str, Key],
     tensors: Mapping[str, Tensor],
     settings: Mapping[str, PeftSettings],
+    metadata: Mapping[str, str],
 ) -> RawLayer:
     """One layer's tensors, each a finite float, and the scale that PEFT's settings give it."""
     component, module = place
@@ -176,10 +182,12 @@ def _raw_layer(
     scale = None
     if down is not None and down.ndim and component in settings:
         scale = settings[component].scale_of(module, int(down.shape[0]))
-    return RawLayer(file, f"{component}.{module}", parts, texts, scale)
+    return RawLayer(file, f"{component}.{module}", parts, texts, scale, metadata)
 
 
-def _factors(raw: Mapping[Place, RawLayer], model: ModelLayers) -> tuple[dict[str, LowRank], dict[str, Kind]]:
+def _factors(
+    raw: Mapping[Place, RawLayer], model: ModelLayers
+) -> tuple[dict[str, LayerFactors], dict[str, Kind]]:
     """Layer name -> factors, and which type each layer is of."""
     layers, kinds = {}, {}
     for (component, module), layer in raw.items():

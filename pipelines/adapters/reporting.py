@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from pipelines.adapters.adapter import AdapterMetadata, LoadReport, LowRank, ModelLayers
+from pipelines.adapters.adapter import AdapterMetadata, LayerFactors, LoadReport, LowRank, ModelLayers
 from pipelines.adapters.container import WEIGHT_DTYPES, Header
 from pipelines.adapters.keys import Contents
 from pipelines.adapters.kinds import Kind, RawLayer
@@ -47,7 +47,7 @@ def report(
     name: str,
     model: ModelLayers,
     found: Found,
-    layers: Mapping[str, LowRank],
+    layers: Mapping[str, LayerFactors],
     kinds: Mapping[str, Kind],
     metadata: AdapterMetadata,
 ) -> LoadReport:
@@ -60,7 +60,8 @@ def report(
         for part, key in layer.keys.items()
         if part != "alpha"
     )
-    kernels = any(factors.down.ndim == 4 and factors.down.shape[2:] != (1, 1) for factors in layers.values())
+    lowrank = [factors for factors in layers.values() if isinstance(factors, LowRank)]
+    kernels = any(factors.down.ndim == 4 and factors.down.shape[2:] != (1, 1) for factors in lowrank)
     kind = " + ".join(sorted({kind.name for kind in kinds.values()}))
     return LoadReport(
         name=name,
@@ -81,7 +82,7 @@ def report(
     )
 
 
-def _notes(found: Found, layers: Mapping[str, LowRank], with_alpha: int) -> Iterable[str]:
+def _notes(found: Found, layers: Mapping[str, LayerFactors], with_alpha: int) -> Iterable[str]:
     """Everything a user might wonder about later."""
     contents = found.contents
     if contents.bundled:
@@ -90,12 +91,13 @@ def _notes(found: Found, layers: Mapping[str, LowRank], with_alpha: int) -> Iter
         yield f"{some(contents.bookkeeping)} keys hold counters or buffers that change nothing: ignored"
     if found.orphans:
         yield f"{len(found.orphans)} alpha values lack factors ({'.'.join(found.orphans[0])}): ignored"
-    if 0 < with_alpha < len(layers):
-        yield f"{len(layers) - with_alpha} of {len(layers)} layers give no alpha: scale 1 there"
+    lowrank = sum(isinstance(factors, LowRank) for factors in layers.values())
+    if 0 < with_alpha < lowrank:
+        yield f"{lowrank - with_alpha} of {lowrank} layers give no alpha: scale 1 there"
     if idle := sum(factors.scale == 0 for factors in layers.values()):
         yield f"{idle} layers have alpha 0 and change nothing"
-    if not any(factors.up.float().any() and factors.down.float().any() for factors in layers.values()):
-        yield "every layer's factors are zero: this file changes nothing (was it ever trained?)"
+    if all(factors.idle for factors in layers.values()):
+        yield "no layer's factors do anything: this file changes nothing (was it ever trained?)"
     said = origin_by_metadata(found.header.metadata)
     if said is not None and said.family != found.origin.family:
         yield f"its metadata speaks of {said.label} ({said.detail}), but its {found.origin.evidence} decided"

@@ -11,9 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pipelines.adapters.adapter import LowRank
+from pipelines.adapters.adapter import Hadamard, LayerFactors, LowRank
 from pipelines.adapters.container import pack
 from pipelines.adapters.keys import COMPONENTS, TEXT, TEXT_2, UNET
+from pipelines.adapters.kinds import flora
 from pipelines.adapters.origin import origin_by_metadata
 from pipelines.adapters.peft_settings import METADATA_KEY
 from pipelines.family import SDXL
@@ -23,7 +24,7 @@ Naming = Literal["kohya", "peft"]
 
 def write_lora(
     path: Path,
-    layers: Mapping[str, LowRank],
+    layers: Mapping[str, LayerFactors],
     *,
     naming: Naming = "kohya",
     metadata: Mapping[str, str] | None = None,
@@ -35,14 +36,18 @@ def write_lora(
     naming: "kohya" (sd-scripts' names with diffusers blocks; alpha = scale * rank beside every layer) or
         "peft" (diffusers' own; alphas in the `lora_adapter_metadata` that diffusers reads).
     metadata: modelspec.* and the like, strings only.
+    FLoRA's layers have names of their own (`kinds/flora.py`), whatever the naming of the others.
     """
     assert layers, "an adapter without layers is none"
     texts = dict(metadata or {})
-    if naming == "peft":
-        written = _peft(layers)
-        texts[METADATA_KEY] = json.dumps(_peft_settings(layers), indent=2, sort_keys=True)
-    else:
-        written = _kohya(layers, texts)
+    lowrank = {name: factors for name, factors in layers.items() if isinstance(factors, LowRank)}
+    multiplied = {name: factors for name, factors in layers.items() if isinstance(factors, Hadamard)}
+    written = [*_kohya(lowrank, texts)] if naming == "kohya" else [*_peft(lowrank)]
+    if lowrank and naming == "peft":
+        texts[METADATA_KEY] = json.dumps(_peft_settings(lowrank), indent=2, sort_keys=True)
+    if multiplied:
+        written += _flora(multiplied)
+        texts |= flora.METADATA
     texts.setdefault("format", "pt")
     tensors = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in written}
     data = pack(tensors, texts)
@@ -74,6 +79,18 @@ def _peft(layers: Mapping[str, LowRank]) -> Iterator[tuple[str, Tensor]]:
         stem = f"{component}.{_written(component, module)}"
         yield f"{stem}.lora_B.weight", factors.up
         yield f"{stem}.lora_A.weight", factors.down
+
+
+def _flora(layers: Mapping[str, Hadamard]) -> Iterator[tuple[str, Tensor]]:
+    """`unet.….flora_in.weight` and `….flora_out.weight`; a scale, if there is one, is multiplied into `flora_out`."""
+    for name, factors in sorted(layers.items()):
+        component, module = _split(name)
+        stem = f"{component}.{_written(component, module)}"
+        outer = (
+            factors.outer if factors.scale == 1 else (factors.outer.float() * factors.scale).to(factors.outer)
+        )
+        yield f"{stem}.flora_in.weight", factors.inner
+        yield f"{stem}.flora_out.weight", outer
 
 
 def _peft_settings(layers: Mapping[str, LowRank]) -> dict[str, object]:

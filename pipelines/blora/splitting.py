@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.adapters import Adapter, LowRank, ModelLayers, read_adapter, write_lora
+from pipelines.adapters import Adapter, LayerFactors, ModelLayers, read_adapter, write_lora
 from pipelines.adapters.peft_settings import METADATA_KEY
 from pipelines.adapters.writing import Naming
 from pipelines.blocks import blocks_of, listed, within
@@ -35,7 +35,7 @@ class Split:
     """
 
     adapter: Adapter
-    parts: Mapping[str, Mapping[str, LowRank]]
+    parts: Mapping[str, Mapping[str, LayerFactors]]
     elsewhere: Mapping[str, int]
 
     @property
@@ -106,7 +106,7 @@ def refuse_existing(out: Path, force: bool) -> None:
         raise RequestError(f"{out} is already there; choose another name, or overwrite it with --force")
 
 
-def _inside(adapter: Adapter, blocks: Iterable[str]) -> dict[str, LowRank]:
+def _inside(adapter: Adapter, blocks: Iterable[str]) -> dict[str, LayerFactors]:
     blocks = tuple(blocks)
     return {
         name: factors

@@ -14,11 +14,12 @@ from torch import nn
 
 from composers.plan import Use
 from pipelines.adapters.adapter import Adapter
+from pipelines.engine import flora
 from pipelines.engine.layers import Factors, Form, LaneLayer, Slot, wrap
 
 FormChoice = Literal["auto", "lane-packed", "pool"]
 Rows = tuple[tuple[Use, ...], ...]
-Selection = list[tuple[Slot, Factors]]
+Selection = list[tuple[Slot, Factors | None, flora.Multiplied | None]]
 Number = TypeVar("Number", int, float)
 
 
@@ -41,8 +42,8 @@ class Bank:
     def load(self, adapter: Adapter) -> None:
         """Make an adapter resident. All its layers exist in the model (the reader has seen to that)."""
         assert adapter.name not in self.adapters, adapter.name
-        for path, factor in adapter.layers.items():
-            self._layer(path).slot.insert(adapter.name, factor.down, factor.up, factor.scale)
+        for path, factors in adapter.layers.items():
+            self._layer(path).slot.insert(adapter.name, factors)
         self.adapters[adapter.name] = adapter
         self._selected.clear()
 
@@ -55,17 +56,13 @@ class Bank:
     def to(self, device: torch.device) -> None:
         """Move the factors to the device their layers work on, in their layers' dtype."""
         for layer in self._all_layers():
-            dtype = layer.weight.dtype
-            layer.slot.down, layer.slot.up = (
-                layer.slot.down.to(device, dtype),
-                layer.slot.up.to(device, dtype),
-            )
+            layer.slot.to(layer.weight.new_empty(0, device=device))
         self._selected.clear()
 
     @property
     def bytes(self) -> int:
         """Device memory the factors take."""
-        return sum(layer.slot.down.nbytes + layer.slot.up.nbytes for layer in self._all_layers())
+        return sum(layer.slot.bytes for layer in self._all_layers())
 
     @contextmanager
     def active(
@@ -77,17 +74,18 @@ class Bank:
         """
         selection = self._selection(component, tuple(rows), modules)
         try:
-            for slot, factors in selection:
-                slot.factors = factors
+            for slot, factors, multiplied in selection:
+                slot.factors, slot.multiplied = factors, multiplied
             yield
         finally:
-            for slot, _ in selection:
-                slot.factors = None
+            for slot, _, _ in selection:
+                slot.factors = slot.multiplied = None
 
-    def forms(self, component: str, modules: tuple[str, ...] = ("",)) -> tuple[Form, ...]:
+    def forms(self, component: str, modules: tuple[str, ...] = ("",)) -> tuple[str, ...]:
         """The forms that the last call of `component`, or of these parts of it, used."""
         _, selection = self._selected.get((component, modules), ((), []))
-        return tuple(sorted({factors.form for _, factors in selection}))
+        forms = {str(factors.form) for _, factors, _ in selection if factors}
+        return tuple(sorted(forms | {"multiplied" for _, _, multiplied in selection if multiplied}))
 
     def _layer(self, path: str) -> LaneLayer:
         component, _, module = path.partition(".")
@@ -111,21 +109,28 @@ class Bank:
                 continue
             slot = layer.slot
             spans = {name: slot.spans[name] for name in members if name in slot.spans}
-            if not spans:
+            multiplying = {name: slot.multiplying[name] for name in members if name in slot.multiplying}
+            if not (spans or multiplying):
                 continue
             # Layers that hold the same spans under the same block factors share index and gate.
             group = (tuple(spans.items()), tuple(use.block_factor(module) for use in confined))
             if group not in shared:
-                strengths = [
-                    [(use.adapter, use.weight * use.block_factor(module)) for use in lane] for lane in rows
-                ]
-                shared[group] = _gather(self.form, spans, strengths, slot.down)
+                shared[group] = _gather(self.form, spans, _strengths(rows, module), slot.down)
             gathered = shared[group]
+            factors = None
             if gathered is not None:
                 form, index, gate = gathered
-                selection.append((slot, Factors(form, slot.down[index], slot.up[index], gate)))
+                factors = Factors(form, slot.down[index], slot.up[index], gate)
+            multiplied = flora.gather(multiplying, _strengths(rows, module)) if multiplying else None
+            if factors or multiplied:
+                selection.append((slot, factors, multiplied))
         self._selected[component, modules] = (rows, selection)
         return selection
+
+
+def _strengths(rows: Rows, module: str) -> list[list[tuple[str, float]]]:
+    """Per lane, its adapters and how strongly they act on a layer."""
+    return [[(use.adapter, use.weight * use.block_factor(module)) for use in lane] for lane in rows]
 
 
 def _gather(

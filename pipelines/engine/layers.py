@@ -7,7 +7,8 @@ With N lanes, T tokens a lane and R rank rows:
     lane-packed  y_n = W x_n + up_n  (g_n * (down_n x_n))     down_n [R, in], packed per lane
     pool         y_n = W x_n + up    (g_n * (down   x_n))     one set of factors, g zero where unused
 
-after FLoRA's batched per-sample adapters (arXiv 2312.05677, appendix B.1, the additive form).
+after FLoRA's batched per-sample adapters (arXiv 2312.05677, appendix B.1, the additive form). Adapters that multiply
+the weight (true FLoRA) take W's place in that, see `flora.py`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from typing import Literal, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pipelines.adapters.adapter import Hadamard, LayerFactors
+from pipelines.engine import flora
 
 Form = Literal["lane-packed", "pool"]
 
@@ -39,7 +43,8 @@ class Factors:
 class Slot:
     """One layer's part of the bank: the rank rows of every resident adapter that touches the layer.
 
-    Row 0 of `down` and `up` is zero; it pads lanes of lower rank.
+    Row 0 of `down` and `up` is zero; it pads lanes of lower rank. `multiplying`: the rows of those that multiply
+    the weight.
     """
 
     def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
@@ -47,23 +52,39 @@ class Slot:
         self.down = weight.new_zeros((1, *weight.shape[1:]))  # [1 + rows, in(, kh, kw)]
         self.up = weight.new_zeros((1, weight.shape[0]))  # [1 + rows, out]
         self.spans: dict[str, tuple[int, int]] = {}  # adapter -> (first row, rank)
+        self.multiplying: dict[str, flora.Rows] = {}
         self.factors: Factors | None = None
+        self.multiplied: flora.Multiplied | None = None
 
-    def insert(self, adapter: str, down: Tensor, up: Tensor, scale: float) -> None:
-        """down: [rank, in(, kh, kw)], up: [out, rank(, 1, 1)], as in the file; `up` is scaled in float32."""
-        down = down.reshape(-1, *self.down.shape[1:]).to(self.down)
-        up = (up.flatten(1).float() * scale).T.to(self.up)
+    @property
+    def bytes(self) -> int:
+        return self.down.nbytes + self.up.nbytes + sum(rows.bytes for rows in self.multiplying.values())
+
+    def insert(self, adapter: str, factors: LayerFactors) -> None:
+        """Take in the factors as they stand in the file; the scale is multiplied in, in float32."""
+        if isinstance(factors, Hadamard):
+            self.multiplying[adapter] = flora.Rows.of(factors, self.down)
+            return
+        down = factors.down.reshape(-1, *self.down.shape[1:]).to(self.down)
+        up = (factors.up.flatten(1).float() * factors.scale).T.to(self.up)
         self.spans[adapter] = (self.down.shape[0], down.shape[0])
         self.down = torch.cat([self.down, down])
         self.up = torch.cat([self.up, up])
 
     def remove(self, adapter: str) -> None:
+        if self.multiplying.pop(adapter, None):
+            return
         first, rank = self.spans.pop(adapter)
         self.down = torch.cat([self.down[:first], self.down[first + rank :]])
         self.up = torch.cat([self.up[:first], self.up[first + rank :]])
         for other, (start, count) in self.spans.items():
             if start > first:
                 self.spans[other] = (start - rank, count)
+
+    def to(self, like: Tensor) -> None:
+        """Move everything to the device and the dtype of `like`."""
+        self.down, self.up = self.down.to(like), self.up.to(like)
+        self.multiplying = {name: rows.to(like) for name, rows in self.multiplying.items()}
 
     def factors_for(self, x: Tensor) -> Factors | None:
         """What acts on the input x [lanes, …] in this call; None where no adapter does."""
@@ -79,7 +100,8 @@ class LaneLinear(nn.Linear):
     slot: Slot
 
     def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)
+        multiplied = self.slot.multiplied
+        y = super().forward(x) if multiplied is None else flora.linear(self, x, multiplied)
         factors = self.slot.factors_for(x)
         if factors is None:
             return y
@@ -101,7 +123,8 @@ class LaneConv2d(nn.Conv2d):
     slot: Slot
 
     def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)
+        multiplied = self.slot.multiplied
+        y = super().forward(x) if multiplied is None else flora.conv2d(self, x, multiplied)
         factors = self.slot.factors_for(x)
         if factors is None:
             return y

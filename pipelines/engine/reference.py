@@ -26,13 +26,15 @@ def merged(
     twin = copy.deepcopy(model, {id(slot): slot for _, slot in slots})
     unwrap(twin)
     layers = dict(twin.named_modules())
+    base = dict(model.named_modules())
     with torch.no_grad():
         for use in uses:
             for path, factor in adapters[use.adapter].layers.items():
                 owner, _, module = path.partition(".")
                 if owner == component:
-                    weight = layers[module].weight
+                    weight, own = layers[module].weight, base[module].weight
                     assert isinstance(weight, torch.Tensor)
-                    delta = factor.delta().to(weight.device).reshape(weight.shape)
-                    weight += (use.weight * use.block_factor(module) * delta).to(weight.dtype)
+                    assert isinstance(own, torch.Tensor)
+                    change = factor.change(own)  # of the base weight, so that the order does not matter
+                    weight += (use.weight * use.block_factor(module) * change).to(weight.dtype)
     return twin

@@ -123,6 +123,7 @@ def with_peft(unet: Any, adapters: list[Adapter], rank: int) -> Any:
         parameters = dict(rival.named_parameters())
         with torch.no_grad():
             for path, factor in adapter.layers.items():
+                assert isinstance(factor, LowRank)
                 module = path.removeprefix("unet.")
                 parameters[f"{module}.lora_A.{adapter.name}.weight"].copy_(factor.down)
                 parameters[f"{module}.lora_B.{adapter.name}.weight"].copy_(factor.up)

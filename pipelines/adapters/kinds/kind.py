@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
 
-from pipelines.adapters.adapter import LowRank, Target
+from pipelines.adapters.adapter import LayerFactors, Target
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class RawLayer:
 
     parts: part -> tensor; keys: part -> its key in the file, for messages.
     scale: a factor known from outside the parts (PEFT's settings); None where only `alpha` may say it.
+    metadata: the file's own, for types that keep settings there.
     """
 
     file: str
@@ -32,6 +33,7 @@ class RawLayer:
     parts: Mapping[str, Tensor]
     keys: Mapping[str, str]
     scale: float | None
+    metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 class Kind(Protocol):
@@ -55,6 +57,6 @@ class Kind(Protocol):
         """Whether a layer with these parts is of this type. Types are asked in the order of KINDS."""
         ...
 
-    def read(self, layer: RawLayer, target: Target) -> LowRank:
+    def read(self, layer: RawLayer, target: Target) -> LayerFactors:
         """The layer's exact factors, in the form its target takes. Raises AdapterError."""
         ...

@@ -49,5 +49,9 @@ UNSUPPORTED: tuple[Unsupported, ...] = (
     Unsupported("a full difference", ("diff", "diff_b", "set_weight"), {"diff": 1}),
     Unsupported("VeRA", ("vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B")),
     Unsupported("FourierFT", ("fourierft_spectrum",)),
-    Unsupported("true (multiplicative) FLoRA", ("flora_A", "flora_B", "flora_A.weight", "flora_B.weight")),
+    Unsupported(
+        "FLoRA in an unknown layout",
+        ("flora_A", "flora_B", "flora_A.weight", "flora_B.weight"),
+        refusal="A and B are opposite halves in the LoRA and the FLoRA paper; rename them to flora_in and flora_out",
+    ),
 )

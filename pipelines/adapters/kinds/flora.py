@@ -1,0 +1,94 @@
+"""FLoRA: low-rank factors that multiply the base weight element by element instead of being added to it.
+
+Wen and Chaudhuri 2024, "Batched Low-Rank Adaptation of Foundation Models" (arXiv 2312.05677, ICLR 2024). With the
+paper's W0 [in, out], B [in, rank] and A [rank, out], for one sample X [tokens, in]:
+
+    W = W0 * (B A)                          (equation 4; * is the element-wise product)
+    Y = sum_r A_r * ((B_r * X) W0)          (equation 5: one product with the shared W0 per rank)
+
+The rank is summed over, which is what makes the two equal; the paper's text proposes a mean, which is 1 / rank of
+it. An ordinary LoRA, W0 + BA, is no FLoRA and cannot be made one: that takes BA = 1 + dW / W0, which has full rank.
+
+The format, ours, as a safetensors file:
+
+    unet.<layer>.flora_in.weight     [rank, in]    the rows B_r, which multiply the layer's input
+    unet.<layer>.flora_out.weight    [out, rank]   the columns A_r, which multiply its output
+    text_encoder.<layer>. …          likewise; all other prefixes and block names that LoRA files use are read too
+    metadata  flora.version = "1";  flora.reduction = "sum" (also where it is missing) or "mean"
+
+There is no alpha. (The halves are not called A and B, which mean opposite sides in LoRA's and FLoRA's papers.) A
+layer may be a convolution: the factors then have no kernel, and every tap is multiplied alike (ours, not the paper's).
+An untrained adapter has flora_in and flora_out such that their product is 1 throughout. One file may hold FLoRA for
+some layers and LoRA for others.
+
+Strength s interpolates from the base weight, as for DoRA: W0 + s (W0 * (BA) - W0); s = 1 is equation 4. The changes
+of several adapters on one layer, of whatever type, add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from pipelines.adapters.adapter import Hadamard, Target
+from pipelines.adapters.kinds.kind import Leaf, RawLayer
+from pipelines.errors import AdapterFormatError, AdapterMismatchError
+
+METADATA: Mapping[str, str] = {"flora.version": "1", "flora.reduction": "sum"}
+"""What a file of this type says of its format."""
+
+_LEAVES = {"flora_in.weight": Leaf("inner", "flora"), "flora_out.weight": Leaf("outer", "flora")}
+
+
+@dataclass(frozen=True)
+class Flora:
+    """True FLoRA."""
+
+    name: str = "FLoRA"
+    leaves: Mapping[str, Leaf] = field(default_factory=lambda: dict(_LEAVES))
+    input_axes: Mapping[str, int] = field(default_factory=lambda: {"inner": 1})
+    refusal: str = ""
+
+    def claims(self, parts: Collection[str]) -> bool:
+        return not {"inner", "outer"}.isdisjoint(parts)
+
+    def read(self, layer: RawLayer, target: Target) -> Hadamard:
+        for half, other in (("inner", "outer"), ("outer", "inner")):
+            if half not in layer.parts:
+                raise AdapterFormatError(
+                    f"{layer.file}: {layer.keys[other]!r} has no matching {half} half, so the file is incomplete; "
+                    "fetch it again"
+                )
+        if stray := [key for part, key in layer.keys.items() if part not in ("inner", "outer")]:
+            raise AdapterFormatError(
+                f"{layer.file}: {stray[0]!r} stands beside FLoRA's factors of the same layer, where it has no "
+                "meaning; remove it"
+            )
+        inner, outer = layer.parts["inner"], layer.parts["outer"]
+        rank = int(inner.shape[0]) if inner.ndim else 0
+        out_width, in_width = target.shape[:2]
+        if rank == 0:
+            raise AdapterFormatError(
+                f"{layer.file}: {layer.keys['inner']!r} has rank 0, so it holds nothing; fetch a whole file"
+            )
+        if tuple(inner.shape) != (rank, in_width) or tuple(outer.shape) != (out_width, rank):
+            shapes = " and ".join(
+                f"{layer.keys[part]!r} {list(layer.parts[part].shape)}" for part in layer.parts
+            )
+            raise AdapterMismatchError(
+                f"{layer.file}: {shapes} do not fit {layer.name} {list(target.shape)} of this model; "
+                "the file was made for a model of other sizes, load it with that one"
+            )
+        return Hadamard(inner, outer, 1 / rank if mean_of(layer.file, layer.metadata) else 1.0)
+
+
+def mean_of(file: str, metadata: Mapping[str, str]) -> bool:
+    """Whether the file's rank is averaged over instead of summed. Raises AdapterFormatError for settings of a
+    format we do not know."""
+    for name, known in (("flora.version", ("1",)), ("flora.reduction", ("sum", "mean"))):
+        said = metadata.get(name, known[0])
+        if said not in known:
+            raise AdapterFormatError(
+                f"{file}: its {name} is {said!r}; known are {' and '.join(known)}: convert it, or fetch another edition"
+            )
+    return metadata.get("flora.reduction") == "mean"

@@ -1,0 +1,149 @@
+"""FLoRA's multiplied weights, lane by lane: W_n = W * M_n, with M_n = outer_n^T inner_n of rank R.
+
+Two forms of the same product (arXiv 2312.05677; `pipelines/adapters/kinds/flora.py` has the type and its strength):
+
+    products   y = sum_r outer_nr * (W (inner_nr * x_n))     equation 5: R passes through the shared W
+    weights    y = (W * M_n) x_n                             equation 4: one pass through a weight of the lane's own
+
+For T tokens a lane and a layer in -> out, products cost R T in out multiplications and weights (T + R) in out, so
+products are the cheaper only where T or R is 1. The paper decodes language models, where T is 1; diffusion does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipelines.adapters.adapter import Hadamard
+
+FloraForm = Literal["products", "weights"]
+_Pass = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One adapter's rank rows on one layer, on the layer's device: inner [rank, in], outer [rank, out] (scaled)."""
+
+    inner: Tensor
+    outer: Tensor
+
+    @classmethod
+    def of(cls, factors: Hadamard, like: Tensor) -> Rows:
+        outer = (factors.outer.float() * factors.scale).T.contiguous()
+        return cls(factors.inner.to(like), outer.to(like))
+
+    def to(self, like: Tensor) -> Rows:
+        return Rows(self.inner.to(like), self.outer.to(like))
+
+    @property
+    def bytes(self) -> int:
+        return self.inner.nbytes + self.outer.nbytes
+
+
+@dataclass(frozen=True)
+class Multiplied:
+    """What multiplies one layer's weight in one call.
+
+    lanes: of the call. own: those with a factor, rest: the others, as indices; None where all lanes have one.
+    inner: [own, R, in]; outer: [own, R, out], the strengths in it. Zero rows pad lanes of lower rank.
+    """
+
+    lanes: int
+    own: Tensor | None
+    rest: Tensor | None
+    inner: Tensor
+    outer: Tensor
+
+    def form(self, tokens: int) -> FloraForm:
+        """The cheaper form for that many tokens a lane."""
+        rank = self.inner.shape[1]
+        return "products" if rank * tokens <= rank + tokens else "weights"
+
+
+def gather(rows: Mapping[str, Rows], strengths: Sequence[Sequence[tuple[str, float]]]) -> Multiplied | None:
+    """The factors that the lanes need; None where no lane has any.
+
+    strengths: per lane, its adapters and how strongly. W + sum_i s_i (W * M_i - W) is W times
+    1 - sum_i s_i + sum_i s_i M_i, so what is kept of W is one more row of ones, left out where nothing is kept.
+    """
+    lanes = [[(name, weight) for name, weight in lane if name in rows and weight != 0] for lane in strengths]
+    own = [place for place, lane in enumerate(lanes) if lane]
+    if not own:
+        return None
+    like = next(iter(rows.values()))
+    inner, outer = [], []
+    for place in own:
+        kept = 1 - sum(weight for _, weight in lanes[place])
+        inner.append(torch.cat([rows[name].inner for name, _ in lanes[place]]))
+        outer.append(torch.cat([rows[name].outer * weight for name, weight in lanes[place]]))
+        if abs(kept) > 1e-9:  # 1 - 0.3 - 0.7 is not quite 0
+            inner[-1] = torch.cat([inner[-1], torch.ones_like(like.inner[:1])])
+            outer[-1] = torch.cat([outer[-1], torch.full_like(like.outer[:1], kept)])
+    rest = [place for place, lane in enumerate(lanes) if not lane]
+    device = like.inner.device
+    return Multiplied(
+        lanes=len(lanes),
+        own=torch.tensor(own, device=device) if rest else None,
+        rest=torch.tensor(rest, device=device) if rest else None,
+        inner=nn.utils.rnn.pad_sequence(inner, batch_first=True),
+        outer=nn.utils.rnn.pad_sequence(outer, batch_first=True),
+    )
+
+
+def linear(layer: nn.Linear, x: Tensor, factors: Multiplied, form: FloraForm | None = None) -> Tensor:
+    """x [lanes, …, in] through the lanes' own weights and the layer's bias: [lanes, …, out]. `form` None is the
+    cheaper one."""
+
+    def multiplied(x: Tensor) -> Tensor:
+        tokens = x.reshape(x.shape[0], -1, x.shape[-1])  # [own, T, in]
+        if (form or factors.form(tokens.shape[1])) == "products":
+            passes = F.linear(tokens[:, None] * factors.inner[:, :, None], layer.weight)  # [own, R, T, out]
+            y = (passes * factors.outer[:, :, None]).sum(1)  # [own, T, out]
+            y = y if layer.bias is None else y.add_(layer.bias)
+        else:
+            weights = torch.bmm(factors.outer.mT, factors.inner).mul_(layer.weight)  # [own, out, in]
+            y = (
+                torch.bmm(tokens, weights.mT)
+                if layer.bias is None
+                else torch.baddbmm(layer.bias, tokens, weights.mT)
+            )
+        return y.view(*x.shape[:-1], -1)
+
+    return _apart(x, factors, multiplied, lambda x: F.linear(x, layer.weight, layer.bias))
+
+
+def conv2d(layer: nn.Conv2d, x: Tensor, factors: Multiplied, form: FloraForm | None = None) -> Tensor:
+    """x [lanes, in, h, w] through the lanes' own kernels: [lanes, out, h', w']. Kernels of several lanes would make
+    a grouped convolution, which is slower than one lane after another."""
+
+    def plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation)
+
+    def multiplied(x: Tensor) -> Tensor:
+        own, rank = factors.inner.shape[:2]
+        if (form or factors.form(x.shape[2] * x.shape[3])) == "products":
+            inputs = x[:, None] * factors.inner[..., None, None]  # [own, R, in, h, w]
+            passes = plain(inputs.flatten(0, 1), layer.weight, None)  # [own * R, out, h', w']
+            y = (passes.view(own, rank, *passes.shape[1:]) * factors.outer[..., None, None]).sum(1)
+            return y if layer.bias is None else y.add_(layer.bias[:, None, None])
+        scales = torch.bmm(factors.outer.mT, factors.inner)[..., None, None]  # [own, out, in, 1, 1]
+        rows = zip(x[:, None], scales, strict=True)
+        return torch.cat([plain(row, layer.weight * scale, layer.bias) for row, scale in rows])
+
+    return _apart(x, factors, multiplied, lambda x: plain(x, layer.weight, layer.bias))
+
+
+def _apart(x: Tensor, factors: Multiplied, multiplied: _Pass, plain: _Pass) -> Tensor:
+    """The lanes with factors of their own through one function, the rest through the other."""
+    assert x.shape[0] == factors.lanes, f"{x.shape[0]} rows for {factors.lanes} lanes"
+    if factors.own is None or factors.rest is None:
+        return multiplied(x)
+    own, rest = multiplied(x[factors.own]), plain(x[factors.rest])
+    y = own.new_empty((factors.lanes, *own.shape[1:]))
+    y[factors.own], y[factors.rest] = own, rest
+    return y

@@ -1,0 +1,247 @@
+"""FLoRA's lanes beside LoRA's and plain ones in one call, against merged weights and against each alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from composers import Composite, Use
+from pipelines import Request, StudioPipeline
+from pipelines.adapters import Hadamard, model_layers, write_lora
+from pipelines.checkpoints import load_checkpoint
+from pipelines.engine import flora
+from pipelines.engine.reference import merged
+from pipelines.model import Model
+
+Inputs = dict[str, Tensor | dict[str, Tensor]]
+ROWS = [
+    (Use("multiplied"),),
+    (),
+    (Use("added", 0.8),),
+    (Use("multiplied", 0.6), Use("added", -0.5)),
+    (Use("multiplied", 0.3), Use("wide", 0.7)),
+    (Use("wide", -0.4, blocks=(("up_blocks.1", 1.0), ("up_blocks.1.resnets", 0.5))), Use("added")),
+]
+
+
+def write_flora(folder: Path, file: Path, *, rank: int, where: str, text: bool) -> Path:
+    """Random factors around the identity, for the layers whose name holds `where`, and for text encoders."""
+    checkpoint = load_checkpoint(folder)
+    parts = {"unet": checkpoint.unet, **checkpoint.text_encoders}
+    generator = torch.Generator().manual_seed(rank)
+    layers = {}
+    for component, targets in model_layers(checkpoint.family, "", parts).components.items():
+        for name, target in targets.items():
+            if where in name if component == "unet" else text and "_proj" in name:
+                inner = torch.randn((rank, target.shape[1]), generator=generator) * 0.3
+                outer = torch.randn((target.shape[0], rank), generator=generator) * 0.3
+                inner[0] += 1
+                outer[:, 0] += 1
+                layers[f"{component}.{name}"] = Hadamard(inner, outer)
+    write_lora(file, layers, metadata={"modelspec.title": file.stem})
+    return file
+
+
+@pytest.fixture(scope="session")
+def floras(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], dict[str, Path]]:
+    """Per model folder: "multiplied" on attention, rank 1, and "wide" on every layer and the text, rank 3."""
+    made: dict[Path, dict[str, Path]] = {}
+
+    def of(folder: Path) -> dict[str, Path]:
+        if folder not in made:
+            home = tmp_path_factory.mktemp("floras")
+            made[folder] = {
+                "multiplied": write_flora(
+                    folder, home / "multiplied.safetensors", rank=1, where="attn", text=False
+                ),
+                "wide": write_flora(folder, home / "wide.safetensors", rank=3, where="", text=True),
+            }
+        return made[folder]
+
+    return of
+
+
+@pytest.fixture
+def model(
+    model_folder: Path, make_lora: Callable[..., Path], floras: Callable[..., dict[str, Path]]
+) -> Model:
+    model = Model(load_checkpoint(model_folder))
+    for name, file in floras(model_folder).items():
+        model.load_adapter(file, name)
+    model.load_adapter(make_lora(model_folder, "added", seed=2, rank=2, where=""), "added")
+    return model
+
+
+def unet_inputs(model: Model, rows: int) -> Inputs:
+    generator = torch.Generator().manual_seed(5)
+    inputs: Inputs = {
+        "sample": torch.randn((rows, 4, 16, 16), generator=generator),
+        "timestep": torch.tensor([10.0, 400, 20, 999, 1, 2][:rows]),
+        "encoder_hidden_states": torch.randn(
+            (rows, 77, model.unet.config.cross_attention_dim), generator=generator
+        ),
+    }
+    if model.checkpoint.family.size_conditioned:
+        inputs["added_cond_kwargs"] = {
+            "text_embeds": torch.randn((rows, 32), generator=generator),
+            "time_ids": torch.full((rows, 6), 32.0),
+        }
+    return inputs
+
+
+def row_of(inputs: Inputs, row: int) -> Inputs:
+    return {
+        key: value[row : row + 1]
+        if isinstance(value, Tensor)
+        else {name: tensor[row : row + 1] for name, tensor in value.items()}
+        for key, value in inputs.items()
+    }
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return float((found.float() - expected.float()).norm() / expected.float().norm())
+
+
+@pytest.mark.parametrize("form", [None, "products", "weights"])
+@torch.inference_mode()
+def test_every_lane_equals_its_merged_weights_and_itself_alone(
+    model: Model, form: flora.FloraForm | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if form is not None:
+        monkeypatch.setattr(flora.Multiplied, "form", lambda self, tokens: form)
+    inputs = unet_inputs(model, len(ROWS))
+    with model.bank.active("unet", ROWS):
+        together = model.unet(**inputs).sample
+    assert "multiplied" in model.bank.forms("unet")
+    plain = model.unet(**row_of(inputs, 0)).sample
+    assert relative(together[0], plain[0]) > 1e-2
+    for row, uses in enumerate(ROWS):
+        own = row_of(inputs, row)
+        reference = merged(model.unet, "unet", model.bank.adapters, uses)(**own).sample
+        assert relative(together[row], reference[0]) < 1e-5, uses
+        with model.bank.active("unet", [uses]):
+            assert relative(together[row], model.unet(**own).sample[0]) < 1e-5, uses
+
+
+@torch.inference_mode()
+def test_text_encoders_take_it_too(model: Model) -> None:
+    for component, encoder in model.checkpoint.text_encoders.items():
+        ids = torch.randint(0, 1000, (3, 77), generator=torch.Generator().manual_seed(1))
+        rows = [(Use("wide", 0.7),), (), (Use("wide", 0.4), Use("added", -0.3))]
+        with model.bank.active(component, rows):
+            together = encoder(ids)[0]
+        for row, uses in enumerate(rows):
+            reference = merged(encoder, component, model.bank.adapters, uses)
+            assert relative(together[row], reference(ids[row : row + 1])[0][0]) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.inference_mode()
+def test_half_precision_stays_within_its_own_noise(model: Model, dtype: torch.dtype) -> None:
+    """The error against fp32 merged weights is at most twice that of half-precision merged weights."""
+    inputs = unet_inputs(model, len(ROWS))
+    exact = [merged(model.unet, "unet", model.bank.adapters, uses) for uses in ROWS]
+    expected = [unet(**row_of(inputs, row)).sample for row, unet in enumerate(exact)]
+    model.to("cpu", dtype)
+    halved: Inputs = {
+        key: value.to(dtype) if isinstance(value, Tensor) else {k: v.to(dtype) for k, v in value.items()}
+        for key, value in inputs.items()
+    }
+    with model.bank.active("unet", ROWS):
+        together = model.unet(**halved).sample
+    for row, unet in enumerate(exact):
+        noise = relative(unet.to(dtype)(**row_of(halved, row)).sample, expected[row])
+        assert relative(together[row : row + 1], expected[row]) < 2 * noise + 1e-3
+
+
+@torch.inference_mode()
+def test_loading_and_unloading_leave_no_trace(
+    model: Model, model_folder: Path, floras: Callable[..., dict[str, Path]]
+) -> None:
+    inputs = row_of(unet_inputs(model, 1), 0)
+    size, before = model.bank.bytes, model.unet(**inputs).sample
+    with model.bank.active("unet", [(Use("wide"),)]):
+        mixed = model.unet(**inputs).sample
+    adapter = model.bank.adapters["wide"]
+    for _ in range(5):
+        model.bank.unload("wide")
+        assert model.bank.bytes < size
+        model.bank.load(adapter)
+        assert model.bank.bytes == size
+    assert torch.equal(model.unet(**inputs).sample, before)
+    with model.bank.active("unet", [(Use("wide"),)]):
+        assert torch.equal(model.unet(**inputs).sample, mixed)
+
+
+@torch.inference_mode()
+def test_both_forms_are_the_papers_equations_at_every_geometry() -> None:
+    """Linear with and without tokens and bias; 1x1, 3x3 and strided convolutions; lanes of different rank."""
+    torch.manual_seed(0)
+    layers: list[tuple[nn.Linear | nn.Conv2d, Tensor]] = [
+        (nn.Linear(6, 10), torch.randn(4, 7, 6)),
+        (nn.Linear(6, 10, bias=False), torch.randn(4, 7, 6)),
+        (nn.Linear(6, 10), torch.randn(4, 6)),
+        (nn.Linear(6, 10, bias=False), torch.randn(4, 2, 3, 6)),
+        (nn.Conv2d(6, 10, 1), torch.randn(4, 6, 5, 4)),
+        (nn.Conv2d(6, 10, 3, 2, 1, bias=False), torch.randn(4, 6, 8, 8)),
+        (nn.Conv2d(6, 10, 3, 1, 1), torch.randn(4, 6, 8, 8)),
+    ]
+    factors = {
+        "one": Hadamard(torch.randn(1, 6), torch.randn(10, 1)),
+        "three": Hadamard(torch.randn(3, 6), torch.randn(10, 3), 1 / 3),
+    }
+    rows = {name: flora.Rows.of(factor, torch.zeros(0)) for name, factor in factors.items()}
+    lanes = [[("three", 1.0)], [], [("one", 1.0)], [("one", 0.5), ("three", -0.25)]]
+    for some in (lanes, [lanes[0], lanes[2], lanes[3], lanes[0]]):
+        gathered = flora.gather(rows, some)
+        assert gathered is not None
+        for layer, x in layers:
+            for form in ("products", "weights"):
+                call = flora.linear if isinstance(layer, nn.Linear) else flora.conv2d
+                found = call(layer, x, gathered, form)  # type: ignore[arg-type]
+                for place, lane in enumerate(some):
+                    twin = copy.deepcopy(layer)
+                    for name, weight in lane:
+                        twin.weight += weight * factors[name].change(layer.weight)
+                    assert relative(found[place], twin(x[place : place + 1])[0]) < 1e-5, (layer, form)
+
+
+def test_the_cheaper_form_is_taken() -> None:
+    def form(rank: int, tokens: int) -> flora.FloraForm:
+        return flora.Multiplied(1, None, None, torch.zeros(1, rank, 4), torch.zeros(1, rank, 4)).form(tokens)
+
+    assert [form(1, 4096), form(8, 1), form(2, 2)] == ["products"] * 3
+    assert [form(2, 77), form(8, 2)] == ["weights"] * 2
+
+
+def test_pictures_with_flora_lora_and_neither_share_their_calls(
+    model_folder: Path, make_lora: Callable[..., Path], floras: Callable[..., dict[str, Path]]
+) -> None:
+    pipe = StudioPipeline.from_pretrained(model_folder)
+    for name, file in floras(model_folder).items():
+        assert pipe.load_lora_weights(file, name).kind == "FLoRA"
+    pipe.load_lora_weights(make_lora(model_folder, "added", seed=2, rank=2, where=""), "added")
+    mixes = [{"multiplied": 1.0}, {}, {"added": 0.7}, {"wide": 0.8, "added": 0.4}]
+    requests = [Request("a fox", adapters=mix, seed=3, steps=3, width=32, height=32) for mix in mixes]
+    requests.append(
+        Request(
+            "a fox",
+            adapters={"wide": 1.0, "added": 1.0},
+            composer=Composite(),
+            seed=3,
+            steps=3,
+            width=32,
+            height=32,
+        )
+    )
+    together = pipe(requests, output_type="latent")
+    assert all(record.shared for record in together.records)
+    for request, image in zip(requests, together.images, strict=True):
+        alone = pipe(request, output_type="latent").images[0]
+        assert relative(image, alone) < 1e-4
+    assert relative(together.images[0], together.images[1]) > 1e-2
