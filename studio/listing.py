@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +13,17 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.adapters import Inspection, inspect_file
-from pipelines.adapters.container import read_header
 from pipelines.checkpoints.components import read_json
 from pipelines.checkpoints.folders import folder_family
 from pipelines.checkpoints.single_file import examine
-from pipelines.errors import ModelError, StudioError
+from pipelines.errors import StudioError
 from pipelines.home import Entry, Home
 from pipelines.home.foreign_folders import import_paths as read_foreign
+from studio.library.fit import Fit, fit_of
 from studio.metadata import CHUNK, PARAMETERS, read_texts
 from studio.opening import BUILT_IN
 from studio.progress import Teller
 
-_READS_TEXT = re.compile(r"attn2[._](?:processor[._])?to_[kv].*(?:lora_down|lora_A|lora\.down|layer\.down)")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -73,44 +70,6 @@ def model_base(path: Path) -> str:
 def _bytes(path: Path) -> int:
     files = path.rglob("*.safetensors") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files)
-
-
-@dataclass(frozen=True)
-class Fit:
-    """What an adapter must be to fit a model: its family, and the width of its text embeddings."""
-
-    model: Entry
-    family: str
-    width: int
-
-    def takes(self, entry: Entry, seen: Inspection) -> bool:
-        """As far as headers tell; only loading is the proof."""
-        if entry.model is not None:
-            return entry.model == self.model.name
-        width = text_width(entry.path)
-        if width is not None:
-            return width == self.width
-        return seen.origin.family in (self.family, "unknown")
-
-
-def fit_of(model: str, home: Home) -> Fit:
-    """Raises ModelError for a model that is not here or cannot be used."""
-    entry = home.find_model(model)
-    if entry is None:
-        raise ModelError(f"{model} is on the hub; its LoRAs can be listed once it is in a models folder")
-    if not entry.path.is_dir():
-        family = examine(entry.path).family
-        return Fit(entry, family.name, family.context_width)
-    family = folder_family(entry.path, read_json(entry.path / "model_index.json"))
-    return Fit(entry, family.name, int(read_json(entry.path / "unet" / "config.json")["cross_attention_dim"]))
-
-
-def text_width(path: Path) -> int | None:
-    """The width of the text embeddings that an adapter reads; None where none of its layers tells."""
-    for key, tensor in read_header(path).tensors.items():
-        if _READS_TEXT.search(key) and len(tensor.shape) > 1:
-            return tensor.shape[1]
-    return None
 
 
 def loras(home: Home, model: str | None, *, as_json: bool) -> int:

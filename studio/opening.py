@@ -42,14 +42,23 @@ def model_name(opening: Opening, home: Home) -> str:
 
 
 def open_pipeline(
-    opening: Opening, home: Home, notify: Callable[[str], None] | None = None
+    opening: Opening,
+    home: Home,
+    notify: Callable[[str], None] | None = None,
+    *,
+    allow_downloads: bool = True,
 ) -> StudioPipeline:
-    """The model on its device. `notify` is told what a full-size model needs. Raises ModelError and SetupError."""
+    """The model on its device. `notify` is told what a full-size model needs. allow_downloads: from the hub.
+
+    Raises ModelError and SetupError.
+    """
     device = pick_device(opening.device or home.settings.device or "auto")
     dtype = pick_dtype(opening.dtype or home.settings.dtype, device)
     source = model_name(opening, home)
-    checkpoint = load_checkpoint(source, dtype=dtype, vae=opening.vae, home=home, notify=notify)
-    pipe = StudioPipeline(Model(checkpoint))
+    checkpoint = load_checkpoint(
+        source, dtype=dtype, vae=opening.vae, home=home, allow_downloads=allow_downloads, notify=notify
+    )
+    pipe = StudioPipeline(Model(checkpoint), home=home)
     pipe.row_limit = opening.row_limit
     if opening.low_memory:
         pipe.enable_vae_tiling()

@@ -270,6 +270,22 @@ def plain_request(request: Request) -> dict[str, Any]:
     return plain
 
 
+def plain_draft(draft: Draft) -> dict[str, Any]:
+    """What was said, as JSON can hold it; `read_draft` reads it back, the initial image by its path."""
+    plain = dict(draft.values)
+    composer = plain.get("composer")
+    if isinstance(composer, Composer):
+        plain["composer"] = {"method": composer.name, **settings_of(composer)}
+    plain["adapters"] = [_plain_wanted(wanted) for wanted in draft.wanted]
+    if draft.init_image is not None:
+        plain["init_image"] = str(draft.init_image)
+    return plain
+
+
+def _plain_wanted(wanted: Wanted) -> dict[str, Any]:
+    return {**asdict(wanted), "schedule": None if wanted.schedule is None else wanted.schedule.points}
+
+
 def _plain_use(use: Use) -> dict[str, Any]:
     return {**asdict(use), "schedule": None if use.schedule is None else use.schedule.points}
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from composers.plan import Use
@@ -31,6 +32,7 @@ class Shelf:
 
     model: name of the model they are for. known: name in lower case -> what a picture says of it; a file that
     bears the hash is taken before one that bears the name. say: is told what a user should know.
+    names: file -> name, shared by shelves that load into one model. paths: whether a path may stand for a name.
     """
 
     def __init__(
@@ -40,13 +42,26 @@ class Shelf:
         *,
         known: Mapping[str, Known] | None = None,
         say: Callable[[str], None] = lambda text: None,
+        names: dict[Path, str] | None = None,
+        paths: bool = True,
     ) -> None:
         self._home = home
         self._model = model
         self._known = known or {}
         self._say = say
-        self._found: dict[str, Path] = {}
-        self._names: dict[Path, str] = {}
+        self._found: dict[str, Entry] = {}
+        self._names: dict[Path, str] = {} if names is None else names
+        self._paths = paths
+
+    @cached_property
+    def _entries(self) -> tuple[Entry, ...]:
+        """Thousands of files perhaps, listed once."""
+        return self._home.loras()
+
+    @property
+    def found(self) -> tuple[Entry, ...]:
+        """The adapters that were looked up and are here."""
+        return tuple(self._found.values())
 
     @property
     def files(self) -> Mapping[str, Path]:
@@ -99,7 +114,7 @@ class Shelf:
         key = name.casefold()
         if key not in self._found:
             self._found[key] = self._look_up(name, paths=paths)
-        path = self._found[key]
+        path = self._found[key].path
         if path not in self._names:
             taken = {other.casefold() for other in self._names.values()}
             names = ["/".join([*path.parts[-1 - up : -1], path.stem]) for up in range(len(path.parts))]
@@ -108,10 +123,12 @@ class Shelf:
             self._names[path] = next(own for own in names if own.casefold() not in taken)
         return path
 
-    def _look_up(self, name: str, *, paths: bool) -> Path:
+    def _look_up(self, name: str, *, paths: bool) -> Entry:
         known = self._known.get(name.casefold())
         try:
-            path = self._home.find_lora(name, self._model, paths=paths).path
+            entry = self._home.find_lora(
+                name, self._model, paths=paths and self._paths, entries=self._entries
+            )
         except AdapterFileError as error:
             if known is None:
                 raise
@@ -121,21 +138,21 @@ class Shelf:
                     f"{error}. The picture gives its hash as {known.digest[:12]}"
                 ) from error
             self._say(f"LoRA {name!r} was found by its hash: it is called {same.name!r} here")
-            return same.path
-        if known is None or is_adapter(path, known.digest):
-            return path
+            return same
+        if known is None or is_adapter(entry.path, known.digest):
+            return entry
         same = self._by_hash(known)
         if same is not None:
             self._say(f"LoRA {name!r} of this picture is called {same.name!r} here (found by its hash)")
-            return same.path
+            return same
         self._say(
             f"LoRA {name!r} is another file than the one this picture was made with (hash {known.digest[:12]}), "
             "so the picture will differ"
         )
-        return path
+        return entry
 
     def _by_hash(self, known: Known) -> Entry | None:
-        entries = {entry.path: entry for entry in self._home.loras()}
+        entries = {entry.path: entry for entry in self._entries}
         path = find_adapter(entries, known.digest, known.size)
         return None if path is None else entries[path]
 

@@ -16,7 +16,7 @@ from pipelines.adapters.container import WEIGHT_DTYPES, Header, adapter_path, re
 from pipelines.adapters.keys import COMPONENTS, Address, Contents, sort_keys
 from pipelines.adapters.kinds import KINDS, Kind, flora
 from pipelines.adapters.metadata import describe
-from pipelines.adapters.origin import Origin, origin_of, something_else
+from pipelines.adapters.origin import Origin, origin_of, something_else, text_width
 from pipelines.adapters.peft_settings import peft_settings
 from pipelines.adapters.sidecars import Sidecars, read_sidecars
 from pipelines.errors import AdapterFormatError
@@ -34,6 +34,7 @@ class Inspection:
     ranks: lowest and highest, None where the type has none.
     dtypes: of the weights, the most frequent first.
     origin: the family it was made for, and how that is known.
+    text_width: numbers in the text embeddings that it reads, None where none of its layers tells.
     metadata: the file's own and that of the notes beside it; sidecars: those notes, and the preview.
     """
 
@@ -46,6 +47,7 @@ class Inspection:
     ranks: tuple[int, int] | None
     dtypes: tuple[str, ...]
     origin: Origin
+    text_width: int | None
     metadata: AdapterMetadata
     sidecars: Sidecars
 
@@ -117,6 +119,7 @@ def inspect_file(path: Path) -> Inspection:
         ranks=_ranks(layers, header),
         dtypes=tuple(WEIGHT_DTYPES.get(dtype, dtype) for dtype, _ in weights.most_common()),
         origin=origin_of(contents, header.tensors, header.metadata),
+        text_width=text_width(contents, header.tensors),
         metadata=describe(header.metadata, beside),
         sidecars=beside,
     )

@@ -6,7 +6,7 @@ Never from the file's name; where nothing tells, the answer is "unknown".
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from pipelines.adapters.container import Entry
@@ -90,18 +90,30 @@ def foreign(keys: Iterable[str]) -> Origin | None:
     return None
 
 
-def _by_width(contents: Contents, tensors: Mapping[str, Entry], ambiguous: int | None) -> Origin | None:
-    """Cross-attention keys and values read the text embeddings, whose width differs in every family."""
-    families = {
-        family.context_width: family for family in FAMILIES.values() if family.context_width != ambiguous
-    }
+def text_width(contents: Contents, tensors: Mapping[str, Entry]) -> int | None:
+    """The width of the text embeddings that an adapter reads; None where none of its layers tells."""
+    return next((width for _, width in _text_widths(contents, tensors)), None)
+
+
+def _text_widths(contents: Contents, tensors: Mapping[str, Entry]) -> Iterator[tuple[str, int]]:
+    """Key -> width: cross-attention keys and values read the text embeddings."""
     for key in contents.keys:
         axis = _INPUT_AXES.get(key.part)
         shape = tensors[key.text].shape
         if axis is None or len(shape) <= axis or UNET not in key.address.components:
             continue
-        if _CONTEXT.fullmatch(key.address.path) and shape[axis] in families:
-            return Origin(families[shape[axis]].name, "shapes", f"{key.text!r} reads {shape[axis]} numbers")
+        if _CONTEXT.fullmatch(key.address.path):
+            yield key.text, shape[axis]
+
+
+def _by_width(contents: Contents, tensors: Mapping[str, Entry], ambiguous: int | None) -> Origin | None:
+    """The text embeddings' width differs in every family."""
+    families = {
+        family.context_width: family for family in FAMILIES.values() if family.context_width != ambiguous
+    }
+    for key, width in _text_widths(contents, tensors):
+        if width in families:
+            return Origin(families[width].name, "shapes", f"{key!r} reads {width} numbers")
     return None
 
 

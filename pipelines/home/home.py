@@ -115,16 +115,24 @@ class Home:
             return None
         raise ModelError(self._not_found("model", name, found, entries, self.roots.models))
 
-    def find_lora(self, source: str | Path, model: str | None = None, *, paths: bool = True) -> Entry:
+    def find_lora(
+        self,
+        source: str | Path,
+        model: str | None = None,
+        *,
+        paths: bool = True,
+        entries: Sequence[Entry] | None = None,
+    ) -> Entry:
         """An adapter by name or, where `paths` allows it, by path (a file, or a PEFT folder).
 
         model: name of the loaded model; of two adapters of one name, the one made for it is meant.
+        entries: what `loras` gave, for many look-ups in a row.
         Raises AdapterFileError for an unknown or ambiguous name.
         """
         path = Path(source).expanduser()
         if paths and (path.is_file() or (path / "adapter_config.json").is_file()):
             return _at(path)
-        entries = self.loras()
+        entries = self.loras() if entries is None else entries
         found = find(str(source), entries, model)
         if isinstance(found, Entry):
             return found

@@ -36,6 +36,16 @@ class AdapterStore:
         self._host_bytes = host_bytes
         self._device_bytes = device_bytes
 
+    def add(self, files: Mapping[str, Path]) -> None:
+        """Makes further adapters known."""
+        self._files |= {name.casefold(): (name, path) for name, path in files.items()}
+
+    def forget(self, name: str) -> None:
+        """Takes an adapter out of the computer's and the device's memory, as its file is another one now."""
+        self._host.pop(name, None)
+        if self._resident.pop(name, True) is None:
+            self._model.bank.unload(name)
+
     def read(self, name: str) -> Adapter:
         """The adapter, in the computer's memory. Raises AdapterError."""
         name, path = self._files[name.casefold()]

@@ -1,0 +1,25 @@
+"""Jobs: what the web studio is asked to render, kept in SQLite, rendered by one worker thread."""
+
+from studio.jobs.job import (
+    GalleryPicture,
+    JobState,
+    JobView,
+    ModelEntry,
+    ModelState,
+    PictureView,
+)
+from studio.jobs.lock import HomeLock
+from studio.jobs.queue import LIVE
+from studio.jobs.worker import Worker
+
+__all__ = [
+    "LIVE",
+    "GalleryPicture",
+    "HomeLock",
+    "JobState",
+    "JobView",
+    "ModelEntry",
+    "ModelState",
+    "PictureView",
+    "Worker",
+]

@@ -1,0 +1,74 @@
+"""Work for the device that is no picture: it waits its turn and runs on the worker's thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pipelines import StudioError, StudioPipeline
+from pipelines.errors import SetupError
+from studio.jobs.gate import ModelKey
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One piece of work, and where its result goes."""
+
+    key: ModelKey
+    work: Callable[[StudioPipeline], Any]
+    future: Future[Any]
+
+    def run(self, pipe: StudioPipeline) -> None:
+        """Whatever it raises goes to whoever waits for the result."""
+        if not self.future.set_running_or_notify_cancel():
+            return
+        try:
+            self.future.set_result(self.work(pipe))
+        except Exception as error:
+            self.future.set_exception(error)
+
+
+class Calls:
+    """Those that wait, in the order they came."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Call] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def add(self, key: ModelKey, work: Callable[[StudioPipeline], T]) -> Future[T]:
+        call = Call(key, work, Future())
+        self._waiting.append(call)
+        return call.future
+
+    def next(self, key: ModelKey) -> Call | None:
+        return next((call for call in self._waiting if call.key == key), None)
+
+    def take(self, key: ModelKey) -> Call | None:
+        call = self.next(key)
+        if call is not None:
+            self._waiting.remove(call)
+        return call
+
+    def first_key(self) -> ModelKey | None:
+        return self._waiting[0].key if self._waiting else None
+
+    def other_than(self, key: ModelKey) -> ModelKey | None:
+        return next((call.key for call in self._waiting if call.key != key), None)
+
+    def fail(self, key: ModelKey, error: StudioError) -> None:
+        """The model cannot be had."""
+        while (call := self.take(key)) is not None:
+            if call.future.set_running_or_notify_cancel():
+                call.future.set_exception(error)
+
+    def refuse(self, why: str) -> None:
+        for call in self._waiting:
+            if call.future.set_running_or_notify_cancel():
+                call.future.set_exception(SetupError(why))
+        self._waiting.clear()

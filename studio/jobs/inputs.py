@@ -1,0 +1,32 @@
+"""Initial images: kept in the home as they were given, so that a job can begin again after a restart."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from pipelines.adapters import sha256
+from pipelines.home import Home
+from studio.outputs import write_whole
+from studio.recipe import Draft, read_init_image
+
+
+def inputs_folder(home: Home) -> Path:
+    return home.path / "inputs"
+
+
+def with_kept_input(draft: Draft, home: Home) -> Draft:
+    """The draft with its initial image in the home. Raises RequestError for what is no picture."""
+    if draft.init_image is None:
+        return draft
+    read_init_image(draft.init_image)
+    source = draft.init_image
+    kept = inputs_folder(home) / f"{sha256(source)[:32]}{source.suffix.lower()}"
+    if not kept.exists():
+        write_whole(kept, lambda path: _copy(source, path), force=True)
+    return replace(draft, init_image=kept)
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)

@@ -1,0 +1,176 @@
+"""What a job is, as the store keeps it and as a viewer sees it. Plain values; no thread and no device.
+
+queued -> running -> done | failed | cancelled
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from pipelines.family import Defaults
+
+
+class JobState(StrEnum):
+    """Of a job, and of each of its pictures."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def over(self) -> bool:
+        return self not in (JobState.QUEUED, JobState.RUNNING)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job as it is stored.
+
+    seq: its place in the order of arrival. owner: the login's name, else a random id of the browser.
+    kind: "compose", "compare", … as its page calls it. model: name, path or hub id; vae: another VAE.
+    settings: whatever its page wants to find again. error: why it failed.
+    attempts: how often it was begun since one of its pictures was last finished.
+    created, began, ended: seconds since 1970.
+    """
+
+    seq: int
+    id: str
+    owner: str
+    kind: str
+    title: str
+    model: str
+    vae: str | None
+    settings: Mapping[str, Any]
+    state: JobState
+    error: str
+    attempts: int
+    created: float
+    began: float | None
+    ended: float | None
+
+
+@dataclass(frozen=True)
+class PictureRow:
+    """One picture of a job as it is stored. draft: as `studio.recipe.read_draft` reads it, its seed included.
+
+    file: where it was saved, from the home's folder if it lies inside. record: see `pipelines.record`.
+    """
+
+    job: str
+    index: int
+    label: str
+    draft: Mapping[str, Any]
+    state: JobState
+    error: str
+    file: str | None
+    record: Mapping[str, Any] | None
+    ended: float | None
+
+
+@dataclass(frozen=True)
+class PictureView:
+    """One picture as its owner sees it. step of count: where it is; preview: as it stands, while it is made."""
+
+    index: int
+    label: str
+    state: JobState
+    seed: int
+    step: int = 0
+    count: int = 0
+    file: Path | None = None
+    preview: Path | None = None
+    record: Mapping[str, Any] | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class JobView:
+    """One job as its owner sees it.
+
+    position: its place in the queue, from 1; 0 once it is running or over. message: its state in a sentence.
+    seconds_left: as far as is known. unet_rows: evaluated for its finished pictures, in full or shallow.
+    """
+
+    id: str
+    kind: str
+    title: str
+    model: str
+    state: JobState
+    position: int
+    message: str
+    error: str
+    created: float
+    ended: float | None
+    pictures: tuple[PictureView, ...]
+    seconds_left: float | None
+    unet_rows: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> tuple[PictureView, ...]:
+        return tuple(picture for picture in self.pictures if picture.state is JobState.DONE)
+
+
+@dataclass(frozen=True)
+class GalleryPicture:
+    """One finished picture. draft: as it was asked for; record: what was applied and what it cost."""
+
+    job: str
+    index: int
+    label: str
+    file: Path
+    prompt: str
+    draft: Mapping[str, Any]
+    record: Mapping[str, Any]
+    ended: float
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A model that can be chosen. base: its family, or why it cannot be used. size: bytes."""
+
+    name: str
+    path: Path
+    base: str
+    usable: bool
+    embedded: bool
+    default: bool
+    size: int
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """The model that is loaded, or being loaded.
+
+    source: as a job names it; "" where none was asked for yet. loading: what is going on; "" when ready.
+    error: why it could not be loaded. width_of_text: numbers in a text embedding, which adapters must fit.
+    vocabulary: category -> word -> synonyms, of a model with a card. block_map: "@content" -> blocks.
+    rows_at_once: UNet rows a call may hold at the model's own size.
+    """
+
+    source: str = ""
+    label: str = ""
+    loading: str = ""
+    error: str = ""
+    family: str = ""
+    defaults: Defaults | None = None
+    size_unit: int = 8
+    width_of_text: int = 0
+    block_map: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    vocabulary: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
+    examples: tuple[str, ...] = ()
+    description: str = ""
+    adapters: tuple[str, ...] = ()
+    device: str = ""
+    dtype: str = ""
+    rows_at_once: int = 0
+
+    @property
+    def ready(self) -> bool:
+        return self.defaults is not None and not self.loading

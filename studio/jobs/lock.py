@@ -1,0 +1,46 @@
+"""One server a home: a lock that the system drops with its process, and the address of whoever holds it."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from filelock import FileLock, Timeout
+
+from pipelines.errors import SetupError
+from pipelines.home import Home
+
+
+class HomeLock:
+    """Held while a server works in a home. Use as a context manager. Raises SetupError where another holds it."""
+
+    def __init__(self, home: Home) -> None:
+        home.made(home.path)
+        self._lock = FileLock(home.path / "studio.lock")
+        self._address = home.path / "studio.address"  # the lock's own file is emptied by whoever tries it
+        self._home = home
+
+    def __enter__(self) -> HomeLock:
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout as error:
+            raise SetupError(
+                f"a studio is already running in {self._home.path}: open {self._where()}, or give this one another "
+                "--home"
+            ) from error
+        return self
+
+    def tell(self, address: str) -> None:
+        """Where this server can be reached, for those who come second."""
+        self._address.write_text(address, encoding="utf-8")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._address.unlink(missing_ok=True)
+        self._lock.release()
+
+    def _where(self) -> str:
+        try:
+            return self._address.read_text(encoding="utf-8").strip() or "it"
+        except OSError:
+            return "it (it is still starting)"

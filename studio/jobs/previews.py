@@ -1,0 +1,79 @@
+"""Pictures in the making, as small files, for jobs that somebody looks at; at most a fifth of the time goes there."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+
+from PIL import Image
+
+from pipelines import Stepped, StudioError
+from pipelines.home import Home
+from studio.jobs.queue import Task
+from studio.outputs import write_whole
+
+WATCHED = 5.0
+"""Seconds for which one look counts."""
+REST = 4.0
+"""Time without previews after one, as a multiple of the time it took."""
+LARGEST = 512
+"""Pixels of a preview's longer side."""
+
+
+class Previews:
+    """Files named by job, picture and step, so that a browser never shows an old one; they go when it is done."""
+
+    def __init__(self, home: Home) -> None:
+        self.folder = home.cache / "previews"
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._watched: dict[str, float] = {}
+        self._next = 0.0
+        self._drawn: dict[tuple[str, int], float] = {}
+
+    def close(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def watch(self, job: str) -> None:
+        """Somebody looks at this job."""
+        self._watched[job] = time.monotonic()
+
+    def draw(self, steps: Sequence[tuple[Task, Stepped]]) -> None:
+        """Draws those of the watched jobs' pictures that were not drawn for longest."""
+        now = time.monotonic()
+        wanted = [
+            (task, event)
+            for task, event in steps
+            if event.step < event.count and now - self._watched.get(task.work.job.id, -WATCHED) < WATCHED
+        ]
+        for task, event in sorted(wanted, key=lambda pair: self._drawn.get(_key(pair[0]), 0.0)):
+            began = time.monotonic()
+            if began < self._next:
+                return
+            self._draw(task, event)
+            ended = time.monotonic()
+            self._drawn[_key(task)] = ended
+            self._next = ended + REST * (ended - began)
+
+    def _draw(self, task: Task, event: Stepped) -> None:
+        try:
+            image = event.preview()
+        except StudioError:  # the picture itself will tell, when it is decoded
+            return
+        image.thumbnail((LARGEST, LARGEST), Image.Resampling.BILINEAR)
+        file = self.folder / f"{task.work.job.id}-{task.index}-{event.step}.webp"
+        write_whole(file, lambda path: image.save(path, format="WEBP", quality=80), force=True)
+        before, task.preview = task.preview, file
+        if before is not None:
+            before.unlink(missing_ok=True)
+
+    def drop(self, task: Task) -> None:
+        """The picture is done."""
+        self._drawn.pop(_key(task), None)
+        if task.preview is not None:
+            task.preview.unlink(missing_ok=True)
+            task.preview = None
+
+
+def _key(task: Task) -> tuple[str, int]:
+    return (task.work.job.id, task.index)

@@ -1,0 +1,199 @@
+"""One loaded model at work: its pipeline, its session, and its adapters, read when they are first asked for.
+
+Everything here runs on the worker's thread.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from pipelines import Event, Failed, Finished, Session, Started, Stepped, StudioPipeline
+from pipelines.errors import AdapterFileError
+from pipelines.home import Home
+from pipelines.request import Facts
+from pipelines.spectrum import cached
+from pipelines.text.tags import take_tags
+from studio.batch.store import AdapterStore
+from studio.jobs.gate import ModelKey, Trust
+from studio.jobs.job import ModelState
+from studio.jobs.queue import Task
+from studio.opening import Opening, open_pipeline
+from studio.shelf import Shelf
+
+Stamp = tuple[int, int]
+
+
+class Resident:
+    """A model that is loaded. Raises ModelError and SetupError where it cannot be.
+
+    key: which one it is. names: file -> the name it is loaded by, shared with the shelves of its jobs.
+    """
+
+    def __init__(
+        self,
+        key: ModelKey,
+        names: dict[Path, str],
+        home: Home,
+        opening: Opening,
+        trust: Trust,
+        notify: Callable[[str], None],
+    ) -> None:
+        self.key = key
+        self.opening = opening
+        self.pipe: StudioPipeline = open_pipeline(opening, home, notify, allow_downloads=trust.downloads)
+        self._names = names
+        self._home = home
+        self._adapters = AdapterStore(self.pipe.model, {})
+        self._stamps: dict[str, Stamp] = {}
+        self._session = Session(self.pipe.model)
+        self._tasks: dict[int, Task] = {}
+        self._rows_waiting: dict[int, int] = {}
+
+    def close(self) -> None:
+        """Lets go of the device's memory."""
+        del self._session, self._adapters, self.pipe
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    # -- pictures ----------------------------------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        return self._session.idle
+
+    @property
+    def tasks(self) -> list[Task]:
+        """Those handed over and not done."""
+        return list(self._tasks.values())
+
+    @property
+    def hungry(self) -> bool:
+        """Whether more pictures should be handed over, so that no row stays empty."""
+        defaults = self.pipe.model.checkpoint.defaults
+        shape = self.pipe.model.latent_shape(defaults.width, defaults.height)
+        return sum(self._rows_waiting.values()) < self.pipe.model.rows_at_once(shape)
+
+    @property
+    def owners_waiting(self) -> set[str]:
+        """Whose pictures were handed over and are not in flight yet."""
+        return {self._tasks[id].work.job.owner for id in self._rows_waiting}
+
+    def give(self, task: Task, shelf: Shelf) -> None:
+        """Hands a picture over to the session. Raises StudioError for one that cannot be rendered."""
+        request = task.draft.build(shelf.use, shelf.read_tags)
+        names = [use.adapter for use in request.uses] + [tag.name for tag in take_tags(request.prompt)[1]]
+        self._load(names)
+        resolved = request.resolved(self.pipe.model.facts)
+        rows = len(resolved.plans()[0].lanes)
+        task.id = self._session.submit(resolved, owner=task.work.job.owner, priority=task.work.priority)
+        task.request, task.count = resolved, resolved.executed_steps
+        task.work.most_steps = max(task.work.most_steps, task.count)
+        self._tasks[task.id] = task
+        self._rows_waiting[task.id] = rows
+
+    def cancel(self, task: Task) -> bool:
+        """Takes a picture out before its next UNet call; False where it is not in the session (any more)."""
+        if task.id is None or not self._session.cancel(task.id):
+            return False
+        self._forget(task.id)
+        return True
+
+    def step(self) -> list[tuple[Task, Event]]:
+        """One round of all pictures in flight; what has come of it."""
+        told = []
+        for event in self._session.step():
+            task = self._tasks.get(event.id)
+            if task is None:  # it was cancelled
+                continue
+            if isinstance(event, Started):
+                self._rows_waiting.pop(event.id, None)
+                task.request = event.request
+            elif isinstance(event, Stepped):
+                task.step, task.count = event.step, event.count
+            elif isinstance(event, Finished | Failed):
+                self._forget(event.id)
+            told.append((task, event))
+        return told
+
+    def start_over(self) -> list[Task]:
+        """A new session after the old one broke; returns what was in it."""
+        lost = self.tasks
+        self._tasks.clear()
+        self._rows_waiting.clear()
+        self._session = Session(self.pipe.model)
+        return lost
+
+    def _forget(self, id: int) -> None:
+        self._tasks.pop(id, None)
+        self._rows_waiting.pop(id, None)
+
+    # -- adapters ----------------------------------------------------------------------------------------
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Name -> file of every adapter that was asked for."""
+        return {name: path for path, name in dict(self._names).items()}  # shelves of other threads add to it
+
+    def _load(self, names: list[str]) -> None:
+        """Makes adapters resident; those not needed make room. Raises AdapterError."""
+        files = self.files
+        loaded_as = {name.casefold(): name for name in files}
+        wanted = [loaded_as[name.casefold()] for name in names if name.casefold() in loaded_as]
+        in_use = {use.adapter for task in self._tasks.values() if task.request for use in task.request.uses}
+        for name in wanted:
+            self._refresh(name, files[name], in_use)
+        self._adapters.add(files)
+        self._adapters.ensure(wanted, in_use)
+        for name in wanted:
+            profile = cached(self._home, self.pipe.model, name)
+            if profile is not None:
+                self.pipe.model.profiled[name] = profile.band
+
+    def _refresh(self, name: str, path: Path, in_use: set[str]) -> None:
+        """Forgets an adapter whose file has changed. Raises AdapterFileError while pictures still use it."""
+        try:
+            now = path.stat()
+        except OSError as error:
+            raise AdapterFileError(
+                f"LoRA {name!r}: {path} is gone ({error.strerror}); put it back"
+            ) from error
+        stamp = (now.st_mtime_ns, now.st_size)
+        if self._stamps.get(name, stamp) != stamp:
+            if name in in_use:
+                raise AdapterFileError(
+                    f"LoRA {name!r}: {path} was changed while pictures were made with it; try again once they are done"
+                )
+            self._adapters.forget(name)
+        self._stamps[name] = stamp
+
+    # -- what others may know ----------------------------------------------------------------------------
+
+    @property
+    def facts(self) -> Facts:
+        return self.pipe.model.facts
+
+    def state(self) -> ModelState:
+        model = self.pipe.model
+        checkpoint, card, facts = model.checkpoint, model.checkpoint.card, model.facts
+        defaults = checkpoint.defaults
+        return ModelState(
+            source=self.key.source,
+            label=checkpoint.label,
+            family=checkpoint.family.name,
+            defaults=defaults,
+            size_unit=facts.size_unit,
+            width_of_text=int(model.unet.config.cross_attention_dim),
+            block_map=dict(facts.block_map),
+            vocabulary=card.vocabulary if card else {},
+            examples=card.examples if card else (),
+            description=card.description if card else "",
+            adapters=facts.adapters,
+            device=str(model.device),
+            dtype=str(model.dtype).removeprefix("torch."),
+            rows_at_once=model.rows_at_once(model.latent_shape(defaults.width, defaults.height)),
+        )

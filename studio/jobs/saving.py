@@ -1,0 +1,87 @@
+"""Finished pictures go to the disk in a thread of their own, beside the steps: the file first, then its row."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from PIL import Image
+
+from pipelines import Record, Request, StudioError
+from pipelines.home import Home
+from pipelines.text.tags import take_tags
+from studio.jobs.queue import LIVE, Task
+from studio.metadata import Setup, save_picture
+from studio.outputs import Sheet, plan_files
+
+MOST_PENDING = 16
+"""Finished pictures that may wait for the disk before rendering waits for them."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A finished picture and what is written with it. adapters: name -> file."""
+
+    task: Task
+    image: Image.Image
+    request: Request
+    record: Record
+    adapters: dict[str, Path]
+    setup: Setup
+
+
+class Saver:
+    """done: is told the picture and its file, failed: the picture and why; both on the saver's thread."""
+
+    def __init__(
+        self, home: Home, done: Callable[[Made, Path], None], failed: Callable[[Task, str], None]
+    ) -> None:
+        self._home = home
+        self._done = done
+        self._failed = failed
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="pictures")
+        self._pending: deque[Future[None]] = deque()
+
+    def take(self, made: Made) -> None:
+        """Hands a picture over; waits where the disk cannot keep up."""
+        self._pending.append(self._thread.submit(self._save, made))
+        while self._pending and (self._pending[0].done() or len(self._pending) > MOST_PENDING):
+            self._pending.popleft().result()
+
+    def close(self) -> None:
+        """Returns when all is on the disk."""
+        self._thread.shutdown(wait=True)
+
+    def _save(self, made: Made) -> None:
+        try:
+            file = save_picture(
+                made.image,
+                self._file(made),
+                request=made.request,
+                record=made.record,
+                adapters=made.adapters,
+                setup=made.setup,
+            )
+        except StudioError as error:
+            self._failed(made.task, str(error))
+            return
+        self._done(made, file)
+
+    def _file(self, made: Made) -> Path:
+        job = made.task.work.job
+        if job.kind == LIVE:
+            return live_folder(self._home) / f"{job.id}-{made.task.index}.png"
+        sheet = Sheet(
+            made.record.seed, take_tags(made.request.prompt)[0], made.request.composer.name, made.record.model
+        )
+        [file] = plan_files(None, self._home.outputs / date.today().isoformat(), [sheet], force=False)
+        return file
+
+
+def live_folder(home: Home) -> Path:
+    """Where pictures lie that are looked at and not kept."""
+    return home.cache / "live"

@@ -1,0 +1,300 @@
+"""Jobs and pictures in SQLite (`studio.sqlite` in the home), so that they outlive tabs and servers.
+
+Write-ahead log, one connection, one lock around it. `PRAGMA user_version` counts the migrations that have run.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import SetupError
+from studio.jobs.job import Job, JobState, PictureRow
+
+MOST_ATTEMPTS = 3
+"""A job that was interrupted so often, without finishing a picture between, is not begun again."""
+
+MIGRATIONS = (
+    """
+    CREATE TABLE jobs (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, owner TEXT NOT NULL, kind TEXT NOT NULL,
+        title TEXT NOT NULL, model TEXT NOT NULL, vae TEXT, settings TEXT NOT NULL, state TEXT NOT NULL,
+        error TEXT NOT NULL DEFAULT '', attempts INTEGER NOT NULL DEFAULT 0, created REAL NOT NULL, began REAL,
+        ended REAL
+    );
+    CREATE INDEX jobs_of_owner ON jobs (owner, seq);
+    CREATE TABLE pictures (
+        job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE, place INTEGER NOT NULL, label TEXT NOT NULL,
+        draft TEXT NOT NULL, state TEXT NOT NULL, error TEXT NOT NULL DEFAULT '', file TEXT, record TEXT, ended REAL,
+        PRIMARY KEY (job, place)
+    );
+    CREATE INDEX pictures_by_end ON pictures (ended);
+    """,
+)
+"""Each takes the database one version further; none is ever changed."""
+
+_JOB = "seq, id, owner, kind, title, model, vae, settings, state, error, attempts, created, began, ended"
+_PICTURE = "job, place, label, draft, state, error, file, record, ended"
+
+
+@dataclass(frozen=True)
+class NewPicture:
+    """A picture to be stored: its label, and its draft as JSON can hold it."""
+
+    label: str
+    draft: Mapping[str, Any]
+
+
+class Store:
+    """The database. Safe for several threads. Raises SetupError for a file that cannot be used."""
+
+    def __init__(self, file: Path) -> None:
+        self._lock = threading.RLock()
+        try:
+            self._database = sqlite3.connect(file, check_same_thread=False, isolation_level=None)
+            self._database.execute("PRAGMA journal_mode = WAL")
+            self._database.execute("PRAGMA foreign_keys = ON")
+            self._migrate(file)
+        except sqlite3.Error as error:
+            raise SetupError(
+                f"{file} cannot be used ({error}); move it away, or give another --home"
+            ) from error
+
+    def _migrate(self, file: Path) -> None:
+        [version] = self._database.execute("PRAGMA user_version").fetchone()
+        if version > len(MIGRATIONS):
+            raise SetupError(
+                f"{file} was written by a newer LoRA Studio; update with pip install -U lora-studio"
+            )
+        for number, statements in enumerate(MIGRATIONS[version:], version + 1):
+            self._database.executescript(f"BEGIN; {statements}; PRAGMA user_version = {number}; COMMIT;")
+
+    def close(self) -> None:
+        with self._lock:
+            self._database.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """All of it, or nothing."""
+        with self._lock:
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._database
+            except BaseException:
+                self._database.execute("ROLLBACK")
+                raise
+            self._database.execute("COMMIT")
+
+    def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        with self._lock:
+            return self._database.execute(query, values).fetchall()
+
+    # -- jobs --------------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        id: str,
+        owner: str,
+        pictures: Sequence[NewPicture],
+        *,
+        kind: str,
+        title: str,
+        model: str,
+        vae: str | None,
+        settings: Mapping[str, object],
+    ) -> Job:
+        """A new job, queued."""
+        with self._writing() as database:
+            database.execute(
+                "INSERT INTO jobs (id, owner, kind, title, model, vae, settings, state, created) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (id, owner, kind, title, model, vae, json.dumps(settings), JobState.QUEUED, time.time()),
+            )
+            database.executemany(
+                "INSERT INTO pictures (job, place, label, draft, state) VALUES (?, ?, ?, ?, ?)",
+                [
+                    (id, place, picture.label, json.dumps(picture.draft), JobState.QUEUED)
+                    for place, picture in enumerate(pictures)
+                ],
+            )
+        job = self.job(id)
+        assert job is not None
+        return job
+
+    def job(self, id: str) -> Job | None:
+        rows = self._rows(f"SELECT {_JOB} FROM jobs WHERE id = ?", id)
+        return _job(rows[0]) if rows else None
+
+    def unfinished(self) -> list[Job]:
+        """All jobs that are queued or running, in the order they came."""
+        return [
+            _job(row)
+            for row in self._rows(
+                f"SELECT {_JOB} FROM jobs WHERE state IN (?, ?) ORDER BY seq",
+                JobState.QUEUED,
+                JobState.RUNNING,
+            )
+        ]
+
+    def jobs_of(self, owner: str, limit: int, before: str | None = None) -> list[Job]:
+        """An owner's jobs, the newest first; `before`: only those older than that one."""
+        return [
+            _job(row)
+            for row in self._rows(
+                f"SELECT {_JOB} FROM jobs WHERE owner = ? AND seq < coalesce((SELECT seq FROM jobs WHERE id = ?), ?) "
+                "ORDER BY seq DESC LIMIT ?",
+                *(owner, before, 2**62, limit),
+            )
+        ]
+
+    def begin(self, id: str) -> None:
+        """A queued job is running from now on."""
+        with self._writing() as database:
+            database.execute(
+                "UPDATE jobs SET state = ?, attempts = attempts + 1, began = coalesce(began, ?) "
+                "WHERE id = ? AND state = ?",
+                (JobState.RUNNING, time.time(), id, JobState.QUEUED),
+            )
+
+    def end(self, id: str, state: JobState, error: str = "") -> None:
+        with self._writing() as database:
+            database.execute(
+                "UPDATE jobs SET state = ?, error = ?, ended = ? WHERE id = ?",
+                (state, error, time.time(), id),
+            )
+
+    def delete(self, id: str) -> None:
+        with self._writing() as database:
+            database.execute("DELETE FROM jobs WHERE id = ?", (id,))
+
+    def delete_kind(self, kind: str) -> None:
+        with self._writing() as database:
+            database.execute("DELETE FROM jobs WHERE kind = ?", (kind,))
+
+    def recover(self, *, interrupted: bool) -> None:
+        """Running jobs and pictures go back to the queue.
+
+        interrupted: the server before this one was killed, so this counts as an attempt of those that were
+        running; after the third, what was running fails.
+        """
+        with self._writing() as database:
+            if not interrupted:
+                database.execute(
+                    "UPDATE jobs SET attempts = attempts - 1 WHERE state = ? AND attempts > 0",
+                    (JobState.RUNNING,),
+                )
+            for (id,) in database.execute(
+                "SELECT id FROM jobs WHERE state = ? AND attempts >= ?", (JobState.RUNNING, MOST_ATTEMPTS)
+            ).fetchall():
+                self._give_up(database, id)
+            for table in ("jobs", "pictures"):
+                database.execute(
+                    f"UPDATE {table} SET state = ? WHERE state = ?", (JobState.QUEUED, JobState.RUNNING)
+                )
+
+    def _give_up(self, database: sqlite3.Connection, id: str) -> None:
+        """The pictures that were in the making fail, or all where none was; the rest may go on."""
+        why = f"the studio was interrupted {MOST_ATTEMPTS} times while this was being made"
+        [[begun]] = database.execute(
+            "SELECT count(*) FROM pictures WHERE job = ? AND state = ?", (id, JobState.RUNNING)
+        ).fetchall()
+        database.execute(
+            "UPDATE pictures SET state = ?, error = ?, ended = ? WHERE job = ? AND state = ?",
+            (JobState.FAILED, why, time.time(), id, JobState.RUNNING if begun else JobState.QUEUED),
+        )
+        database.execute("UPDATE jobs SET attempts = 0 WHERE id = ?", (id,))
+
+    # -- pictures ----------------------------------------------------------------------------------------
+
+    def pictures_of(self, job: str) -> list[PictureRow]:
+        return [
+            _picture(row)
+            for row in self._rows(f"SELECT {_PICTURE} FROM pictures WHERE job = ? ORDER BY place", job)
+        ]
+
+    def start_picture(self, job: str, index: int) -> None:
+        with self._writing() as database:
+            database.execute(
+                "UPDATE pictures SET state = ? WHERE job = ? AND place = ?", (JobState.RUNNING, job, index)
+            )
+
+    def finish_picture(self, job: str, index: int, file: str, record: Mapping[str, Any]) -> None:
+        with self._writing() as database:
+            database.execute(
+                "UPDATE pictures SET state = ?, file = ?, record = ?, ended = ? WHERE job = ? AND place = ?",
+                (JobState.DONE, file, json.dumps(record), time.time(), job, index),
+            )
+            database.execute(
+                "UPDATE jobs SET attempts = 1 WHERE id = ? AND state = ?", (job, JobState.RUNNING)
+            )
+
+    def end_pictures(self, job: str, indices: Sequence[int], state: JobState, error: str = "") -> None:
+        with self._writing() as database:
+            database.executemany(
+                "UPDATE pictures SET state = ?, error = ?, ended = ? WHERE job = ? AND place = ?",
+                [(state, error, time.time(), job, index) for index in indices],
+            )
+
+    def delete_picture(self, job: str, index: int) -> None:
+        with self._writing() as database:
+            database.execute("DELETE FROM pictures WHERE job = ? AND place = ?", (job, index))
+
+    def gallery(
+        self, owner: str, limit: int, offset: int, search: str, without: Sequence[str]
+    ) -> list[PictureRow]:
+        """An owner's finished pictures, the newest first.
+
+        search: words that must all stand in what was asked for or in the label. without: kinds of jobs left out.
+        """
+        words = search.split()
+        like = " AND (draft LIKE ? ESCAPE '\\' OR label LIKE ? ESCAPE '\\')" * len(words)
+        values = [value for word in words for value in (_like(word), _like(word))]
+        kinds = "".join(", ?" for _ in without)[2:]
+        return [
+            _picture(row)
+            for row in self._rows(
+                f"SELECT {_PICTURE} FROM pictures WHERE state = ? AND job IN "
+                f"(SELECT id FROM jobs WHERE owner = ? AND kind NOT IN ({kinds})){like} "
+                "ORDER BY ended DESC, place LIMIT ? OFFSET ?",
+                *(JobState.DONE, owner, *without, *values, limit, offset),
+            )
+        ]
+
+    def files(self) -> set[str]:
+        """Every picture's file that is known."""
+        return {file for (file,) in self._rows("SELECT file FROM pictures WHERE file IS NOT NULL")}
+
+    def drafts(self) -> Iterator[Mapping[str, Any]]:
+        """Every picture's draft."""
+        for (draft,) in self._rows("SELECT draft FROM pictures"):
+            yield json.loads(draft)
+
+
+def _like(word: str) -> str:
+    escaped = json.dumps(word)[1:-1]  # as it stands in the JSON
+    for special in "\\%_":
+        escaped = escaped.replace(special, f"\\{special}")
+    return f"%{escaped}%"
+
+
+def _job(row: Sequence[Any]) -> Job:
+    seq, id, owner, kind, title, model, vae, settings, state, error, attempts, created, began, ended = row
+    return Job(
+        *(seq, id, owner, kind, title, model, vae, json.loads(settings), JobState(state), error),
+        *(attempts, created, began, ended),
+    )
+
+
+def _picture(row: Sequence[Any]) -> PictureRow:
+    job, place, label, draft, state, error, file, record, ended = row
+    return PictureRow(
+        *(job, place, label, json.loads(draft), JobState(state), error, file),
+        *(None if record is None else json.loads(record), ended),
+    )

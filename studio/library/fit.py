@@ -1,0 +1,68 @@
+"""Whether an adapter fits a model, as far as headers tell; only loading is the proof."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipelines.adapters.inspection import Inspection
+from pipelines.checkpoints.components import read_json
+from pipelines.checkpoints.folders import folder_family
+from pipelines.checkpoints.single_file import examine
+from pipelines.errors import ModelError
+from pipelines.family import FAMILIES, FamilyName
+from pipelines.home import Entry, Home
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What an adapter must be to fit a model: its family, and the width of the text embeddings it reads."""
+
+    model: Entry
+    family: FamilyName
+    width: int
+
+    @property
+    def small(self) -> bool:
+        """Whether the model is narrower than those of its family, so that their adapters do not fit."""
+        return self.width != FAMILIES[self.family].context_width
+
+    def misfit(self, made_for: str | None, seen: Inspection) -> str:
+        """Why an adapter that can be read is not one for the model; "" where nothing speaks against it.
+
+        made_for: the embedded model that an embedded adapter is made for.
+        """
+        if made_for is not None:
+            return "" if made_for == self.model.name else f"made for {made_for}; this is {self.model.name}"
+        if seen.text_width is not None:
+            fits = seen.text_width == self.width
+        else:
+            fits = seen.origin.family in (self.family, "unknown")
+        return "" if fits else self._said(seen)
+
+    def _said(self, seen: Inspection) -> str:
+        made = seen.origin.label if seen.origin.family != "unknown" else "another model"
+        small = "the small built-in model" if self.model.embedded else "a small model"
+        here = (
+            f"{self.model.name}, {small}"
+            if self.small
+            else f"{self.model.name} ({FAMILIES[self.family].label})"
+        )
+        remedy = (
+            f"Load a checkpoint of {made}" if made != "another model" else "Load the model it was made for"
+        )
+        return f"made for {made}; this is {here}. {remedy}"
+
+    def takes(self, entry: Entry, seen: Inspection) -> bool:
+        return not self.misfit(entry.model, seen)
+
+
+def fit_of(model: str, home: Home) -> Fit:
+    """Raises ModelError for a model that is not here or cannot be used."""
+    entry = home.find_model(model)
+    if entry is None:
+        raise ModelError(f"{model} is on the hub; its LoRAs can be listed once it is in a models folder")
+    if not entry.path.is_dir():
+        family = examine(entry.path).family
+        return Fit(entry, family.name, family.context_width)
+    family = folder_family(entry.path, read_json(entry.path / "model_index.json"))
+    return Fit(entry, family.name, int(read_json(entry.path / "unet" / "config.json")["cross_attention_dim"]))
