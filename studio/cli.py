@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from composers import Knob, StudioError, methods
-from studio import batch_commands, blora_commands
+from studio import batch_commands, bench_commands, blora_commands
 
 QUIET_ENVIRONMENT = {
     "GRADIO_ANALYTICS_ENABLED": "False",
@@ -82,6 +82,8 @@ def _run(args: Namespace) -> int:
         return blora_commands.run(args, home, teller)
     if args.command in batch_commands.COMMANDS:
         return batch_commands.run(args, home, teller)
+    if args.command in bench_commands.COMMANDS:
+        return bench_commands.run(args, home, teller)
     from studio import listing
 
     match args.command:
@@ -145,6 +147,7 @@ def parser() -> ArgumentParser:
     )
     paths.add_argument("path", metavar="PATH", help="an extra_model_paths.yaml, or the program's folder")
     blora_commands.add(commands, folders)
+    bench_commands.add(commands, folders)
     return top
 
 

@@ -1,6 +1,6 @@
 """What one pass over many mixes costs, against its rivals, on this machine.
 
-    python -m studio.bench.batching [--model tiny-sdxl | --config sdxl | sd1] [--device cuda] [--check]
+    lora-studio bench speed [--model tiny-sdxl | --config sdxl | sd1] [--device cuda] [--check]
 
 The work: ONE denoising step with guidance for several pictures, each with its own mix of 3 of 5 adapters
 (attention layers). Ways, timed in turns in one run:
@@ -250,23 +250,8 @@ def load_unet(model: str, config: str, device: torch.device, dtype: torch.dtype)
     return nn.Module.to(unet, dtype), f"{config}, random weights"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m studio.bench.batching", description=(__doc__ or "").split("\n")[0]
-    )
-    parser.add_argument("--model", default="tiny-sdxl", help="an embedded model")
-    parser.add_argument("--config", default="", help="sdxl or sd1: the published size with random weights")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument(
-        "--dtype", default="", help="float32 (default on the CPU), bfloat16 (default on a GPU), float16"
-    )
-    parser.add_argument("--pictures", type=int, default=8)
-    parser.add_argument("--cells", type=int, nargs="+", default=[16], help="sides of the latents")
-    parser.add_argument("--rank", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--check", action="store_true", help="fail where a gate is broken (three tries)")
-    parser.add_argument("--json", type=Path, help="write the figures here as well")
-    options = parser.parse_args(arguments)
+def run(options: argparse.Namespace) -> int:
+    """`lora-studio bench speed`; returns its exit code."""
     device = torch.device(options.device)
     dtype = getattr(torch, options.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     unet, name = load_unet(options.model, options.config, device, dtype)
@@ -285,7 +270,7 @@ def main(arguments: list[str] | None = None) -> int:
             broken = True
             print(f"gates broken: {', '.join(missed)}", file=sys.stderr)
     if options.json:
-        options.json.write_text(json.dumps(results, indent=1))
+        Path(options.json).write_text(json.dumps(results, indent=1))
     return int(broken)
 
 
@@ -300,7 +285,3 @@ def table(result: Mapping[str, Any]) -> str:
         lines.append(f"{way:12}{milliseconds:12.2f}{spread:9.0%}{ratio:14.2f}")
     lines.append(f"relative difference to peft: {result['relative difference to peft']:.1e}")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
