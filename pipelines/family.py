@@ -28,6 +28,7 @@ class Defaults:
 class Family:
     """One model family.
 
+    architecture: what modelspec calls an adapter for it (https://github.com/Stability-AI/ModelSpec).
     context_width: width of the text embeddings at the family's published size (small models of the
         same layout are narrower).
     text_encoders: the text encoders' component names, in the order their embeddings are joined.
@@ -39,6 +40,7 @@ class Family:
 
     name: FamilyName
     label: str
+    architecture: str
     context_width: int
     text_encoders: tuple[str, ...]
     size_conditioned: bool
@@ -57,6 +59,7 @@ class Family:
 SD1 = Family(
     "sd1",
     "Stable Diffusion 1.x",
+    "stable-diffusion-v1/lora",
     768,
     ("text_encoder",),
     False,
@@ -66,6 +69,7 @@ SD1 = Family(
 SD2 = Family(
     "sd2",
     "Stable Diffusion 2.x",
+    "stable-diffusion-v2/lora",
     1024,
     ("text_encoder",),
     False,
@@ -75,6 +79,7 @@ SD2 = Family(
 SDXL = Family(
     "sdxl",
     "Stable Diffusion XL",
+    "stable-diffusion-xl-v1-base/lora",
     2048,
     ("text_encoder", "text_encoder_2"),
     True,

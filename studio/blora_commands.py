@@ -1,4 +1,7 @@
-"""`split`, `probe-blocks` and `train-blora`: their flags, and which module runs them. Nothing heavy is imported."""
+"""`split`, `probe-blocks`, `train-blora` and `train-flora`: their flags, and which module runs them.
+
+Nothing heavy is imported.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,15 @@ if TYPE_CHECKING:
 Commands: TypeAlias = "_SubParsersAction[Any]"
 """Where argparse keeps subcommands."""
 
-COMMANDS = ("split", "probe-blocks", "train-blora")
+COMMANDS = ("split", "probe-blocks", "train-blora", "train-flora")
 
 
 def add(commands: Commands, folders: ArgumentParser) -> None:
-    """The three subcommands."""
+    """The four subcommands."""
     _split_flags(commands, folders)
     _probe_flags(commands, folders)
     _train_flags(commands, folders)
+    _train_flora_flags(commands, folders)
 
 
 def run(args: Namespace, home: Home, teller: Teller) -> int:
@@ -36,7 +40,7 @@ def run(args: Namespace, home: Home, teller: Teller) -> int:
         return probing.run(args, home, teller)
     from studio import training
 
-    return training.run(args, home, teller)
+    return (training.run_flora if args.command == "train-flora" else training.run)(args, home, teller)
 
 
 def _split_flags(commands: Commands, folders: ArgumentParser) -> None:
@@ -100,11 +104,40 @@ def _train_flags(commands: Commands, folders: ArgumentParser) -> None:
     )
     command.add_argument("image", metavar="IMAGE", help="the picture")
     command.add_argument("--prompt", "-p", required=True, metavar="TEXT", help='names it, as in "A [v]"')
+    _recipe_flags(command, rank="rank of the factors, which is also alpha")
+    command.add_argument("--sample-prompt", metavar="TEXT", help="what samples show (default: the prompt)")
+    _naming_flag(command)
+
+
+def _train_flora_flags(commands: Commands, folders: ArgumentParser) -> None:
+    command = commands.add_parser(
+        "train-flora",
+        parents=[folders],
+        help="train a FLoRA on a few pictures",
+        description=(
+            "Train factors that multiply the UNet's weights (FLoRA, arXiv 2312.05677). A text file beside a picture, "
+            "of the same name, is its caption; otherwise the prompt is."
+        ),
+        epilog="An interrupted run goes on with --resume.",
+    )
+    command.add_argument("images", nargs="+", metavar="IMAGE", help="the pictures")
+    command.add_argument("--prompt", "-p", required=True, metavar="TEXT", help='names it, as in "a nilo fox"')
+    command.add_argument(
+        "--reach",
+        choices=("attention", "transformer"),
+        default="attention",
+        help="layers: attention projections (default), or feed-forward too",
+    )
+    _recipe_flags(command, rank="rank of the factors; the first is the base itself")
+
+
+def _recipe_flags(command: ArgumentParser, *, rank: str) -> None:
+    """How to train, whatever is trained."""
     command.add_argument("--out", "-o", required=True, metavar="FILE", help="the .safetensors file to write")
-    command.add_argument("--rank", type=int, metavar="N", help="rank of the factors, which is also alpha")
+    command.add_argument("--rank", type=int, metavar="N", help=rank)
     command.add_argument("--learning-rate", "--lr", type=float, metavar="X")
     command.add_argument("--steps", type=int, metavar="N", help="optimiser steps")
-    command.add_argument("--batch", type=int, metavar="N", help="noisy copies of the picture a step")
+    command.add_argument("--batch", type=int, metavar="N", help="noisy copies of the pictures a step")
     command.add_argument("--size", type=int, metavar="PIXELS", help="side of the training square")
     command.add_argument("--seed", type=int, metavar="N")
     command.add_argument("--stretch", action="store_true", help="stretch the picture instead of cropping it")
@@ -112,9 +145,7 @@ def _train_flags(commands: Commands, folders: ArgumentParser) -> None:
     command.add_argument(
         "--sample-every", type=int, metavar="N", help="steps between sample pictures; 0: none"
     )
-    command.add_argument("--sample-prompt", metavar="TEXT", help="what samples show (default: the prompt)")
     command.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
-    _naming_flag(command)
     _machine_flags(command)
     command.add_argument("--model", "-m", metavar="M", help="name, folder, .safetensors file or hub id")
     command.add_argument("--force", action="store_true", help="overwrite the file")

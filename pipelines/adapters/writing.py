@@ -17,9 +17,20 @@ from pipelines.adapters.keys import COMPONENTS, TEXT, TEXT_2, UNET
 from pipelines.adapters.kinds import flora
 from pipelines.adapters.origin import origin_by_metadata
 from pipelines.adapters.peft_settings import METADATA_KEY
+from pipelines.errors import RequestError
 from pipelines.family import SDXL
 
 Naming = Literal["kohya", "peft"]
+
+
+def refuse_existing(out: Path, force: bool) -> None:
+    """Raises RequestError for an adapter file that cannot be written there."""
+    if out.suffix != ".safetensors":
+        raise RequestError(f"{out} must end in .safetensors")
+    if not out.parent.is_dir():
+        raise RequestError(f"the folder {out.parent} does not exist; make it, or choose another place")
+    if out.exists() and not force:
+        raise RequestError(f"{out} is already there; choose another name, or overwrite it with --force")
 
 
 def write_lora(

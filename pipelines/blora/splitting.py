@@ -13,17 +13,12 @@ from pathlib import Path
 
 from pipelines.adapters import Adapter, LayerFactors, ModelLayers, read_adapter, write_lora
 from pipelines.adapters.peft_settings import METADATA_KEY
-from pipelines.adapters.writing import Naming
+from pipelines.adapters.writing import Naming, refuse_existing
 from pipelines.blocks import blocks_of, listed, within
 from pipelines.errors import AdapterMismatchError, RequestError
 
 PARTS = ("content", "style")
 _DROPPED = ("sshs_", "modelspec.hash", "modelspec.thumbnail", "ss_tag_frequency", METADATA_KEY, "format")
-ARCHITECTURES = {
-    "sd1": "stable-diffusion-v1/lora",
-    "sd2": "stable-diffusion-v2/lora",
-    "sdxl": "stable-diffusion-xl-v1-base/lora",
-}
 
 
 @dataclass(frozen=True)
@@ -96,16 +91,6 @@ def split_file(
     return found
 
 
-def refuse_existing(out: Path, force: bool) -> None:
-    """Raises RequestError for a LoRA file that cannot be written there."""
-    if out.suffix != ".safetensors":
-        raise RequestError(f"{out} must end in .safetensors")
-    if not out.parent.is_dir():
-        raise RequestError(f"the folder {out.parent} does not exist; make it, or choose another place")
-    if out.exists() and not force:
-        raise RequestError(f"{out} is already there; choose another name, or overwrite it with --force")
-
-
 def _inside(adapter: Adapter, blocks: Iterable[str]) -> dict[str, LayerFactors]:
     blocks = tuple(blocks)
     return {
@@ -123,7 +108,7 @@ def _metadata(adapter: Adapter, part: str, model: ModelLayers) -> dict[str, str]
     if part == "content" and category == "style":
         category = "concept"
     return {
-        "modelspec.architecture": ARCHITECTURES[model.family.name],
+        "modelspec.architecture": model.family.architecture,
         **kept,
         "modelspec.title": f"{title} ({part})",
         "lora_studio.category": category,

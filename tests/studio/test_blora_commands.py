@@ -1,4 +1,4 @@
-"""`split`, `probe-blocks` and `train-blora` as their users call them."""
+"""`split`, `probe-blocks`, `train-blora` and `train-flora` as their users call them."""
 
 from __future__ import annotations
 
@@ -47,6 +47,8 @@ def test_split_writes_both_parts(run, loras: Path, sdxl_folder: Path, tmp_path: 
         (("train-blora", "none.png", "--prompt", "a", "--out", "v.safetensors"), "none.png does not exist"),
         (("train-blora", "none.png", "--prompt", "a", "--out", "v.bin"), "must end in .safetensors"),
         (("train-blora", "none.png", "--out", "v.safetensors"), "--prompt"),
+        (("train-flora", "none.png", "--prompt", "a", "--out", "v.safetensors"), "none.png does not exist"),
+        (("train-flora", "--prompt", "a", "--out", "v.safetensors"), "IMAGE"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -93,3 +95,22 @@ def test_training_from_the_command_line(
     assert (tmp_path / "v-step000002.png").is_file()
     assert r"write A \[v\]" in ran.err
     assert "nothing to resume" in run(*words, "--force", "--resume").err
+
+
+def test_a_flora_from_the_command_line(
+    run, home: Path, sdxl_folder: Path, picture: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.png"
+    other.write_bytes(picture.read_bytes())
+    other.with_suffix(".txt").write_text("a [v] cat on a mat")
+    out = tmp_path / "v.safetensors"
+    words = ("train-flora", picture, other, "--prompt", "a [v] cat", "--out", out, "--model", sdxl_folder)
+    ran = run(*words, "--steps", 2, "--size", 32, "--rank", 2, "--sample-every", 2, "--reach", "transformer")
+    assert ran.code == 0, ran.err
+    assert ran.out.split() == [str(out)]
+    assert "from 2 pictures" in ran.err
+    assert inspect_file(out).kinds == ("FLoRA",)
+    assert (tmp_path / "v-step000002.png").is_file()
+    assert "FLoRA, rank 2" in run("inspect", out).out
+    other.with_suffix(".txt").write_bytes(b"\xff\xfe\x00")
+    assert "save it as UTF-8" in run(*words, "--force").err

@@ -17,10 +17,12 @@ from PIL import Image
 
 from pipelines import Request, StudioPipeline
 from pipelines.adapters import read_adapter, sha256
-from pipelines.blora.recipe import PAPER, SMALL, Recipe, default_recipe
-from pipelines.blora.training import Progress, Trained, literal, state_file, train_blora
+from pipelines.blora.recipe import PAPER, SMALL, default_recipe
+from pipelines.blora.training import Trained, train_blora
 from pipelines.errors import RequestError, SetupError
 from pipelines.text.encoder import TextAsk
+from pipelines.training.recipe import Recipe
+from pipelines.training.run import Progress, literal, state_file
 
 QUICK = Recipe(
     rank=4,
