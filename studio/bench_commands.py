@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -15,6 +15,18 @@ Commands: TypeAlias = "_SubParsersAction[Any]"
 """Where argparse keeps subcommands."""
 
 COMMANDS = ("bench",)
+FORMS = ("auto", "lane-packed", "pool")
+MODES = ("eager", "graph", "compiled")
+RIVALS = ("set_adapters", "adapter_names", "fused")
+
+SPEED_HELP = """models:  sdxl and sd15 are built here at full size with random weights, which take as long as real ones
+ways:    base              no adapters: the least that any way can take
+         studio FORM       all pictures in one call, in a form of the engine's
+         set_adapters      diffusers + peft as documented, picture after picture
+         adapter_names     peft's mixed batch over mixes made one adapter beforehand
+         fused             merged weights, picture after picture; fusing shared out over 30 steps
+modes:   graph replays a CUDA graph; compiled adds diffusers' regional compile
+Needs peft: pip install 'lora-studio[train]'."""
 
 
 def add(commands: Commands, folders: ArgumentParser) -> None:
@@ -31,9 +43,9 @@ def add(commands: Commands, folders: ArgumentParser) -> None:
 
 def run(args: Namespace, home: Home, teller: Teller) -> int:
     """Runs one of them; returns its exit code."""
-    from studio.bench import batching
+    from studio.bench.speed import command as speed
 
-    return batching.run(args)
+    return speed.run(args, home, teller)
 
 
 def _speed_flags(kinds: Commands, folders: ArgumentParser) -> None:
@@ -41,16 +53,40 @@ def _speed_flags(kinds: Commands, folders: ArgumentParser) -> None:
         "speed",
         allow_abbrev=False,
         parents=[folders],
-        help="one denoising step for many mixes, against every rival",
-        description="Time one denoising step for many pictures, each with its own mix, in every way.",
+        help="denoising steps for many mixes at once, against every rival",
+        description="Time denoising steps for several pictures, each with its own mix, in every way. Lists of values "
+        "are combined: every workload is measured in all ways, in turns, and compared with merged weights.",
+        epilog=SPEED_HELP,
+        formatter_class=RawDescriptionHelpFormatter,
     )
-    speed.add_argument("--model", default="tiny-sdxl", help="an embedded model")
-    speed.add_argument("--config", default="", help="sdxl or sd1: the published size with random weights")
-    speed.add_argument("--device", default="cpu")
-    speed.add_argument("--dtype", default="", help="default: float32 on the CPU, bfloat16 on a GPU")
-    speed.add_argument("--pictures", type=int, default=8)
-    speed.add_argument("--cells", type=int, nargs="+", default=[16], help="sides of the latents")
-    speed.add_argument("--rank", type=int, default=4)
-    speed.add_argument("--repeats", type=int, default=7)
-    speed.add_argument("--check", action="store_true", help="fail where a gate is broken (three tries)")
-    speed.add_argument("--json", metavar="FILE", help="write the figures here as well")
+    work = speed.add_argument_group("the work")
+    work.add_argument(
+        "--model", "-m", nargs="+", default=["tiny-sdxl"], metavar="M", help="sdxl, sd15, or a model of yours"
+    )
+    work.add_argument("--size", type=int, nargs="+", metavar="N", help="pixels a side (default: the model's)")
+    work.add_argument("--images", type=int, nargs="+", default=[8], metavar="N", help="pictures at once")
+    work.add_argument("--members", "-k", type=int, nargs="+", default=[3], metavar="K", help="LoRAs in a mix")
+    work.add_argument("--rank", type=int, nargs="+", default=[16], metavar="R")
+    work.add_argument("--layers", nargs="+", default=["attention"], choices=("attention", "linear", "conv"))
+    work.add_argument(
+        "--spread", nargs="+", default=["distinct"], choices=("identical", "distinct", "uniform", "skewed")
+    )
+    work.add_argument(
+        "--method", nargs="+", default=["merge"], choices=("merge", "switch", "composite", "cmlora")
+    )
+    ways = speed.add_argument_group("the ways")
+    ways.add_argument("--forms", nargs="+", default=["auto"], choices=FORMS, help="the studio's")
+    ways.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
+    ways.add_argument("--rivals", nargs="*", default=list(RIVALS), choices=RIVALS)
+    what = speed.add_argument_group("instead of all that")
+    what.add_argument("--gates", action="store_true", help="the ratios that CI holds; exit code 1 if broken")
+    machine = speed.add_argument_group("device and output")
+    machine.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1")
+    machine.add_argument("--dtype", metavar="T", help="default: float32 on a CPU, bfloat16 on a GPU")
+    machine.add_argument("--repeats", type=int, default=7, metavar="N", help="turns of each way")
+    machine.add_argument(
+        "--budget", type=float, default=240, metavar="S", help="seconds; late ways are left out"
+    )
+    machine.add_argument("--json", metavar="FILE", help="write the figures here as well")
+    machine.add_argument("--plot", metavar="FILE", help="draw them here, as .png, .svg or .pdf")
+    machine.add_argument("--quiet", "-q", action="store_true", help="no progress, errors only")

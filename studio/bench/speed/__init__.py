@@ -1,0 +1,1 @@
+"""What one pass over many mixes costs, against every rival, on this machine."""

@@ -1,0 +1,138 @@
+"""One model and its adapters, as every way of running them needs them."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipelines import assets
+from pipelines.adapters import Adapter, AdapterMetadata, LoadReport, LowRank
+from pipelines.checkpoints import load_checkpoint
+from pipelines.home import Home
+from studio.bench.speed.workload import SUFFIXES, Layers, Row, adapter_name
+
+RANDOM = {"sdxl": "sdxl", "sd15": "sd1"}
+"""Models made here from a published configuration, with random weights: time does not depend on values."""
+TEXT_TOKENS = 77
+
+
+@dataclass
+class Bed:
+    """unet: no lanes, no adapters of peft's, never changed. adapters: by name, random, all of one rank."""
+
+    model: str
+    unet: Any
+    layers: Layers
+    rank: int
+    adapters: dict[str, Adapter] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        return self._weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._weight.dtype
+
+    def hold(self, count: int) -> None:
+        """See to it that the first `count` adapters exist."""
+        for index in range(len(self.adapters), count):
+            self.adapters[adapter_name(index)] = random_adapter(self.unet, index, self.layers, self.rank)
+
+    @property
+    def _weight(self) -> Tensor:
+        weight: Tensor = next(self.unet.parameters())
+        return weight
+
+    def twin(self) -> Any:
+        """The UNet again, with modules of its own and the same weights in memory."""
+        shared = [*self.unet.parameters(), *self.unet.buffers()]
+        return copy.deepcopy(self.unet, {id(tensor): tensor for tensor in shared})
+
+
+def load_unet(model: str, home: Home, device: torch.device, dtype: torch.dtype) -> Any:
+    """The UNet of `sdxl` or `sd15` with random weights, or of any model by name, path or hub id.
+
+    Raises ModelError for a model that is not there.
+    """
+    if model not in RANDOM:
+        return load_checkpoint(model, dtype=dtype, home=home).unet.to(device).eval()
+    import diffusers
+
+    kind: Any = diffusers.UNet2DConditionModel
+    torch.manual_seed(0)
+    with torch.device(device):
+        unet = kind.from_config(kind.load_config(assets.root() / "configs" / RANDOM[model] / "unet"))
+    return nn.Module.to(unet, dtype).eval()
+
+
+def touched(unet: nn.Module, layers: Layers) -> dict[str, nn.Linear | nn.Conv2d]:
+    """The layers that an adapter of this kind touches, by name."""
+    ends = tuple(f".{suffix}" for suffix in SUFFIXES[layers])
+    return {
+        name: module
+        for name, module in unet.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and name.endswith(ends)
+    }
+
+
+def random_adapter(unet: nn.Module, index: int, layers: Layers, rank: int) -> Adapter:
+    """Random factors in the UNet's dtype, strong enough to be seen and weak enough to stay finite when mixed."""
+    name = adapter_name(index)
+    generator = torch.Generator(next(unet.parameters()).device).manual_seed(1000 + index)
+    factors = {}
+    for path, module in touched(unet, layers).items():
+        out, *inner = module.weight.shape
+        ones = [1] * (len(inner) - 1)
+        down = _noise(generator, module.weight, rank, *inner) / math.prod(inner) ** 0.5
+        up = _noise(generator, module.weight, out, rank, *ones) * (0.2 / rank**0.5)
+        factors[f"unet.{path}"] = LowRank(down, up, 1.0)
+    report = LoadReport(name, "", "LoRA", "", "", "", {}, {}, (rank, rank), None, "random", "")
+    return Adapter(name, factors, AdapterMetadata(), report)
+
+
+def _noise(generator: torch.Generator, like: Tensor, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=generator, device=like.device).to(like.dtype)
+
+
+class Inputs:
+    """What the UNet is called with: every picture has latents, a timestep and two prompts of its own."""
+
+    def __init__(self, unet: Any, images: int, cells: int) -> None:
+        like = next(unet.parameters())
+        config = unet.config
+
+        generator = torch.Generator(like.device).manual_seed(0)
+        noise = partial(_noise, generator, like)
+        self._sample = noise(images, config.in_channels, cells, cells)
+        self._timestep = torch.linspace(20, 980, images, device=like.device)
+        self._text = noise(images, 2, TEXT_TOKENS, config.cross_attention_dim)
+        self._pooled: Tensor | None = None
+        if config.addition_embed_type == "text_time":
+            width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+            self._pooled = noise(images, 2, width)
+            self._sizes = torch.tensor([8.0 * cells, 8.0 * cells, 0, 0, 8.0 * cells, 8.0 * cells]).to(like)
+
+    def of(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """The arguments of a call over these rows, in diffusers' names."""
+        device = self._sample.device
+        images = torch.tensor([row.image for row in rows], dtype=torch.long, device=device)
+        roles = torch.tensor([row.negative for row in rows], dtype=torch.long, device=device)
+        arguments: dict[str, Any] = {
+            "sample": self._sample[images],  # [rows, channels, cells, cells]
+            "timestep": self._timestep[images],  # [rows]
+            "encoder_hidden_states": self._text[images, roles],  # [rows, tokens, width]
+        }
+        if self._pooled is not None:
+            arguments["added_cond_kwargs"] = {
+                "text_embeds": self._pooled[images, roles],
+                "time_ids": self._sizes.expand(len(rows), 6).contiguous(),
+            }
+        return arguments

@@ -1,0 +1,58 @@
+"""What must hold on every machine: ratios to the rivals on the built-in model, checked in CI."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from studio.bench.speed import report
+from studio.bench.speed.bed import Bed
+from studio.bench.speed.run import Bench, Budget, Measured, Way
+from studio.bench.speed.workload import Workload
+from studio.progress import Teller
+
+WORK = Workload(cells=8, images=8, members=3, rank=4, pool=5)
+"""64 x 64 pixels; overlapping mixes of 3 of 5 adapters."""
+STUDIO = Way("studio", "eager", "auto")
+LEAST = {
+    Way("peft set_adapters", "eager"): 3.0,
+    Way("fused", "eager"): 2.0,
+    Way("base", "eager"): 1 / 1.35,
+}
+"""Smallest allowed (time of the rival / time of the studio)."""
+MOST_DIFFERENCE = 1e-5
+"""Largest allowed relative difference to per-picture merged weights in float32."""
+TRIES = 3
+
+
+def run(unet: Any, budget: Budget, repeats: int, teller: Teller) -> int:
+    """Measures until the gates hold, three times at most; 1 where they do not."""
+    bench = Bench(Bed("tiny-sdxl", unet, WORK.layers, WORK.rank), budget, teller.say)
+    for _ in range(TRIES):
+        measured = bench.measure(WORK, [STUDIO, *LEAST], repeats)
+        print(report.table(measured))
+        broken = broken_gates(measured)
+        if not broken:
+            return 0
+    for gate in broken:
+        teller.error(gate)
+    return 1
+
+
+def broken_gates(measured: Measured) -> list[str]:
+    """The gates that do not hold, in words."""
+    timings = {outcome.way: outcome.timing for outcome in measured.outcomes}
+    studio = timings[STUDIO]
+    assert studio is not None
+    broken = []
+    for way, least in LEAST.items():
+        rival = timings[way]
+        assert rival is not None
+        ratio = rival.median / studio.median
+        if ratio < least:
+            broken.append(
+                f"{way.label}: {ratio:.2f} times the studio's time, which must be {least:.2f} or more"
+            )
+    difference = next(outcome.difference for outcome in measured.outcomes if outcome.way == STUDIO)
+    if measured.dtype == "float32" and not (difference is not None and difference < MOST_DIFFERENCE):
+        broken.append(f"difference to merged weights {difference}, which must be below {MOST_DIFFERENCE:g}")
+    return broken

@@ -1,0 +1,86 @@
+"""Seconds of several ways of doing one thing, taken in turns; CUDA graphs of a call."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+Call = Callable[[], object]
+Key = TypeVar("Key")
+FEWEST = 3
+"""Turns that every way gets, however slow it is."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of each turn."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """(largest - smallest) over the median."""
+        return (max(self.seconds) - min(self.seconds)) / self.median
+
+
+def now(device: torch.device) -> float:
+    """Seconds, all work that was given to the device being done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def seconds_of(call: Call, device: torch.device) -> float:
+    began = now(device)
+    call()
+    return now(device) - began
+
+
+def take_turns(
+    ways: Mapping[Key, Call], device: torch.device, repeats: int, *, limit: float = 10.0
+) -> dict[Key, Timing]:
+    """Every way `repeats` times, in turns so that a busy machine troubles all alike.
+
+    limit: seconds after which a way gets no further turns than the fewest. The ways have been warmed up before.
+    """
+    seconds: dict[Key, list[float]] = {name: [] for name in ways}
+    for turn in range(repeats):
+        for name, way in ways.items():
+            if turn < FEWEST or sum(seconds[name]) < limit:
+                seconds[name].append(seconds_of(way, device))
+    return {name: Timing(tuple(values)) for name, values in seconds.items()}
+
+
+class Graphs:
+    """Captures calls as CUDA graphs that share one memory pool: they are replayed one after another only."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def capture(self, call: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """The call, replayed. Its output stays where it is and is overwritten by the next replay."""
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # kernels are chosen and workspaces made before the capture
+                call()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            output = call()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return output
+
+        return replay
