@@ -7,7 +7,7 @@ arXiv 2403.14572, section 4). The loss is in `pipelines/training/run.py`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,14 +92,19 @@ def train_blora(
 
 def training_blocks(model: Model) -> tuple[str, ...]:
     """The model's content and style blocks. Raises RequestError for a model without a map of them."""
-    block_map = model.facts.block_map
-    for part in ("@content", "@style"):
-        if not block_map.get(part):
+    return mapped_blocks(model.checkpoint.label, model.facts.block_map)
+
+
+def mapped_blocks(label: str, block_map: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """The content and style blocks of a model's map. Raises RequestError where it has none of either."""
+    parts = {name.removeprefix("@"): blocks for name, blocks in block_map.items()}
+    for part in ("content", "style"):
+        if not parts.get(part):
             raise RequestError(
-                f"{model.checkpoint.label} has no map of its {part[1:]} blocks: the published map is SDXL's. "
+                f"{label} has no map of its {part} blocks: the published map is SDXL's. "
                 "`lora-studio probe-blocks` proposes one; put it into the model's studio.json"
             )
-    return tuple(dict.fromkeys((*block_map["@content"], *block_map["@style"])))
+    return tuple(dict.fromkeys((*parts["content"], *parts["style"])))
 
 
 def trained_layers(names: Iterable[str], blocks: tuple[str, ...]) -> list[str]:

@@ -10,6 +10,7 @@ from studio.jobs.job import (
 )
 from studio.jobs.lock import HomeLock
 from studio.jobs.queue import LIVE
+from studio.jobs.training import Lesson, Trainings, TrainingView
 from studio.jobs.worker import Worker
 
 __all__ = [
@@ -18,8 +19,11 @@ __all__ = [
     "HomeLock",
     "JobState",
     "JobView",
+    "Lesson",
     "ModelEntry",
     "ModelState",
     "PictureView",
+    "TrainingView",
+    "Trainings",
     "Worker",
 ]

@@ -1,0 +1,292 @@
+"""B-LoRA training for the web: one process a run and one run at a time, so that rendering goes on beside it.
+
+A process of its own, because training wants the model without adapters, and because it can be stopped at any moment.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import re
+import shutil
+import threading
+import time
+import traceback
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from PIL import Image
+
+from pipelines import StudioError
+from pipelines.adapters.writing import refuse_existing
+from pipelines.errors import RequestError
+from pipelines.home import Home
+from pipelines.training.run import state_file
+from studio.jobs.gate import ModelKey, Trust, model_key
+from studio.jobs.job import JobState
+from studio.opening import Opening
+from studio.outputs import write_whole
+from studio.recipe import read_init_image
+
+NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is to be trained.
+
+    picture: the only one it learns from. prompt: names it, as in "A [v]". name: of the adapter to be.
+    steps, rank, size: None is the recipe's (see `pipelines.blora.recipe`); size in pixels.
+    """
+
+    picture: Path
+    prompt: str
+    name: str
+    steps: int | None = None
+    rank: int | None = None
+    size: int | None = None
+
+
+@dataclass(frozen=True)
+class TrainingView:
+    """One training as its owner sees it. file: the adapter, once it is there. sample: as the adapter stands."""
+
+    id: int
+    name: str
+    prompt: str
+    model: str
+    state: JobState
+    position: int = 0
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    seconds_left: float | None = None
+    sample: Path | None = None
+    file: Path | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What the process says: of one step, of the end, or of what went wrong."""
+
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    sample: Path | None = None
+    done: bool = False
+    error: str = ""
+
+
+@dataclass
+class _Task:
+    owner: str
+    lesson: Lesson
+    key: ModelKey
+    out: Path
+    view: TrainingView
+    stop: bool = False
+    first: tuple[int, float] | None = None
+    """The first step that was told of, and when: a run's pace without the loading of its model."""
+
+
+class Trainings:
+    """Safe for several threads. Its process and its sample pictures end with `close`."""
+
+    def __init__(self, home: Home, *, opening: Opening | None = None, trust: Trust | None = None) -> None:
+        self._home = home
+        self._opening = opening or Opening()
+        self._trust = trust or Trust()
+        self._folder = home.cache / "training"
+        self._ids = itertools.count(1)
+        self._tasks: dict[int, _Task] = {}
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread: threading.Thread | None = None
+
+    def start(self, owner: str, lesson: Lesson, *, model: str | None = None) -> int:
+        """Asks for a training; returns its id at once. Raises StudioError, and then nothing is begun."""
+        from pipelines.blora.layouts import model_outline
+        from pipelines.blora.training import mapped_blocks, require_peft
+
+        require_peft()
+        if not NAME.fullmatch(lesson.name):
+            raise RequestError(
+                f"name {lesson.name!r} must be letters, digits, dots, dashes and underscores, 64 at most"
+            )
+        if not lesson.prompt.strip():
+            raise RequestError('the prompt is empty; name the picture, as in "A [v]"')
+        key = model_key(model, None, self._home, self._trust)
+        mapped_blocks(key.shown, model_outline(key.source, self._home)[1])
+        read_init_image(lesson.picture)
+        out = self._home.made(self._home.path / "loras") / f"{lesson.name}.safetensors"
+        with self._changed:
+            self._refuse_taken(lesson.name, out)
+            id = next(self._ids)
+            view = TrainingView(id, lesson.name, lesson.prompt, key.shown, JobState.QUEUED)
+            kept = self._home.made(self._folder) / f"{id}-picture.png"
+            shutil.copyfile(lesson.picture, kept)  # an upload is gone before its turn comes
+            lesson = replace(lesson, picture=kept)
+            self._tasks[id] = _Task(owner, lesson, key, out, view)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="training", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+        return id
+
+    def cancel(self, id: int, owner: str) -> bool:
+        """Stops a training; nothing of it stays. False where there is nothing to stop."""
+        with self._changed:
+            task = self._tasks.get(id)
+            if task is None or task.owner != owner or task.view.state.over:
+                return False
+            task.stop = True
+            if task.view.state is JobState.QUEUED:
+                task.view = replace(task.view, state=JobState.CANCELLED)
+            self._changed.notify_all()
+        return True
+
+    def view(self, id: int, owner: str) -> TrainingView | None:
+        """One training; None where the owner has no such."""
+        return next((view for view in self.views(owner) if view.id == id), None)
+
+    def views(self, owner: str) -> list[TrainingView]:
+        """An owner's trainings, the newest first."""
+        with self._changed:
+            before = 0
+            found = []
+            for task in self._tasks.values():
+                queued = task.view.state is JobState.QUEUED
+                before += queued
+                if task.owner == owner:
+                    found.append(replace(task.view, position=before if queued else 0))
+        return found[::-1]
+
+    def close(self) -> None:
+        """Stops what runs. What was queued is forgotten."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _refuse_taken(self, name: str, out: Path) -> None:
+        refuse_existing(out, force=False)
+        names = {entry.path.stem.casefold() for entry in self._home.loras()}
+        names |= {task.lesson.name.casefold() for task in self._tasks.values() if not task.view.state.over}
+        if name.casefold() in names:
+            raise RequestError(f"there is a LoRA named {name!r} already; choose another name")
+
+    # -- the thread --------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closing or self._next() is not None)
+                task = self._next()
+                if self._closing or task is None:
+                    return
+                task.view = replace(task.view, state=JobState.RUNNING)
+            self._train(task)
+
+    def _next(self) -> _Task | None:
+        return next((task for task in self._tasks.values() if task.view.state is JobState.QUEUED), None)
+
+    def _train(self, task: _Task) -> None:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe(duplex=False)
+        samples = self._folder / f"{task.view.id}"
+        arguments = (theirs, self._home, replace(self._opening, source=task.key.source), task.lesson)
+        process = context.Process(target=_work, args=(*arguments, task.out, samples), daemon=True)
+        process.start()
+        theirs.close()
+        last = _Told()
+        try:
+            while not (task.stop or self._closing or last.done or last.error):
+                if ours.poll(0.2):
+                    last = ours.recv()
+                    self._note(task, last)
+        except EOFError:
+            last = _Told(error="the training process ended by itself; is there enough memory?")
+        finally:
+            process.terminate()
+            process.join()
+            ours.close()
+        self._settle(task, last)
+
+    def _note(self, task: _Task, told: _Told) -> None:
+        with self._changed:
+            now = time.monotonic()
+            left = None
+            if task.first is None:
+                task.first = (told.step, now)
+            elif told.step > task.first[0]:
+                pace = (now - task.first[1]) / (told.step - task.first[0])
+                left = pace * (told.steps - told.step)
+            if not (told.done or told.error):
+                task.view = replace(
+                    task.view,
+                    step=told.step,
+                    steps=told.steps,
+                    loss=told.loss,
+                    seconds_left=left,
+                    sample=told.sample or task.view.sample,
+                )
+
+    def _settle(self, task: _Task, last: _Told) -> None:
+        with self._changed:
+            if last.done:
+                view = replace(task.view, state=JobState.DONE, file=task.out)
+            elif last.error:
+                view = replace(task.view, state=JobState.FAILED, error=last.error)
+            else:
+                view = replace(task.view, state=JobState.CANCELLED)
+            if not last.done:
+                state_file(task.out).unlink(missing_ok=True)
+            task.view = replace(view, seconds_left=None)
+            task.lesson.picture.unlink(missing_ok=True)
+
+
+# -- in the process --------------------------------------------------------------------------------------
+
+
+def _work(told: Connection, home: Home, opening: Opening, lesson: Lesson, out: Path, samples: Path) -> None:
+    try:
+        _learn(told, home, opening, lesson, out, samples)
+    except StudioError as error:
+        told.send(_Told(error=str(error)))
+    except Exception as error:  # a fault of ours or of the device's; whoever asked must be told
+        traceback.print_exc()
+        told.send(_Told(error=f"training failed: {error or type(error).__name__}"))
+    else:
+        told.send(_Told(done=True))
+
+
+def _learn(told: Connection, home: Home, opening: Opening, lesson: Lesson, out: Path, samples: Path) -> None:
+    from pipelines.blora.recipe import default_recipe
+    from pipelines.blora.training import train_blora
+    from pipelines.training.run import Progress
+    from studio.opening import open_pipeline
+
+    pipe = open_pipeline(opening, home)
+    recipe = default_recipe(pipe.model.unet)
+    recipe = recipe.with_values(steps=lesson.steps, rank=lesson.rank, size=lesson.size)
+    picture = read_init_image(lesson.picture)
+
+    def note(progress: Progress) -> None:
+        sample = None
+        if progress.sample is not None:
+            sample = samples.with_name(f"{samples.name}-{progress.step}.png")
+            _save(progress.sample, sample)
+        told.send(_Told(progress.step, progress.steps, progress.loss, sample))
+
+    train_blora(pipe, picture, lesson.prompt, out, recipe=recipe, progress=note)
+    preview = picture.copy()
+    preview.thumbnail((512, 512), Image.Resampling.LANCZOS)
+    _save(preview, out.with_suffix(".preview.png"))
+
+
+def _save(image: Image.Image, file: Path) -> None:
+    write_whole(file, lambda path: image.save(path, format="PNG"), force=True)
