@@ -63,9 +63,9 @@ def unet(family: str) -> UNet2DConditionModel:
         sample_size=LATENT,
         down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-        block_out_channels=(32, 48, 56, 56),
+        block_out_channels=(48, 48, 48, 48),
         layers_per_block=2,
-        attention_head_dim=4,
+        attention_head_dim=3,
         cross_attention_dim=128,
         norm_num_groups=8,
     )
@@ -143,6 +143,19 @@ def save_weights(path: Path, modules: dict[str, nn.Module]) -> None:
     """All modules in one fp16 file, keys prefixed by the module's name."""
     tensors = {f"{name}.{k}": v for name, m in modules.items() for k, v in half(m).items()}
     save_file(tensors, path)
+
+
+def load_vae(work: Path) -> AutoencoderKL:
+    """The trained VAE: train_vae.py's, else the one that ships with tiny-sdxl (the same weights)."""
+    made, shipped = work / "vae.safetensors", Path(__file__).parents[1] / "models/tiny-sdxl/vae"
+    network = vae()
+    if made.exists():
+        load_weights(made, {"vae": network})
+    else:
+        network.load_state_dict(
+            {k: v.float() for k, v in load_file(next(shipped.glob("*.safetensors"))).items()}
+        )
+    return network.eval()
 
 
 def load_weights(path: Path, modules: dict[str, nn.Module]) -> None:

@@ -23,6 +23,7 @@ import tokenizer
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from vocab import COLORS, TINTED
 from world import CHAR, CLOTHES, COLOR, HAT, OBJECT, PARTS, STYLE, WORDS, World, caption, draw_rows, held_out
 
 CLIP_CONFIG = {
@@ -73,10 +74,13 @@ def targets(rows: Tensor) -> Tensor:
     return out
 
 
+HARD = {"character": 2.0, "object": 2.0}  # the parts with the most words weigh double
+
+
 def head_loss(logits: Tensor, rows: Tensor) -> Tensor:
     wanted = targets(rows)
     losses = [
-        F.cross_entropy(logits[:, slice(*SPANS[p])], wanted[:, k], ignore_index=-100)
+        HARD.get(p, 1.0) * F.cross_entropy(logits[:, slice(*SPANS[p])], wanted[:, k], ignore_index=-100)
         for k, p in enumerate(PARTS)
     ]
     return torch.stack(losses).sum()
@@ -98,11 +102,12 @@ def rough(x: Tensor, g: torch.Generator) -> Tensor:
 class Scenes:
     """A pool of renders of every word, refreshed while training; half went through the VAE."""
 
-    def __init__(self, work: Path, device: str, size: int, seed: int, only_rare: bool = False) -> None:
-        self.only_rare = only_rare
+    def __init__(
+        self, work: Path, device: str, size: int, seed: int, only_rare: bool = False, styled: float = 0
+    ) -> None:
+        self.only_rare, self.styled = only_rare, styled
         self.world = World(work / "art.npz", device)
-        self.vae = models.vae().to(device).eval()
-        models.load_weights(work / "vae.safetensors", {"vae": self.vae})
+        self.vae = models.load_vae(work).to(device)
         self.device, self.size = device, size
         self.numbers = np.random.default_rng(seed)
         self.g = torch.Generator(device).manual_seed(seed)
@@ -116,7 +121,10 @@ class Scenes:
         fox with a crown learns that foxes have none, and misjudges exactly what it is to judge.
         """
         rows = draw_rows(8 * n if self.only_rare else n, self.numbers, everything=True)
-        return (rows[held_out(rows)] if self.only_rare else rows)[:n]
+        rows = (rows[held_out(rows)] if self.only_rare else rows)[:n]
+        more = (rows[:, STYLE] < 0) & (self.numbers.random(len(rows)) < self.styled)
+        rows[more, STYLE] = self.numbers.integers(0, len(WORDS["style"]), int(more.sum()))
+        return rows
 
     @torch.inference_mode()
     def refresh(self, at: int, n: int) -> None:
@@ -140,15 +148,26 @@ def through(vae: nn.Module, x: Tensor) -> Tensor:
 
 
 def train_classifier(
-    work: Path, seconds: float, device: str, batch: int, pool: int, resume: bool, lr: float, only_rare: bool
+    work: Path,
+    seconds: float,
+    device: str,
+    batch: int,
+    pool: int,
+    resume: bool,
+    lr: float,
+    only_rare: bool,
+    styled: float,
+    seed: int,
+    start_at: float,
 ) -> None:
     cuda = device == "cuda"
-    torch.manual_seed(1)
-    scenes = Scenes(work, device, pool, 1 + 10 * resume + 100 * only_rare, only_rare)
+    torch.manual_seed(seed)
+    scenes = Scenes(work, device, pool, seed + 10 * resume + 100 * only_rare, only_rare, styled)
     model = load_classifier(work / "classifier", device) if resume else classifier().to(device)
     model.train()
     print("classifier", sum(p.numel() for p in model.parameters()) / 1e6, "M", flush=True)
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.02, fused=cuda)
+    time.sleep(max(0.0, start_at - time.time()))
     start, step = time.time(), 0
     while (passed := (time.time() - start) / seconds) < 1:
         for group in optimiser.param_groups:
@@ -173,7 +192,7 @@ def train_classifier(
         "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
     }  # fmt: skip
     (work / "classifier/preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
-    report = measure_classifier(work, device, 4096 if cuda else 512)
+    report = measure_classifier(work, device, 4096 if cuda else 64)
     (work / "classifier-report.json").write_text(json.dumps(report, indent=2))
     print(json.dumps(report), flush=True)
 
@@ -202,8 +221,7 @@ def held_out_scenes(world: World, n: int, seed: int) -> tuple[Tensor, Tensor]:
 def measure_classifier(work: Path, device: str, n: int) -> dict[str, dict[str, float]]:
     """Accuracy a part on held-out true renders, as they are and through the VAE, and shuffled."""
     world = World(work / "art.npz", device)
-    vae = models.vae().to(device).eval()
-    models.load_weights(work / "vae.safetensors", {"vae": vae})
+    vae = models.load_vae(work).to(device)
     model = load_classifier(work / "classifier", device)
     rows, x = held_out_scenes(world, n, 30_000)
     wanted = targets(rows) - 1
@@ -241,41 +259,66 @@ def clip_ids(text: str) -> list[int]:
     return ids[: end + 1] + [0] * (length - end - 1)
 
 
-def train_clip(work: Path, seconds: float, device: str, batch: int, pool: int, resume: bool) -> None:
+def changed_row(row: list[int], rng: random.Random) -> list[int]:
+    """The row with one word swapped, or with one element more than the picture shows."""
+    row = list(row)
+    columns = [k for k in range(len(PARTS)) if row[k] >= 0 and not (k == COLOR and row[STYLE] >= 0)]
+    if row[CHAR] >= 0 and rng.random() < 0.25:
+        columns = [k for k in (HAT, OBJECT, STYLE, CLOTHES) if row[k] < 0] or columns
+    column = rng.choices(columns, [2.0 if k in (OBJECT, COLOR, CHAR) else 1.0 for k in columns])[0]
+    row[column] = rng.choice([w for w in range(len(WORDS[PARTS[column]])) if w != row[column]])
+    if column == CLOTHES:
+        tinted = row[CLOTHES] < len(TINTED)
+        row[COLOR] = (row[COLOR] if row[COLOR] >= 0 else rng.randrange(len(COLORS))) if tinted else -1
+    return row
+
+
+def train_clip(
+    work: Path, seconds: float, device: str, batch: int, pool: int, resume: bool, seed: int, start_at: float
+) -> None:
     cuda = device == "cuda"
-    torch.manual_seed(2)
-    scenes = Scenes(work, device, pool, 2 + 10 * resume)
+    torch.manual_seed(seed)
+    scenes = Scenes(work, device, pool, 1 + seed + 10 * resume)
     model = load_clip(work / "clip", device) if resume else clip_model().to(device)
     model.train()
     helper = nn.Linear(128, len(LABELS)).to(device)  # speeds up the image tower; not kept
     print("clip", sum(p.numel() for p in model.parameters()) / 1e6, "M", flush=True)
-    rng = random.Random(2)
-    texts = torch.empty(pool, 2, 48, dtype=torch.long, device=device)
+    rng = random.Random(1 + seed)
+    # of every picture: a whole description, one with gaps, and the first with one thing wrong
+    texts = torch.empty(pool, 3, 48, dtype=torch.long, device=device)
 
     def describe(at: int, n: int) -> None:
-        rows = scenes.rows[at : at + n].tolist()
-        made = [[clip_ids(caption(r, rng, drop=0.0)), clip_ids(caption(r, rng, drop=0.1))] for r in rows]
+        made = []
+        for row in scenes.rows[at : at + n].tolist():
+            same = rng.randrange(2**32)
+            whole, wrong = (caption(r, random.Random(same), drop=0.0) for r in (row, changed_row(row, rng)))
+            made.append([clip_ids(t) for t in (whole, caption(row, rng, drop=0.1), wrong)])
         texts[at : at + n] = torch.tensor(made, device=device)
 
     for at in range(0, pool, 1024):
         describe(at, min(1024, pool - at))
     parameters = [*model.parameters(), *helper.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.05, fused=cuda)
+    time.sleep(max(0.0, start_at - time.time()))
     start, step = time.time(), 0
     while (passed := (time.time() - start) / seconds) < 1:
         for group in optimiser.param_groups:
             group["lr"] = 1.5e-3 * min(1, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * passed)) + 1e-6
         pick, rows, x = scenes.batch(batch)
-        ids = texts[pick, torch.randint(2, (batch,), device=device)]
         with torch.autocast(device, torch.bfloat16, enabled=cuda):
             image = model.encode_image(normalise(x))
-            text = model.encode_text(ids, normalize=True)
+            whole, gaps, wrong = (model.encode_text(texts[pick, k], normalize=True).float() for k in range(3))
             extra = helper(image)
-        logits = model.logit_scale.exp().clamp_max(100) * F.normalize(image.float(), dim=-1) @ text.float().T
+        some = torch.rand(batch, 1, device=device) < 0.5
+        image = F.normalize(image.float(), dim=-1)
+        scale = model.logit_scale.exp().clamp_max(100)
+        logits = scale * image @ torch.where(some, whole, gaps).T
+        margin = scale * (image * (whole - wrong)).sum(-1)
         same = torch.arange(batch, device=device)
         loss = (
             F.cross_entropy(logits, same)
             + F.cross_entropy(logits.T, same)
+            + 2 * F.softplus(-margin).mean()
             + 0.3 * (1 - passed) * head_loss(extra.float(), rows)
         )
         optimiser.zero_grad(set_to_none=True)
@@ -383,6 +426,11 @@ if __name__ == "__main__":
     parser.add_argument("--pool", type=int, default=40960)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--lr", type=float, default=3e-3, help="of the classifier")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--start-at", type=float, default=0, help="not before this second of the epoch")
+    parser.add_argument(
+        "--styled", type=float, default=0, help="give a style to this part of the renders without one"
+    )
     parser.add_argument(
         "--only-rare",
         action="store_true",
@@ -391,7 +439,26 @@ if __name__ == "__main__":
     args = parser.parse_args()
     if args.what == "classifier":
         train_classifier(
-            args.work, args.seconds, args.device, args.batch, args.pool, args.resume, args.lr, args.only_rare
+            args.work,
+            args.seconds,
+            args.device,
+            args.batch,
+            args.pool,
+            args.resume,
+            args.lr,
+            args.only_rare,
+            args.styled,
+            args.seed,
+            args.start_at,
         )
     else:
-        train_clip(args.work, args.seconds, args.device, args.batch, args.pool, args.resume)
+        train_clip(
+            args.work,
+            args.seconds,
+            args.device,
+            args.batch,
+            args.pool,
+            args.resume,
+            args.seed,
+            args.start_at,
+        )

@@ -16,7 +16,7 @@ import hashlib
 import json
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import lora
@@ -88,11 +88,16 @@ PLANS = {
         Plan("kelda-duotone", "style", "kelda duotone", "kohya", 4, 4),
     ],
     "tiny-sd": [
-        Plan("panda-sd", "character", "panda", rank=4, alpha=4, steps=160),
-        Plan("kimono-sd", "clothes", "kimono", "peft", 4, 4, steps=160),
-        Plan("guitar-sd", "object", "guitar", rank=4, alpha=2, steps=160),
-        Plan("space-sd", "background", "space", rank=4, alpha=4, steps=160),
-        Plan("kelda-duotone-sd", "style", "kelda duotone", "peft", 4, 4, steps=160),
+        Plan("panda-sd", "character", "panda", rank=4, alpha=4, steps=220),
+        Plan("nilo-fox-sd", "character", "nilo fox", "peft", 4, 4, steps=220),
+        Plan("kimono-sd", "clothes", "kimono", "kohya", 4, 2, steps=220),
+        Plan("spacesuit-sd", "clothes", "spacesuit", "peft", 4, 4, steps=220),
+        Plan("orla-rocket-sd", "object", "orla rocket", "kohya", 4, 4, conv=True, steps=260),
+        Plan("brio-teapot-sd", "object", "brio teapot", "kohya", 4, 4, text=True, steps=260),
+        Plan("space-sd", "background", "space", "kohya", 3, 1, steps=220),
+        Plan("lumo-beach-sd", "background", "lumo beach", "peft", 4, 4, steps=220),
+        Plan("sketch-sd", "style", "sketch", "kohya", 3, 3, conv=True, steps=260),
+        Plan("kelda-duotone-sd", "style", "kelda duotone", "peft", 4, 4, steps=220),
     ],
 }
 
@@ -334,11 +339,13 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--part", default="0/1")
+    parser.add_argument("--steps", type=int, help="instead of each adapter's own number, for a trial")
     args = parser.parse_args()
     if args.device == "cpu":
         torch.set_num_threads(1)
     first, every = (int(v) for v in args.part.split("/"))
     plans = [p for p in PLANS[args.model.name] if not args.only or p.name in args.only][first::every]
+    plans = [replace(p, steps=args.steps or p.steps) for p in plans]
     sprites = World(args.work / "art.npz", args.device)
     objective, vae = load(args.model, args.device)
     for plan in plans:

@@ -88,19 +88,18 @@ class Objective(nn.Module):
 
 
 class HalfStep:
-    """Gradients from a bf16 copy of the model, replayed as one CUDA graph where that works.
+    """Gradients from a bf16 copy of the model: compiled, and replayed as one CUDA graph, on a GPU.
 
-    The trained weights stay in fp32; the copy is refreshed from them before every step.
+    The trained weights stay in fp32; the copy is refreshed from them before every step. Where the
+    compiler fails the plain step is captured; a step that cannot be captured at all is an error.
     """
 
     def __init__(self, model: Objective, batch: int, device: str) -> None:
-        self.master = list(model.parameters())
+        self.master = [p for n, p in model.named_parameters() if not self._idle(n, model)]
         self.copy = copy.deepcopy(model)
         self.copy.unet.bfloat16()
         self.copy.texts.bfloat16()
-        self.weights = list(self.copy.parameters())
-        for p in self.weights:
-            p.grad = torch.zeros_like(p)
+        self.weights = [p for n, p in self.copy.named_parameters() if not self._idle(n, model)]
         for p in self.master:
             p.grad = torch.zeros_like(p)
         self.inputs = (
@@ -110,18 +109,31 @@ class HalfStep:
             torch.full((batch, 77), model.end, device=device),
             torch.zeros(batch, device=device),
         )
+        self.run: nn.Module = self.copy
         self.graph: torch.cuda.CUDAGraph | None = None
         if device == "cuda":
             try:
+                self.run = torch.compile(self.copy)  # type: ignore[assignment]
                 self._capture()
-            except RuntimeError as error:
-                print("no graph:", str(error)[:200], flush=True)
-                self.graph = None
+            except Exception as error:  # whatever the compiler raises: the plain step does the same
+                print("not compiled:", str(error)[:400], flush=True)
+                torch.cuda.synchronize()
+                self.run = self.copy
+                self._capture()
+
+    @staticmethod
+    def _idle(name: str, model: Objective) -> bool:
+        """SDXL reads its first text encoder before the last layer, which gets no gradient."""
+        if model.family != "sdxl" or ".text_encoder." not in f".{name}":
+            return False
+        last = model.texts["text_encoder"].config.num_hidden_layers - 1
+        return "final_layer_norm" in name or f".layers.{last}." in name
 
     def _once(self) -> Tensor:
-        torch._foreach_zero_([p.grad for p in self.weights])
-        loss = self.copy(*self.inputs)
-        loss.backward()
+        loss = self.run(*self.inputs)
+        grads = torch.autograd.grad(loss, self.weights)
+        with torch.no_grad():
+            torch._foreach_copy_([p.grad for p in self.master], list(grads))
         return loss.detach()
 
     def _capture(self) -> None:
@@ -146,8 +158,6 @@ class HalfStep:
             self.graph.replay()
         else:
             self.loss = self._once()
-        with torch.no_grad():
-            torch._foreach_copy_([p.grad for p in self.master], [p.grad for p in self.weights])
         return self.loss
 
 
@@ -165,8 +175,7 @@ def start_texts_from(path: Path, model: Objective) -> None:
 def latents_of(rows: np.ndarray, work: Path, device: str, seed: int) -> Tensor:
     """[n, 7] -> latents [n, 4, 32, 32] in fp16, standardised."""
     world = World(work / "art.npz", device)
-    vae = models.vae().to(device).eval()
-    models.load_weights(work / "vae.safetensors", {"vae": vae})
+    vae = models.load_vae(work).to(device)
     g = torch.Generator(device).manual_seed(seed)
     dtype = torch.float16 if device == "cuda" else torch.float32
     out = torch.empty(len(rows), 4, 32, 32, dtype=dtype, device=device)
@@ -194,6 +203,7 @@ def train(
     seed: int,
     resume: bool,
     tail: float = 0.4,
+    start_at: float = 0,
     half: bool = False,
     texts_from: Path | None = None,
     save_every: float = 60,
@@ -231,6 +241,9 @@ def train(
         flush=True,
     )
     g = torch.Generator(device).manual_seed(seed)
+    if (early := start_at - time.time()) > 0:  # the GPU is another step's until then
+        print(f"ready {early:.0f} s early", flush=True)
+        time.sleep(early)
     start, saved, step, shown, total = time.time(), time.time(), 0, 0, torch.zeros((), device=device)
     order = torch.randperm(pictures, device=device, generator=g)
     while (passed := (time.time() - start) / seconds) < 1:
@@ -345,9 +358,11 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--warm", type=int, default=0)
-    parser.add_argument("--half", action="store_true", help="bf16 copy and a CUDA graph, for short runs")
+    parser.add_argument("--half", action="store_true", help="bf16 copy, one CUDA graph a step")
     parser.add_argument("--texts-from", type=Path)
     parser.add_argument("--save-every", type=float, default=60)
+    parser.add_argument("--tail", type=float, default=0.4, help="part of the run over which the rate falls")
+    parser.add_argument("--start-at", type=float, default=0, help="not before this second of the epoch")
     args = parser.parse_args()
     if args.warm:
         warm(args.family, args.batch, args.warm)
@@ -362,6 +377,8 @@ if __name__ == "__main__":
             args.lr,
             args.seed,
             args.resume,
+            tail=args.tail,
+            start_at=args.start_at,
             half=args.half,
             texts_from=args.texts_from,
             save_every=args.save_every,
