@@ -2,10 +2,11 @@
 
 from pipelines.adapters.adapter import LoadReport
 from pipelines.errors import StudioError
+from pipelines.events import Cancelled, Event, Failed, Finished, Started, Stepped
 from pipelines.pipeline import Result, StudioPipeline
 from pipelines.record import Record
 from pipelines.request import Request
-from pipelines.session import Cancelled, Event, Failed, Finished, Session, Started, Stepped
+from pipelines.session import Session
 
 __all__ = [
     "Cancelled",

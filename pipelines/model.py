@@ -34,8 +34,8 @@ ROWS_AT_ONCE = {"cpu": 32, "cuda": 64}
 """UNet rows a call may hold at the family's native size before anything is known of the device's memory."""
 LOW_CATEGORIES = ("background", "backgrounds")
 """Categories of adapters in the low frequency band (CMLoRA's table); all others are high."""
-DECODED_PIXELS = 4 * 1024 * 1024
-"""Pixels decoded in one VAE call."""
+TEXTS_AT_ONCE = 64
+"""Prompts encoded in one call of a text encoder."""
 
 
 class Model:
@@ -52,6 +52,7 @@ class Model:
         self.feature_limit: int | None = None
         self.profiled: dict[str, Band] = {}  # adapter -> the band that its frequency profile gave
         self.found_limits: dict[tuple[int, int, int], int] = {}  # by latent shape, where memory ran out
+        self._side: torch.cuda.Stream | None = None
         self._components: Mapping[str, nn.Module] = {"unet": checkpoint.unet, **checkpoint.text_encoders}
         self.bank = Bank(self._components, form)
         self.layers: ModelLayers = model_layers(checkpoint.family, checkpoint.label, self._components)
@@ -90,7 +91,7 @@ class Model:
 
         With `offload` on, parts go to the device only while they work.
         """
-        self.device = torch.device(device)
+        self.device, self._side = torch.device(device), None
         self.dtype = dtype or self.dtype
         rest = torch.device("cpu") if self.offload else self.device
         for part in self._components.values():
@@ -129,6 +130,15 @@ class Model:
         guess = ROWS_AT_ONCE.get(self.device.type, 8) * native[1] * native[2] // (shape[1] * shape[2])
         return max(guess, 2)
 
+    @property
+    def side_stream(self) -> torch.cuda.Stream | None:
+        """A CUDA stream for work beside the UNet's; None where there is none, or parts take turns on the device."""
+        if self.device.type != "cuda" or self.offload:
+            return None
+        if self._side is None:
+            self._side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        return self._side
+
     def feature_bytes(self, shape: tuple[int, int, int], cut: Cut) -> int:
         """Memory of one lane's remembered features at a latent shape."""
         channels, height, width = feature_shape(self.unet.config, shape, cut)
@@ -144,9 +154,10 @@ class Model:
         return int(psutil.virtual_memory().available) // 2
 
     def encode_text(self, asks: Sequence[TextAsk]) -> list[Embedding]:
-        """The asks' embeddings, on the model's device, in one call a text encoder."""
-        with self._at_work(*self.checkpoint.text_encoders.values()):
-            return [embedding.to(self.device) for embedding in self.text.encode(asks)]
+        """The asks' embeddings, on the model's device, in few calls of each text encoder."""
+        with self.at_work(*self.checkpoint.text_encoders.values()):
+            found, _, _ = self.in_pieces(self.text.encode, asks, TEXTS_AT_ONCE)
+        return [embedding.to(self.device) for some in found for embedding in some]
 
     def evaluate(
         self,
@@ -156,38 +167,23 @@ class Model:
     ) -> tuple[Tensor, list[int]]:
         """All rows through the UNet in calls of at most `rows_at_once`: ([rows, …], rows of each call)."""
         asked = self.rows_at_once(shape)
-        with self._at_work(self.unet):
-            found, sizes, held = self._in_pieces(evaluate, rows, asked)
+        with self.at_work(self.unet):
+            found, sizes, held = self.in_pieces(evaluate, rows, asked)
         if held < asked:
             self.found_limits[shape] = held
         return torch.cat(found), sizes
 
     @torch.inference_mode()
-    def decode(self, latents: Tensor) -> Tensor:
-        """[n, channels, h, w] float32 latents -> [n, 3, height, width] float32 pixels in 0 … 1, on the CPU."""
-        mean, std = self._latent_statistics(latents.device)
-        latents = latents * std / self.vae.config.scaling_factor + mean
-        pixels = latents[0, 0].numel() * self.checkpoint.vae_scale_factor**2
-
-        def decoded(some: Sequence[Tensor]) -> Tensor:
-            image: Tensor = self.vae.decode(torch.stack(list(some)).to(self.vae.dtype), return_dict=False)[0]
-            return (image.float() / 2 + 0.5).clamp(0, 1).cpu()
-
-        with self._at_work(self.vae):
-            found, _, _ = self._in_pieces(decoded, list(latents), max(DECODED_PIXELS // pixels, 1))
-        return torch.cat(found)
-
-    @torch.inference_mode()
     def encode_image(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """[1, 3, height, width] pixels in -1 … 1 -> [1, channels, h, w] float32: the VAE's sample, scaled."""
-        with self._at_work(self.vae):
+        with self.at_work(self.vae):
             distribution = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
             latents: Tensor = distribution.sample(generator).float()
-        mean, std = self._latent_statistics(latents.device)
+        mean, std = self.latent_statistics(latents.device)
         scaled: Tensor = (latents - mean) * self.vae.config.scaling_factor / std
         return scaled
 
-    def _latent_statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
+    def latent_statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the VAE's latents, [1, channels or 1, 1, 1]; a plain shift is a mean."""
         config = self.vae.config
         mean, std = config.get("latents_mean"), config.get("latents_std")
@@ -196,7 +192,7 @@ class Model:
         shape = (1, -1, 1, 1)
         return torch.tensor(mean, device=device).view(shape), torch.tensor(std, device=device).view(shape)
 
-    def _in_pieces(
+    def in_pieces(
         self, work: Callable[[Sequence[Piece]], Out], rows: Sequence[Piece], at_once: int
     ) -> tuple[list[Out], list[int], int]:
         """`work` over the rows in equal pieces, in smaller ones where device memory runs out: what it gave,
@@ -210,7 +206,10 @@ class Model:
             try:
                 found.append(work(piece))
             except torch.OutOfMemoryError as error:
+                waited = self._side_settled()
                 torch.cuda.empty_cache()
+                if waited:  # what worked beside held memory that is free now
+                    continue
                 if len(piece) == 1:
                     raise RenderError(
                         "the device's memory does not hold even one row of this size; make the picture smaller, "
@@ -222,8 +221,16 @@ class Model:
             done += len(piece)
         return found, sizes, at_once
 
+    def _side_settled(self) -> bool:
+        """Waits for what works beside the UNet; whether there was anything, on another stream than this one."""
+        side = self._side
+        if side is None or side == torch.cuda.current_stream(self.device) or side.query():
+            return False
+        side.synchronize()
+        return True
+
     @contextmanager
-    def _at_work(self, *parts: nn.Module) -> Iterator[None]:
+    def at_work(self, *parts: nn.Module) -> Iterator[None]:
         """The parts on the device, and back where they rest under `offload`."""
         if not self.offload:
             yield

@@ -13,14 +13,16 @@ import torch
 
 from pipelines.adapters.adapter import LoadReport
 from pipelines.checkpoints import load_checkpoint
+from pipelines.decoding import OutputType
 from pipelines.engine.bank import FormChoice
 from pipelines.errors import AdapterError, RequestError, SetupError
+from pipelines.events import Event, Failed, Finished
 from pipelines.family import FamilyName
 from pipelines.home import Home
 from pipelines.model import Model
 from pipelines.record import Record
 from pipelines.request import Request
-from pipelines.session import Event, Failed, Finished, OutputType, Session
+from pipelines.session import Session
 from pipelines.spectrum import Profile, cached, measure, remember
 
 

@@ -1,21 +1,23 @@
 """The one scheduler: pictures are asked for, step side by side, and leave when they are done.
 
     submit -> [waiting] -> admit: text, noise -> [in flight] -> one round: one UNet call a latent shape -> decode
-                                                               (a second one for rows on remembered features)
+                 |           ^                                 (a second one for rows on remembered features)
+                 +- texts ---+ encoded ahead, in batches, each distinct one once
 
-A round advances every picture in flight by one UNet evaluation. Between rounds pictures join, leave and are
-cancelled. `StudioPipeline`, the web worker, the batch script and Ray actors are thin users of this class.
+On CUDA texts are encoded and pictures decoded while the device is still at work on the round. A round advances every
+picture in flight by one UNet evaluation. Between rounds pictures join, leave and are cancelled. `StudioPipeline`, the
+web worker, the batch script and Ray actors are thin users of this class.
 """
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import time
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
@@ -23,67 +25,24 @@ from PIL import Image
 from torch import Tensor
 
 from composers.plan import Plan, Prompt
+from pipelines.decoding import Decoder, Decoding, OutputType
 from pipelines.denoise import Row, evaluate, fold, rows_of
-from pipelines.errors import RenderError, StudioError
+from pipelines.errors import RenderError, RequestError, StudioError
+from pipelines.events import Cancelled, Event, Failed, Finished, Started, Stepped
 from pipelines.features import Features, Passes, all_full, most_kept, schedule
 from pipelines.model import Model
-from pipelines.record import Cost, Record, make_record
+from pipelines.record import Cost, make_record
 from pipelines.request import Request
 from pipelines.schedulers import make_scheduler
-from pipelines.text.encoder import Embedding, TextAsk
+from pipelines.text.encoder import Embedding
+from pipelines.texts import Asks, Texts
 from pipelines.trajectory import Trajectory, open_trajectory
 
-OutputType = Literal["pil", "np", "pt", "latent"]
+LOOK_AHEAD = {"cpu": 4, "cuda": 32}
+"""Pictures whose texts are encoded before their turn. Where encoding takes seconds, few: a round waits for it."""
+MOST_DECODINGS = 4
+"""Decodes under way before the rounds wait for the oldest."""
 Shape = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Started:
-    """The picture is in flight: `request` is the resolved one, with the seed that was drawn."""
-
-    id: int
-    request: Request
-
-
-@dataclass(frozen=True)
-class Stepped:
-    """The picture has advanced to `step` of `count`. `preview()` decodes it as it stands (a PIL image).
-
-    latents: [1, channels, h, w] float32.
-    """
-
-    id: int
-    step: int
-    count: int
-    latents: Tensor = field(repr=False, compare=False)
-    preview: Callable[[], Image.Image] = field(repr=False, compare=False)
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The picture: a PIL image, an array [h, w, 3] in 0 … 1, a tensor [3, h, w] in 0 … 1, or latents."""
-
-    id: int
-    image: object = field(repr=False)
-    record: Record
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The picture cannot be made; the others go on."""
-
-    id: int
-    error: StudioError
-
-
-@dataclass(frozen=True)
-class Cancelled:
-    """The picture was taken out before its next UNet call."""
-
-    id: int
-
-
-Event = Started | Stepped | Finished | Failed | Cancelled
 
 
 @dataclass
@@ -99,6 +58,8 @@ class _Job:
     trajectory: Trajectory | None = None
     cost: Cost = field(default_factory=Cost)
     began: float = 0.0
+    asks: Asks | None = None
+    unspeakable: bool = False
 
     @property
     def rows(self) -> int:
@@ -118,6 +79,9 @@ class Session:
         self._served: dict[Hashable, int] = defaultdict(int)
         self._feature_room = 0
         self._events: list[Event] = []
+        self._texts = Texts(model)
+        self._decoder = Decoder(model, output_type)
+        self._decodings: deque[tuple[dict[int, _Job], Decoding]] = deque()
         self._processor = VaeImageProcessor(vae_scale_factor=model.checkpoint.vae_scale_factor)
 
     def submit(self, request: Request, owner: Hashable = "", priority: int = 0) -> int:
@@ -139,6 +103,12 @@ class Session:
 
     def cancel(self, id: int) -> bool:
         """Take a picture out; it makes no further UNet call. False where it is not here (any more)."""
+        for decoding, _ in self._decodings:
+            for place, job in decoding.items():
+                if job.id == id:
+                    del decoding[place]
+                    self._events.append(Cancelled(id))
+                    return True
         for jobs in (self._waiting, self._flying):
             for job in jobs:
                 if job.id == id:
@@ -149,16 +119,19 @@ class Session:
 
     @property
     def idle(self) -> bool:
-        return not (self._waiting or self._flying or self._events)
+        return not (self._waiting or self._flying or self._decodings or self._events)
 
     def step(self) -> list[Event]:
-        """One round: admit, one UNet evaluation for every picture in flight, decode those that are done."""
+        """One round: admit, one UNet evaluation for every picture in flight, decode those that are done, encode the
+        texts of those that come next."""
         self._admit()
         for shape in dict.fromkeys(job.shape for job in self._flying):
             self._round([job for job in self._flying if job.shape == shape], shape)
         done = [job for job in self._flying if job.trajectory is not None and job.trajectory.done]
         self._flying = [job for job in self._flying if job not in done]
-        self._finish(done)
+        self._decode(done)
+        self._look_ahead()
+        self._gather()
         events, self._events = self._events, []
         return events
 
@@ -187,7 +160,7 @@ class Session:
         chosen: list[_Job] = []
         closed: set[Shape] = set()
         while candidates := [job for job in self._waiting if job.shape not in closed]:
-            job = min(candidates, key=lambda job: (-job.priority, self._served[job.owner], job.id))
+            job = min(candidates, key=self._turn)
             if job.rows > room[job.shape] and job.shape in flying_shapes:
                 closed.add(job.shape)
                 continue
@@ -219,18 +192,47 @@ class Session:
                 self._prepare([job])
 
     def _open(self, jobs: Sequence[_Job]) -> None:
-        asks: list[dict[Prompt, TextAsk]] = []
-        for job in jobs:
-            prompts = list(dict.fromkeys(lane.prompt for plan in job.plans for lane in plan.lanes))
-            level = self.model.text.level(_ask(job.request, prompt) for prompt in prompts)
-            asks.append(dict(zip(prompts, level, strict=True)))
-        encoded = iter(self.model.encode_text([ask for own in asks for ask in own.values()]))
-        texts = [{prompt: next(encoded) for prompt in own} for own in asks]
-        opened = [self._trajectory(job, own) for job, own in zip(jobs, texts, strict=True)]
+        texts = self._texts.encode([self._asks(job) for job in jobs])
+        opened = [self._trajectory(job, own.embeddings) for job, own in zip(jobs, texts, strict=True)]
+        for job, own in zip(jobs, texts, strict=True):
+            job.cost.shared = not own.alone
         for job, trajectory in zip(jobs, opened, strict=True):
             job.trajectory, job.began = trajectory, time.perf_counter()
             self._flying.append(job)
             self._events.append(Started(job.id, job.request))
+
+    def _turn(self, job: _Job) -> tuple[int, int, int]:
+        """Who comes first: by priority, then owners in turn, then first come first served."""
+        return (-job.priority, self._served[job.owner], job.id)
+
+    def _asks(self, job: _Job) -> Asks:
+        """What the picture wants encoded. Raises RequestError where an adapter has been unloaded since it was asked
+        for, and PromptError."""
+        for use in job.request.uses:
+            if use.adapter not in self.model.bank.adapters:
+                raise RequestError(
+                    f"adapter {use.adapter!r} was unloaded while a picture with it waited; load it again"
+                )
+        if job.asks is None:
+            job.asks = self._texts.asks(job.request, job.plans)
+        return job.asks
+
+    def _look_ahead(self) -> None:
+        """Encode the texts of the next pictures in one call, while the device is at work on the round: as soon as one
+        of the nearer half lacks its own."""
+        window = LOOK_AHEAD.get(self.model.device.type, 4)
+        coming = heapq.nsmallest(window, self._waiting, key=self._turn)
+        coming = [job for job in coming if not job.unspeakable]
+        try:
+            asks = [self._asks(job) for job in coming]
+            if not all(self._texts.has(own) for own in asks[: window // 2]):
+                self._texts.encode(asks)
+        except StudioError:
+            for job in coming:
+                try:
+                    self._texts.encode([self._asks(job)])
+                except StudioError:
+                    job.unspeakable = True  # it fails when it is admitted
 
     def _trajectory(self, job: _Job, texts: Mapping[Prompt, Embedding]) -> Trajectory:
         request, encoded = job.request, None
@@ -302,7 +304,9 @@ class Session:
         return Stepped(job.id, step, job.request.executed_steps, latents, partial(self._preview, latents))
 
     def _preview(self, latents: Tensor) -> Image.Image:
-        image = self._pictures(latents, "pil")[0]
+        image = Decoder(self.model).start(latents).pictures()[0]
+        if image is None:
+            raise RenderError("the picture is not finite at this step; lower its adapters' strengths")
         assert isinstance(image, Image.Image)
         return image
 
@@ -313,25 +317,35 @@ class Session:
 
     # -- the end -----------------------------------------------------------------------------------------
 
-    def _finish(self, jobs: Sequence[_Job]) -> None:
-        """Decode together what has one shape."""
+    def _decode(self, jobs: Sequence[_Job]) -> None:
+        """Start decoding together what has one shape."""
         for shape in dict.fromkeys(job.shape for job in jobs):
             group = [job for job in jobs if job.shape == shape]
             latents = torch.cat([job.trajectory.latents for job in group if job.trajectory is not None])
-            try:
-                images = self._pictures(latents, self.output_type)
-            except RenderError as error:
-                self._events += [Failed(job.id, error) for job in group]
-                continue
-            for job, image, own in zip(group, images, latents, strict=True):
-                if image is None or not own.isfinite().all():
-                    self._events.append(Failed(job.id, _not_finite(self.model, job.request)))
-                    continue
-                seconds = time.perf_counter() - job.began
-                record = make_record(job.request, self.model, job.cost, seconds, self._notes(job))
-                self._events.append(Finished(job.id, image, record))
+            self._decodings.append((dict(enumerate(group)), self._decoder.start(latents)))
 
-    def _notes(self, job: _Job) -> tuple[str, ...]:
+    def _gather(self) -> None:
+        """Take in what is decoded; where there is nothing else to do, or too much under way, wait for it."""
+        resting = not (self._flying or self._waiting)
+        while self._decodings and (
+            resting or self._decodings[0][1].ready or len(self._decodings) > MOST_DECODINGS
+        ):
+            jobs, decoding = self._decodings.popleft()
+            try:
+                images = decoding.pictures()
+            except RenderError as error:
+                self._events += [Failed(job.id, error) for job in jobs.values()]
+                continue
+            self._events += [self._finished(job, images[place], decoding) for place, job in jobs.items()]
+
+    def _finished(self, job: _Job, image: object, decoding: Decoding) -> Event:
+        if image is None:
+            return Failed(job.id, _not_finite(self.model, job.request))
+        seconds = time.perf_counter() - job.began
+        record = make_record(job.request, self.model, job.cost, seconds, self._notes(job, decoding))
+        return Finished(job.id, image, record)
+
+    def _notes(self, job: _Job, decoding: Decoding) -> tuple[str, ...]:
         notes = []
         limit = self.model.found_limits.get(job.shape)
         if limit is not None:
@@ -342,25 +356,12 @@ class Session:
             notes.append(
                 "remembered features were kept in the host's memory, the device's being too small for them"
             )
+        if decoding.tiled:
+            notes.append(
+                "the picture was decoded tile by tile, the device's memory being too small for all of it; "
+                "seams can show, very faintly"
+            )
         return tuple(notes)
-
-    def _pictures(self, latents: Tensor, output_type: OutputType) -> list[object]:
-        """[n, channels, h, w] -> n pictures of the type asked for; None for one that is not finite."""
-        if output_type == "latent":
-            return list(latents)
-        pixels = self.model.decode(latents)  # [n, 3, height, width]
-        finite = [bool(image.isfinite().all()) for image in pixels]
-        made = self._processor.postprocess(
-            pixels.nan_to_num(), output_type, do_denormalize=[False] * len(pixels)
-        )
-        return [image if good else None for image, good in zip(made, finite, strict=True)]
-
-
-def _ask(request: Request, prompt: Prompt) -> TextAsk:
-    """What to encode for a prompt of a resolved request; diffusers skips layers for the positive one only."""
-    if prompt.role == "positive":
-        return TextAsk(request.prompt, prompt.text_uses, request.clip_skip)
-    return TextAsk(request.negative_prompt, prompt.text_uses)
 
 
 def _charge(

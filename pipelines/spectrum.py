@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from composers.plan import Band, Use
+from pipelines.events import Failed, Stepped
 from pipelines.home import Home
 from pipelines.model import Model
 from pipelines.request import Request
-from pipelines.session import Failed, Session, Stepped
+from pipelines.session import Session
 
 RINGS = 20
 """Rings of the spectrum, equally wide from the centre to the corner."""

@@ -21,6 +21,7 @@ from pipelines import (
     StudioError,
     StudioPipeline,
 )
+from pipelines.errors import RenderError
 from studio.metadata import Setup, save_picture
 from studio.outputs import write_whole
 from studio.progress import Teller
@@ -141,7 +142,10 @@ class Drive:
         if event.step % max(event.count // PREVIEWS, 1):
             return
         preview = file.with_name(f"{file.stem}.preview.png")
-        image = event.preview()
+        try:
+            image = event.preview()
+        except RenderError:  # the picture itself will tell, when it is decoded
+            return
         write_whole(preview, lambda path: image.save(path, format="PNG"), force=True)
         self._previews.add(preview)
 

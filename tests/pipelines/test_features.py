@@ -16,6 +16,7 @@ from composers import CMLoRA, Composer, Composite, Merge, Schedule, Step, Switch
 from composers.plan import Mix
 from pipelines import Record, Request, StudioError, StudioPipeline
 from pipelines.denoise import evaluate, rows_of
+from pipelines.events import Event, Finished, Started, Stepped
 from pipelines.features import (
     LEVELS,
     Passes,
@@ -27,7 +28,7 @@ from pipelines.features import (
     shallow_pass,
 )
 from pipelines.model import Model
-from pipelines.session import Event, Finished, Session, Started, Stepped
+from pipelines.session import Session
 
 NAMES = ("a", "b", "c")
 MIX = {"a": 1.0, "b": 0.7, "c": 0.9}

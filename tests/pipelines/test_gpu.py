@@ -11,6 +11,7 @@ from torch import Tensor
 
 from composers import CMLoRA, Composite, Merge, Switch, Use
 from pipelines import Request, StudioPipeline
+from pipelines.decoding import Decoder
 from pipelines.engine.reference import merged
 from pipelines.schedulers import scheduler_names
 
@@ -180,3 +181,36 @@ def test_memory_that_runs_out_splits_the_batch(sdxl_folder: Path, make_lora: Cal
     assert all(record.notes for record in result.records)
     for found, wanted in zip(result.images, expected, strict=True):
         assert relative(found, wanted) < 1e-2
+
+
+def test_decoding_beside_the_rounds_changes_no_picture(exact: None, sdxl_folder: Path) -> None:
+    model = StudioPipeline.from_pretrained(sdxl_folder, dtype=torch.float32).to("cuda").model
+    assert model.side_stream is not None
+    assert model.side_stream is model.side_stream
+    latents = torch.randn(40, 4, 64, 64, generator=torch.Generator().manual_seed(1)).cuda()
+    beside = [Decoder(model, "pt").start(latents[first : first + 8]) for first in range(0, 40, 8)]
+    assert all(decoding.event is not None for decoding in beside)
+    found = [picture for decoding in beside for picture in decoding.pictures()]
+    torch.cuda.synchronize()
+    with torch.no_grad():
+        scaled = latents / model.vae.config.scaling_factor
+        expected = torch.cat(
+            [model.vae.decode(scaled[first : first + 8]).sample for first in range(0, 40, 8)]
+        )
+    for picture, pixels in zip(found, (expected / 2 + 0.5).clamp(0, 1), strict=True):
+        assert isinstance(picture, Tensor)
+        assert float((picture - pixels.cpu()).abs().max()) < 1e-5
+
+
+def test_pictures_that_leave_one_by_one_are_those_that_leave_together(
+    exact: None, sdxl_folder: Path, make_lora: Callable[..., Path]
+) -> None:
+    pipe = open_pipe(sdxl_folder, make_lora, torch.float32, "cuda")
+    requests = [
+        Request(f"fox {seed % 7}", seed=seed, steps=2 + seed % 5, adapters={"wide": 0.1 * (seed % 4)})
+        for seed in range(40)
+    ]
+    pipe.row_limit = 8
+    found = pipe(requests, output_type="np").images
+    for request, image in list(zip(requests, found, strict=True))[::5]:
+        assert abs(pipe(request, output_type="np").images[0] - image).max() < 1e-4

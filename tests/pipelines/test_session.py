@@ -13,8 +13,9 @@ from torch import Tensor
 from composers import Composite, Switch, Use
 from pipelines import Request, StudioError, StudioPipeline
 from pipelines.errors import RenderError
+from pipelines.events import Cancelled, Event, Failed, Finished, Started, Stepped
 from pipelines.model import Model
-from pipelines.session import Cancelled, Event, Failed, Finished, Session, Started, Stepped
+from pipelines.session import Session
 
 
 @pytest.fixture(scope="module")

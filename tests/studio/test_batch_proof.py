@@ -21,8 +21,8 @@ import pytest
 from PIL import Image
 
 from pipelines import Session, StudioPipeline
+from pipelines.events import Finished, Started
 from pipelines.home import Home
-from pipelines.session import Finished, Started
 from studio.again import TOLERANCE
 from studio.batch.manifest import MANIFEST
 from studio.batch.run import Batch, Order

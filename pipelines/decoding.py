@@ -1,0 +1,164 @@
+"""Latents into pictures, on a CUDA device beside the UNet's rounds.
+
+There a decode is launched on a stream of its own and gathered when it is done, so that no round waits for it: the
+calls of small batches leave most of the device idle, and the decoder's kernels fill that. It is launched from the
+session's own thread: a second one would fight the first for Python's lock, and could launch into a CUDA graph that is
+being recorded. On a CPU the decoder would only take cores from the steps, so there it runs between the rounds.
+
+Memory is bounded: few pixels are decoded in one call, fewer where memory runs out, and where one picture is too much
+it is decoded tile by tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipelines.errors import RenderError
+from pipelines.model import Model
+
+OutputType = Literal["pil", "np", "pt", "latent"]
+
+DECODED_PIXELS = 4 * 1024 * 1024
+"""Pixels decoded in one VAE call."""
+SMALLEST_TILE = 8
+"""Latent cells of the smallest tile's side."""
+
+
+@dataclass
+class Decoding:
+    """A decode under way.
+
+    values: one tensor a VAE call, [n, h, w, 3] uint8 for PIL images, else [n, 3, h, w] float32 (latents as they
+    are); finite: which pictures are, [n] each. All are on the host, and filled once `event` has passed.
+    tiled: some were decoded tile by tile, memory being short. error: why there is nothing.
+    """
+
+    output_type: OutputType
+    values: list[Tensor] = field(default_factory=list)
+    finite: list[Tensor] = field(default_factory=list)
+    tiled: bool = False
+    error: RenderError | None = None
+    event: torch.cuda.Event | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether `pictures` would not have to wait."""
+        return self.event is None or bool(self.event.query())  # type: ignore[no-untyped-call]
+
+    def pictures(self) -> list[object]:
+        """In the latents' order; None for one that is not finite. Waits for the device. Raises RenderError."""
+        if self.error is not None:
+            raise self.error
+        if self.event is not None:
+            self.event.synchronize()
+        flags = [bool(flag) for call in self.finite for flag in call]
+        values = [value for call in self.values for value in call]
+        return [self._picture(value) if good else None for value, good in zip(values, flags, strict=True)]
+
+    def _picture(self, value: Tensor) -> object:
+        match self.output_type:
+            case "pil":
+                return Image.fromarray(value.numpy())
+            case "np":
+                return value.permute(1, 2, 0).contiguous().numpy()
+            case _:
+                return value
+
+
+class Decoder:
+    """Decodes for one session. Holds no thread and no memory between decodes."""
+
+    def __init__(self, model: Model, output_type: OutputType = "pil") -> None:
+        self.model = model
+        self.output_type = output_type
+
+    def start(self, latents: Tensor) -> Decoding:
+        """[n, channels, h, w] float32 latents -> their pictures, at once or when the device has them."""
+        if self.output_type == "latent":
+            finite = latents.isfinite().flatten(1).all(dim=1)
+            return Decoding("latent", [latents], [finite])
+        stream = self.model.side_stream
+        decoding = Decoding(self.output_type)
+        if stream is not None:
+            stream.wait_stream(torch.cuda.current_stream(self.model.device))
+            latents.record_stream(stream)  # their memory is not used again before the decode has read them
+        with torch.cuda.stream(stream) if stream is not None else nullcontext():
+            try:
+                self._decode(latents, decoding)
+            except RenderError as error:
+                decoding.error = error
+            if stream is not None:
+                decoding.event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                decoding.event.record(stream)
+        return decoding
+
+    @torch.inference_mode()
+    def _decode(self, latents: Tensor, decoding: Decoding) -> None:
+        model = self.model
+        mean, std = model.latent_statistics(latents.device)
+        scaled = latents * std / model.vae.config.scaling_factor + mean
+        pixels = latents[0, 0].numel() * model.checkpoint.vae_scale_factor**2
+        beside = model.side_stream is not None
+
+        def decoded(some: Sequence[Tensor]) -> None:
+            own = torch.stack(list(some))
+            image, tiled = _pixels(model.vae, own)
+            image = (image.float() / 2 + 0.5).clamp(0, 1)  # [n, 3, height, width]
+            finite = own.isfinite().flatten(1).all(dim=1) & image.isfinite().flatten(1).all(dim=1)
+            if self.output_type == "pil":
+                image = (image.nan_to_num() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+            decoding.tiled = decoding.tiled or tiled
+            decoding.values.append(_on_host(image, beside=beside))
+            decoding.finite.append(_on_host(finite, beside=beside))
+
+        with model.at_work(model.vae):
+            model.in_pieces(decoded, list(scaled), max(DECODED_PIXELS // pixels, 1))
+
+
+def _on_host(values: Tensor, *, beside: bool) -> Tensor:
+    """The values in the host's memory; `beside`: when the stream has come so far."""
+    if not beside:
+        return values.cpu()
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    return host.copy_(values, non_blocking=True)
+
+
+def _pixels(vae: Any, latents: Tensor) -> tuple[Tensor, bool]:
+    """[n, channels, h, w] scaled latents -> ([n, 3, height, width] in -1 … 1, whether tile by tile for want of
+    memory). One picture alone is cut in ever smaller tiles while memory runs out; several are the caller's to part.
+    """
+    latents = latents.to(vae.dtype)
+    try:
+        return vae.decode(latents, return_dict=False)[0], False
+    except torch.OutOfMemoryError:
+        if len(latents) > 1:
+            raise
+    side = max(latents.shape[-2:]) // 2
+    while True:
+        torch.cuda.empty_cache()
+        try:
+            with tiles(vae, side):
+                return vae.decode(latents, return_dict=False)[0], True
+        except torch.OutOfMemoryError:
+            side //= 2
+            if side < SMALLEST_TILE:
+                raise
+
+
+@contextmanager
+def tiles(vae: Any, side: int) -> Iterator[None]:
+    """Within, the VAE decodes what is larger in tiles of `side` latent cells, overlapping by a quarter."""
+    before = (vae.use_tiling, vae.tile_latent_min_size, vae.tile_sample_min_size)
+    cell = 2 ** (len(vae.config.block_out_channels) - 1)
+    vae.use_tiling, vae.tile_latent_min_size, vae.tile_sample_min_size = True, side, side * cell
+    try:
+        yield
+    finally:
+        vae.use_tiling, vae.tile_latent_min_size, vae.tile_sample_min_size = before

@@ -1,0 +1,124 @@
+"""The encoded texts of a session's pictures: each distinct one once, and those of the next pictures ahead of them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from composers.plan import Plan, Prompt
+from pipelines.adapters.adapter import Adapter
+from pipelines.model import Model
+from pipelines.request import Request
+from pipelines.text.encoder import Embedding, TextAsk
+
+KEPT_BYTES = 128 * 2**20
+"""Embeddings kept for pictures to come; those in flight hold their own."""
+
+Asks = Mapping[Prompt, TextAsk]
+"""What one picture wants encoded."""
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """A picture's texts. alone: they are bit for bit those it would have by itself, for they share no call with
+    other pictures' texts."""
+
+    embeddings: Mapping[Prompt, Embedding]
+    alone: bool
+
+
+@dataclass(frozen=True)
+class _Key:
+    """An ask, and all else that decides what it becomes. The adapters count by identity: a name may be loaded anew."""
+
+    ask: TextAsk
+    adapters: tuple[int, ...]
+    device: torch.device
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """company: what was encoded in the same call. adapters: held, so that no other takes their identity."""
+
+    embedding: Embedding
+    company: frozenset[_Key]
+    adapters: tuple[Adapter, ...]
+
+    @property
+    def bytes(self) -> int:
+        pooled = self.embedding.pooled
+        return self.embedding.tokens.nbytes + (0 if pooled is None else pooled.nbytes)
+
+
+class Texts:
+    """Encodes for one session, least recently used first out beyond `kept_bytes`."""
+
+    def __init__(self, model: Model, kept_bytes: int = KEPT_BYTES) -> None:
+        self._model = model
+        self._kept_bytes = kept_bytes
+        self._kept: OrderedDict[_Key, _Kept] = OrderedDict()
+
+    def asks(self, request: Request, plans: Sequence[Plan]) -> Asks:
+        """What a resolved request wants encoded, all of it with equally many chunks. Raises PromptError."""
+        prompts = list(dict.fromkeys(lane.prompt for plan in plans for lane in plan.lanes))
+        level = self._model.text.level(_ask(request, prompt) for prompt in prompts)
+        return dict(zip(prompts, level, strict=True))
+
+    def has(self, asks: Asks) -> bool:
+        """Whether nothing of it is left to encode."""
+        return all(self._key(ask) in self._kept for ask in asks.values())
+
+    def encode(self, pictures: Sequence[Asks]) -> list[Spoken]:
+        """The pictures' texts; what is not kept yet is encoded together. Their adapters are resident.
+
+        Raises RequestError where an ask cannot be encoded; then nothing new is kept.
+        """
+        keys = [{prompt: self._key(ask) for prompt, ask in asks.items()} for asks in pictures]
+        kept = {key: self._kept[key] for own in keys for key in own.values() if key in self._kept}
+        kept |= self._encoded(dict.fromkeys(key for own in keys for key in own.values() if key not in kept))
+        self._keep({key: kept[key] for own in reversed(keys) for key in own.values()})
+        return [self._spoken(own, kept) for own in keys]
+
+    def _encoded(self, keys: Iterable[_Key]) -> dict[_Key, _Kept]:
+        keys = list(keys)
+        embeddings = self._model.encode_text([key.ask for key in keys]) if keys else []
+        company = frozenset(key for key in keys if not self._model.text.silent(key.ask))
+        return {
+            key: _Kept(embedding, company, self._adapters(key.ask))
+            for key, embedding in zip(keys, embeddings, strict=True)
+        }
+
+    def _keep(self, kept: Mapping[_Key, _Kept]) -> None:
+        """kept: the most recently used first."""
+        for key, one in reversed(list(kept.items())):
+            self._kept[key] = one
+            self._kept.move_to_end(key)
+        room = self._kept_bytes - sum(one.bytes for one in self._kept.values())
+        while room < 0:
+            _, dropped = self._kept.popitem(last=False)
+            room += dropped.bytes
+
+    def _spoken(self, own: Mapping[Prompt, _Key], kept: Mapping[_Key, _Kept]) -> Spoken:
+        voiced = frozenset(key for key in own.values() if not self._model.text.silent(key.ask))
+        return Spoken(
+            {prompt: kept[key].embedding for prompt, key in own.items()},
+            alone=all(kept[key].company == voiced for key in voiced),
+        )
+
+    def _key(self, ask: TextAsk) -> _Key:
+        own = tuple(id(adapter) for adapter in self._adapters(ask))
+        return _Key(ask, own, self._model.device, self._model.dtype)
+
+    def _adapters(self, ask: TextAsk) -> tuple[Adapter, ...]:
+        return tuple(self._model.adapter(use.adapter) for use in ask.uses)
+
+
+def _ask(request: Request, prompt: Prompt) -> TextAsk:
+    """What to encode for a prompt of a resolved request; diffusers skips layers for the positive one only."""
+    if prompt.role == "positive":
+        return TextAsk(request.prompt, prompt.text_uses, request.clip_skip)
+    return TextAsk(request.negative_prompt, prompt.text_uses)
