@@ -112,6 +112,12 @@ def read(text: str) -> Parameters:
     )
 
 
+def pairs(text: str) -> dict[str, str]:
+    """The settings in the last line, by their own names; {} where there are none."""
+    found = _pairs(text.strip("\n").split("\n")[-1])
+    return found if len(found) >= FEWEST_PAIRS else {}
+
+
 def _pairs(line: str) -> dict[str, str]:
     """`Key: value, …` -> values by key; nothing where anything else stands in the line."""
     found: dict[str, str] = {}

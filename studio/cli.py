@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from composers import Knob, StudioError, methods
-from studio import batch_commands, bench_commands, blora_commands
+from studio import batch_commands, bench_commands, blora_commands, web_commands
 
 QUIET_ENVIRONMENT = {
     "GRADIO_ANALYTICS_ENABLED": "False",
@@ -80,6 +80,8 @@ def _run(args: Namespace) -> int:
         return doctor.run(home)
     if args.command in blora_commands.COMMANDS:
         return blora_commands.run(args, home, teller)
+    if args.command in web_commands.COMMANDS:
+        return web_commands.run(args, home, teller)
     if args.command in batch_commands.COMMANDS:
         return batch_commands.run(args, home, teller)
     if args.command in bench_commands.COMMANDS:
@@ -132,6 +134,7 @@ def parser() -> ArgumentParser:
     _output_flags(render)
 
     batch_commands.add(commands, folders, _machine_flags, _render_like_flags)
+    web_commands.add(commands, folders, _machine_flags)
     inspect = commands.add_parser("inspect", parents=[folders], help="say what LoRA files, or pictures, are")
     inspect.add_argument("files", nargs="+", metavar="FILE", help="a LoRA (path or name) or a picture")
     models = commands.add_parser("models", parents=[folders], help="list the models")

@@ -12,10 +12,23 @@ from pipelines.adapters.container import read_header
 from pipelines.errors import AdapterError
 
 
-@cache
 def short_hash(path: Path) -> str:
     """The twelve digits by which A1111 and Civitai know an adapter: `sshs_model_hash` of its metadata, else
     the sha256 of all that follows its header. Raises AdapterError."""
+    return _short_hash(path, *_stamp(path))
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """What is remembered holds until the file changes."""
+    try:
+        stat = path.stat()
+    except OSError:  # whoever reads it next says why
+        return (0, 0)
+    return (stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _short_hash(path: Path, size: int, changed: int) -> str:
     stated = read_header(path).metadata.get("sshs_model_hash", "")
     return (stated or _body_hash(path))[:12].lower()
 
@@ -27,7 +40,7 @@ def _body_hash(path: Path) -> str:
 
 
 @cache
-def _file_hash(path: Path) -> str:
+def _file_hash(path: Path, size: int, changed: int) -> str:
     return sha256(path)
 
 
@@ -42,7 +55,7 @@ def is_adapter(path: Path, digest: str, size: int | None = None) -> bool:
             return False
         if len(digest) == 12 and short_hash(path) == digest:
             return True
-        return _file_hash(path).startswith(digest)
+        return _file_hash(path, *_stamp(path)).startswith(digest)
     except (OSError, AdapterError):
         return False
 

@@ -111,6 +111,7 @@ def _refuse_misfits(entries: Iterable[Entry], key: ModelKey, home: Home) -> None
         seen = inspect_file(entry.path)
         if seen.refused:
             raise AdapterFormatError(f"LoRA {entry.name!r} cannot be applied: {seen.refused}")
-        why = fit.misfit(entry.model, seen) if fit is not None else ""
+        origin = seen.origin
+        why = fit.misfit(entry.model, seen.text_width, origin.family, origin.label) if fit is not None else ""
         if why:
             raise AdapterMismatchError(f"LoRA {entry.name!r} does not fit: {why}")

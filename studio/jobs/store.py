@@ -36,6 +36,7 @@ MIGRATIONS = (
         PRIMARY KEY (job, place)
     );
     CREATE INDEX pictures_by_end ON pictures (ended);
+    CREATE INDEX pictures_by_file ON pictures (file);
     """,
 )
 """Each takes the database one version further; none is ever changed."""
@@ -154,6 +155,12 @@ class Store:
             )
         ]
 
+    def ended_before(self, moment: float) -> list[Job]:
+        """Jobs that were over before then, in seconds since 1970."""
+        return [
+            _job(row) for row in self._rows(f"SELECT {_JOB} FROM jobs WHERE ended < ? ORDER BY seq", moment)
+        ]
+
     def begin(self, id: str) -> None:
         """A queued job is running from now on."""
         with self._writing() as database:
@@ -267,9 +274,10 @@ class Store:
             )
         ]
 
-    def files(self) -> set[str]:
-        """Every picture's file that is known."""
-        return {file for (file,) in self._rows("SELECT file FROM pictures WHERE file IS NOT NULL")}
+    def owners_of(self, file: str) -> set[str]:
+        """Whose picture a file is."""
+        query = "SELECT owner FROM jobs JOIN pictures ON pictures.job = jobs.id WHERE file = ?"
+        return {owner for (owner,) in self._rows(query, file)}
 
     def drafts(self) -> Iterator[Mapping[str, Any]]:
         """Every picture's draft."""

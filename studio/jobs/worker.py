@@ -39,6 +39,7 @@ from studio.jobs.resident import Resident
 from studio.jobs.saving import Made, Saver, live_folder
 from studio.jobs.store import NewPicture, Store
 from studio.jobs.views import gallery_picture, job_view, located, stored
+from studio.library.scan import Library
 from studio.metadata import Setup
 from studio.opening import Opening
 from studio.recipe import Draft, plain_draft, read_draft
@@ -62,6 +63,7 @@ class Worker:
     def __init__(self, home: Home, *, opening: Opening | None = None, trust: Trust | None = None) -> None:
         self.home = home
         self.trust = trust or Trust()
+        self.library = Library(lambda: self.home)
         self._opening = opening or Opening()
         home.made(home.path)
         self._store = Store(home.database)
@@ -240,6 +242,13 @@ class Worker:
         rows = self._store.gallery(owner, limit, offset, search, without=(LIVE,))
         return [gallery_picture(row, self.home) for row in rows]
 
+    def may_see(self, file: Path, owner: str) -> bool:
+        """Whether a file is not somebody else's picture."""
+        path = file.resolve()
+        if not path.is_relative_to(self.home.outputs.resolve()):
+            return True
+        return owner in self._store.owners_of(stored(file, self.home))
+
     def models(self) -> list[ModelEntry]:
         """The models that can be chosen by name."""
         return list_models(self.home)
@@ -250,7 +259,8 @@ class Worker:
 
     def add_folders(self, roots: Roots) -> None:
         """Looks into further folders from now on; they are written into config.toml. Raises SetupError."""
-        self.home = self.home.add_folders(roots)
+        found = self.home.add_folders(roots)
+        self.home = replace(found, settings=replace(found.settings, model=self.home.settings.model))
 
     # -- the thread --------------------------------------------------------------------------------------
 

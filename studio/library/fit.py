@@ -26,39 +26,35 @@ class Fit:
         """Whether the model is narrower than those of its family, so that their adapters do not fit."""
         return self.width != FAMILIES[self.family].context_width
 
-    def misfit(self, made_for: str | None, seen: Inspection) -> str:
+    def misfit(self, made_for: str | None, text_width: int | None, family: str, label: str) -> str:
         """Why an adapter that can be read is not one for the model; "" where nothing speaks against it.
 
-        made_for: the embedded model that an embedded adapter is made for.
+        made_for: the embedded model that an embedded adapter is made for. text_width, family, label: of the adapter,
+        as `inspect_file` tells them.
         """
         if made_for is not None:
             return "" if made_for == self.model.name else f"made for {made_for}; this is {self.model.name}"
-        if seen.text_width is not None:
-            fits = seen.text_width == self.width
-        else:
-            fits = seen.origin.family in (self.family, "unknown")
-        return "" if fits else self._said(seen)
+        fits = family in (self.family, "unknown") if text_width is None else text_width == self.width
+        return "" if fits else self._said("" if family == "unknown" else label)
 
-    def _said(self, seen: Inspection) -> str:
-        made = seen.origin.label if seen.origin.family != "unknown" else "another model"
+    def _said(self, label: str) -> str:
         small = "the small built-in model" if self.model.embedded else "a small model"
         here = (
             f"{self.model.name}, {small}"
             if self.small
             else f"{self.model.name} ({FAMILIES[self.family].label})"
         )
-        remedy = (
-            f"Load a checkpoint of {made}" if made != "another model" else "Load the model it was made for"
-        )
-        return f"made for {made}; this is {here}. {remedy}"
+        if not label:
+            return f"made for another model than {here}. Load the one it was made for"
+        return f"made for {label}; this is {here}. Load a checkpoint of {label}"
 
     def takes(self, entry: Entry, seen: Inspection) -> bool:
-        return not self.misfit(entry.model, seen)
+        return not self.misfit(entry.model, seen.text_width, seen.origin.family, seen.origin.label)
 
 
-def fit_of(model: str, home: Home) -> Fit:
-    """Raises ModelError for a model that is not here or cannot be used."""
-    entry = home.find_model(model)
+def fit_of(model: str, home: Home, *, paths: bool = True) -> Fit:
+    """paths: whether a path may stand for a name. Raises ModelError for a model that is not here or cannot be used."""
+    entry = home.find_model(model, paths=paths)
     if entry is None:
         raise ModelError(f"{model} is on the hub; its LoRAs can be listed once it is in a models folder")
     if not entry.path.is_dir():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -42,7 +42,7 @@ class Studio:
         return self.until(id, owner, lambda view: view.state.over)
 
 
-def draft(prompt: str = "a fox", *loras: str, **values: object) -> Draft:
+def _draft(prompt: str = "a fox", *loras: str, **values: object) -> Draft:
     """A very small picture."""
     wanted = tuple(Wanted(name, 0.8) for name in loras)
     return Draft({"prompt": prompt, "steps": 3, "width": 32, "height": 32, **values}, wanted)
@@ -73,5 +73,7 @@ def studio(open_studio: Callable[..., Studio]) -> Studio:
     return open_studio()
 
 
-def seeds(views: Sequence[JobView]) -> list[int]:
-    return [picture.seed for view in views for picture in view.pictures]
+@pytest.fixture
+def draft() -> Callable[..., Draft]:
+    """draft("a fox", "fox", seed=7) -> a very small picture with that LoRA."""
+    return _draft

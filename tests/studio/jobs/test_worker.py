@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from PIL import Image
 
 from studio.jobs import JobState
 from studio.metadata import read_picture
-from tests.studio.jobs.conftest import Studio, draft
+
+Drafts = Callable[..., Any]
 
 
-def test_a_job_becomes_pictures_with_their_records(studio: Studio) -> None:
+def test_a_job_becomes_pictures_with_their_records(studio: Any, draft: Drafts) -> None:
     id = studio.ask("ann", draft("a fox", "fox", seed=7), draft("a hat <lora:hat:0.5>"), title="both")
     view = studio.over(id, "ann")
     assert (view.state, view.title, view.message) == (JobState.DONE, "both", "2 of 2 pictures done")

@@ -1,0 +1,127 @@
+"""One LoRA file as the library shows it: what its header and the notes beside it say. Plain values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from pipelines import StudioError
+from pipelines.adapters import Inspection, inspect_file
+from pipelines.home import Entry
+from studio.library.fit import Fit
+
+
+@dataclass(frozen=True)
+class Card:
+    """One file.
+
+    made_for: the embedded model that an embedded adapter is made for. kinds: "LoRA", "LoCon", …
+    family: "sd1", "sd2", "sdxl", another family's name, or "unknown"; family_label: as people write it.
+    text_width: numbers in the text embeddings that it reads. preferred_weight: None where nothing says it.
+    refused: why no model of ours can take it; error: why it cannot even be read; "" where all is well.
+    hashes: as they were written down, by their own names. size: bytes; modified: seconds since 1970.
+    """
+
+    name: str
+    path: Path
+    made_for: str | None = None
+    embedded: bool = False
+    title: str = ""
+    description: str = ""
+    category: str = ""
+    tags: tuple[str, ...] = ()
+    family: str = "unknown"
+    family_label: str = "unknown"
+    kinds: tuple[str, ...] = ()
+    ranks: tuple[int, int] | None = None
+    layers: int = 0
+    text_width: int | None = None
+    triggers: tuple[str, ...] = ()
+    preferred_weight: float | None = None
+    preview: Path | None = None
+    hashes: tuple[tuple[str, str], ...] = ()
+    refused: str = ""
+    error: str = ""
+    size: int = 0
+    modified: float = 0.0
+
+    @property
+    def readable(self) -> bool:
+        return not self.error
+
+    def misfit(self, fit: Fit | None) -> str:
+        """Why it cannot be used with a model, or with any; "" where nothing speaks against it."""
+        if self.error or self.refused:
+            return self.error or self.refused
+        if fit is None:
+            return ""
+        return fit.misfit(self.made_for, self.text_width, self.family, self.family_label)
+
+    @property
+    def searched(self) -> str:
+        """What a search looks through."""
+        words = (
+            self.name,
+            self.title,
+            self.category,
+            self.family_label,
+            *self.kinds,
+            *self.tags,
+            *self.triggers,
+        )
+        return " ".join(words).casefold()
+
+
+def read_card(entry: Entry) -> Card:
+    """Reads the file's header and the notes beside it. A file that cannot be read is a card that says why."""
+    stat = entry.path.stat()
+    known = {
+        "made_for": entry.model,
+        "embedded": entry.embedded,
+        "size": stat.st_size,
+        "modified": stat.st_mtime,
+    }
+    try:
+        seen = inspect_file(entry.path)
+    except StudioError as error:
+        return Card(entry.name, entry.path, error=str(error), **known)  # type: ignore[arg-type]
+    return Card(entry.name, entry.path, **known, **_told(seen))  # type: ignore[arg-type]
+
+
+def _told(seen: Inspection) -> dict[str, object]:
+    said = seen.metadata
+    return {
+        "title": said.title,
+        "description": said.description,
+        "category": said.category,
+        "tags": said.tags,
+        "family": seen.origin.family,
+        "family_label": seen.origin.label,
+        "kinds": seen.kinds,
+        "ranks": seen.ranks,
+        "layers": sum(seen.modules.values()),
+        "text_width": seen.text_width,
+        "triggers": said.triggers,
+        "preferred_weight": said.preferred_weight,
+        "preview": seen.sidecars.preview,
+        "hashes": tuple(said.hashes.items()),
+        "refused": seen.refused,
+    }
+
+
+def card_to_json(card: Card) -> str:
+    return json.dumps(asdict(card), default=str)
+
+
+def card_from_json(text: str) -> Card:
+    """Raises ValueError, TypeError or KeyError for what another version wrote."""
+    content: Mapping[str, object] = json.loads(text)
+    if set(content) != {field.name for field in fields(Card)}:
+        raise ValueError("another version's card")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
+    values["hashes"] = tuple((str(name), str(value)) for name, value in content["hashes"])  # type: ignore[attr-defined]
+    values["path"] = Path(str(values["path"]))
+    values["preview"] = None if values["preview"] is None else Path(str(values["preview"]))
+    return Card(**values)  # type: ignore[arg-type]

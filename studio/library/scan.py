@@ -1,0 +1,219 @@
+"""The library: every LoRA file that is found, by its header alone, remembered until the file or its notes change.
+
+folders -> stamps (size and time of the file and of the notes beside it) -> cards, from memory, cache or header
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+from pipelines.adapters import inspect_file
+from pipelines.errors import AdapterFileError, AdapterFormatError
+from pipelines.home import Entry, Home
+from studio.hashes import is_adapter
+from studio.library.card import Card, card_from_json, card_to_json, read_card
+from studio.library.fit import Fit
+from studio.outputs import slug, write_whole
+
+NOTES = (".json", ".civitai.info", ".metadata.json", ".txt", ".png", ".jpg", ".jpeg", ".webp",
+         ".preview.png", ".preview.jpg", ".preview.jpeg", ".preview.webp")  # fmt: skip
+"""What may stand beside a file and changes its card (see `pipelines.adapters.sidecars`)."""
+LARGEST_ADDED = 8 * 2**30
+"""Bytes of a file that is dropped into the library."""
+
+Progress = Callable[[int, int], None]
+Stamp = str
+
+
+class Library:
+    """The files in the home's folders. Safe for several threads. home: called whenever it is looked through, since
+    folders can be added while a server runs."""
+
+    def __init__(self, home: Callable[[], Home]) -> None:
+        self._home = home
+        self._lock = threading.Lock()
+        self._known: dict[Path, tuple[Stamp, Card]] | None = None
+
+    def cards(self, progress: Progress | None = None) -> list[Card]:
+        """All files as they are now, by name. progress: is told (files read, files to read)."""
+        home = self._home()
+        entries = home.loras()
+        with self._lock:
+            if self._known is None:
+                self._known = _read_cache(home)
+            stamps = _stamps(entries)
+            fresh = [
+                entry for entry in entries if self._known.get(entry.path, ("", None))[0] != stamps[entry.path]
+            ]
+            for number, entry in enumerate(fresh):
+                if progress is not None:
+                    progress(number, len(fresh))
+                self._known[entry.path] = (stamps[entry.path], read_card(entry))
+            gone = self._known.keys() - stamps.keys()
+            for path in gone:
+                del self._known[path]
+            if fresh or gone:
+                _write_cache(home, self._known, [entry.path for entry in fresh], gone)
+            found = [
+                replace(self._known[entry.path][1], name=entry.name)  # it depends on what else is there
+                for entry in entries
+            ]
+        return sorted(found, key=lambda card: card.name.casefold())
+
+    def search(
+        self,
+        words: str = "",
+        *,
+        family: str | None = None,
+        category: str | None = None,
+        kind: str | None = None,
+        fit: Fit | None = None,
+        fitting_only: bool = False,
+    ) -> list[Card]:
+        """The cards in which all words stand, and which are of that family, category and type.
+
+        fit: those that fit the model come first; `fitting_only` leaves the others out.
+        """
+        wanted = words.casefold().split()
+        found = [
+            card
+            for card in self.cards()
+            if all(word in card.searched for word in wanted)
+            and family in (None, card.family)
+            and category in (None, card.category)
+            and (kind is None or kind in card.kinds)
+        ]
+        if fitting_only:
+            return [card for card in found if not card.misfit(fit)]
+        return sorted(found, key=lambda card: bool(card.misfit(fit)))
+
+    def card(self, name: str, model: str | None = None) -> Card:
+        """The card of that name. Raises AdapterFileError for an unknown or ambiguous one, with near names."""
+        home = self._home()
+        entry = home.find_lora(name, model, paths=False)
+        return next(card for card in self.cards() if card.path == entry.path)
+
+    def with_hash(self, digest: str, size: int | None = None) -> Card | None:
+        """The file that a hash means, whatever it is called: a sha256, the start of one, or A1111's short hash.
+
+        What headers state is believed; files are read only where `size`, in bytes, says that they may be it.
+        """
+        digest = digest.lower()
+        if len(digest) < 8:
+            return None
+        cards = [card for card in self.cards() if card.readable]
+        for card in cards:
+            if any(_same(digest, stated) for _, stated in card.hashes):
+                return card
+        alike = [card for card in cards if card.size == size]
+        return next((card for card in alike if is_adapter(card.path, digest)), None)
+
+    def add(self, file: Path, name: str | None = None) -> Card:
+        """Copies a file into the home's LoRA folder, once it is known to be a LoRA; returns its card.
+
+        name: what it was called where it comes from. A file that is here already is not copied again; one of the
+        same name gets the next free one. Raises AdapterError with the reason for what is no LoRA.
+        """
+        if file.stat().st_size > LARGEST_ADDED:
+            raise AdapterFileError(
+                f"{file.name} is larger than {LARGEST_ADDED / 2**30:.0f} GB, no LoRA's size"
+            )
+        seen = inspect_file(file)
+        if seen.refused:
+            raise AdapterFormatError(f"{name or file.name} is not added: {seen.refused}")
+        for card in self.cards():
+            if card.size == seen.size and card.readable and _same_bytes(card.path, file):
+                return card
+        home = self._home()
+        folder = home.made(home.path / "loras")
+        stem = slug(Path(name or file.name).name.removesuffix(".safetensors"))
+        added = write_whole(folder / f"{stem}.safetensors", lambda path: _copy(file, path), force=False)
+        return next(card for card in self.cards() if card.path == added)
+
+
+def _same(digest: str, stated: str) -> bool:
+    stated = stated.lower()
+    return len(stated) >= 8 and (
+        stated.startswith(digest) or (len(stated) < len(digest) and digest.startswith(stated))
+    )
+
+
+def _same_bytes(first: Path, second: Path) -> bool:
+    with first.open("rb") as one, second.open("rb") as other:
+        while (chunk := one.read(2**20)) == other.read(2**20):
+            if not chunk:
+                return True
+    return False
+
+
+def _copy(source: Path, target: Path) -> None:
+    with source.open("rb") as file, target.open("wb") as copy:
+        while chunk := file.read(2**22):
+            copy.write(chunk)
+
+
+# -- what has changed --------------------------------------------------------------------------------------
+
+
+def _stamps(entries: Sequence[Entry]) -> dict[Path, Stamp]:
+    """A text for each file that changes with it and with the notes beside it. Each folder is listed once."""
+    listings: dict[Path, dict[str, str]] = {}
+    stamps = {}
+    for entry in entries:
+        folder = entry.path.parent
+        if folder not in listings:
+            listings[folder] = _listing(folder)
+        listed, stem = listings[folder], entry.path.name.removesuffix(".safetensors")
+        beside = (f"{ending}={listed[stem + ending]}" for ending in NOTES if stem + ending in listed)
+        stamps[entry.path] = ";".join([listed.get(entry.path.name, ""), *beside])
+    return stamps
+
+
+def _listing(folder: Path) -> dict[str, str]:
+    found = {}
+    for entry in os.scandir(folder):
+        try:
+            stat = entry.stat()
+        except OSError:  # a link to nowhere, or gone by now
+            continue
+        found[entry.name] = f"{stat.st_size}.{stat.st_mtime_ns}"
+    return found
+
+
+# -- the cache ---------------------------------------------------------------------------------------------
+
+
+def _open(home: Home) -> sqlite3.Connection:
+    database = sqlite3.connect(home.made(home.cache) / "library.sqlite")
+    database.execute("CREATE TABLE IF NOT EXISTS cards (path TEXT PRIMARY KEY, stamp TEXT, card TEXT)")
+    return database
+
+
+def _read_cache(home: Home) -> dict[Path, tuple[Stamp, Card]]:
+    """What an earlier run knew. A cache that cannot be read is begun anew: it holds nothing of its own."""
+    known = {}
+    try:
+        with closing(_open(home)) as database:
+            for path, stamp, text in database.execute("SELECT path, stamp, card FROM cards"):
+                known[Path(path)] = (stamp, card_from_json(text))
+    except (sqlite3.Error, ValueError, TypeError, KeyError):
+        (home.cache / "library.sqlite").unlink(missing_ok=True)
+        return {}
+    return known
+
+
+def _write_cache(
+    home: Home, known: dict[Path, tuple[Stamp, Card]], fresh: Iterable[Path], gone: Iterable[Path]
+) -> None:
+    with closing(_open(home)) as database, database:
+        database.executemany("DELETE FROM cards WHERE path = ?", [(str(path),) for path in gone])
+        database.executemany(
+            "INSERT OR REPLACE INTO cards VALUES (?, ?, ?)",
+            [(str(path), known[path][0], card_to_json(known[path][1])) for path in fresh],
+        )

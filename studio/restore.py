@@ -1,0 +1,328 @@
+"""From a picture to the settings it was made with: ours, A1111's, and, through sd-parsers, ComfyUI's, InvokeAI's, …
+
+What is not here is named, with what is here under a similar name, or under another name with the same hash.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pipelines import StudioError
+from pipelines.errors import AdapterFileError, ModelError, PromptError, RequestError
+from pipelines.home import Home
+from pipelines.home.names import near
+from pipelines.schedulers import canonical
+from pipelines.text.tags import take_tags
+from studio.hashes import is_adapter
+from studio.library.scan import Library
+from studio.metadata import CHUNK, PARAMETERS, Remembered, read_picture, read_texts
+from studio.recipe import Draft, Wanted
+from studio.shelf import Known
+
+COMFY_SAMPLERS: Mapping[str, str] = {
+    "dpmpp_2m karras": "DPM++ 2M Karras",
+    "dpmpp_2m_sde karras": "DPM++ 2M SDE Karras",
+    "dpmpp_2m_sde_gpu": "DPM++ 2M SDE",
+    "dpmpp_2m_sde_gpu karras": "DPM++ 2M SDE Karras",
+    "dpmpp_3m_sde karras": "DPM++ 3M SDE Karras",
+    "dpmpp_3m_sde_gpu karras": "DPM++ 3M SDE Karras",
+    "euler_ancestral": "Euler a",
+    "dpm_2 karras": "DPM2 Karras",
+}
+"""ComfyUI's solver and spacing -> our name, where an alias does not do."""
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Something that the picture was made with and that is not here. kind: "LoRA" or "model".
+
+    near: what is here under similar names. hash: as the picture gives it, "" where it does not.
+    """
+
+    kind: str
+    name: str
+    near: tuple[str, ...] = ()
+    hash: str = ""
+
+    def __str__(self) -> str:
+        said = f" (hash {self.hash[:12]})" if self.hash else ""
+        hint = f"; similar: {', '.join(self.near)}" if self.near else ""
+        return f"{self.kind} {self.name!r}{said} is not here{hint}"
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a picture was made with, as far as it says and as far as it is here.
+
+    draft: its LoRAs under the names they have here, those of the prompt's tags among them; the missing are left out.
+    model: its name here, "" where it is not here or not said. program: what made the picture.
+    notes: what a user should know: files found by their hash, settings that mean nothing here, …
+    """
+
+    draft: Draft
+    program: str
+    model: str = ""
+    vae: str | None = None
+    missing: tuple[Missing, ...] = ()
+    notes: tuple[str, ...] = ()
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+
+def restore(file: Path, home: Home, library: Library) -> Restored:
+    """Raises RequestError for a file that is no picture or says nothing of how it was made."""
+    remembered, program = _read(file)
+    notes = list(remembered.notes)
+    model, gone = _model(remembered, home)
+    draft = _tags_as_rows(remembered.draft, notes)
+    wanted, missing = _adapters(draft.wanted, remembered.known, model, home, library, notes)
+    draft = replace(draft, wanted=wanted, where="")
+    if remembered.init_image is not None:
+        notes.append("it was made from another picture, which is not stored in it: choose that one again")
+    return Restored(
+        draft=_with_known_sampler(draft, notes),
+        program=program,
+        model=model,
+        vae=remembered.setup.vae,
+        missing=(*gone, *missing),
+        notes=tuple(notes),
+        record=remembered.record,
+    )
+
+
+def _read(file: Path) -> tuple[Remembered, str]:
+    texts = read_texts(file)
+    if CHUNK in texts:
+        return read_picture(file), "LoRA Studio"
+    if PARAMETERS in texts and _is_a1111(texts[PARAMETERS]):
+        return read_picture(file), "A1111"
+    return _by_sd_parsers(file)
+
+
+def _is_a1111(text: str) -> bool:
+    """Fooocus and others keep JSON under the same name."""
+    return not text.lstrip().startswith("{")
+
+
+# -- names here --------------------------------------------------------------------------------------------
+
+
+def _model(remembered: Remembered, home: Home) -> tuple[str, list[Missing]]:
+    """The model's name here; what is missing where it is not."""
+    name = re.sub(r"\.(safetensors|ckpt)$", "", remembered.model.replace("\\", "/").rsplit("/", 1)[-1])
+    if not name:
+        return "", []
+    try:
+        entry = home.find_model(name, paths=False)
+    except ModelError:
+        entry = None
+    if entry is not None:
+        return entry.name, []
+    return "", [Missing("model", name, tuple(near(name, home.models())), remembered.model_hash)]
+
+
+def _tags_as_rows(draft: Draft, notes: list[str]) -> Draft:
+    """Tags of the prompt become rows of the mix, so that they can be seen and moved; those that say more than
+    strengths stay where they are."""
+    prompt = str(draft.values.get("prompt", ""))
+    try:
+        _, tags = take_tags(prompt)
+    except PromptError as error:
+        notes.append(f"the prompt's LoRA tags cannot be read: {error}")
+        return draft
+    named = {wanted.adapter.casefold() for wanted in draft.wanted}
+    rows = list(draft.wanted)
+    for tag in tags:
+        plain = not (tag.factors or tag.lbw or tag.dyn)
+        if plain and tag.name.casefold() not in named:
+            said = tag.source.count(":") > 1  # else it is the strength that the file prefers
+            rows.append(Wanted(tag.name, tag.weight if said else None, tag.text_weight))
+            prompt = prompt.replace(tag.source, "", 1)
+            named.add(tag.name.casefold())
+    prompt = re.sub(r" {2,}", " ", prompt).strip()
+    return replace(draft.with_value("prompt", prompt), wanted=tuple(rows))
+
+
+def _adapters(
+    wanted: Sequence[Wanted],
+    known: Mapping[str, Known],
+    model: str,
+    home: Home,
+    library: Library,
+    notes: list[str],
+) -> tuple[tuple[Wanted, ...], list[Missing]]:
+    """Those that are here, under their names here; and those that are not."""
+    here, missing = [], []
+    for one in wanted:
+        said = known.get(one.adapter.casefold())
+        name = _name_here(one.adapter, said, model, home, library, notes)
+        if name is None:
+            similar = tuple(near(one.adapter, home.loras()))
+            missing.append(Missing("LoRA", one.adapter, similar, said.digest if said else ""))
+        else:
+            here.append(replace(one, adapter=name))
+    return tuple(here), missing
+
+
+def _name_here(
+    name: str, said: Known | None, model: str, home: Home, library: Library, notes: list[str]
+) -> str | None:
+    try:
+        entry = home.find_lora(name, model or None, paths=False)
+    except AdapterFileError:
+        same = library.with_hash(said.digest, said.size) if said else None
+        if same is not None:
+            notes.append(f"LoRA {name!r} was found by its hash: it is called {same.name!r} here")
+        return same.name if same is not None else None
+    if said is None or is_adapter(entry.path, said.digest):
+        return entry.name
+    same = library.with_hash(said.digest, said.size)
+    if same is not None:
+        notes.append(f"LoRA {name!r} of this picture is called {same.name!r} here (found by its hash)")
+        return same.name
+    notes.append(
+        f"LoRA {name!r} is another file than the one this picture was made with, so the picture will differ"
+    )
+    return entry.name
+
+
+def _with_known_sampler(draft: Draft, notes: list[str]) -> Draft:
+    name = draft.values.get("scheduler")
+    if name is None:
+        return draft
+    try:
+        return draft.with_value("scheduler", canonical(str(name)))
+    except StudioError as error:
+        notes.append(str(error))
+        return replace(
+            draft, values={key: value for key, value in draft.values.items() if key != "scheduler"}
+        )
+
+
+# -- other programs ----------------------------------------------------------------------------------------
+
+
+def _by_sd_parsers(file: Path) -> tuple[Remembered, str]:
+    from sd_parsers import ParserManager
+    from sd_parsers.exceptions import ParserError
+
+    try:
+        info = ParserManager().parse(file)
+    except (ParserError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise RequestError(
+            f"{file.name}: what it says about itself cannot be understood ({error})"
+        ) from error
+    if info is None:
+        raise RequestError(
+            f"{file.name} does not say how it was made; give the file as it was saved, messengers and image hosts "
+            "strip it"
+        )
+    program = str(getattr(info.generator, "value", info.generator))
+    sampler = info.samplers[0] if info.samplers else None
+    settings: Mapping[str, Any] = {**info.metadata, **(sampler.parameters if sampler else {})}
+    values: dict[str, Any] = {
+        "prompt": info.full_prompt,
+        "negative_prompt": info.full_negative_prompt or None,
+        "steps": _whole(settings, "steps"),
+        "seed": _whole(settings, "seed", "noise_seed"),
+        "guidance_scale": _real(settings, "cfg_scale", "cfg", "guidance_scale"),
+        "scheduler": _sampler_name(sampler.name if sampler else None, settings),
+        "width": _whole(settings, "width"),
+        "height": _whole(settings, "height"),
+    }
+    model = sampler.model if sampler is not None else None
+    rows = tuple(_foreign_loras(info.raw_parameters, info.metadata))
+    note = f"made by {program}, whose noise and rounding differ: expect a similar picture, not the same"
+    return (
+        Remembered(
+            draft=Draft(
+                {key: value for key, value in values.items() if value is not None}, rows, where=file.name
+            ),
+            ours=False,
+            model=(model.name or "") if model else "",
+            model_hash=(model.hash or "") if model else "",
+            notes=(note,),
+        ),
+        program,
+    )
+
+
+def _foreign_loras(raw: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[Wanted]:
+    """ComfyUI's loader nodes in the order they are met, and InvokeAI's list."""
+    found: dict[str, Wanted] = {}
+    for node in _comfy_nodes(raw):
+        inputs = node.get("inputs")
+        if isinstance(inputs, Mapping):
+            for name, weight, text in _comfy_loras(inputs):
+                found.setdefault(name.casefold(), Wanted(name, weight, text))
+    invoke = _json(raw.get("invokeai_metadata"))
+    for lora in (invoke.get("loras") or []) if isinstance(invoke, Mapping) else []:
+        model = lora.get("model") or lora.get("lora") if isinstance(lora, Mapping) else None
+        called = (model.get("name") or model.get("model_name")) if isinstance(model, Mapping) else None
+        if isinstance(called, str):
+            found.setdefault(called.casefold(), Wanted(called, _real(lora, "weight")))
+    return list(found.values())
+
+
+def _comfy_nodes(raw: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    nodes = _json(raw.get("prompt"))
+    return (
+        [node for node in nodes.values() if isinstance(node, Mapping)] if isinstance(nodes, Mapping) else []
+    )
+
+
+def _comfy_loras(inputs: Mapping[str, Any]) -> list[tuple[str, float | None, float | None]]:
+    """LoraLoader's inputs, and rgthree's power loader's ({"lora_1": {"on", "lora", "strength"}})."""
+    found: list[tuple[str, float | None, float | None]] = []
+    name = inputs.get("lora_name")
+    if isinstance(name, str):
+        weight = _real(inputs, "strength_model")
+        text = _real(inputs, "strength_clip")
+        found.append((_stem(name), weight, None if text == weight else text))
+    for value in inputs.values():
+        if isinstance(value, Mapping) and isinstance(value.get("lora"), str) and value.get("on", True):
+            found.append((_stem(value["lora"]), _real(value, "strength"), _real(value, "strengthTwo")))
+    return found
+
+
+def _stem(name: str) -> str:
+    return name.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".safetensors")
+
+
+def _sampler_name(name: str | None, settings: Mapping[str, Any]) -> str | None:
+    """ComfyUI names solver and spacing apart."""
+    if not name:
+        return None
+    spacing = str(settings.get("scheduler") or "").lower()
+    both = f"{name} {spacing}" if spacing == "karras" and "karras" not in name.lower() else name
+    return COMFY_SAMPLERS.get(both.lower(), both)
+
+
+def _json(value: object) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _whole(values: Mapping[str, Any], *names: str) -> int | None:
+    number = _real(values, *names)
+    return int(number) if number is not None and number >= 0 and number == int(number) else None
+
+
+def _real(values: Mapping[str, Any], *names: str) -> float | None:
+    for name in names:
+        value = values.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            continue
+        try:
+            return float(value)
+        except ValueError:
+            continue
+    return None

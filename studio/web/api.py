@@ -1,0 +1,365 @@
+"""The studio's functions for programs: `gradio_client`, plain HTTP, and MCP. Typed, documented, the same words as
+everywhere.
+
+They submit jobs and look at them, as the pages do; waiting for a picture never holds up anybody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import gradio as gr
+from gradio.events import api as offer
+from starlette.concurrency import run_in_threadpool
+
+from composers.registry import methods as all_methods
+from composers.registry import parse as parse_composer
+from pipelines import StudioError
+from pipelines.adapters import inspect_file
+from pipelines.errors import RequestError
+from pipelines.home import Home
+from pipelines.request import SEEDS
+from studio.asking import parse_lora
+from studio.jobs import JobView, Worker
+from studio.jobs.owner import owner_of
+from studio.library.card import Card
+from studio.library.fit import Fit, fit_of
+from studio.opening import Opening, model_name
+from studio.recipe import Draft, plain_draft
+from studio.restore import restore
+
+LOOK_EVERY = 0.1
+"""Seconds between two looks at a job."""
+LONGEST_WAIT = 3600.0
+"""Seconds that a call may wait for a job."""
+
+
+def add(worker: Worker) -> None:
+    """Adds the functions to the page that is being built."""
+    for function in Functions(worker).all():
+        offer(function, api_name=function.__name__, queue=False, concurrency_limit=None)
+
+
+class Functions:
+    """The functions, over one worker. A StudioError is shown as it is."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def all(self) -> list[Any]:
+        worker = self._worker
+
+        async def compose(
+            prompt: str,
+            loras: list[str] | None = None,
+            negative_prompt: str = "",
+            method: str = "merge",
+            seed: int = -1,
+            steps: int = 0,
+            guidance_scale: float = -1.0,
+            width: int = 0,
+            height: int = 0,
+            sampler: str = "",
+            count: int = 1,
+            model: str = "",
+            wait_seconds: float = 600.0,
+            request: gr.Request | None = None,
+        ) -> dict[str, Any]:
+            """Draw pictures with a mix of LoRAs.
+
+            Args:
+                prompt: what to draw; <lora:name:0.8> tags and (word:1.2) weights are understood.
+                loras: names with strengths, as in ["nilo-fox=0.8", "kimono"]; see `library`.
+                negative_prompt: what to keep out.
+                method: how the LoRAs are combined: merge, switch, composite, cmlora, blora, with settings as in
+                    switch:interval=3; see `methods`.
+                seed: of the first picture, the others follow; -1 draws one.
+                steps: 0 is the model's own number.
+                guidance_scale: below 0 is the model's own; 1 or less means none.
+                width: in pixels; 0 is the model's own.
+                height: in pixels; 0 is the model's own.
+                sampler: as in A1111: Euler, DPM++ 2M Karras, …; empty is the model's own.
+                count: pictures, with rising seeds.
+                model: a name of `models`; empty is the default one.
+                wait_seconds: how long to wait for the pictures; 0 returns the queued job at once.
+
+            Returns:
+                The job: its id, state, message, and the pictures with their files, addresses, and records.
+            """
+            base = _draft(prompt, loras, negative_prompt, steps, guidance_scale, width, height, sampler)
+            drafts = _counted(base.with_value("composer", _method(method)), seed, count)
+            return await _asked(worker, request, drafts, [], "compose", model, wait_seconds)
+
+        async def compare(
+            prompt: str,
+            loras: list[str],
+            methods: list[str] | None = None,
+            negative_prompt: str = "",
+            seed: int = -1,
+            steps: int = 0,
+            guidance_scale: float = -1.0,
+            width: int = 0,
+            height: int = 0,
+            sampler: str = "",
+            model: str = "",
+            wait_seconds: float = 600.0,
+            request: gr.Request | None = None,
+        ) -> dict[str, Any]:
+            """Draw one mix by several methods, at one seed and in shared passes.
+
+            Args:
+                prompt: what to draw.
+                loras: names with strengths, as in ["nilo-fox=0.8", "kimono"].
+                methods: as in ["merge", "switch:interval=3", "composite", "cmlora"], which is the default.
+                negative_prompt: what to keep out.
+                seed: -1 draws one.
+                steps: 0 is the model's own number.
+                guidance_scale: below 0 is the model's own.
+                width: in pixels; 0 is the model's own.
+                height: in pixels; 0 is the model's own.
+                sampler: empty is the model's own.
+                model: a name of `models`; empty is the default one.
+                wait_seconds: how long to wait for the pictures; 0 returns the queued job at once.
+
+            Returns:
+                The job, one picture a method, labelled by it.
+            """
+            names = methods or ["merge", "switch", "composite", "cmlora"]
+            base = _draft(prompt, loras, negative_prompt, steps, guidance_scale, width, height, sampler)
+            [base] = _counted(base, seed, 1)
+            drafts = [base.with_value("composer", _method(name)) for name in names]
+            return await _asked(worker, request, drafts, names, "compare", model, wait_seconds)
+
+        async def job(
+            id: str, wait_seconds: float = 0.0, request: gr.Request | None = None
+        ) -> dict[str, Any]:
+            """One of your jobs: its state, its place in the queue, and its pictures.
+
+            Args:
+                id: as `compose` and `compare` give it.
+                wait_seconds: how long to wait until it is over; 0 tells how it stands now.
+
+            Returns:
+                The job, as `compose` returns it.
+            """
+            return await _waited(worker, id, _owner(request), wait_seconds)
+
+        def cancel(id: str, request: gr.Request | None = None) -> bool:
+            """Stop one of your jobs within one step; its finished pictures are kept.
+
+            Args:
+                id: the job.
+
+            Returns:
+                Whether there was anything to stop.
+            """
+            return worker.cancel(id, _owner(request))
+
+        def library(search: str = "", model: str = "", fitting_only: bool = False) -> list[dict[str, Any]]:
+            """The LoRAs that can be mixed, with their trigger words and preferred strengths.
+
+            Args:
+                search: words that must stand in name, title, type, category, tags or triggers.
+                model: a name of `models`, for whether they fit; empty is the default one.
+                fitting_only: leave out those that do not fit.
+
+            Returns:
+                One object a file; `misfit` says why one does not fit, and is empty where it does.
+            """
+            with _told():
+                fit = _fit(worker.home, model)
+                found = worker.library.search(search, fit=fit, fitting_only=fitting_only)
+                return [_card(card, fit) for card in found]
+
+        def inspect(name: str) -> dict[str, Any]:
+            """What one LoRA file is: type, rank, layers, the family it was made for, metadata, trigger words.
+
+            Args:
+                name: as `library` gives it.
+
+            Returns:
+                All that its header and the notes beside it say.
+            """
+            with _told():
+                seen = inspect_file(worker.home.find_lora(name, paths=False).path).to_dict()
+                seen.pop("path")
+                return seen
+
+        def picture_info(picture: dict[str, Any]) -> dict[str, Any]:
+            """What a picture was made with: by LoRA Studio, A1111, ComfyUI, InvokeAI and others.
+
+            Args:
+                picture: an uploaded file, as `gradio_client.handle_file` gives it.
+
+            Returns:
+                The settings, the model, what of it is missing here, and notes.
+            """
+            with _told():
+                path = picture.get("path") if isinstance(picture, dict) else None
+                if not isinstance(path, str):
+                    raise RequestError(
+                        "picture must be an uploaded file, as gradio_client.handle_file gives it"
+                    )
+                found = restore(Path(path), worker.home, worker.library)
+                return {
+                    "program": found.program,
+                    "settings": plain_draft(found.draft),
+                    "model": found.model,
+                    "missing": [str(one) for one in found.missing],
+                    "notes": list(found.notes),
+                }
+
+        def models() -> list[dict[str, Any]]:
+            """The models that can be chosen.
+
+            Returns:
+                One object a model: name, base family, whether it can be used and is the default, size in bytes.
+            """
+            return [
+                {
+                    "name": model.name,
+                    "base": model.base,
+                    "usable": model.usable,
+                    "default": model.default,
+                    "embedded": model.embedded,
+                    "bytes": model.size,
+                }
+                for model in worker.models()
+            ]
+
+        def methods() -> list[dict[str, Any]]:
+            """The composition methods, with what each does.
+
+            Returns:
+                One object a method: name and summary.
+            """
+            return [{"name": name, "summary": kind.summary} for name, kind in all_methods().items()]
+
+        return [compose, compare, job, cancel, library, inspect, picture_info, models, methods]
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Within: a StudioError becomes the message that gradio shows to whoever called."""
+    try:
+        yield
+    except StudioError as error:
+        raise gr.Error(str(error), print_exception=False) from error
+
+
+def _owner(request: gr.Request | None) -> str:
+    return owner_of(getattr(request, "username", None))
+
+
+def _draft(
+    prompt: str,
+    loras: Sequence[str] | None,
+    negative: str,
+    steps: int,
+    guidance: float,
+    width: int,
+    height: int,
+    sampler: str,
+) -> Draft:
+    values: dict[str, Any] = {
+        "prompt": prompt,
+        "negative_prompt": negative or None,
+        "steps": steps or None,
+        "guidance_scale": None if guidance < 0 else guidance,
+        "width": width or None,
+        "height": height or None,
+        "scheduler": sampler or None,
+    }
+    with _told():
+        wanted = tuple(parse_lora(text) for text in loras or ())
+    return Draft({name: value for name, value in values.items() if value is not None}, wanted)
+
+
+def _method(text: str) -> Any:
+    with _told():
+        return parse_composer(text)
+
+
+def _counted(draft: Draft, seed: int, count: int) -> list[Draft]:
+    first = random.randrange(SEEDS) if seed == -1 else seed
+    return [draft.with_value("seed", first + place) for place in range(count)]
+
+
+async def _asked(
+    worker: Worker,
+    request: gr.Request | None,
+    drafts: Sequence[Draft],
+    labels: Sequence[str],
+    kind: str,
+    model: str,
+    wait_seconds: float,
+) -> dict[str, Any]:
+    owner = _owner(request)
+
+    def submit() -> str:
+        return worker.submit(owner, drafts, model=model or None, kind=kind, labels=labels)
+
+    with _told():
+        id = await run_in_threadpool(submit)
+    return await _waited(worker, id, owner, wait_seconds)
+
+
+async def _waited(worker: Worker, id: str, owner: str, seconds: float) -> dict[str, Any]:
+    until = time.monotonic() + min(seconds, LONGEST_WAIT)
+    while True:
+        view = await run_in_threadpool(worker.view, id, owner)
+        if view is None:
+            raise gr.Error(f"you have no job {id!r}", print_exception=False)
+        if view.state.over or time.monotonic() >= until:
+            return job_to_dict(view)
+        await asyncio.sleep(LOOK_EVERY)
+
+
+def job_to_dict(view: JobView) -> dict[str, Any]:
+    """A job as JSON can hold it; a picture's `url` is its address on this server."""
+    return {
+        "id": view.id,
+        "state": str(view.state),
+        "message": view.message,
+        "error": view.error,
+        "position": view.position,
+        "seconds_left": view.seconds_left,
+        "pictures": [
+            {
+                "label": picture.label,
+                "state": str(picture.state),
+                "seed": picture.seed,
+                "step": picture.step,
+                "steps": picture.count,
+                "file": None if picture.file is None else str(picture.file),
+                "url": None if picture.file is None else f"/gradio_api/file={quote(str(picture.file))}",
+                "error": picture.error,
+                "record": picture.record,
+            }
+            for picture in view.pictures
+        ],
+    }
+
+
+def _fit(home: Home, model: str) -> Fit | None:
+    return fit_of(model_name(Opening(model or None), home), home, paths=False)
+
+
+def _card(card: Card, fit: Fit | None) -> dict[str, Any]:
+    return {
+        "name": card.name,
+        "title": card.title,
+        "type": list(card.kinds),
+        "category": card.category,
+        "made_for": card.made_for or card.family_label,
+        "triggers": list(card.triggers),
+        "preferred_weight": card.preferred_weight,
+        "misfit": card.misfit(fit),
+    }

@@ -1,0 +1,209 @@
+"""What A1111's front ends send, read into drafts: https://github.com/AUTOMATIC1111/stable-diffusion-webui/wiki/API.
+
+Front ends send every field they know, most of them at a value that asks for nothing; those are passed over. A field
+that asks for something this studio does not do is refused by name, never ignored.
+"""
+
+from __future__ import annotations
+
+import difflib
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from composers.registry import methods
+from composers.registry import parse as parse_composer
+from pipelines.errors import RequestError
+from pipelines.request import SEEDS
+from pipelines.schedulers import canonical
+from studio.recipe import Draft
+
+MOST_AT_ONCE = 1000
+"""Pictures of one request."""
+OUR_SCRIPT = "lora studio"
+"""In `alwayson_scripts`: {"LoRA Studio": {"args": ["switch:interval=3"]}} chooses the method."""
+
+_READ = (
+    "prompt", "negative_prompt", "seed", "sampler_name", "sampler_index", "scheduler", "steps", "cfg_scale", "width",
+    "height", "batch_size", "n_iter", "denoising_strength", "init_images", "resize_mode", "override_settings",
+    "alwayson_scripts", "send_images", "save_images",
+)  # fmt: skip
+_INDIFFERENT = (
+    "do_not_save_samples", "do_not_save_grid", "override_settings_restore_afterwards", "include_init_images",
+    "force_task_id", "comments", "session_hash", "sampler_noise_scheduler_override", "script_args", "subseed",
+    "hr_scale", "hr_upscaler", "hr_second_pass_steps", "hr_resize_x", "hr_resize_y", "hr_checkpoint_name",
+    "hr_sampler_name", "hr_scheduler", "hr_prompt", "hr_negative_prompt", "hr_cfg", "hr_additional_modules",
+    "firstphase_width", "firstphase_height", "mask_blur", "mask_blur_x", "mask_blur_y", "mask_round",
+    "inpainting_fill", "inpaint_full_res", "inpaint_full_res_padding", "inpainting_mask_invert",
+    "seed_enable_extras", "refiner_switch_at", "image_cfg_scale", "initial_noise_multiplier",
+)  # fmt: skip
+"""They say how to do what other fields ask for, and those are refused."""
+_REFUSED: Mapping[str, tuple[str, tuple[object, ...]]] = {
+    "enable_hr": ("hires fix", ()),
+    "mask": ("inpainting", ()),
+    "latent_mask": ("inpainting", ()),
+    "styles": ("prompt styles", ()),
+    "subseed_strength": ("variation seeds", ()),
+    "seed_resize_from_h": ("resizing seeds", (-1,)),
+    "seed_resize_from_w": ("resizing seeds", (-1,)),
+    "restore_faces": ("face restoration", ()),
+    "tiling": ("tiling", ()),
+    "refiner_checkpoint": ("the refiner", ("None",)),
+    "disable_extra_networks": ("switching LoRA tags off", ()),
+    "firstpass_image": ("hires fix", ()),
+    "script_name": ("scripts", ()),
+    "infotext": ("reading settings from an infotext; send the fields", ()),
+    "eta": ("eta", (1, 1.0)),
+    "s_churn": ("noise churn", ()),
+    "s_tmin": ("noise churn", ()),
+    "s_tmax": ("noise churn", ()),
+    "s_noise": ("noise churn", (1, 1.0)),
+    "s_min_uncond": ("skipping the negative prompt", ()),
+}
+"""Field -> what it asks for, and the values beside False, None, 0 and nothing at which it asks for nothing."""
+_SCHEDULES = {"automatic": "", "uniform": "", "normal": "", "karras": " Karras", "sgm_uniform": " SGM Uniform",
+              "sgm uniform": " SGM Uniform"}  # fmt: skip
+OPTIONS = ("sd_model_checkpoint", "sd_vae", "CLIP_stop_at_last_layers")
+"""The settings that can be changed, for one request or for all that follow."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One txt2img or img2img call. draft: of its first picture, whose seed is set; init_image: as base64 text.
+
+    resize: how the initial image is brought to size: 0 stretched, 1 cropped. override: settings for this call.
+    """
+
+    draft: Draft
+    count: int
+    init_image: str | None
+    resize: int
+    override: Mapping[str, Any]
+    send_images: bool
+    save_images: bool
+
+    def drafts(self, init_image: Path | None) -> list[Draft]:
+        """One a picture, with rising seeds."""
+        seed = self.draft.values["seed"]
+        return [
+            Draft({**self.draft.values, "seed": seed + place}, (), init_image) for place in range(self.count)
+        ]
+
+
+def read_asked(body: Mapping[str, Any], *, with_image: bool) -> Asked:
+    """Raises RequestError and ComposerError for whatever cannot be done."""
+    _refuse(body, with_image=with_image)
+    images = body.get("init_images") or []
+    if with_image and (not isinstance(images, list) or len(images) != 1 or not isinstance(images[0], str)):
+        raise RequestError("init_images must be a list with one picture in it, as base64 text")
+    count = _whole(body, "batch_size", 1) * _whole(body, "n_iter", 1)
+    if not 1 <= count <= MOST_AT_ONCE:
+        raise RequestError(f"batch_size x n_iter is {count}; it must lie in 1 … {MOST_AT_ONCE}")
+    override = body.get("override_settings") or {}
+    check_options(override)
+    seed = _whole(body, "seed", -1)
+    values: dict[str, Any] = {
+        "prompt": _text(body, "prompt"),
+        "negative_prompt": _text(body, "negative_prompt") or None,
+        "seed": random.randrange(SEEDS) if seed == -1 else seed,
+        "steps": body.get("steps"),
+        "guidance_scale": body.get("cfg_scale"),
+        "width": body.get("width"),
+        "height": body.get("height"),
+        "scheduler": _scheduler(body),
+        "composer": _method(body),
+        "strength": body.get("denoising_strength", 0.75) if with_image else None,
+    }
+    return Asked(
+        Draft({name: value for name, value in values.items() if value is not None}),
+        count,
+        images[0] if with_image else None,
+        _whole(body, "resize_mode", 0),
+        override,
+        bool(body.get("send_images", True)),
+        bool(body.get("save_images", False)),
+    )
+
+
+def check_options(options: object) -> None:
+    """Raises RequestError for settings that cannot be changed."""
+    if not isinstance(options, Mapping):
+        raise RequestError('settings must be an object, as in {"sd_model_checkpoint": "name"}')
+    for name in options:
+        if name not in OPTIONS:
+            raise RequestError(
+                f"the setting {name!r} cannot be changed; those that can: {', '.join(OPTIONS)}"
+            )
+    clip_skip(options)
+
+
+def clip_skip(options: Mapping[str, Any]) -> int | None:
+    """Text-encoder layers to skip: A1111 counts from 1, which skips nothing."""
+    value = options.get("CLIP_stop_at_last_layers")
+    if value in (None, 1):
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise RequestError(f"CLIP_stop_at_last_layers={value!r} must be a whole number above 0")
+    return value - 1
+
+
+def _refuse(body: Mapping[str, Any], *, with_image: bool) -> None:
+    known = (*_READ, *_INDIFFERENT, *_REFUSED)
+    for name, value in body.items():
+        if name in _REFUSED:
+            what, neutral = _REFUSED[name]
+            if value and value not in neutral:
+                raise RequestError(f"{name}={value!r}: {what} is not offered here; leave the field out")
+        elif name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise RequestError(f"unknown field {name!r}{f'; did you mean {near[0]!r}?' if near else ''}")
+    if not with_image and body.get("init_images"):
+        raise RequestError("init_images belong to /sdapi/v1/img2img")
+    if _whole(body, "resize_mode", 0) not in (0, 1):
+        raise RequestError(f"resize_mode={body['resize_mode']!r} is not offered; 0 stretches, 1 crops")
+
+
+def _scheduler(body: Mapping[str, Any]) -> str | None:
+    """A1111 names solver and spacing apart; here they are one name."""
+    name = _text(body, "sampler_name") or _text(body, "sampler_index")
+    spacing = _text(body, "scheduler")
+    suffix = _SCHEDULES.get(spacing.lower(), f" {spacing}" if spacing else "")
+    if not name:
+        return None if not suffix else canonical(f"Euler{suffix}")
+    return canonical(name if not suffix or name.lower().endswith(suffix.lower()) else f"{name}{suffix}")
+
+
+def _method(body: Mapping[str, Any]) -> Any:
+    scripts = body.get("alwayson_scripts") or {}
+    if not isinstance(scripts, Mapping):
+        raise RequestError("alwayson_scripts must be an object")
+    for name, script in scripts.items():
+        if name.lower() != OUR_SCRIPT:
+            if not script or not (isinstance(script, Mapping) and script.get("args")):
+                continue
+            raise RequestError(
+                f"alwayson_scripts: the script {name!r} is not here; leave it out. {OUR_SCRIPT.title()!r} takes a "
+                f"method: {', '.join(methods())}"
+            )
+        args = script.get("args") if isinstance(script, Mapping) else None
+        if not isinstance(args, list) or len(args) != 1 or not isinstance(args[0], str):
+            raise RequestError(f'alwayson_scripts: {name!r} takes one text, as in ["switch:interval=3"]')
+        return parse_composer(args[0])
+    return None
+
+
+def _text(body: Mapping[str, Any], name: str) -> str:
+    value = body.get(name)
+    if not isinstance(value, str | None):
+        raise RequestError(f"{name}={value!r} must be text")
+    return value or ""
+
+
+def _whole(body: Mapping[str, Any], name: str, default: int) -> int:
+    value = body.get(name)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise RequestError(f"{name}={value!r} must be a whole number")
+    return value
