@@ -2,8 +2,8 @@
 
     python assets/build/export.py --work WORK --assets assets
 
-Reads WORK/unet-sdxl.safetensors, WORK/unet-sd1.safetensors, WORK/vae.safetensors and the judges;
-whatever is missing is left out. The cards are written by `cards.py`.
+Reads WORK/unet-sdxl.safetensors, WORK/unet-sd1.safetensors, WORK/vae.safetensors (else tiny-sdxl's) and the
+judges; whatever is missing is left out. The cards are written by `cards.py`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ def export(work: Path, assets: Path) -> None:
         weights = work / f"unet-{family}.safetensors"
         if not weights.exists():
             continue
-        parts = {"vae": models.vae(), "unet": models.unet(family), **models.texts(family)}
+        parts = {"vae": models.load_vae(work), "unet": models.unet(family), **models.texts(family)}
         models.load_weights(weights, parts)
-        models.load_weights(work / "vae.safetensors", parts)
         models.export(assets / "models" / name, family, {k: m.eval() for k, m in parts.items()})
     for source, target in (("classifier", "classifier"), ("clip", "scorer")):
         if (work / source).exists():

@@ -241,9 +241,11 @@ def train(
         flush=True,
     )
     g = torch.Generator(device).manual_seed(seed)
-    if (early := start_at - time.time()) > 0:  # the GPU is another step's until then
+    if start_at:  # the GPU is another step's until then; a late start does not move the end
+        early = start_at - time.time()
         print(f"ready {early:.0f} s early", flush=True)
-        time.sleep(early)
+        time.sleep(max(0.0, early))
+        seconds += min(0.0, early)
     start, saved, step, shown, total = time.time(), time.time(), 0, 0, torch.zeros((), device=device)
     order = torch.randperm(pictures, device=device, generator=g)
     while (passed := (time.time() - start) / seconds) < 1:
