@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from composers.plan import Lane, Plan, Role
+from pipelines.engine.call import Call
 from pipelines.family import Cut
-from pipelines.features import captured, shallow_modules, shallow_pass
 from pipelines.model import Model
 from pipelines.text.encoder import Embedding
 from pipelines.trajectory import Trajectory
@@ -54,49 +53,56 @@ def rows_of(trajectories: Sequence[Trajectory]) -> list[Row]:
 def evaluate(model: Model, rows: Sequence[Row]) -> Tensor:
     """One UNet call: [rows, channels, h, w] float32. All rows have one latent shape, and all run in full or all run
     shallow at one cut."""
-    latents, timesteps, conditions = _inputs(model, rows)
-    uses = [row.lane.uses for row in rows]
-    cut = rows[0].cut
-    if rows[0].shallow:
-        assert cut is not None
-        remembered = [row.trajectory.features.get(row.lane.memory, model.device) for row in rows]
-        modules = shallow_modules(model.unet, cut)
-        with torch.inference_mode(), model.bank.active("unet", uses, modules):
-            deep = torch.stack(remembered)  # [rows, channels, h, w] of the features
-            return shallow_pass(model.unet, cut, deep, latents, timesteps, **conditions).float()
-    kept = [(place, row, row.cut) for place, row in enumerate(rows) if row.kept and row.cut]
-    with (
-        torch.inference_mode(),
-        model.bank.active("unet", uses),
-        captured(model.unet, {cut for _, _, cut in kept}) as found,
-    ):
-        predictions: Tensor = model.unet(latents, timesteps, **conditions, return_dict=False)[0]
-        for place, row, cut in kept:
-            row.trajectory.features.put(row.lane.memory, found[cut][place])
-    return predictions.float()
+    with torch.inference_mode():
+        found = model.engine.run(_call(model, rows))
+        for place, row in enumerate(rows):
+            if row.kept and row.cut:
+                row.trajectory.features.put(row.lane.memory, found.features[row.cut][place])
+        return found.prediction.float()
 
 
-def _inputs(model: Model, rows: Sequence[Row]) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """Latents [rows, channels, h, w], timesteps [rows] float32, and text and sizes as the UNet names them."""
+def _call(model: Model, rows: Sequence[Row]) -> Call:
+    """The rows as the UNet reads them."""
     inputs: dict[int, Tensor] = {}
     for row in rows:
         inputs.setdefault(id(row.trajectory), row.trajectory.model_input())
     latents = torch.cat([inputs[id(row.trajectory)] for row in rows])  # [rows, channels, h, w]
     timesteps = torch.tensor([row.trajectory.timestep for row in rows], device=model.device)  # [rows] float32
     tokens, mask = _joined([row.text.tokens for row in rows])
-    added = None
+    pooled = sizes = deep = None
     if rows[0].trajectory.sizes:
-        pooled = torch.stack(
-            [row.text.pooled for row in rows if row.text.pooled is not None]
-        )  # [rows, width]
-        sizes = torch.tensor([row.trajectory.sizes for row in rows], device=model.device)  # [rows, 6]
-        added = {"text_embeds": pooled.to(model.dtype), "time_ids": sizes.to(model.dtype)}
-    conditions = {
-        "encoder_hidden_states": tokens.to(model.dtype),
-        "encoder_attention_mask": mask,
-        "added_cond_kwargs": added,
-    }
-    return latents.to(model.dtype), timesteps, conditions
+        own = [row.text.pooled for row in rows if row.text.pooled is not None]
+        pooled = torch.stack(own).to(model.dtype)  # [rows, width]
+        sizes = torch.tensor([row.trajectory.sizes for row in rows], device=model.device).to(model.dtype)
+    shallow = rows[0].shallow
+    if shallow:
+        remembered = [row.trajectory.features.get(row.lane.memory, model.device) for row in rows]
+        deep = torch.stack(remembered)  # [rows, channels, h, w] of the features
+    leaves = dict.fromkeys(row.cut for row in rows if row.kept and row.cut)
+    return Call(
+        latents.to(model.dtype),
+        timesteps,
+        tokens.to(model.dtype),
+        mask,
+        pooled,
+        sizes,
+        uses=tuple(row.lane.uses for row in rows),
+        texts=tuple(row.text.tokens for row in rows),
+        steady=min(_steady(row.trajectory) for row in {id(row.trajectory): row for row in rows}.values()),
+        cut=rows[0].cut if shallow else None,
+        deep=deep,
+        leaves=tuple(sorted(leaves)),
+    )
+
+
+def _steady(trajectory: Trajectory) -> int:
+    """Steps, the present one counted, whose lanes have the same uses."""
+    first = trajectory.step
+    uses = [lane.uses for lane in trajectory.plans[first].lanes]
+    later = trajectory.plans[first:]
+    return next(
+        (ahead for ahead, plan in enumerate(later) if [lane.uses for lane in plan.lanes] != uses), len(later)
+    )
 
 
 def fold(plan: Plan, predictions: Tensor, rescale: float) -> Tensor:

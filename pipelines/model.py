@@ -21,6 +21,7 @@ from pipelines.adapters.adapter import Adapter, LoadReport, ModelLayers, model_l
 from pipelines.checkpoints import Checkpoint
 from pipelines.checkpoints.components import vae_dtype
 from pipelines.engine.bank import Bank, FormChoice
+from pipelines.engine.engine import Engine
 from pipelines.errors import AdapterError, RenderError
 from pipelines.family import Cut, FamilyName
 from pipelines.features import cuts_of, feature_shape
@@ -55,6 +56,7 @@ class Model:
         self._side: torch.cuda.Stream | None = None
         self._components: Mapping[str, nn.Module] = {"unet": checkpoint.unet, **checkpoint.text_encoders}
         self.bank = Bank(self._components, form)
+        self.engine = Engine(self.unet, self.bank)
         self.layers: ModelLayers = model_layers(checkpoint.family, checkpoint.label, self._components)
         self.text = TextEncoder(
             checkpoint.family,
@@ -98,6 +100,7 @@ class Model:
             nn.Module.to(part, rest, self.dtype)
         nn.Module.to(self.vae, rest, vae_dtype(self.dtype, self.vae.config))
         self.bank.to(self.device)
+        self.engine.reset()
 
     def load_adapter(self, path: Path, name: str, family: FamilyName | None = None) -> LoadReport:
         """Read a file and make it resident under `name`: all of it, or an AdapterError and nothing.

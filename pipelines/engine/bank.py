@@ -7,172 +7,270 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal, TypeVar
+from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from composers.plan import Use
-from pipelines.adapters.adapter import Adapter
+from pipelines.adapters.adapter import Adapter, Hadamard, LowRank
 from pipelines.engine import flora
-from pipelines.engine.layers import Factors, Form, LaneLayer, Slot, wrap
+from pipelines.engine.factors import Acting, Form
+from pipelines.engine.layers import Slot
+from pipelines.engine.packing import DensePacking, Packing, Ranks, Reach, Taken
+from pipelines.engine.rows import RowPool
+from pipelines.engine.table import KINDS, Kind, Table
 
-FormChoice = Literal["auto", "lane-packed", "pool"]
+FormChoice = Literal["auto", "lane-packed", "pool", "dense"]
 Rows = tuple[tuple[Use, ...], ...]
-Selection = list[tuple[Slot, Factors | None, flora.Multiplied | None]]
-Number = TypeVar("Number", int, float)
+
+
+@dataclass(frozen=True)
+class _Selection:
+    rows: Rows
+    acting: tuple[tuple[Slot, Acting], ...]
+    multiplied: tuple[tuple[Slot, flora.Multiplied], ...]
+
+    @property
+    def forms(self) -> set[str]:
+        return {str(acting.form) for _, acting in self.acting} | (
+            {"multiplied"} if self.multiplied else set()
+        )
 
 
 class Bank:
     """Adapters resident on one model's UNet and text encoders.
 
-    Wraps the components once, when it is made. `form` is the mathematical form of the per-lane
-    product: "lane-packed", "pool", or "auto", which pools while that costs at most twice the
-    lane-packed arithmetic (two dense products and no gather).
+    Wraps the components once, when it is made. `form` is the mathematical form of the per-lane product:
+    "lane-packed", "pool", "dense", or "auto", which pools while that costs at most twice the lane-packed arithmetic
+    (two dense products and no gather).
     """
 
     def __init__(self, components: Mapping[str, nn.Module], form: FormChoice = "auto") -> None:
         self.form = form
         self.adapters: dict[str, Adapter] = {}
-        self._layers: dict[str, dict[str, LaneLayer]] = {
-            name: wrap(model) for name, model in components.items()
-        }
-        self._selected: dict[tuple[str, tuple[str, ...]], tuple[Rows, Selection]] = {}
+        self.version = 0  # of the resident adapters; whatever is kept of a mix is of one version
+        self.tables: dict[str, Table] = {name: Table(model) for name, model in components.items()}
+        self.pools: dict[int, RowPool] = {}
+        self._reach: dict[tuple[str, str], Reach] = {}  # (component, adapter)
+        self._blocks: dict[str, dict[int, tuple[int, int]]] = {}  # adapter -> width -> (first row, rows)
+        self._selected: dict[tuple[str, tuple[str, ...], tuple[Kind, ...]], _Selection] = {}
 
     def load(self, adapter: Adapter) -> None:
         """Make an adapter resident. All its layers exist in the model (the reader has seen to that)."""
         assert adapter.name not in self.adapters, adapter.name
+        rows: dict[int, list[Tensor]] = {}
+        counts: dict[int, int] = {}
+
+        def add(width: int, tensor: Tensor) -> int:
+            first = counts.get(width, 0)
+            rows.setdefault(width, []).append(tensor)
+            counts[width] = first + len(tensor)
+            return first
+
+        reaches: dict[str, Reach] = {}
+        for component, table in self.tables.items():
+            reaches[component] = Reach(*(np.zeros(len(table.layers), np.int64) for _ in range(3)))
         for path, factors in adapter.layers.items():
-            self._layer(path).slot.insert(adapter.name, factors)
+            component, _, module = path.partition(".")
+            table = self.tables[component]
+            place = table.place[module]
+            if isinstance(factors, Hadamard):
+                table.layers[place].slot.insert(adapter.name, factors, table.layers[place].weight)
+                continue
+            reach = reaches[component]
+            reach.down[place] = add(table.in_width(place), factors.down.flatten(1))
+            reach.up[place] = add(table.out_width(place), _scaled(factors))
+            reach.rank[place] = factors.rank
+        blocks = {
+            width: (self._pool(width).insert(torch.cat([part.float() for part in parts])), counts[width])
+            for width, parts in rows.items()
+        }
+        for component, reach in reaches.items():
+            if reach.rank.any():
+                self._reach[component, adapter.name] = self._placed(component, reach, blocks)
+        self._blocks[adapter.name] = blocks
         self.adapters[adapter.name] = adapter
-        self._selected.clear()
+        self._changed()
 
     def unload(self, name: str) -> None:
         """Take an adapter out again; the base weights were never touched."""
-        for path in self.adapters.pop(name).layers:
-            self._layer(path).slot.remove(name)
-        self._selected.clear()
+        del self.adapters[name]
+        for width, (first, count) in self._blocks.pop(name).items():
+            self.pools[width].remove(first, count)
+        for component, table in self.tables.items():
+            self._reach.pop((component, name), None)
+            for layer in table.layers:
+                layer.slot.remove(name)
+        self._changed()
 
     def to(self, device: torch.device) -> None:
         """Move the factors to the device their layers work on, in their layers' dtype."""
-        for layer in self._all_layers():
-            layer.slot.to(layer.weight.new_empty(0, device=device))
-        self._selected.clear()
+        like = self._weight().new_empty(0, device=device)
+        for pool in self.pools.values():
+            pool.to(like)
+        for table in self.tables.values():
+            for layer in table.layers:
+                layer.slot.to(like)
+        self._changed()
 
     @property
     def bytes(self) -> int:
         """Device memory the factors take."""
-        return sum(layer.slot.bytes for layer in self._all_layers())
+        slots = (layer.slot.bytes for table in self.tables.values() for layer in table.layers)
+        return sum(pool.used_bytes for pool in self.pools.values()) + sum(slots)
 
     @contextmanager
     def active(
-        self, component: str, rows: Sequence[tuple[Use, ...]], modules: tuple[str, ...] = ("",)
+        self,
+        component: str,
+        rows: Sequence[tuple[Use, ...]],
+        modules: tuple[str, ...] = ("",),
+        kinds: tuple[Kind, ...] = KINDS,
     ) -> Iterator[None]:
         """Within: batch row i of `component` runs with the adapters `rows[i]`, at their `weight`.
 
-        modules: dotted names of the parts that will run, where that is not all of it.
+        modules: dotted names of the parts that will run, where that is not all of it. kinds: those of the layers.
         """
-        selection = self._selection(component, tuple(rows), modules)
+        selection = self._selection(component, tuple(rows), modules, kinds)
         try:
-            for slot, factors, multiplied in selection:
-                slot.factors, slot.multiplied = factors, multiplied
+            for slot, acting in selection.acting:
+                slot.acting = acting
+            for slot, multiplied in selection.multiplied:
+                slot.multiplied = multiplied
             yield
         finally:
-            for slot, _, _ in selection:
-                slot.factors = slot.multiplied = None
+            for slot, _ in selection.acting:
+                slot.acting = None
+            for slot, _ in selection.multiplied:
+                slot.multiplied = None
 
     def forms(self, component: str, modules: tuple[str, ...] = ("",)) -> tuple[str, ...]:
-        """The forms that the last call of `component`, or of these parts of it, used."""
-        _, selection = self._selected.get((component, modules), ((), []))
-        forms = {str(factors.form) for _, factors, _ in selection if factors}
-        return tuple(sorted(forms | {"multiplied" for _, _, multiplied in selection if multiplied}))
+        """The forms that the last calls of `component`, or of these parts of it, used."""
+        found = [
+            selection.forms
+            for (own, parts, _), selection in self._selected.items()
+            if (own, parts) == (component, modules)
+        ]
+        return tuple(sorted(set().union(*found)))
 
-    def _layer(self, path: str) -> LaneLayer:
-        component, _, module = path.partition(".")
-        return self._layers[component][module]
+    def multiplies(self, uses: Sequence[Use]) -> bool:
+        """Whether any of these adapters multiplies weights (true FLoRA)."""
+        return any(
+            isinstance(factors, Hadamard)
+            for name in {use.adapter for use in uses}
+            for factors in self.adapters[name].layers.values()
+        )
 
-    def _all_layers(self) -> Iterator[LaneLayer]:
-        for layers in self._layers.values():
-            yield from layers.values()
+    def reaches(self, component: str) -> Mapping[str, Reach]:
+        """Adapter -> where its rows for this component stand."""
+        return {name: reach for (own, name), reach in self._reach.items() if own == component}
 
-    def _selection(self, component: str, rows: Rows, modules: tuple[str, ...]) -> Selection:
+    def choose(self, ranks: Ranks) -> Form:
+        """The form for one kind of layer in one call."""
+        if self.form != "auto":
+            return self.form
+        return "pool" if ranks.pool <= 2 * ranks.lane else "lane-packed"
+
+    def _pool(self, width: int) -> RowPool:
+        if width not in self.pools:
+            self.pools[width] = RowPool(width, self._like())
+        return self.pools[width]
+
+    def _like(self) -> Tensor:
+        for pool in self.pools.values():
+            return pool.rows
+        return self._weight()
+
+    def _weight(self) -> Tensor:
+        """A layer's weight, in the dtype of all."""
+        return next(iter(self.tables.values())).layers[0].weight.detach()
+
+    def _placed(self, component: str, reach: Reach, blocks: Mapping[int, tuple[int, int]]) -> Reach:
+        """The reach with its rows counted from the pools' beginnings."""
+        table = self.tables[component]
+        for place in map(int, np.flatnonzero(reach.rank)):
+            reach.down[place] += blocks[table.in_width(place)][0]
+            reach.up[place] += blocks[table.out_width(place)][0]
+        return reach
+
+    def _changed(self) -> None:
+        self.version += 1
+        self._selected.clear()
+
+    def _selection(
+        self, component: str, rows: Rows, modules: tuple[str, ...], kinds: tuple[Kind, ...]
+    ) -> _Selection:
         """What `rows` select, built anew only when they are not those of the last call of the same part."""
-        last_rows, last = self._selected.get((component, modules), (None, []))
-        if rows == last_rows:
+        last = self._selected.get((component, modules, kinds))
+        if last is not None and last.rows == rows:
             return last
-        members = tuple(dict.fromkeys(use.adapter for lane in rows for use in lane))
-        confined = [use for use in dict.fromkeys(use for lane in rows for use in lane) if use.blocks]
-        shared: dict[object, tuple[Form, torch.Tensor, torch.Tensor] | None] = {}
-        selection: Selection = []
-        for module, layer in self._layers[component].items():
-            if not any(f"{module}.".startswith(f"{part}." if part else "") for part in modules):
+        table = self.tables[component]
+        groups = grouped(rows)
+        within = running(table, modules)
+        reaches = self.reaches(component)
+        acting: dict[int, Acting] = {}
+        for kind in kinds:
+            taken = Taken(table, kind, groups, reaches, within)
+            form = self.choose(taken.ranks)
+            draft = taken.draft(form)
+            if draft is None or not draft.covered.any():
                 continue
-            slot = layer.slot
-            spans = {name: slot.spans[name] for name in members if name in slot.spans}
-            multiplying = {name: slot.multiplying[name] for name in members if name in slot.multiplying}
-            if not (spans or multiplying):
-                continue
-            # Layers that hold the same spans under the same block factors share index and gate.
-            group = (tuple(spans.items()), tuple(use.block_factor(module) for use in confined))
-            if group not in shared:
-                shared[group] = _gather(self.form, spans, _strengths(rows, module), slot.down)
-            gathered = shared[group]
-            factors = None
-            if gathered is not None:
-                form, index, gate = gathered
-                factors = Factors(form, slot.down[index], slot.up[index], gate)
-            multiplied = flora.gather(multiplying, _strengths(rows, module)) if multiplying else None
-            if factors or multiplied:
-                selection.append((slot, factors, multiplied))
-        self._selected[component, modules] = (rows, selection)
+            like = self._like()
+            packing: Packing | DensePacking
+            if form == "dense":
+                packing = DensePacking(table, kind, groups=len(groups), layers=draft.covered, like=like)
+            else:
+                packing = Packing(
+                    table, kind, form, groups=len(groups), rank=draft.rank, layers=draft.covered, like=like
+                )
+            packing.fill(self.pools, draft)
+            acting |= packing.acting
+        selection = _Selection(
+            rows,
+            tuple((table.layers[place].slot, own) for place, own in acting.items()),
+            tuple(self._multiplied(table, rows, within, kinds)),
+        )
+        self._selected[component, modules, kinds] = selection
         return selection
 
-
-def _strengths(rows: Rows, module: str) -> list[list[tuple[str, float]]]:
-    """Per lane, its adapters and how strongly they act on a layer."""
-    return [[(use.adapter, use.weight * use.block_factor(module)) for use in lane] for lane in rows]
-
-
-def _gather(
-    choice: FormChoice,
-    spans: Mapping[str, tuple[int, int]],
-    strengths: list[list[tuple[str, float]]],
-    like: torch.Tensor,
-) -> tuple[Form, torch.Tensor, torch.Tensor] | None:
-    """Which bank rows the lanes need and how strongly: (form, index, gate), None where all gates are zero.
-
-    Index is [R] for the pool and [lanes, R] for lane-packed factors (row 0, which is zero, pads); gate
-    is [lanes, R] in the dtype and on the device of `like`.
-    """
-    lanes = [[(name, weight) for name, weight in lane if name in spans and weight != 0] for lane in strengths]
-    if not any(lanes):
-        return None
-    lane_rank = max(sum(spans[name][1] for name, _ in lane) for lane in lanes)
-    used = [name for name in spans if any(name == other for lane in lanes for other, _ in lane)]
-    pool_rank = sum(spans[name][1] for name in used)
-    index: list[int] | list[list[int]]
-    if choice == "pool" or (choice == "auto" and pool_rank <= 2 * lane_rank):
-        form: Form = "pool"
-        index = [row for name in used for row in _span(spans[name])]
-        weights = [dict(lane) for lane in lanes]
-        gate = [[weight.get(name, 0.0) for name in used for _ in _span(spans[name])] for weight in weights]
-    else:
-        form = "lane-packed"
-        index = [
-            _padded([row for name, _ in lane for row in _span(spans[name])], 0, lane_rank) for lane in lanes
-        ]
-        gate = [
-            _padded([weight for name, weight in lane for _ in _span(spans[name])], 0.0, lane_rank)
-            for lane in lanes
-        ]
-    device = like.device
-    return form, torch.tensor(index, device=device), torch.tensor(gate, device=device, dtype=like.dtype)
+    def _multiplied(
+        self, table: Table, rows: Rows, within: npt.NDArray[np.bool_], kinds: tuple[Kind, ...]
+    ) -> Iterator[tuple[Slot, flora.Multiplied]]:
+        members = {use.adapter for lane in rows for use in lane}
+        for place in np.flatnonzero(within):
+            slot, name = table.layers[place].slot, table.names[place]
+            mine = {adapter: own for adapter, own in slot.multiplying.items() if adapter in members}
+            if mine and table.kinds[place] in kinds:
+                strengths = [
+                    [(use.adapter, use.weight * use.block_factor(name)) for use in lane] for lane in rows
+                ]
+                gathered = flora.gather(mine, strengths)
+                if gathered is not None:
+                    yield slot, gathered
 
 
-def _span(span: tuple[int, int]) -> range:
-    first, rank = span
-    return range(first, first + rank)
+def grouped(rows: Sequence[tuple[Use, ...]]) -> Rows:
+    """The mixes of the largest equal groups of neighbours that share one: of all, of pairs, else of single rows."""
+    for size in (len(rows), 2):
+        if (
+            size
+            and len(rows) % size == 0
+            and all(row == rows[place - place % size] for place, row in enumerate(rows))
+        ):
+            return tuple(rows[::size])
+    return tuple(rows)
 
 
-def _padded(values: list[Number], filler: Number, length: int) -> list[Number]:
-    return values + [filler] * (length - len(values))
+def running(table: Table, modules: tuple[str, ...]) -> npt.NDArray[np.bool_]:
+    """[layers] bool: the layers in these parts of the component."""
+    parts = tuple(f"{part}." if part else "" for part in modules)
+    return np.array([f"{name}.".startswith(parts) for name in table.names], bool)
+
+
+def _scaled(factors: LowRank) -> Tensor:
+    """[rank, out] float32, the scale multiplied in."""
+    return (factors.up.flatten(1).float() * factors.scale).T

@@ -9,10 +9,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
-from torch import nn
 
 from pipelines import Failed, Finished, Record, Request, Session, Started, StudioError, StudioPipeline
 from pipelines.text.tags import take_tags
@@ -84,13 +82,9 @@ class Worker:
         self._keys: dict[int, str] = {}
         self._requests: dict[int, Request] = {}
         self._waiting: dict[int, _Waiting] = {}
-        self._rows_of_round: Counter[Shape] = Counter()
-        # full and shallow passes alike begin with this layer
-        self._hook = pipe.model.unet.conv_in.register_forward_pre_hook(self._count)
 
     def close(self) -> None:
         """Leaves the model as it was found."""
-        self._hook.remove()
         self.pipe.unload_lora_weights()
 
     @property
@@ -134,7 +128,7 @@ class Worker:
 
     def step(self) -> list[Rendered]:
         """One round; the pictures that it finished."""
-        self._rows_of_round.clear()
+        before = Counter(self.pipe.model.engine.stats.rows)
         rendered = []
         for event in self._session.step():
             if isinstance(event, Started | Failed):
@@ -146,19 +140,15 @@ class Worker:
             elif isinstance(event, Failed):
                 self._requests.pop(event.id)
                 rendered.append(Rendered(self._keys.pop(event.id), error=str(event.error)))
-        self._measure()
+        self._measure(self.pipe.model.engine.stats.rows - before)
         return rendered
 
     def _in_use(self) -> set[str]:
         return {use.adapter for request in self._requests.values() for use in request.uses}
 
-    def _count(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        sample = inputs[0]
-        self._rows_of_round[tuple(sample.shape[1:])] += int(sample.shape[0])
-
-    def _measure(self) -> None:
+    def _measure(self, rows_of_round: Counter[Shape]) -> None:
         waiting = Counter(job.shape for job in self._waiting.values())
-        for shape, rows in self._rows_of_round.items():
+        for shape, rows in rows_of_round.items():
             limit = self._limit(shape)
             room = limit * -(-rows // limit)
             busy = waiting[shape] > 0

@@ -19,7 +19,7 @@ from pipelines.engine.layers import unwrap
 from pipelines.engine.reference import merged
 from pipelines.model import Model
 
-FORMS: tuple[FormChoice, ...] = ("auto", "lane-packed", "pool")
+FORMS: tuple[FormChoice, ...] = ("auto", "lane-packed", "pool", "dense")
 ROWS = [
     (Use("attention"), Use("wide", 0.5)),
     (),

@@ -1,0 +1,160 @@
+"""Attention whose query, key and value are computed as one unit, and whose text keys and values can be kept.
+
+Keys and values of cross-attention depend on the text and on the adapters' strengths alone, not on the step. They are
+computed once for a row and kept while both stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from torch import Tensor, nn
+
+from pipelines.engine.layers import together
+
+Kept = tuple[Tensor, Tensor]
+"""Keys and values of one attention layer, [rows, tokens, width] each."""
+
+
+class LaneAttention:
+    """diffusers' AttnProcessor2_0 for transformer blocks, with `kept` in place of keys and values where it is set."""
+
+    def __init__(self) -> None:
+        self.kept: Kept | None = None
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """hidden_states [rows, tokens, width], encoder_hidden_states [rows, text tokens, text width]."""
+        rows, tokens, _ = hidden_states.shape
+        if encoder_hidden_states is None:
+            query, key, value = together([attn.to_q, attn.to_k, attn.to_v], hidden_states)
+        else:
+            query = attn.to_q(hidden_states)
+            key, value = self.kept or together([attn.to_k, attn.to_v], encoder_hidden_states)
+        if attention_mask is not None:
+            attention_mask = attn.prepare_attention_mask(attention_mask, key.shape[1], rows)
+            attention_mask = attention_mask.view(rows, attn.heads, -1, attention_mask.shape[-1])
+        heads = [
+            part.view(rows, -1, attn.heads, part.shape[-1] // attn.heads).transpose(1, 2)
+            for part in (query, key, value)
+        ]  # [rows, heads, tokens, head]
+        found = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], attn_mask=attention_mask)
+        found = found.transpose(1, 2).reshape(rows, tokens, -1)
+        found = attn.to_out[1](attn.to_out[0](found))
+        if attn.residual_connection:
+            found = found + hidden_states
+        result: Tensor = found / attn.rescale_output_factor if attn.rescale_output_factor != 1 else found
+        return result
+
+
+def join_attention(model: nn.Module) -> dict[str, Any]:
+    """Give every plain attention layer of `model` a LaneAttention, in place; name -> layer. Others stay as they are."""
+    found: dict[str, Any] = {}
+    module: Any
+    for name, module in model.named_modules():
+        if (
+            isinstance(module, Attention)
+            and type(module.processor) is AttnProcessor2_0
+            and module.group_norm is module.spatial_norm is module.norm_q is module.norm_k is None
+            and module.to_k is not None
+            and not module.norm_cross
+        ):
+            module.processor = LaneAttention()
+            found[name] = module
+    return found
+
+
+def part_attention(model: nn.Module) -> None:
+    """Give `model` diffusers' own processors back, in place."""
+    module: Any
+    for module in model.modules():
+        if isinstance(module, Attention) and isinstance(module.processor, LaneAttention):
+            module.processor = AttnProcessor2_0()  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True)
+class RowText:
+    """What a row's text keys and values depend on: its text (by identity) and what acts on the layers."""
+
+    text: Tensor
+    mix: object
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RowText) and self.text is other.text and self.mix == other.mix
+
+    def __hash__(self) -> int:
+        return hash((id(self.text), self.mix))
+
+
+class TextMemory:
+    """Keys and values of some cross-attention layers, row by row.
+
+    layers: name -> attention layer with a LaneAttention processor. kept: name -> what is kept of it. changes: how
+    often that has changed.
+    """
+
+    def __init__(self, layers: Mapping[str, Any]) -> None:
+        self.kept: dict[str, Kept] = {}
+        self.changes = 0
+        self._layers = dict(layers)
+        self._seats: list[RowText] = []
+        self._tokens = 0
+
+    def missing(self, rows: Sequence[RowText], tokens: int) -> list[int]:
+        """Rows, each text once, whose keys and values are not known yet."""
+        known = set(self._seats) if tokens == self._tokens else set()
+        found: dict[RowText, int] = {}
+        for place, row in enumerate(rows):
+            if row not in known:
+                found.setdefault(row, place)
+        return list(found.values())
+
+    def seat(self, rows: Sequence[RowText], missing: Sequence[int], text: Tensor) -> None:
+        """Keep exactly these rows: known ones are carried over, the others are computed.
+
+        text: [missing rows, tokens, width] of the rows that `missing` has named, whose adapters are acting now.
+        """
+        if not missing and list(rows) == self._seats:
+            return
+        self.changes += 1
+        if text.shape[1] != self._tokens:
+            self._seats, self.kept = [], {}
+        source = {row: place for place, row in enumerate(self._seats)}
+        first = len(self._seats)
+        source |= {rows[place]: first + order for order, place in enumerate(missing)}
+        index = [source[row] for row in rows]
+        straight = index == list(range(first + len(missing)))
+        for name, layer in self._layers.items():
+            parts = self.kept.get(name)
+            if missing:
+                new = together([layer.to_k, layer.to_v], text)
+                parts = (
+                    (new[0], new[1])
+                    if parts is None
+                    else (torch.cat([parts[0], new[0]]), torch.cat([parts[1], new[1]]))
+                )
+            assert parts is not None
+            self.kept[name] = parts if straight else (parts[0][index], parts[1][index])
+        self._seats, self._tokens = list(rows), text.shape[1]
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Within: the layers take what was kept."""
+        try:
+            for name, kept in self.kept.items():
+                self._layers[name].processor.kept = kept
+            yield
+        finally:
+            for layer in self._layers.values():
+                layer.processor.kept = None

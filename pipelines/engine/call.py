@@ -1,0 +1,87 @@
+"""What one UNet call reads and leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from composers.plan import Use
+from pipelines.family import Cut
+from pipelines.features import captured, shallow_pass
+
+
+@dataclass(frozen=True)
+class Call:
+    """The rows of one UNet call. All run in full, or all on remembered features at one cut.
+
+    latents: [rows, channels, h, w]; timesteps: [rows] float32; text: [rows, tokens, width]; mask: [rows, tokens] bool,
+    None where every token counts; pooled: [rows, width] and sizes: [rows, 6], SDXL's; deep: [rows, *feature_shape].
+    cut: where rows on remembered features run; None for a pass in full, which leaves features at the cuts `leaves`.
+    uses: per row, its adapters. texts: per row, the tensor its text came from: one object, one text.
+    steady: for how many calls more, this one counted, no row's uses change.
+    """
+
+    latents: Tensor
+    timesteps: Tensor
+    text: Tensor
+    mask: Tensor | None
+    pooled: Tensor | None
+    sizes: Tensor | None
+    uses: tuple[tuple[Use, ...], ...]
+    texts: tuple[Tensor, ...] = field(repr=False)
+    steady: int = 1
+    cut: Cut | None = None
+    deep: Tensor | None = None
+    leaves: tuple[Cut, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        return self.latents.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[channels, h, w] of the latents."""
+        return tuple(self.latents.shape[1:])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors it has, by field."""
+        named = ("latents", "timesteps", "text", "mask", "pooled", "sizes", "deep")
+        return {name: value for name in named if (value := getattr(self, name)) is not None}
+
+    def on(self, tensors: Mapping[str, Tensor]) -> Call:
+        """The same call reading other tensors."""
+        fields: Any = dict(tensors)
+        return replace(self, **fields)
+
+
+@dataclass(frozen=True)
+class Found:
+    """prediction: [rows, channels, h, w]; features: cut -> [rows, *feature_shape]."""
+
+    prediction: Tensor
+    features: Mapping[Cut, Tensor]
+
+
+def forward(unet: Any, call: Call) -> Found:
+    """The call through the UNet as it stands, with whatever acts on its layers."""
+    added = None
+    if call.pooled is not None:
+        assert call.sizes is not None
+        added = {"text_embeds": call.pooled, "time_ids": call.sizes}
+    conditions: dict[str, Any] = {
+        "encoder_hidden_states": call.text,
+        "encoder_attention_mask": call.mask,
+        "added_cond_kwargs": added,
+    }
+    with torch.inference_mode():
+        if call.cut is not None:
+            assert call.deep is not None
+            shallow = shallow_pass(unet, call.cut, call.deep, call.latents, call.timesteps, **conditions)
+            return Found(shallow, {})
+        with captured(unet, call.leaves) as features:
+            prediction = unet(call.latents, call.timesteps, **conditions, return_dict=False)[0]
+        return Found(prediction, dict(features))

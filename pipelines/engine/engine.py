@@ -1,0 +1,284 @@
+"""The engine: UNet calls for rows with adapters of their own, recorded and replayed where that is faster.
+
+    call -> keys and values of its texts -> a recording for its bucket, or layer by layer -> prediction and features
+
+Calls run layer by layer on the CPU, the first time that a bucket is seen, and where recording is not possible; the
+reason is told. Adapters that multiply weights (true FLoRA) always run so.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from pipelines.engine.attention import RowText, TextMemory
+from pipelines.engine.bank import Bank, Rows, running
+from pipelines.engine.call import Call, Found, forward
+from pipelines.engine.graphs import CudaGraphs, Recorder
+from pipelines.engine.packing import Ranks, Taken
+from pipelines.engine.planner import Planner
+from pipelines.engine.stage import Bucket, KindForm, Stage, room_for_rank, room_for_rows
+from pipelines.engine.table import KINDS, Kind
+from pipelines.family import Cut
+from pipelines.features import shallow_modules
+
+MOST_STAGES = 24
+"""Buckets kept at once; the one used longest ago makes room."""
+MEMORY_SHARE = 0.35
+"""Of the device's memory, what the buffers of all buckets may take."""
+MOST_RECOMPILES = 256
+STEP_KINDS: tuple[Kind, ...] = tuple(kind for kind in KINDS if kind != "text")
+
+
+@dataclass
+class Stats:
+    """What the engine has done since it was made.
+
+    rows: latents' shape -> rows run so far, in full or shallow. captures: recordings made. replays: calls replayed.
+    layer_by_layer: calls run without a recording. evictions: recordings dropped to make room. text_rows: rows whose
+    text keys and values were computed. notes: why calls ran without a recording that might have had one -> how many.
+    """
+
+    rows: Counter[tuple[int, ...]] = field(default_factory=Counter)
+    captures: int = 0
+    replays: int = 0
+    layer_by_layer: int = 0
+    evictions: int = 0
+    text_rows: int = 0
+    notes: Counter[str] = field(default_factory=Counter)
+    _compiled_before: int = 0
+
+    @property
+    def recompiles(self) -> int:
+        """Graphs that torch.compile has made since the counter was set back (see `Engine.optimize`)."""
+        return _compiled() - self._compiled_before
+
+
+class Engine:
+    """Runs the UNet's calls. `bank` holds the adapters; `planner` chooses the forms.
+
+    recorder_for: device -> what makes recordings on it; None runs layer by layer.
+    """
+
+    def __init__(self, unet: Any, bank: Bank, planner: Planner | None = None) -> None:
+        self.bank = bank
+        self.planner = planner or Planner()
+        self.recorder_for: Callable[[torch.device], Recorder | None] = cuda_graphs
+        self.recorder: Recorder | None = None
+        self.graphs = True
+        self.compiled = False
+        self.stats = Stats(_compiled_before=_compiled())
+        self._unet = unet
+        self._table = bank.tables["unet"]
+        self._memories: dict[Cut | None, TextMemory] = {}
+        self._stages: OrderedDict[Bucket, Stage] = OrderedDict()
+        self._seen: set[Bucket] = set()
+        self._refused: set[Bucket] = set()
+
+    # -- settings ----------------------------------------------------------------------------------------
+
+    def optimize(self, *, graphs: bool, compile: bool, backend: str = "inductor") -> None:
+        """Choose how calls run. graphs: record and replay, on devices that can. compile: the UNet's repeated blocks
+        through torch.compile, once for each size."""
+        self.graphs = graphs
+        if compile and not self.compiled:
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_RECOMPILES)
+            self._unet.compile_repeated_blocks(fullgraph=True, dynamic=False, backend=backend)
+        if self.compiled and not compile:
+            for module in self._unet.modules():
+                module._compiled_call_impl = None
+        self.compiled = compile
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything that holds for the present device and dtype only."""
+        self._stages.clear()
+        self._seen.clear()
+        self._refused.clear()
+        self._memories.clear()
+        self.recorder = self.recorder_for(self._table.layers[0].weight.device)
+        self.stats._compiled_before = _compiled()
+
+    # -- a call ------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def run(self, call: Call) -> Found:
+        """The call's results, in the UNet's dtype."""
+        self.stats.rows[call.shape] += call.rows
+        groups = grouped_by_pairs(call.uses)
+        bucket = None if self._hooked else self._bucket(call, groups)
+        stage = self._stage(bucket, call) if bucket else None
+        if stage is not None:
+            found = self._on_stage(stage, call, groups)
+            if found is not None:
+                return found
+        self.stats.layer_by_layer += 1
+        return self._layer_by_layer(call)
+
+    def warm_up(self, calls: Iterator[Call], progress: Callable[[int], None] = lambda done: None) -> None:
+        """Make the recordings for these calls ahead of time; `progress` is told how many are done."""
+        for done, call in enumerate(calls, 1):
+            for _ in range(2):  # the first call sets libraries up, the second records
+                self.run(call)
+            progress(done)
+
+    def _on_stage(self, stage: Stage, call: Call, groups: Rows) -> Found | None:
+        """The call's results from a stage; None where the stage cannot be recorded."""
+        assert self.recorder is not None
+        recorded = stage.recorded
+        try:
+            self._remember(stage.memory, call, stage.bucket.cut)
+            found = stage.run(call, groups, self.recorder)
+        except RuntimeError as error:  # device memory that runs out is one, too
+            if recorded:
+                raise
+            self._refuse(stage.bucket, error)
+            return None
+        self.stats.captures += not recorded
+        self.stats.replays += 1
+        return found
+
+    def _layer_by_layer(self, call: Call) -> Found:
+        modules = self._modules(call.cut)
+        if self._hooked:
+            with self.bank.active("unet", call.uses, modules):
+                return forward(self._unet, call)
+        memory = self._memories.setdefault(call.cut, TextMemory(self._texts(call.cut)))
+        self._remember(memory, call, call.cut)
+        with self.bank.active("unet", call.uses, modules, STEP_KINDS), memory.used():
+            return forward(self._unet, call)
+
+    def _remember(self, memory: TextMemory, call: Call, cut: Cut | None) -> None:
+        """Keys and values of the call's texts into the memory: those of new texts and mixes are computed."""
+        rows = [
+            RowText(text, (self.bank.version, uses)) for text, uses in zip(call.texts, call.uses, strict=True)
+        ]
+        missing = memory.missing(rows, call.text.shape[1])
+        self.stats.text_rows += len(missing)
+        uses = [call.uses[place] for place in missing]
+        with self.bank.active("unet", uses, self._modules(cut), ("text",)):
+            memory.seat(rows, missing, call.text[missing])
+
+    # -- stages ------------------------------------------------------------------------------------------
+
+    def _bucket(self, call: Call, groups: Rows) -> Bucket | None:
+        """The bucket of a call; None where it runs layer by layer."""
+        if not self.graphs or self.recorder is None:
+            return None
+        if any(self.bank.multiplies(uses) for uses in dict.fromkeys(call.uses)):
+            self.stats.notes["adapters that multiply weights (FLoRA) run without CUDA graphs"] += 1
+            return None
+        group = call.rows // len(groups)
+        rows = room_for_rows(call.rows, group)
+        within = running(self._table, self._modules(call.cut))
+        reaches = self.bank.reaches("unet")
+        bucket = Bucket(
+            call.shape, rows, group, call.text.shape[1], call.mask is not None, call.cut, call.leaves, ()
+        )
+        ranks = [Taken(self._table, kind, groups, reaches, within).ranks for kind in STEP_KINDS]
+        ranks = [each for each in ranks if each.lane]
+        if not ranks:
+            return bucket
+        dense = replace(bucket, forms=tuple(KindForm(each.kind, "dense", 0) for each in ranks))
+        kept = self._stages.get(dense)
+        if kept is not None and kept.seated(groups) and self.bank.form in ("auto", "dense"):
+            return dense
+        forms = [self._form(each, call, rows // group) for each in ranks]
+        return replace(bucket, forms=tuple(forms))
+
+    def _form(self, ranks: Ranks, call: Call, groups: int) -> KindForm:
+        form = self.bank.form
+        if form == "auto":
+            form = self.planner.choose(self._table, ranks, call, groups, self._room())
+        rank = 0 if form == "dense" else room_for_rank(ranks.pool if form == "pool" else ranks.lane)
+        return KindForm(ranks.kind, form, rank)
+
+    def _stage(self, bucket: Bucket, call: Call) -> Stage | None:
+        """The stage that serves a bucket, made when the bucket is seen for the second time."""
+        stage = self._stages.get(bucket)
+        if stage is None:
+            stage = next((own for own in self._stages.values() if own.bucket.holds(bucket)), None)
+        if stage is None:
+            if bucket in self._refused:
+                return None
+            if bucket not in self._seen:
+                self._seen.add(bucket)
+                return None
+            try:
+                stage = Stage(self._unet, self.bank, bucket, call)
+            except torch.OutOfMemoryError as error:
+                self._refuse(bucket, error)
+                return None
+            self._stages[bucket] = stage
+            self._bound(keep=bucket)
+        self._stages.move_to_end(stage.bucket)
+        return stage
+
+    def _bound(self, keep: Bucket) -> None:
+        """Drop the stages used longest ago while there are too many or they take too much."""
+        limit = MEMORY_SHARE * self._total_memory()
+        while len(self._stages) > MOST_STAGES or (
+            len(self._stages) > 1 and sum(stage.bytes for stage in self._stages.values()) > limit
+        ):
+            oldest = next(bucket for bucket in self._stages if bucket != keep)
+            del self._stages[oldest]
+            self.stats.evictions += 1
+
+    def _room(self) -> float:
+        """Bytes that one more stage's buffers may take."""
+        taken = sum(stage.bytes for stage in self._stages.values())
+        return MEMORY_SHARE * self._total_memory() - taken
+
+    def _total_memory(self) -> float:
+        device = self._table.layers[0].weight.device
+        if device.type == "cuda":
+            return float(torch.cuda.get_device_properties(device).total_memory)
+        return 8.0 * 2**30
+
+    def _refuse(self, bucket: Bucket, error: RuntimeError) -> None:
+        """Calls of a bucket that cannot be recorded run layer by layer from now on."""
+        self._refused.add(bucket)
+        self._stages.pop(bucket, None)
+        if isinstance(error, torch.OutOfMemoryError):
+            self._stages.clear()
+            reason = "the device's memory is too small for its buffers"
+        else:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        size = f"{bucket.rows} rows of {bucket.shape[-1]} x {bucket.shape[-2]} latents"
+        self.stats.notes[f"no CUDA graph for {size}: {reason}"] += 1
+
+    @property
+    def _hooked(self) -> bool:
+        """Whether hooks may change what an attention layer reads: then nothing is kept and nothing is replayed."""
+        return any(attn._forward_pre_hooks or attn._forward_hooks for attn in self._table.attention.values())
+
+    def _modules(self, cut: Cut | None) -> tuple[str, ...]:
+        return shallow_modules(self._unet, cut) if cut else ("",)
+
+    def _texts(self, cut: Cut | None) -> Mapping[str, Any]:
+        within = running(self._table, self._modules(cut))
+        return {
+            name: attn
+            for name, attn in self._table.texts.items()
+            if within[self._table.place[f"{name}.to_k"]]
+        }
+
+
+def grouped_by_pairs(rows: Rows) -> Rows:
+    """The mixes of pairs of equal neighbours, where all rows are such pairs, else of single rows: what stays the
+    same whatever the mixes are."""
+    pairs = len(rows) % 2 == 0 and rows[::2] == rows[1::2]
+    return tuple(rows[::2]) if pairs else tuple(rows)
+
+
+def cuda_graphs(device: torch.device) -> Recorder | None:
+    """CUDA graphs on CUDA devices, nothing elsewhere."""
+    return CudaGraphs(device) if device.type == "cuda" else None
+
+
+def _compiled() -> int:
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])

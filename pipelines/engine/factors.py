@@ -1,0 +1,230 @@
+"""What acts on one layer in one call, and the product it makes.
+
+With N lanes in G groups of equal mix (a picture's guidance pair is one), T tokens a lane and R rank rows:
+
+    lane-packed  y_n = W x_n + up_g (down_g x_n)             factors packed per group, strengths in `up`
+    pool         y_n = W x_n + up (gate_n * (down x_n))      one set of factors, gate zero where unused
+    dense        y_n = W_g x_n                               W_g = W + sum of the group's changes
+
+after FLoRA's batched per-sample adapters (arXiv 2312.05677, appendix B.1, the additive form). Layers that read one
+input (query, key, value) shrink it together: their `down` lie side by side in one `stack`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Form = Literal["lane-packed", "pool", "dense"]
+
+
+@dataclass
+class Factors:
+    """Low-rank factors of one layer.
+
+    lane-packed: down [G, R, in(, kh, kw)], up [G, R, out], no gate.
+    pool: down [R, in(, kh, kw)], up [R, out], gate [G, R].
+    stack: `down` of all layers that read this input, [G, k * R, in] or [k * R, in]; `down` is its part `place`.
+    """
+
+    down: Tensor
+    up: Tensor
+    gate: Tensor | None
+    stack: Tensor
+    place: int
+
+    @property
+    def form(self) -> Form:
+        return "lane-packed" if self.gate is None else "pool"
+
+    @property
+    def groups(self) -> int:
+        return (self.up if self.gate is None else self.gate).shape[0]
+
+    @property
+    def rank(self) -> int:
+        return self.up.shape[-2]
+
+
+@dataclass
+class Dense:
+    """A weight of its own for every group: weight [G, out, in(, kh, kw)]; stack and place as in `Factors`."""
+
+    weight: Tensor
+    stack: Tensor
+    place: int
+
+    @property
+    def form(self) -> Form:
+        return "dense"
+
+    @property
+    def groups(self) -> int:
+        return self.weight.shape[0]
+
+
+Acting = Factors | Dense
+
+
+# -- linear layers ---------------------------------------------------------------------------------------
+
+
+def add_linear(x: Tensor, y: Tensor, factors: Factors, shrunk: Tensor | None = None) -> None:
+    """Adds the factors' part for x [lanes, …, in] to the fresh, contiguous y [lanes, …, out], in place.
+
+    shrunk: x already through `stack`, see `shrink`.
+    """
+    if shrunk is None:
+        shrunk = shrink(x, factors.down)
+    else:
+        first = factors.place * factors.rank
+        shrunk = shrunk[..., first : first + factors.rank]  # [G or lanes * T, …, R]
+    if factors.gate is None:
+        y.view(factors.groups, -1, y.shape[-1]).baddbmm_(shrunk, factors.up)
+    else:
+        gated = shrunk.view(factors.groups, -1, factors.rank) * factors.gate[:, None]  # [G, T', R]
+        y.view(-1, y.shape[-1]).addmm_(gated.flatten(0, 1), factors.up)
+
+
+def shrink(x: Tensor, down: Tensor) -> Tensor:
+    """x [lanes, …, in] -> [G, T', R] for down [G, R, in], [lanes * T, R] for down [R, in]."""
+    if down.ndim == 3:
+        return torch.bmm(x.reshape(down.shape[0], -1, x.shape[-1]), down.mT)
+    return F.linear(x.reshape(-1, x.shape[-1]), down)
+
+
+def linears(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], factors: Sequence[Factors]
+) -> list[Tensor]:
+    """Linear layers with factors over one input [lanes, …, in]; those that form one whole stack shrink together."""
+    stacked = len(factors) > 1 and all(
+        each.stack is factors[0].stack and each.place == place for place, each in enumerate(factors)
+    )
+    if torch.compiler.is_compiling():
+        return _for_inductor(x, weights, biases, factors, stacked)
+    shrunk = shrink(x, factors[0].stack) if stacked else None
+    found = []
+    for weight, bias, own in zip(weights, biases, factors, strict=True):
+        y = F.linear(x, weight, bias)
+        add_linear(x, y, own, shrunk)
+        found.append(y)
+    return found
+
+
+@torch.library.custom_op(
+    "lora_studio::lane_linears",
+    mutates_args=(),
+    schema="(Tensor x, Tensor[] weights, Tensor?[] biases, Tensor[] downs, Tensor[] ups, Tensor?[] gates) -> Tensor[]",
+)
+def _lane_linears(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    downs: Sequence[Tensor],
+    ups: Sequence[Tensor],
+    gates: Sequence[Tensor | None],
+) -> list[Tensor]:
+    """`linears` as one operation that inductor keeps whole: it would make copies of the sums in place.
+
+    downs: one for each layer, or the stack of all.
+    """
+    stacked = len(downs) < len(weights)
+    shrunk = shrink(x, downs[0]) if stacked else None
+    found = []
+    for place, (weight, bias, up, gate) in enumerate(zip(weights, biases, ups, gates, strict=True)):
+        y = F.linear(x, weight, bias)
+        down = downs[0 if stacked else place]
+        add_linear(x, y, Factors(down, up, gate, down, place), shrunk)
+        found.append(y)
+    return found
+
+
+@_lane_linears.register_fake
+def _(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    downs: Sequence[Tensor],
+    ups: Sequence[Tensor],
+    gates: Sequence[Tensor | None],
+) -> list[Tensor]:
+    return [x.new_empty((*x.shape[:-1], weight.shape[0])) for weight in weights]
+
+
+def _for_inductor(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    factors: Sequence[Factors],
+    stacked: bool,
+) -> list[Tensor]:
+    downs = [factors[0].stack] if stacked else [own.down for own in factors]
+    found: list[Tensor] = _lane_linears(
+        x,
+        list(weights),
+        list(biases),
+        downs,
+        [own.up for own in factors],
+        [own.gate for own in factors],
+    )
+    return found
+
+
+def dense_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x [lanes, …, in] through weight [G, out, in]: [lanes, …, out]."""
+    grouped = x.reshape(weight.shape[0], -1, x.shape[-1])  # [G, T', in]
+    if bias is None:
+        y = torch.bmm(grouped, weight.mT)
+    elif torch.compiler.is_compiling():
+        y = torch.bmm(grouped, weight.mT) + bias  # inductor merges the sum into what follows
+    else:
+        y = torch.baddbmm(bias, grouped, weight.mT)
+    return y.view(*x.shape[:-1], -1)
+
+
+# -- convolutions ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a convolution moves: as in torch.nn.Conv2d, ungrouped, padded with zeros."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | str
+    dilation: tuple[int, ...]
+
+    def conv(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation)
+
+    def conv_groups(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x [lanes, in, h, w], weight [G, out, in, kh, kw] -> [lanes, out, h', w'], one group after another: a
+        grouped convolution is slower on every device measured."""
+        if weight.shape[0] == 1:
+            return self.conv(x, weight[0], bias)
+        rows = x.chunk(weight.shape[0])
+        return torch.cat([self.conv(row, own, bias) for row, own in zip(rows, weight, strict=True)])
+
+
+def conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, factors: Factors, y: Tensor | None
+) -> Tensor:
+    """x [lanes, in, h, w] -> [lanes, out, h', w']; y: the base layer's own part where it is known already."""
+    if y is None:
+        y = geometry.conv(x, weight, bias)
+    if factors.gate is None:
+        shrunk = geometry.conv_groups(x, factors.down)  # [lanes, R, h', w']
+        up = factors.up.mT  # [G, out, R]
+    else:
+        shrunk = geometry.conv(x, factors.down)
+        lanes = shrunk.view(factors.groups, -1, *shrunk.shape[1:])  # [G, lanes / G, R, h', w']
+        shrunk = (lanes * factors.gate[:, None, :, None, None]).flatten(0, 1)
+        up = factors.up.mT[None]  # [1, out, R]
+    grouped = shrunk.reshape(
+        up.shape[0], -1, factors.rank, shrunk[0, 0].numel()
+    )  # [G, lanes / G, R, h' * w']
+    return y + torch.matmul(up[:, None], grouped).view_as(y)

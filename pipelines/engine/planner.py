@@ -1,0 +1,118 @@
+"""Which form is cheapest for the layers of one kind in a call: a cost model of the three products.
+
+For every layer, with N rows in G groups, T tokens a row, rank R and element size e, beyond the base layer's own work:
+
+    lane-packed  2 N T R (in + out) operations; reads x, writes and reads N T R, reads and writes y; 2 kernels
+    pool         the same with the pool's rank, and the gates: 3 kernels
+    dense        the weights of G groups instead of one, and once a mix: writing them, shared out over its steps
+
+Time is the larger of operations / (GEMM rate) and bytes / bandwidth, and each kernel's launch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pipelines.engine.call import Call
+from pipelines.engine.factors import Form
+from pipelines.engine.packing import Ranks
+from pipelines.engine.table import Table
+
+FEWEST_STEADY = 10
+"""Steps for which a mix must stay as it is, so that weights of its own are worth writing."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a device does a second. gemm: operations of a large product; low_rank: of one of rank 16 to 64, whose
+    tiles are mostly empty; bandwidth: bytes copied (read and written); launch: seconds a recorded kernel costs."""
+
+    gemm: float
+    low_rank: float
+    bandwidth: float
+    launch: float
+
+
+MEASURED = {
+    "cuda": Rates(gemm=6.0e14, low_rank=1.0e14, bandwidth=2.6e12, launch=1.5e-6),
+    "cpu": Rates(gemm=5.0e10, low_rank=3.0e10, bandwidth=1.0e10, launch=1.0e-5),
+}
+"""For devices that nobody has calibrated: an H100 in bfloat16, and one core in float32."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One layer's share of a call. tokens: a row's positions. in_width: times the kernel's size."""
+
+    rows: int
+    tokens: int
+    in_width: int
+    out_width: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds a call beyond the base model, seconds once a mix, and bytes of buffers."""
+
+    form: Form
+    step: float
+    once: float
+    bytes: int
+
+    def over(self, steps: int) -> float:
+        """Seconds a step, when a mix stays for that many."""
+        return self.step + self.once / max(steps, 1)
+
+
+@dataclass(frozen=True)
+class Planner:
+    """rates: of the device; None takes those of `MEASURED` for its type."""
+
+    rates: Rates | None = None
+
+    def choose(self, table: Table, ranks: Ranks, call: Call, groups: int, room: float) -> Form:
+        """The cheapest form that fits `room` bytes."""
+        rates = self.rates or MEASURED.get(call.latents.device.type, MEASURED["cpu"])
+        works = list(works_of(table, ranks, call.rows, call.latents.shape[-2] * call.latents.shape[-1]))
+        found = estimates(works, ranks, groups, rates, call.latents.itemsize)
+        fitting = [
+            each
+            for each in found
+            if each.bytes <= room and (each.form != "dense" or call.steady >= FEWEST_STEADY)
+        ]
+        return min(fitting or found[:1], key=lambda each: each.over(call.steady)).form
+
+
+def works_of(table: Table, ranks: Ranks, rows: int, cells: int) -> Iterator[Work]:
+    """The layers of one kind; cells: h * w of the latents."""
+    for place in table.of_kind[ranks.kind]:
+        tokens = max(cells >> (2 * table.levels[place]), 1) if table.levels[place] is not None else 1
+        yield Work(rows, tokens, table.in_width(place), table.out_width(place))
+
+
+def estimates(works: list[Work], ranks: Ranks, groups: int, rates: Rates, size: int) -> list[Estimate]:
+    """Lane-packed, pool and dense; `size`: bytes of an element."""
+    found = []
+    for form, rank, sets, kernels in (("lane-packed", ranks.lane, groups, 2), ("pool", ranks.pool, 1, 3)):
+        step, held = 0.0, 0
+        for work in works:
+            tokens = work.rows * work.tokens
+            operations = 2 * tokens * rank * (work.in_width + work.out_width)
+            moved = tokens * (work.in_width + 2 * rank + 2 * work.out_width) * size
+            step += max(operations / rates.low_rank, moved / (2 * rates.bandwidth)) + kernels * rates.launch
+            held += sets * rank * (work.in_width + work.out_width) * size
+        found.append(
+            Estimate("pool" if form == "pool" else "lane-packed", step, held / rates.bandwidth, held)
+        )
+    step, held = 0.0, 0
+    for work in works:
+        weights = work.in_width * work.out_width * size
+        operations = 2 * work.rows * work.tokens * work.in_width * work.out_width
+        read = work.rows * work.tokens * (work.in_width + work.out_width) * size
+        base = max(operations / rates.gemm, (read + weights) / (2 * rates.bandwidth))
+        own = max(operations / rates.gemm, (read + groups * weights) / (2 * rates.bandwidth))
+        step += own - base
+        held += groups * weights
+    once = held / rates.bandwidth + len(works) * groups * 8 * rates.launch
+    return [*found, Estimate("dense", step, once, held)]

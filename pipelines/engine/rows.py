@@ -1,0 +1,60 @@
+"""Rank rows of all resident adapters, one tensor for each width that a layer reads or writes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class RowPool:
+    """Rows of one width, [capacity, width]. Row 0 is zero: it pads mixes of lower rank.
+
+    An adapter's rows lie together, so that it comes with one copy and its place is used again when it has left.
+    """
+
+    def __init__(self, width: int, like: Tensor) -> None:
+        self.rows = like.new_zeros((1, width))
+        self._free: list[tuple[int, int]] = []  # (first, count), by place
+
+    @property
+    def used_bytes(self) -> int:
+        free = sum(count for _, count in self._free)
+        return (len(self.rows) - free) * self.rows.shape[1] * self.rows.itemsize
+
+    def insert(self, rows: Tensor) -> int:
+        """Take in [n, width]; returns where its first row stands."""
+        count = len(rows)
+        for place, (first, room) in enumerate(self._free):
+            if room >= count:
+                self._free[place : place + 1] = [(first + count, room - count)] if room > count else []
+                break
+        else:
+            first = self._grow(count)
+        self.rows[first : first + count] = rows.to(self.rows)
+        return first
+
+    def remove(self, first: int, count: int) -> None:
+        joined: list[tuple[int, int]] = []
+        for start, room in sorted([*self._free, (first, count)]):
+            if joined and sum(joined[-1]) == start:
+                joined[-1] = (joined[-1][0], joined[-1][1] + room)
+            else:
+                joined.append((start, room))
+        self._free = joined
+
+    def to(self, like: Tensor) -> None:
+        self.rows = self.rows.to(like)
+
+    def _grow(self, count: int) -> int:
+        """Make room at the end: an eighth more than asked, so that many adapters do not mean many copies."""
+        old = len(self.rows)
+        first, have = old, 0
+        if self._free and sum(self._free[-1]) == old:
+            first, have = self._free.pop()
+        more = count - have
+        spare = 0 if old == 1 else more // 8 + old // 8
+        grown = torch.cat([self.rows, self.rows.new_zeros((more + spare, self.rows.shape[1]))])
+        self.rows = grown
+        if spare:
+            self._free.append((old + more, spare))
+        return first

@@ -1,0 +1,249 @@
+"""A stage: static buffers for UNet calls of one bucket, recorded once and replayed for any mix that fits.
+
+Latents, timesteps, text keys and values, factors and gates are buffers that every call overwrites. Rows beyond the
+call's own are fillers; what they compute is dropped. So neither a mix nor a strength, a method or an adapter makes a
+new recording: only another bucket does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from composers.plan import Use
+from pipelines.engine.attention import TextMemory
+from pipelines.engine.bank import Bank, Rows, running
+from pipelines.engine.call import Call, Found, forward
+from pipelines.engine.factors import Form
+from pipelines.engine.graphs import Recorder, Recording
+from pipelines.engine.packing import DensePacking, Packing, Taken
+from pipelines.engine.table import Kind
+from pipelines.family import Cut
+from pipelines.features import shallow_modules
+
+
+@dataclass(frozen=True)
+class KindForm:
+    """The form of one kind of layer and, for low-rank forms, the rank there is room for (0 for dense)."""
+
+    kind: Kind
+    form: Form
+    rank: int
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Calls that one recording serves.
+
+    shape: [channels, h, w] of the latents. rows: at most. group: rows that share a mix. tokens: of the text.
+    forms: those of the kinds of layers that adapters change, text keys and values aside.
+    """
+
+    shape: tuple[int, ...]
+    rows: int
+    group: int
+    tokens: int
+    masked: bool
+    cut: Cut | None
+    leaves: tuple[Cut, ...]
+    forms: tuple[KindForm, ...]
+
+    @property
+    def groups(self) -> int:
+        return self.rows // self.group
+
+    def holds(self, other: Bucket) -> bool:
+        """Whether a call of the other bucket can run in this one without much waste: a quarter more rows, twice the
+        rank or 32 more."""
+        same = (self.shape, self.group, self.tokens, self.masked, self.cut, self.leaves)
+        if same != (other.shape, other.group, other.tokens, other.masked, other.cut, other.leaves):
+            return False
+        if not other.rows <= self.rows <= 1.25 * other.rows:
+            return False
+        mine, others = {own.kind: own for own in self.forms}, {own.kind: own for own in other.forms}
+        return mine.keys() == others.keys() and all(
+            own.form == others[kind].form
+            and others[kind].rank <= own.rank <= max(2 * others[kind].rank, others[kind].rank + 32)
+            for kind, own in mine.items()
+        )
+
+
+def room_for_rows(rows: int, group: int) -> int:
+    """Rows of the bucket that holds a call: even numbers to 16, then in steps of an eighth to a quarter."""
+    step = max(group, 2 if rows <= 16 else 4 if rows <= 32 else 8)
+    return rows if rows == 1 else -(-rows // step) * step
+
+
+def room_for_rank(rank: int) -> int:
+    """Rank of the bucket that holds a mix: multiples of 16 to 64, of 32 to 256, then of 128."""
+    step = 16 if rank <= 64 else 32 if rank <= 256 else 128
+    return -(-rank // step) * step
+
+
+class Stage:
+    """Buffers and the recording of one bucket."""
+
+    def __init__(self, unet: Any, bank: Bank, bucket: Bucket, like: Call) -> None:
+        self.bucket = bucket
+        self._unet, self._bank, self._table = unet, bank, bank.tables["unet"]
+        self._modules = shallow_modules(unet, bucket.cut) if bucket.cut else ("",)
+        self._running = running(self._table, self._modules)
+        inputs = {
+            name: tensor.new_zeros((bucket.rows, *tensor.shape[1:]))
+            for name, tensor in like.tensors().items()
+        }
+        self._call = like.on(inputs)
+        self._inputs = inputs
+        layer = self._table.layers[0].weight
+        self._packings: dict[Kind, Packing | DensePacking] = {}
+        for own in bucket.forms:
+            self._packings[own.kind] = (
+                DensePacking(
+                    self._table, own.kind, groups=bucket.groups, layers=self._running, like=layer.detach()
+                )
+                if own.form == "dense"
+                else Packing(
+                    self._table,
+                    own.kind,
+                    own.form,
+                    groups=bucket.groups,
+                    rank=own.rank,
+                    layers=self._running,
+                    like=layer.detach(),
+                )
+            )
+        texts = {name: attn for name, attn in self._table.texts.items() if self._runs(f"{name}.to_k")}
+        self.memory = TextMemory(texts)
+        self._kept = {
+            name: (
+                layer.new_zeros((bucket.rows, bucket.tokens, attn.to_k.out_features)),
+                layer.new_zeros((bucket.rows, bucket.tokens, attn.to_v.out_features)),
+            )
+            for name, attn in texts.items()
+        }
+        self._texts_seen = -1
+        self._seats: list[tuple[Use, ...] | None] = [None] * bucket.groups
+        self._version = -1
+        self._recording: Recording[Found] | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the buffers."""
+        kept = sum(key.nbytes + value.nbytes for key, value in self._kept.values())
+        packed = sum(packing.bytes for packing in self._packings.values())
+        return kept + packed + sum(tensor.nbytes for tensor in self._inputs.values())
+
+    @property
+    def recorded(self) -> bool:
+        return self._recording is not None
+
+    def seated(self, groups: Rows) -> bool:
+        """Whether every one of these mixes is in the buffers already."""
+        return self._version == self._bank.version and set(groups) <= set(self._seats)
+
+    def run(self, call: Call, groups: Rows, recorder: Recorder) -> Found:
+        """The call, replayed; its results are valid until the next one. groups: the mixes of its groups."""
+        places = self._place(groups)
+        rows = [place * self.bucket.group + row for place in places for row in range(self.bucket.group)]
+        straight = rows == list(range(len(rows)))
+        index = None if straight else torch.tensor(rows, device=call.latents.device)
+        for name, tensor in call.tensors().items():
+            buffer = self._inputs[name]
+            if index is None:
+                buffer[: len(rows)].copy_(tensor, non_blocking=True)
+            else:
+                buffer.index_copy_(0, index, tensor.to(buffer))
+        if self.memory.changes != self._texts_seen:
+            for name, parts in self.memory.kept.items():
+                for buffer, part in zip(self._kept[name], parts, strict=True):
+                    if index is None:
+                        buffer[: len(rows)].copy_(part)
+                    else:
+                        buffer.index_copy_(0, index, part)
+            self._texts_seen = self.memory.changes
+        if self._recording is None:
+            with self._acting():
+                self._recording = recorder.record(lambda: forward(self._unet, self._call))
+        with self._acting():
+            found = self._recording.replay()
+
+        def mine(result: Tensor) -> Tensor:
+            return result[: len(rows)].clone() if index is None else result[index]
+
+        return Found(mine(found.prediction), {cut: mine(value) for cut, value in found.features.items()})
+
+    def _place(self, groups: Rows) -> list[int]:
+        """The seat of every group, its mix in the buffers. Whole weights stay where they are seated."""
+        fresh = self._version != self._bank.version
+        if fresh:
+            self._seats = [None] * self.bucket.groups
+        dense = any(own.form == "dense" for own in self.bucket.forms)
+        before = list(self._seats)
+        seats = _assigned(before, groups) if dense else list(range(len(groups)))
+        after: list[tuple[Use, ...] | None] = list(before) if dense else [None] * self.bucket.groups
+        for seat, mix in zip(seats, groups, strict=True):
+            after[seat] = mix
+        if after != before or fresh:
+            self._fill(before, after)
+            self._texts_seen = -1
+        self._seats, self._version = after, self._bank.version
+        return seats
+
+    def _fill(
+        self, before: Sequence[tuple[Use, ...] | None], after: Sequence[tuple[Use, ...] | None]
+    ) -> None:
+        reaches = self._bank.reaches("unet")
+        changed = [seat for seat, mix in enumerate(after) if mix is not None and mix != before[seat]]
+        for kind, packing in self._packings.items():
+            dense = isinstance(packing, DensePacking)
+            mixes = [after[seat] or () for seat in changed] if dense else [mix or () for mix in after]
+            if not mixes:
+                continue
+            taken = Taken(self._table, kind, mixes, reaches, self._running)
+            if isinstance(packing, DensePacking):
+                draft = taken.draft("lane-packed", max(taken.ranks.lane, 1))
+                assert draft is not None
+                packing.fill(self._bank.pools, draft, changed)
+            else:
+                draft = taken.draft(packing.form, packing.rank)
+                assert draft is not None
+                packing.fill(self._bank.pools, draft)
+
+    def _runs(self, layer: str) -> bool:
+        return bool(self._running[self._table.place[layer]])
+
+    @contextmanager
+    def _acting(self) -> Iterator[None]:
+        """Within: the layers read this stage's buffers."""
+        acting = {place: own for packing in self._packings.values() for place, own in packing.acting.items()}
+        try:
+            for place, own in acting.items():
+                self._table.layers[place].slot.acting = own
+            for name, kept in self._kept.items():
+                self._table.texts[name].processor.kept = kept
+            yield
+        finally:
+            for place in acting:
+                self._table.layers[place].slot.acting = None
+            for name in self._kept:
+                self._table.texts[name].processor.kept = None
+
+
+def _assigned(seats: Sequence[tuple[Use, ...] | None], groups: Rows) -> list[int]:
+    """A seat for every group: where its mix sits already, else a free one."""
+    free = set(range(len(seats)))
+    found: list[int | None] = [None] * len(groups)
+    for place, mix in enumerate(groups):
+        seat = next(
+            (seat for seat in sorted(free, key=lambda seat: seat != place) if seats[seat] == mix), None
+        )
+        if seat is not None:
+            found[place] = seat
+            free.remove(seat)
+    rest = iter(sorted(free))
+    return [next(rest) if seat is None else seat for seat in found]
