@@ -61,26 +61,27 @@ class LaneAttention:
 def join_attention(model: nn.Module) -> dict[str, Any]:
     """Give every plain attention layer of `model` a LaneAttention, in place; name -> layer. Others stay as they are."""
     found: dict[str, Any] = {}
-    module: Any
-    for name, module in model.named_modules():
+    for name, attn in _attention(model):
         if (
-            isinstance(module, Attention)
-            and type(module.processor) is AttnProcessor2_0
-            and module.group_norm is module.spatial_norm is module.norm_q is module.norm_k is None
-            and module.to_k is not None
-            and not module.norm_cross
+            type(attn.processor) is AttnProcessor2_0
+            and attn.group_norm is attn.spatial_norm is attn.norm_q is attn.norm_k is None
+            and attn.to_k is not None
+            and not attn.norm_cross
         ):
-            module.processor = LaneAttention()
-            found[name] = module
+            attn.processor = LaneAttention()
+            found[name] = attn
     return found
 
 
 def part_attention(model: nn.Module) -> None:
     """Give `model` diffusers' own processors back, in place."""
-    module: Any
-    for module in model.modules():
-        if isinstance(module, Attention) and isinstance(module.processor, LaneAttention):
-            module.processor = AttnProcessor2_0()  # type: ignore[no-untyped-call]
+    for _, attn in _attention(model):
+        if isinstance(attn.processor, LaneAttention):
+            attn.processor = AttnProcessor2_0()  # type: ignore[no-untyped-call]
+
+
+def _attention(model: nn.Module) -> list[tuple[str, Any]]:
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, Attention)]
 
 
 @dataclass(frozen=True)

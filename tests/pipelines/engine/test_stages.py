@@ -63,9 +63,4 @@ def test_stages_draw_what_layers_one_by_one_draw(pipe: StudioPipeline, form: For
         for one, other in zip(found, expected, strict=True):
             assert relative(one, other) < 1e-4
     stats = pipe.model.engine.stats
-    assert stats.replays > 0
-    assert stats.captures > 0
-    assert (
-        stats.replays + stats.layer_by_layer == sum(record.unet_calls + record.shallow_calls for record in [])
-        or stats.replays > stats.captures
-    )
+    assert 0 < stats.captures < stats.replays
