@@ -245,7 +245,7 @@ def train(
         early = start_at - time.time()
         print(f"ready {early:.0f} s early", flush=True)
         time.sleep(max(0.0, early))
-        seconds += min(0.0, early)
+        seconds = max(seconds / 2, seconds + min(0.0, early))
     start, saved, step, shown, total = time.time(), time.time(), 0, 0, torch.zeros((), device=device)
     order = torch.randperm(pictures, device=device, generator=g)
     while (passed := (time.time() - start) / seconds) < 1:
