@@ -15,7 +15,7 @@ Commands: TypeAlias = "_SubParsersAction[Any]"
 """Where argparse keeps subcommands."""
 
 COMMANDS = ("bench",)
-FORMS = ("auto", "lane-packed", "pool")
+FORMS = ("auto", "lane-packed", "pool", "dense")
 MODES = ("eager", "graph", "compiled")
 RIVALS = ("set_adapters", "adapter_names", "fused")
 
@@ -74,11 +74,25 @@ def _speed_flags(kinds: Commands, folders: ArgumentParser) -> None:
     work.add_argument(
         "--method", nargs="+", default=["merge"], choices=("merge", "switch", "composite", "cmlora")
     )
+    work.add_argument(
+        "--full", action="store_true", help="from that work, every axis in turn with all its values"
+    )
     ways = speed.add_argument_group("the ways")
     ways.add_argument("--forms", nargs="+", default=["auto"], choices=FORMS, help="the studio's")
     ways.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
     ways.add_argument("--rivals", nargs="*", default=list(RIVALS), choices=RIVALS)
     what = speed.add_argument_group("instead of all that")
+    what.add_argument(
+        "--targets",
+        action="store_true",
+        help="the engine's targets, on sdxl and sd15 (on a CPU: on tiny-sdxl)",
+    )
+    what.add_argument(
+        "--changes",
+        type=int,
+        metavar="N",
+        help="N random changes of mix, method and adapter: what is made anew?",
+    )
     what.add_argument("--gates", action="store_true", help="the ratios that CI holds; exit code 1 if broken")
     machine = speed.add_argument_group("device and output")
     machine.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1")

@@ -15,8 +15,9 @@ from studio import cli
 from studio.bench.speed import gates
 from studio.bench.speed.bed import Bed, Inputs, load_unet
 from studio.bench.speed.rivals import Base
-from studio.bench.speed.run import Bench, Budget, Measured, Outcome, Way
+from studio.bench.speed.run import Bench, Budget, Measured, Outcome
 from studio.bench.speed.timing import Timing
+from studio.bench.speed.ways import Way
 from studio.bench.speed.workload import CMLORA_STEPS, Layers, Method, Workload
 
 SMALL = Workload(cells=8, images=2, members=2, rank=2)

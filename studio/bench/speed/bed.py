@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from pipelines.engine.call import Call
 from torch import Tensor, nn
 
 from pipelines import assets
@@ -55,6 +56,19 @@ class Bed:
         """The UNet again, with modules of its own and the same weights in memory."""
         shared = [*self.unet.parameters(), *self.unet.buffers()]
         return copy.deepcopy(self.unet, {id(tensor): tensor for tensor in shared})
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where models are measured, and where they come from."""
+
+    home: Home
+    device: torch.device
+    dtype: torch.dtype
+
+    def unet(self, model: str, dtype: torch.dtype | None = None) -> Any:
+        """On the device, in the usual dtype unless another is given. Raises ModelError."""
+        return load_unet(model, self.home, self.device, dtype or self.dtype)
 
 
 def load_unet(model: str, home: Home, device: torch.device, dtype: torch.dtype) -> Any:
@@ -114,6 +128,7 @@ class Inputs:
         self._sample = noise(images, config.in_channels, cells, cells)
         self._timestep = torch.linspace(20, 980, images, device=like.device)
         self._text = noise(images, 2, TEXT_TOKENS, config.cross_attention_dim)
+        self._texts = [list(pair) for pair in self._text]  # the engine knows a text by the tensor it is
         self._pooled: Tensor | None = None
         if config.addition_embed_type == "text_time":
             width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
@@ -121,18 +136,29 @@ class Inputs:
             self._sizes = torch.tensor([8.0 * cells, 8.0 * cells, 0, 0, 8.0 * cells, 8.0 * cells]).to(like)
 
     def of(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """The arguments of a call over these rows, in diffusers' names."""
+        """The arguments of a UNet call over these rows, in diffusers' names."""
+        call = self.call(rows)
+        arguments: dict[str, Any] = {
+            "sample": call.latents,
+            "timestep": call.timesteps,
+            "encoder_hidden_states": call.text,
+        }
+        if call.pooled is not None:
+            arguments["added_cond_kwargs"] = {"text_embeds": call.pooled, "time_ids": call.sizes}
+        return arguments
+
+    def call(self, rows: Sequence[Row]) -> Call:
+        """The same as the engine takes it: all rows in full."""
         device = self._sample.device
         images = torch.tensor([row.image for row in rows], dtype=torch.long, device=device)
         roles = torch.tensor([row.negative for row in rows], dtype=torch.long, device=device)
-        arguments: dict[str, Any] = {
-            "sample": self._sample[images],  # [rows, channels, cells, cells]
-            "timestep": self._timestep[images],  # [rows]
-            "encoder_hidden_states": self._text[images, roles],  # [rows, tokens, width]
-        }
-        if self._pooled is not None:
-            arguments["added_cond_kwargs"] = {
-                "text_embeds": self._pooled[images, roles],
-                "time_ids": self._sizes.expand(len(rows), 6).contiguous(),
-            }
-        return arguments
+        return Call(
+            latents=self._sample[images],
+            timesteps=self._timestep[images],
+            text=self._text[images, roles],
+            mask=None,
+            pooled=None if self._pooled is None else self._pooled[images, roles],
+            sizes=None if self._pooled is None else self._sizes.expand(len(rows), 6).contiguous(),
+            uses=tuple(row.uses for row in rows),
+            texts=tuple(self._texts[row.image][row.negative] for row in rows),
+        )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from studio.bench.speed import report
-from studio.bench.speed.bed import Bed
-from studio.bench.speed.run import Bench, Budget, Measured, Way
+from studio.bench.speed.bed import Bed, Machine
+from studio.bench.speed.run import Bench, Budget, Measured
+from studio.bench.speed.ways import Way
 from studio.bench.speed.workload import Workload
 from studio.progress import Teller
 
+MODEL = "tiny-sdxl"
 WORK = Workload(cells=8, images=8, members=3, rank=4, pool=5)
 """64 x 64 pixels; overlapping mixes of 3 of 5 adapters."""
 STUDIO = Way("studio", "eager", "auto")
@@ -24,9 +24,9 @@ MOST_DIFFERENCE = 1e-5
 TRIES = 3
 
 
-def run(unet: Any, budget: Budget, repeats: int, teller: Teller) -> int:
+def run(machine: Machine, budget: Budget, repeats: int, teller: Teller) -> int:
     """Measures until the gates hold, three times at most; 1 where they do not."""
-    bench = Bench(Bed("tiny-sdxl", unet, WORK.layers, WORK.rank), budget, teller.say)
+    bench = Bench(Bed(MODEL, machine.unet(MODEL), WORK.layers, WORK.rank), budget, teller.say)
     for _ in range(TRIES):
         measured = bench.measure(WORK, [STUDIO, *LEAST], repeats)
         print(report.table(measured))

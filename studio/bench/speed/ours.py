@@ -1,87 +1,102 @@
-"""How the studio runs the rows: all in one call, every row with its own adapters, in one of the engine's forms."""
+"""How the studio runs the rows: the engine's calls, every row with its own adapters."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
+from pipelines.engine.call import Call
+from pipelines.engine.engine import Engine
 from torch import Tensor
 
+from pipelines.adapters import Adapter
 from pipelines.engine.bank import Bank, FormChoice
 from pipelines.family import Cut
-from pipelines.features import captured, shallow_modules, shallow_pass
+from pipelines.features import cuts_of
 from studio.bench.speed.bed import Bed, Inputs
+from studio.bench.speed.rivals import RUN_STEPS, Mode
 from studio.bench.speed.workload import Row
 
-FORMS: tuple[FormChoice, ...] = ("auto", "lane-packed", "pool")
+CALLS_TO_WARM = 3
+"""The engine's first call of a size sets libraries up, the second records, the third replays."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows of one step that run in one call, in full or shallow. places: where they stand among the step's rows."""
+
+    places: tuple[int, ...]
+    rows: tuple[Row, ...]
+    call: Call
 
 
 class Ours:
-    """The bed's model and adapters in a bank of one form."""
+    """An engine of its own over the bed's weights. adapters: those to hold, all of the bed's where not given."""
 
-    def __init__(self, bed: Bed, form: FormChoice, cut: Cut) -> None:
-        self.unet = bed.twin()
-        self.bank = Bank({"unet": self.unet}, form)
+    def __init__(
+        self, bed: Bed, form: FormChoice, mode: Mode, adapters: Iterable[Adapter] | None = None
+    ) -> None:
+        unet = bed.twin()
+        self.bank = Bank({"unet": unet}, form)
         self.bank.to(bed.device)
-        for adapter in bed.adapters.values():
+        for adapter in bed.adapters.values() if adapters is None else adapters:
             self.bank.load(adapter)
-        self._cut: Cut = cut
+        self.engine = Engine(unet, self.bank)
+        self.engine.optimize(graphs=mode != "eager", compile=mode == "compiled")
+        self._cut: Cut = cuts_of(unet.config, "deep")[0]
+
+    @property
+    def note(self) -> str:
+        """Why calls ran otherwise than asked; "" where they did not."""
+        return "; ".join(self.engine.stats.notes)
 
     def run(self, steps: Sequence[Sequence[Row]], inputs: Inputs) -> Callable[[], Tensor]:
-        """The steps in turn; gives the last one's predictions, [rows, channels, h, w]."""
+        """The steps in turn; gives the last one's predictions, [rows, channels, h, w]. A single step is one of a run
+        in which nothing changes."""
+        work = []
+        for index, rows in enumerate(steps):
+            steady = RUN_STEPS if len(steps) == 1 else _steady(steps[index:])
+            work.append([self._part(rows, shallow, inputs, steady) for shallow in (False, True)])
         features: dict[object, Tensor] = {}
-        work = [(rows, *self._parts(rows, inputs)) for rows in steps]
 
         def run() -> Tensor:
-            for rows, full, shallow in work:
-                found = self._step(rows, full, shallow, features)
+            for parts in work:
+                found = self._step([part for part in parts if part.rows], features)
             return found
 
         return run
 
-    def _parts(self, rows: Sequence[Row], inputs: Inputs) -> tuple[Any, Any]:
-        """Which rows run in full and which shallow, with their arguments."""
-        parts = []
-        for shallow in (False, True):
-            places = [place for place, row in enumerate(rows) if row.shallow == shallow]
-            parts.append((places, inputs.of([rows[place] for place in places])))
-        return parts[0], parts[1]
+    def _part(self, rows: Sequence[Row], shallow: bool, inputs: Inputs, steady: int) -> _Part:
+        places = tuple(place for place, row in enumerate(rows) if row.shallow == shallow)
+        mine = tuple(rows[place] for place in places)
+        call = replace(
+            inputs.call(mine),
+            steady=steady,
+            cut=self._cut if shallow else None,
+            leaves=(self._cut,) if any(row.kept for row in mine) else (),
+        )
+        return _Part(places, mine, call)
 
-    def _step(self, rows: Sequence[Row], full: Any, shallow: Any, features: dict[object, Tensor]) -> Tensor:
-        places, arguments = full
-        predictions = [self._full([rows[place] for place in places], arguments, features)] if places else []
-        if shallow[0]:
-            predictions.append(
-                self._shallow([rows[place] for place in shallow[0]], dict(shallow[1]), features)
-            )
-        if len(predictions) == 1:
+    def _step(self, parts: Sequence[_Part], features: dict[object, Tensor]) -> Tensor:
+        predictions = [self._predict(part, features) for part in parts]
+        if len(parts) == 1:
             return predictions[0]
-        order = torch.tensor(places + shallow[0], device=predictions[0].device).argsort()
-        return torch.cat(predictions)[order]
+        order = torch.tensor([place for part in parts for place in part.places])
+        return torch.cat(predictions)[order.argsort().to(predictions[0].device)]
 
-    def _full(self, rows: Sequence[Row], arguments: Any, features: dict[object, Tensor]) -> Tensor:
-        kept = [(place, row) for place, row in enumerate(rows) if row.kept]
-        with (
-            self.bank.active("unet", [row.uses for row in rows]),
-            captured(self.unet, [self._cut] if kept else []) as found,
-        ):
-            prediction: Tensor = self.unet(**arguments, return_dict=False)[0]
-        for place, row in kept:
-            features[row.memory, row.negative] = found[self._cut][place].clone()
-        return prediction
+    def _predict(self, part: _Part, features: dict[object, Tensor]) -> Tensor:
+        call = part.call
+        if call.cut:
+            call = replace(call, deep=torch.stack([features[row.memory] for row in part.rows]))
+        found = self.engine.run(call)
+        for place, row in enumerate(part.rows):
+            if row.kept:
+                features[row.memory] = found.features[self._cut][place].clone()
+        return found.prediction
 
-    def _shallow(
-        self, rows: Sequence[Row], arguments: dict[str, Any], features: dict[object, Tensor]
-    ) -> Tensor:
-        deep = torch.stack([features[row.memory, row.negative] for row in rows])
-        modules = shallow_modules(self.unet, self._cut)
-        with self.bank.active("unet", [row.uses for row in rows], modules):
-            return shallow_pass(
-                self.unet,
-                self._cut,
-                deep,
-                arguments.pop("sample"),
-                arguments.pop("timestep"),
-                **arguments,
-            )
+
+def _steady(steps: Sequence[Sequence[Row]]) -> int:
+    """Steps, the first one counted, whose rows have the first one's adapters."""
+    uses = [row.uses for row in steps[0]]
+    return next((ahead for ahead, rows in enumerate(steps) if [row.uses for row in rows] != uses), len(steps))

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from studio.bench.speed.run import Measured
 
 
-def ceiling(measured: Measured) -> float | None:
-    """Median of the fastest way without adapters."""
-    best = measured.best(("base", "eager"), ("base", "graph"), ("base", "compiled"))
-    return best.timing.median if best and best.timing else None
+@dataclass(frozen=True)
+class About:
+    """Where it was measured."""
+
+    device: str
+    torch: str
+    dtype: str
+
+    @property
+    def line(self) -> str:
+        return f"{self.device}, torch {self.torch}, {self.dtype}"
 
 
 def table(measured: Measured) -> str:
     """One workload: a line for each way."""
-    top = ceiling(measured)
     lines = [
         f"{measured.model}, {measured.dtype}: {measured.workload.label}",
         f"  {'way':34}{'ms a step':>11}{'spread':>8}{'x base':>8}{'difference':>12}{'ready s':>9}",
@@ -29,11 +35,11 @@ def table(measured: Measured) -> str:
             lines.append(f"  {outcome.way.label:34}  {outcome.note}")
             continue
         median = outcome.timing.median
-        ratio = f"{median / top:8.3f}" if top else " " * 8
+        ratio = f"{outcome.over_base:8.3f}" if outcome.over_base is not None else " " * 8
         difference = f"{outcome.difference:12.1e}" if outcome.difference is not None else " " * 12
         lines.append(
             f"  {outcome.way.label:34}{1000 * median:11.2f}{outcome.timing.spread:8.1%}{ratio}{difference}"
-            f"{outcome.ready:9.1f}"
+            f"{outcome.ready:9.1f}  {outcome.note}".rstrip()
         )
     if measured.noise is not None:
         lines.append(f"  the base against itself, batch split into pairs: {measured.noise:.1e}")
@@ -54,6 +60,7 @@ def as_data(measured: Measured) -> dict[str, Any]:
                 "spread": round(timing.spread, 4),
                 "samples": [round(1000 * value, 3) for value in timing.seconds],
                 "ready_seconds": round(outcome.ready, 2),
+                "over_base": outcome.over_base,
                 "difference": outcome.difference,
                 "note": outcome.note,
             }
@@ -68,9 +75,10 @@ def as_data(measured: Measured) -> dict[str, Any]:
     }
 
 
-def write_json(path: Path, about: Mapping[str, Any], sections: Mapping[str, Any]) -> None:
+def write_json(path: Path, about: About, found: Sequence[Measured], extra: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**about, **sections}, indent=1))
+    data = {**asdict(about), "measured": [as_data(each) for each in found], **extra}
+    path.write_text(json.dumps(data, indent=1))
 
 
 def write_plot(path: Path, device: str, all_measured: Sequence[Measured]) -> None:
@@ -87,9 +95,9 @@ def write_plot(path: Path, device: str, all_measured: Sequence[Measured]) -> Non
         high = [1000 * max(timing.seconds) - m for m, (_, timing) in zip(medians, timed, strict=True)]
         colours = ["#d95f02" if way.kind == "studio" else "#9a9a9a" for way, _ in timed]
         axes.barh([way.label for way, _ in timed], medians, xerr=(low, high), color=colours)
-        top = ceiling(measured)
-        if top:
-            axes.axvline(1000 * top, color="black", linewidth=0.8, linestyle=":")
+        top = measured.fastest(lambda way: way.kind == "base")
+        if top and top.timing:
+            axes.axvline(1000 * top.timing.median, color="black", linewidth=0.8, linestyle=":")
         axes.set_title(f"{measured.model}, {measured.dtype}: {measured.workload.label}", fontsize=9)
         axes.tick_params(labelsize=8)
     figure.axes[-1].set_xlabel(f"milliseconds a step on {device}; dotted: the fastest way without adapters")

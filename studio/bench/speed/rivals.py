@@ -32,12 +32,15 @@ from studio.bench.speed.workload import SUFFIXES, Row
 
 Mode = Literal["eager", "graph", "compiled"]
 MODES: tuple[Mode, ...] = ("eager", "graph", "compiled")
+MOST_SHAPES = 256
+"""Compiled versions of a block: one for each width and number of rows and tokens that it meets."""
 RUN_STEPS = 30
 """Steps over which fusing a picture's mix is shared out."""
 
 
 def compiled(unet: Any) -> Any:
     """The UNet, its repeated blocks compiled for exact shapes as diffusers recommends."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_SHAPES)
     unet.compile_repeated_blocks(fullgraph=True, dynamic=False)
     return unet
 

@@ -2,52 +2,38 @@
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from pipelines.engine.bank import FormChoice
-from pipelines.engine.reference import merged
-from pipelines.features import cuts_of
 from studio.bench.speed.bed import Bed, Inputs
-from studio.bench.speed.ours import Ours
-from studio.bench.speed.rivals import RUN_STEPS, Base, Mode, Peft, cut, pairs
-from studio.bench.speed.timing import Graphs, Timing, seconds_of, take_turns
+from studio.bench.speed.rivals import Peft
+from studio.bench.speed.timing import Timing, take_turns
+from studio.bench.speed.ways import Opened, Way, Ways, relative, rounds
 from studio.bench.speed.workload import Workload
 
-Kind = str
-KINDS = ("base", "studio", "fused", "peft set_adapters", "peft adapter_names")
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way of doing a workload's steps. form: of the studio's ways."""
-
-    kind: Kind
-    mode: Mode
-    form: FormChoice | None = None
-
-    @property
-    def label(self) -> str:
-        return " ".join(filter(None, (self.kind, self.form, self.mode)))
+TOO_LATE = "left out: the time budget was used up"
+TOO_LARGE = "left out: the device's memory does not hold it"
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What became of a way: its timing (a step's seconds), or why there is none.
 
-    ready: seconds until it could run (compilation and graph capture included).
+    over_base: its median over that of the fastest way without adapters, timed in the same turns; None without one.
     difference: relative distance of its predictions to per-picture merged weights; None where not looked at.
+    ready: seconds until it could run (compilation and graph capture included).
     """
 
     way: Way
     timing: Timing | None
-    ready: float = 0.0
+    over_base: float | None = None
     difference: float | None = None
+    ready: float = 0.0
     note: str = ""
 
 
@@ -62,13 +48,10 @@ class Measured:
     noise: float | None
     peak_bytes: int
 
-    def find(self, kind: Kind, mode: Mode, form: FormChoice | None = None) -> Timing | None:
-        return next((o.timing for o in self.outcomes if o.way == Way(kind, mode, form)), None)
-
-    def best(self, *ways: tuple[Kind, Mode]) -> Outcome | None:
-        """The fastest of these ways, over all forms."""
-        timed = [o for o in self.outcomes if o.timing and (o.way.kind, o.way.mode) in ways]
-        return min(timed, key=lambda o: o.timing.median if o.timing else 0.0, default=None)
+    def fastest(self, fits: Callable[[Way], bool]) -> Outcome | None:
+        """Of the ways that fit and were timed."""
+        timed = [outcome for outcome in self.outcomes if outcome.timing and fits(outcome.way)]
+        return min(timed, key=lambda outcome: outcome.timing.median if outcome.timing else 0.0, default=None)
 
 
 class Budget:
@@ -83,53 +66,48 @@ class Budget:
 
 
 class Bench:
-    """Times workloads on one bed; what is dear to make (peft's adapters, compiled models) is made once."""
+    """Times workloads on one bed. peft's adapters, which are dear to make, are made once."""
 
     def __init__(self, bed: Bed, budget: Budget, tell: Callable[[str], None]) -> None:
         self.bed = bed
         self._budget = budget
         self._tell = tell
         self._peft: Peft | None = None
-        self.cut = cuts_of(bed.unet.config, "deep")[0]
 
     @torch.inference_mode()
     def measure(
-        self, workload: Workload, ways: Sequence[Way], repeats: int, *, compare: bool = True
+        self, workload: Workload, asked: Sequence[Way], repeats: int, *, compare: bool = True
     ) -> Measured:
-        """Ways that do not apply, do not fit into memory or come too late for the budget get a note."""
-        device = self.bed.device
+        """Ways that do not apply, do not fit into memory or come too late for the budget get a note.
+
+        On a GPU one way after another is open, in turns with the fastest way without adapters; elsewhere all are.
+        """
+        cuda = self.bed.device.type == "cuda"
         self.bed.hold(workload.adapters)
-        doors = _Doors(self, workload)
-        opened: dict[Way, _Opened] = {}
-        notes: dict[Way, str] = {}
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        for way in ways:
-            notes[way] = doors.why_not(way)
-            if not notes[way] and self._budget.left < 0:
-                notes[way] = "left out: the time budget was used up"
-            if notes[way]:
-                continue
-            self._tell(f"{workload.label}: {way.label}")
-            try:
-                opened[way] = doors.open(way)
-            except torch.OutOfMemoryError:
-                notes[way] = "left out: the device's memory does not hold it"
+        if cuda:
+            torch.cuda.reset_peak_memory_stats(self.bed.device)
+        ways = Ways(self.bed, workload, self.peft)
+        known = {way: Outcome(way, None, note=ways.why_not(way)) for way in asked}
+        truth: Tensor | None = None
+        noise: float | None = None
+        if compare and ways.comparable and self._budget.left > 0:
+            truth, noise = ways.truth(), ways.noise()
+        anchor: tuple[Way, Opened] | None = None
+        for together in rounds([way for way in asked if not known[way].note], together=not cuda):
+            opened = self._open(ways, together, known, workload.label)
+            found = self._timed(opened, anchor, truth, repeats)
+            known |= {outcome.way: outcome for outcome in found}
+            if anchor is None:
+                base = [o for o in found if o.way.kind == "base" and o.timing]
+                best = min(base, key=lambda o: o.timing.median if o.timing else 0.0, default=None)
+                anchor = (best.way, opened[best.way]) if best else None
+            del opened
+            if cuda:
+                gc.collect()
                 torch.cuda.empty_cache()
-        timings = take_turns({way: found.call for way, found in opened.items()}, device, repeats)
-        differences, noise = doors.differences(opened) if compare else ({}, None)
-        outcomes = []
-        for way in ways:
-            found = opened.get(way)
-            timing = None
-            if found:
-                seconds = timings[way].seconds
-                timing = Timing(tuple(value / found.steps + found.extra for value in seconds))
-            ready = found.ready if found else 0.0
-            outcomes.append(Outcome(way, timing, ready, differences.get(way), notes[way]))
-        peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+        peak = torch.cuda.max_memory_allocated(self.bed.device) if cuda else 0
         dtype = str(self.bed.dtype).removeprefix("torch.")
-        return Measured(self.bed.model, workload, dtype, tuple(outcomes), noise, peak)
+        return Measured(self.bed.model, workload, dtype, tuple(known.values()), noise, peak)
 
     def peft(self, inputs: Inputs) -> Peft:
         """peft's model with all adapters that the bed holds now."""
@@ -140,99 +118,48 @@ class Bench:
         self._peft.use_inputs(inputs)
         return self._peft
 
+    def _open(
+        self, ways: Ways, together: Sequence[Way], known: dict[Way, Outcome], label: str
+    ) -> dict[Way, Opened]:
+        """Those that can be; why not for the others goes into `known`."""
+        opened: dict[Way, Opened] = {}
+        for way in together:
+            if self._budget.left < 0:
+                known[way] = Outcome(way, None, note=TOO_LATE)
+                continue
+            self._tell(f"{label}: {way.label}")
+            try:
+                opened[way] = ways.open(way)
+            except torch.OutOfMemoryError:
+                known[way] = Outcome(way, None, note=TOO_LARGE)
+                torch.cuda.empty_cache()
+        return opened
 
-@dataclass(frozen=True)
-class _Opened:
-    """A way ready to run, warmed up: `steps` steps a call, and seconds to add to each for work done once a run."""
-
-    call: Callable[[], Tensor]
-    steps: int
-    ready: float
-    extra: float
-
-
-class _Doors:
-    """Opens the ways of one workload."""
-
-    def __init__(self, bench: Bench, workload: Workload) -> None:
-        self._bench = bench
-        self._workload = workload
-        self._steps = workload.steps()
-        bed = bench.bed
-        self._inputs = Inputs(bed.unet, workload.images, workload.cells)
-        self._graphs = Graphs() if bed.device.type == "cuda" else None
-        self._base = Base(bed, self._inputs, self._graphs)
-
-    def why_not(self, way: Way) -> str:
-        """Why a way does not apply here; "" where it does."""
-        if way.mode == "graph" and self._graphs is None:
-            return "CUDA graphs need a CUDA device"
-        if way.kind == "fused" and self._workload.method != "merge":
-            return "merged weights serve only a mix that stays the same over the run"
-        if way.kind.startswith("peft") and way.mode != "eager":
-            return "peft's layers are run as they come"
-        return ""
-
-    def open(self, way: Way) -> _Opened:
-        device = self._bench.bed.device
-        made: list[tuple[Callable[[], Tensor], int]] = []
-
-        def make() -> None:
-            made.append(self._made(way))
-            made[0][0]()
-
-        ready = seconds_of(make, device)
-        call, steps = made[0]
-        return _Opened(call, steps, ready, self._fuse_seconds() / RUN_STEPS if way.kind == "fused" else 0.0)
-
-    def _made(self, way: Way) -> tuple[Callable[[], Tensor], int]:
-        """The call, and how many steps it does. Without adapters all steps cost the same."""
-        bench, rows = self._bench, self._steps[0]
-        match way.kind:
-            case "base":
-                return self._base.together(rows, way.mode), 1
-            case "fused":
-                return self._base.fused(rows, way.mode), 1
-            case "studio":
-                return Ours(bench.bed, way.form or "auto", bench.cut).run(self._steps, self._inputs), len(
-                    self._steps
-                )
-            case _:
-                peft = bench.peft(self._inputs)
-                run = peft.one_by_one if way.kind == "peft set_adapters" else peft.mixed_batch
-                calls = [run(rows) for rows in self._steps]
-                return lambda: [call() for call in calls][-1], len(calls)
-
-    def _fuse_seconds(self) -> float:
-        """Seconds that fusing and unfusing every picture's mix takes once a run."""
-        peft = self._bench.peft(self._inputs)
-        mixes = [self._steps[0][pair.start].uses for pair in pairs(self._steps[0])]
-        peft.fuse(mixes[0])
-        return sum(seconds_of(partial(peft.fuse, uses), self._bench.bed.device) for uses in mixes)
-
-    def differences(self, opened: Mapping[Way, _Opened]) -> tuple[dict[Way, float], float | None]:
-        """Each way's relative difference to per-picture merged weights on the last step; and the noise: that of the
-        base to itself when its batch is split into pairs."""
-        rows = self._steps[-1]
-        if any(row.shallow for row in rows):
-            return {}, None
-        bed = self._bench.bed
-        whole = self._inputs.of(rows)
-        truth = torch.empty_like(whole["sample"])
-        for uses in dict.fromkeys(row.uses for row in rows):
-            twin = merged(bed.unet, "unet", bed.adapters, uses)  # one at a time: each is a whole model
-            for pair in pairs(rows):
-                if rows[pair.start].uses == uses:
-                    truth[pair] = twin(**cut(whole, pair), return_dict=False)[0]
-        apart = {
-            way: relative(found.call(), truth)
-            for way, found in opened.items()
-            if way.kind not in ("base", "fused")
+    def _timed(
+        self, opened: dict[Way, Opened], anchor: tuple[Way, Opened] | None, truth: Tensor | None, repeats: int
+    ) -> list[Outcome]:
+        """The outcomes of ways that are open, in turns with the anchor, or with the fastest base among them."""
+        calls = {way: each.call for way, each in opened.items()}
+        if anchor:
+            calls[anchor[0]] = anchor[1].call
+        turns = take_turns(calls, self.bed.device, repeats)
+        timings = {
+            way: Timing(tuple(seconds / each.steps + each.extra for seconds in turns[way].seconds))
+            for way, each in opened.items()
         }
-        whole_batch = self._base.together(rows, "eager")()
-        return apart, relative(self._base.fused(rows, "eager")(), whole_batch)
-
-
-def relative(found: Tensor, expected: Tensor) -> float:
-    """The norm of the difference over that of what was expected."""
-    return float((found.float() - expected.float()).norm() / expected.float().norm())
+        bases = [turns[anchor[0]]] if anchor else [turns[way] for way in opened if way.kind == "base"]
+        least = min((timing.median for timing in bases), default=None)
+        outcomes = []
+        for way, each in opened.items():
+            compared = truth is not None and way.kind not in ("base", "fused")
+            outcomes.append(
+                Outcome(
+                    way,
+                    timings[way],
+                    timings[way].median / least if least else None,
+                    relative(each.call(), truth) if truth is not None and compared else None,
+                    each.ready,
+                    each.note,
+                )
+            )
+        return outcomes

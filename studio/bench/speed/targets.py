@@ -1,0 +1,234 @@
+"""What the engine is meant to reach, row by row: target, measured, and the rival measured in the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+
+from pipelines.engine.bank import FormChoice
+from studio.bench.speed.bed import Bed, Machine
+from studio.bench.speed.changes import Changes, Latencies, latencies, random_changes
+from studio.bench.speed.rivals import Mode
+from studio.bench.speed.run import Bench, Budget, Measured, Outcome
+from studio.bench.speed.ways import Way
+from studio.bench.speed.workload import Layers, Workload
+
+Bound = Literal["at most", "at least"]
+
+RANK = 16
+CHANGES = 200
+CHANGING_IMAGES = 2
+REPEATS = 7
+DENSE: FormChoice = "dense"
+DEFAULT: tuple[FormChoice, ...] = (DENSE, "lane-packed")
+LOW_MEMORY: tuple[FormChoice, ...] = ("lane-packed", "pool")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What is measured: a model at two sizes in pixels, and another model at its own; pictures at once."""
+
+    model: str
+    large: int
+    small: int
+    other: tuple[str, int] | None
+    images: int
+
+
+FULL = Scale("sdxl", 1024, 512, ("sd15", 512), 8)
+"""What the targets are meant for, on a data-centre GPU."""
+TINY = Scale("tiny-sdxl", 128, 64, None, 8)
+"""The same course with the built-in model, for any machine."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One row. measured: None where something it needs was left out; against: the rival's figure of the same run."""
+
+    name: str
+    bound: Bound
+    limit: float
+    measured: float | None
+    against: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        if self.measured is None:
+            return None
+        return self.measured <= self.limit if self.bound == "at most" else self.measured >= self.limit
+
+
+@dataclass(frozen=True)
+class Course:
+    """Everything that the targets' run has measured; `sections` by what they are for."""
+
+    sections: Mapping[str, Measured]
+    changes: Changes
+    latencies: Latencies
+
+
+def run(scale: Scale, machine: Machine, budget: Budget, tell: Callable[[str], None]) -> Course:
+    """The whole course, the headline first: what comes too late for the budget is left out with a note."""
+    cuda = machine.device.type == "cuda"
+    modes: tuple[Mode, ...] = ("graph", "compiled") if cuda else ("eager",)
+    all_modes: tuple[Mode, ...] = ("eager", *modes) if cuda else modes
+    dtype = torch.bfloat16 if cuda else torch.float32
+    base = [Way("base", mode) for mode in all_modes]
+    headline = [
+        *base,
+        *(Way("studio", mode, form) for form in DEFAULT for mode in reversed(modes)),
+        Way("peft set_adapters", "eager"),
+        *(Way("fused", mode) for mode in reversed(all_modes)),
+        Way("studio", modes[0], "pool"),
+        Way("studio", modes[-1], "auto"),
+        Way("studio", "eager", "lane-packed"),
+        Way("peft adapter_names", "eager"),
+    ]
+    released = [
+        *(Way("studio", modes[-1], form) for form in LOW_MEMORY),
+        Way("base", modes[0]),
+        Way("peft set_adapters", "eager"),
+    ]
+    sections: dict[str, Measured] = {}
+
+    def work(
+        pixels: int, images: int = scale.images, members: int = 3, layers: Layers = "attention"
+    ) -> Workload:
+        return Workload(pixels // 8, images, members, RANK, layers)
+
+    def on(model: str, layers: Layers, dtype: torch.dtype) -> Bench:
+        return Bench(Bed(model, machine.unet(model, dtype), layers, RANK), budget, tell)
+
+    bench = on(scale.model, "attention", dtype)
+    for name, pixels in (("large", scale.large), ("small", scale.small)):
+        sections[name] = bench.measure(work(pixels), list(dict.fromkeys(headline)), REPEATS)
+    for name, pixels in (("composite large", scale.large), ("composite small", scale.small)):
+        five = Workload(pixels // 8, 1, 5, RANK, method="composite")
+        sections[name] = bench.measure(five, released, REPEATS)
+    changes = random_changes(bench.bed, CHANGES, CHANGING_IMAGES, scale.small // 8, "lane-packed", modes[-1])
+    lengths = latencies(bench, work(scale.large), modes[0], REPEATS)
+    for name, pixels in (("switch large", scale.large), ("switch small", scale.small)):
+        turns = Workload(pixels // 8, scale.images, 3, RANK, method="switch")
+        sections[name] = bench.measure(turns, [Way("studio", modes[-1], "lane-packed"), released[-1]], 3)
+    few = [base[-1], Way("studio", modes[-1], "lane-packed"), Way("studio", modes[-1], DENSE)]
+    if scale.other:
+        model, pixels = scale.other
+        sections["other model"] = on(model, "attention", dtype).measure(work(pixels), few, REPEATS)
+    bench = on(scale.model, "linear", dtype)
+    sections["linear"] = bench.measure(work(scale.large, layers="linear"), few, REPEATS)
+    exact = [Way("studio", "eager", form) for form in (DENSE, *LOW_MEMORY)]
+    with _without_tf32():
+        bench = on(scale.model, "attention", torch.float32)
+        sections["float32"] = bench.measure(work(scale.small, images=2), exact, 1)
+    return Course(sections, changes, lengths)
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def targets(course: Course) -> list[Target]:
+    """The table; limits as they were set for SDXL on a data-centre GPU."""
+    sections = course.sections
+    large, small, linear = sections["large"], sections["small"], sections["linear"]
+    five_large, five_small = sections["composite large"], sections["composite small"]
+    exact = [o.difference for o in sections["float32"].outcomes if o.difference is not None]
+    recounted = course.changes.recompiles + course.changes.captures
+    return [
+        _over_base("overhead, memory allowing, large", 1.02, large, _ours(large)),
+        _over_base("overhead, memory allowing, small", 1.03, small, _ours(small)),
+        _over_base("overhead, low memory, large", 1.05, large, _ours(large, LOW_MEMORY)),
+        _over_base("overhead, low memory, small", 1.05, small, _ours(small, LOW_MEMORY)),
+        _over_base("overhead, all linear layers, low memory", 1.12, linear, _ours(linear, LOW_MEMORY)),
+        _faster("against diffusers + peft as documented, large", 8.0, large, _peft(large)),
+        _faster("against diffusers + peft as documented, small", 30.0, small, _peft(small)),
+        _faster("against the strongest sequential rival, large", 1.43, large, _sequential(large)),
+        _faster("against the strongest sequential rival, small", 2.8, small, _sequential(small)),
+        _faster("Composite of 5 against the released scheme, large", 4.1, five_large, _peft(five_large)),
+        _faster("Composite of 5 against the released scheme, small", 15.0, five_small, _peft(five_small)),
+        Target(
+            f"recompiles and captures over {course.changes.count} random changes", "at most", 0, recounted
+        ),
+        Target("difference to merged weights, float32", "at most", 1e-5, max(exact, default=None)),
+        _noise(large),
+        Target("the base itself, ms a step, large", "at most", 225, _ms(_base(large)), _labels(_base(large))),
+    ]
+
+
+def _ours(measured: Measured, forms: tuple[FormChoice, ...] | None = None) -> Outcome | None:
+    """The studio's fastest way, of these forms only if any are given."""
+    return measured.fastest(lambda way: way.kind == "studio" and (forms is None or way.form in forms))
+
+
+def _base(measured: Measured) -> Outcome | None:
+    return measured.fastest(lambda way: way.kind == "base")
+
+
+def _peft(measured: Measured) -> Outcome | None:
+    return measured.fastest(lambda way: way.kind == "peft set_adapters")
+
+
+def _sequential(measured: Measured) -> Outcome | None:
+    return measured.fastest(lambda way: way.kind == "fused")
+
+
+def _ms(outcome: Outcome | None) -> float | None:
+    return 1000 * outcome.timing.median if outcome and outcome.timing else None
+
+
+def _labels(*outcomes: Outcome | None) -> str:
+    return ", ".join(f"{outcome.way.label} {_ms(outcome):.1f} ms" for outcome in outcomes if outcome)
+
+
+def _over_base(name: str, limit: float, measured: Measured, ours: Outcome | None) -> Target:
+    """Our time over that of the fastest way without adapters, in the same turns."""
+    return Target(name, "at most", limit, ours.over_base if ours else None, _labels(ours, _base(measured)))
+
+
+def _faster(name: str, limit: float, measured: Measured, rival: Outcome | None) -> Target:
+    """The rival's time over our fastest way's."""
+    theirs, mine = _ms(rival), _ms(_ours(measured))
+    ratio = theirs / mine if mine and theirs else None
+    return Target(name, "at least", limit, ratio, _labels(_ours(measured), rival))
+
+
+def _noise(measured: Measured) -> Target:
+    """The largest difference of our ways to merged weights over what splitting the base's batch changes."""
+    apart = [o.difference for o in measured.outcomes if o.way.kind == "studio" and o.difference is not None]
+    ratio = max(apart) / measured.noise if apart and measured.noise else None
+    against = f"{max(apart):.1e}, batch-size noise {measured.noise:.1e}" if ratio else ""
+    return Target("difference to merged weights over batch-size noise, large", "at most", 2.0, ratio, against)
+
+
+def table(course: Course) -> str:
+    """A line for each target, then what changes cost."""
+    lines = [f"{'target':56}{'limit':>10}{'measured':>10}  met  from"]
+    for target in targets(course):
+        sign = "<=" if target.bound == "at most" else ">="
+        measured = "-" if target.measured is None else f"{target.measured:.3g}"
+        met = {True: "yes", False: "no", None: "-"}[target.met]
+        lines.append(
+            f"{target.name:56}{f'{sign} {target.limit:g}':>10}{measured:>10}  {met:3}  {target.against}"
+        )
+    lines += ["", course.changes.text, course.latencies.text]
+    return "\n".join(lines)
+
+
+def as_data(course: Course) -> dict[str, Any]:
+    """For JSON."""
+    return {
+        "targets": [{**asdict(target), "met": target.met} for target in targets(course)],
+        "sections": {name: measured.workload.label for name, measured in course.sections.items()},
+        "changes": asdict(course.changes),
+        "latencies_ms": asdict(course.latencies),
+    }

@@ -1,0 +1,152 @@
+"""The ways of running one workload, each opened (made, captured, warmed up) before it is timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pipelines.engine.bank import FormChoice
+from pipelines.engine.reference import merged
+from studio.bench.speed.bed import Bed, Inputs
+from studio.bench.speed.ours import CALLS_TO_WARM, Ours
+from studio.bench.speed.rivals import RUN_STEPS, Base, Mode, Peft, cut, pairs
+from studio.bench.speed.timing import Graphs, seconds_of
+from studio.bench.speed.workload import Workload
+
+Kind = Literal["base", "studio", "fused", "peft set_adapters", "peft adapter_names"]
+PeftOf = Callable[[Inputs], Peft]
+"""peft's model with all adapters of the bed, made when it is first asked for."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of doing a workload's steps. form: of the studio's ways."""
+
+    kind: Kind
+    mode: Mode
+    form: FormChoice | None = None
+
+    @property
+    def label(self) -> str:
+        return " ".join(filter(None, (self.kind, self.form, self.mode)))
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A way ready to run. ready: seconds that took.
+
+    steps: those a call does; extra: seconds a step for what is done once a run. note: why it runs otherwise than asked.
+    """
+
+    call: Callable[[], Tensor]
+    steps: int
+    ready: float
+    extra: float = 0.0
+    note: str = ""
+
+
+class Ways:
+    """Opens the ways of one workload on one bed."""
+
+    def __init__(self, bed: Bed, workload: Workload, peft_of: PeftOf) -> None:
+        self._bed = bed
+        self._workload = workload
+        self._peft_of = peft_of
+        self._steps = workload.steps()
+        self._inputs = Inputs(bed.unet, workload.images, workload.cells)
+        self._graphs = Graphs() if bed.device.type == "cuda" else None
+        self._base = Base(bed, self._inputs, self._graphs)
+
+    def why_not(self, way: Way) -> str:
+        """Why a way does not apply here; "" where it does."""
+        if way.mode == "graph" and self._graphs is None:
+            return "CUDA graphs need a CUDA device"
+        if way.kind == "fused" and self._workload.method != "merge":
+            return "merged weights serve only a mix that stays the same over the run"
+        if way.kind.startswith("peft") and way.mode != "eager":
+            return "peft's layers are run as they come"
+        return ""
+
+    def open(self, way: Way) -> Opened:
+        """Makes it and warms it up. Raises torch.OutOfMemoryError."""
+        made: list[Opened] = []
+        ready = seconds_of(lambda: made.append(self._made(way)), self._bed.device)
+        [opened] = made
+        extra = self._fuse_seconds() / RUN_STEPS if way.kind == "fused" else 0.0
+        return Opened(opened.call, opened.steps, ready, extra, opened.note)
+
+    def _made(self, way: Way) -> Opened:
+        """Without adapters all steps cost the same, so one stands for all."""
+        rows = self._steps[0]
+        match way.kind:
+            case "base":
+                return _warm(self._base.together(rows, way.mode), 1)
+            case "fused":
+                return _warm(self._base.fused(rows, way.mode), 1)
+            case "studio":
+                assert way.form is not None
+                ours = Ours(self._bed, way.form, way.mode)
+                opened = _warm(ours.run(self._steps, self._inputs), len(self._steps), CALLS_TO_WARM)
+                return Opened(opened.call, opened.steps, 0.0, note=ours.note)
+            case _:
+                peft = self._peft_of(self._inputs)
+                run = peft.one_by_one if way.kind == "peft set_adapters" else peft.mixed_batch
+                calls = [run(rows) for rows in self._steps]
+                return _warm(lambda: [call() for call in calls][-1], len(calls))
+
+    def _fuse_seconds(self) -> float:
+        """Seconds that fusing and unfusing every picture's mix takes once a run."""
+        peft = self._peft_of(self._inputs)
+        mixes = [self._steps[0][pair.start].uses for pair in pairs(self._steps[0])]
+        peft.fuse(mixes[0])
+        return sum(seconds_of(partial(peft.fuse, uses), self._bed.device) for uses in mixes)
+
+    # -- what is right -----------------------------------------------------------------------------------
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the last step is a function of its inputs alone: no row runs on remembered features."""
+        return not any(row.shallow for row in self._steps[-1])
+
+    def truth(self) -> Tensor:
+        """The last step's predictions with every picture's mix merged into a copy of the weights."""
+        rows = self._steps[-1]
+        whole = self._inputs.of(rows)
+        predictions = torch.empty_like(whole["sample"])
+        for uses in dict.fromkeys(row.uses for row in rows):
+            twin = merged(
+                self._bed.unet, "unet", self._bed.adapters, uses
+            )  # one at a time: each is a whole model
+            for pair in pairs(rows):
+                if rows[pair.start].uses == uses:
+                    predictions[pair] = twin(**cut(whole, pair), return_dict=False)[0]
+        return predictions
+
+    def noise(self) -> float:
+        """How far the base's predictions move when its batch is split into pairs."""
+        rows = self._steps[-1]
+        return relative(self._base.fused(rows, "eager")(), self._base.together(rows, "eager")())
+
+
+def _warm(call: Callable[[], Tensor], steps: int, times: int = 1) -> Opened:
+    for _ in range(times):
+        call()
+    return Opened(call, steps, 0.0)
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    """The norm of the difference over that of what was expected."""
+    return float((found.float() - expected.float()).norm() / expected.float().norm())
+
+
+def rounds(ways: Sequence[Way], *, together: bool) -> list[list[Way]]:
+    """Which ways are open at one time: all, or, where memory is scarce, each of ours and of the rivals alone."""
+    if together:
+        return [list(ways)]
+    base = [way for way in ways if way.kind == "base"]
+    return ([base] if base else []) + [[way] for way in ways if way.kind != "base"]
