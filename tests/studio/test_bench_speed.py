@@ -12,8 +12,10 @@ import torch
 
 from pipelines.home import Home
 from studio import cli
-from studio.bench.speed import gates
+from studio.bench.speed import gates, targets
 from studio.bench.speed.bed import Bed, Inputs, load_unet
+from studio.bench.speed.changes import Changes, random_changes
+from studio.bench.speed.command import every_axis_in_turn
 from studio.bench.speed.rivals import Base
 from studio.bench.speed.run import Bench, Budget, Measured, Outcome
 from studio.bench.speed.timing import Timing
@@ -21,6 +23,7 @@ from studio.bench.speed.ways import Way
 from studio.bench.speed.workload import CMLORA_STEPS, Layers, Method, Workload
 
 SMALL = Workload(cells=8, images=2, members=2, rank=2)
+BASE = Way("base", "eager")
 EXACT = 1e-5
 """Relative, in float32."""
 
@@ -38,6 +41,7 @@ def test_every_way_gives_what_merged_weights_give(sdxl_folder: Path, layers: Lay
     ways = [
         Way("studio", "eager", "lane-packed"),
         Way("studio", "eager", "pool"),
+        Way("studio", "eager", "dense"),
         Way("peft set_adapters", "eager"),
         Way("peft adapter_names", "eager"),
     ]
@@ -113,6 +117,41 @@ def test_gates_see_a_slow_studio_and_a_wrong_one() -> None:
     assert len(gates.broken_gates(measured(2.5, 1e-6))) == 1
     assert len(gates.broken_gates(measured(0.5, 1e-6))) == 3
     assert len(gates.broken_gates(measured(3.1, 1e-4))) == 1
+
+
+def test_random_changes_are_exact_and_make_nothing_anew(bench: Bench) -> None:
+    changes = random_changes(bench.bed, 21, 1, 8, "auto", "eager")
+    assert (changes.count, changes.adapters_changed) == (21, 5)
+    assert (changes.recompiles, changes.captures) == (0, 0)
+    assert 0 < changes.worst < EXACT
+
+
+def test_targets_are_ratios_of_one_run_and_say_what_was_left_out() -> None:
+    def section(**seconds: float) -> Measured:
+        ways = {"base": BASE, "ours": Way("studio", "eager", "pool"), "peft": targets.RELEASED}
+        outcomes = tuple(
+            Outcome(ways[name], Timing((value,)), value / seconds["base"], 1e-3)
+            for name, value in seconds.items()
+        )
+        return Measured("m", SMALL, "bfloat16", outcomes, 1e-3, 0)
+
+    large = section(base=0.2, ours=0.202, peft=2.0)
+    names = ("small", "linear", "composite large", "composite small", "float32")
+    sections = {"large": large, **dict.fromkeys(names, Measured("m", SMALL, "bfloat16", (), None, 0))}
+    course = targets.Course(sections, Changes(200, 50, 0, 1, 0, 0, 1e-3, 0.1), None)
+    found = {target.name: target for target in targets.targets(course)}
+    assert found["overhead, memory allowing, large"].measured == pytest.approx(1.01)
+    assert found["overhead, memory allowing, large"].met is True
+    assert found["against diffusers + peft as documented, large"].measured == pytest.approx(9.9, abs=0.01)
+    assert found["overhead, memory allowing, small"].met is None
+    assert found["recompiles and captures over 200 random changes"].met is False
+    assert found["the base itself, ms a step, large"].measured == pytest.approx(200)
+    assert "studio pool eager 202.0 ms" in targets.table(course)
+
+
+def test_full_moves_along_one_axis_at_a_time() -> None:
+    points = every_axis_in_turn(([128], [8, 4], ["a"]), ((), (1, 8), ("a", "b")))
+    assert points == [(128, 8, "a"), (128, 1, "a"), (128, 8, "b")]
 
 
 def test_the_command_writes_what_it_measured(

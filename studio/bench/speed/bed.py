@@ -10,12 +10,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from pipelines.engine.call import Call
 from torch import Tensor, nn
 
 from pipelines import assets
 from pipelines.adapters import Adapter, AdapterMetadata, LoadReport, LowRank
 from pipelines.checkpoints import load_checkpoint
+from pipelines.engine.call import Call
 from pipelines.home import Home
 from studio.bench.speed.workload import SUFFIXES, Layers, Row, adapter_name
 

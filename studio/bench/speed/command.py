@@ -20,13 +20,14 @@ from studio.bench.speed.changes import Changes, random_changes
 from studio.bench.speed.report import About
 from studio.bench.speed.rivals import MODES, Mode
 from studio.bench.speed.run import Bench, Budget, Measured
-from studio.bench.speed.ways import Way
+from studio.bench.speed.ways import Kind, Way
 from studio.bench.speed.workload import LAYERS, METHODS, SPREADS, Layers, Workload
 from studio.opening import pick_device, pick_dtype
 from studio.progress import Teller
 
 NATIVE = {"sdxl": 1024, "sd15": 512}
 """Pixels; all other models are measured at 128 unless told."""
+PEFT: tuple[Kind, ...] = ("peft set_adapters", "peft adapter_names")
 FULL_AXES: Sequence[Sequence[Any]] = ((), (1, 2, 4, 8, 16), (1, 3, 5), (16, 64), LAYERS, SPREADS, METHODS)
 """What --full visits: pictures, LoRAs in a mix, ranks, layers, spreads, methods; the size stays."""
 
@@ -49,10 +50,14 @@ def run(args: argparse.Namespace, home: Home, teller: Teller) -> int:
     extra: dict[str, Any] = {}
     if args.targets:
         scale = targets.FULL if device.type == "cuda" else targets.TINY
-        course = targets.run(scale, machine, budget, teller.say)
+
+        def show(measured: Measured) -> None:
+            print("\n" + report.table(measured), flush=True)
+
+        course = targets.run(scale, machine, budget, teller.say, show)
         found = list(course.sections.values())
         extra = {"course": targets.as_data(course)}
-        print("\n\n".join([*map(report.table, found), targets.table(course)]))
+        print("\n" + targets.table(course))
     elif args.changes:
         changes = _changes(args, machine)
         extra = {"changes": asdict(changes)}
@@ -118,9 +123,7 @@ def _ways(args: argparse.Namespace, device: torch.device) -> list[Way]:
     ways += [Way("studio", mode, form) for form in args.forms for mode in modes]
     if "fused" in args.rivals:
         ways += [Way("fused", mode) for mode in modes]
-    ways += [
-        Way(f"peft {name}", "eager") for name in ("set_adapters", "adapter_names") if name in args.rivals
-    ]
+    ways += [Way(kind, "eager") for kind in PEFT if kind.removeprefix("peft ") in args.rivals]
     return ways
 
 

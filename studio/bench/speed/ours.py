@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from pipelines.engine.call import Call
-from pipelines.engine.engine import Engine
 from torch import Tensor
 
 from pipelines.adapters import Adapter
 from pipelines.engine.bank import Bank, FormChoice
+from pipelines.engine.call import Call
+from pipelines.engine.engine import Engine
 from pipelines.family import Cut
 from pipelines.features import cuts_of
 from studio.bench.speed.bed import Bed, Inputs

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -14,6 +14,7 @@ from studio.bench.speed.bed import Bed, Machine
 from studio.bench.speed.changes import Changes, Latencies, latencies, random_changes
 from studio.bench.speed.rivals import Mode
 from studio.bench.speed.run import Bench, Budget, Measured, Outcome
+from studio.bench.speed.timing import FEWEST
 from studio.bench.speed.ways import Way
 from studio.bench.speed.workload import Layers, Workload
 
@@ -23,8 +24,8 @@ RANK = 16
 CHANGES = 200
 CHANGING_IMAGES = 2
 REPEATS = 7
-DENSE: FormChoice = "dense"
-DEFAULT: tuple[FormChoice, ...] = (DENSE, "lane-packed")
+CHANGE_REPEATS = 15
+RELEASED = Way("peft set_adapters", "eager")
 LOW_MEMORY: tuple[FormChoice, ...] = ("lane-packed", "pool")
 
 
@@ -67,64 +68,85 @@ class Course:
     """Everything that the targets' run has measured; `sections` by what they are for."""
 
     sections: Mapping[str, Measured]
-    changes: Changes
-    latencies: Latencies
+    changes: Changes | None
+    latencies: Latencies | None
 
 
-def run(scale: Scale, machine: Machine, budget: Budget, tell: Callable[[str], None]) -> Course:
-    """The whole course, the headline first: what comes too late for the budget is left out with a note."""
+def run(
+    scale: Scale,
+    machine: Machine,
+    budget: Budget,
+    tell: Callable[[str], None],
+    show: Callable[[Measured], None],
+) -> Course:
+    """The whole course, the headline first: what comes too late for the budget is left out with a note.
+
+    show: gets every section as soon as it is there.
+    """
     cuda = machine.device.type == "cuda"
-    modes: tuple[Mode, ...] = ("graph", "compiled") if cuda else ("eager",)
-    all_modes: tuple[Mode, ...] = ("eager", *modes) if cuda else modes
-    dtype = torch.bfloat16 if cuda else torch.float32
-    base = [Way("base", mode) for mode in all_modes]
-    headline = [
-        *base,
-        *(Way("studio", mode, form) for form in DEFAULT for mode in reversed(modes)),
-        Way("peft set_adapters", "eager"),
-        *(Way("fused", mode) for mode in reversed(all_modes)),
-        Way("studio", modes[0], "pool"),
-        Way("studio", modes[-1], "auto"),
-        Way("studio", "eager", "lane-packed"),
-        Way("peft adapter_names", "eager"),
-    ]
-    released = [
-        *(Way("studio", modes[-1], form) for form in LOW_MEMORY),
-        Way("base", modes[0]),
-        Way("peft set_adapters", "eager"),
-    ]
+    modes: tuple[Mode, ...] = ("eager", "graph", "compiled") if cuda else ("eager",)
+    recorded, best = modes[min(1, len(modes) - 1)], modes[-1]
     sections: dict[str, Measured] = {}
 
-    def work(
-        pixels: int, images: int = scale.images, members: int = 3, layers: Layers = "attention"
-    ) -> Workload:
-        return Workload(pixels // 8, images, members, RANK, layers)
-
-    def on(model: str, layers: Layers, dtype: torch.dtype) -> Bench:
+    def bench_of(model: str, layers: Layers, dtype: torch.dtype | None = None) -> Bench:
         return Bench(Bed(model, machine.unet(model, dtype), layers, RANK), budget, tell)
 
-    bench = on(scale.model, "attention", dtype)
-    for name, pixels in (("large", scale.large), ("small", scale.small)):
-        sections[name] = bench.measure(work(pixels), list(dict.fromkeys(headline)), REPEATS)
-    for name, pixels in (("composite large", scale.large), ("composite small", scale.small)):
-        five = Workload(pixels // 8, 1, 5, RANK, method="composite")
-        sections[name] = bench.measure(five, released, REPEATS)
-    changes = random_changes(bench.bed, CHANGES, CHANGING_IMAGES, scale.small // 8, "lane-packed", modes[-1])
-    lengths = latencies(bench, work(scale.large), modes[0], REPEATS)
-    for name, pixels in (("switch large", scale.large), ("switch small", scale.small)):
-        turns = Workload(pixels // 8, scale.images, 3, RANK, method="switch")
-        sections[name] = bench.measure(turns, [Way("studio", modes[-1], "lane-packed"), released[-1]], 3)
-    few = [base[-1], Way("studio", modes[-1], "lane-packed"), Way("studio", modes[-1], DENSE)]
+    def measure(name: str, bench: Bench, work: Workload, ways: Sequence[Way], repeats: int = REPEATS) -> None:
+        sections[name] = bench.measure(work, list(dict.fromkeys(ways)), repeats)
+        show(sections[name])
+
+    mixes = Workload(scale.large // 8, scale.images, 3, RANK)
+    five = Workload(scale.large // 8, 1, 5, RANK, method="composite")
+    turns = replace(mixes, method="switch")
+    cells = {"large": scale.large // 8, "small": scale.small // 8}
+    bench = bench_of(scale.model, "attention")
+    for size in cells:
+        measure(size, bench, replace(mixes, cells=cells[size]), headline(modes))
+    for size in cells:
+        ways = [Way("base", recorded), *(Way("studio", best, form) for form in LOW_MEMORY), RELEASED]
+        measure(f"composite {size}", bench, replace(five, cells=cells[size]), ways)
+    changes = costs = None
+    if budget.left > 0:
+        tell(f"{CHANGES} random changes")
+        changes = random_changes(bench.bed, CHANGES, CHANGING_IMAGES, cells["small"], "lane-packed", best)
+        costs = latencies(bench, mixes, recorded, CHANGE_REPEATS)
+    for size in cells:
+        measure(
+            f"switch {size}",
+            bench,
+            replace(turns, cells=cells[size]),
+            [Way("studio", recorded, "lane-packed")],
+        )
+    few = [Way("base", best), Way("studio", best, "lane-packed"), Way("studio", best, "dense")]
+    bench = bench_of(scale.model, "linear")
+    measure("linear", bench, replace(mixes, layers="linear"), few)
     if scale.other:
         model, pixels = scale.other
-        sections["other model"] = on(model, "attention", dtype).measure(work(pixels), few, REPEATS)
-    bench = on(scale.model, "linear", dtype)
-    sections["linear"] = bench.measure(work(scale.large, layers="linear"), few, REPEATS)
-    exact = [Way("studio", "eager", form) for form in (DENSE, *LOW_MEMORY)]
+        measure("other model", bench_of(model, "attention"), replace(mixes, cells=pixels // 8), few)
     with _without_tf32():
-        bench = on(scale.model, "attention", torch.float32)
-        sections["float32"] = bench.measure(work(scale.small, images=2), exact, 1)
-    return Course(sections, changes, lengths)
+        bench = bench_of(scale.model, "attention", torch.float32)
+        exact = [Way("studio", recorded, form) for form in ("dense", *LOW_MEMORY)]
+        measure("float32", bench, replace(mixes, images=2, cells=cells["small"]), exact, FEWEST)
+    return Course(sections, changes, costs)
+
+
+def headline(modes: Sequence[Mode]) -> list[Way]:
+    """Every way of the main workload, the most telling first."""
+    recorded, best = modes[min(1, len(modes) - 1)], modes[-1]
+    return [
+        *(Way("base", mode) for mode in modes),
+        Way("studio", best, "dense"),
+        Way("studio", best, "lane-packed"),
+        Way("fused", best),
+        RELEASED,
+        Way("studio", recorded, "lane-packed"),
+        Way("studio", recorded, "dense"),
+        Way("studio", recorded, "pool"),
+        Way("studio", recorded, "auto"),
+        Way("studio", "eager", "lane-packed"),
+        *(Way("fused", mode) for mode in reversed(modes[:-1])),
+        Way("peft adapter_names", "eager"),
+    ]
 
 
 @contextmanager
@@ -143,7 +165,7 @@ def targets(course: Course) -> list[Target]:
     large, small, linear = sections["large"], sections["small"], sections["linear"]
     five_large, five_small = sections["composite large"], sections["composite small"]
     exact = [o.difference for o in sections["float32"].outcomes if o.difference is not None]
-    recounted = course.changes.recompiles + course.changes.captures
+    changes = course.changes
     return [
         _over_base("overhead, memory allowing, large", 1.02, large, _ours(large)),
         _over_base("overhead, memory allowing, small", 1.03, small, _ours(small)),
@@ -157,7 +179,10 @@ def targets(course: Course) -> list[Target]:
         _faster("Composite of 5 against the released scheme, large", 4.1, five_large, _peft(five_large)),
         _faster("Composite of 5 against the released scheme, small", 15.0, five_small, _peft(five_small)),
         Target(
-            f"recompiles and captures over {course.changes.count} random changes", "at most", 0, recounted
+            f"recompiles and captures over {CHANGES} random changes",
+            "at most",
+            0,
+            changes.recompiles + changes.captures if changes else None,
         ),
         Target("difference to merged weights, float32", "at most", 1e-5, max(exact, default=None)),
         _noise(large),
@@ -220,7 +245,7 @@ def table(course: Course) -> str:
         lines.append(
             f"{target.name:56}{f'{sign} {target.limit:g}':>10}{measured:>10}  {met:3}  {target.against}"
         )
-    lines += ["", course.changes.text, course.latencies.text]
+    lines += ["", *(found.text for found in (course.changes, course.latencies) if found)]
     return "\n".join(lines)
 
 
@@ -229,6 +254,6 @@ def as_data(course: Course) -> dict[str, Any]:
     return {
         "targets": [{**asdict(target), "met": target.met} for target in targets(course)],
         "sections": {name: measured.workload.label for name, measured in course.sections.items()},
-        "changes": asdict(course.changes),
-        "latencies_ms": asdict(course.latencies),
+        "changes": asdict(course.changes) if course.changes else None,
+        "latencies_ms": asdict(course.latencies) if course.latencies else None,
     }
