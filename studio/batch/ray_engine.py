@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,26 +18,15 @@ from pipelines.adapters import sha256
 from pipelines.errors import RenderError, SetupError, StudioError
 from pipelines.home import Home
 from studio.batch.checking import Group
+from studio.batch.placement import Node, Share, share_of
 from studio.batch.queue import Held, Task, TaskQueue
 from studio.batch.remote import Assignment, FileMark, Opened, RemoteWorker, Reply
 from studio.batch.worker import Fill, Rendered
 from studio.metadata import Setup
 from studio.opening import Opening
 
-CPUS_A_WORKER = 4
-"""CPU cores of a worker where there is no GPU and nobody says how many workers to start."""
 MOST_DEATHS_IN_A_ROW = 3
 """Deaths for each worker, with no sign of life between, after which the batch is given up."""
-
-
-@dataclass(frozen=True)
-class _Share:
-    """workers of so many GPUs and CPUs each; threads of torch (None leaves them alone)."""
-
-    workers: int
-    gpus: int
-    cpus: int
-    threads: int | None
 
 
 @dataclass
@@ -49,6 +38,7 @@ class _Actor:
     awaited: Any = None
     opening: str | None = None
     pid: int = 0
+    gpu: str = ""
 
 
 class RayEngine:
@@ -96,6 +86,11 @@ class RayEngine:
         """The workers' processes, as far as they have answered."""
         return [actor.pid for actor in self._actors if actor.pid]
 
+    @property
+    def gpus(self) -> list[str]:
+        """The workers' GPUs, as far as they have answered; "" for one without."""
+        return [actor.gpu for actor in self._actors if actor.pid]
+
     def render(self) -> Iterator[Rendered | None]:
         """What the workers make, as it comes."""
         mine = self._connect()
@@ -139,20 +134,22 @@ class RayEngine:
     def _local_cpus(self) -> int:
         return max(os.cpu_count() or 1, self._wanted or 1)
 
-    def _share(self) -> _Share:
-        """How many workers, and what each gets: as many as there are GPUs, else shares of the CPUs."""
-        there = self._ray.cluster_resources()
-        gpus, cpus = int(there.get("GPU", 0)), max(int(there.get("CPU", 1)), 1)
-        on_cpu = (self._opening.device or "auto").startswith("cpu")
-        if gpus and not on_cpu:
-            return _Share(min(self._wanted or gpus, gpus, len(self._jobs)), 1, 1, None)
-        workers = min(self._wanted or max(cpus // CPUS_A_WORKER, 1), len(self._jobs), cpus)
-        return _Share(workers, 0, cpus // workers, cpus // workers)
+    def _share(self) -> Share:
+        """How many workers, and what each gets."""
+        nodes = [
+            Node(int(there.get("CPU", 0)), int(there.get("GPU", 0)))
+            for there in (node["Resources"] for node in self._ray.nodes() if node["Alive"])
+        ]
+        device = self._opening.device or self._home.settings.device
+        return share_of(nodes, wanted=self._wanted, jobs=len(self._jobs), device=device)
 
-    def _start(self, share: _Share) -> _Actor:
+    def _start(self, share: Share) -> _Actor:
         remote = self._ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=0)(RemoteWorker)
         setup = Setup(self._opening.vae, self._opening.low_memory)
-        return _Actor(remote.remote(self._opening, setup, self._home, share.threads))
+        # Ray shows a worker its own GPU only, as the first one
+        device = "cuda" if share.gpus else "mps" if self._opening.device == "mps" else "cpu"
+        opening = replace(self._opening, device=device)
+        return _Actor(remote.remote(opening, setup, self._home, share.threads))
 
     # -- the dialogue ------------------------------------------------------------------------------------
 
@@ -169,7 +166,7 @@ class RayEngine:
             requests = [(task.key, self._request(task.key)) for task in tasks]
             actor.awaited = actor.handle.advance.remote(requests)
 
-    def _answered(self, actor: _Actor, share: _Share) -> Iterator[Rendered]:
+    def _answered(self, actor: _Actor, share: Share) -> Iterator[Rendered]:
         """Takes one answer in, and employs the actor again."""
         answer, actor.awaited = actor.awaited, None
         try:
@@ -184,7 +181,7 @@ class RayEngine:
             ) from error
         self._deaths = 0
         if isinstance(said, Opened):
-            actor.pid = said.pid
+            actor.pid, actor.gpu = said.pid, said.gpu
             assert actor.opening is not None
             if said.ready:
                 actor.held.model = actor.opening
@@ -199,7 +196,7 @@ class RayEngine:
             yield Rendered(parcel.key, record=parcel.record, png=parcel.png, error=parcel.error)
         self._employ(actor, said.wants)
 
-    def _bury(self, actor: _Actor, share: _Share, error: Exception) -> Iterator[Rendered]:
+    def _bury(self, actor: _Actor, share: Share, error: Exception) -> Iterator[Rendered]:
         """Puts a new actor in a dead one's place; its tasks go back."""
         self._deaths += 1
         if self._deaths > MOST_DEATHS_IN_A_ROW * len(self._actors):

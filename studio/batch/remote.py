@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,6 +23,9 @@ from studio.batch.worker import Fill, Rendered, Worker
 from studio.hashes import find_adapter, is_adapter
 from studio.metadata import Setup, save_picture
 from studio.opening import Opening, open_pipeline
+
+MOST_ENCODING = 32
+"""Finished pictures that may wait to become PNGs before rendering waits for them."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +50,14 @@ class Assignment:
 class Opened:
     """What is not here and must be sent: the model, and adapters by name; else the worker is ready.
 
-    wants: how many pictures it can take. pid: its process.
+    wants: how many pictures it can take. pid: its process. gpu: which of its computer's GPUs it has.
     """
 
     lacks_model: bool
     lacks_adapters: tuple[str, ...]
     wants: int
     pid: int
+    gpu: str
 
     @property
     def ready(self) -> bool:
@@ -89,6 +95,8 @@ class RemoteWorker:
         self._scratch = Path(tempfile.mkdtemp(prefix="lora-studio-"))
         self._worker: Worker | None = None
         self._files: dict[str, Path] = {}
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="pictures")
+        self._encoding: deque[Future[Parcel]] = deque()
 
     def open(self, assignment: Assignment) -> Opened:
         """Makes the model and the adapters' files ready, or says what is missing. Raises StudioError."""
@@ -108,10 +116,11 @@ class RemoteWorker:
             if sent.exists():
                 raise
             lacking = True
+        gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "") if self._opening.device == "cuda" else ""
         if lacking or missing:
-            return Opened(lacking, missing, 0, os.getpid())
+            return Opened(lacking, missing, 0, os.getpid(), gpu)
         self._worker = Worker(pipe, self._files)
-        return Opened(False, (), self._worker.room, os.getpid())
+        return Opened(False, (), self._worker.room, os.getpid(), gpu)
 
     def receive_adapter(self, digest: str, content: bytes) -> None:
         """A file that was missing here."""
@@ -124,14 +133,24 @@ class RemoteWorker:
             _write(root / relative if relative else root, content)
 
     def advance(self, tasks: Sequence[tuple[str, Request]]) -> Reply:
-        """Takes tasks in, and works until a picture is done (or nothing is left)."""
+        """Takes tasks in, and works until a picture is done (or nothing is left). PNGs are made beside the steps."""
         assert self._worker is not None
         worker = self._worker
-        rendered = [refused for key, request in tasks if (refused := worker.give(key, request))]
-        while worker.busy and not rendered:
-            rendered += worker.step()
+        refused = (worker.give(key, request) for key, request in tasks)
+        parcels = [self._parcel(one) for one in refused if one]
+        while not parcels and (worker.busy or self._encoding):
+            if worker.busy:
+                self._encoding += [self._threads.submit(self._parcel, one) for one in worker.step()]
+            parcels = self._encoded(wait=not worker.busy or len(self._encoding) > MOST_ENCODING)
         wants = worker.room if worker.hungry else 0
-        return Reply(tuple(self._parcel(one) for one in rendered), wants, worker.fill)
+        return Reply(tuple(parcels), wants, worker.fill)
+
+    def _encoded(self, *, wait: bool) -> list[Parcel]:
+        """The pictures that are PNGs by now; `wait`: one at least."""
+        done: list[Parcel] = []
+        while self._encoding and (self._encoding[0].done() or (wait and not done)):
+            done.append(self._encoding.popleft().result())
+        return done
 
     def _find_adapter(self, name: str, mark: FileMark) -> bool:
         candidates = [Path(mark.path), self._adapter(mark.digest)]

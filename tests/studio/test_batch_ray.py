@@ -15,8 +15,10 @@ from composers.plan import Use
 from pipelines import Request
 from pipelines.adapters import sha256
 from pipelines.checkpoints import load_checkpoint
+from pipelines.errors import SetupError
 from pipelines.home import Home
 from studio.again import TOLERANCE
+from studio.batch.placement import Node, Share, share_of
 from studio.batch.queue import Held, Task, TaskQueue
 from studio.batch.remote import Assignment, FileMark, RemoteWorker
 from studio.batch.run import Batch, Order, render_jobs
@@ -74,6 +76,34 @@ def test_a_dead_workers_tasks_go_out_again_one_by_one() -> None:
     assert keys(tasks.take(third, 9, 1)) == ["2"]
     third.tasks.clear()
     assert keys(tasks.take(third, 9, 1)) == ["3"]
+
+
+def nodes(*offers: tuple[int, int]) -> list[Node]:
+    return [Node(cpus, gpus) for cpus, gpus in offers]
+
+
+def test_a_worker_for_every_gpu_of_every_node() -> None:
+    two, eight = nodes((16, 2)), nodes((32, 4), (32, 4), (8, 0))
+    assert share_of(two, wanted=None, jobs=100, device=None) == Share(2, 1, 1, None)
+    assert share_of(eight, wanted=None, jobs=100, device="auto") == Share(8, 1, 1, None)
+    assert share_of(eight, wanted=3, jobs=100, device="cuda:1").workers == 3
+    assert share_of(eight, wanted=None, jobs=5, device=None).workers == 5
+    assert share_of(nodes((1, 4)), wanted=None, jobs=9, device=None).workers == 1  # a worker needs a CPU too
+
+
+def test_without_gpus_the_cpus_are_shared_so_that_every_worker_fits() -> None:
+    assert share_of(nodes((8, 2)), wanted=None, jobs=9, device="cpu") == Share(2, 0, 4, 4)
+    assert share_of(nodes((2, 0)), wanted=None, jobs=9, device=None) == Share(1, 0, 2, 2)
+    assert share_of(nodes((4, 0), (4, 0)), wanted=1, jobs=9, device=None) == Share(1, 0, 4, 4)  # not 8
+    assert share_of(nodes((3, 0), (3, 0)), wanted=3, jobs=9, device=None) == Share(3, 0, 1, 1)  # not 2
+    assert share_of(nodes((2, 0)), wanted=9, jobs=99, device=None) == Share(2, 0, 1, 1)
+
+
+def test_a_cluster_without_what_is_asked_for_is_refused() -> None:
+    with pytest.raises(SetupError, match="no GPU"):
+        share_of(nodes((8, 0)), wanted=None, jobs=1, device="cuda")
+    with pytest.raises(SetupError, match="no CPUs"):
+        share_of(nodes((0, 0)), wanted=None, jobs=1, device=None)
 
 
 def test_a_worker_asks_for_what_it_lacks(
