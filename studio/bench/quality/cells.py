@@ -1,0 +1,86 @@
+"""Every picture of a comparison: compositions x methods x seeds, and each element alone, as the jobs of a batch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from composers import Merge, spell
+from studio.bench.quality.elements import Composition, Element
+from studio.bench.quality.methods import Method
+from studio.bench.quality.sets import Suite
+from studio.grid.grid import escaped
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One picture."""
+
+    composition: Composition
+    method: Method
+    seed: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is drawn. prompt: instead of the compositions' own trigger words."""
+
+    suite: Suite
+    compositions: tuple[Composition, ...]
+    methods: tuple[Method, ...]
+    seeds: tuple[int, ...]
+    prompt: str | None = None
+
+    @property
+    def cells(self) -> list[Cell]:
+        """The compared pictures: every method that suits a composition, seed by seed."""
+        return [
+            Cell(composition, method, seed)
+            for composition in self.compositions
+            for method in self.methods
+            if method.suits(composition)
+            for seed in self.seeds
+        ]
+
+    @property
+    def singles(self) -> list[Cell]:
+        """Every element alone, with its own words: what its identity is measured against."""
+        elements = dict.fromkeys(element for one in self.compositions for element in one.elements)
+        return [single(element, seed) for element in elements for seed in self.seeds]
+
+    def job(self, cell: Cell) -> dict[str, Any]:
+        """The cell as a batch takes it; its name is the same in every run and no other cell has it."""
+        composition, method = cell.composition, cell.method
+        alone = composition.size == 1
+        words = composition.words if self.prompt is None or alone else self.prompt
+        members = composition.elements if method.first is None else composition.led_by(method.first)
+        adapters = [
+            {"adapter": element.adapter, "weight": element.weight * method.strength} for element in members
+        ]
+        fields: dict[str, Any] = {
+            "prompt": escaped(self.suite.prompt_of(words)),
+            "adapters": [] if method.composer is None else adapters,
+            "composer": spell(method.composer or Merge()),
+            "seed": cell.seed,
+        }
+        digest = hashlib.sha256(json.dumps([fields, method.label]).encode()).hexdigest()[:12]
+        return {**self.suite.settings, **fields, "name": f"{method.family}-{composition.size}-{digest}"}
+
+
+def single(element: Element, seed: int) -> Cell:
+    return Cell(Composition((element,)), Method(Merge()), seed)
+
+
+def part_of(cells: Sequence[Cell], number: int, count: int) -> list[Cell]:
+    """The number-th of `count` parts, from 1."""
+    return list(cells[number - 1 :: count])
+
+
+def by_composition(cells: Iterable[Cell]) -> dict[Composition, list[Cell]]:
+    found: dict[Composition, list[Cell]] = {}
+    for cell in cells:
+        found.setdefault(cell.composition, []).append(cell)
+    return found

@@ -1,0 +1,110 @@
+"""The pictures, drawn as a batch: shared passes, resumable, perhaps in parts by several processes.
+
+OUT/plan.json                what the folder holds; another plan is refused
+OUT/pictures/                pictures and manifest (see `studio.batch`), a part's in pictures-2-of-8/
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import SetupError
+from pipelines.home import Home
+from studio.batch.command import render
+from studio.batch.manifest import MANIFEST, is_whole
+from studio.batch.run import Batch, Order
+from studio.bench.quality.cells import Cell, Plan
+from studio.opening import Opening
+from studio.outputs import write_whole
+from studio.progress import Teller
+
+TEMPLATE = "{name}_{seed}"
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A finished picture. full_rows, shallow_rows: UNet rows it took. seconds: its part of the UNet calls."""
+
+    file: Path
+    full_rows: int
+    shallow_rows: int
+    seconds: float
+    composer: str
+    device: str
+    dtype: str
+
+
+def draw(
+    plan: Plan, cells: list[Cell], out: Path, opening: Opening, home: Home, teller: Teller, *, part: str = ""
+) -> int:
+    """Draws what is missing; the exit code, as `batch` gives it. part: "2-of-8", where a process draws only that.
+
+    Raises StudioError before any work, with every mistake.
+    """
+    _hold_to(plan, out, opening)
+    there = drawn(plan, cells, out)
+    missing = [cell for cell in cells if cell not in there]
+    if not missing:
+        return 0
+    folder = out / (f"pictures-{part}" if part else "pictures")
+    order = Order([plan.job(cell) for cell in missing], folder, opening, template=TEMPLATE)
+    with Batch(order, home, teller.say) as batch:
+        return render(batch, teller, as_json=False, files=False)
+
+
+def drawn(plan: Plan, cells: Iterable[Cell], out: Path) -> dict[Cell, Shot]:
+    """The finished pictures of these cells, whoever drew them."""
+    by_name = {(job["name"], job["seed"]): cell for cell in cells for job in [plan.job(cell)]}
+    found = {}
+    for folder, entry in _entries(out):
+        cell = by_name.get((entry["name"], entry["seed"]))
+        if cell is None or entry["status"] != "done" or not is_whole(folder / entry["file"]):
+            continue
+        record = entry["record"]
+        found[cell] = Shot(
+            file=folder / entry["file"],
+            full_rows=record["unet_rows"],
+            shallow_rows=record["shallow_rows"],
+            seconds=record["device_seconds"],
+            composer=record["composer"],
+            device=record["device"],
+            dtype=record["dtype"],
+        )
+    return found
+
+
+def _entries(out: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    for manifest in sorted(out.glob(f"pictures*/{MANIFEST}")):
+        for line in manifest.read_bytes().splitlines():
+            try:
+                yield manifest.parent, json.loads(line)
+            except ValueError:  # the line that a running or killed process was writing
+                continue
+
+
+def _hold_to(plan: Plan, out: Path, opening: Opening) -> None:
+    """A folder holds the pictures of one model and one set of settings; more methods and seeds may join."""
+    said = {
+        "set": plan.suite.name,
+        "prompt": [plan.suite.prompt, plan.prompt],
+        "settings": dict(plan.suite.settings),
+        "model": opening.source,
+        "vae": opening.vae,
+        "dtype": opening.dtype,
+    }
+    text = json.dumps(said, indent=1, ensure_ascii=False) + "\n"
+    file = out / "plan.json"
+    if file.is_file():
+        if file.read_text(encoding="utf-8") != text:
+            raise SetupError(f"{out} holds pictures of other settings ({file}); choose another --out")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(file, lambda path: _write(path, text), force=True)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
