@@ -21,7 +21,7 @@ from starlette.routing import Mount
 
 from pipelines.errors import SetupError
 from pipelines.home import Home
-from studio.jobs import HomeLock, Worker
+from studio.jobs import HomeLock, Trainings, Worker
 from studio.jobs.gate import Trust
 from studio.jobs.owner import owner_of
 from studio.opening import Opening
@@ -72,18 +72,20 @@ def serve(serving: Serving, home: Home, opening: Opening, trust: Trust, say: Cal
         address = _address(serving, listening)
         lock.tell(address)
         worker = Worker(home, opening=opening, trust=trust)
+        trainings = Trainings(home, opening=opening, trust=trust)
         worker.start()
         try:
-            return _run(make_app(worker, serving), serving, listening, address, say)
+            return _run(make_app(worker, trainings, serving), serving, listening, address, say)
         finally:
+            trainings.close()
             worker.close()
 
 
-def make_app(worker: Worker, serving: Serving) -> fastapi.FastAPI:
+def make_app(worker: Worker, trainings: Trainings, serving: Serving) -> fastapi.FastAPI:
     """The whole application, with the studio's pages."""
     from studio.web.app import build, look
 
-    return mounted(build(worker), look(), worker, serving)
+    return mounted(build(worker, trainings), look(), worker, serving)
 
 
 def mounted(pages: gr.Blocks, look: Look, worker: Worker, serving: Serving) -> fastapi.FastAPI:
@@ -124,7 +126,13 @@ def mounted(pages: gr.Blocks, look: Look, worker: Worker, serving: Serving) -> f
 
 def served_folders(home: Home) -> list[Path]:
     """What pages may show files from: pictures, previews, and small pictures that the pages make."""
-    return [home.outputs, home.cache / "previews", home.cache / "live", home.cache / "web"]
+    return [
+        home.outputs,
+        home.cache / "previews",
+        home.cache / "live",
+        home.cache / "web",
+        home.cache / "training",
+    ]
 
 
 def _cookie_login(app: fastapi.FastAPI) -> Callable[[Mapping[str, str]], str | None]:

@@ -1,0 +1,164 @@
+"""The Compare page: the composed mix by several methods or at several strengths, in one job at one seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gradio as gr
+
+from composers import methods
+from pipelines.errors import RequestError
+from studio.web import mix
+from studio.web.compose import Fields
+from studio.web.desk import Desk, told, who
+from studio.web.form import ALL, Asked, Form, compared, left_out, sweep
+from studio.web.viewer import Viewer
+
+KINDS = ("compare", "sweep", "leave-one-out")
+
+
+def add(desk: Desk, fields: Fields) -> None:
+    """Draws the page into the blocks at hand; the prompt, the mix and the rest are the Compose page's."""
+    gr.Markdown(
+        "Prompt, mix, seed and settings are those of **Compose**; all pictures of a comparison share one seed and "
+        "their UNet passes.",
+        elem_classes="small-note",
+    )
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=4, min_width=320):
+            chosen = gr.CheckboxGroup(
+                list(methods()),
+                value=[name for name in ("merge", "switch", "composite", "cmlora") if name in methods()],
+                label="Methods",
+                elem_id="compare-methods",
+            )
+            factors = gr.Textbox(
+                "1", label="Strengths, as factors", info="such as 0.6, 0.8, 1", elem_id="compare-factors"
+            )
+            compare = gr.Button("Compare", variant="primary", elem_id="compare")
+            who_did = gr.Button("Who did this? (leave one out)", elem_id="leave-one-out")
+            gr.Markdown("### Sweep a strength")
+            name = gr.Dropdown([ALL], value=ALL, label="LoRA")
+            with gr.Row():
+                low = gr.Number(0, label="From", step=0.1)
+                high = gr.Number(1.5, label="To", step=0.1)
+                count = gr.Slider(3, 16, 7, step=1, label="Pictures")
+            swept = gr.Button("Sweep in one pass", elem_id="sweep")
+        with gr.Column(scale=8, min_width=340):
+            stop = gr.Button("Stop", size="sm")
+            viewer = Viewer.drawn(desk, stop, gallery="compared", kinds=KINDS)
+            scrub = gr.Slider(
+                1, 2, 1, step=1, label="Scrub through the pictures", visible=False, elem_id="scrub"
+            )
+            scrubbed = gr.Image(
+                visible=False, label="At this strength", height=420, format="png", elem_id="scrubbed"
+            )
+            with gr.Row():
+                left = gr.Dropdown([], value=None, label="Left", elem_id="left")
+                right = gr.Dropdown([], value=None, label="Right", elem_id="right")
+            slider = gr.ImageSlider(
+                label="Left | right", type="filepath", interactive=False, height=460, elem_id="ab"
+            )
+
+    def asker(make: Callable[[Mapping[Any, Any], Form], Asked], kind: str) -> Callable[..., str]:
+        def ask(got: dict[Any, Any], request: gr.Request) -> str:
+            form = fields.read(got)
+            with told():
+                asked = make(got, form)
+                return desk.worker.submit(
+                    who(got[desk.browser], request),
+                    asked.drafts,
+                    model=got[desk.model] or None,
+                    kind=kind,
+                    labels=asked.labels,
+                    title=f"{form.prompt[:60]} · {mix.as_text(mix.active(form.rows))}",
+                )
+
+        return ask
+
+    own = {chosen, factors, name, low, high, count, desk.browser, desk.model}
+    for button, make, kind in (
+        (compare, lambda got, form: compared(form, got[chosen], _numbers(got[factors])), "compare"),
+        (who_did, lambda got, form: left_out(form), "leave-one-out"),
+        (swept, lambda got, form: sweep(form, got[name], got[low], got[high], int(got[count])), "sweep"),
+    ):
+        button.click(
+            asker(make, kind),
+            fields.components | own,
+            viewer.job,
+            trigger_mode="multiple",
+            concurrency_limit=None,
+            show_progress="hidden",
+            api_visibility="private",
+        )
+    fields.rows.change(
+        lambda rows: gr.Dropdown(choices=[ALL, *(row.name for row in rows)]),
+        fields.rows,
+        name,
+        show_progress="hidden",
+        api_visibility="private",
+    )
+
+    def offered(job: str, browser: str | None, request: gr.Request) -> tuple[Any, ...]:
+        view = desk.worker.view(job, who(browser, request)) if job else None
+        done = view.finished if view is not None else ()
+        choices = [(picture.label, str(picture.file)) for picture in done]
+        files = [file for _, file in choices]
+        is_sweep = view is not None and view.kind == "sweep" and len(done) > 1
+        return (
+            gr.Dropdown(choices=choices, value=files[0] if files else None),
+            gr.Dropdown(choices=choices, value=files[-1] if files else None),
+            (files[0], files[-1]) if len(files) > 1 else None,
+            gr.Slider(1, max(len(files), 2), 1, step=1, visible=is_sweep),
+            gr.Image(files[0] if is_sweep else None, visible=is_sweep),
+        )
+
+    gr.on(
+        [viewer.pictures.change, viewer.job.change],
+        offered,
+        [viewer.job, desk.browser],
+        [left, right, slider, scrub, scrubbed],
+        show_progress="hidden",
+        trigger_mode="always_last",
+        api_visibility="private",
+    )
+    for side in (left, right):
+        side.input(
+            lambda one, other: (one, other) if one and other else None,
+            [left, right],
+            slider,
+            show_progress="hidden",
+            api_visibility="private",
+        )
+
+    def at(place: float, job: str, browser: str | None, request: gr.Request) -> Any:
+        view = desk.worker.view(job, who(browser, request)) if job else None
+        done = view.finished if view is not None else ()
+        if not 1 <= place <= len(done):
+            return gr.skip()
+        picture = done[int(place) - 1]
+        return gr.Image(str(picture.file), label=picture.label)
+
+    scrub.input(
+        at,
+        [scrub, viewer.job, desk.browser],
+        scrubbed,
+        show_progress="hidden",
+        trigger_mode="always_last",
+        queue=False,
+        api_visibility="private",
+    )
+
+
+def _numbers(text: str) -> list[float]:
+    """ "0.6, 0.8, 1" -> numbers. Raises RequestError."""
+    try:
+        found = [float(part) for part in text.replace(";", ",").split(",") if part.strip()]
+    except ValueError as error:
+        raise RequestError(
+            f"strengths {text!r} must be numbers with commas between them, as in 0.6, 0.8, 1"
+        ) from error
+    if not found:
+        raise RequestError("give at least one strength, as in 1")
+    return found

@@ -1,0 +1,167 @@
+"""What stands in the Compose form, as plain values, and the jobs that it asks for. No gradio."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from composers.registry import settings_of
+from pipelines.errors import RequestError
+from pipelines.request import SEEDS
+from pipelines.text.tags import take_tags
+from studio.recipe import Draft
+from studio.web import methods, mix
+
+OWN = "the model's own"
+
+
+@dataclass(frozen=True)
+class Form:
+    """What stands in the form. steps, guidance, width, height: 0 or below means the model's own."""
+
+    prompt: str = ""
+    negative: str = ""
+    method: str = "merge"
+    method_values: Mapping[str, object] = field(default_factory=dict)
+    rows: mix.Rows = ()
+    seed: int = -1
+    count: int = 1
+    steps: int = 0
+    guidance: float = -1.0
+    width: int = 0
+    height: int = 0
+    scheduler: str = OWN
+    rescale: float = 0.0
+    clip_skip: int = 0
+    init_image: str | None = None
+    strength: float = 0.8
+
+
+def draft_of(form: Form) -> Draft:
+    """The form as a job asks for it; its seed may be drawn later. Raises StudioError for settings of a method."""
+    tags = mix.preset_tags(form.rows)
+    values: dict[str, Any] = {
+        "prompt": f"{form.prompt} {tags}".strip(),
+        "negative_prompt": form.negative or None,
+        "composer": methods.built(form.method, form.method_values),
+        "steps": form.steps or None,
+        "guidance_scale": None if form.guidance < 0 else form.guidance,
+        "width": form.width or None,
+        "height": form.height or None,
+        "scheduler": None if form.scheduler == OWN else form.scheduler,
+        "guidance_rescale": form.rescale or None,
+        "clip_skip": form.clip_skip or None,
+        "strength": form.strength if form.init_image else None,
+        "seed": None if form.seed < 0 else form.seed,
+    }
+    image = Path(form.init_image) if form.init_image else None
+    said = {name: value for name, value in values.items() if value is not None}
+    return Draft(said, mix.asked(form.rows), image)
+
+
+def drafts_of(form: Form) -> list[Draft]:
+    """One draft a picture, seeds rising from the first."""
+    draft = draft_of(form)
+    first = random.randrange(SEEDS) if form.seed < 0 else form.seed
+    return [draft.with_value("seed", first + place) for place in range(max(form.count, 1))]
+
+
+def form_of(draft: Draft) -> Form:
+    """The form that asks for a draft: a picture's settings, put back."""
+    values = draft.values
+    composer = values.get("composer")
+    _, tags = take_tags(str(values.get("prompt", "")))
+    rows = tuple(mix.row_of(wanted) for wanted in draft.wanted)
+    prompt, rows = (
+        mix.taken_from(str(values.get("prompt", "")), rows) if tags else (values.get("prompt", ""), rows)
+    )
+    return Form(
+        prompt=str(prompt),
+        negative=str(values.get("negative_prompt") or ""),
+        method=composer.name if composer is not None else "merge",
+        method_values=settings_of(composer) if composer is not None else {},
+        rows=rows,
+        seed=int(values.get("seed", -1)),
+        steps=int(values.get("steps", 0)),
+        guidance=float(values.get("guidance_scale", -1)),
+        width=int(values.get("width", 0)),
+        height=int(values.get("height", 0)),
+        scheduler=str(values.get("scheduler", OWN)),
+        rescale=float(values.get("guidance_rescale", 0)),
+        clip_skip=int(values.get("clip_skip") or 0),
+    )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Pictures to ask for in one job, with their labels."""
+
+    drafts: Sequence[Draft]
+    labels: Sequence[str]
+
+
+def compared(form: Form, names: Sequence[str], factors: Sequence[float] = (1.0,)) -> Asked:
+    """The form's mix by every method and at every factor of its strengths, at one seed.
+
+    names: methods; the form's own keeps its settings, the others have their defaults. Raises StudioError.
+    """
+    if not names:
+        raise RequestError("tick at least one method to compare")
+    seeded = _seeded(form)
+    drafts, labels = [], []
+    for name in names:
+        values = form.method_values if name == form.method else {}
+        for factor in factors:
+            scaled = tuple(replace(row, weight=round(row.weight * factor, 4)) for row in form.rows)
+            drafts.append(draft_of(replace(seeded, method=name, method_values=values, rows=scaled)))
+            labels.append(name if len(factors) == 1 else f"{name} x {factor:g}")
+    return Asked(drafts, labels)
+
+
+def left_out(form: Form) -> Asked:
+    """The whole mix, the mix without each LoRA in turn, and the base alone: who did what. Raises StudioError."""
+    acting = mix.active(form.rows)
+    if not acting:
+        raise RequestError("the mix is empty; add LoRAs first, then see which one does what")
+    seeded = _seeded(form)
+    others = [(f"without {row.name}", tuple(r for r in acting if r is not row)) for row in acting]
+    cases = [("all", acting), *(others if len(acting) > 1 else []), ("the base alone", ())]
+    drafts = []
+    for _, rows in cases:
+        short = len(rows) < 2 and form.method not in ("merge",)
+        method = "merge" if short else form.method  # one LoRA is the same by every method
+        values = {} if short else form.method_values
+        drafts.append(draft_of(replace(seeded, rows=rows, method=method, method_values=values)))
+    return Asked(drafts, [label for label, _ in cases])
+
+
+def sweep(form: Form, name: str, low: float, high: float, count: int) -> Asked:
+    """The strength of one LoRA of the mix, or of all ("all"), over a range, at one seed. Raises StudioError."""
+    if not mix.active(form.rows):
+        raise RequestError("the mix is empty; add the LoRA whose strength is to be swept")
+    seeded = _seeded(form)
+    drafts, labels = [], []
+    for place in range(count):
+        value = round(low + (high - low) * place / max(count - 1, 1), 3)
+        rows = tuple(
+            replace(row, weight=value)
+            if row.name == name
+            else replace(row, weight=round(row.weight * value, 3))
+            if name == ALL
+            else row
+            for row in form.rows
+        )
+        drafts.append(draft_of(replace(seeded, rows=rows)))
+        labels.append(f"{'all x ' if name == ALL else name + ' '}{value:g}")
+    return Asked(drafts, labels)
+
+
+ALL = "all"
+"""In a sweep: every LoRA's strength by one factor."""
+
+
+def _seeded(form: Form) -> Form:
+    return form if form.seed >= 0 else replace(form, seed=random.randrange(SEEDS))

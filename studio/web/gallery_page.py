@@ -1,0 +1,167 @@
+"""The Gallery page: every finished picture with its record; what can be done with one; pictures that are dropped in."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from pipelines.errors import RequestError
+from studio.jobs import GalleryPicture
+from studio.recipe import Draft, plain_draft, read_draft
+from studio.restore import restore
+from studio.web.compose import Fields
+from studio.web.desk import Desk, told, who
+from studio.web.form import form_of
+
+SHOWN = 60
+"""Pictures on one page."""
+
+Go = Callable[[], Any]
+"""What opens the Compose page."""
+
+
+def add(desk: Desk, fields: Fields, tabs: gr.Tabs, compose: str) -> gr.Tab | None:
+    """Draws the page into the blocks at hand. compose: the id of the Compose tab."""
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=7, min_width=340):
+            with gr.Row():
+                search = gr.Textbox(
+                    label="Search", placeholder="words of the prompt, a LoRA, a method", scale=4
+                )
+                page = gr.Number(1, label="Page", precision=0, minimum=1, scale=1)
+                refresh = gr.Button("Refresh", scale=1, elem_id="gallery-refresh")
+            pictures = gr.Gallery(
+                label="Your pictures", columns=4, object_fit="contain", height=640, preview=False,
+                elem_id="gallery", format="png",
+            )  # fmt: skip
+            with gr.Row():
+                everything = gr.DownloadButton("Download all shown", elem_id="download-all")
+                job_file = gr.DownloadButton("Turn into a job file", elem_id="job-file")
+        with gr.Column(scale=5, min_width=320):
+            dropped = gr.File(
+                label="Drop a picture to take its settings (LoRA Studio, A1111, ComfyUI, InvokeAI)",
+                type="filepath",
+                file_types=["image"],
+                height=110,
+                elem_id="drop",
+            )
+            note = gr.Markdown(elem_id="restored", elem_classes="live", container=False)
+            with gr.Row():
+                reuse = gr.Button("Reuse settings", variant="primary", elem_id="reuse")
+                delete = gr.Button("Delete", elem_id="delete")
+            record = gr.JSON(label="Its record", elem_id="record", max_height=520)
+    shown = gr.State(())
+    chosen = gr.State(-1)
+
+    def listed(search: str, page: float, browser: str | None, request: gr.Request) -> tuple[Any, ...]:
+        offset = (max(int(page or 1), 1) - 1) * SHOWN
+        found = desk.worker.pictures(who(browser, request), limit=SHOWN, offset=offset, search=search or "")
+        found = [picture for picture in found if picture.file.is_file()]
+        return [(str(picture.file), _caption(picture)) for picture in found], tuple(found), -1, None
+
+    inputs = [search, page, desk.browser]
+    outputs = [pictures, shown, chosen, record]
+    gr.on(
+        [refresh.click, search.submit, page.change],
+        listed,
+        inputs,
+        outputs,
+        show_progress="hidden",
+        api_visibility="private",
+    )
+
+    def select(event: gr.SelectData, shown: Sequence[GalleryPicture]) -> tuple[int, Any]:
+        place = int(event.index)
+        return place, dict(shown[place].record) if place < len(shown) else None
+
+    pictures.select(select, shown, [chosen, record], show_progress="hidden", api_visibility="private")
+
+    def fill(draft: Draft, structure: int, model: str) -> dict[Any, Any]:
+        with told():
+            form = form_of(draft)
+        return {**fields.filled(form, structure), desk.model: model, tabs: gr.Tabs(selected=compose)}
+
+    filled: list[Any] = [*fields.components, desk.model, tabs]
+
+    def reused(got: dict[Any, Any]) -> dict[Any, Any]:
+        with told():
+            picture = _picked(got[shown], got[chosen])
+            draft = read_draft(picture.draft, "")
+        return fill(draft, got[fields.structure], str(picture.record.get("model", "")))
+
+    reuse.click(reused, {shown, chosen, fields.structure}, filled, api_visibility="private")
+
+    def taken(got: dict[Any, Any]) -> dict[Any, Any]:
+        if got[dropped] is None:
+            return {note: ""}
+        with told():
+            found = restore(Path(got[dropped]), desk.worker.home, desk.worker.library)
+        lines = [f"Settings of a picture by {found.program}, put into **Compose**."]
+        lines += [f"- **missing:** {one}" for one in found.missing] + [f"- {text}" for text in found.notes]
+        return {
+            **fill(found.draft, got[fields.structure], found.model or got[desk.model]),
+            tabs: gr.skip() if found.missing or found.notes else gr.Tabs(selected=compose),
+            note: "\n".join(lines),
+        }
+
+    dropped.upload(taken, {dropped, fields.structure, desk.model}, [*filled, note], api_visibility="private")
+
+    def deleted(
+        shown: Sequence[GalleryPicture], chosen: int, search: str, page: float, browser: str | None,
+        request: gr.Request,
+    ) -> tuple[Any, ...]:  # fmt: skip
+        with told():
+            picture = _picked(shown, chosen)
+        desk.worker.delete_picture(picture.job, picture.index, who(browser, request))
+        return listed(search, page, browser, request)
+
+    delete.click(deleted, [shown, chosen, *inputs], outputs, show_progress="hidden", api_visibility="private")
+    everything.click(zipped, shown, everything, api_visibility="private")
+    job_file.click(as_job_file, [shown, chosen], job_file, api_visibility="private")
+    return None
+
+
+def zipped(pictures: Sequence[GalleryPicture]) -> str:
+    """All pictures, with their metadata, in one file."""
+    with told():
+        if not pictures:
+            raise RequestError("there is no picture here yet; press Refresh, or draw one")
+    file = Path(tempfile.mkdtemp(prefix="lora-studio-")) / "pictures.zip"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for number, picture in enumerate(pictures, 1):
+            archive.write(picture.file, f"{number:03d}_{picture.file.name}")
+    return str(file)
+
+
+def as_job_file(pictures: Sequence[GalleryPicture], chosen: int) -> str:
+    """The chosen picture, or all that are shown, as lines that `lora-studio batch` renders."""
+    with told():
+        picked = [_picked(pictures, chosen)] if chosen >= 0 else list(pictures)
+        if not picked:
+            raise RequestError("there is no picture here yet; press Refresh, or draw one")
+    file = Path(tempfile.mkdtemp(prefix="lora-studio-")) / "jobs.jsonl"
+    lines = []
+    for picture in picked:
+        plain = plain_draft(read_draft(picture.draft, ""))
+        plain["adapters"] = [
+            {k: v for k, v in use.items() if v not in (None, [], ())} for use in plain["adapters"]
+        ]
+        lines.append(json.dumps({**plain, "model": picture.record["model"]}, ensure_ascii=False))
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(file)
+
+
+def _picked(pictures: Sequence[GalleryPicture], chosen: int) -> GalleryPicture:
+    if not 0 <= chosen < len(pictures):
+        raise RequestError("choose a picture first: click one")
+    return pictures[chosen]
+
+
+def _caption(picture: GalleryPicture) -> str:
+    return f"{picture.label or picture.record['composer']} · seed {picture.record['seed']}"

@@ -1,0 +1,197 @@
+"""The Library page: every LoRA file by its header, found in seconds; what does not fit says why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from pipelines.adapters import inspect_file
+from pipelines.errors import RequestError
+from pipelines.home.settings import Roots
+from studio.library.card import Card
+from studio.web import mix
+from studio.web.compose import Fields
+from studio.web.desk import Desk, told
+from studio.web.thumbs import thumb
+
+SHOWN = 120
+ANY = "any"
+
+
+def add(desk: Desk, fields: Fields) -> None:
+    """Draws the page into the blocks at hand."""
+    with gr.Row():
+        search = gr.Textbox(
+            label="Search", placeholder="name, trigger word, tag", scale=4, elem_id="library-search"
+        )
+        family = gr.Dropdown([ANY], value=ANY, label="Base", scale=1)
+        category = gr.Dropdown([ANY], value=ANY, label="Category", scale=1)
+        kind = gr.Dropdown([ANY], value=ANY, label="Type", scale=1)
+        fitting = gr.Checkbox(True, label="Only what fits the model", scale=1)
+        refresh = gr.Button("Refresh", scale=1, elem_id="library-refresh")
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=7, min_width=340):
+            cards = gr.Gallery(
+                label="LoRAs", columns=5, object_fit="cover", height=620, allow_preview=False, elem_id="library",
+                format="png",
+            )  # fmt: skip
+            found = gr.Markdown(elem_classes=["live", "small-note"], container=False, elem_id="library-found")
+        with gr.Column(scale=5, min_width=320):
+            title = gr.Markdown("Choose a LoRA.", elem_id="library-title")
+            use = gr.Button("Add to the mix", variant="primary", elem_id="library-add", interactive=False)
+            details = gr.JSON(label="What the file says", max_height=420, elem_id="library-details")
+            dropped = gr.File(
+                label="Drop a LoRA file to add it",
+                file_types=[".safetensors"],
+                type="filepath",
+                height=110,
+                elem_id="library-drop",
+            )
+            with gr.Row():
+                folder = gr.Textbox(
+                    label="Use another folder of LoRAs", placeholder="its path on this computer", scale=4
+                )
+                point = gr.Button("Add folder", scale=1)
+    shown = gr.State(())
+    chosen = gr.State("")
+
+    def listed(
+        words: str, family_name: str, category_name: str, kind_name: str, only: bool, model: str
+    ) -> tuple[Any, ...]:
+        everything = desk.worker.library.cards()
+        fit = desk.fit(model)
+        matching = desk.worker.library.search(
+            words or "",
+            family=_chosen(family_name),
+            category=_chosen(category_name),
+            kind=_chosen(kind_name),
+            fit=fit,
+            fitting_only=only,
+        )
+        page = matching[:SHOWN]
+        pictures = [
+            (str(thumb(card, desk.worker.home) or _blank(desk)), _caption(card, fit)) for card in page
+        ]
+        more = f"; the first {SHOWN} are shown, search for the others" if len(matching) > SHOWN else ""
+        return (
+            pictures,
+            tuple(card.name for card in page),
+            f"{len(matching)} of {len(everything)} files{more}",
+            gr.Dropdown(choices=[ANY, *sorted({card.family for card in everything})]),
+            gr.Dropdown(choices=[ANY, *sorted({card.category for card in everything if card.category})]),
+            gr.Dropdown(choices=[ANY, *sorted({kind for card in everything for kind in card.kinds})]),
+        )
+
+    inputs = [search, family, category, kind, fitting, desk.model]
+    outputs = [cards, shown, found, family, category, kind]
+    gr.on(
+        [
+            refresh.click,
+            search.change,
+            family.input,
+            category.input,
+            kind.input,
+            fitting.change,
+            desk.model.change,
+        ],
+        listed,
+        inputs,
+        outputs,
+        show_progress="hidden",
+        trigger_mode="always_last",
+        api_visibility="private",
+    )
+
+    def select(event: gr.SelectData, names: Sequence[str], model: str) -> tuple[Any, ...]:
+        name = names[int(event.index)]
+        with told():
+            card = desk.worker.library.card(name, desk.chosen(model))
+        why = card.misfit(desk.fit(model))
+        said = dict(inspect_file(card.path).to_dict()) if card.readable else {"error": card.error}
+        said.pop("path", None)
+        return name, _title(card, why), gr.Button(interactive=not why), said
+
+    cards.select(
+        select,
+        [shown, desk.model],
+        [chosen, title, use, details],
+        show_progress="hidden",
+        api_visibility="private",
+    )
+
+    def used(name: str, rows: mix.Rows, structure: int, model: str) -> tuple[Any, ...]:
+        with told():
+            card = desk.worker.library.card(name, desk.chosen(model))
+        weight = 1.0 if card.preferred_weight is None else card.preferred_weight
+        gr.Info(f"{card.name} is in the mix")
+        return mix.added(tuple(rows), card.name, weight), structure + 1
+
+    use.click(
+        used,
+        [chosen, fields.rows, fields.structure, desk.model],
+        [fields.rows, fields.structure],
+        api_visibility="private",
+    )
+
+    def added(file: str | None, *rest: Any) -> tuple[Any, ...]:
+        if file is None:
+            return (*[gr.skip()] * len(outputs), gr.skip())
+        with told():
+            card = desk.worker.library.add(Path(file), Path(file).name)
+        gr.Info(f"{card.name} is in the library")
+        return (*listed(*rest), None)
+
+    dropped.upload(added, [dropped, *inputs], [*outputs, dropped], api_visibility="private")
+
+    def pointed(path: str, *rest: Any) -> tuple[Any, ...]:
+        with told():
+            if not desk.worker.trust.paths:
+                raise RequestError("folders of this computer are its owner's to add, with --lora-dir")
+            place = Path(path).expanduser()
+            if not path.strip() or not place.is_dir():
+                raise RequestError(f"{path!r} is no folder on this computer; give the path of one with LoRAs")
+            desk.worker.add_folders(Roots(loras=(place.absolute(),)))
+        return (*listed(*rest), "")
+
+    point.click(pointed, [folder, *inputs], [*outputs, folder], api_visibility="private")
+
+
+def _chosen(name: str) -> str | None:
+    return None if name == ANY else name
+
+
+def _caption(card: Card, fit: Any) -> str:
+    return f"{card.name} (does not fit)" if card.misfit(fit) else card.name
+
+
+def _title(card: Card, why: str) -> str:
+    lines = [f"### {card.title or card.name}"]
+    if why:
+        lines.append(f"**Does not fit:** {why}")
+    if card.triggers:
+        lines.append(f"Trigger words: {', '.join(card.triggers)}")
+    strength = "" if card.preferred_weight is None else f" · recommended strength {card.preferred_weight:g}"
+    ranks = (
+        ""
+        if card.ranks is None
+        else f" · rank {' to '.join(str(rank) for rank in dict.fromkeys(card.ranks))}"
+    )
+    lines.append(
+        f"{', '.join(card.kinds)} for {card.made_for or card.family_label}{ranks}, {card.layers} layers{strength}"
+    )
+    if card.description:
+        lines.append(card.description)
+    return "\n\n".join(lines)
+
+
+def _blank(desk: Desk) -> Path:
+    """A plain square, for files without a preview."""
+    from PIL import Image
+
+    file = desk.worker.home.made(desk.worker.home.cache / "web" / "thumbs") / "none.webp"
+    if not file.is_file():
+        Image.new("RGB", (64, 64), (148, 152, 163)).save(file, format="WEBP")
+    return file

@@ -1,0 +1,108 @@
+"""Watching jobs: the state of the one that is looked at, its pictures as they come, and the list of the others.
+
+A viewer only looks: closing the page ends the viewer and never the job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from studio.jobs import LIVE, JobView
+from studio.web import watching
+from studio.web.desk import Desk, who
+
+BEAT = 0.5
+"""Seconds between two looks."""
+LISTED = 30
+
+
+@dataclass(frozen=True)
+class Viewer:
+    """job: the id of the one that is looked at. model_seen: changes when another model is ready."""
+
+    job: gr.State
+    model_seen: gr.State
+    pictures: gr.Gallery
+
+    @classmethod
+    def drawn(
+        cls, desk: Desk, stop: gr.Button, *, gallery: str = "pictures", kinds: Sequence[str] = ()
+    ) -> Viewer:
+        """Draws it into the blocks at hand. stop: the button that stops the job. kinds: of the jobs that it lists,
+        all where none is named."""
+        line = gr.HTML(elem_id=f"{gallery}-state", elem_classes="live", container=False)
+        pictures = gr.Gallery(
+            label="Pictures",
+            elem_id=gallery,
+            columns=2,
+            object_fit="contain",
+            height=560,
+            preview=False,
+            format="png",
+        )
+        jobs = gr.Dropdown([], value=None, label="Your jobs", elem_id=f"{gallery}-jobs")
+        job, seen, listed, model_seen = gr.State(""), gr.State(0), gr.State(0), gr.State("")
+
+        def look(
+            job: str, seen: int, listed: int, browser: str | None, request: gr.Request
+        ) -> tuple[Any, ...]:
+            owner = who(browser, request)
+            now = watching.shown(desk.worker.view(job, owner) if job else None)
+            views = [view for view in desk.worker.views(owner, limit=LISTED) if _wanted(view, kinds)]
+            choices = [(_title(view), view.id) for view in views]
+            fresh = hash((tuple(choices), job))
+            state = desk.worker.model_state()
+            return (
+                now.line,
+                list(now.pictures) if now.signature != seen else gr.skip(),
+                now.signature,
+                gr.Dropdown(choices=choices, value=job or None) if fresh != listed else gr.skip(),
+                fresh,
+                f"{state.source} {state.label}" if state.ready else "",
+            )
+
+        gr.Timer(BEAT).tick(
+            look,
+            [job, seen, listed, desk.browser],
+            [line, pictures, seen, jobs, listed, model_seen],
+            show_progress="hidden",
+            concurrency_limit=None,
+            api_visibility="private",
+        )
+
+        def stopped(job: str, browser: str | None, request: gr.Request) -> None:
+            owner = who(browser, request)
+            if job and not desk.worker.cancel(
+                job, owner
+            ):  # it is over: the oldest of the others, if there is one
+                live = [view for view in desk.worker.views(owner) if not view.state.over]
+                if live:
+                    desk.worker.cancel(live[-1].id, owner)
+
+        stop.click(
+            stopped, [job, desk.browser], queue=False, show_progress="hidden", api_visibility="private"
+        )
+        jobs.input(lambda id: id or "", jobs, job, show_progress="hidden", api_visibility="private")
+        return cls(job, model_seen, pictures)
+
+    def on_model(self, do: Callable[..., Any], inputs: Any, outputs: Sequence[Any]) -> None:
+        """Calls `do` when another model is ready, and once at first."""
+        self.model_seen.change(do, inputs, list(outputs), show_progress="hidden", api_visibility="private")
+
+    def found_again(self, desk: Desk, browser: str, request: gr.Request) -> str:
+        """The job to look at when a page is opened: the newest that is not over, else the newest."""
+        views = [view for view in desk.worker.views(who(browser, request)) if view.kind != LIVE]
+        at_work = [view for view in views if not view.state.over]
+        return (at_work or views)[0].id if views else ""
+
+
+def _wanted(view: JobView, kinds: Sequence[str]) -> bool:
+    return view.kind in kinds if kinds else view.kind != LIVE
+
+
+def _title(view: JobView) -> str:
+    return f"{view.state}: {view.title or view.kind} ({len(view.pictures)})"

@@ -1,0 +1,63 @@
+"""A job as a page shows it: one line of state, a bar, its pictures. What did not change is not sent again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from studio.jobs import JobState, JobView, PictureView
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What stands on the page.
+
+    line: state, progress bar and problems, as HTML. pictures: files with captions, finished ones and those in the
+    making. signature: changes with the pictures.
+    """
+
+    line: str
+    pictures: tuple[tuple[str, str], ...]
+    at_work: bool
+
+    @property
+    def signature(self) -> int:
+        return hash(self.pictures)
+
+
+NOTHING = Shown("", (), False)
+
+
+def shown(view: JobView | None) -> Shown:
+    """A job; None is none."""
+    if view is None:
+        return NOTHING
+    at_work = not view.state.over
+    done = sum(picture.step for picture in view.pictures)
+    count = sum(picture.count or 1 for picture in view.pictures)
+    bar = (
+        f'<div class="progress"><i style="width:{100 * done / max(count, 1):.0f}%"></i></div>'
+        if at_work
+        else ""
+    )
+    steps = f", step {done} of {count}" if view.state is JobState.RUNNING and done else ""
+    problems = "".join(f"<p><strong>{escape(line)}</strong></p>" for line in view.error.splitlines())
+    rows = f" · {view.unet_rows} UNet rows" if view.unet_rows and not at_work else ""
+    line = f"<div><strong>{escape(str(view.state))}</strong>: {escape(view.message)}{steps}{rows}</div>{bar}{problems}"
+    pictures = [
+        (file, _caption(picture)) for picture in view.pictures if (file := _file(picture)) is not None
+    ]
+    return Shown(line, tuple((str(file), caption) for file, caption in pictures), at_work)
+
+
+def _file(picture: PictureView) -> Path | None:
+    file = picture.file or picture.preview
+    return file if file is not None and file.is_file() else None
+
+
+def _caption(picture: PictureView) -> str:
+    name = picture.label or f"seed {picture.seed}"
+    if picture.state is JobState.DONE:
+        return name
+    return f"{name} (step {picture.step} of {picture.count})"
