@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -63,10 +63,16 @@ def _speed_flags(kinds: Commands, folders: ArgumentParser) -> None:
     work.add_argument(
         "--model", "-m", nargs="+", default=["tiny-sdxl"], metavar="M", help="sdxl, sd15, or a model of yours"
     )
-    work.add_argument("--size", type=int, nargs="+", metavar="N", help="pixels a side (default: the model's)")
-    work.add_argument("--images", type=int, nargs="+", default=[8], metavar="N", help="pictures at once")
-    work.add_argument("--members", "-k", type=int, nargs="+", default=[3], metavar="K", help="LoRAs in a mix")
-    work.add_argument("--rank", type=int, nargs="+", default=[16], metavar="R")
+    work.add_argument(
+        "--size", type=_positive, nargs="+", metavar="N", help="pixels a side (default: the model's)"
+    )
+    work.add_argument(
+        "--images", type=_positive, nargs="+", default=[8], metavar="N", help="pictures at once"
+    )
+    work.add_argument(
+        "--members", "-k", type=_positive, nargs="+", default=[3], metavar="K", help="LoRAs in a mix"
+    )
+    work.add_argument("--rank", type=_positive, nargs="+", default=[16], metavar="R")
     work.add_argument("--layers", nargs="+", default=["attention"], choices=("attention", "linear", "conv"))
     work.add_argument(
         "--spread", nargs="+", default=["distinct"], choices=("identical", "distinct", "uniform", "skewed")
@@ -89,7 +95,7 @@ def _speed_flags(kinds: Commands, folders: ArgumentParser) -> None:
     )
     what.add_argument(
         "--changes",
-        type=int,
+        type=_positive,
         metavar="N",
         help="N random changes of mix, method and adapter: what is made anew?",
     )
@@ -97,10 +103,16 @@ def _speed_flags(kinds: Commands, folders: ArgumentParser) -> None:
     machine = speed.add_argument_group("device and output")
     machine.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1")
     machine.add_argument("--dtype", metavar="T", help="default: float32 on a CPU, bfloat16 on a GPU")
-    machine.add_argument("--repeats", type=int, default=7, metavar="N", help="turns of each way")
+    machine.add_argument("--repeats", type=_positive, default=7, metavar="N", help="turns of each way")
     machine.add_argument(
         "--budget", type=float, default=240, metavar="S", help="seconds; late ways are left out"
     )
     machine.add_argument("--json", metavar="FILE", help="write the figures here as well")
     machine.add_argument("--plot", metavar="FILE", help="draw them here, as .png, .svg or .pdf")
     machine.add_argument("--quiet", "-q", action="store_true", help="no progress, errors only")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text!r} must be a whole number above 0")
+    return int(text)

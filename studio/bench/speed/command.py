@@ -53,9 +53,11 @@ def run(args: argparse.Namespace, home: Home, teller: Teller) -> int:
 
         def show(measured: Measured) -> None:
             print("\n" + report.table(measured), flush=True)
+            found.append(measured)
+            if args.json:  # what is there is kept, should the run be cut short
+                report.write_json(Path(args.json), about, found, extra)
 
         course = targets.run(scale, machine, budget, teller.say, show)
-        found = list(course.sections.values())
         extra = {"course": targets.as_data(course)}
         print("\n" + targets.table(course))
     elif args.changes:

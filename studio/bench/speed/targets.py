@@ -103,30 +103,27 @@ def run(
     for size in cells:
         measure(size, bench, replace(mixes, cells=cells[size]), headline(modes))
     for size in cells:
-        ways = [Way("base", recorded), *(Way("studio", best, form) for form in LOW_MEMORY), RELEASED]
+        ways = [Way("base", best), *(Way("studio", best, form) for form in ("auto", *LOW_MEMORY)), RELEASED]
         measure(f"composite {size}", bench, replace(five, cells=cells[size]), ways)
     changes = costs = None
     if budget.left > 0:
         tell(f"{CHANGES} random changes")
         changes = random_changes(bench.bed, CHANGES, CHANGING_IMAGES, cells["small"], "lane-packed", best)
         costs = latencies(bench, mixes, recorded, CHANGE_REPEATS)
-    for size in cells:
-        measure(
-            f"switch {size}",
-            bench,
-            replace(turns, cells=cells[size]),
-            [Way("studio", recorded, "lane-packed")],
-        )
     few = [Way("base", best), Way("studio", best, "lane-packed"), Way("studio", best, "dense")]
     bench = bench_of(scale.model, "linear")
     measure("linear", bench, replace(mixes, layers="linear"), few)
-    if scale.other:
-        model, pixels = scale.other
-        measure("other model", bench_of(model, "attention"), replace(mixes, cells=pixels // 8), few)
     with _without_tf32():
         bench = bench_of(scale.model, "attention", torch.float32)
         exact = [Way("studio", recorded, form) for form in ("dense", *LOW_MEMORY)]
         measure("float32", bench, replace(mixes, images=2, cells=cells["small"]), exact, FEWEST)
+    if scale.other:
+        model, pixels = scale.other
+        measure("other model", bench_of(model, "attention"), replace(mixes, cells=pixels // 8), few)
+    bench = bench_of(scale.model, "attention")
+    for size in cells:
+        ways = [Way("base", recorded), Way("studio", recorded, "lane-packed"), RELEASED]
+        measure(f"switch {size}", bench, replace(turns, cells=cells[size]), ways, FEWEST)
     return Course(sections, changes, costs)
 
 
@@ -135,6 +132,7 @@ def headline(modes: Sequence[Mode]) -> list[Way]:
     recorded, best = modes[min(1, len(modes) - 1)], modes[-1]
     return [
         *(Way("base", mode) for mode in modes),
+        Way("studio", best, "auto"),
         Way("studio", best, "dense"),
         Way("studio", best, "lane-packed"),
         Way("fused", best),
