@@ -238,7 +238,7 @@ def table(course: Course) -> str:
     lines = [f"{'target':56}{'limit':>10}{'measured':>10}  met  from"]
     for target in targets(course):
         sign = "<=" if target.bound == "at most" else ">="
-        measured = "-" if target.measured is None else f"{target.measured:.3g}"
+        measured = "-" if target.measured is None else f"{target.measured:.4g}"
         met = {True: "yes", False: "no", None: "-"}[target.met]
         lines.append(
             f"{target.name:56}{f'{sign} {target.limit:g}':>10}{measured:>10}  {met:3}  {target.against}"
