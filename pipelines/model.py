@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from composers.plan import Band
-from pipelines.adapters import read_adapter
-from pipelines.adapters.adapter import Adapter, LoadReport, ModelLayers, model_layers
+from pipelines.adapters.adapter import LoadReport, ModelLayers, model_layers
 from pipelines.checkpoints import Checkpoint
 from pipelines.checkpoints.components import vae_dtype
 from pipelines.engine.bank import Bank, FormChoice
 from pipelines.engine.engine import Engine
-from pipelines.errors import AdapterError, RenderError
+from pipelines.engine.store import AdapterStore, Known
+from pipelines.errors import RenderError
 from pipelines.family import Cut, FamilyName
 from pipelines.features import cuts_of, feature_shape
 from pipelines.request import Facts
@@ -40,7 +40,7 @@ TEXTS_AT_ONCE = 64
 
 
 class Model:
-    """A resident checkpoint. Base weights are never changed; adapters live in `bank`."""
+    """A resident checkpoint. Base weights are never changed; adapters are kept in `store` and work in `bank`."""
 
     def __init__(self, checkpoint: Checkpoint, *, form: FormChoice = "auto") -> None:
         self.checkpoint = checkpoint
@@ -58,6 +58,7 @@ class Model:
         self.bank = Bank(self._components, form)
         self.engine = Engine(self.unet, self.bank)
         self.layers: ModelLayers = model_layers(checkpoint.family, checkpoint.label, self._components)
+        self.store = AdapterStore(self.bank, self.layers, self.dtype)
         self.text = TextEncoder(
             checkpoint.family,
             checkpoint.tokenizers,
@@ -74,13 +75,13 @@ class Model:
         return Facts(
             label=self.checkpoint.label,
             defaults=self.checkpoint.defaults,
-            adapters=tuple(self.bank.adapters),
+            adapters=tuple(self.store.known),
             size_unit=self.checkpoint.vae_scale_factor,
             block_map={f"@{part}": own for part, own in blocks.items()},
             unet_layers=self.layers.components["unet"].keys(),
-            adapter_layers={name: adapter.layers.keys() for name, adapter in self.bank.adapters.items()},
+            adapter_layers={name: known.layers for name, known in self.store.known.items()},
             cuts=cuts_of(self.unet.config, self.checkpoint.family.cut),
-            bands={name: self._band(name) for name in self.bank.adapters},
+            bands={name: self._band(name) for name in self.store.known},
         )
 
     def _band(self, name: str) -> Band:
@@ -100,23 +101,19 @@ class Model:
             nn.Module.to(part, rest, self.dtype)
         nn.Module.to(self.vae, rest, vae_dtype(self.dtype, self.vae.config))
         self.bank.to(self.device)
+        self.store.to(self.device, self.dtype)
         self.engine.reset()
 
     def load_adapter(self, path: Path, name: str, family: FamilyName | None = None) -> LoadReport:
-        """Read a file and make it resident under `name`: all of it, or an AdapterError and nothing.
+        """Read a file and keep it as `name`: all of it, or an AdapterError and nothing.
 
         family: overrides what the file's own metadata says it was made for.
         """
-        if name.lower() in (loaded.lower() for loaded in self.bank.adapters):
-            raise AdapterError(
-                f"an adapter named {name!r} is already loaded; unload it or choose another adapter_name"
-            )
-        adapter = read_adapter(path, self.layers, name, family=family)
-        self.bank.load(adapter)
-        return adapter.report
+        return self.store.load(path, name, family)
 
-    def adapter(self, name: str) -> Adapter:
-        return self.bank.adapters[name]
+    def adapter(self, name: str) -> Known:
+        """What is known of a loaded adapter, wherever its factors are."""
+        return self.store.known[name]
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """[channels, h, w] of a picture's latents."""
@@ -157,10 +154,17 @@ class Model:
         return int(psutil.virtual_memory().available) // 2
 
     def encode_text(self, asks: Sequence[TextAsk]) -> list[Embedding]:
-        """The asks' embeddings, on the model's device, in few calls of each text encoder."""
-        with self.at_work(*self.checkpoint.text_encoders.values()):
-            found, _, _ = self.in_pieces(self.text.encode, asks, TEXTS_AT_ONCE)
-        return [embedding.to(self.device) for some in found for embedding in some]
+        """The asks' embeddings, on the model's device, in few calls of each text encoder: as many as have room at once,
+        with their adapters."""
+        names = [[use.adapter for use in ask.uses] for ask in asks]
+        found: list[Embedding] = []
+        for portion in self.store.portions(names):
+            own = {name for place in portion for name in names[place]}
+            some = [asks[place] for place in portion]
+            with self.store.holding(own), self.at_work(*self.checkpoint.text_encoders.values()):
+                pieces, _, _ = self.in_pieces(self.text.encode, some, TEXTS_AT_ONCE)
+            found += [embedding.to(self.device) for piece in pieces for embedding in piece]
+        return found
 
     def evaluate(
         self,

@@ -15,6 +15,7 @@ from pipelines.adapters.adapter import LoadReport
 from pipelines.checkpoints import load_checkpoint
 from pipelines.decoding import OutputType
 from pipelines.engine.bank import FormChoice
+from pipelines.engine.store import AdapterStore
 from pipelines.errors import AdapterError, RequestError, SetupError
 from pipelines.events import Event, Failed, Finished
 from pipelines.family import FamilyName
@@ -110,6 +111,11 @@ class StudioPipeline:
             raise SetupError(f"row_limit={rows} must be at least 1, or None")
         self.model.row_limit = rows
 
+    @property
+    def store(self) -> AdapterStore:
+        """Where the adapters are kept, and what that has cost: `store.stats`, `store.limits`."""
+        return self.model.store
+
     def load_lora_weights(
         self, file: str | Path, adapter_name: str | None = None, *, family: FamilyName | None = None
     ) -> LoadReport:
@@ -133,7 +139,7 @@ class StudioPipeline:
                 f"no adapter named {adapter_name!r} is loaded; loaded are {', '.join(self.adapters) or 'none'}"
             )
         for name in [adapter_name] if adapter_name is not None else list(self.adapters):
-            self.model.bank.unload(name)
+            self.model.store.unload(name)
             self.model.profiled.pop(name, None)
 
     def profile(self, adapter_name: str) -> Profile:
@@ -156,7 +162,7 @@ class StudioPipeline:
     @property
     def adapters(self) -> Mapping[str, LoadReport]:
         """The loaded adapters: name -> load report."""
-        return MappingProxyType({name: adapter.report for name, adapter in self.model.bank.adapters.items()})
+        return MappingProxyType({name: known.report for name, known in self.model.store.known.items()})
 
     def __call__(self, requests: Request | Sequence[Request], *, output_type: OutputType = "pil") -> Result:
         """Render. All requests are checked before any work begins; a picture that fails raises its error.

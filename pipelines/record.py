@@ -48,6 +48,7 @@ class Record:
     shared: whether any call held rows of other pictures.
     seconds: from its first step to its pixels. device_seconds: its part of the UNet calls, by rows.
     forms: the per-lane forms used (see `pipelines.engine.bank`).
+    adapters_paged: adapters that were brought onto the device for it (see `pipelines.engine.store`).
     """
 
     prompt: str
@@ -90,6 +91,7 @@ class Record:
     threads: int
     versions: dict[str, str]
     notes: tuple[str, ...] = ()
+    adapters_paged: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -108,6 +110,7 @@ class Cost:
     largest_call: int = 0
     shared: bool = False
     device_seconds: float = 0.0
+    paged: int = 0
 
 
 def make_record(
@@ -164,6 +167,7 @@ def make_record(
         threads=torch.get_num_threads(),
         versions=dict(versions()),
         notes=notes,
+        adapters_paged=cost.paged,
     )
 
 
@@ -177,7 +181,7 @@ def _forms(request: Request, model: Model, cost: Cost) -> tuple[str, ...]:
 def _applied(request: Request, model: Model) -> list[Applied]:
     found = []
     for use in request.uses:
-        adapter = model.bank.adapters[use.adapter]
+        adapter = model.adapter(use.adapter)
         found.append(
             Applied(
                 name=use.adapter,

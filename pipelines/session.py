@@ -27,6 +27,7 @@ from torch import Tensor
 from composers.plan import Plan, Prompt
 from pipelines.decoding import Decoder, Decoding, OutputType
 from pipelines.denoise import Row, evaluate, fold, rows_of
+from pipelines.engine.store import Hold
 from pipelines.errors import RenderError, RequestError, StudioError
 from pipelines.events import Cancelled, Event, Failed, Finished, Started, Stepped
 from pipelines.features import Features, Passes, all_full, most_kept, schedule
@@ -43,6 +44,8 @@ LOOK_AHEAD = {"cpu": 4, "cuda": 32}
 MOST_DECODINGS = 4
 """Decodes under way before the rounds wait for the oldest."""
 Shape = tuple[int, int, int]
+AHEAD = 4
+"""Waiting pictures whose adapters are brought to the device before their turn."""
 
 
 @dataclass
@@ -60,6 +63,11 @@ class _Job:
     began: float = 0.0
     asks: Asks | None = None
     unspeakable: bool = False
+    hold: Hold | None = None  # of its adapters on the device; let go when the job is
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        return tuple(use.adapter for use in self.request.uses)
 
     @property
     def rows(self) -> int:
@@ -143,7 +151,8 @@ class Session:
     # -- admission ---------------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        """Fill each latent shape's row limit: by priority, then owners in turn, then first come first served.
+        """Fill each latent shape's row limit and the device's room for adapters: by priority, then owners in turn,
+        then first come first served.
 
         What features a picture will remember is reserved here for its whole run. A picture whose features do not fit
         beside those in flight waits; one whose features never fit keeps them on the host.
@@ -164,6 +173,9 @@ class Session:
             if job.rows > room[job.shape] and job.shape in flying_shapes:
                 closed.add(job.shape)
                 continue
+            if (self._flying or chosen) and not self.model.store.fits(job.adapters):
+                closed.add(job.shape)
+                continue
             job.features.on_host = job.cost.feature_bytes > self._feature_room
             if not job.features.on_host:
                 if reserved + job.cost.feature_bytes > self._feature_room:
@@ -172,9 +184,17 @@ class Session:
                 reserved += job.cost.feature_bytes
             self._waiting.remove(job)
             self._served[job.owner] += 1
+            try:
+                job.hold = self.model.store.hold(job.adapters)
+            except StudioError as error:
+                self._events.append(Failed(job.id, error))
+                continue
+            job.cost.paged = job.hold.paged
             room[job.shape] -= job.rows
             flying_shapes.add(job.shape)
             chosen.append(job)
+        soon = heapq.nsmallest(AHEAD, self._waiting, key=self._turn)
+        self.model.store.prefetch(name for job in soon for name in job.adapters)
         if not self._waiting:
             self._served.clear()
         self._prepare(chosen)
@@ -209,7 +229,7 @@ class Session:
         """What the picture wants encoded. Raises RequestError where an adapter has been unloaded since it was asked
         for, and PromptError."""
         for use in job.request.uses:
-            if use.adapter not in self.model.bank.adapters:
+            if use.adapter not in self.model.store.known:
                 raise RequestError(
                     f"adapter {use.adapter!r} was unloaded while a picture with it waited; load it again"
                 )
@@ -222,7 +242,8 @@ class Session:
         of the nearer half lacks its own."""
         window = LOOK_AHEAD.get(self.model.device.type, 4)
         coming = heapq.nsmallest(window, self._waiting, key=self._turn)
-        coming = [job for job in coming if not job.unspeakable]
+        fits = self.model.store.fits  # encoding needs the adapters on the device, beside those in flight
+        coming = [job for job in coming if not job.unspeakable and fits(job.adapters)]
         try:
             asks = [self._asks(job) for job in coming]
             if not all(self._texts.has(own) for own in asks[: window // 2]):
@@ -352,6 +373,8 @@ class Session:
             notes.append(
                 f"device memory holds {limit} UNet rows a call at this size; larger batches are split"
             )
+        if self.model.store.exceeds(job.adapters):
+            notes.append("its adapters alone are more than the device memory set aside for adapters")
         if job.features.on_host and self.model.device.type != "cpu":
             notes.append(
                 "remembered features were kept in the host's memory, the device's being too small for them"

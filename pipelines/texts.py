@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from composers.plan import Plan, Prompt
-from pipelines.adapters.adapter import Adapter
+from pipelines.engine.store import Known
 from pipelines.model import Model
 from pipelines.request import Request
 from pipelines.text.encoder import Embedding, TextAsk
@@ -46,7 +46,7 @@ class _Kept:
 
     embedding: Embedding
     company: frozenset[_Key]
-    adapters: tuple[Adapter, ...]
+    adapters: tuple[Known, ...]
 
     @property
     def bytes(self) -> int:
@@ -113,7 +113,7 @@ class Texts:
         own = tuple(id(adapter) for adapter in self._adapters(ask))
         return _Key(ask, own, self._model.device, self._model.dtype)
 
-    def _adapters(self, ask: TextAsk) -> tuple[Adapter, ...]:
+    def _adapters(self, ask: TextAsk) -> tuple[Known, ...]:
         return tuple(self._model.adapter(use.adapter) for use in ask.uses)
 
 

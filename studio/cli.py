@@ -283,6 +283,12 @@ def _machine_flags(command: ArgumentParser) -> None:
     group.add_argument("--dtype", metavar="T", help="float32, float16, bfloat16")
     group.add_argument("--lowvram", action="store_true", help="parts visit the device only while they work")
     group.add_argument("--row-limit", type=_count, metavar="N", help="UNet rows a call may hold")
+    group.add_argument(
+        "--lora-ram", type=_gigabytes, metavar="GIB", help="memory for LoRAs (default: a quarter)"
+    )
+    group.add_argument(
+        "--lora-vram", type=_gigabytes, metavar="GIB", help="of the device's (default: a quarter)"
+    )
 
 
 def _output_flags(command: ArgumentParser) -> None:
@@ -307,6 +313,16 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number above 0")
     return int(text)
+
+
+def _gigabytes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number of GiB, as in 2.5")
+    return value
 
 
 def _size(text: str) -> tuple[int, int]:

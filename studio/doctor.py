@@ -68,6 +68,10 @@ def _folders(home: Home, problems: list[str]) -> None:
         problems += [f"the {kind} folder {root} does not exist" for root in roots if not Path(root).is_dir()]
 
 
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
+
+
 def _test_picture(home: Home, problems: list[str]) -> None:
     """The built-in model draws one small picture, which is thrown away."""
     if BUILT_IN not in [model.name for model in embedded_models()]:
@@ -82,6 +86,8 @@ def _test_picture(home: Home, problems: list[str]) -> None:
     except StudioError as error:
         problems.append(str(error))
         return
+    host, on_device = pipe.store.stats.host, pipe.store.stats.device
+    print(f"{'LoRA memory':<13} {_gib(host.limit)} in memory, {_gib(on_device.limit)} on the device")
     if all(low == high for low, high in image.getextrema()):
         problems.append("the test picture is of one colour only; the device or the installation is faulty")
     print(f"{'test':<13} {STEPS} steps in {seconds:.1f} s, model loaded in {loaded - began:.1f} s")

@@ -9,6 +9,7 @@ import torch
 
 from pipelines import StudioPipeline
 from pipelines.checkpoints import load_checkpoint
+from pipelines.engine.limits import Limits
 from pipelines.errors import SetupError
 from pipelines.home import Home
 from pipelines.home.settings import DEVICE, DTYPES
@@ -26,7 +27,8 @@ class Opening:
 
     source: name, path or hub id. device: auto, cpu, mps, cuda, cuda:1. dtype: float32, float16, bfloat16 or a
     short name of theirs. vae: another VAE. low_memory: parts visit the device only while they work, and
-    large pictures are decoded tile by tile. row_limit: UNet rows a call may hold.
+    large pictures are decoded tile by tile. row_limit: UNet rows a call may hold. lora_ram, lora_vram: GiB for
+    adapters in memory and on the device.
     """
 
     source: str | None = None
@@ -35,6 +37,8 @@ class Opening:
     vae: str | None = None
     low_memory: bool = False
     row_limit: int | None = None
+    lora_ram: float | None = None
+    lora_vram: float | None = None
 
 
 def model_name(opening: Opening, home: Home) -> str:
@@ -60,6 +64,10 @@ def open_pipeline(
     )
     pipe = StudioPipeline(Model(checkpoint), home=home)
     pipe.row_limit = opening.row_limit
+    pipe.store.limits = Limits(
+        host=_bytes(opening.lora_ram, home.settings.lora_ram),
+        device=_bytes(opening.lora_vram, home.settings.lora_vram),
+    )
     if opening.low_memory:
         pipe.enable_vae_tiling()
     if opening.low_memory and device.type != "cpu":
@@ -67,6 +75,12 @@ def open_pipeline(
     else:
         pipe.to(device)
     return pipe
+
+
+def _bytes(asked: float | None, configured: float | None) -> int | None:
+    """GiB -> bytes: as asked, else as configured, else None."""
+    gigabytes = configured if asked is None else asked
+    return None if gigabytes is None else int(gigabytes * 2**30)
 
 
 def pick_device(name: str) -> torch.device:

@@ -84,7 +84,16 @@ def _remembered(args: Namespace, teller: Teller) -> Remembered | None:
 
 def _opening(args: Namespace, remembered: Remembered | None, home: Home, teller: Teller) -> Opening:
     """How to open the model: the flags, then what the picture says."""
-    opening = Opening(args.model, args.device, args.dtype, args.vae, args.lowvram, args.row_limit)
+    opening = Opening(
+        args.model,
+        args.device,
+        args.dtype,
+        args.vae,
+        args.lowvram,
+        args.row_limit,
+        args.lora_ram,
+        args.lora_vram,
+    )
     if remembered is None:
         return opening
     if opening.source is None and remembered.model:

@@ -74,6 +74,11 @@ class LowRank:
     def bytes(self) -> int:
         return self.down.nbytes + self.up.nbytes
 
+    @property
+    def numbers(self) -> int:
+        """How many numbers the factors hold."""
+        return self.down.numel() + self.up.numel()
+
 
 @dataclass(frozen=True)
 class Hadamard:
@@ -108,6 +113,11 @@ class Hadamard:
     @property
     def bytes(self) -> int:
         return self.inner.nbytes + self.outer.nbytes
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers the factors hold."""
+        return self.inner.numel() + self.outer.numel()
 
 
 LayerFactors: TypeAlias = LowRank | Hadamard

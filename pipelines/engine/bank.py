@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from composers.plan import Use
-from pipelines.adapters.adapter import Adapter, Hadamard, LowRank
+from pipelines.adapters.adapter import Adapter, Hadamard, LayerFactors, LowRank
 from pipelines.engine import flora
 from pipelines.engine.factors import Acting, Form
 from pipelines.engine.layers import Slot
@@ -59,8 +59,11 @@ class Bank:
         self._blocks: dict[str, dict[int, tuple[int, int]]] = {}  # adapter -> width -> (first row, rows)
         self._selected: dict[tuple[str, tuple[str, ...], tuple[Kind, ...]], _Selection] = {}
 
-    def load(self, adapter: Adapter) -> None:
-        """Make an adapter resident. All its layers exist in the model (the reader has seen to that)."""
+    def load(self, adapter: Adapter, factors: Mapping[str, LayerFactors] | None = None) -> None:
+        """Make an adapter resident. All its layers exist in the model (the reader has seen to that).
+
+        factors: its layers' factors where they lie on the device already; None are the adapter's own.
+        """
         assert adapter.name not in self.adapters, adapter.name
         rows: dict[int, list[Tensor]] = {}
         counts: dict[int, int] = {}
@@ -74,17 +77,17 @@ class Bank:
         reaches: dict[str, Reach] = {}
         for component, table in self.tables.items():
             reaches[component] = Reach(*(np.zeros(len(table.layers), np.int64) for _ in range(3)))
-        for path, factors in adapter.layers.items():
+        for path, own in (factors or adapter.layers).items():
             component, _, module = path.partition(".")
             table = self.tables[component]
             place = table.place[module]
-            if isinstance(factors, Hadamard):
-                table.layers[place].slot.insert(adapter.name, factors, table.layers[place].weight)
+            if isinstance(own, Hadamard):
+                table.layers[place].slot.insert(adapter.name, own, table.layers[place].weight)
                 continue
             reach = reaches[component]
-            reach.down[place] = add(table.in_width(place), factors.down.flatten(1))
-            reach.up[place] = add(table.out_width(place), _scaled(factors))
-            reach.rank[place] = factors.rank
+            reach.down[place] = add(table.in_width(place), own.down.flatten(1))
+            reach.up[place] = add(table.out_width(place), _scaled(own))
+            reach.rank[place] = own.rank
         blocks = {
             width: (self._pool(width).insert(torch.cat([part.float() for part in parts])), counts[width])
             for width, parts in rows.items()
@@ -208,6 +211,8 @@ class Bank:
         last = self._selected.get((component, modules, kinds))
         if last is not None and last.rows == rows:
             return last
+        missing = {use.adapter for lane in rows for use in lane} - self.adapters.keys()
+        assert not missing, f"{missing} are not resident"
         table = self.tables[component]
         groups = grouped(rows)
         within = running(table, modules)
@@ -216,6 +221,8 @@ class Bank:
         for kind in kinds:
             taken = Taken(table, kind, groups, reaches, within)
             form = self.choose(taken.ranks)
+            if form == "dense" and self.multiplies([use for lane in rows for use in lane]):
+                form = "lane-packed"  # a weight of the lanes' own would leave no place for the multiplied one
             draft = taken.draft(form)
             if draft is None or not draft.covered.any():
                 continue

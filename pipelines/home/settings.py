@@ -4,6 +4,8 @@
 model = "tiny-sdxl"
 device = "auto"            # auto, cpu, cuda, cuda:1, mps
 dtype = "float16"          # float32, float16, bfloat16
+lora_ram = 8.0             # GiB of memory for LoRAs; by default a quarter of it, at most 16
+lora_vram = 2.0            # GiB on the device for LoRAs; by default a quarter of it, at most 4
 
 [folders]
 models = ["/data/checkpoints"]
@@ -53,12 +55,15 @@ class Roots:
 
 @dataclass(frozen=True)
 class Settings:
-    """What `config.toml` says; None where it says nothing. dtype is torch's name of it."""
+    """What `config.toml` says; None where it says nothing. dtype is torch's name of it; lora_ram and lora_vram are in
+    GiB."""
 
     model: str | None = None
     device: str | None = None
     dtype: str | None = None
     folders: Roots = field(default_factory=Roots)
+    lora_ram: float | None = None
+    lora_vram: float | None = None
 
 
 def read_settings(home: Path) -> Settings:
@@ -87,6 +92,8 @@ def read_settings(home: Path) -> Settings:
         folders=Roots(
             *(_folders(file, home, name, folders.get(name, [])) for name in ("models", "loras", "vae"))
         ),
+        lora_ram=_gigabytes(file, "lora_ram", content.get("lora_ram")),
+        lora_vram=_gigabytes(file, "lora_vram", content.get("lora_vram")),
     )
 
 
@@ -128,6 +135,14 @@ def _dtype(file: Path, value: str | None) -> str | None:
     if name is not None and name not in DTYPES.values():
         raise SetupError(f"{file}: dtype is {value!r}; it must be float32, float16 or bfloat16")
     return name
+
+
+def _gigabytes(file: Path, key: str, value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e6:
+        raise SetupError(f"{file}: {key} is {value!r}; it must be a number of GiB, as in {key} = 2.5")
+    return float(value)
 
 
 def _folders(file: Path, home: Path, name: str, value: Any) -> tuple[Path, ...]:

@@ -64,7 +64,7 @@ def refuse_untrainable(model: Model) -> None:
     """Raises SetupError for a model in a state that cannot be trained on."""
     if model.offload:
         raise SetupError("training needs the whole model on its device; open it without low memory mode")
-    if model.bank.adapters:
+    if model.store.known:
         raise SetupError("training needs a model without adapters; unload them first")
 
 

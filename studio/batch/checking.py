@@ -15,7 +15,6 @@ from pipelines.text.prompt import parse
 from studio.batch.manifest import Outcome, is_whole
 from studio.batch.plan import Job
 from studio.batch.problems import Problems
-from studio.batch.store import AdapterStore
 from studio.metadata import CHUNK, read_texts
 from studio.outputs import next_name
 from studio.recipe import Wanted, plain_request
@@ -65,15 +64,16 @@ def grouped(jobs: Iterable[Job], home: Home, say: Callable[[str], None], problem
     return groups
 
 
-def check_group(group: Group, pipe: StudioPipeline, store: AdapterStore, problems: Problems) -> Group:
+def check_group(group: Group, pipe: StudioPipeline, problems: Problems) -> Group:
     """The group with its jobs in the order to render them: one latent shape after the other."""
     requests = []
     for job in group.jobs:
         with problems.gathered(job.where):
             requests.append((job, group.request(job)))
+    pipe.store.add(group.shelf.files)
     for name in group.shelf.files:
         try:
-            store.read(name)
+            pipe.store.read(name)
         except AdapterError as error:
             problems.add("", error)
     facts = replace(pipe.model.facts, adapters=tuple(group.shelf.files))

@@ -60,7 +60,16 @@ def run(args: Namespace, home: Home, teller: Teller) -> int:
 
 def opening_of(args: Namespace) -> Opening:
     """How the flags say to open models."""
-    return Opening(args.model, args.device, args.dtype, args.vae, args.lowvram, args.row_limit)
+    return Opening(
+        args.model,
+        args.device,
+        args.dtype,
+        args.vae,
+        args.lowvram,
+        args.row_limit,
+        args.lora_ram,
+        args.lora_vram,
+    )
 
 
 def render(

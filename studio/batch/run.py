@@ -24,7 +24,6 @@ from studio.batch.jobfile import JobFile, from_objects, read_jobs
 from studio.batch.manifest import Manifest, Outcome
 from studio.batch.plan import TEMPLATE, Ground, Job, plan
 from studio.batch.problems import Problems
-from studio.batch.store import AdapterStore
 from studio.batch.variants import Wildcards
 from studio.batch.worker import Fill, Rendered, Worker
 from studio.batch.writer import Writer
@@ -86,7 +85,7 @@ class Batch:
         self._groups: list[Group] = []
         self._found: list[Outcome] = []
         self.ray: RayEngine | None = None
-        self._ready: tuple[str, StudioPipeline, AdapterStore] | None = None
+        self._ready: tuple[str, StudioPipeline] | None = None
 
     def __enter__(self) -> Batch:
         with ExitStack() as stack:
@@ -168,8 +167,7 @@ class Batch:
         for group in reversed(self._groups):
             self._ready = None
             pipe = self._open(group.model)
-            store = AdapterStore(pipe.model, group.shelf.files)
-            group = check_group(group, pipe, store, problems)
+            group = check_group(group, pipe, problems)
             if not (problems.messages or self._judge_only):
                 group, found = find_places(
                     group,
@@ -183,7 +181,7 @@ class Batch:
                 taken |= {outcome.file for outcome in found if outcome.file is not None}
                 self._found += found
             checked.insert(0, group)
-            self._ready = (group.model, pipe, store)
+            self._ready = (group.model, pipe)
         self._groups = checked
         self.pending = len(self._found) + sum(len(group.jobs) for group in checked)
 
@@ -222,19 +220,21 @@ class Batch:
 
     def _on_this_computer(self, group: Group) -> Iterator[Rendered | None]:
         if self._ready is not None and self._ready[0] == group.model:
-            _, pipe, store = self._ready
+            _, pipe = self._ready
         else:
             self._ready = None  # one model at a time
             pipe = self._open(group.model)
-            store = AdapterStore(pipe.model, group.shelf.files)
-        worker = Worker(pipe, group.shelf.files, store)
+        worker = Worker(pipe, group.shelf.files)
         before = self.fill
         try:
             for rendered in worked(worker, group):
                 self.fill = before + worker.fill
                 yield rendered
         finally:
+            moved = pipe.store.stats.device
             worker.close()
+            if moved.evictions:
+                self.say(f"adapters on the device: {moved}")
 
 
 def worked(worker: Worker, group: Group) -> Iterator[Rendered | None]:

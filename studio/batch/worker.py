@@ -14,7 +14,6 @@ from PIL import Image
 
 from pipelines import Failed, Finished, Record, Request, Session, Started, StudioError, StudioPipeline
 from pipelines.text.tags import take_tags
-from studio.batch.store import AdapterStore
 
 AHEAD = 2
 """Row limits' worth of pictures that wait at the session's door, so that it never wants for work."""
@@ -72,12 +71,10 @@ class _Waiting:
 class Worker:
     """Renders pictures on one loaded model."""
 
-    def __init__(
-        self, pipe: StudioPipeline, files: Mapping[str, Path], store: AdapterStore | None = None
-    ) -> None:
+    def __init__(self, pipe: StudioPipeline, files: Mapping[str, Path]) -> None:
         self.pipe = pipe
         self.fill = Fill()
-        self.store = store or AdapterStore(pipe.model, files)
+        pipe.store.add(files)
         self._session = Session(pipe.model)
         self._keys: dict[int, str] = {}
         self._requests: dict[int, Request] = {}
@@ -85,6 +82,8 @@ class Worker:
 
     def close(self) -> None:
         """Leaves the model as it was found."""
+        for id in self._keys:
+            self._session.cancel(id)  # what is in flight would keep its adapters
         self.pipe.unload_lora_weights()
 
     @property
@@ -114,7 +113,7 @@ class Worker:
         """Ask for a picture; what comes back at once is why it cannot be made."""
         try:
             names = [use.adapter for use in request.uses] + [tag.name for tag in take_tags(request.prompt)[1]]
-            self.store.ensure(names, self._in_use())
+            self.pipe.store.ensure(names)
             resolved = request.resolved(self.pipe.model.facts)
             id = self._session.submit(resolved)
         except StudioError as error:
@@ -142,9 +141,6 @@ class Worker:
                 rendered.append(Rendered(self._keys.pop(event.id), error=str(event.error)))
         self._measure(self.pipe.model.engine.stats.rows - before)
         return rendered
-
-    def _in_use(self) -> set[str]:
-        return {use.adapter for request in self._requests.values() for use in request.uses}
 
     def _measure(self, rows_of_round: Counter[Shape]) -> None:
         waiting = Counter(job.shape for job in self._waiting.values())

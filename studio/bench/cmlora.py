@@ -205,7 +205,7 @@ def load(model: str, device: str, loras: Sequence[str]) -> StudioPipeline:
 def mixes(pipe: StudioPipeline, adapters: int, count: int) -> list[tuple[str, tuple[Use, ...]]]:
     """`count` prompts with a mix each, after ComposLoRA: one adapter a category, in its order; the prompt is
     their triggers. Where categories run out, adapters of those already there fill up. B-LoRAs are left out."""
-    bank = pipe.model.bank.adapters
+    bank = pipe.model.store.known
     loaded = sorted(name for name in bank if bank[name].metadata.raw.get("studio.kind") != "b-lora")
     by_category: dict[str, list[str]] = {category: [] for category in CATEGORIES}
     for name in loaded:

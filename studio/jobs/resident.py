@@ -17,7 +17,6 @@ from pipelines.home import Home
 from pipelines.request import Facts
 from pipelines.spectrum import cached
 from pipelines.text.tags import take_tags
-from studio.batch.store import AdapterStore
 from studio.jobs.gate import ModelKey, Trust
 from studio.jobs.job import ModelState
 from studio.jobs.queue import Task
@@ -47,7 +46,6 @@ class Resident:
         self.pipe: StudioPipeline = open_pipeline(opening, home, notify, allow_downloads=trust.downloads)
         self._names = names
         self._home = home
-        self._adapters = AdapterStore(self.pipe.model, {})
         self._stamps: dict[str, Stamp] = {}
         self._session = Session(self.pipe.model)
         self._tasks: dict[int, Task] = {}
@@ -55,7 +53,7 @@ class Resident:
 
     def close(self) -> None:
         """Lets go of the device's memory."""
-        del self._session, self._adapters, self.pipe
+        del self._session, self.pipe
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -140,15 +138,15 @@ class Resident:
         return {name: path for path, name in dict(self._names).items()}  # shelves of other threads add to it
 
     def _load(self, names: list[str]) -> None:
-        """Makes adapters resident; those not needed make room. Raises AdapterError."""
+        """Makes adapters known; the session brings them to the device. Raises AdapterError."""
         files = self.files
         loaded_as = {name.casefold(): name for name in files}
         wanted = [loaded_as[name.casefold()] for name in names if name.casefold() in loaded_as]
         in_use = {use.adapter for task in self._tasks.values() if task.request for use in task.request.uses}
         for name in wanted:
             self._refresh(name, files[name], in_use)
-        self._adapters.add(files)
-        self._adapters.ensure(wanted, in_use)
+        self.pipe.store.add(files)
+        self.pipe.store.ensure(wanted)
         for name in wanted:
             profile = cached(self._home, self.pipe.model, name)
             if profile is not None:
@@ -168,7 +166,7 @@ class Resident:
                 raise AdapterFileError(
                     f"LoRA {name!r}: {path} was changed while pictures were made with it; try again once they are done"
                 )
-            self._adapters.forget(name)
+            self.pipe.store.unload(name)
         self._stamps[name] = stamp
 
     # -- what others may know ----------------------------------------------------------------------------

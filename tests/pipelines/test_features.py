@@ -397,9 +397,9 @@ def test_features_are_reused_up_to_the_plans_age_only() -> None:
 def test_bands_come_from_the_user_then_the_profile_then_the_category(
     sdxl: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    adapter = sdxl.bank.adapters["b"]
-    background = replace(adapter, metadata=replace(adapter.metadata, category="Background"))
-    monkeypatch.setitem(sdxl.bank.adapters, "b", background)
+    known = sdxl.store.known["b"]
+    background = replace(known, metadata=replace(known.metadata, category="Background"))
+    monkeypatch.setitem(sdxl.store.known, "b", background)  # type: ignore[arg-type]
     uses = (Use("a"), Use("b"), Use("c", band="low"))
 
     def bands() -> list[str | None]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from pipelines.home import Home
 from studio.again import TOLERANCE
 from studio.batch.manifest import MANIFEST, Outcome, is_whole
 from studio.batch.run import Batch, Order, render_jobs
-from studio.batch.store import AdapterStore
 from studio.metadata import read_picture
 from studio.opening import Opening
 
@@ -227,16 +227,25 @@ def test_one_run_a_folder(opening: Opening, loras: Path, loaded_once: None, tmp_
         pass
 
 
-def test_adapters_make_room_for_one_another(pipe: StudioPipeline, loras: Path) -> None:
-    pipe.unload_lora_weights()
-    files = {name: loras / f"{name}.safetensors" for name in ("fox", "hat")}
-    store = AdapterStore(pipe.model, files, host_bytes=1, device_bytes=1)
-    store.ensure(["FOX"], set())
-    assert list(pipe.adapters) == ["fox"]
-    store.ensure(["hat"], {"fox"})
-    assert list(pipe.adapters) == ["fox", "hat"]
-    store.ensure(["hat"], set())
-    assert list(pipe.adapters) == ["hat"]
+def test_adapters_make_room_for_one_another(
+    opening: Opening, rendering: Rendering, loras: Path, tmp_path: Path
+) -> None:
+    """With room for no adapter beyond those in flight: the same pictures."""
+    size = {"width": 32, "height": 32, "steps": 2}
+    jobs = [
+        {"prompt": "a fox", "adapters": {("fox", "hat")[n % 2]: 0.5}, "seed": n, **size} for n in range(4)
+    ]
+    whole = {outcome.file.name: outcome.file for outcome in rendering(jobs) if outcome.file}
+    said: list[str] = []
+    small = replace(opening, row_limit=2, lora_ram=0.0, lora_vram=0.0)
+    with Batch(Order(jobs, tmp_path / "small", small), Home.resolve(), said.append) as batch:
+        paged = {outcome.file.name: outcome.file for outcome in batch.run() if outcome.file}
+    assert len(whole) == 4
+    assert paged.keys() == whole.keys()
+    for name, file in paged.items():
+        with Image.open(whole[name]) as picture:
+            assert difference(file, picture) <= TOLERANCE
+    assert any("evictions" in line for line in said)
 
 
 # -- the command -----------------------------------------------------------------------------------------

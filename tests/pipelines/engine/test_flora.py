@@ -15,6 +15,7 @@ from pipelines import Request, StudioPipeline
 from pipelines.adapters import Hadamard, model_layers, write_lora
 from pipelines.checkpoints import load_checkpoint
 from pipelines.engine import flora
+from pipelines.engine.bank import FormChoice
 from pipelines.engine.reference import merged
 from pipelines.model import Model
 
@@ -107,11 +108,14 @@ def relative(found: Tensor, expected: Tensor) -> float:
     return float((found.float() - expected.float()).norm() / expected.float().norm())
 
 
-@pytest.mark.parametrize("form", [None, "products", "weights"])
+@pytest.mark.parametrize(
+    ("form", "lora"), [(None, "auto"), ("products", "pool"), ("weights", "lane-packed"), (None, "dense")]
+)
 @torch.inference_mode()
 def test_every_lane_equals_its_merged_weights_and_itself_alone(
-    model: Model, form: flora.FloraForm | None, monkeypatch: pytest.MonkeyPatch
+    model: Model, form: flora.FloraForm | None, lora: FormChoice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    model.bank.form = lora
     if form is not None:
         monkeypatch.setattr(flora.Multiplied, "form", lambda self, tokens: form)
     inputs = unet_inputs(model, len(ROWS))

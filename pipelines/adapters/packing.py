@@ -1,0 +1,92 @@
+"""An adapter's factors in one block of memory, so that one copy moves them all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from pipelines.adapters.adapter import Adapter, LayerFactors, LowRank
+
+ALIGNMENT = 16
+"""Bytes to a multiple of which every tensor begins, as all data types and vectorised copies need it."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where one tensor lies: the layer's field, and how to read the bytes."""
+
+    layer: str
+    field: str
+    start: int
+    shape: torch.Size
+    dtype: torch.dtype
+
+    def read(self, block: Tensor) -> Tensor:
+        size = self.shape.numel() * self.dtype.itemsize
+        return block[self.start : self.start + size].view(self.dtype).view(self.shape)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """An adapter whose factors are views of `block`, [bytes] uint8."""
+
+    adapter: Adapter
+    block: Tensor
+    places: tuple[_Place, ...]
+
+    @property
+    def bytes(self) -> int:
+        return self.block.nbytes
+
+    def factors_in(self, block: Tensor) -> Mapping[str, LayerFactors]:
+        """The factors as views of a copy of the block, wherever that lies."""
+        found: dict[str, dict[str, Tensor]] = {}
+        for place in self.places:
+            found.setdefault(place.layer, {})[place.field] = place.read(block)
+        return {layer: _with(self.adapter.layers[layer], tensors) for layer, tensors in found.items()}
+
+
+def pack(adapter: Adapter, *, pinned: bool = False) -> Packed:
+    """The adapter, its factors copied into one block on the host.
+
+    pinned: in page-locked memory, from which copies to a GPU run beside other work. Where the system locks no more
+    pages the block is an ordinary one (`packed.block.is_pinned()` tells).
+    """
+    places: list[_Place] = []
+    end = 0
+    for layer, field, tensor in _tensors(adapter):
+        places.append(_Place(layer, field, end, tensor.shape, tensor.dtype))
+        end += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+    block = _block(end, pinned)
+    packed = Packed(adapter, block, tuple(places))
+    factors = packed.factors_in(block)
+    for layer, field, tensor in _tensors(adapter):
+        getattr(factors[layer], field).copy_(tensor)
+    return replace(packed, adapter=replace(adapter, layers=factors))
+
+
+def _with(factors: LayerFactors, tensors: Mapping[str, Tensor]) -> LayerFactors:
+    """The factors with these tensors in place of their own."""
+    if isinstance(factors, LowRank):
+        return replace(factors, down=tensors["down"], up=tensors["up"])
+    return replace(factors, inner=tensors["inner"], outer=tensors["outer"])
+
+
+def _tensors(adapter: Adapter) -> Iterator[tuple[str, str, Tensor]]:
+    for layer, factors in adapter.layers.items():
+        for field in fields(factors):
+            value = getattr(factors, field.name)
+            if isinstance(value, Tensor):
+                yield layer, field.name, value
+
+
+def _block(size: int, pinned: bool) -> Tensor:
+    if pinned:
+        try:
+            return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        except RuntimeError:  # no more pages can be locked; copies are slower then, and otherwise the same
+            pass
+    return torch.empty(size, dtype=torch.uint8)
