@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipelines.engine.graphs import Reruns
 from pipelines.home import Home
 from studio import cli
 from studio.bench.speed import gates, targets
@@ -119,10 +120,14 @@ def test_gates_see_a_slow_studio_and_a_wrong_one() -> None:
     assert len(gates.broken_gates(measured(3.1, 1e-4))) == 1
 
 
-def test_random_changes_are_exact_and_make_nothing_anew(bench: Bench) -> None:
-    changes = random_changes(bench.bed, 21, 1, 8, "auto", "eager")
+def test_random_changes_are_exact_and_make_nothing_anew(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine's stages and recordings, without a GPU: a replay does the work again on the same buffers."""
+    monkeypatch.setattr("pipelines.engine.engine.cuda_graphs", lambda device: Reruns())
+    changes = random_changes(bench.bed, 21, 1, 8, "lane-packed", "graph")
     assert (changes.count, changes.adapters_changed) == (21, 5)
-    assert (changes.recompiles, changes.captures) == (0, 0)
+    assert (changes.recompiles, changes.captures, changes.replays) == (0, 0, 21)
     assert 0 < changes.worst < EXACT
 
 
@@ -138,7 +143,7 @@ def test_targets_are_ratios_of_one_run_and_say_what_was_left_out() -> None:
     large = section(base=0.2, ours=0.202, peft=2.0)
     names = ("small", "linear", "composite large", "composite small", "float32")
     sections = {"large": large, **dict.fromkeys(names, Measured("m", SMALL, "bfloat16", (), None, 0))}
-    course = targets.Course(sections, Changes(200, 50, 0, 1, 0, 0, 1e-3, 0.1), None)
+    course = targets.Course(sections, Changes(200, 50, 0, 1, 200, 0, 0, 1e-3, 0.1), None)
     found = {target.name: target for target in targets.targets(course)}
     assert found["overhead, memory allowing, large"].measured == pytest.approx(1.01)
     assert found["overhead, memory allowing, large"].met is True

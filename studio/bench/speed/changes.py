@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import statistics
 from collections.abc import Callable, Sequence
@@ -32,7 +33,7 @@ COMPARED_EVERY = 20
 
 @dataclass(frozen=True)
 class Changes:
-    """What `count` random changes did after a warm-up. bytes: device memory that tensors take (0 on a CPU).
+    """What `count` random changes did after a warm-up. replays: steps that replayed a recording. bytes: device memory that tensors take (0 on a CPU).
 
     worst: largest relative difference to merged weights among the pictures that were compared.
     """
@@ -41,6 +42,7 @@ class Changes:
     adapters_changed: int
     recompiles: int
     captures: int
+    replays: int
     bytes_before: int
     bytes_after: int
     worst: float
@@ -51,7 +53,7 @@ class Changes:
         grown = (self.bytes_after - self.bytes_before) / 2**20
         return (
             f"{self.count} random changes, {self.adapters_changed} of them of an adapter too: {self.recompiles} "
-            f"recompilations, {self.captures} captures, device memory {grown:+.1f} MiB, largest difference to merged "
+            f"recompilations, {self.captures} captures, {self.replays} replays, device memory {grown:+.1f} MiB, largest difference to merged "
             f"weights {self.worst:.1e}, {1000 * self.median_seconds:.1f} ms a step (median)"
         )
 
@@ -71,7 +73,8 @@ def random_changes(bed: Bed, count: int, images: int, cells: int, form: FormChoi
     worst = 0.0
     seconds: list[float] = []
     _warm_up(ours, inputs, images, list(resident))
-    compiled, captured, before = recompilations(), ours.engine.stats.captures, _bytes(bed.device)
+    compiled, before = recompilations(), _bytes(bed.device)
+    captured, replayed = ours.engine.stats.captures, ours.engine.stats.replays
     for change in range(count):
         if change % 4 == 3:
             _exchange(ours, resident, spare, numbers)
@@ -89,6 +92,7 @@ def random_changes(bed: Bed, count: int, images: int, cells: int, form: FormChoi
         exchanged,
         recompilations() - compiled,
         ours.engine.stats.captures - captured,
+        ours.engine.stats.replays - replayed,
         before,
         _bytes(bed.device),
         worst,
@@ -104,10 +108,10 @@ def recompilations() -> int:
 
 
 def _warm_up(ours: Ours, inputs: Inputs, images: int, names: Sequence[str]) -> None:
-    """Every number of rows that will come has been seen once."""
-    for members in range(1, MOST_MEMBERS + 1):
+    """Every number of rows and every rank of a mix that will come has been seen once."""
+    for members, method in itertools.product(range(1, MOST_MEMBERS + 1), ("composite", "merge")):
         mix = Mix(tuple(Use(name) for name in names[:members]))
-        run = ours.run([_rows("composite", [mix] * images)], inputs)
+        run = ours.run([_rows(method, [mix] * images)], inputs)
         for _ in range(CALLS_TO_WARM):
             run()
 

@@ -181,6 +181,7 @@ def targets(course: Course) -> list[Target]:
             "at most",
             0,
             changes.recompiles + changes.captures if changes else None,
+            f"{changes.replays} steps replayed a recording" if changes else "",
         ),
         Target("difference to merged weights, float32", "at most", 1e-5, max(exact, default=None)),
         _noise(large),
