@@ -103,6 +103,9 @@ def render(
         )
         pace = spell_pace(done / max(seconds, 1e-3))
         teller.say(f"{done} picture{'' if done == 1 else 's'} in {duration(seconds)}, {pace}{filled}")
+        if batch.ray is not None:
+            places = sorted(batch.ray.made.items())
+            teller.say("made by " + ", ".join(f"{place}: {count}" for place, count in places))
     _name_failed(failed, batch.order.retry_failed, teller)
     return 1 if failed else 0
 

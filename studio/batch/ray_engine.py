@@ -7,6 +7,7 @@ job over which two workers died fails by name.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,10 @@ from studio.batch.worker import Fill, Rendered
 from studio.metadata import Setup
 from studio.opening import Opening
 
+TOKEN_REMEDY = (
+    "check the address, and where the cluster asks for a token, put it into ~/.ray/auth_token or RAY_AUTH_TOKEN here "
+    "and start every node with RAY_AUTH_MODE=token"
+)
 MOST_DEATHS_IN_A_ROW = 3
 """Deaths for each worker, with no sign of life between, after which the batch is given up."""
 
@@ -38,11 +43,14 @@ class _Actor:
     awaited: Any = None
     opening: str | None = None
     pid: int = 0
-    gpu: str = ""
+    place: str = ""
 
 
 class RayEngine:
-    """Renders groups of jobs on a cluster (address None: this computer). workers: how many; None asks Ray."""
+    """Renders groups of jobs on a cluster (address None: this computer). workers: how many; None asks Ray.
+
+    made: computer and GPU -> pictures that came from there.
+    """
 
     def __init__(
         self,
@@ -67,10 +75,13 @@ class RayEngine:
         self._sent: dict[str, Any] = {}
         self._actors: list[_Actor] = []
         self._fills: dict[int, Fill] = {}
+        self.made: Counter[str] = Counter()
         self._deaths = 0
 
     @cached_property
     def _ray(self) -> Any:
+        if self._address is not None:
+            _carry_token()  # before the import, which reads it
         try:
             import ray
         except ImportError as error:
@@ -85,11 +96,6 @@ class RayEngine:
     def pids(self) -> list[int]:
         """The workers' processes, as far as they have answered."""
         return [actor.pid for actor in self._actors if actor.pid]
-
-    @property
-    def gpus(self) -> list[str]:
-        """The workers' GPUs, as far as they have answered; "" for one without."""
-        return [actor.gpu for actor in self._actors if actor.pid]
 
     def render(self) -> Iterator[Rendered | None]:
         """What the workers make, as it comes."""
@@ -128,7 +134,8 @@ class RayEngine:
                 self._ray.init(address=self._address, **quiet)
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
             where = f"at {self._address}" if self._address else "on this computer"
-            raise SetupError(f"Ray cannot be reached or started {where}: {error}") from error
+            remedy = "; " + TOKEN_REMEDY if self._address else ""
+            raise SetupError(f"Ray cannot be reached or started {where}: {error}{remedy}") from error
         return True
 
     def _local_cpus(self) -> int:
@@ -181,7 +188,7 @@ class RayEngine:
             ) from error
         self._deaths = 0
         if isinstance(said, Opened):
-            actor.pid, actor.gpu = said.pid, said.gpu
+            actor.pid, actor.place = said.pid, said.place
             assert actor.opening is not None
             if said.ready:
                 actor.held.model = actor.opening
@@ -193,6 +200,7 @@ class RayEngine:
         self._fills[id(actor)] = said.fill
         for parcel in said.parcels:
             actor.held.tasks.pop(parcel.key, None)
+            self.made[actor.place] += parcel.error is None
             yield Rendered(parcel.key, record=parcel.record, png=parcel.png, error=parcel.error)
         self._employ(actor, said.wants)
 
@@ -247,3 +255,11 @@ class RayEngine:
         if str(path) not in self._sent:
             self._sent[str(path)] = self._ray.put(path.read_bytes())
         return self._sent[str(path)]
+
+
+def _carry_token() -> None:
+    """Where this computer has Ray's token, it is shown to the cluster: connecting, Ray itself looks for it only when
+    told to."""
+    places = (os.environ.get("RAY_AUTH_TOKEN_PATH"), Path("~/.ray/auth_token").expanduser())
+    if os.environ.get("RAY_AUTH_TOKEN") or any(place and Path(place).is_file() for place in places):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")

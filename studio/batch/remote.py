@@ -7,6 +7,7 @@ what does not is asked for and kept in a folder of its own until the actor ends.
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -50,14 +51,14 @@ class Assignment:
 class Opened:
     """What is not here and must be sent: the model, and adapters by name; else the worker is ready.
 
-    wants: how many pictures it can take. pid: its process. gpu: which of its computer's GPUs it has.
+    wants: how many pictures it can take. pid: its process. place: its computer's name, and which of its GPUs it has.
     """
 
     lacks_model: bool
     lacks_adapters: tuple[str, ...]
     wants: int
     pid: int
-    gpu: str
+    place: str
 
     @property
     def ready(self) -> bool:
@@ -116,11 +117,13 @@ class RemoteWorker:
             if sent.exists():
                 raise
             lacking = True
-        gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "") if self._opening.device == "cuda" else ""
+        place = socket.gethostname()
+        if self._opening.device == "cuda":
+            place += f" GPU {os.environ.get('CUDA_VISIBLE_DEVICES', '')}"
         if lacking or missing:
-            return Opened(lacking, missing, 0, os.getpid(), gpu)
+            return Opened(lacking, missing, 0, os.getpid(), place)
         self._worker = Worker(pipe, self._files)
-        return Opened(False, (), self._worker.room, os.getpid(), gpu)
+        return Opened(False, (), self._worker.room, os.getpid(), place)
 
     def receive_adapter(self, digest: str, content: bytes) -> None:
         """A file that was missing here."""

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +39,15 @@ SAMPLERS = ("Euler", "Euler a", "DPM++ 2M Karras")
 @dataclass(frozen=True)
 class Run:
     """One batch: pictures, seconds to the first one (starting Ray and loading included), pictures a second after it,
-    how full the calls were while work waited, and the workers' GPUs."""
+    how full the calls were while work waited, and how many
+    pictures each computer and GPU made."""
 
     label: str
     pictures: int
     first: float
     pace: float
     fill: float | None
-    gpus: tuple[str, ...] = ()
+    made: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,17 +89,17 @@ def rendered(label: str, order: Order, home: Home, *, kill: bool = False) -> tup
     """The order done; `kill`: a worker is killed after the first picture."""
     with Batch(order, home, lambda text: print(f"  {text}", file=sys.stderr)) as batch:
         began = time.perf_counter()
-        times, outcomes, gpus = [], {}, set()
+        times, outcomes = [], {}
         for outcome in batch.run():
             times.append(time.perf_counter() - began)
             outcomes[outcome.job.index] = outcome
-            if batch.ray is not None:
-                gpus |= set(batch.ray.gpus)
-                if kill and len(times) == 1:
-                    os.kill(batch.ray.pids[0], signal.SIGKILL)
+            if batch.ray is not None and kill and len(times) == 1:
+                os.kill(batch.ray.pids[0], signal.SIGKILL)
         rest = times[-1] - times[0]
         pace = (len(times) - 1) / rest if rest > 0 else 0.0
-        run = Run(label, len(times), times[0], pace, batch.fill.busy, tuple(sorted(gpus)))
+        run = Run(
+            label, len(times), times[0], pace, batch.fill.busy, dict(batch.ray.made) if batch.ray else {}
+        )
     print(run, flush=True)
     return run, outcomes
 

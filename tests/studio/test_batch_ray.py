@@ -159,6 +159,8 @@ def test_on_a_cluster_with_a_killed_worker(
             if len(outcomes) == 1:
                 assert batch.ray is not None
                 os.kill(batch.ray.pids[0], signal.SIGKILL)
+        assert batch.ray is not None
+        assert sum(batch.ray.made.values()) == 12
     assert [outcome.error for outcome in outcomes] == [None] * 12
     alone = {o.job.index: o.file for o in render_jobs(jobs, tmp_path / "local", opening=opening, home=home)}
     for outcome in outcomes:
