@@ -321,26 +321,35 @@ def _row(
     last: bool,
 ) -> None:
     triggers = () if card is None else tuple(card.triggers)
-    with gr.Row(elem_classes=["mix-row"] if row.on else ["mix-row", "off"]):
-        gr.HTML(_thumb(home, card, row.name), elem_classes="thumb", container=False, min_width=52)
-        with gr.Column(scale=3, min_width=120):
-            gr.HTML(_name(row, card), container=False)
-            on = gr.Checkbox(row.on, label=f"Use {row.name}", container=False)
-        weight = gr.Slider(
-            min(mix.LOWEST, row.weight), max(mix.HIGHEST, row.weight), row.weight, step=0.05,
-            label=f"{row.name}: strength", scale=4, min_width=150,
-        )  # fmt: skip
-        with gr.Column(scale=3, min_width=130):
-            text = gr.Number(row.text_weight, label="Text encoder", placeholder="as strength", step=0.05)
-            preset = gr.Dropdown(
-                [(label, key) for key, label in mix.PRESETS.items()],
-                value=row.preset if row.preset in mix.PRESETS else "",
-                label="Blocks",
-            )
-        up = gr.Button("↑", elem_classes="icon-button", interactive=place > 0, min_width=36)
-        down = gr.Button("↓", elem_classes="icon-button", interactive=not last, min_width=36)
-        words_in = gr.Button("+ words", elem_classes="icon-button", visible=bool(triggers), min_width=70)
-        gone = gr.Button("✕", elem_classes="icon-button", min_width=36)
+    with gr.Group(elem_classes=["mix-row"] if row.on else ["mix-row", "off"]):
+        with gr.Row(equal_height=False):
+            gr.HTML(_thumb(home, card, row.name) + _name(row, card), elem_classes="mix-head", container=False)
+            up = gr.Button("↑", elem_classes="icon-button", interactive=place > 0, min_width=36)
+            down = gr.Button("↓", elem_classes="icon-button", interactive=not last, min_width=36)
+            gone = gr.Button("Remove", elem_classes="icon-button", min_width=70, size="sm")
+        with gr.Row():
+            on = gr.Checkbox(row.on, label=f"Use {row.name}", min_width=120, scale=1)
+            weight = gr.Slider(
+                min(mix.LOWEST, row.weight), max(mix.HIGHEST, row.weight), row.weight, step=0.05,
+                label=f"{row.name}: strength", scale=3, min_width=180,
+            )  # fmt: skip
+        with gr.Accordion(
+            "Text encoder, blocks, trigger words", open=row.text_weight is not None or bool(row.preset)
+        ):
+            with gr.Row():
+                text = gr.Textbox(
+                    "" if row.text_weight is None else f"{row.text_weight:g}",
+                    label="Text-encoder strength",
+                    placeholder="as strength",
+                    min_width=140,
+                )
+                preset = gr.Dropdown(
+                    [(label, key) for key, label in mix.PRESETS.items()],
+                    value=row.preset if row.preset in mix.PRESETS else "",
+                    label="Blocks",
+                    min_width=140,
+                )
+            words_in = gr.Button(f"Add its words: {', '.join(triggers)}", visible=bool(triggers), size="sm")
 
     def edit(control: Any, name: str) -> None:
         control.input(
@@ -353,8 +362,17 @@ def _row(
             api_visibility="private",
         )
 
-    for control, name in ((on, "on"), (weight, "weight"), (text, "text_weight"), (preset, "preset")):
+    for control, name in ((on, "on"), (weight, "weight"), (preset, "preset")):
         edit(control, name)
+    gr.on(
+        [text.blur, text.submit],
+        lambda held, value: mix.changed(tuple(held), place, text_weight=_strength(value)),
+        [rows, text],
+        rows,
+        show_progress="hidden",
+        queue=False,
+        api_visibility="private",
+    )
 
     def restructure(button: gr.Button, change: Callable[[mix.Rows], mix.Rows]) -> None:
         button.click(
@@ -415,6 +433,18 @@ def _control(setting: method_room.Setting, value: Any) -> Any:
             value, label=label, info=knob.help, precision=0 if setting.whole else None, min_width=150
         )
     return gr.Textbox(value, label=label, info=knob.help, min_width=150)
+
+
+def _strength(text: str) -> float | None:
+    """What was written as a text-encoder strength; None for nothing, which is "as strength"."""
+    if not text.strip():
+        return None
+    try:
+        return float(text)
+    except ValueError as error:
+        raise gr.Error(
+            f"text-encoder strength {text!r} must be a number, or empty", print_exception=False
+        ) from error
 
 
 # -- texts ----------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from composers.plan import Mix, Use
 from pipelines.text.tags import LoraTag, take_tags
@@ -84,31 +85,11 @@ def moved(rows: Rows, place: int, by: int) -> Rows:
     return tuple(order)
 
 
-def changed(
-    rows: Rows,
-    place: int,
-    *,
-    on: bool | None = None,
-    weight: float | None = None,
-    text_weight: float | None = None,
-    preset: str | None = None,
-) -> Rows:
-    """One row with what is given; a text-encoder strength equal to the strength is written as None."""
+def changed(rows: Rows, place: int, **edits: Any) -> Rows:
+    """One row with other values of its fields: on, weight, text_weight (None is "as weight"), preset."""
     if not 0 <= place < len(rows):
         return rows
-    row = rows[place]
-    follows = row.text_weight is None
-    if on is not None:
-        row = replace(row, on=on)
-    if weight is not None:
-        row = replace(row, weight=float(weight))
-    if text_weight is not None:
-        row = replace(row, text_weight=float(text_weight))
-    elif weight is not None and follows:
-        row = replace(row, text_weight=None)
-    if preset is not None:
-        row = replace(row, preset=preset)
-    return (*rows[:place], row, *rows[place + 1 :])
+    return (*rows[:place], replace(rows[place], **edits), *rows[place + 1 :])
 
 
 def active(rows: Rows) -> Rows:
