@@ -5,7 +5,6 @@ What is not here is named, with what is here under a similar name, or under anot
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,28 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import StudioError
-from pipelines.errors import AdapterFileError, ModelError, PromptError, RequestError
+from pipelines.errors import AdapterFileError, ModelError, PromptError
 from pipelines.home import Home
 from pipelines.home.names import near
 from pipelines.schedulers import canonical
 from pipelines.text.tags import take_tags
+from studio.foreign import read_foreign
 from studio.hashes import is_adapter
 from studio.library.scan import Library
 from studio.metadata import CHUNK, PARAMETERS, Remembered, read_picture, read_texts
 from studio.recipe import Draft, Wanted
 from studio.shelf import Known
-
-COMFY_SAMPLERS: Mapping[str, str] = {
-    "dpmpp_2m karras": "DPM++ 2M Karras",
-    "dpmpp_2m_sde karras": "DPM++ 2M SDE Karras",
-    "dpmpp_2m_sde_gpu": "DPM++ 2M SDE",
-    "dpmpp_2m_sde_gpu karras": "DPM++ 2M SDE Karras",
-    "dpmpp_3m_sde karras": "DPM++ 3M SDE Karras",
-    "dpmpp_3m_sde_gpu karras": "DPM++ 3M SDE Karras",
-    "euler_ancestral": "Euler a",
-    "dpm_2 karras": "DPM2 Karras",
-}
-"""ComfyUI's solver and spacing -> our name, where an alias does not do."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +88,7 @@ def _read(file: Path) -> tuple[Remembered, str]:
         return read_picture(file), "LoRA Studio"
     if PARAMETERS in texts and _is_a1111(texts[PARAMETERS]):
         return read_picture(file), "A1111"
-    return _by_sd_parsers(file)
+    return read_foreign(file, texts)
 
 
 def _is_a1111(text: str) -> bool:
@@ -201,128 +189,3 @@ def _with_known_sampler(draft: Draft, notes: list[str]) -> Draft:
         return replace(
             draft, values={key: value for key, value in draft.values.items() if key != "scheduler"}
         )
-
-
-# -- other programs ----------------------------------------------------------------------------------------
-
-
-def _by_sd_parsers(file: Path) -> tuple[Remembered, str]:
-    from sd_parsers import ParserManager
-    from sd_parsers.exceptions import ParserError
-
-    try:
-        info = ParserManager().parse(file)
-    except (ParserError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise RequestError(
-            f"{file.name}: what it says about itself cannot be understood ({error})"
-        ) from error
-    if info is None:
-        raise RequestError(
-            f"{file.name} does not say how it was made; give the file as it was saved, messengers and image hosts "
-            "strip it"
-        )
-    program = str(getattr(info.generator, "value", info.generator))
-    sampler = info.samplers[0] if info.samplers else None
-    settings: Mapping[str, Any] = {**info.metadata, **(sampler.parameters if sampler else {})}
-    values: dict[str, Any] = {
-        "prompt": info.full_prompt,
-        "negative_prompt": info.full_negative_prompt or None,
-        "steps": _whole(settings, "steps"),
-        "seed": _whole(settings, "seed", "noise_seed"),
-        "guidance_scale": _real(settings, "cfg_scale", "cfg", "guidance_scale"),
-        "scheduler": _sampler_name(sampler.name if sampler else None, settings),
-        "width": _whole(settings, "width"),
-        "height": _whole(settings, "height"),
-    }
-    model = sampler.model if sampler is not None else None
-    rows = tuple(_foreign_loras(info.raw_parameters, info.metadata))
-    note = f"made by {program}, whose noise and rounding differ: expect a similar picture, not the same"
-    return (
-        Remembered(
-            draft=Draft(
-                {key: value for key, value in values.items() if value is not None}, rows, where=file.name
-            ),
-            ours=False,
-            model=(model.name or "") if model else "",
-            model_hash=(model.hash or "") if model else "",
-            notes=(note,),
-        ),
-        program,
-    )
-
-
-def _foreign_loras(raw: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[Wanted]:
-    """ComfyUI's loader nodes in the order they are met, and InvokeAI's list."""
-    found: dict[str, Wanted] = {}
-    for node in _comfy_nodes(raw):
-        inputs = node.get("inputs")
-        if isinstance(inputs, Mapping):
-            for name, weight, text in _comfy_loras(inputs):
-                found.setdefault(name.casefold(), Wanted(name, weight, text))
-    invoke = _json(raw.get("invokeai_metadata"))
-    for lora in (invoke.get("loras") or []) if isinstance(invoke, Mapping) else []:
-        model = lora.get("model") or lora.get("lora") if isinstance(lora, Mapping) else None
-        called = (model.get("name") or model.get("model_name")) if isinstance(model, Mapping) else None
-        if isinstance(called, str):
-            found.setdefault(called.casefold(), Wanted(called, _real(lora, "weight")))
-    return list(found.values())
-
-
-def _comfy_nodes(raw: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    nodes = _json(raw.get("prompt"))
-    return (
-        [node for node in nodes.values() if isinstance(node, Mapping)] if isinstance(nodes, Mapping) else []
-    )
-
-
-def _comfy_loras(inputs: Mapping[str, Any]) -> list[tuple[str, float | None, float | None]]:
-    """LoraLoader's inputs, and rgthree's power loader's ({"lora_1": {"on", "lora", "strength"}})."""
-    found: list[tuple[str, float | None, float | None]] = []
-    name = inputs.get("lora_name")
-    if isinstance(name, str):
-        weight = _real(inputs, "strength_model")
-        text = _real(inputs, "strength_clip")
-        found.append((_stem(name), weight, None if text == weight else text))
-    for value in inputs.values():
-        if isinstance(value, Mapping) and isinstance(value.get("lora"), str) and value.get("on", True):
-            found.append((_stem(value["lora"]), _real(value, "strength"), _real(value, "strengthTwo")))
-    return found
-
-
-def _stem(name: str) -> str:
-    return name.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".safetensors")
-
-
-def _sampler_name(name: str | None, settings: Mapping[str, Any]) -> str | None:
-    """ComfyUI names solver and spacing apart."""
-    if not name:
-        return None
-    spacing = str(settings.get("scheduler") or "").lower()
-    both = f"{name} {spacing}" if spacing == "karras" and "karras" not in name.lower() else name
-    return COMFY_SAMPLERS.get(both.lower(), both)
-
-
-def _json(value: object) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _whole(values: Mapping[str, Any], *names: str) -> int | None:
-    number = _real(values, *names)
-    return int(number) if number is not None and number >= 0 and number == int(number) else None
-
-
-def _real(values: Mapping[str, Any], *names: str) -> float | None:
-    for name in names:
-        value = values.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float | str):
-            continue
-        try:
-            return float(value)
-        except ValueError:
-            continue
-    return None

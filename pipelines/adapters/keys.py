@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from pipelines.adapters.kinds import KINDS, Leaf
 
@@ -118,6 +119,7 @@ def sort_keys(texts: Iterable[str]) -> Contents:
     return Contents(tuple(keys), tuple(unknown), tuple(bundled), tuple(bookkeeping))
 
 
+@lru_cache(2**16)  # a library's files repeat the names of a few bases
 def read_key(text: str) -> Key | None:
     """One key taken apart, or None where it follows no habit we know."""
     split = _split_leaf(text)

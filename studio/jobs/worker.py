@@ -42,7 +42,7 @@ from studio.jobs.views import gallery_picture, job_view, located, stored
 from studio.library.scan import Library
 from studio.metadata import Setup
 from studio.opening import Opening
-from studio.recipe import Draft, plain_draft, read_draft
+from studio.recipe import Draft, placed, plain_draft, read_draft
 from studio.shelf import Shelf
 
 TURN = 30.0
@@ -330,7 +330,7 @@ class Worker:
         try:
             resident = Resident(key, self._names_of(key), self.home, opening, self.trust, self._loading)
         except StudioError as error:
-            self._not_loaded(key, error)
+            self._not_loaded(key, placed(error, key.shown))
         except (RuntimeError, OSError, ValueError, MemoryError) as error:  # torch's and diffusers' own
             self._not_loaded(key, ModelError(f"{key.shown} cannot be loaded: {error}"))
         else:

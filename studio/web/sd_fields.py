@@ -155,7 +155,7 @@ def _refuse(body: Mapping[str, Any], *, with_image: bool) -> None:
         if name in _REFUSED:
             what, neutral = _REFUSED[name]
             if value and value not in neutral:
-                raise RequestError(f"{name}={value!r}: {what} is not offered here; leave the field out")
+                raise RequestError(f"{name}={value!r}: not offered here ({what}); leave the field out")
         elif name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             raise RequestError(f"unknown field {name!r}{f'; did you mean {near[0]!r}?' if near else ''}")

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pipelines import StudioPipeline
 from pipelines.home import Home
 from studio.jobs import JobView, Worker
 from studio.jobs.gate import Trust
 from studio.recipe import Draft, Wanted
 
 PATIENCE = 60.0
+
+
+class Calls:
+    """How often a UNet was called."""
+
+    def __init__(self, unet: Any) -> None:
+        self.count = 0
+        unet.register_forward_pre_hook(self._called)
+
+    def _called(self, *_: object) -> None:
+        self.count += 1
 
 
 class Studio:
@@ -38,11 +52,29 @@ class Studio:
                 return view
         raise AssertionError("it never came true")
 
+    def pause(self) -> threading.Event:
+        """Holds the worker's thread until the event is set, so that what is asked for meanwhile begins together."""
+        go, held = threading.Event(), threading.Event()
+
+        def wait(pipe: StudioPipeline) -> None:
+            held.set()
+            go.wait(PATIENCE)
+
+        self.worker.call(wait, model=self.model)
+        assert held.wait(PATIENCE)
+        return go
+
+    def count_calls(self) -> Calls:
+        """Counts the UNet's calls from now on."""
+        resident = self.worker._resident
+        assert resident is not None
+        return Calls(resident.pipe.model.unet)
+
     def over(self, id: str, owner: str) -> JobView:
         return self.until(id, owner, lambda view: view.state.over)
 
 
-def _draft(prompt: str = "a fox", *loras: str, **values: object) -> Draft:
+def draft(prompt: str = "a fox", *loras: str, **values: object) -> Draft:
     """A very small picture."""
     wanted = tuple(Wanted(name, 0.8) for name in loras)
     return Draft({"prompt": prompt, "steps": 3, "width": 32, "height": 32, **values}, wanted)
@@ -71,9 +103,3 @@ def open_studio(studio_home: Home, sdxl_folder: Path) -> Iterator[Callable[..., 
 @pytest.fixture
 def studio(open_studio: Callable[..., Studio]) -> Studio:
     return open_studio()
-
-
-@pytest.fixture
-def draft() -> Callable[..., Draft]:
-    """draft("a fox", "fox", seed=7) -> a very small picture with that LoRA."""
-    return _draft

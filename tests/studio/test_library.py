@@ -1,0 +1,188 @@
+"""The library: found, read by headers, remembered, searched, matched, and added to."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from pipelines.adapters import sha256
+from pipelines.adapters.container import HEADER_LIMIT
+from pipelines.errors import AdapterError
+from pipelines.home import Home
+from studio.hashes import short_hash
+from studio.library import scan
+from studio.library.fit import fit_of
+from studio.library.scan import Library
+
+
+def real_lora(file: Path, width: int = 2048, **metadata: str) -> Path:
+    """A file of a real base's names and width; two layers only."""
+    key = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
+    tensors = {
+        f"{key}.lora_down.weight": torch.zeros(4, width),
+        f"{key}.lora_up.weight": torch.zeros(640, 4),
+        f"{key}.alpha": torch.tensor(4.0),
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, file, metadata=metadata)
+    return file
+
+
+@pytest.fixture
+def own(home: Path) -> Home:
+    real_lora(
+        home / "loras" / "hero.safetensors", **{"modelspec.title": "The Hero", "modelspec.tags": "character"}
+    )
+    real_lora(home / "loras" / "old" / "ink.safetensors", 768, ss_tag_frequency='{"a": {"ink wash": 9}}')
+    return Home.resolve(home)
+
+
+@pytest.fixture
+def library(own: Home) -> Library:
+    return Library(lambda: own)
+
+
+def names(cards: list[scan.Card]) -> list[str]:
+    return [card.name for card in cards if not card.embedded]
+
+
+def test_cards_tell_what_headers_and_notes_say(library: Library, own: Home) -> None:
+    (own.path / "loras" / "hero.json").write_text(
+        json.dumps({"activation text": "h3ro", "preferred weight": 0.7})
+    )
+    Image.new("RGB", (8, 8)).save(own.path / "loras" / "hero.preview.png")
+    card = library.card("HERO")
+    assert (card.title, card.category, card.family_label) == ("The Hero", "character", "Stable Diffusion XL")
+    assert (card.triggers, card.preferred_weight, card.kinds) == (("h3ro",), 0.7, ("LoRA",))
+    assert card.preview == own.path / "loras" / "hero.preview.png"
+    assert card.ranks == (4, 4)
+
+
+def test_files_are_read_once_until_they_or_their_notes_change(
+    library: Library, own: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    really = scan.read_card
+
+    def counted(entry: scan.Entry) -> scan.Card:
+        read.append(entry.name)
+        return really(entry)
+
+    monkeypatch.setattr(scan, "read_card", counted)
+    library.cards()
+    assert {"hero", "ink"} <= set(read)
+    read.clear()
+    library.cards()
+    Library(lambda: own).cards()  # another run, from the cache
+    assert read == []
+    (own.path / "loras" / "hero.json").write_text(json.dumps({"activation text": "h3ro"}))
+    library.cards()
+    assert read == ["hero"]
+    read.clear()
+    os.utime(own.path / "loras" / "old" / "ink.safetensors", (1, 1))
+    (own.path / "loras" / "hero.safetensors").unlink()
+    assert names(library.cards()) == ["ink"]
+    assert read == ["ink"]
+
+
+def test_a_cache_that_cannot_be_read_is_begun_anew(own: Home) -> None:
+    own.made(own.cache)
+    (own.cache / "library.sqlite").write_text("nothing like it" * 100)
+    assert names(Library(lambda: own).cards()) == ["hero", "ink"]
+
+
+def test_search_and_filters(library: Library) -> None:
+    assert names(library.search("hero the")) == ["hero"]
+    assert names(library.search("ink wash")) == ["ink"]
+    assert names(library.search(family="sd1")) == ["ink"]
+    assert names(library.search(category="character")) == ["hero"]
+    assert names(library.search(kind="LoHa")) == []
+
+
+def test_what_does_not_fit_the_model_says_so(library: Library, own: Home) -> None:
+    fit = fit_of("tiny-sdxl", own)
+    cards = {card.name: card.misfit(fit) for card in library.cards()}
+    assert cards["kimono"] == ""
+    assert cards["hero"] == (
+        "made for Stable Diffusion XL; this is tiny-sdxl, the small built-in model. "
+        "Load a checkpoint of Stable Diffusion XL"
+    )
+    fitting = library.search(fit=fit, fitting_only=True)
+    assert names(fitting) == []
+    assert "kimono" in [card.name for card in fitting]
+    assert library.search(fit=fit)[-1].misfit(fit)
+
+
+def test_a_broken_file_is_a_card_that_says_why(library: Library, own: Home) -> None:
+    (own.path / "loras" / "broken.safetensors").write_bytes(b"<html>login first</html>")
+    [card] = [card for card in library.cards() if card.name == "broken"]
+    assert not card.readable
+    assert "a web page, not a LoRA" in card.misfit(None)
+
+
+def test_a_file_is_known_by_its_hash_whatever_it_is_called(library: Library, own: Home) -> None:
+    file = own.path / "loras" / "hero.safetensors"
+    digest, short, size = sha256(file), short_hash(file), file.stat().st_size
+    stated = real_lora(own.path / "loras" / "said.safetensors", 1024, sshs_model_hash="ab" * 32)
+    file.rename(file.with_name("renamed.safetensors"))
+    for hashed in (digest, digest[:10], short):
+        found = library.with_hash(hashed, size)
+        assert found is not None
+        assert found.name == "renamed"
+    assert library.with_hash(digest) is None  # nothing says which files to read
+    found = library.with_hash("ab" * 6)
+    assert found is not None
+    assert found.path == stated
+    assert library.with_hash("0" * 64, size) is None
+
+
+def test_a_dropped_file_is_added_once_and_under_a_free_name(
+    library: Library, own: Home, tmp_path: Path
+) -> None:
+    dropped = real_lora(tmp_path / "upload" / "x.safetensors", 2048, other="yes")
+    card = library.add(dropped, "../My Hero!.safetensors")
+    assert card.path == own.path / "loras" / "My-Hero.safetensors"
+    assert library.add(dropped, "again.safetensors") == card
+    other = real_lora(tmp_path / "upload" / "y.safetensors", 2048, other="no")
+    assert library.add(other, "My Hero!.safetensors").path.name == "My-Hero~2.safetensors"
+    assert names(library.cards()) == ["hero", "ink", "My-Hero", "My-Hero~2"]
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04 a pickle", b"", b"\xff" * 7 + b"\x7f{"])
+def test_what_is_no_lora_is_not_added(library: Library, own: Home, tmp_path: Path, content: bytes) -> None:
+    dropped = tmp_path / "x.safetensors"
+    dropped.write_bytes(content.ljust(64, b"\0") if content else content)
+    before = sorted((own.path / "loras").rglob("*"))
+    with pytest.raises(AdapterError):
+        library.add(dropped)
+    assert sorted((own.path / "loras").rglob("*")) == before
+    assert HEADER_LIMIT < 2**40
+
+
+def test_thousands_of_files_are_listed_from_the_cache_in_moments(
+    own: Home, sdxl_folder: Path, make_lora: Callable[..., Path]
+) -> None:
+    """A twin of the 10,000 files in BENCHMARKS.md."""
+    import time
+
+    source = make_lora(sdxl_folder, "fox", seed=1)
+    for number in range(300):
+        folder = own.path / "loras" / f"shelf{number % 7}"
+        folder.mkdir(exist_ok=True)
+        shutil.copy(source, folder / f"file{number}.safetensors")
+    library = Library(lambda: own)
+    began = time.process_time()
+    assert len(library.cards()) > 300
+    first = time.process_time() - began
+    again = Library(lambda: own)
+    began = time.process_time()
+    assert len(again.cards()) > 300
+    assert time.process_time() - began < first / 2

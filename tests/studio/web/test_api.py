@@ -1,0 +1,113 @@
+"""The functions for programs, by gradio_client against a running server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+
+SMALL: dict[str, Any] = {"width": 32, "height": 32, "steps": 2}
+
+EXPECTED = {
+    "/compose": [
+        "prompt", "loras", "negative_prompt", "method", "seed", "steps", "guidance_scale", "width", "height",
+        "sampler", "count", "model", "wait_seconds",
+    ],
+    "/compare": [
+        "prompt", "loras", "methods", "negative_prompt", "seed", "steps", "guidance_scale", "width", "height",
+        "sampler", "model", "wait_seconds",
+    ],
+    "/job": ["id", "wait_seconds"],
+    "/cancel": ["id"],
+    "/library": ["search", "model", "fitting_only"],
+    "/inspect": ["name"],
+    "/picture_info": ["picture"],
+    "/models": [],
+    "/methods": [],
+}  # fmt: skip
+"""What programs rely on: names are added, never changed."""
+
+
+@pytest.fixture(scope="module")
+def program(running: Any) -> Client:
+    return Client(running.address, verbose=False)
+
+
+def test_names_and_parameters_stay_as_they_are(program: Client) -> None:
+    told = program.view_api(return_format="dict", print_info=False)
+    found = {
+        name: [parameter["parameter_name"] for parameter in endpoint["parameters"]]
+        for name, endpoint in told["named_endpoints"].items()
+    }
+    assert found == EXPECTED
+    assert told["unnamed_endpoints"] == {}
+
+
+def test_a_mix_is_composed_and_its_picture_fetched(
+    running: Any, program: Client, client: httpx.Client, tmp_path: Path
+) -> None:
+    job = program.predict(
+        "a fox", ["fox=0.5", "hat"], method="composite", seed=7, count=2, **SMALL, api_name="/compose"
+    )
+    assert (job["state"], [p["seed"] for p in job["pictures"]]) == ("done", [7, 8])
+    assert job["pictures"][0]["record"]["composer"] == "composite"
+    answer = client.get(job["pictures"][0]["url"])
+    assert answer.status_code == 200
+    file = tmp_path / "fox.png"
+    file.write_bytes(answer.content)
+    told = program.predict(handle_file(str(file)), api_name="/picture_info")
+    assert told["program"] == "LoRA Studio"
+    assert [row["adapter"] for row in told["settings"]["adapters"]] == ["fox", "hat"]
+    assert (told["model"], told["missing"]) == (running.model, [])
+
+
+def test_methods_are_compared_in_shared_passes(program: Client) -> None:
+    names = ["merge", "switch:interval=1", "composite"]
+    job = program.predict("a fox", ["fox", "hat"], names, **SMALL, api_name="/compare")
+    assert [picture["label"] for picture in job["pictures"]] == names
+    assert len({picture["seed"] for picture in job["pictures"]}) == 1
+    assert all(picture["record"]["shared"] for picture in job["pictures"])
+
+
+def test_a_job_is_queued_looked_at_and_stopped(program: Client) -> None:
+    job = program.predict("a fox", width=32, height=32, steps=900, wait_seconds=0, api_name="/compose")
+    assert job["state"] in ("queued", "running")
+    assert program.predict(job["id"], api_name="/cancel") is True
+    assert program.predict(job["id"], wait_seconds=30, api_name="/job")["state"] == "cancelled"
+    assert program.predict(job["id"], api_name="/cancel") is False
+
+
+def test_what_is_there(running: Any, program: Client) -> None:
+    cards = program.predict("fox", fitting_only=True, api_name="/library")
+    assert [card["name"] for card in cards] == ["fox"]
+    kimono = program.predict("kimono", api_name="/library")[0]
+    assert "made for tiny-sdxl" in kimono["misfit"]
+    assert program.predict("fox", api_name="/inspect")["kinds"] == ["LoRA"]
+    assert any(m["name"] == running.model and m["default"] for m in program.predict(api_name="/models"))
+    assert "cmlora" in [method["name"] for method in program.predict(api_name="/methods")]
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ({"prompt": "a", "loras": ["foxx"], "api_name": "/compose"}, "did you mean 'fox'"),
+        ({"prompt": "a", "method": "merg", "api_name": "/compose"}, "did you mean 'merge'"),
+        ({"prompt": "a", "steps": 5000, "api_name": "/compose"}, "steps=5000"),
+        ({"id": "nothing", "api_name": "/job"}, "you have no job"),
+        ({"name": "../../etc/passwd", "api_name": "/inspect"}, "does not exist"),
+    ],
+)
+def test_errors_are_for_people(program: Client, call: Any, said: str) -> None:
+    with pytest.raises(AppError, match=said):
+        program.predict(**call)
+
+
+def test_mcp_clients_are_offered_the_same_functions(client: httpx.Client) -> None:
+    schema = client.get("/gradio_api/mcp/schema").json()
+    assert {f"/{tool['name']}" for tool in schema} == set(EXPECTED)
+    [compose] = [tool for tool in schema if tool["name"] == "compose"]
+    assert "mix of LoRAs" in compose["description"]

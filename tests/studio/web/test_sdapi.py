@@ -1,0 +1,151 @@
+"""What A1111's front ends send and expect."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import threading
+import time
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from pipelines.schedulers import scheduler_names
+from studio.jobs.owner import PROGRAMS
+
+SMALL: dict[str, Any] = {"width": 32, "height": 32, "steps": 2}
+FRONT_END: dict[str, Any] = {
+    "prompt": "a fox <lora:fox:0.5>", "negative_prompt": "", "styles": [], "seed": -1, "subseed": -1,
+    "subseed_strength": 0, "seed_resize_from_h": -1, "seed_resize_from_w": -1, "sampler_name": "Euler",
+    "scheduler": "Karras", "batch_size": 2, "n_iter": 1, "steps": 2, "cfg_scale": 3.5, "width": 32, "height": 32,
+    "restore_faces": False, "tiling": False, "do_not_save_samples": False, "do_not_save_grid": False, "eta": None,
+    "denoising_strength": None, "s_min_uncond": None, "s_churn": None, "s_noise": None, "override_settings": {},
+    "override_settings_restore_afterwards": True, "refiner_checkpoint": None, "enable_hr": False, "hr_scale": 2,
+    "hr_upscaler": "Latent", "script_name": None, "script_args": [], "send_images": True, "save_images": False,
+    "alwayson_scripts": {},
+}  # fmt: skip
+"""Every field that a front end sends, at the values that mean nothing."""
+
+
+def picture(text: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(text)))
+
+
+def test_txt2img_takes_all_that_front_ends_send(running: Any, client: httpx.Client) -> None:
+    answer = client.post("/sdapi/v1/txt2img", json=FRONT_END)
+    assert answer.status_code == 200, answer.text
+    content = answer.json()
+    info = json.loads(content["info"])
+    assert [picture(image).size for image in content["images"]] == [(32, 32)] * 2
+    assert info["all_seeds"] == [info["seed"], info["seed"] + 1]
+    assert (info["sampler_name"], info["cfg_scale"], info["steps"]) == ("Euler Karras", 3.5, 2)
+    assert "<lora:fox:0.5>" in info["infotexts"][0]
+    assert content["parameters"] == FRONT_END
+    kinds = [view.kind for view in running.worker.views(PROGRAMS)]
+    assert "sdapi" not in kinds  # save_images was not asked for
+
+
+def test_the_infotext_in_the_picture_is_read_back(client: httpx.Client) -> None:
+    content = client.post(
+        "/sdapi/v1/txt2img", json={"prompt": "a hat", "seed": 7, "save_images": True, **SMALL}
+    ).json()
+    told = client.post("/sdapi/v1/png-info", json={"image": content["images"][0]}).json()
+    assert told["info"] == json.loads(content["info"])["infotexts"][0]
+    assert (told["parameters"]["Seed"], told["parameters"]["Prompt"]) == ("7", "a hat")
+    assert "lora-studio" in told["items"]
+    again = client.post("/sdapi/v1/txt2img", json={"prompt": "a hat", "seed": 7, **SMALL}).json()
+    assert picture(again["images"][0]).tobytes() == picture(content["images"][0]).tobytes()
+
+
+def test_img2img(client: httpx.Client) -> None:
+    red = io.BytesIO()
+    Image.new("RGB", (64, 32), "red").save(red, format="PNG")
+    image = "data:image/png;base64," + base64.b64encode(red.getvalue()).decode()
+    body = {"prompt": "a fox", "init_images": [image], "denoising_strength": 0.6, **SMALL, "steps": 4}
+    stretched = client.post("/sdapi/v1/img2img", json=body)
+    assert stretched.status_code == 200, stretched.text
+    assert json.loads(stretched.json()["info"])["denoising_strength"] == 0.6
+    assert client.post("/sdapi/v1/img2img", json={**body, "resize_mode": 1}).status_code == 200
+    for wrong in ({"init_images": []}, {"init_images": ["no picture"]}, {"mask": image}, {"resize_mode": 2}):
+        assert client.post("/sdapi/v1/img2img", json={**body, **wrong}).status_code == 422, wrong
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"enable_hr": True}, "enable_hr=True: not offered here (hires fix)"),
+        ({"subseed_strength": 0.5}, "variation seeds"),
+        ({"script_name": "x/y/z plot"}, "not offered here (scripts)"),
+        ({"alwayson_scripts": {"ControlNet": {"args": [{}]}}}, "the script 'ControlNet' is not here"),
+        ({"override_settings": {"eta_noise_seed_delta": 31337}}, "'eta_noise_seed_delta' cannot be changed"),
+        ({"sampler_name": "DPM++ SDE"}, "DPM++ 2M SDE is the nearest"),
+        ({"stepps": 3}, "did you mean 'steps'"),
+        ({"seed": "seven"}, "seed='seven' must be a whole number"),
+        ({"prompt": "a <lora:foxx:1>"}, "did you mean 'fox'"),
+        ({"batch_size": 10_000}, "must lie in 1"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_by_name(client: httpx.Client, body: Any, said: str) -> None:
+    answer = client.post("/sdapi/v1/txt2img", json={"prompt": "a", **SMALL, **body})
+    assert answer.status_code == 422
+    assert said in answer.json()["detail"], answer.text
+
+
+def test_our_methods_are_a_script(client: httpx.Client) -> None:
+    script = {"LoRA Studio": {"args": ["switch:interval=1"]}}
+    body = {"prompt": "a <lora:fox:1> <lora:hat:1>", "alwayson_scripts": script, **SMALL}
+    answer = client.post("/sdapi/v1/txt2img", json=body).json()
+    assert "Composition: switch:interval=1" in answer["info"].replace('\\"', "")
+
+
+def test_progress_and_interrupt(running: Any, client: httpx.Client) -> None:
+    answers: list[httpx.Response] = []
+    body = {"prompt": "a fox", "width": 32, "height": 32, "steps": 900}
+
+    def ask() -> None:
+        with running.client() as own:
+            answers.append(own.post("/sdapi/v1/txt2img", json=body))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    for _ in range(1200):
+        progress = client.get("/sdapi/v1/progress").json()
+        if progress["progress"] > 0 and progress["current_image"]:
+            break
+        time.sleep(0.05)
+    assert 0 < progress["progress"] < 1
+    assert progress["state"]["sampling_steps"] == 900
+    assert progress["eta_relative"] > 0
+    assert picture(progress["current_image"]).format == "PNG"
+    assert client.post("/sdapi/v1/interrupt", json={}).status_code == 200
+    thread.join(60)
+    [answer] = answers
+    assert answer.json()["images"] == []
+    assert json.loads(answer.json()["info"])["interrupted"] is True
+    assert client.get("/sdapi/v1/progress").json()["progress"] == 0
+
+
+def test_what_there_is(running: Any, client: httpx.Client) -> None:
+    samplers = client.get("/sdapi/v1/samplers").json()
+    assert [sampler["name"] for sampler in samplers] == list(scheduler_names())
+    assert set(samplers[0]) == {"name", "aliases", "options"}
+    models = client.get("/sdapi/v1/sd-models").json()
+    assert {"title", "model_name", "hash", "sha256", "filename", "config"} == set(models[0])
+    assert running.model in [model["model_name"] for model in models]
+    loras = {lora["name"]: lora for lora in client.get("/sdapi/v1/loras").json()}
+    assert set(loras["fox"]) == {"name", "alias", "path", "metadata"}
+    assert client.post("/sdapi/v1/refresh-loras", json={}).json() is None
+
+
+def test_options_choose_the_model(running: Any, client: httpx.Client) -> None:
+    assert client.get("/sdapi/v1/options").json()["sd_model_checkpoint"] == running.model
+    set_to = {"sd_model_checkpoint": f"{running.model} [0123456789]", "CLIP_stop_at_last_layers": 2}
+    assert client.post("/sdapi/v1/options", json=set_to).status_code == 200
+    content = client.post("/sdapi/v1/txt2img", json={"prompt": "a", **SMALL}).json()
+    assert json.loads(content["info"])["clip_skip"] == 2
+    unknown = client.post("/sdapi/v1/options", json={"sd_model_checkpoint": "nothing-like-it"})
+    assert unknown.status_code == 422
+    assert client.post("/sdapi/v1/options", json={"CLIP_stop_at_last_layers": 1}).status_code == 200
