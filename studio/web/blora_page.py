@@ -19,7 +19,7 @@ CAVEAT = (
     "A B-LoRA is learned from **one picture**. Content and style sit in different blocks of the model, so one part "
     "can be taken from each. On the built-in model a picture takes about a minute; on SDXL it takes a GPU and a while."
 )
-NOTHING = ("", "none")
+NOTHING = ("none", "")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ import httpx
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+
+from studio.jobs import Trainings
+from studio.web.app import build
 
 SMALL: dict[str, Any] = {"width": 32, "height": 32, "steps": 2}
 
@@ -47,6 +51,14 @@ def test_names_and_parameters_stay_as_they_are(program: Client) -> None:
     assert told["unnamed_endpoints"] == {}
 
 
+def test_the_pages_keep_their_own_events_to_themselves(running: Any) -> None:
+    trainings = Trainings(running.worker.home)
+    told = build(running.worker, trainings).get_api_info()
+    trainings.close()
+    assert set(told["named_endpoints"]) == set(EXPECTED)
+    assert told["unnamed_endpoints"] == {}
+
+
 def test_a_mix_is_composed_and_its_picture_fetched(
     running: Any, program: Client, client: httpx.Client, tmp_path: Path
 ) -> None:
@@ -63,6 +75,17 @@ def test_a_mix_is_composed_and_its_picture_fetched(
     assert told["program"] == "LoRA Studio"
     assert [row["adapter"] for row in told["settings"]["adapters"]] == ["fox", "hat"]
     assert (told["model"], told["missing"]) == (running.model, [])
+
+
+def test_the_readmes_example_runs(running: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    readme = (Path(__file__).resolve().parents[3] / "README.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"^```python\n(from gradio_client.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    here = {"http://127.0.0.1:7860": running.address, "nilo-fox=0.8": "fox=0.8", '"kimono"': '"hat"'}
+    for said, meant in here.items():
+        assert said in code
+        code = code.replace(said, meant)
+    exec(re.sub(r'method="switch",', 'method="switch", width=32, height=32, steps=12,', code))
+    assert capsys.readouterr().out.splitlines()[-1].startswith("done ")
 
 
 def test_methods_are_compared_in_shared_passes(program: Client) -> None:

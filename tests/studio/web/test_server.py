@@ -12,6 +12,7 @@ from starlette.routing import Mount, Route
 
 from pipelines.errors import SetupError
 from studio.cli import main
+from studio.jobs import Trainings
 from studio.jobs.owner import owner_of
 from studio.web import server
 from studio.web.guard import OF_THE_LOGIN_PAGE
@@ -42,7 +43,9 @@ def paths_of(routes: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def test_no_route_but_those_of_the_login_page_answers_without_a_login(guarded: Any, stranger: Any) -> None:
-    app = make_app(guarded.worker, Serving(users={"ann": "secret"}, mcp=True))
+    trainings = Trainings(guarded.worker.home)
+    app = make_app(guarded.worker, trainings, Serving(users={"ann": "secret"}, mcp=True))
+    trainings.close()
     paths = dict(paths_of(app.routes))
     assert "/sdapi/v1/txt2img" in paths
     assert len(paths) > 50
