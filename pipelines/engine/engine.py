@@ -18,6 +18,7 @@ import torch
 from pipelines.engine.attention import RowText, TextMemory
 from pipelines.engine.bank import Bank, Rows, running
 from pipelines.engine.call import Call, Found, forward
+from pipelines.engine.compiling import compile_blocks
 from pipelines.engine.graphs import CudaGraphs, Recorder
 from pipelines.engine.packing import Ranks, Taken
 from pipelines.engine.planner import Planner
@@ -30,7 +31,6 @@ MOST_STAGES = 24
 """Buckets kept at once; the one used longest ago makes room."""
 MEMORY_SHARE = 0.35
 """Of the device's memory, what the buffers of all buckets may take."""
-MOST_RECOMPILES = 256
 STEP_KINDS: tuple[Kind, ...] = tuple(kind for kind in KINDS if kind != "text")
 
 
@@ -86,8 +86,7 @@ class Engine:
         through torch.compile, once for each size."""
         self.graphs = graphs
         if compile and not self.compiled:
-            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_RECOMPILES)
-            self._unet.compile_repeated_blocks(fullgraph=True, dynamic=False, backend=backend)
+            compile_blocks(self._unet, backend)
         if self.compiled and not compile:
             for module in self._unet.modules():
                 module._compiled_call_impl = None

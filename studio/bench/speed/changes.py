@@ -33,9 +33,10 @@ COMPARED_EVERY = 20
 
 @dataclass(frozen=True)
 class Changes:
-    """What `count` random changes did after a warm-up. replays: steps that replayed a recording. bytes: device memory that tensors take (0 on a CPU).
+    """What `count` random changes did after a warm-up. replays: steps that replayed a recording.
 
-    worst: largest relative difference to merged weights among the pictures that were compared.
+    bytes: device memory that tensors take (0 on a CPU). worst: largest relative difference to merged weights among
+    the pictures that were compared.
     """
 
     count: int
@@ -53,8 +54,8 @@ class Changes:
         grown = (self.bytes_after - self.bytes_before) / 2**20
         return (
             f"{self.count} random changes, {self.adapters_changed} of them of an adapter too: {self.recompiles} "
-            f"recompilations, {self.captures} captures, {self.replays} replays, device memory {grown:+.1f} MiB, largest difference to merged "
-            f"weights {self.worst:.1e}, {1000 * self.median_seconds:.1f} ms a step (median)"
+            f"recompilations, {self.captures} captures, {self.replays} replays, device memory {grown:+.1f} MiB, "
+            f"largest difference to merged weights {self.worst:.1e}, {1000 * self.median_seconds:.1f} ms a step"
         )
 
 

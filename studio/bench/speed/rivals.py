@@ -26,23 +26,15 @@ from torch import Tensor, nn
 
 from composers import Use
 from pipelines.adapters import Adapter, LowRank
+from pipelines.engine.compiling import compile_blocks
 from studio.bench.speed.bed import Bed, Inputs
 from studio.bench.speed.timing import Graphs, seconds_of
 from studio.bench.speed.workload import SUFFIXES, Row
 
 Mode = Literal["eager", "graph", "compiled"]
 MODES: tuple[Mode, ...] = ("eager", "graph", "compiled")
-MOST_SHAPES = 256
-"""Compiled versions of a block: one for each width and number of rows and tokens that it meets."""
 RUN_STEPS = 30
 """Steps over which fusing a picture's mix is shared out."""
-
-
-def compiled(unet: Any) -> Any:
-    """The UNet, its repeated blocks compiled for exact shapes as diffusers recommends."""
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_SHAPES)
-    unet.compile_repeated_blocks(fullgraph=True, dynamic=False)
-    return unet
 
 
 def pairs(rows: Sequence[Row]) -> Iterator[slice]:
@@ -91,7 +83,9 @@ class Base:
     def _call(self, arguments: Mapping[str, Any], mode: Mode) -> Callable[[], Tensor]:
         unet = self._bed.unet
         if mode == "compiled":
-            self._compiled = self._compiled or compiled(self._bed.twin())
+            if self._compiled is None:
+                self._compiled = self._bed.twin()
+                compile_blocks(self._compiled)
             unet = self._compiled
         call = partial(_predict, unet, arguments)
         if mode == "eager" or self._graphs is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,7 +24,8 @@ TOO_LARGE = "left out: the device's memory does not hold it"
 class Outcome:
     """What became of a way: its timing (a step's seconds), or why there is none.
 
-    over_base: its median over that of the fastest way without adapters, timed in the same turns; None without one.
+    over_base: its median over that of the fastest way without adapters, timed in the same turns (peft's
+        before it); None without one.
     difference: relative distance of its predictions to per-picture merged weights; None where not looked at.
     ready: seconds until it could run (compilation and graph capture included).
     """
@@ -105,6 +106,9 @@ class Bench:
             if cuda:
                 gc.collect()
                 torch.cuda.empty_cache()
+        if anchor:
+            least = known[anchor[0]].timing
+            known = {way: _against(outcome, least) for way, outcome in known.items()}
         peak = torch.cuda.max_memory_allocated(self.bed.device) if cuda else 0
         dtype = str(self.bed.dtype).removeprefix("torch.")
         return Measured(self.bed.model, workload, dtype, tuple(known.values()), noise, peak)
@@ -163,3 +167,10 @@ class Bench:
                 )
             )
         return outcomes
+
+
+def _against(outcome: Outcome, base: Timing | None) -> Outcome:
+    """With its ratio to the base, where the base was not timed in the same turns."""
+    if outcome.over_base is not None or outcome.timing is None or base is None:
+        return outcome
+    return replace(outcome, over_base=outcome.timing.median / base.median)

@@ -145,8 +145,11 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 
 def rounds(ways: Sequence[Way], *, together: bool) -> list[list[Way]]:
-    """Which ways are open at one time: all, or, where memory is scarce, each of ours and of the rivals alone."""
+    """Which ways are open at one time: all; or, where memory is scarce, those without adapters and then every other
+    alone. peft's come before anything is compiled, so that nothing they do can meet a compiled model."""
     if together:
         return [list(ways)]
     base = [way for way in ways if way.kind == "base"]
-    return ([base] if base else []) + [[way] for way in ways if way.kind != "base"]
+    peft = [way for way in ways if way.kind.startswith("peft")]
+    rest = [way for way in ways if way not in base and way not in peft]
+    return [each for each in ([*([way] for way in peft), base, *([way] for way in rest)]) if each]
