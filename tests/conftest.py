@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from pipelines import assets
+from pipelines.adapters import Hadamard, write_lora
 
 torch.set_num_threads(1)
 
@@ -192,6 +193,27 @@ def make_lora(tmp_path_factory: pytest.TempPathFactory) -> AdapterMaker:
         file = home / f"{folder.name}-{seed}-{rank}-{where}-{text}" / f"{name}.safetensors"
         file.parent.mkdir(exist_ok=True)
         save_file(tensors, file)
+        return file
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_flora() -> AdapterMaker:
+    """make_flora(folder, file, rank=2, where="attn", text=True) -> a FLoRA for that model, around the identity."""
+
+    def make(folder: Path, file: Path, *, rank: int, where: str, text: bool) -> Path:
+        generator = torch.Generator().manual_seed(rank)
+        layers = {}
+        for part, shapes in _layer_shapes(folder).items():
+            for module, shape in shapes.items():
+                if where in module if part == "unet" else text and "_proj" in module:
+                    inner = torch.randn((rank, shape[1]), generator=generator) * 0.3
+                    outer = torch.randn((shape[0], rank), generator=generator) * 0.3
+                    inner[0] += 1
+                    outer[:, 0] += 1
+                    layers[f"{part}.{module}"] = Hadamard(inner, outer)
+        write_lora(file, layers, metadata={"modelspec.title": file.stem})
         return file
 
     return make

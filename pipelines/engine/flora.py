@@ -5,8 +5,8 @@ Two forms of the same product (arXiv 2312.05677; `pipelines/adapters/kinds/flora
     products   y = sum_r outer_nr * (W (inner_nr * x_n))     equation 5: R passes through the shared W
     weights    y = (W * M_n) x_n                             equation 4: one pass through a weight of the lane's own
 
-For T tokens a lane and a layer in -> out, products cost R T in out multiplications and weights (T + R) in out, so
-products are the cheaper only where T or R is 1. The paper decodes language models, where T is 1; diffusion does not.
+The paper decodes language models, one token a sample, where products are the cheaper; diffusion has up to thousands of
+tokens a lane, where making a weight of the lane's own is (`python -m studio.bench.flora` measures both).
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from pipelines.adapters.adapter import Hadamard
 
 FloraForm = Literal["products", "weights"]
 _Pass = Callable[[Tensor], Tensor]
+MOVED = {"cpu": 20, "cuda": 260}
+"""What reading or writing one number costs, in multiplications of a matrix product: memory's pace against arithmetic's
+(H100, bf16: 3 TB/s and 390 T multiplications/s)."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,15 @@ class Multiplied:
     outer: Tensor
 
     def form(self, tokens: int) -> FloraForm:
-        """The cheaper form for that many tokens a lane."""
-        rank = self.inner.shape[1]
-        return "products" if rank * tokens <= rank + tokens else "weights"
+        """The cheaper form for that many tokens a lane: multiplications, and numbers moved between memory and them.
+
+        products scale R inputs and R outputs and sum these up; weights make M, multiply W by it, and read the result.
+        """
+        rank, inputs, outputs = self.inner.shape[1], self.inner.shape[2], self.outer.shape[2]
+        moved, size = MOVED.get(self.inner.device.type, MOVED["cpu"]), inputs * outputs
+        products = rank * tokens * (size + moved * (2 * inputs + 5 * outputs))
+        weights = size * (tokens + rank + 5 * moved)
+        return "products" if products <= weights else "weights"
 
 
 def gather(rows: Mapping[str, Rows], strengths: Sequence[Sequence[tuple[str, float]]]) -> Multiplied | None:

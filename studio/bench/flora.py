@@ -16,7 +16,8 @@ the shared product and in the batched small ones, here for in = d and out = k:
 
 so that products win where c1 (d + k) / (c2 d k) + 1 / r >= 1, which for d = k is the paper's
 2 c1 / (d c2) + 1 / r >= 1. c2 is the base's time over its multiplications, c1 the slope of LoRA's extra time over the
-ranks (least squares through the origin). Beside the crossover that this predicts stands the measured one.
+ranks (least squares through the origin). Beside the crossover that this predicts stand the measured one, and the one
+that r passes through W, without scaling and summing up, would have against LoRA as measured.
 """
 
 from __future__ import annotations
@@ -89,6 +90,13 @@ class Finding:
     predicted: float
     measured: float
     difference: float
+
+    @property
+    def ideal(self) -> float:
+        """The crossover of r base products, and nothing else, with LoRA as measured: the element-wise work, which the
+        model leaves out, is the difference to `measured`."""
+        passes = {rank: rank * base for rank, base in self.seconds["base"].items()}
+        return measured_crossover(passes, self.seconds["LoRA"])
 
     def left_side(self, rank: int) -> float:
         """c1 (d + k) / (c2 d k) + 1 / r: products should win where it is at least 1."""
@@ -253,7 +261,7 @@ def table(finding: Finding) -> str:
         lines.append(f"{rank:6}{lora:9.2f}{products:10.2f}{weights:9.2f}{finding.left_side(rank):8.2f}")
     lines.append(
         f"products are no slower than LoRA up to rank {_rank(finding.measured)}; "
-        f"the model says {_rank(finding.predicted)}"
+        f"the model says {_rank(finding.predicted)}, and {_rank(finding.ideal)} with LoRA as measured"
     )
     return "\n".join(lines)
 
@@ -278,6 +286,7 @@ def as_json(findings: Sequence[Finding], lanes: int, device: torch.device, dtype
                 | {
                     "predicted": finite(found.predicted),
                     "measured": finite(found.measured),
+                    "ideal": finite(found.ideal),
                     "left side": {rank: found.left_side(rank) for rank in found.seconds["base"]},
                 }
                 for found in findings
@@ -305,6 +314,7 @@ def plot(findings: Sequence[Finding], title: str, file: Path) -> None:
         for value, style, label in (
             (finding.measured, "-", "measured crossover"),
             (finding.predicted, ":", "predicted: $c_1(d+k)/(c_2dk) + 1/r = 1$"),
+            (finding.ideal, "--", "predicted, LoRA as measured"),
         ):
             if 0 < value <= max(base):
                 axes.axvline(value, ls=style, color="gray", label=label)

@@ -12,6 +12,7 @@ from torch import Tensor
 from composers import CMLoRA, Composite, Merge, Switch, Use
 from pipelines import Request, StudioPipeline
 from pipelines.decoding import Decoder
+from pipelines.engine.limits import Limits
 from pipelines.engine.reference import merged
 from pipelines.schedulers import scheduler_names
 
@@ -214,3 +215,81 @@ def test_pictures_that_leave_one_by_one_are_those_that_leave_together(
     found = pipe(requests, output_type="np").images
     for request, image in list(zip(requests, found, strict=True))[::5]:
         assert abs(pipe(request, output_type="np").images[0] - image).max() < 1e-4
+
+
+def test_paging_changes_no_picture_and_copies_from_locked_memory(
+    exact: None,
+    sdxl_folder: Path,
+    make_lora: Callable[..., Path],
+    make_flora: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    """Eight adapters, a FLoRA among them, with room for about two on the device and four on the host."""
+    make_flora(sdxl_folder, tmp_path / "a7.safetensors", rank=2, where="attn", text=True)
+    files = {f"a{n}": make_lora(sdxl_folder, f"a{n}", seed=n, rank=1 + n % 4, where="attn") for n in range(7)}
+    files["a7"] = tmp_path / "a7.safetensors"
+    names = list(files)
+    requests = [
+        Request("a fox", adapters={names[n % 8]: 0.8, names[(3 * n + 1) % 8]: 0.5}, seed=n, steps=4)
+        for n in range(16)
+        if n % 8 != (3 * n + 1) % 8
+    ]
+    images, stats = [], []
+    for paged in (False, True):
+        pipe = StudioPipeline.from_pretrained(sdxl_folder, dtype=torch.float32).to("cuda")
+        for name, file in files.items():
+            pipe.load_lora_weights(file, name)
+        if paged:
+            every = pipe.store.stats.device.bytes
+            pipe.store.limits = Limits(host=every // 2, device=every // 3)
+        images.append(pipe(requests, output_type="latent").images)
+        stats.append(pipe.store.stats)
+    assert stats[0].device.evictions == 0
+    assert stats[1].device.evictions > 8
+    assert stats[1].host.misses > 8
+    assert 0 < stats[1].pinned <= stats[1].host.bytes
+    assert stats[1].device.bytes <= stats[1].device.limit
+    for own, other in zip(*images, strict=True):
+        assert relative(other, own) < 1e-5
+
+
+def test_paged_memory_stays_flat_on_the_device(sdxl_folder: Path, make_lora: Callable[..., Path]) -> None:
+    pipe = StudioPipeline.from_pretrained(sdxl_folder, dtype=torch.float16).to("cuda")
+    files = {f"a{n}": make_lora(sdxl_folder, f"a{n}", seed=n, rank=1 + n % 4, where="") for n in range(6)}
+    for name, file in files.items():
+        pipe.load_lora_weights(file, name)
+    pipe.store.limits = Limits(device=pipe.store.stats.device.bytes // 3)
+
+    def around() -> int:
+        for name in files:
+            pipe.store.prefetch(list(files)[:2])
+            with pipe.store.holding([name]):
+                pass
+        torch.cuda.synchronize()
+        return torch.cuda.memory_allocated()
+
+    sizes = [around() for _ in range(20)]  # 120 adapters brought in
+    assert sizes[-1] <= max(sizes[2:5])
+    assert pipe.store.stats.device.evictions > 60
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_flora_lanes_equal_merged_weights(
+    exact: None,
+    dtype: torch.dtype,
+    model_folder: Path,
+    make_lora: Callable[..., Path],
+    make_flora: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    """FLoRA, LoRA and plain pictures in one call, each against itself alone."""
+    make_flora(model_folder, tmp_path / "f.safetensors", rank=3, where="", text=True)
+    pipe = StudioPipeline.from_pretrained(model_folder, dtype=dtype).to("cuda")
+    pipe.load_lora_weights(tmp_path / "f.safetensors", "f")
+    pipe.load_lora_weights(make_lora(model_folder, "l", seed=1, rank=4, where=""), "l")
+    mixes = [{"f": 1.0}, {}, {"l": 0.8}, {"f": 0.5, "l": 0.4}]
+    requests = [Request("a fox", adapters=mix, seed=3, steps=4) for mix in mixes]
+    together = pipe(requests, output_type="latent").images
+    for request, image in zip(requests, together, strict=True):
+        alone = pipe(request, output_type="latent").images[0]
+        assert relative(image, alone) < (1e-4 if dtype == torch.float32 else 0.1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from composers import Composite, Use
 from pipelines import Request, StudioPipeline
-from pipelines.adapters import Hadamard, model_layers, write_lora
+from pipelines.adapters import Hadamard
 from pipelines.checkpoints import load_checkpoint
 from pipelines.engine import flora
 from pipelines.engine.bank import FormChoice
@@ -30,26 +30,10 @@ ROWS = [
 ]
 
 
-def write_flora(folder: Path, file: Path, *, rank: int, where: str, text: bool) -> Path:
-    """Random factors around the identity, for the layers whose name holds `where`, and for text encoders."""
-    checkpoint = load_checkpoint(folder)
-    parts = {"unet": checkpoint.unet, **checkpoint.text_encoders}
-    generator = torch.Generator().manual_seed(rank)
-    layers = {}
-    for component, targets in model_layers(checkpoint.family, "", parts).components.items():
-        for name, target in targets.items():
-            if where in name if component == "unet" else text and "_proj" in name:
-                inner = torch.randn((rank, target.shape[1]), generator=generator) * 0.3
-                outer = torch.randn((target.shape[0], rank), generator=generator) * 0.3
-                inner[0] += 1
-                outer[:, 0] += 1
-                layers[f"{component}.{name}"] = Hadamard(inner, outer)
-    write_lora(file, layers, metadata={"modelspec.title": file.stem})
-    return file
-
-
 @pytest.fixture(scope="session")
-def floras(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], dict[str, Path]]:
+def floras(
+    tmp_path_factory: pytest.TempPathFactory, make_flora: Callable[..., Path]
+) -> Callable[[Path], dict[str, Path]]:
     """Per model folder: "multiplied" on attention, rank 1, and "wide" on every layer and the text, rank 3."""
     made: dict[Path, dict[str, Path]] = {}
 
@@ -57,10 +41,10 @@ def floras(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], dict[st
         if folder not in made:
             home = tmp_path_factory.mktemp("floras")
             made[folder] = {
-                "multiplied": write_flora(
+                "multiplied": make_flora(
                     folder, home / "multiplied.safetensors", rank=1, where="attn", text=False
                 ),
-                "wide": write_flora(folder, home / "wide.safetensors", rank=3, where="", text=True),
+                "wide": make_flora(folder, home / "wide.safetensors", rank=3, where="", text=True),
             }
         return made[folder]
 
@@ -216,11 +200,15 @@ def test_both_forms_are_the_papers_equations_at_every_geometry() -> None:
 
 
 def test_the_cheaper_form_is_taken() -> None:
-    def form(rank: int, tokens: int) -> flora.FloraForm:
-        return flora.Multiplied(1, None, None, torch.zeros(1, rank, 4), torch.zeros(1, rank, 4)).form(tokens)
+    """Measured on one CPU thread: products for few tokens, weights for many or for higher ranks."""
 
-    assert [form(1, 4096), form(8, 1), form(2, 2)] == ["products"] * 3
-    assert [form(2, 77), form(8, 2)] == ["weights"] * 2
+    def form(inputs: int, outputs: int, rank: int, tokens: int) -> flora.FloraForm:
+        factors = (torch.zeros(1, rank, inputs), torch.zeros(1, rank, outputs))
+        return flora.Multiplied(1, None, None, *factors).form(tokens)
+
+    assert [form(256, 256, rank, 1) for rank in (1, 4, 32)] == ["products"] * 3
+    assert [form(96, 96, rank, 256) for rank in (1, 2, 16)] == ["weights"] * 3
+    assert [form(256, 128, rank, 77) for rank in (2, 16)] == ["weights"] * 2
 
 
 def test_pictures_with_flora_lora_and_neither_share_their_calls(
