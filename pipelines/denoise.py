@@ -96,13 +96,13 @@ def _call(model: Model, rows: Sequence[Row]) -> Call:
 
 
 def _steady(trajectory: Trajectory) -> int:
-    """Steps, the present one counted, whose lanes have the same uses."""
-    first = trajectory.step
-    uses = [lane.uses for lane in trajectory.plans[first].lanes]
-    later = trajectory.plans[first:]
-    return next(
-        (ahead for ahead, plan in enumerate(later) if [lane.uses for lane in plan.lanes] != uses), len(later)
-    )
+    """Steps in a row, around the present one, whose lanes have the same uses: the same for all of them, so that no
+    form changes within."""
+    uses = [[lane.uses for lane in plan.lanes] for plan in trajectory.plans]
+    here = trajectory.step
+    before = next((back for back in range(here) if uses[here - 1 - back] != uses[here]), here)
+    after = next((on for on in range(len(uses) - here) if uses[here + on] != uses[here]), len(uses) - here)
+    return before + after
 
 
 def fold(plan: Plan, predictions: Tensor, rescale: float) -> Tensor:

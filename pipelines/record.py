@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -100,7 +100,7 @@ class Record:
 
 @dataclass
 class Cost:
-    """What one picture has cost so far."""
+    """What one picture has cost so far. reasons: why calls of its own ran slower than they might have."""
 
     rows: int = 0
     calls: int = 0
@@ -111,6 +111,7 @@ class Cost:
     shared: bool = False
     device_seconds: float = 0.0
     paged: int = 0
+    reasons: set[str] = field(default_factory=set)
 
 
 def make_record(

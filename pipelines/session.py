@@ -317,6 +317,8 @@ class Session:
             for job in jobs:
                 last = first + sum(row.trajectory is job.trajectory for row in some)
                 _charge(job.cost, first, last, calls, seconds_a_row, shallow=cut is not None)
+                if self.model.engine.stats.why and last > first:
+                    job.cost.reasons.add(self.model.engine.stats.why)
                 first = last
         return torch.stack([prediction for prediction in found if prediction is not None])
 
@@ -384,7 +386,7 @@ class Session:
                 "the picture was decoded tile by tile, the device's memory being too small for all of it; "
                 "seams can show, very faintly"
             )
-        return tuple(notes)
+        return (*notes, *sorted(job.cost.reasons))
 
 
 def _charge(

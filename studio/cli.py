@@ -289,6 +289,10 @@ def _machine_flags(command: ArgumentParser) -> None:
     group.add_argument(
         "--lora-vram", type=_gigabytes, metavar="GIB", help="of the device's (default: a quarter)"
     )
+    group.add_argument("--no-graphs", action="store_true", help="do not record CUDA graphs")
+    group.add_argument(
+        "--compile", action="store_true", help="torch.compile: some seconds for each size, then faster"
+    )
 
 
 def _output_flags(command: ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -28,7 +29,7 @@ class Opening:
     source: name, path or hub id. device: auto, cpu, mps, cuda, cuda:1. dtype: float32, float16, bfloat16 or a
     short name of theirs. vae: another VAE. low_memory: parts visit the device only while they work, and
     large pictures are decoded tile by tile. row_limit: UNet rows a call may hold. lora_ram, lora_vram: GiB for
-    adapters in memory and on the device.
+    adapters in memory and on the device. graphs, compile: see `StudioPipeline.optimize`.
     """
 
     source: str | None = None
@@ -39,6 +40,24 @@ class Opening:
     row_limit: int | None = None
     lora_ram: float | None = None
     lora_vram: float | None = None
+    graphs: bool = True
+    compile: bool = False
+
+
+def opening_of(args: Namespace) -> Opening:
+    """How the flags say to open models."""
+    return Opening(
+        args.model,
+        args.device,
+        args.dtype,
+        args.vae,
+        args.lowvram,
+        args.row_limit,
+        args.lora_ram,
+        args.lora_vram,
+        graphs=not args.no_graphs,
+        compile=args.compile,
+    )
 
 
 def model_name(opening: Opening, home: Home) -> str:
@@ -74,6 +93,7 @@ def open_pipeline(
         pipe.enable_model_cpu_offload(device)
     else:
         pipe.to(device)
+    pipe.optimize(graphs=opening.graphs, compile=opening.compile)
     return pipe
 
 

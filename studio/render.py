@@ -26,7 +26,7 @@ from studio.again import Comparison, compare
 from studio.asking import ask, first_example, is_repeat, remembered_model
 from studio.driving import Drive, Job, Outcome, Saving
 from studio.metadata import Remembered, Setup, read_picture
-from studio.opening import Opening, is_slow, model_name, open_pipeline, pick_device
+from studio.opening import Opening, is_slow, model_name, open_pipeline, opening_of, pick_device
 from studio.outputs import Sheet, plan_files
 from studio.progress import Teller
 from studio.recipe import Draft, picture_mark, placed, read_init_image
@@ -84,16 +84,7 @@ def _remembered(args: Namespace, teller: Teller) -> Remembered | None:
 
 def _opening(args: Namespace, remembered: Remembered | None, home: Home, teller: Teller) -> Opening:
     """How to open the model: the flags, then what the picture says."""
-    opening = Opening(
-        args.model,
-        args.device,
-        args.dtype,
-        args.vae,
-        args.lowvram,
-        args.row_limit,
-        args.lora_ram,
-        args.lora_vram,
-    )
+    opening = opening_of(args)
     if remembered is None:
         return opening
     if opening.source is None and remembered.model:

@@ -81,7 +81,7 @@ def run(args: Namespace, home: Home, teller: Teller) -> int:
 
     from pipelines.errors import SetupError
     from studio.jobs.gate import Trust
-    from studio.opening import Opening
+    from studio.opening import opening_of
     from studio.web.server import Serving, serve
     from studio.web.users import read_users
 
@@ -97,6 +97,6 @@ def run(args: Namespace, home: Home, teller: Teller) -> int:
         largest=args.max_upload * 2**20,
     )
     trusted = serving.loopback or args.allow_downloads
-    opening = Opening(None, args.device, args.dtype, args.vae, args.lowvram, args.row_limit)
+    opening = replace(opening_of(args), source=None)
     settings = replace(home.settings, model=args.model) if args.model else home.settings
     return serve(serving, replace(home, settings=settings), opening, Trust(trusted, trusted), teller.say)

@@ -54,7 +54,9 @@ class Bank:
         self.adapters: dict[str, Adapter] = {}
         self.version = 0  # of the resident adapters; whatever is kept of a mix is of one version
         self.tables: dict[str, Table] = {name: Table(model) for name, model in components.items()}
-        self.pools: dict[int, RowPool] = {}
+        # A pool for every width, rows or not: a stage's buffers hold all layers of a kind, whoever reaches them.
+        widths = {width for table in self.tables.values() for width in table.widths}
+        self.pools = {width: RowPool(width, self._weight()) for width in sorted(widths)}
         self._reach: dict[tuple[str, str], Reach] = {}  # (component, adapter)
         self._blocks: dict[str, dict[int, tuple[int, int]]] = {}  # adapter -> width -> (first row, rows)
         self._selected: dict[tuple[str, tuple[str, ...], tuple[Kind, ...]], _Selection] = {}
@@ -89,7 +91,7 @@ class Bank:
             reach.up[place] = add(table.out_width(place), _scaled(own))
             reach.rank[place] = own.rank
         blocks = {
-            width: (self._pool(width).insert(torch.cat([part.float() for part in parts])), counts[width])
+            width: (self.pools[width].insert(torch.cat([part.float() for part in parts])), counts[width])
             for width, parts in rows.items()
         }
         for component, reach in reaches.items():
@@ -178,16 +180,6 @@ class Bank:
             return self.form
         return "pool" if ranks.pool <= 2 * ranks.lane else "lane-packed"
 
-    def _pool(self, width: int) -> RowPool:
-        if width not in self.pools:
-            self.pools[width] = RowPool(width, self._like())
-        return self.pools[width]
-
-    def _like(self) -> Tensor:
-        for pool in self.pools.values():
-            return pool.rows
-        return self._weight()
-
     def _weight(self) -> Tensor:
         """A layer's weight, in the dtype of all."""
         return next(iter(self.tables.values())).layers[0].weight.detach()
@@ -215,7 +207,7 @@ class Bank:
         assert not missing, f"{missing} are not resident"
         table = self.tables[component]
         groups = grouped(rows)
-        within = running(table, modules)
+        within = table.running(modules)
         reaches = self.reaches(component)
         acting: dict[int, Acting] = {}
         for kind in kinds:
@@ -226,7 +218,7 @@ class Bank:
             draft = taken.draft(form)
             if draft is None or not draft.covered.any():
                 continue
-            like = self._like()
+            like = self._weight()
             packing: Packing | DensePacking
             if form == "dense":
                 packing = DensePacking(table, kind, groups=len(groups), layers=draft.covered, like=like)
@@ -270,12 +262,6 @@ def grouped(rows: Sequence[tuple[Use, ...]]) -> Rows:
         ):
             return tuple(rows[::size])
     return tuple(rows)
-
-
-def running(table: Table, modules: tuple[str, ...]) -> npt.NDArray[np.bool_]:
-    """[layers] bool: the layers in these parts of the component."""
-    parts = tuple(f"{part}." if part else "" for part in modules)
-    return np.array([f"{name}.".startswith(parts) for name in table.names], bool)
 
 
 def _scaled(factors: LowRank) -> Tensor:

@@ -22,7 +22,7 @@ class Call:
     None where every token counts; pooled: [rows, width] and sizes: [rows, 6], SDXL's; deep: [rows, *feature_shape].
     cut: where rows on remembered features run; None for a pass in full, which leaves features at the cuts `leaves`.
     uses: per row, its adapters. texts: per row, the tensor its text came from: one object, one text.
-    steady: for how many calls more, this one counted, no row's uses change.
+    steady: for how many calls in a row, before and after this one, no row's uses change.
     """
 
     latents: Tensor

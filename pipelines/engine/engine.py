@@ -2,21 +2,21 @@
 
     call -> keys and values of its texts -> a recording for its bucket, or layer by layer -> prediction and features
 
-Calls run layer by layer on the CPU, the first time that a bucket is seen, and where recording is not possible; the
-reason is told. Adapters that multiply weights (true FLoRA) always run so.
+Calls run layer by layer on the CPU and where recording is not possible; the reason is told.
+Adapters that multiply weights (true FLoRA) always run so.
 """
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from pipelines.engine.attention import RowText, TextMemory
-from pipelines.engine.bank import Bank, Rows, running
+from pipelines.engine.bank import Bank, Rows
 from pipelines.engine.call import Call, Found, forward
 from pipelines.engine.compiling import compile_blocks
 from pipelines.engine.graphs import CudaGraphs, Recorder
@@ -41,16 +41,23 @@ class Stats:
     rows: latents' shape -> rows run so far, in full or shallow. captures: recordings made. replays: calls replayed.
     layer_by_layer: calls run without a recording. evictions: recordings dropped to make room. text_rows: rows whose
     text keys and values were computed. notes: why calls ran without a recording that might have had one -> how many.
+    why: of the last call; "" where nothing is to be said.
     """
 
     rows: Counter[tuple[int, ...]] = field(default_factory=Counter)
     captures: int = 0
     replays: int = 0
+    rehearsals: int = 0
     layer_by_layer: int = 0
     evictions: int = 0
     text_rows: int = 0
     notes: Counter[str] = field(default_factory=Counter)
+    why: str = ""
     _compiled_before: int = 0
+
+    def tell(self, why: str) -> None:
+        self.notes[why] += 1
+        self.why = why
 
     @property
     def recompiles(self) -> int:
@@ -76,8 +83,7 @@ class Engine:
         self._table = bank.tables["unet"]
         self._memories: dict[Cut | None, TextMemory] = {}
         self._stages: OrderedDict[Bucket, Stage] = OrderedDict()
-        self._seen: set[Bucket] = set()
-        self._refused: set[Bucket] = set()
+        self._refused: dict[Bucket, str] = {}
 
     # -- settings ----------------------------------------------------------------------------------------
 
@@ -96,11 +102,15 @@ class Engine:
     def reset(self) -> None:
         """Forget everything that holds for the present device and dtype only."""
         self._stages.clear()
-        self._seen.clear()
         self._refused.clear()
         self._memories.clear()
         self.recorder = self.recorder_for(self._table.layers[0].weight.device)
         self.stats._compiled_before = _compiled()
+
+    @property
+    def stages(self) -> Sequence[Stage]:
+        """The stages there are, the one used last at the end."""
+        return tuple(self._stages.values())
 
     # -- a call ------------------------------------------------------------------------------------------
 
@@ -108,6 +118,7 @@ class Engine:
     def run(self, call: Call) -> Found:
         """The call's results, in the UNet's dtype."""
         self.stats.rows[call.shape] += call.rows
+        self.stats.why = ""
         groups = grouped_by_pairs(call.uses)
         bucket = None if self._hooked else self._bucket(call, groups)
         stage = self._stage(bucket, call) if bucket else None
@@ -137,8 +148,9 @@ class Engine:
                 raise
             self._refuse(stage.bucket, error)
             return None
-        self.stats.captures += not recorded
-        self.stats.replays += 1
+        self.stats.captures += stage.recorded and not recorded
+        self.stats.replays += stage.recorded
+        self.stats.rehearsals += not stage.recorded
         return found
 
     def _layer_by_layer(self, call: Call) -> Found:
@@ -169,11 +181,11 @@ class Engine:
         if not self.graphs or self.recorder is None:
             return None
         if any(self.bank.multiplies(uses) for uses in dict.fromkeys(call.uses)):
-            self.stats.notes["adapters that multiply weights (FLoRA) run without CUDA graphs"] += 1
+            self.stats.tell("adapters that multiply weights (FLoRA) run without CUDA graphs")
             return None
         group = call.rows // len(groups)
         rows = room_for_rows(call.rows, group)
-        within = running(self._table, self._modules(call.cut))
+        within = self._table.running(self._modules(call.cut))
         reaches = self.bank.reaches("unet")
         bucket = Bucket(
             call.shape, rows, group, call.text.shape[1], call.mask is not None, call.cut, call.leaves, ()
@@ -182,30 +194,22 @@ class Engine:
         ranks = [each for each in ranks if each.lane]
         if not ranks:
             return bucket
-        dense = replace(bucket, forms=tuple(KindForm(each.kind, "dense", 0) for each in ranks))
-        kept = self._stages.get(dense)
-        if kept is not None and kept.seated(groups) and self.bank.form in ("auto", "dense"):
-            return dense
         forms = [self._form(each, call, rows // group) for each in ranks]
         return replace(bucket, forms=tuple(forms))
 
     def _form(self, ranks: Ranks, call: Call, groups: int) -> KindForm:
         form = self.bank.form
         if form == "auto":
-            form = self.planner.choose(self._table, ranks, call, groups, self._room())
+            form = self.planner.choose(self._table, ranks, call, groups, MEMORY_SHARE * self._total_memory())
         rank = 0 if form == "dense" else room_for_rank(ranks.pool if form == "pool" else ranks.lane)
         return KindForm(ranks.kind, form, rank)
 
     def _stage(self, bucket: Bucket, call: Call) -> Stage | None:
-        """The stage that serves a bucket, made when the bucket is seen for the second time."""
+        """The stage of a bucket; None where it cannot be."""
         stage = self._stages.get(bucket)
         if stage is None:
-            stage = next((own for own in self._stages.values() if own.bucket.holds(bucket)), None)
-        if stage is None:
             if bucket in self._refused:
-                return None
-            if bucket not in self._seen:
-                self._seen.add(bucket)
+                self.stats.tell(self._refused[bucket])
                 return None
             try:
                 stage = Stage(self._unet, self.bank, bucket, call)
@@ -227,11 +231,6 @@ class Engine:
             del self._stages[oldest]
             self.stats.evictions += 1
 
-    def _room(self) -> float:
-        """Bytes that one more stage's buffers may take."""
-        taken = sum(stage.bytes for stage in self._stages.values())
-        return MEMORY_SHARE * self._total_memory() - taken
-
     def _total_memory(self) -> float:
         device = self._table.layers[0].weight.device
         if device.type == "cuda":
@@ -240,7 +239,6 @@ class Engine:
 
     def _refuse(self, bucket: Bucket, error: RuntimeError) -> None:
         """Calls of a bucket that cannot be recorded run layer by layer from now on."""
-        self._refused.add(bucket)
         self._stages.pop(bucket, None)
         if isinstance(error, torch.OutOfMemoryError):
             self._stages.clear()
@@ -248,7 +246,8 @@ class Engine:
         else:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         size = f"{bucket.rows} rows of {bucket.shape[-1]} x {bucket.shape[-2]} latents"
-        self.stats.notes[f"no CUDA graph for {size}: {reason}"] += 1
+        self._refused[bucket] = f"no CUDA graph for {size}: {reason}"
+        self.stats.tell(self._refused[bucket])
 
     @property
     def _hooked(self) -> bool:
@@ -259,7 +258,7 @@ class Engine:
         return shallow_modules(self._unet, cut) if cut else ("",)
 
     def _texts(self, cut: Cut | None) -> Mapping[str, Any]:
-        within = running(self._table, self._modules(cut))
+        within = self._table.running(self._modules(cut))
         return {
             name: attn
             for name, attn in self._table.texts.items()

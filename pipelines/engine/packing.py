@@ -62,22 +62,6 @@ class Draft:
     def rank(self) -> int:
         return int(self.owner.shape[1])
 
-    def gate(self, table: Table, layers: Places) -> Numbers:
-        """Strengths, [layers, groups, R]."""
-        weights = np.array([use.weight if use else 0.0 for use in self.uses], np.float32)
-        if not any(use.blocks for use in self.uses if use):
-            return np.broadcast_to(weights[self.use], (len(layers), *self.use.shape))
-        factors = block_factors(table, self.uses)[:, layers]  # [uses, layers]
-        return (weights[:, None] * factors)[self.use].transpose(2, 0, 1)
-
-    def rows(self, layers: Places, *, up: bool) -> Places:
-        """Pool rows for layers [...]: [..., sets, R]; row 0 where there is none."""
-        starts = np.stack([reach.up if up else reach.down for reach in self.reaches])
-        ranks = np.stack([reach.rank for reach in self.reaches])
-        mine = (self.owner[..., None], layers.reshape(1, 1, -1))
-        found = np.where(self.offset[..., None] < ranks[mine], starts[mine] + self.offset[..., None], 0)
-        return found.transpose(2, 0, 1).reshape(*layers.shape, *self.owner.shape)
-
 
 def block_factors(table: Table, uses: Sequence[Use | None]) -> Numbers:
     """By how much every use is turned in every layer, [uses, layers]."""
@@ -179,12 +163,45 @@ class Taken:
         return covered & mine
 
 
+class _Index:
+    """A draft on the device: which pool rows layers take, and how strongly. All that is large is computed there."""
+
+    def __init__(self, table: Table, draft: Draft, device: torch.device) -> None:
+        def moved(array: Places | Numbers) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+
+        self._starts = {
+            up: moved(np.stack([reach.up if up else reach.down for reach in draft.reaches]))
+            for up in (False, True)
+        }  # [adapters, layers]
+        self._ranks = moved(np.stack([reach.rank for reach in draft.reaches]))
+        self._owner, self._offset, self._use = moved(draft.owner), moved(draft.offset), moved(draft.use)
+        weights = np.array([use.weight if use else 0.0 for use in draft.uses], np.float32)
+        confined = any(use.blocks for use in draft.uses if use)
+        self._weights = moved(
+            weights[:, None] * block_factors(table, draft.uses) if confined else weights[:, None]
+        )
+
+    def rows(self, layers: Tensor, *, up: bool) -> Tensor:
+        """Pool rows for layers [...]: [..., sets, R]; row 0 where there is none."""
+        mine = layers.flatten()
+        starts, ranks = self._starts[up][:, mine][self._owner], self._ranks[:, mine][self._owner]
+        offset = self._offset[..., None]  # [sets, R, 1]
+        found = torch.where(offset < ranks, starts + offset, 0)  # [sets, R, layers]
+        return found.permute(2, 0, 1).reshape(*layers.shape, *self._owner.shape)
+
+    def gate(self, layers: Tensor) -> Tensor:
+        """Strengths, [layers, groups, R] float32."""
+        weights = self._weights[:, layers] if self._weights.shape[1] > 1 else self._weights
+        return weights[self._use].permute(2, 0, 1).expand(len(layers), -1, -1)
+
+
 @dataclass(frozen=True)
 class _Piece:
     """One indexed copy: rows for these layers into `buffer` [rows, width]."""
 
     width: int
-    layers: Places
+    layers: Tensor
     buffer: Tensor
     gate: Tensor | None = None  # the pool's gates, [layers, groups, R]
 
@@ -214,13 +231,17 @@ class Packing:
         sets = 1 if form == "pool" else groups
         lead = () if form == "pool" else (groups,)
         stacks: dict[int, tuple[Tensor, int]] = {}
+
+        def placed(places: Places) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(places)).to(like.device)
+
         for stack in table.stacks:
             units = stack.layers[layers[stack.layers].any(axis=1)] if stack.kind == kind else stack.layers[:0]
             if not units.size:
                 continue
             members = units.shape[1]
             buffer = like.new_zeros((len(units), sets, members * rank, stack.width))
-            self._downs.append(_Piece(stack.width, units, buffer.view(-1, stack.width)))
+            self._downs.append(_Piece(stack.width, placed(units), buffer.view(-1, stack.width)))
             for unit, whole in zip(units, buffer, strict=True):
                 whole = whole[0] if form == "pool" else whole
                 for place, layer in enumerate(unit):
@@ -231,7 +252,7 @@ class Packing:
                 continue
             buffer = like.new_zeros((len(places), *lead, rank, outs.width))
             gate = like.new_zeros((len(places), groups, rank)) if form == "pool" else None
-            self._ups.append(_Piece(outs.width, places, buffer.view(-1, outs.width), gate))
+            self._ups.append(_Piece(outs.width, placed(places), buffer.view(-1, outs.width), gate))
             for order, (layer, up) in enumerate(zip(places, buffer, strict=True)):
                 whole, place = stacks[int(layer)]
                 down = whole[..., place * rank : (place + 1) * rank, :]
@@ -247,21 +268,19 @@ class Packing:
     def fill(self, pools: Mapping[int, RowPool], draft: Draft) -> None:
         """Take the rows that the draft names, in place."""
         assert draft.rank == self.rank, f"rank {draft.rank} for buffers of {self.rank}"
-        for piece in self._downs:  # layers [units, members] -> [units, sets, members, R]
-            rows = np.moveaxis(draft.rows(piece.layers, up=False), 2, 1)
-            _take(pools[piece.width], rows, piece.buffer)
+        device = next(iter(pools.values())).rows.device
+        index = _Index(self.table, draft, device)
+        for piece in self._downs:
+            rows = index.rows(piece.layers, up=False).transpose(1, 2)  # [units, sets, members, R]
+            torch.index_select(pools[piece.width].rows, 0, rows.flatten(), out=piece.buffer)
         for piece in self._ups:
-            _take(pools[piece.width], draft.rows(piece.layers, up=True), piece.buffer)
-            gate = torch.from_numpy(np.ascontiguousarray(draft.gate(self.table, piece.layers)).copy())
+            rows = index.rows(piece.layers, up=True)
+            torch.index_select(pools[piece.width].rows, 0, rows.flatten(), out=piece.buffer)
+            gate = index.gate(piece.layers)
             if piece.gate is None:
-                piece.buffer.mul_(gate.to(piece.buffer).view(-1, 1))
+                piece.buffer.mul_(gate.reshape(-1, 1).to(piece.buffer))
             else:
-                piece.gate.copy_(gate, non_blocking=True)
-
-
-def _take(pool: RowPool, rows: Places, buffer: Tensor) -> None:
-    index = torch.from_numpy(np.ascontiguousarray(rows).ravel()).to(buffer.device, non_blocking=True)
-    torch.index_select(pool.rows, 0, index, out=buffer)
+                piece.gate.copy_(gate)
 
 
 class DensePacking:

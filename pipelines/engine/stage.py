@@ -1,4 +1,4 @@
-"""A stage: static buffers for UNet calls of one bucket, recorded once and replayed for any mix that fits.
+"""A stage: static buffers for UNet calls of one bucket, recorded once and replayed for every mix that fits.
 
 Latents, timesteps, text keys and values, factors and gates are buffers that every call overwrites. Rows beyond the
 call's own are fillers; what they compute is dropped. So neither a mix nor a strength, a method or an adapter makes a
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from composers.plan import Use
 from pipelines.engine.attention import TextMemory
-from pipelines.engine.bank import Bank, Rows, running
+from pipelines.engine.bank import Bank, Rows
 from pipelines.engine.call import Call, Found, forward
 from pipelines.engine.factors import Form
 from pipelines.engine.graphs import Recorder, Recording
@@ -57,21 +57,6 @@ class Bucket:
     def groups(self) -> int:
         return self.rows // self.group
 
-    def holds(self, other: Bucket) -> bool:
-        """Whether a call of the other bucket can run in this one without much waste: a quarter more rows, twice the
-        rank or 32 more."""
-        same = (self.shape, self.group, self.tokens, self.masked, self.cut, self.leaves)
-        if same != (other.shape, other.group, other.tokens, other.masked, other.cut, other.leaves):
-            return False
-        if not other.rows <= self.rows <= 1.25 * other.rows:
-            return False
-        mine, others = {own.kind: own for own in self.forms}, {own.kind: own for own in other.forms}
-        return mine.keys() == others.keys() and all(
-            own.form == others[kind].form
-            and others[kind].rank <= own.rank <= max(2 * others[kind].rank, others[kind].rank + 32)
-            for kind, own in mine.items()
-        )
-
 
 def room_for_rows(rows: int, group: int) -> int:
     """Rows of the bucket that holds a call: even numbers to 16, then in steps of an eighth to a quarter."""
@@ -92,7 +77,7 @@ class Stage:
         self.bucket = bucket
         self._unet, self._bank, self._table = unet, bank, bank.tables["unet"]
         self._modules = shallow_modules(unet, bucket.cut) if bucket.cut else ("",)
-        self._running = running(self._table, self._modules)
+        self._running = self._table.running(self._modules)
         inputs = {
             name: tensor.new_zeros((bucket.rows, *tensor.shape[1:]))
             for name, tensor in like.tensors().items()
@@ -100,9 +85,9 @@ class Stage:
         self._call = like.on(inputs)
         self._inputs = inputs
         layer = self._table.layers[0].weight
-        self._packings: dict[Kind, Packing | DensePacking] = {}
+        self.packings: dict[Kind, Packing | DensePacking] = {}
         for own in bucket.forms:
-            self._packings[own.kind] = (
+            self.packings[own.kind] = (
                 DensePacking(
                     self._table, own.kind, groups=bucket.groups, layers=self._running, like=layer.detach()
                 )
@@ -129,25 +114,26 @@ class Stage:
         self._texts_seen = -1
         self._seats: list[tuple[Use, ...] | None] = [None] * bucket.groups
         self._version = -1
+        self._rehearsed = False
         self._recording: Recording[Found] | None = None
 
     @property
     def bytes(self) -> int:
         """Memory of the buffers."""
         kept = sum(key.nbytes + value.nbytes for key, value in self._kept.values())
-        packed = sum(packing.bytes for packing in self._packings.values())
+        packed = sum(packing.bytes for packing in self.packings.values())
         return kept + packed + sum(tensor.nbytes for tensor in self._inputs.values())
 
     @property
     def recorded(self) -> bool:
         return self._recording is not None
 
-    def seated(self, groups: Rows) -> bool:
-        """Whether every one of these mixes is in the buffers already."""
-        return self._version == self._bank.version and set(groups) <= set(self._seats)
-
     def run(self, call: Call, groups: Rows, recorder: Recorder) -> Found:
-        """The call, replayed; its results are valid until the next one. groups: the mixes of its groups."""
+        """The call's results. groups: the mixes of its groups.
+
+        The first call runs on the buffers as it is, the second is recorded, all others are replayed: what is wanted
+        once only is not recorded, and which of the three it was does not show in the result.
+        """
         places = self._place(groups)
         rows = [place * self.bucket.group + row for place in places for row in range(self.bucket.group)]
         straight = rows == list(range(len(rows)))
@@ -166,11 +152,14 @@ class Stage:
                     else:
                         buffer.index_copy_(0, index, part)
             self._texts_seen = self.memory.changes
-        if self._recording is None:
-            with self._acting():
-                self._recording = recorder.record(lambda: forward(self._unet, self._call))
         with self._acting():
-            found = self._recording.replay()
+            if not self._rehearsed:
+                found = forward(self._unet, self._call)
+                self._rehearsed = True
+            else:
+                if self._recording is None:
+                    self._recording = recorder.record(lambda: forward(self._unet, self._call))
+                found = self._recording.replay()
 
         def mine(result: Tensor) -> Tensor:
             return result[: len(rows)].clone() if index is None else result[index]
@@ -199,7 +188,7 @@ class Stage:
     ) -> None:
         reaches = self._bank.reaches("unet")
         changed = [seat for seat, mix in enumerate(after) if mix is not None and mix != before[seat]]
-        for kind, packing in self._packings.items():
+        for kind, packing in self.packings.items():
             dense = isinstance(packing, DensePacking)
             mixes = [after[seat] or () for seat in changed] if dense else [mix or () for mix in after]
             if not mixes:
@@ -220,7 +209,7 @@ class Stage:
     @contextmanager
     def _acting(self) -> Iterator[None]:
         """Within: the layers read this stage's buffers."""
-        acting = {place: own for packing in self._packings.values() for place, own in packing.acting.items()}
+        acting = {place: own for packing in self.packings.values() for place, own in packing.acting.items()}
         try:
             for place, own in acting.items():
                 self._table.layers[place].slot.acting = own

@@ -61,7 +61,20 @@ class Table:
             for kind in KINDS
         }
         self.levels: tuple[int | None, ...] = tuple(_level(name, model) for name in self.names)
+        self._running: dict[tuple[str, ...], npt.NDArray[np.bool_]] = {}
         self.stacks, self.outs = self._stacks(), self._outs()
+
+    def running(self, modules: tuple[str, ...]) -> npt.NDArray[np.bool_]:
+        """[layers] bool: the layers in these parts of the component."""
+        if modules not in self._running:
+            parts = tuple(f"{part}." if part else "" for part in modules)
+            self._running[modules] = np.array([f"{name}.".startswith(parts) for name in self.names], bool)
+        return self._running[modules]
+
+    @property
+    def widths(self) -> set[int]:
+        """Of all inputs and outputs."""
+        return {part.width for part in (*self.stacks, *self.outs)}
 
     def in_width(self, place: int) -> int:
         return self.layers[place].weight[0].numel()

@@ -17,7 +17,7 @@ from studio.batch.plan import TEMPLATE
 from studio.batch.progress import metered, spell_pace
 from studio.batch.run import Batch, Order
 from studio.batch.schema import schema
-from studio.opening import Opening
+from studio.opening import opening_of
 from studio.progress import Teller, duration
 
 TEXTS = ("prompt", "negative_prompt", "name", "model")
@@ -56,20 +56,6 @@ def run(args: Namespace, home: Home, teller: Teller) -> int:
             teller.say(f"{len(batch.jobs)} pictures, no mistakes")
             return 0
         return render(batch, teller, as_json=args.json)
-
-
-def opening_of(args: Namespace) -> Opening:
-    """How the flags say to open models."""
-    return Opening(
-        args.model,
-        args.device,
-        args.dtype,
-        args.vae,
-        args.lowvram,
-        args.row_limit,
-        args.lora_ram,
-        args.lora_vram,
-    )
 
 
 def render(
