@@ -74,7 +74,7 @@ class Table:
     @property
     def widths(self) -> set[int]:
         """Of all inputs and outputs."""
-        return {part.width for part in (*self.stacks, *self.outs)}
+        return {part.width for part in self.stacks} | {part.width for part in self.outs}
 
     def in_width(self, place: int) -> int:
         return self.layers[place].weight[0].numel()
