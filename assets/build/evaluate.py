@@ -18,7 +18,20 @@ import numpy as np
 import torch
 from torch import Tensor
 from vocab import PLACES
-from world import CHAR, CLOTHES, N_BASE, OBJECT, PARTS, STYLE, WORDS, caption, draw_rows, held_out, sheet
+from world import (
+    CHAR,
+    CLOTHES,
+    N_BASE,
+    OBJECT,
+    PARTS,
+    STYLE,
+    WORDS,
+    caption,
+    draw_rows,
+    held_out,
+    save,
+    sheet,
+)
 
 STEPS, GUIDANCE = 20, 3.5
 SHOWN = [
@@ -43,7 +56,8 @@ def held_out_prompts(n: int, seed: int = 50_000) -> tuple[np.ndarray, list[str]]
     rows = rows[full & held_out(rows)][:n]
     assert len(rows) == n
     return rows, [
-        caption(r, random.Random(k), drop=0, synonyms=0, fillers=0) for k, r in enumerate(rows.tolist())
+        caption(r, random.Random(k), drop=0, synonyms=0, fillers=0, color=1)
+        for k, r in enumerate(rows.tolist())
     ]
 
 
@@ -110,7 +124,7 @@ def attributes(
     device = next(judge.parameters()).device
     got = read(judge, pictures.to(device)).cpu()
     wanted = torch.from_numpy(rows)
-    report: dict[str, Any] = {"prompts": n}
+    report: dict[str, Any] = {"prompts": n, "colour said": "always"}
     asked = wanted >= 0
     asked[:, PARTS.index("color")] &= wanted[:, STYLE] < 0
     right = got == wanted
@@ -168,13 +182,12 @@ def triple_report(
 
 
 if __name__ == "__main__":
-    from PIL import Image
     from scorer import load_classifier
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--classifier", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="folder for report.json and sheets")
+    parser.add_argument("--out", type=Path, required=True, help="folder for report-MODEL.json and sheets")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--n", type=int, default=1024)
     parser.add_argument("--triples", type=int, default=20)
@@ -182,19 +195,19 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=8)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    begin = time.time()
+    begin, name = time.time(), args.model.name
     pipe = load(args.model, args.device)
     judge = load_classifier(args.classifier, args.device)
     shown = draw(pipe, [p for p in SHOWN for _ in range(3)], [0, 1, 2] * len(SHOWN), args.batch)
-    Image.fromarray(sheet(shown, 12)).save(args.out / "shown.png")
+    save(sheet(shown, 12), args.out / f"shown-{name}.png")
     report: dict[str, Any] = {
         "steps": STEPS,
         "guidance": GUIDANCE,
         "scheduler": type(pipe.scheduler).__name__,
     }
     report["held out"], pictures, right = attributes(pipe, judge, args.n, args.batch)
-    Image.fromarray(sheet(pictures[:96], 12)).save(args.out / "held-out.png")
+    save(sheet(pictures[:96], 12), args.out / f"held-out-{name}.png")
     report["triples"], pictures = triple_report(pipe, judge, args.triples, args.batch, args.seeds)
-    Image.fromarray(sheet(pictures[: 3 * args.seeds], args.seeds)).save(args.out / "triples.png")
-    (args.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    save(sheet(pictures[: 3 * args.seeds], args.seeds), args.out / f"triples-{name}.png")
+    (args.out / f"report-{name}.json").write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report), f"{time.time() - begin:.0f} s", flush=True)

@@ -16,10 +16,9 @@ from pathlib import Path
 
 import torch
 from evaluate import draw, load
-from PIL import Image
 from scorer import load_classifier, read
 from train_loras import PLANS, held_out_prompts, held_out_rows, preview_prompt
-from world import COLOR, INDEX, PARTS, WORDS, sheet
+from world import COLOR, INDEX, PARTS, WORDS, save, sheet
 
 PREVIEW_SEED = 3
 
@@ -56,7 +55,7 @@ if __name__ == "__main__":
             after = draw(pipe, prompts, seeds, args.n)
         preview = draw(pipe, [preview_prompt(plan)], [PREVIEW_SEED], 1)
         pipe.unload_lora_weights()
-        Image.fromarray(sheet(preview, 1)).save(previews / f"{plan.name}.png")
+        save(sheet(preview, 1), previews / f"{plan.name}.png")
         if args.previews_only:
             continue
         entry: dict[str, object] = {"category": plan.category, "kind": plan.kind, "prompts": args.n}
@@ -70,4 +69,4 @@ if __name__ == "__main__":
         report[plan.name] = entry
         print(plan.name, entry, flush=True)
         path.write_text(json.dumps(report, indent=2) + "\n")
-        Image.fromarray(sheet(torch.cat([before[:8], after[:8]]), 8)).save(args.out / f"lora-{plan.name}.png")
+        save(sheet(torch.cat([before[:8], after[:8]]), 8), args.out / f"lora-{plan.name}.png")

@@ -1,10 +1,11 @@
 """Make the README's pictures: prompts by seeds, single adapters, and mixes of them.
 
-    python assets/build/gallery.py --assets assets --report WORK/report
+    python assets/build/gallery.py --assets assets --report WORK/figures
 
-`prompts.png` is evaluate.py's sheet (WORK/report/shown.png: 16 prompts, seeds 0, 1, 2); `adapters.png` puts
-the adapters' previews side by side; `mixes.png` shows, a row a mix, the base alone and the mix under Merge,
-Switch and Composite on seed 0. The settings are the model's defaults and no seed is chosen.
+`prompts.png` is evaluate.py's sheet (WORK/figures/shown-tiny-sdxl.png: 16 prompts, seeds 0, 1, 2), and
+`tiny-sd.png` holds tiny-sd's pictures of the same prompts, seed 0; `adapters.png` puts the adapters' previews
+side by side; `mixes.png` shows, a row a mix, the base alone and the mix under Merge, Switch and Composite on
+seed 0. The settings are the models' defaults and no seed is chosen.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from evaluate import SHOWN
 from PIL import Image
-from world import sheet
+from world import save, sheet
 
 from composers import Composite, Merge, Switch
 from pipelines import Request, StudioPipeline
@@ -38,9 +40,9 @@ def draw(assets: Path, report: Path) -> None:
     torch.set_num_threads(1)
     out = assets / "gallery"
     out.mkdir(exist_ok=True)
-    Image.open(report / "shown.png").save(out / "prompts.png", optimize=True)
+    save(np.array(Image.open(report / "shown-tiny-sdxl.png").convert("RGB")), out / "prompts.png")
     previews = [Image.open(p).convert("RGB") for p in sorted((assets / "loras/tiny-sdxl").glob("*.png"))]
-    Image.fromarray(sheet(tensors(previews), 7)).save(out / "adapters.png", optimize=True)
+    save(sheet(tensors(previews), 7), out / "adapters.png")
     pipe = StudioPipeline.from_pretrained(assets / "models/tiny-sdxl")
     for name in sorted({n for names, _ in MIXES for n in names}):
         pipe.load_lora_weights(assets / f"loras/tiny-sdxl/{name}.safetensors", adapter_name=name)
@@ -51,7 +53,10 @@ def draw(assets: Path, report: Path) -> None:
             Request(prompt, adapters=dict.fromkeys(names, 1.0), composer=composer, seed=0)
             for composer in (Merge(), Switch(interval=2), Composite())
         ]
-    Image.fromarray(sheet(tensors(pipe(requests).images), 4)).save(out / "mixes.png", optimize=True)
+    save(sheet(tensors(pipe(requests).images), 4), out / "mixes.png")
+    pipe = StudioPipeline.from_pretrained(assets / "models/tiny-sd")
+    pictures = pipe([Request(prompt, seed=0) for prompt in SHOWN]).images
+    save(sheet(tensors(pictures), 8), out / "tiny-sd.png")
 
 
 if __name__ == "__main__":

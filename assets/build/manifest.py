@@ -48,7 +48,7 @@ def origin(path: Path, assets: Path) -> tuple[str, str]:
                     "trained on renders, on an H200",
                     "python assets/build/train_unet.py --work WORK --family sdxl --seconds 330 --pictures 300000",
                 )
-            return "trained on renders, on an H200", SD_COMMAND
+            return "trained on renders, on an H100", SD_COMMAND
         return "the stock layout", "python assets/build/export.py --work WORK --assets assets"
     if parts[0] == "loras":
         model, stem = parts[1], path.name.split(".")[0]
@@ -81,8 +81,8 @@ def origin(path: Path, assets: Path) -> tuple[str, str]:
 
 
 SD_COMMAND = (
-    "python assets/build/train_unet.py --work WORK --family sd1 --seconds 100 --pictures 80000 --lr 1.2e-3 "
-    "--batch 192 --half --texts-from assets/models/tiny-sdxl/text_encoder/model.safetensors"
+    "python assets/build/train_unet.py --work WORK --family sd1 --seconds 231 --pictures 250000 --lr 1.2e-3 "
+    "--batch 256 --half --texts-from assets/models/tiny-sdxl/text_encoder/model.safetensors"
 )
 
 

@@ -138,5 +138,5 @@ if __name__ == "__main__":
     args.out.mkdir(parents=True, exist_ok=True)
     content = {"measure": report, "block_map": block_map(report)}
     print(content["block_map"], flush=True)
-    (args.out / "blocks.json").write_text(json.dumps(content, indent=2) + "\n")
-    Image.fromarray(sheet(torch.cat(shown), len(shown[0]))).save(args.out / "blocks.png")
+    (args.out / f"blocks-{args.model.name}.json").write_text(json.dumps(content, indent=2) + "\n")
+    Image.fromarray(sheet(torch.cat(shown), len(shown[0]))).save(args.out / f"blocks-{args.model.name}.png")

@@ -265,7 +265,9 @@ def changed_row(row: list[int], rng: random.Random) -> list[int]:
     columns = [k for k in range(len(PARTS)) if row[k] >= 0 and not (k == COLOR and row[STYLE] >= 0)]
     if row[CHAR] >= 0 and rng.random() < 0.25:
         columns = [k for k in (HAT, OBJECT, STYLE, CLOTHES) if row[k] < 0] or columns
-    column = rng.choices(columns, [2.0 if k in (OBJECT, COLOR, CHAR) else 1.0 for k in columns])[0]
+    column = rng.choices(
+        columns, [3.0 if k == OBJECT else 2.0 if k in (COLOR, CHAR) else 1.0 for k in columns]
+    )[0]
     row[column] = rng.choice([w for w in range(len(WORDS[PARTS[column]])) if w != row[column]])
     if column == CLOTHES:
         tinted = row[CLOTHES] < len(TINTED)
@@ -370,7 +372,7 @@ def measure_clip(work: Path, device: str, n: int) -> dict[str, float]:
     def texts(changed: list[list[int]]) -> Tensor:
         ids = torch.tensor(
             [
-                clip_ids(caption(r, random.Random(k), drop=0, synonyms=0, fillers=0))
+                clip_ids(caption(r, random.Random(k), drop=0, synonyms=0, fillers=0, color=1))
                 for k, r in enumerate(changed)
             ],
             device=device,
