@@ -69,12 +69,13 @@ def test_config_is_read(home: Home, tmp_path: Path) -> None:
     touch(home.path / "config.toml")
     assert Home.resolve(home.path).settings == Settings()
     (home.path / "config.toml").write_text(
-        f'model = "mine"\ndevice = "cuda:1"\ndtype = "fp16"\n[folders]\nloras = ["{tmp_path}/l", "near"]\n'
+        'model = "mine"\ndevice = "cuda:1"\ndtype = "fp16"\nlora_vram = 2\n'
+        f'[folders]\nloras = ["{tmp_path}/l", "near"]\n'
     )
     (tmp_path / "flag").mkdir()
     read = Home.resolve(home.path, lora_dirs=[tmp_path / "flag"])
     folders = (tmp_path / "l", home.path / "near")
-    assert read.settings == Settings("mine", "cuda:1", "float16", Roots(loras=folders))
+    assert read.settings == Settings("mine", "cuda:1", "float16", Roots(loras=folders), lora_vram=2.0)
     assert read.roots.loras == (tmp_path / "flag", *folders)
 
 
@@ -88,6 +89,8 @@ def test_config_is_read(home: Home, tmp_path: Path) -> None:
         ('dtype = "int8"', "dtype is 'int8'; it must be float32"),
         ('[folders]\nloras = "x"', "folders.loras is 'x'; it must be a list"),
         ('folders = "x"', "it must be a table"),
+        ('lora_ram = "8"', "lora_ram is '8'; it must be a number of GiB"),
+        ("lora_vram = -1", "lora_vram is -1; it must be a number of GiB"),
         ("model = ", "cannot be read"),
     ],
 )

@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pipelines.assets import embedded_loras
+from pipelines.engine.limits import Limits
 from pipelines.errors import SetupError
 from pipelines.home import Home
 from studio import doctor
@@ -181,6 +182,18 @@ def test_low_memory_tiles_the_decoding(sdxl_folder: Path, home: Path) -> None:
     pipe = open_pipeline(Opening(str(sdxl_folder), low_memory=True, row_limit=4), Home.resolve())
     assert pipe.model.vae.use_tiling
     assert pipe.row_limit == 4
+
+
+def test_memory_for_adapters_is_as_asked_else_as_configured(
+    sdxl_folder: Path, home: Path, run: Callable[..., Any]
+) -> None:
+    home.mkdir(exist_ok=True)
+    (home / "config.toml").write_text("lora_ram = 3\nlora_vram = 0.5\n")
+    asked = Opening(str(sdxl_folder), lora_vram=0.25)
+    store = open_pipeline(asked, Home.resolve(home)).store
+    assert store.limits == Limits(host=3 * 2**30, device=2**28)
+    assert store.stats.host.limit == 3 * 2**30
+    assert "must be a number of GiB" in run("render", "--lora-vram", "-1").err
 
 
 def test_a_long_run_says_how_long(capsys: pytest.CaptureFixture[str]) -> None:
