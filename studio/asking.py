@@ -15,7 +15,7 @@ import torch
 from composers.registry import parse as parse_composer
 from pipelines.checkpoints.card import read_card
 from pipelines.checkpoints.folders import folder_files
-from pipelines.checkpoints.weights import short_hash
+from pipelines.checkpoints.hashes import short_hash
 from pipelines.errors import ModelError, RequestError
 from pipelines.home import Entry, Home
 from pipelines.request import SEEDS
@@ -131,7 +131,7 @@ def remembered_model(remembered: Remembered, home: Home, say: Callable[[str], No
             f"model {remembered.model!r} is not here under that name; comparing the hashes of those that are …"
         )
         for entry in home.models():
-            if _model_hash(entry) == wanted[:10]:
+            if _model_hash(entry, home) == wanted[:10]:
                 say(f"model {remembered.model!r} was found by its hash: it is called {entry.name!r} here")
                 return str(entry.path)
     called = f"{remembered.model!r}" + (f" (hash {wanted})" if wanted else "")
@@ -141,8 +141,9 @@ def remembered_model(remembered: Remembered, home: Home, say: Callable[[str], No
     )
 
 
-def _model_hash(entry: Entry) -> str:
+def _model_hash(entry: Entry, home: Home) -> str:
     try:
-        return short_hash(folder_files(entry.path, torch.float32) if entry.path.is_dir() else [entry.path])
+        files = folder_files(entry.path, torch.float32) if entry.path.is_dir() else [entry.path]
+        return short_hash(files, home.hashes)
     except (ModelError, OSError):
         return ""

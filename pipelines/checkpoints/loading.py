@@ -18,9 +18,10 @@ import torch
 from pipelines.checkpoints.card import CARD_FILE, ModelCard, read_card, resolve_defaults
 from pipelines.checkpoints.components import Components
 from pipelines.checkpoints.folders import fetch, folder_files, load_folder
+from pipelines.checkpoints.hashes import short_hash
 from pipelines.checkpoints.single_file import Facts, examine, load_single_file
 from pipelines.checkpoints.vae import load_vae, refuse_misfit
-from pipelines.checkpoints.weights import memory_needed, refuse_if_too_large, short_hash
+from pipelines.checkpoints.weights import memory_needed, refuse_if_too_large
 from pipelines.errors import ModelError
 from pipelines.family import SD2, Defaults, Family
 from pipelines.home import Home
@@ -40,6 +41,7 @@ class Checkpoint:
     zero_snr: the noise schedule is rescaled so that the last training step is pure noise.
     force_zeros_for_empty_prompt: a missing negative prompt is zeros, not the encoded empty text.
     dtype: of the UNet and the text encoders (the VAE's may differ).
+    hashes: the folder where hashes of large files are remembered.
     """
 
     unet: Any
@@ -57,11 +59,12 @@ class Checkpoint:
     force_zeros_for_empty_prompt: bool
     dtype: torch.dtype
     files: tuple[Path, ...] = field(repr=False)
+    hashes: Path | None = field(default=None, repr=False)
 
     @cached_property
     def hash(self) -> str:
         """Ten hexadecimal digits that tell this model's weights from others'; read when first asked for."""
-        return short_hash(self.files)
+        return short_hash(self.files, self.hashes)
 
     @property
     def vae_scale_factor(self) -> int:
@@ -103,7 +106,8 @@ def load_checkpoint(
         other = None if vae_path is None else load_vae(vae_path, facts.family, dtype)
         parts, card = load_single_file(path, dtype, other), None
         defaults = _file_defaults(facts)
-    return _checkpoint(parts, label, str(source), card, defaults, dtype)
+    checkpoint = _checkpoint(parts, label, str(source), card, defaults, dtype)
+    return replace(checkpoint, hashes=home.hashes)
 
 
 def _folder_parts(folder: Path, dtype: torch.dtype, vae: Path | None) -> Components:

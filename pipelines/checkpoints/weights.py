@@ -1,13 +1,11 @@
-"""Weight files seen from outside: their headers, their size in memory, their hash. No tensor is read."""
+"""Weight files seen from outside: their headers and their size in memory. No tensor is read."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from math import prod
 from pathlib import Path
 
@@ -56,24 +54,6 @@ def read_header(file: Path) -> Header:
         raise ModelError(
             f"{file.name} cannot be read as a safetensors file ({error}); download it again"
         ) from error
-
-
-def short_hash(files: Iterable[Path]) -> str:
-    """The first 10 hexadecimal digits of the SHA-256 of a file; of several, of their hashes in order.
-
-    Ten digits of one whole file is how other programs write a model's hash into their pictures. Every byte is
-    read, once a process.
-    """
-    hashes = [_sha256(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    if len(hashes) == 1:
-        return hashes[0][:10]
-    return hashlib.sha256("".join(hashes).encode()).hexdigest()[:10]
-
-
-@cache
-def _sha256(file: Path, size: int, changed: int) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,11 @@ class Home:
         return self.path / "cache"
 
     @property
+    def hashes(self) -> Path:
+        """Where the hashes of large model files are remembered."""
+        return self.cache / "hashes"
+
+    @property
     def database(self) -> Path:
         return self.path / "studio.sqlite"
 

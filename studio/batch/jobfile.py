@@ -241,7 +241,7 @@ def _mix(text: str) -> list[dict[str, Any]]:
 
 def _prompts(text: str, name: str, problems: Problems) -> Read:
     for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
+        if line.strip() and not line.lstrip().startswith("#"):
             where = f"{name}, line {number}"
             with problems.gathered(where):
                 yield Entry(read_line(line.strip()), where), False

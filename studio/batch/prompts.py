@@ -3,7 +3,8 @@
     a fox in a red hat --steps 20 --seed 3 --lora fox=0.8
     --prompt "a fox" --negative_prompt "blurry" --cfg_scale 5 --sampler_name "Euler a"
 
-Its names and the command line's are understood, with `_` or `-`. Numbers may be ranges: --seed 1-4.
+Its names and the command line's are understood, with `_` or `-`. Numbers may be ranges: --seed 1-4. A line that begins
+with # is a comment.
 """
 
 from __future__ import annotations

@@ -18,10 +18,11 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
-from pipelines.checkpoints import load_checkpoint
+from pipelines.checkpoints import hashes, load_checkpoint
 from pipelines.checkpoints.card import CARD_FILE
 from pipelines.checkpoints.folders import folder_files, folder_variant
-from pipelines.checkpoints.weights import MemoryNeed, memory_needed, refuse_if_too_large, short_hash
+from pipelines.checkpoints.hashes import short_hash
+from pipelines.checkpoints.weights import MemoryNeed, memory_needed, refuse_if_too_large
 from pipelines.errors import ModelError
 from pipelines.family import SD1, SDXL
 from pipelines.home import Home
@@ -132,6 +133,36 @@ def test_hash_follows_the_weights(sdxl_folder: Path, tmp_path: Path) -> None:
     file.write_bytes(content)
     assert load_checkpoint(folder).hash != before
     assert short_hash([file]) == hashlib.sha256(content).hexdigest()[:10]
+
+
+def test_a_large_files_hash_is_remembered_until_the_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+
+    def counted(file: Path, size: int, changed: int) -> str:
+        read.append(file)
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+
+    monkeypatch.setattr(hashes, "_sha256", counted)
+    large, small, folder = tmp_path / "large", tmp_path / "small", tmp_path / "home" / "hashes"
+    with large.open("wb") as stream:
+        stream.truncate(hashes.REMEMBERED_BYTES)
+    small.write_bytes(b"1")
+    first = short_hash([large, small], folder)
+    assert read == [large, small]
+    assert short_hash([large, small], folder) == first
+    assert read == [large, small, small]
+    [note] = folder.iterdir()
+    note.write_text("{")  # torn
+    assert short_hash([large, small], folder) == first
+    assert read[3:] == [large, small]
+    with large.open("r+b") as stream:
+        stream.write(b"x")
+    assert short_hash([large], folder) == hashlib.sha256(large.read_bytes()).hexdigest()[:10]
+    assert read[5:] == [large]
+    folder.with_name("file").touch()
+    assert short_hash([large], folder.with_name("file") / "no folder") == short_hash([large])
 
 
 def test_prediction_type_and_zero_snr_are_the_schedulers(sdxl_folder: Path, tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def test_the_four_kinds_of_file_say_the_same(tmp_path: Path) -> None:
             "defaults: {steps: 4}\njobs:\n- prompt: a, b\n  seed: [1, 2]\n  adapters: [{adapter: f, weight: 0.5}]\n",
         ),
         written(tmp_path, "jobs.csv", 'prompt,seed,steps,adapters\n"a, b",1-2,4,f=0.5\n'),
-        written(tmp_path, "jobs.txt", "a, b --seed 1-2 --steps 4 --lora f=0.5\n"),
+        written(tmp_path, "jobs.txt", "# tonight\n\na, b --seed 1-2 --steps 4 --lora f=0.5\n"),
         written(
             tmp_path,
             "jobs.json",

@@ -1,0 +1,56 @@
+"""What tells one model's weights from others'. Every byte of a file is read once, and what it gave is remembered in the
+user's cache for as long as the file's size and date stay as they were."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+REMEMBERED_BYTES = 64 * 2**20
+"""Size from which a file's hash is kept beyond the process; smaller ones are read again in no time."""
+
+
+def short_hash(files: Iterable[Path], folder: Path | None = None) -> str:
+    """The first 10 hexadecimal digits of the SHA-256 of a file; of several, of their hashes in order.
+
+    Ten digits of one whole file is how other programs write a model's hash into their pictures.
+    folder: where hashes of large files are remembered (made when it is needed); None is nowhere.
+    """
+    hashes = [_remembered(file, folder) for file in files]
+    if len(hashes) == 1:
+        return hashes[0][:10]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()[:10]
+
+
+def _remembered(file: Path, folder: Path | None) -> str:
+    file = file.resolve()
+    stat = file.stat()
+    stamp = [str(file), stat.st_size, stat.st_mtime_ns]
+    if folder is None or stat.st_size < REMEMBERED_BYTES:
+        return _sha256(file, stat.st_size, stat.st_mtime_ns)
+    note = folder / f"{hashlib.sha256(str(file).encode()).hexdigest()[:16]}.json"
+    with suppress(OSError, ValueError, KeyError, TypeError):  # not there, or torn: the file is read anew
+        said = json.loads(note.read_bytes())
+        if said["of"] == stamp:
+            return str(said["sha256"])
+    found = _sha256(file, stat.st_size, stat.st_mtime_ns)
+    fresh = note.with_suffix(f".{os.getpid()}.new")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        fresh.write_text(json.dumps({"of": stamp, "sha256": found}), encoding="utf-8")
+        fresh.replace(note)
+    except OSError:  # a home that cannot be written to only costs time
+        with suppress(OSError):
+            fresh.unlink()
+    return found
+
+
+@cache
+def _sha256(file: Path, size: int, changed: int) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
