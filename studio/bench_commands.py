@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+from studio import quality_commands
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -29,20 +32,26 @@ modes:   graph replays a CUDA graph; compiled adds diffusers' regional compile
 Needs peft: pip install 'lora-studio[train]'."""
 
 
-def add(commands: Commands, folders: ArgumentParser) -> None:
-    """The subcommand, and its own: one for each thing that can be measured."""
+def add(commands: Commands, folders: ArgumentParser, machine: Callable[[ArgumentParser], None]) -> None:
+    """The subcommand, and its own: one for each thing that can be measured.
+
+    machine: adds the flags of model and device.
+    """
     bench = commands.add_parser(
         "bench",
         allow_abbrev=False,
-        help="measure speed on this machine",
+        help="measure speed, or which method composes better",
         description="Measure. Every rival is measured in the same run.",
     )
     kinds = bench.add_subparsers(dest="kind", metavar="KIND", required=True)
     _speed_flags(kinds, folders)
+    quality_commands.add_quality(kinds, folders, machine)
 
 
 def run(args: Namespace, home: Home, teller: Teller) -> int:
     """Runs one of them; returns its exit code."""
+    if args.kind == "quality":
+        return quality_commands.run_quality(args, home, teller)
     from studio.bench.speed import command as speed
 
     return speed.run(args, home, teller)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from composers import Knob, StudioError, methods
-from studio import batch_commands, bench_commands, blora_commands, web_commands
+from studio import batch_commands, bench_commands, blora_commands, quality_commands, web_commands
 
 QUIET_ENVIRONMENT = {
     "GRADIO_ANALYTICS_ENABLED": "False",
@@ -86,6 +86,8 @@ def _run(args: Namespace) -> int:
         return batch_commands.run(args, home, teller)
     if args.command in bench_commands.COMMANDS:
         return bench_commands.run(args, home, teller)
+    if args.command in quality_commands.COMMANDS:
+        return quality_commands.run(args, home, teller)
     from studio import listing
 
     match args.command:
@@ -150,7 +152,8 @@ def parser() -> ArgumentParser:
     )
     paths.add_argument("path", metavar="PATH", help="an extra_model_paths.yaml, or the program's folder")
     blora_commands.add(commands, folders)
-    bench_commands.add(commands, folders)
+    bench_commands.add(commands, folders, _machine_flags)
+    quality_commands.add(commands, folders, _machine_flags)
     return top
 
 

@@ -1,0 +1,193 @@
+"""`lora-studio advise`: which method and strength suit one mix, measured on that mix."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+
+from composers import methods
+from pipelines.errors import RequestError
+from pipelines.home import Home
+from studio.asking import parse_lora
+from studio.batch.command import opening_of
+from studio.batch.values import numbers
+from studio.bench.quality.cells import Plan
+from studio.bench.quality.command import open_eyes, overrides, score, settled
+from studio.bench.quality.drawing import draw, drawn
+from studio.bench.quality.elements import Composition
+from studio.bench.quality.measures import NAMES, Scored
+from studio.bench.quality.methods import read_method
+from studio.bench.quality.results import SHALLOW
+from studio.bench.quality.sets import Suite, library_suite
+from studio.bench.quality.statistics import DRAWS, value_of
+from studio.grid.axes import Axis
+from studio.grid.grid import ONE, Cell, Grid
+from studio.grid.sheet import draw_sheet
+from studio.opening import model_name
+from studio.outputs import write_whole
+from studio.progress import Teller
+
+STRENGTHS = {"merge": (1.0, 0.8, 0.6)}
+OTHERS = (1.0, 0.8)
+"""Strengths that each method is tried at."""
+
+
+@dataclass(frozen=True)
+class Rank:
+    """A method's place. overall: mean of its standardised scores. behind: how far below the first one, with a 95 %
+    interval over seeds; the first's own is 0. level: whether that interval holds 0. work: full UNet rows a picture."""
+
+    method: str
+    overall: float
+    behind: tuple[float, float, float]
+    level: bool
+    means: dict[str, float]
+    work: float
+
+
+def run(args: Namespace, home: Home, teller: Teller) -> int:
+    """The exit code: 0 all done, 1 some pictures failed, 130 interrupted. Raises StudioError for bad input."""
+    opening = opening_of(args)
+    suite = _suite(args, home, model_name(opening, home))
+    opening = settled(opening, suite, home)
+    composition = Composition(suite.elements)
+    asked = [read_method(text) for text in args.method or standard_methods()]
+    plan = Plan(
+        suite=suite,
+        compositions=(composition,),
+        methods=tuple(method for method in asked if method.suits(composition)),
+        seeds=tuple(int(seed) for seed in numbers(args.seeds, whole=True)),
+        prompt=args.prompt,
+    )
+    if not plan.methods:
+        raise RequestError(f"no method takes {composition.size} LoRAs; give others with --method")
+    out = Path(args.out).expanduser() if args.out else home.outputs / date.today().isoformat() / "advice"
+    eyes = open_eyes(args.clip, opening, home, plan)
+    if eyes.world is None and eyes.clip is None:
+        raise RequestError(
+            "--clip none leaves nothing to score this model's pictures by; name an open_clip model"
+        )
+    cells = [*plan.singles, *plan.cells]
+    code = draw(plan, cells, out, opening, home, teller)
+    if code == 130:
+        return code
+    scored = [one for one in score(plan, drawn(plan, cells, out), eyes, teller) if one.shot is not None]
+    ranking = rank(scored)
+    print(json.dumps([asdict(one) for one in ranking], indent=1) if args.json else as_text(ranking))
+    print(write_sheet(ranking, scored, plan, out))
+    return code
+
+
+def standard_methods() -> list[str]:
+    """Every registered method at its strengths; B-LoRA is for pairs that were trained for it, and asked for by name."""
+    return [
+        f"{name}@{strength:g}"
+        for name in methods()
+        if name != "blora"
+        for strength in STRENGTHS.get(name, OTHERS)
+    ]
+
+
+def _suite(args: Namespace, home: Home, model: str) -> Suite:
+    wanted = [parse_lora(text) for text in args.lora]
+    if len(wanted) < 2:
+        raise RequestError(
+            "give two or more LoRAs, as in --lora fox --lora hat; one alone has no method to choose"
+        )
+    suite = library_suite(home, model, [one.adapter for one in wanted])
+    by_path = {home.find_lora(one.adapter, model).name: one for one in wanted}
+    elements = [
+        element if (weight := by_path[element.adapter].weight) is None else replace(element, weight=weight)
+        for element in suite.elements
+    ]
+    if len({one.casefold() for one in by_path}) < len(wanted):
+        raise RequestError("a LoRA stands twice in --lora; give it one strength")
+    return replace(suite, name=" + ".join(by_path), elements=tuple(elements), settings=overrides(args))
+
+
+def rank(scored: Sequence[Scored]) -> list[Rank]:
+    """The methods, best first, by the mean of all scores, each standardised over the pictures."""
+    names = [
+        name
+        for name in NAMES
+        if name != "complete" and all(value_of(row, name) is not None for row in scored)
+    ]
+    labels = list(dict.fromkeys(row.method for row in scored))
+    seeds = sorted({row.seed for row in scored})
+    values = np.full((len(names), len(labels), len(seeds)), np.nan)
+    for row in scored:
+        for place, name in enumerate(names):
+            values[place, labels.index(row.method), seeds.index(row.seed)] = value_of(row, name)
+    spread = np.nanstd(values, axis=(1, 2), keepdims=True)
+    centred = values - np.nanmean(values, axis=(1, 2), keepdims=True)
+    overall = (centred / np.where(spread > 1e-9, spread, np.inf)).mean(0)  # [methods, seeds]
+    drawn = np.random.default_rng(0).integers(0, len(seeds), (DRAWS, len(seeds)))
+    means = np.nanmean(overall, 1)
+    best = int(np.argmax(means))
+    found = []
+    for place in np.argsort(-means, kind="stable"):
+        behind = overall[place] - overall[best]
+        low, high = np.percentile(np.nanmean(behind[drawn], 1), [2.5, 97.5])
+        own = [row for row in scored if row.method == labels[place]]
+        shots = [row.shot for row in own if row.shot is not None]
+        found.append(
+            Rank(
+                method=labels[place],
+                overall=float(means[place]),
+                behind=(float(np.nanmean(behind)), float(low), float(high)),
+                level=bool(high >= 0),
+                means={name: float(np.nanmean(values[at, place])) for at, name in enumerate(names)},
+                work=float(np.mean([shot.full_rows + SHALLOW * shot.shallow_rows for shot in shots])),
+            )
+        )
+    return found
+
+
+def as_text(ranking: Sequence[Rank]) -> str:
+    """The ranking in columns, and what it is worth."""
+    names = list(ranking[0].means)
+    lines = [("", "method", "overall", *names, "UNet rows")]
+    for place, one in enumerate(ranking, 1):
+        figures = [
+            f"{value:.1f}" if name == "clip" else f"{100 * value:.1f}" for name, value in one.means.items()
+        ]
+        lines.append((str(place), one.method, f"{one.overall:+.2f}", *figures, f"{one.work:.0f}"))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = "\n".join(
+        "  ".join(
+            cell.ljust(width) if place == 1 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+    level = [one for one in ranking[1:] if one.level]
+    if not level:
+        return f"{text}\n\n{ranking[0].method} is ahead of all others on these seeds"
+    cheapest = min([ranking[0], *level], key=lambda one: one.work)
+    return (
+        f"{text}\n\nNo clear difference on these seeds between {ranking[0].method} and "
+        f"{', '.join(one.method for one in level)}; the cheapest of them is {cheapest.method}"
+    )
+
+
+def write_sheet(ranking: Sequence[Rank], scored: Sequence[Scored], plan: Plan, out: Path) -> Path:
+    """advice.png: a line a method, best first, a column a seed."""
+    shots = {(row.method, row.seed): row.shot for row in scored}
+    title = plan.prompt or plan.suite.prompt_of(plan.compositions[0].words)
+    x = Axis("seed", tuple((str(seed), dict) for seed in plan.seeds))
+    y = Axis("", tuple((f"{place}. {one.method}", dict) for place, one in enumerate(ranking, 1)))
+    cells = []
+    for row, one in enumerate(ranking):
+        for column, seed in enumerate(plan.seeds):
+            shot = shots.get((one.method, seed))
+            cells.append(
+                Cell((column, row, 0), (), shot.file if shot else None, {}, None if shot else "failed")
+            )
+    sheet = draw_sheet(Grid(title, x, y, ONE, {}), cells)
+    return write_whole(out / "advice.png", lambda path: sheet.save(path, format="PNG"), force=True)
