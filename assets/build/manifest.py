@@ -66,6 +66,10 @@ def origin(path: Path, assets: Path) -> tuple[str, str]:
     if parts[0] == "testbed":
         if name == "words.json":
             return "the world's words", "python assets/build/words.py --assets assets"
+        if parts[1] == "sets":
+            return "names, trigger words and settings of the ComposLoRA lists, no weights", "written by hand"
+        if parts[1] == "references":
+            return "renders of the world", "python assets/build/references.py --work WORK --assets assets"
         what = "clip" if parts[1] == "scorer" else "classifier"
         return "trained on renders", f"python assets/build/scorer.py --work WORK --what {what}"
     if name == "grid.png":

@@ -54,8 +54,11 @@ class WorldEye:
 
     def label(self, element: Element) -> str | None:
         """What it calls an element; None where it does not know it."""
-        label = f"{PARTS.get(element.category, element.category)}:{element.words.removeprefix('a ')}"
-        return label if label in self.words else None
+        part, words = PARTS.get(element.category, element.category), element.words
+        for word in (words, words.removeprefix("a ").removesuffix(" style")):
+            if f"{part}:{word}" in self.words:
+                return f"{part}:{word}"
+        return None
 
     @torch.inference_mode()
     def read(self, pictures: Sequence[Image.Image]) -> list[dict[str, str]]:

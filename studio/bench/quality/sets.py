@@ -99,7 +99,7 @@ def _fitting(home: Home, model: str) -> list[Element]:
             seen = inspect_file(entry.path)
         except AdapterError:  # a broken file is no candidate; `loras` names it
             continue
-        if not seen.refused and fit.takes(entry, seen) and seen.metadata.category in CATEGORIES:
+        if not seen.refused and fit.takes(entry, seen) and _category(seen) in CATEGORIES:
             found.append(element_of(entry, seen))
     return found
 
@@ -107,6 +107,12 @@ def _fitting(home: Home, model: str) -> list[Element]:
 def _order(element: Element) -> tuple[int, str]:
     known = element.category in CATEGORIES
     return (CATEGORIES.index(element.category) if known else len(CATEGORIES), element.category)
+
+
+def _category(seen: Inspection) -> str:
+    """The note beside the file where it names one of the protocol's, else what the file says of itself."""
+    noted = seen.sidecars.user.get("category")
+    return noted if isinstance(noted, str) and noted in CATEGORIES else seen.metadata.category
 
 
 def element_of(entry: Entry, seen: Inspection) -> Element:
@@ -117,7 +123,7 @@ def element_of(entry: Entry, seen: Inspection) -> Element:
     return Element(
         name=entry.name,
         adapter=entry.name,
-        category=about.category or "unsorted",
+        category=_category(seen) or entry.name,  # unsorted ones go with all others
         words=words or entry.name.replace("-", " ").replace("_", " "),
         weight=about.preferred_weight or 1.0,
         kind=kind if isinstance(kind, str) else "",
