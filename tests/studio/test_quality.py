@@ -16,6 +16,7 @@ from PIL import Image
 from composers import Merge, methods
 from pipelines.errors import RequestError, SetupError
 from pipelines.home import Home
+from studio.bench.quality.advice import as_text as advice_text
 from studio.bench.quality.advice import rank
 from studio.bench.quality.cells import Plan, part_of
 from studio.bench.quality.drawing import Shot
@@ -227,6 +228,8 @@ def test_advice_says_when_it_cannot_tell() -> None:
     assert ranking[-1].method == "switch"
     assert [one.level for one in ranking] == [True, True, False]
     assert ranking[0].behind == (0.0, 0.0, 0.0)
+    assert "No clear difference" in advice_text(ranking)
+    assert "is ahead of all others" in advice_text([ranking[0], ranking[-1]])
 
 
 # -- scores ----------------------------------------------------------------------------------------------
