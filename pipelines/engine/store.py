@@ -265,12 +265,12 @@ class AdapterStore:
         Nothing where the device is the host: there would be nothing to overlap with. Files that cannot be read are
         left for `hold` to report.
         """
-        if self._device.type != "cuda":
+        if not self._overlaps:
             return
         soon = tuple(dict.fromkeys(self._spelled(name) for name in names))
         limit = self._limits.on(self._device)[1]
         for name in soon:
-            if name in self._shelves.device or name in self._shelves.arriving:
+            if name not in self._known or name in self._shelves.device or name in self._shelves.arriving:
                 continue
             if self._sizes(self._held_names | {name} | set(self._shelves.arriving)) > limit:
                 return
@@ -318,7 +318,13 @@ class AdapterStore:
             current = torch.cuda.current_stream(self._device)
             current.wait_event(arriving.event)
             arriving.block.record_stream(current)
-        self._bank.load(self._shelves.host[name].adapter, arriving.factors)
+        try:
+            self._bank.load(self._shelves.host[name].adapter, arriving.factors)
+        except torch.OutOfMemoryError as error:
+            raise AdapterError(
+                f"the device's memory has no room for {name!r}; set less aside for adapters (lora_vram), or draw "
+                "fewer or smaller pictures at once"
+            ) from error
         self._shelves.device[name] = None
 
     def _make_room(self, size: int, keep: frozenset[str] = frozenset()) -> None:
@@ -368,6 +374,11 @@ class AdapterStore:
             if name not in needed and self._known[name].path is not None:
                 del self._shelves.host[name]
                 self._host_counts.evictions += 1
+
+    @property
+    def _overlaps(self) -> bool:
+        """Whether copies to the device run beside its other work."""
+        return self._device.type == "cuda"
 
     # -- sizes and names ---------------------------------------------------------------------------------
 

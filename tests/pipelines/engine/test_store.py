@@ -16,6 +16,7 @@ from pipelines.adapters import Hadamard, LowRank, read_adapter, write_lora
 from pipelines.adapters.packing import ALIGNMENT, pack
 from pipelines.checkpoints import load_checkpoint
 from pipelines.engine.limits import Limits
+from pipelines.engine.store import AdapterStore
 from pipelines.errors import AdapterError, AdapterFileError
 from pipelines.model import Model
 from pipelines.session import Failed, Finished
@@ -205,6 +206,28 @@ def test_files_that_were_added_are_read_when_asked_for(model: Model, files: dict
     assert not model.bank.adapters
     with model.store.holding(["A3"]):
         assert list(model.bank.adapters) == ["a3"]
+
+
+def test_what_is_asked_for_soon_is_brought_ahead(
+    model: Model, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a device whose copies run beside its work: what is held stays, and what was unloaded is left alone."""
+    monkeypatch.setattr(AdapterStore, "_overlaps", True)
+    store = loaded(model, files).store
+    store.limits = Limits(device=size(model, "a0") + size(model, "a1") + size(model, "a5"))
+    hold = store.hold(["a0"])
+    store.unload("a7")
+    store.prefetch(["a1", "a7", "nobody", "a5", "a2"])
+    before = store.stats.device
+    assert before.adapters == 3  # a0, and a1 and a5 on their way; a2 has no room beside them
+    assert before.bytes <= before.limit
+    assert "a7" not in store.known
+    assert list(model.bank.adapters) == ["a0"]
+    with store.holding(["a1", "a5"]):
+        assert set(model.bank.adapters) == {"a0", "a1", "a5"}
+    assert store.stats.device.hits == before.hits + 2
+    assert store.stats.device.misses == before.misses
+    hold.release()
 
 
 # -- pictures --------------------------------------------------------------------------------------------
