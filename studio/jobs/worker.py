@@ -249,6 +249,11 @@ class Worker:
             return True
         return owner in self._store.owners_of(stored(file, self.home))
 
+    def busy(self, but: str) -> bool:
+        """Whether anybody has a job that is not over, one owner left aside."""
+        with self._changed:
+            return bool(self._calls) or any(work.job.owner != but for work in self._queue.works.values())
+
     def models(self) -> list[ModelEntry]:
         """The models that can be chosen by name."""
         return list_models(self.home)

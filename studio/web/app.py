@@ -39,11 +39,10 @@ def build(worker: Worker, trainings: Trainings) -> gr.Blocks:
             container=False,
         )
         model, line = _model_picker(desk)
+        strip = gr.HTML(container=False, elem_id="showcase", render=False)
         with gr.Tabs(selected=COMPOSE, elem_id="pages") as tabs:
             with gr.Tab("Compose", id=COMPOSE):
-                fields, viewer = compose.add(desk)
-                with gr.Accordion("What it does: one mix, four methods, one pass", open=True):
-                    strip = gr.HTML(container=False, elem_id="showcase")
+                fields, viewer = compose.add(desk, strip)
             with gr.Tab("Compare", id="compare"):
                 compare.add(desk, fields)
             with gr.Tab("Library", id="library-page"):
@@ -77,8 +76,8 @@ def build(worker: Worker, trainings: Trainings) -> gr.Blocks:
             lambda: (_model_line(desk), showcase.html()),
             None,
             [line, strip],
+            queue=False,
             show_progress="hidden",
-            concurrency_limit=None,
             api_visibility="private",
         )
     return pages
@@ -87,8 +86,46 @@ def build(worker: Worker, trainings: Trainings) -> gr.Blocks:
 def look() -> Look:
     """How it looks: gradio's own theme with the system's fonts, and nothing that is fetched from elsewhere."""
     static = resources.files("studio.web") / "static"
-    theme = gr.themes.Soft(
-        primary_hue=gr.themes.colors.indigo, neutral_hue=gr.themes.colors.slate, font=FONTS, font_mono=MONO
+    theme = gr.themes.Base(
+        primary_hue=gr.themes.colors.indigo,
+        neutral_hue=gr.themes.colors.slate,
+        spacing_size=gr.themes.sizes.spacing_sm,
+        radius_size=gr.themes.sizes.radius_lg,
+        font=FONTS,
+        font_mono=MONO,
+    ).set(
+        body_background_fill="*neutral_50",
+        body_background_fill_dark="*neutral_950",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_400",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_400",
+        block_border_width="1px",
+        block_border_color="*neutral_200",
+        block_border_color_dark="*neutral_800",
+        block_background_fill="white",
+        block_background_fill_dark="*neutral_900",
+        block_shadow="none",
+        block_title_text_weight="600",
+        block_title_text_color="*body_text_color",
+        block_label_text_color="*neutral_700",
+        block_label_text_color_dark="*neutral_200",
+        input_background_fill="*neutral_50",
+        input_background_fill_dark="*neutral_950",
+        input_border_color="*neutral_300",
+        input_border_color_dark="*neutral_700",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_700",
+        button_primary_text_color="white",
+        checkbox_label_background_fill_selected="*primary_600",
+        checkbox_label_background_fill_selected_dark="*primary_600",
+        checkbox_label_text_color_selected="white",
+        slider_color="*primary_600",
+        slider_color_dark="*primary_400",
     )
     return Look(
         theme=theme,

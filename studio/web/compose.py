@@ -94,8 +94,8 @@ class Fields:
         }
 
 
-def add(desk: Desk) -> tuple[Fields, Viewer]:
-    """Draws the page into the blocks at hand."""
+def add(desk: Desk, strip: gr.HTML) -> tuple[Fields, Viewer]:
+    """Draws the page into the blocks at hand. strip: what the first screen shows of the studio."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=6, min_width=340):
             prompt = gr.Textbox(
@@ -148,7 +148,7 @@ def add(desk: Desk) -> tuple[Fields, Viewer]:
                 init_image = gr.Image(type="filepath", label="Start from a picture", height=200)
                 strength = gr.Slider(0.05, 1, 0.8, step=0.05, label="How far to change that picture")
         with gr.Column(scale=7, min_width=340):
-            with gr.Row():
+            with gr.Row(elem_id="actions"):
                 generate = gr.Button("Generate", variant="primary", scale=3, elem_id="generate")
                 stop = gr.Button("Stop", scale=1, elem_id="stop")
             with gr.Row():
@@ -160,6 +160,8 @@ def add(desk: Desk) -> tuple[Fields, Viewer]:
             with gr.Row():
                 reuse_seed = gr.Button("Keep this seed", size="sm")
                 who_did = gr.Button("Who did this?", size="sm", elem_id="who-did-this")
+            with gr.Accordion("One mix, four methods, one pass"):
+                strip.render()  # type: ignore[no-untyped-call]
     fields = Fields(
         prompt, negative, method, method_values, rows, structure, seed, count, steps, guidance, width, height,
         scheduler, rescale, clip_skip, init_image, strength,
@@ -324,8 +326,10 @@ def _row(
     with gr.Group(elem_classes=["mix-row"] if row.on else ["mix-row", "off"]):
         with gr.Row(equal_height=False):
             gr.HTML(_thumb(home, card, row.name) + _name(row, card), elem_classes="mix-head", container=False)
-            up = gr.Button("↑", elem_classes="icon-button", interactive=place > 0, min_width=36)
-            down = gr.Button("↓", elem_classes="icon-button", interactive=not last, min_width=36)
+            up = gr.Button("Up", elem_classes="icon-button", interactive=place > 0, min_width=50, size="sm")
+            down = gr.Button(
+                "Down", elem_classes="icon-button", interactive=not last, min_width=60, size="sm"
+            )
             gone = gr.Button("Remove", elem_classes="icon-button", min_width=70, size="sm")
         with gr.Row():
             on = gr.Checkbox(row.on, label=f"Use {row.name}", min_width=120, scale=1)
@@ -358,7 +362,7 @@ def _row(
             rows,
             show_progress="hidden",
             trigger_mode="always_last",
-            queue=False,
+            concurrency_limit=None,
             api_visibility="private",
         )
 
@@ -413,7 +417,7 @@ def _settings(desk: Desk, method: gr.Radio, values: gr.State, structure: gr.Stat
                         values,
                         show_progress="hidden",
                         trigger_mode="always_last",
-                        queue=False,
+                        concurrency_limit=None,
                         api_visibility="private",
                     )
 

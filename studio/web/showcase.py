@@ -1,31 +1,31 @@
 """The first thing on the first screen: one mix by four methods, drawn here, with what one pass saved here.
 
-Drawn at the first start, in pieces between which jobs have their turn, and kept in the home's cache.
+Drawn at the first start, while nobody asks for anything else, and kept in the home's cache.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
 
-from PIL import Image
-
-from composers import Composer, build
-from pipelines import Request, StudioPipeline
-from pipelines.adapters import inspect_file
-from pipelines.errors import StudioError
-from studio.jobs import Worker
+from composers import build
+from pipelines.errors import RenderError, StudioError
+from studio.jobs import LIVE, JobState, PictureView, Worker
 from studio.opening import BUILT_IN
 from studio.outputs import write_whole
+from studio.recipe import Draft, Wanted
 from studio.web.desk import address
 
+OWNER = "studio"
+"""Whose the strip's jobs are: nobody's who could log in or look."""
+QUIET = 2.0
+"""Seconds in which nobody asked for anything."""
 PROMPT = "a panda wearing a kimono at a castle"
 MIX = ("panda", "kimono", "castle")
 METHODS = ("merge", "switch", "composite", "cmlora")
@@ -43,11 +43,12 @@ class Strip:
 
 
 class Showcase:
-    """Draws the strip once, on the worker's own thread, and remembers it."""
+    """Draws the strip once, with the built-in model, and remembers it."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._folder = worker.home.cache / "web" / "showcase"
+        self._thread: threading.Thread | None = None
         self.problem = ""
 
     @property
@@ -64,8 +65,9 @@ class Showcase:
 
     def start(self) -> None:
         """Begins to draw, where that was not done before; returns at once."""
-        if self.strip is None:
-            threading.Thread(target=self._draw, name="showcase", daemon=True).start()
+        if self.strip is None and self._thread is None:
+            self._thread = threading.Thread(target=self._draw, name="showcase", daemon=True)
+            self._thread.start()
 
     def html(self) -> str:
         """The strip, or what it waits for."""
@@ -83,67 +85,77 @@ class Showcase:
         ratio = strip.alone / strip.together if strip.together else 0
         return (
             f'<div class="strip">{figures}</div><p class="small-note">“{escape(PROMPT)}” with the LoRAs '
-            f"{', '.join(MIX)}: four methods, one seed, one pass. Measured here ({escape(strip.device)}): "
+            f"{', '.join(MIX)}: four methods, one seed. Measured here ({escape(strip.device)}): "
             f"{strip.together:.1f} s in one pass, {strip.alone:.1f} s one after another ({ratio:.2f} times).</p>"
         )
 
     def _draw(self) -> None:
+        """Only while nobody else wants anything: whoever comes, comes first, and it begins again later."""
         try:
-            rendered = self._call(METHODS)
-            for name, image in zip(METHODS, rendered.images, strict=True):
-                self._save(name, image)
-            together, alone = rendered.seconds, 0.0
-            for name in METHODS:
-                alone += self._call((name,)).seconds
-            device = rendered.device
-            said = json.dumps({"together": together, "alone": alone, "device": device})
+            together = self._rendered(METHODS)
+            self._worker.home.made(self._folder)
+            for name, picture in zip(METHODS, together, strict=True):
+                shutil.copyfile(picture.file, self._file(name))
+            alone = [self._rendered((name,))[0] for name in METHODS]
+            said = json.dumps(
+                {
+                    "together": max(picture.seconds for picture in together),
+                    "alone": sum(picture.seconds for picture in alone),
+                    "device": together[0].device,
+                }
+            )
             write_whole(self._folder / "strip.json", lambda path: _write(path, said), force=True)
         except StudioError as error:
             self.problem = str(error)
 
-    def _call(self, names: Sequence[str]) -> _Rendered:
-        future: Future[_Rendered] = self._worker.call(
-            lambda pipe: _render(pipe, self._worker, names), model=BUILT_IN
-        )
-        return future.result()
+    def _rendered(self, names: Sequence[str]) -> list[_Drawn]:
+        """The mix by these methods, in one job that had the device for itself. Raises StudioError."""
+        while True:
+            self._wait_for_quiet()
+            job = self._worker.submit(OWNER, [_draft(name) for name in names], model=BUILT_IN, kind=LIVE)
+            view = self._worker.view(job, OWNER)
+            while view is not None and not view.state.over:
+                if self._worker.busy(but=OWNER):
+                    self._worker.cancel(job, OWNER)
+                self._worker.wait(self._worker.version, 0.5)
+                view = self._worker.view(job, OWNER)
+            if view is None or view.state is JobState.FAILED:
+                raise RenderError(view.error if view is not None else "the strip could not be drawn")
+            if view.state is JobState.DONE:
+                return [_drawn(picture) for picture in view.pictures]
+            self._worker.delete(job, OWNER)
 
-    def _save(self, name: str, image: Image.Image) -> None:
-        self._worker.home.made(self._folder)
-        write_whole(self._file(name), lambda path: image.save(path, format="PNG"), force=True)
+    def _wait_for_quiet(self) -> None:
+        """Returns once the built-in model is there, and nobody has had a job for some seconds."""
+        quiet = 0.0
+        while quiet < QUIET:
+            time.sleep(0.25)
+            state = self._worker.model_state()
+            idle = state.ready and state.source == BUILT_IN and not self._worker.busy(but=OWNER)
+            quiet = quiet + 0.25 if idle else 0.0
 
     def _file(self, name: str) -> Path:
         return self._folder / f"{name}.png"
 
 
 @dataclass(frozen=True)
-class _Rendered:
-    images: list[Any]
+class _Drawn:
+    """seconds: from the first step to its pixels."""
+
+    file: Path
     seconds: float
     device: str
 
 
-def _render(pipe: StudioPipeline, worker: Worker, names: Sequence[str]) -> _Rendered:
-    """The strip's adapters under names of their own, so that those of jobs stay as they are."""
-    files = [worker.home.find_lora(name, BUILT_IN).path for name in MIX]
-    own = [f"showcase {name}" for name in MIX]
-    weights = [inspect_file(file).metadata.preferred_weight or 1.0 for file in files]
-    loaded: list[str] = []
-    try:
-        for name, file in zip(own, files, strict=True):
-            pipe.load_lora_weights(file, adapter_name=name)
-            loaded.append(name)
-        mix = dict(zip(own, weights, strict=True))
-        requests = [Request(PROMPT, adapters=mix, composer=_method(name), seed=SEED) for name in names]
-        began = time.perf_counter()
-        result = pipe(requests)
-        return _Rendered(result.images, time.perf_counter() - began, result.records[0].device)
-    finally:
-        for name in loaded:
-            pipe.unload_lora_weights(name)
+def _drawn(picture: PictureView) -> _Drawn:
+    assert picture.file is not None
+    assert picture.record is not None
+    return _Drawn(picture.file, float(picture.record["seconds"]), str(picture.record["device"]))
 
 
-def _method(name: str) -> Composer:
-    return build(name, {})
+def _draft(method: str) -> Draft:
+    values = {"prompt": PROMPT, "composer": build(method, {}), "seed": SEED}
+    return Draft(values, tuple(Wanted(name) for name in MIX))
 
 
 def _write(path: Path, text: str) -> None:

@@ -40,8 +40,9 @@ class Viewer:
             elem_id=gallery,
             columns=2,
             object_fit="contain",
-            height=560,
+            height=460,
             preview=False,
+            visible="hidden",
             format="png",
         )
         jobs = gr.Dropdown([], value=None, label="Your jobs", elem_id=f"{gallery}-jobs")
@@ -58,7 +59,7 @@ class Viewer:
             state = desk.worker.model_state()
             return (
                 now.line,
-                list(now.pictures) if now.signature != seen else gr.skip(),
+                _gallery(now) if now.signature != seen else gr.skip(),
                 now.signature,
                 gr.Dropdown(choices=choices, value=job or None) if fresh != listed else gr.skip(),
                 fresh,
@@ -69,8 +70,8 @@ class Viewer:
             look,
             [job, seen, listed, desk.browser],
             [line, pictures, seen, jobs, listed, model_seen],
+            concurrency_limit=None,  # queued all the same: only then does gradio tell that a state changed
             show_progress="hidden",
-            concurrency_limit=None,
             api_visibility="private",
         )
 
@@ -98,6 +99,11 @@ class Viewer:
         views = [view for view in desk.worker.views(who(browser, request)) if view.kind != LIVE]
         at_work = [view for view in views if not view.state.over]
         return (at_work or views)[0].id if views else ""
+
+
+def _gallery(now: watching.Shown) -> gr.Gallery:
+    """Out of the way until there is a picture."""
+    return gr.Gallery(list(now.pictures), visible=True if now.pictures else "hidden")
 
 
 def _wanted(view: JobView, kinds: Sequence[str]) -> bool:
