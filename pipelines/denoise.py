@@ -78,6 +78,7 @@ def _call(model: Model, rows: Sequence[Row]) -> Call:
     if shallow:
         remembered = [row.trajectory.features.get(row.lane.memory, model.device) for row in rows]
         deep = torch.stack(remembered)  # [rows, channels, h, w] of the features
+    flying = {id(row.trajectory): row.trajectory for row in rows}
     leaves = dict.fromkeys(row.cut for row in rows if row.kept and row.cut)
     return Call(
         latents.to(model.dtype),
@@ -88,18 +89,17 @@ def _call(model: Model, rows: Sequence[Row]) -> Call:
         sizes,
         uses=tuple(row.lane.uses for row in rows),
         texts=tuple(row.text.tokens for row in rows),
-        steady=min(_steady(row.trajectory) for row in {id(row.trajectory): row for row in rows}.values()),
+        steady=min(steady(own.plans, own.step) for own in flying.values()),
         cut=rows[0].cut if shallow else None,
         deep=deep,
         leaves=tuple(sorted(leaves)),
     )
 
 
-def _steady(trajectory: Trajectory) -> int:
-    """Steps in a row, around the present one, whose lanes have the same uses: the same for all of them, so that no
+def steady(plans: Sequence[Plan], here: int) -> int:
+    """Steps in a row, around step `here`, whose lanes have the same uses: the same for all of them, so that no
     form changes within."""
-    uses = [[lane.uses for lane in plan.lanes] for plan in trajectory.plans]
-    here = trajectory.step
+    uses = [[lane.uses for lane in plan.lanes] for plan in plans]
     before = next((back for back in range(here) if uses[here - 1 - back] != uses[here]), here)
     after = next((on for on in range(len(uses) - here) if uses[here + on] != uses[here]), len(uses) - here)
     return before + after

@@ -15,7 +15,10 @@ import torch
 from pipelines.adapters.adapter import LoadReport
 from pipelines.checkpoints import load_checkpoint
 from pipelines.decoding import OutputType
+from pipelines.denoise import steady
 from pipelines.engine.bank import FormChoice
+from pipelines.engine.calibration import rates_of
+from pipelines.engine.planner import CallPlan, Planner, Rates
 from pipelines.engine.store import AdapterStore
 from pipelines.errors import AdapterError, RequestError, SetupError
 from pipelines.events import Event, Failed, Finished
@@ -122,7 +125,36 @@ class StudioPipeline:
         if tf32 is not None:
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         self.model.bank.form = form
+        if self.model.device.type == "cuda":
+            self.calibrate()
         self.model.engine.optimize(graphs=graphs, compile=compile)
+
+    def calibrate(self) -> Rates:
+        """The device's rates, which the planner goes by from now on: measured once in about a second, then kept in
+        the home's cache."""
+        rates = rates_of(self.model.device, self.model.dtype, self.home.cache)
+        self.model.engine.planner = Planner(rates)
+        return rates
+
+    def plan(self, requests: Request | Sequence[Request]) -> tuple[CallPlan, ...]:
+        """What the first step of these requests, rendered together, would run: one call for each size.
+
+        Raises StudioError for a request that this model cannot render.
+        """
+        asked = [requests] if isinstance(requests, Request) else list(requests)
+        resolved = [request.resolved(self.model.facts) for request in asked]
+        sizes = dict.fromkeys((request.width, request.height) for request in resolved)
+        found = []
+        for width, height in sizes:
+            assert width is not None
+            assert height is not None
+            plans = [own.plans() for own in resolved if (own.width, own.height) == (width, height)]
+            rows = tuple(lane.uses for own in plans for lane in own[0].lanes)
+            shape = self.model.latent_shape(width, height)
+            lasting = min(steady(own, 0) for own in plans)
+            kinds = self.model.engine.explain(rows, shape, lasting)
+            found.append(CallPlan(width, height, len(plans), len(rows), lasting, kinds))
+        return tuple(found)
 
     @property
     def row_limit(self) -> int | None:

@@ -74,6 +74,10 @@ def _run(args: Namespace) -> int:
         from studio import render
 
         return render.run(args, home, teller)
+    if args.command == "plan":
+        from studio import plan_command
+
+        return plan_command.run(args, home, teller)
     if args.command == "doctor":
         from studio import doctor
 
@@ -134,6 +138,18 @@ def parser() -> ArgumentParser:
     _source_flags(render)
     _machine_flags(render)
     _output_flags(render)
+
+    plan = commands.add_parser(
+        "plan",
+        allow_abbrev=False,
+        parents=[folders],
+        help="say how the engine would run a mix on this device",
+        description="What each form of the adapters' products would add to a step, and which one is taken.",
+    )
+    _render_like_flags(plan)
+    _source_flags(plan)
+    _machine_flags(plan)
+    plan.add_argument("--json", action="store_true", help="print JSON")
 
     batch_commands.add(commands, folders, _machine_flags, _render_like_flags)
     web_commands.add(commands, folders, _machine_flags)

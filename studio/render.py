@@ -43,7 +43,7 @@ def run(args: Namespace, home: Home, teller: Teller) -> int:
     _check_init_image(remembered, drafts, teller)
     known = remembered.known if remembered else None
     shelf = Shelf(home, entry.name if entry else None, known=known, say=teller.say)
-    requests = _requests(drafts, shelf)
+    requests = requests_of(drafts, shelf)
     _say_if_methods_are_idle(requests, teller)
     sheets = [_sheet(request, entry.name if entry else name) for request in requests]
     files = plan_files(args.out, home.outputs / date.today().isoformat(), sheets, force=args.force)
@@ -116,7 +116,7 @@ def _check_init_image(remembered: Remembered | None, drafts: Sequence[Draft], te
         teller.say(f"{image} is not the initial image that this picture was made from, so it will differ")
 
 
-def _requests(drafts: Sequence[Draft], shelf: Shelf) -> list[Request]:
+def requests_of(drafts: Sequence[Draft], shelf: Shelf) -> list[Request]:
     """All requests, or an error that names every adapter that cannot be found."""
     missing: dict[str, None] = {}
     for draft in drafts:

@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 
+from composers.plan import Use
 from pipelines.engine.attention import RowText, TextMemory
-from pipelines.engine.bank import Bank, Rows
+from pipelines.engine.bank import Bank, Rows, grouped
 from pipelines.engine.call import Call, Found, forward
 from pipelines.engine.compiling import compile_blocks
 from pipelines.engine.graphs import CudaGraphs, Recorder
 from pipelines.engine.packing import Ranks, Taken
-from pipelines.engine.planner import Planner
+from pipelines.engine.planner import KindPlan, Load, Planner
 from pipelines.engine.stage import Bucket, KindForm, Stage, room_for_rank, room_for_rows
 from pipelines.engine.table import KINDS, Kind
 from pipelines.family import Cut
@@ -194,15 +195,39 @@ class Engine:
         ranks = [each for each in ranks if each.lane]
         if not ranks:
             return bucket
-        forms = [self._form(each, call, rows // group) for each in ranks]
-        return replace(bucket, forms=tuple(forms))
+        load = self._load(rows, rows // group, call.shape, call.steady)
+        return replace(bucket, forms=tuple(self._form(each, load) for each in ranks))
 
-    def _form(self, ranks: Ranks, call: Call, groups: int) -> KindForm:
+    def _load(self, rows: int, groups: int, shape: Sequence[int], steady: int) -> Load:
+        return Load(rows, groups, shape[-2] * shape[-1], steady, MEMORY_SHARE * self._total_memory())
+
+    def _form(self, ranks: Ranks, load: Load) -> KindForm:
         form = self.bank.form
         if form == "auto":
-            form = self.planner.choose(self._table, ranks, call, groups, MEMORY_SHARE * self._total_memory())
+            form = self.planner.choose(self.planner.estimates(self._table, ranks, load), load)
         rank = 0 if form == "dense" else room_for_rank(ranks.pool if form == "pool" else ranks.lane)
         return KindForm(ranks.kind, form, rank)
+
+    def explain(
+        self, uses: Sequence[tuple[Use, ...]], shape: Sequence[int], steady: int
+    ) -> tuple[KindPlan, ...]:
+        """Which form a call over these rows would take for every kind of layer that its adapters change, and what
+        the others would cost. shape: of the latents. steady: as in `Call`."""
+        rows = tuple(uses)
+        recorded = self.graphs and self.recorder is not None
+        groups = grouped_by_pairs(rows) if recorded else grouped(rows)
+        load = self._load(len(rows), len(groups), shape, steady)
+        reaches, within = self.bank.reaches("unet"), self._table.running(("",))
+        found = []
+        for kind in KINDS:
+            ranks = Taken(self._table, kind, groups, reaches, within).ranks
+            if not ranks.lane:
+                continue
+            costs = self.planner.estimates(self._table, ranks, load)
+            staged = recorded and kind in STEP_KINDS
+            chosen = self._form(ranks, load).form if staged else self.bank.choose(ranks)
+            found.append(KindPlan(ranks, len(self._table.of_kind[kind]), costs, chosen))
+        return tuple(found)
 
     def _stage(self, bucket: Bucket, call: Call) -> Stage | None:
         """The stage of a bucket; None where it cannot be."""

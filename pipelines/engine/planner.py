@@ -11,10 +11,9 @@ Time is the larger of operations / (GEMM rate) and bytes / bandwidth, and each k
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pipelines.engine.call import Call
 from pipelines.engine.factors import Form
 from pipelines.engine.packing import Ranks
 from pipelines.engine.table import Table
@@ -66,22 +65,60 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Load:
+    """A call as the planner sees it. cells: h * w of the latents. steady: steps for which its mixes stay. room:
+    bytes that buffers may take."""
+
+    rows: int
+    groups: int
+    cells: int
+    steady: int
+    room: float
+
+
+@dataclass(frozen=True)
+class KindPlan:
+    """What was chosen for one kind of layer, among what."""
+
+    ranks: Ranks
+    layers: int
+    estimates: tuple[Estimate, ...]
+    chosen: Form
+
+
+@dataclass(frozen=True)
+class CallPlan:
+    """One UNet call: pictures of one size, their rows, for how many steps their mixes stay, and the forms."""
+
+    width: int
+    height: int
+    pictures: int
+    rows: int
+    steady: int
+    kinds: tuple[KindPlan, ...]
+
+
+@dataclass(frozen=True)
 class Planner:
     """rates: of the device; None takes those of `MEASURED` for its type."""
 
     rates: Rates | None = None
 
-    def choose(self, table: Table, ranks: Ranks, call: Call, groups: int, room: float) -> Form:
-        """The cheapest form that fits `room` bytes."""
-        rates = self.rates or MEASURED.get(call.latents.device.type, MEASURED["cpu"])
-        works = list(works_of(table, ranks, call.rows, call.latents.shape[-2] * call.latents.shape[-1]))
-        found = estimates(works, ranks, groups, rates, call.latents.itemsize)
+    def estimates(self, table: Table, ranks: Ranks, load: Load) -> tuple[Estimate, ...]:
+        """What every form costs for one kind of layer."""
+        weight = table.layers[0].weight
+        rates = self.rates or MEASURED.get(weight.device.type, MEASURED["cpu"])
+        works = list(works_of(table, ranks, load.rows, load.cells))
+        return tuple(estimates(works, ranks, load.groups, rates, weight.itemsize))
+
+    def choose(self, found: Sequence[Estimate], load: Load) -> Form:
+        """The cheapest form that fits; whole weights only where the mix stays for long enough."""
         fitting = [
             each
             for each in found
-            if each.bytes <= room and (each.form != "dense" or call.steady >= FEWEST_STEADY)
+            if each.bytes <= load.room and (each.form != "dense" or load.steady >= FEWEST_STEADY)
         ]
-        return min(fitting or found[:1], key=lambda each: each.over(call.steady)).form
+        return min(fitting or found[:1], key=lambda each: each.over(load.steady)).form
 
 
 def works_of(table: Table, ranks: Ranks, rows: int, cells: int) -> Iterator[Work]:

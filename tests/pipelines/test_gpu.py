@@ -12,6 +12,7 @@ from torch import Tensor
 from composers import CMLoRA, Composite, Merge, Switch, Use
 from pipelines import Request, StudioPipeline
 from pipelines.decoding import Decoder
+from pipelines.engine.bank import FormChoice
 from pipelines.engine.limits import Limits
 from pipelines.engine.reference import merged
 from pipelines.schedulers import scheduler_names
@@ -293,3 +294,40 @@ def test_flora_lanes_equal_merged_weights(
     for request, image in zip(requests, together, strict=True):
         alone = pipe(request, output_type="latent").images[0]
         assert relative(image, alone) < (1e-4 if dtype == torch.float32 else 0.1)
+
+
+@pytest.mark.parametrize("form", ["auto", "lane-packed", "pool", "dense"])
+def test_graphs_draw_what_layers_one_by_one_draw(
+    exact: None, sdxl_folder: Path, make_lora: Callable[..., Path], form: FormChoice
+) -> None:
+    """A recording is replayed for other mixes and strengths, and its output changes with them."""
+    pipe = open_pipe(sdxl_folder, make_lora, torch.float32, "cuda")
+    pipe.optimize(graphs=False)
+    weights = (0.2, 0.5, 0.8, 1.1)
+    asked = [
+        Request("a fox", adapters={name: weight * value for name, value in MIX.items()}, seed=1, steps=12)
+        for weight in weights
+    ]
+    expected = [pipe(request, output_type="latent").images[0] for request in asked]
+    assert pipe.model.engine.stats.replays == 0
+    pipe.optimize(form=form)
+    found = [pipe(request, output_type="latent").images[0] for request in asked]
+    stats = pipe.model.engine.stats
+    assert (stats.captures, stats.replays, stats.layer_by_layer) == (1, 12 * len(weights) - 1, 0)
+    for one, other in zip(found, expected, strict=True):
+        assert relative(one, other) < 1e-4
+    assert all(relative(one, found[0]) > 1e-3 for one in found[1:])
+    assert torch.equal(pipe(asked[0], output_type="latent").images[0], found[0])
+
+
+def test_compiled_blocks_draw_the_same_picture(sdxl_folder: Path, make_lora: Callable[..., Path]) -> None:
+    pipe = open_pipe(sdxl_folder, make_lora, torch.float32, "cuda")
+    request = Request("a fox", adapters=MIX, seed=1, steps=12)
+    expected = pipe(request, output_type="latent").images[0]
+    pipe.optimize(compile=True)
+    assert relative(pipe(request, output_type="latent").images[0], expected) < 1e-2
+    compiled = pipe.model.engine.stats.recompiles
+    assert compiled > 0
+    for weight in (0.3, 0.6):
+        pipe(Request("a bear", adapters={name: weight for name in MIX}, seed=2, steps=12))
+    assert pipe.model.engine.stats.recompiles == compiled

@@ -1,0 +1,83 @@
+"""A device's rates for the planner, measured once in about a second and kept in the home's cache."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from pipelines.engine.graphs import CudaGraphs
+from pipelines.engine.planner import Rates
+
+SECONDS = 0.03
+"""Measured for at least so long, five times over."""
+TINY_KERNELS = 100
+
+
+def rates_of(device: torch.device, dtype: torch.dtype, cache: Path) -> Rates:
+    """The rates of a device in a dtype: from the cache folder, else measured and kept there.
+
+    A file that cannot be read is measured anew.
+    """
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu-{torch.get_num_threads()}"
+    kind = str(dtype).removeprefix("torch.")
+    file = (
+        cache
+        / "engine"
+        / (re.sub(r"[^A-Za-z0-9]+", "-", f"{name} {kind} torch {torch.__version__}") + ".json")
+    )
+    try:
+        return Rates(**json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError):
+        rates = measure(device, dtype)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(asdict(rates), indent=1))
+    return rates
+
+
+@torch.inference_mode()
+def measure(device: torch.device, dtype: torch.dtype) -> Rates:
+    """Times a large product, a narrow one, a copy, and a row of tiny kernels (recorded, on a GPU)."""
+    large, rank = (8192, 48) if device.type == "cuda" else (512, 16)
+    x, weight = (torch.ones((large, large), device=device, dtype=dtype) for _ in range(2))
+    down = weight[:rank]
+    copied = x.clone()
+    small = torch.ones(64, device=device)
+
+    def tiny() -> None:
+        for _ in range(TINY_KERNELS):
+            small.add_(1)
+
+    row = CudaGraphs(device).record(tiny).replay if device.type == "cuda" else tiny
+    return Rates(
+        gemm=2 * large**3 / _seconds(lambda: x @ weight.T, device),
+        low_rank=2 * large**2 * rank / _seconds(lambda: x @ down.T, device),
+        bandwidth=x.nbytes / _seconds(lambda: copied.copy_(x), device),
+        launch=_seconds(row, device) / TINY_KERNELS,
+    )
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Of one run of the work: the median of five measurements."""
+
+    def timed(times: int) -> float:
+        began = _now(device)
+        for _ in range(times):
+            work()
+        return (_now(device) - began) / times
+
+    timed(2)
+    times = max(int(SECONDS / max(timed(1), 1e-7)), 1)
+    return statistics.median(timed(times) for _ in range(5))
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

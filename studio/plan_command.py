@@ -1,0 +1,64 @@
+"""`lora-studio plan`: which products the engine would take for a mix on this device, and what the others would cost."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from dataclasses import asdict
+
+from pipelines.engine.planner import CallPlan, Rates
+from pipelines.home import Home
+from studio.asking import ask, first_example
+from studio.opening import model_name, open_pipeline, opening_of
+from studio.progress import Teller
+from studio.render import requests_of
+from studio.shelf import Shelf
+
+
+def run(args: Namespace, home: Home, teller: Teller) -> int:
+    """Prints the plan; the exit code is 0. Raises StudioError."""
+    opening = opening_of(args)
+    name = model_name(opening, home)
+    entry = home.find_model(name)
+    drafts = ask(args, None, lambda: first_example(name, entry))
+    shelf = Shelf(home, entry.name if entry else None, say=teller.say)
+    requests = requests_of(drafts, shelf)
+    with teller.waiting(f"loading {name} …"):
+        pipe = open_pipeline(opening, home, teller.say)
+        shelf.load(pipe)
+    rates = pipe.calibrate()
+    plans = pipe.plan(requests)
+    if args.json:
+        print(json.dumps({"rates": asdict(rates), "calls": [asdict(plan) for plan in plans]}, indent=2))
+        return 0
+    print(spell_rates(rates))
+    for plan in plans:
+        print(spell(plan))
+    return 0
+
+
+def spell_rates(rates: Rates) -> str:
+    return (
+        f"this device: {rates.gemm / 1e12:.3g} TFLOP/s in large products, {rates.low_rank / 1e12:.3g} in narrow ones, "
+        f"{rates.bandwidth / 1e9:.3g} GB/s copied, {rates.launch * 1e6:.3g} µs a kernel"
+    )
+
+
+def spell(plan: CallPlan) -> str:
+    """A table: what each form adds to a step, what it costs once a mix, and its memory."""
+    lines = [
+        f"{plan.width} x {plan.height}: {plan.pictures} pictures, {plan.rows} rows a step, "
+        f"mixes that stay for {plan.steady} steps",
+    ]
+    if not plan.kinds:
+        return "\n".join([*lines, "  no adapter changes the UNet"])
+    lines.append(f"  {'layers':18}{'form':14}{'rank':>6}{'ms a step':>11}{'ms a mix':>10}{'MiB':>9}")
+    for kind in plan.kinds:
+        for each in kind.estimates:
+            rank = {"pool": str(kind.ranks.pool), "lane-packed": str(kind.ranks.lane)}.get(each.form, "")
+            chosen = "  <- chosen" if each.form == kind.chosen else ""
+            lines.append(
+                f"  {f'{kind.layers} {kind.ranks.kind}':18}{each.form:14}{rank:>6}{1000 * each.step:11.3f}"
+                f"{1000 * each.once:10.2f}{each.bytes / 2**20:9.1f}{chosen}"
+            )
+    return "\n".join(lines)

@@ -1,0 +1,96 @@
+"""The cost model chooses what its formulas say, and calibration is done once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from composers import Merge, Switch
+from pipelines import Request, StudioPipeline
+from pipelines.engine import calibration
+from pipelines.engine.calibration import rates_of
+from pipelines.engine.graphs import Reruns
+from pipelines.engine.packing import Ranks
+from pipelines.engine.planner import MEASURED, Estimate, Load, Planner, Rates, Work, estimates
+
+LAYER = Work(rows=16, tokens=1024, in_width=1280, out_width=1280)
+LOAD = Load(rows=16, groups=8, cells=64 * 64, steady=30, room=1e12)
+
+
+def costs(lane: int, pool: int, groups: int = 8) -> dict[str, Estimate]:
+    found = estimates([LAYER] * 100, Ranks("attention", groups, lane, pool), groups, MEASURED["cuda"], 2)
+    return {each.form: each for each in found}
+
+
+def test_costs_grow_with_what_they_are_made_of() -> None:
+    small, large = costs(16, 48), costs(256, 512)
+    assert small["lane-packed"].step < large["lane-packed"].step
+    assert small["lane-packed"].step < small["pool"].step
+    assert small["dense"].step == large["dense"].step
+    assert small["dense"].bytes == 100 * 8 * 1280 * 1280 * 2
+    assert large["pool"].bytes == 100 * 512 * (1280 + 1280) * 2
+    assert costs(16, 16, 1)["pool"].bytes == costs(16, 16, 1)["lane-packed"].bytes
+
+
+@pytest.mark.parametrize(
+    ("load", "form"),
+    [
+        (LOAD, "dense"),
+        (replace(LOAD, steady=9), "lane-packed"),
+        (replace(LOAD, room=1e9), "lane-packed"),
+        (replace(LOAD, room=1.0), "lane-packed"),
+    ],
+)
+def test_whole_weights_are_for_mixes_that_stay_and_fit(load: Load, form: str) -> None:
+    assert Planner().choose(list(costs(48, 96).values()), load) == form
+
+
+def test_a_device_is_calibrated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = iter([Rates(1e9, 1e8, 1e10, 1e-6)])
+    monkeypatch.setattr(calibration, "measure", lambda device, dtype: next(made))
+    first = rates_of(torch.device("cpu"), torch.float32, tmp_path)
+    assert rates_of(torch.device("cpu"), torch.float32, tmp_path) == first
+    (file,) = (tmp_path / "engine").iterdir()
+    assert json.loads(file.read_text())["gemm"] == 1e9
+
+
+def test_rates_are_those_of_a_computer() -> None:
+    rates = calibration.measure(torch.device("cpu"), torch.float32)
+    assert 1e7 < rates.low_rank < 1e14
+    assert 1e7 < rates.gemm < 1e14
+    assert 1e7 < rates.bandwidth < 1e13
+    assert 1e-8 < rates.launch < 1e-2
+
+
+@pytest.fixture
+def pipe(sdxl_folder: Path, make_lora: Callable[..., Path]) -> StudioPipeline:
+    pipe = StudioPipeline.from_pretrained(sdxl_folder)
+    for seed, name in enumerate("ab"):
+        pipe.load_lora_weights(make_lora(sdxl_folder, name, seed=seed, rank=2 + seed, where="attn"), name)
+    return pipe
+
+
+def test_a_plan_says_what_runs(pipe: StudioPipeline) -> None:
+    both = {"a": 1.0, "b": 0.5}
+    asked = [
+        Request("a fox", adapters=both, steps=12, width=32, height=32),
+        Request("a fox", adapters={"a": 1.0}, steps=12, width=32, height=32),
+        Request("a fox", adapters=both, composer=Switch(interval=3), steps=12, width=64, height=32),
+    ]
+    first, second = pipe.plan(asked)
+    assert (first.width, first.pictures, first.rows, first.steady) == (32, 2, 4, 12)
+    assert (second.width, second.pictures, second.rows, second.steady) == (64, 1, 2, 3)
+    assert [(kind.ranks.kind, kind.ranks.lane, kind.ranks.pool) for kind in first.kinds] == [
+        ("attention", 5, 5),
+        ("text", 5, 5),
+    ]
+    assert {kind.chosen for kind in first.kinds} == {"pool"}  # on a CPU: both dense products, no gather
+    pipe.model.engine.recorder_for = lambda device: Reruns()
+    pipe.optimize(form="dense")
+    assert [kind.chosen for kind in pipe.plan(asked)[0].kinds] == ["dense", "dense"]
+    assert pipe.plan(Request("a fox", composer=Merge()))[0].kinds == ()
