@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from pipelines.adapters.container import Entry
 from pipelines.adapters.keys import UNET, Contents
@@ -102,8 +103,13 @@ def _text_widths(contents: Contents, tensors: Mapping[str, Entry]) -> Iterator[t
         shape = tensors[key.text].shape
         if axis is None or len(shape) <= axis or UNET not in key.address.components:
             continue
-        if _CONTEXT.fullmatch(key.address.path):
+        if _reads_text(key.address.path):
             yield key.text, shape[axis]
+
+
+@lru_cache(2**14)  # a library's files repeat the names of a few bases
+def _reads_text(path: str) -> bool:
+    return _CONTEXT.fullmatch(path) is not None
 
 
 def _by_width(contents: Contents, tensors: Mapping[str, Entry], ambiguous: int | None) -> Origin | None:

@@ -32,9 +32,10 @@ from studio.jobs.calls import Call, Calls
 from studio.jobs.gate import ModelKey, Trust, check, find_model, model_key
 from studio.jobs.inputs import with_kept_input
 from studio.jobs.job import GalleryPicture, Job, JobState, JobView, ModelEntry, ModelState
+from studio.jobs.ledger import Ledger
 from studio.jobs.models import list_models
 from studio.jobs.previews import Previews
-from studio.jobs.queue import LIVE, Queue, Task, Work
+from studio.jobs.queue import LIVE, Task, Work
 from studio.jobs.resident import Resident
 from studio.jobs.saving import Made, Saver, live_folder
 from studio.jobs.store import NewPicture, Store
@@ -42,7 +43,7 @@ from studio.jobs.views import gallery_picture, job_view, located, stored
 from studio.library.scan import Library
 from studio.metadata import Setup
 from studio.opening import Opening
-from studio.recipe import Draft, placed, plain_draft, read_draft
+from studio.recipe import Draft, placed, plain_draft
 from studio.shelf import Shelf
 
 TURN = 30.0
@@ -67,13 +68,12 @@ class Worker:
         self._opening = opening or Opening()
         home.made(home.path)
         self._store = Store(home.database)
-        self._saver = Saver(home, self._saved, self._failed)
         self._previews = Previews(home)
-        self._changed = threading.Condition(threading.RLock())
+        self._ledger = Ledger(home, self._store, self._previews)
+        self._queue, self._changed = self._ledger.queue, self._ledger.changed
+        self._saver = Saver(home, self._ledger.saved, self._ledger.failed)
         self._gate = threading.Lock()
-        self._version = 0
         self._closing = False
-        self._queue = Queue()
         self._calls = Calls()
         self._cancelled: list[Task] = []
         self._names: dict[ModelKey, dict[Path, str]] = {}
@@ -89,7 +89,7 @@ class Worker:
         self._store.delete_kind(LIVE)
         shutil.rmtree(live_folder(self.home), ignore_errors=True)
         for job in self._store.unfinished():
-            self._take_up(job)
+            self._ledger.take_up(job)
         self._thread.start()
 
     def close(self) -> None:
@@ -146,7 +146,7 @@ class Worker:
             work = Work(job, key, shelf=shelf)
             work.add(Task(work, place, named[place], draft) for place, draft in enumerate(kept))
             self._queue.add(work)
-            self._tell()
+            self._ledger.tell()
         return job.id
 
     def cancel(self, id: str, owner: str) -> bool:
@@ -157,9 +157,9 @@ class Worker:
                 return False
             waiting = list(work.waiting)
             work.waiting.clear()
-            self._end(waiting, JobState.CANCELLED)
+            self._ledger.end(waiting, JobState.CANCELLED)
             self._cancelled += work.tasks.values()
-            self._tell()
+            self._ledger.tell()
             return True
 
     def delete(self, id: str, owner: str) -> bool:
@@ -172,7 +172,7 @@ class Worker:
             for row in self._store.pictures_of(id):
                 self._delete_file(row.file)
             self._store.delete(id)
-            self._tell()
+            self._ledger.tell()
         return True
 
     def delete_picture(self, job: str, index: int, owner: str) -> bool:
@@ -187,7 +187,7 @@ class Worker:
             self._store.delete_picture(job, index)
             if len(rows) == 1:
                 self._store.delete(job)
-            self._tell()
+            self._ledger.tell()
         return True
 
     def call(
@@ -201,7 +201,7 @@ class Worker:
         key = model_key(model, vae, self.home, self.trust)
         with self._changed:
             future = self._calls.add(key, work)
-            self._tell()
+            self._ledger.tell()
         return future
 
     def load(self, model: str | None = None) -> Future[None]:
@@ -213,13 +213,13 @@ class Worker:
     @property
     def version(self) -> int:
         """Rises with every change that somebody could see."""
-        return self._version
+        return self._ledger.version
 
     def wait(self, version: int, timeout: float) -> int:
         """Returns as soon as the version is another one, or after so many seconds; the version then."""
         with self._changed:
-            self._changed.wait_for(lambda: self._version != version, timeout)
-            return self._version
+            self._changed.wait_for(lambda: self._ledger.version != version, timeout)
+            return self._ledger.version
 
     def view(self, id: str, owner: str) -> JobView | None:
         """One job; None where the owner has no such job. Whoever looks gets previews for some seconds."""
@@ -296,7 +296,7 @@ class Worker:
             cancelled, self._cancelled = self._cancelled, []
             for task in cancelled:
                 if self._resident is not None and self._resident.cancel(task):
-                    self._end([task], JobState.CANCELLED)
+                    self._ledger.end([task], JobState.CANCELLED)
 
     def _choose_model(self) -> None:
         """Loads the model whose turn it is, once the one at work is drained."""
@@ -329,7 +329,7 @@ class Worker:
         with self._changed:
             first = self._queue.next(key)
             if first is not None:
-                self._begin(first)
+                self._ledger.begin(first)
         self._show(ModelState(source=key.source, loading=f"loading {key.shown} …"))
         opening = replace(self._opening, source=key.source, vae=key.vae)
         try:
@@ -352,7 +352,7 @@ class Worker:
             for work in [work for work in self._queue.works.values() if work.key == key]:
                 waiting = list(work.waiting)
                 work.waiting.clear()
-                self._end(waiting, JobState.FAILED, str(error))
+                self._ledger.end(waiting, JobState.FAILED, str(error))
             self._calls.fail(key, error)
 
     def _run_calls(self) -> None:
@@ -377,11 +377,11 @@ class Worker:
                 if work is None:
                     break
                 task = self._queue.take(work)
-                self._begin(work)
+                self._ledger.begin(work)
             try:
                 resident.give(task, self._shelf_of(work))
             except StudioError as error:
-                self._failed(task, str(error))
+                self._ledger.failed(task, str(error))
         if len(resident.facts.adapters) != adapters:
             self._publish()
 
@@ -403,7 +403,7 @@ class Worker:
                 pace = seconds / count
                 work.pace = pace if work.pace is None else PACE_MEMORY * work.pace + (1 - PACE_MEMORY) * pace
         self._previews.draw([(task, event) for task, event in told if isinstance(event, Stepped)])
-        self._tell()
+        self._ledger.tell()
 
     def _take(self, task: Task, event: Event, resident: Resident) -> None:
         match event:
@@ -416,7 +416,7 @@ class Worker:
                 setup = Setup(task.work.key.vae, self._opening.low_memory)
                 self._saver.take(Made(task, event.image, task.request, event.record, resident.files, setup))
             case Failed():
-                self._failed(task, str(event.error))
+                self._ledger.failed(task, str(event.error))
 
     def _break(self, error: Exception) -> None:
         """What was in flight fails with what is known; the session starts over."""
@@ -425,81 +425,13 @@ class Worker:
             time.sleep(1)  # so that a fault that comes again and again does not fill the log
             return
         for task in self._resident.start_over():
-            self._failed(task, f"the studio has a fault: {type(error).__name__}: {error}")
-
-    # -- what becomes of pictures and jobs ---------------------------------------------------------------
-
-    def _begin(self, work: Work) -> None:
-        if not work.running:
-            work.running = True
-            self._store.begin(work.job.id)
-
-    def _saved(self, made: Made, file: Path) -> None:
-        """On the saver's thread."""
-        with self._changed:
-            task = made.task
-            self._store.finish_picture(
-                task.work.job.id, task.index, stored(file, self.home), made.record.to_dict()
-            )
-            self._leave(task)
-            self._settle(task.work)
-            self._tell()
-
-    def _failed(self, task: Task, why: str) -> None:
-        with self._changed:
-            self._end([task], JobState.FAILED, why)
-            self._tell()
-
-    def _end(self, tasks: Sequence[Task], state: JobState, error: str = "") -> None:
-        """Pictures that come to nothing."""
-        if not tasks:
-            return
-        work = tasks[0].work
-        self._store.end_pictures(work.job.id, [task.index for task in tasks], state, error)
-        for task in tasks:
-            self._leave(task)
-        self._settle(work)
-
-    def _leave(self, task: Task) -> None:
-        task.work.tasks.pop(task.index, None)
-        self._previews.drop(task)
-
-    def _settle(self, work: Work) -> None:
-        """Ends a job that has nothing left to do."""
-        if work.tasks or work.job.id not in self._queue.works:
-            return
-        rows = self._store.pictures_of(work.job.id)
-        states = {row.state for row in rows}
-        state = next((s for s in (JobState.CANCELLED, JobState.FAILED) if s in states), JobState.DONE)
-        errors = dict.fromkeys(row.error for row in rows if row.state is JobState.FAILED)
-        self._store.end(work.job.id, state, "\n".join(errors))
-        self._queue.remove(work.job.id)
-        self._tell()
-
-    def _take_up(self, job: Job) -> None:
-        """A job that an earlier server left."""
-        work = Work(job, ModelKey(job.model, job.vae))
-        self._queue.add(work)
-        for row in self._store.pictures_of(job.id):
-            if row.state is JobState.QUEUED:
-                try:
-                    draft = read_draft(row.draft, "")
-                except StudioError as error:
-                    self._store.end_pictures(job.id, [row.index], JobState.FAILED, str(error))
-                else:
-                    work.add([Task(work, row.index, row.label, draft)])
-        self._settle(work)
+            self._ledger.failed(task, f"the studio has a fault: {type(error).__name__}: {error}")
 
     # -- small things ------------------------------------------------------------------------------------
 
-    def _tell(self) -> None:
-        with self._changed:
-            self._version += 1
-            self._changed.notify_all()
-
     def _show(self, state: ModelState) -> None:
         self._state = state
-        self._tell()
+        self._ledger.tell()
 
     def _publish(self) -> None:
         assert self._resident is not None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -26,6 +27,8 @@ NOTES = (".json", ".civitai.info", ".metadata.json", ".txt", ".png", ".jpg", ".j
 """What may stand beside a file and changes its card (see `pipelines.adapters.sidecars`)."""
 LARGEST_ADDED = 8 * 2**30
 """Bytes of a file that is dropped into the library."""
+RECENT = 2.0
+"""Seconds for which a search takes the files as they were."""
 
 Progress = Callable[[int, int], None]
 Stamp = str
@@ -39,6 +42,7 @@ class Library:
         self._home = home
         self._lock = threading.Lock()
         self._known: dict[Path, tuple[Stamp, Card]] | None = None
+        self._listed: tuple[float, list[Card]] = (-RECENT, [])
 
     def cards(self, progress: Progress | None = None) -> list[Card]:
         """All files as they are now, by name. progress: is told (files read, files to read)."""
@@ -64,7 +68,14 @@ class Library:
                 replace(self._known[entry.path][1], name=entry.name)  # it depends on what else is there
                 for entry in entries
             ]
-        return sorted(found, key=lambda card: card.name.casefold())
+        found.sort(key=lambda card: card.name.casefold())
+        self._listed = (time.monotonic(), found)
+        return list(found)
+
+    def _recent(self) -> list[Card]:
+        """As `cards`, but not looked for again while somebody types."""
+        listed, found = self._listed
+        return found if time.monotonic() - listed < RECENT else self.cards()
 
     def search(
         self,
@@ -83,7 +94,7 @@ class Library:
         wanted = words.casefold().split()
         found = [
             card
-            for card in self.cards()
+            for card in self._recent()
             if all(word in card.searched for word in wanted)
             and family in (None, card.family)
             and category in (None, card.category)

@@ -1,0 +1,99 @@
+"""What becomes of jobs and their pictures: every change is written to the store, then told to whoever waits for one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipelines import StudioError
+from pipelines.home import Home
+from studio.jobs.gate import ModelKey
+from studio.jobs.job import Job, JobState
+from studio.jobs.previews import Previews
+from studio.jobs.queue import Queue, Task, Work
+from studio.jobs.saving import Made
+from studio.jobs.store import Store
+from studio.jobs.views import stored
+from studio.recipe import read_draft
+
+
+class Ledger:
+    """The queue in memory and the store on the disk, kept in step.
+
+    changed: guards the queue; notified with every change that somebody could see, each of which raises `version`.
+    """
+
+    def __init__(self, home: Home, store: Store, previews: Previews) -> None:
+        self.store = store
+        self.queue = Queue()
+        self.changed = threading.Condition(threading.RLock())
+        self.version = 0
+        self._home = home
+        self._previews = previews
+
+    def begin(self, work: Work) -> None:
+        if not work.running:
+            work.running = True
+            self.store.begin(work.job.id)
+
+    def saved(self, made: Made, file: Path) -> None:
+        """On the saver's thread."""
+        with self.changed:
+            task = made.task
+            self.store.finish_picture(
+                task.work.job.id, task.index, stored(file, self._home), made.record.to_dict()
+            )
+            self._leave(task)
+            self._settle(task.work)
+            self.tell()
+
+    def failed(self, task: Task, why: str) -> None:
+        with self.changed:
+            self.end([task], JobState.FAILED, why)
+            self.tell()
+
+    def end(self, tasks: Sequence[Task], state: JobState, error: str = "") -> None:
+        """Pictures that come to nothing."""
+        if not tasks:
+            return
+        work = tasks[0].work
+        self.store.end_pictures(work.job.id, [task.index for task in tasks], state, error)
+        for task in tasks:
+            self._leave(task)
+        self._settle(work)
+
+    def _leave(self, task: Task) -> None:
+        task.work.tasks.pop(task.index, None)
+        self._previews.drop(task)
+
+    def _settle(self, work: Work) -> None:
+        """Ends a job that has nothing left to do."""
+        if work.tasks or work.job.id not in self.queue.works:
+            return
+        rows = self.store.pictures_of(work.job.id)
+        states = {row.state for row in rows}
+        state = next((s for s in (JobState.CANCELLED, JobState.FAILED) if s in states), JobState.DONE)
+        errors = dict.fromkeys(row.error for row in rows if row.state is JobState.FAILED)
+        self.store.end(work.job.id, state, "\n".join(errors))
+        self.queue.remove(work.job.id)
+        self.tell()
+
+    def take_up(self, job: Job) -> None:
+        """A job that an earlier server left."""
+        work = Work(job, ModelKey(job.model, job.vae))
+        self.queue.add(work)
+        for row in self.store.pictures_of(job.id):
+            if row.state is JobState.QUEUED:
+                try:
+                    draft = read_draft(row.draft, "")
+                except StudioError as error:
+                    self.store.end_pictures(job.id, [row.index], JobState.FAILED, str(error))
+                else:
+                    work.add([Task(work, row.index, row.label, draft)])
+        self._settle(work)
+
+    def tell(self) -> None:
+        with self.changed:
+            self.version += 1
+            self.changed.notify_all()
