@@ -166,7 +166,7 @@ def _model_line(desk: Desk) -> str:
     own = state.defaults
     small = (
         " <strong>Small built-in demo model</strong>: it knows its own little world. "
-        "To use your own checkpoint, type its path on the left."
+        "To use your own checkpoint, give its path as the model."
         if state.vocabulary
         else ""
     )
