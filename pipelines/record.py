@@ -15,6 +15,7 @@ from composers.registry import settings_of, spell
 from pipelines.features import shallow_modules
 from pipelines.model import Model
 from pipelines.request import Request
+from pipelines.text.vocabulary import unknown
 
 
 @dataclass(frozen=True)
@@ -167,9 +168,22 @@ def make_record(
         forms=_forms(request, model, cost),
         threads=torch.get_num_threads(),
         versions=dict(versions()),
-        notes=notes,
+        notes=(*notes, *_unknown_words(request, model)),
         adapters_paged=cost.paged,
     )
+
+
+def _unknown_words(request: Request, model: Model) -> tuple[str, ...]:
+    """A note on the prompt's words that a model with a vocabulary, and the adapters, do not know."""
+    card = model.checkpoint.card
+    if card is None or not card.vocabulary:
+        return ()
+    triggers = [word for use in request.uses for word in model.adapter(use.adapter).metadata.triggers]
+    found = [
+        f"{word} (nearest: {near})" if near else word
+        for word, near in unknown(request.prompt, card.vocabulary, triggers).items()
+    ]
+    return (f"{model.checkpoint.label} does not know these words: {', '.join(found)}",) if found else ()
 
 
 def _forms(request: Request, model: Model, cost: Cost) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from pipelines import StudioError
 from pipelines.home import Home
 from pipelines.schedulers import scheduler_names
 from pipelines.text.tags import take_tags
+from pipelines.text.vocabulary import unknown as unknown_words
 from studio.jobs import ModelState
 from studio.library.card import Card
 from studio.web import methods as method_room
@@ -176,7 +177,7 @@ def add(desk: Desk, strip: gr.HTML) -> tuple[Fields, Viewer]:
             gauge: _gauge(form.rows),
             about: _cost(form, state),
             unknown: words.unknown_html(
-                words.unknown(form.prompt, state.vocabulary, _triggers(desk, form.rows, got[desk.model]))
+                unknown_words(form.prompt, state.vocabulary, _triggers(desk, form.rows, got[desk.model]))
             ),
             take: gr.Button(visible=_has_tags(form.prompt)),
         }

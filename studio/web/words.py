@@ -1,77 +1,12 @@
-"""The words that a small model knows: which of a prompt's words it does not, chips to insert, a prompt by chance."""
+"""The words that a small model knows, on the page: those that it does not, chips to insert, a prompt by chance."""
 
 from __future__ import annotations
 
-import difflib
 import random
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-from pipelines import StudioError
-from pipelines.text.tags import take_tags
-
-Vocabulary = Mapping[str, Mapping[str, tuple[str, ...]]]
-
-GLUE = frozenset(
-    (
-        *(
-            "a",
-            "an",
-            "the",
-            "in",
-            "on",
-            "at",
-            "of",
-            "and",
-            "with",
-            "to",
-            "by",
-            "is",
-            "it",
-            "from",
-            "under",
-            "over",
-        ),
-        *(
-            "near",
-            "wearing",
-            "holding",
-            "style",
-            "picture",
-            "portrait",
-            "sitting",
-            "standing",
-            "while",
-            "very",
-        ),
-    )
-)
-"""Words that only hold a prompt together."""
-
-
-def known(vocabulary: Vocabulary, triggers: Iterable[str] = ()) -> frozenset[str]:
-    """Single words, in lower case: those of the vocabulary, their synonyms, and those that adapters bring."""
-    phrases = [word for words in vocabulary.values() for word in words]
-    phrases += [other for words in vocabulary.values() for others in words.values() for other in others]
-    return frozenset(part for phrase in (*phrases, *triggers) for part in _words(phrase)) | GLUE
-
-
-def unknown(prompt: str, vocabulary: Vocabulary, triggers: Iterable[str] = ()) -> dict[str, str]:
-    """The prompt's words that the model does not know, each with the nearest one that it does, or ""."""
-    if not vocabulary:
-        return {}
-    try:
-        prompt, _ = take_tags(prompt)
-    except StudioError:
-        return {}
-    familiar = known(vocabulary, triggers)
-    found: dict[str, str] = {}
-    for word in _words(prompt):
-        if word not in familiar and word.rstrip("s") not in familiar and not word.isdigit():
-            near = difflib.get_close_matches(word, familiar - GLUE, n=1, cutoff=0.7)
-            found[word] = near[0] if near else ""
-    return found
+from pipelines.text.vocabulary import Vocabulary
 
 
 def unknown_html(found: Mapping[str, str]) -> str:
@@ -121,7 +56,3 @@ def with_triggers(prompt: str, triggers: Sequence[str]) -> str:
 
 def _article(word: str) -> str:
     return f"{'an' if word[:1] in 'aeiou' else 'a'} {word}"
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"[a-z][a-z'-]*", text.casefold())

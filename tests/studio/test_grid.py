@@ -157,3 +157,30 @@ def test_the_command_and_its_cells_equal_single_renders(
             assert np.abs(np.asarray(stored, dtype=int) - np.asarray(image, dtype=int)).max() <= TOLERANCE
     for wrong in (("--x", "seed=1", "--prompt", "b"), (), ("--x", "seed=1", "-n", 2), ("--x", "model=a")):
         assert run("grid", *words, *wrong, "--out", out).code == 2
+
+
+def test_models_by_prompts(
+    run: Callable[..., Any], loras: Path, sd_folder: Path, sdxl_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    axes = ("--x", f"model={sd_folder},{sdxl_folder}", "--y", "prompt=fox,owl", "--z", "guidance=1,4")
+    ran = run("grid", "--prompt", "a fox", "--size", "32x32", "--steps", 2, *axes, "--out", out)
+    assert ran.code == 0, ran.err
+    entries = [json.loads(line) for line in (out / "cells" / MANIFEST).read_text().splitlines()]
+    found = {
+        (entry["record"]["family"], entry["record"]["prompt"], entry["record"]["guidance_scale"])
+        for entry in entries
+    }
+    assert found == {
+        (family, prompt, guidance)
+        for family in ("sd1", "sdxl")
+        for prompt in ("a fox", "a owl")
+        for guidance in (1.0, 4.0)
+    }
+    page = Page((out / "grid.html").read_text())
+    assert {head for image in page.all("img") for head in (image["alt"] or "").split("; ")} >= {
+        "prompt owl",
+        f"model {sd_folder}",
+        "guidance 4",
+    }
+    assert (out / "grid.png").stat().st_size > 1000
