@@ -14,7 +14,8 @@ Vocabulary = Mapping[str, Mapping[str, tuple[str, ...]]]
 
 GLUE = frozenset((
     "a", "an", "the", "in", "on", "at", "of", "and", "with", "to", "by", "is", "it",
-    "from", "under", "over", "near", "wearing", "holding", "style", "picture", "portrait", "sitting", "standing", "while", "very",
+    "from", "under", "over", "near", "wearing", "holding", "style", "picture",
+    "portrait", "sitting", "standing", "while", "very",
 ))  # fmt: skip
 """Words that only hold a prompt together."""
 

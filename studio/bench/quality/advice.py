@@ -15,7 +15,6 @@ from composers import methods
 from pipelines.errors import RequestError
 from pipelines.home import Home
 from studio.asking import parse_lora
-from studio.batch.command import opening_of
 from studio.batch.values import numbers
 from studio.bench.quality.cells import Plan
 from studio.bench.quality.command import open_eyes, overrides, score, settled
@@ -29,7 +28,7 @@ from studio.bench.quality.statistics import DRAWS, value_of
 from studio.grid.axes import Axis
 from studio.grid.grid import ONE, Cell, Grid
 from studio.grid.sheet import draw_sheet
-from studio.opening import model_name
+from studio.opening import model_name, opening_of
 from studio.outputs import write_whole
 from studio.progress import Teller
 

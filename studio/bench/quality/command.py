@@ -14,7 +14,6 @@ import torch
 
 from pipelines.errors import RequestError
 from pipelines.home import Home
-from studio.batch.command import opening_of
 from studio.batch.values import numbers
 from studio.bench.quality.cells import Cell, Plan, part_of
 from studio.bench.quality.drawing import Shot, draw, drawn
@@ -28,7 +27,7 @@ from studio.bench.quality.plots import over_cost, over_size
 from studio.bench.quality.references import shipped_references
 from studio.bench.quality.results import as_json, as_text, rows_of
 from studio.bench.quality.sets import Suite, library_suite, read_suite, set_file
-from studio.opening import BUILT_IN, Opening, model_name, pick_device
+from studio.opening import BUILT_IN, Opening, model_name, opening_of, pick_device
 from studio.outputs import write_whole
 from studio.progress import Teller
 
