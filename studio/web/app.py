@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from studio.jobs import Trainings, Worker
+from studio.opening import Opening, model_name
 from studio.web import (
     api,
     blora_page,
@@ -33,7 +34,12 @@ def build(worker: Worker, trainings: Trainings) -> gr.Blocks:
     showcase = Showcase(worker)
     pages: gr.Blocks
     with gr.Blocks(title="LoRA Studio", analytics_enabled=False) as pages:
-        desk = Desk(worker, trainings, gr.BrowserState("", storage_key="lora-studio-owner"), gr.State(""))
+        desk = Desk(
+            worker,
+            trainings,
+            gr.BrowserState("", storage_key="lora-studio-owner"),
+            gr.State(model_name(Opening(), worker.home)),  # as the picker will say: rows are not drawn twice
+        )
         gr.HTML(
             '<div id="head"><h1>LoRA Studio</h1><p>many LoRAs, many mixes, one pass</p></div>',
             container=False,

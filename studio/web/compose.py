@@ -333,10 +333,10 @@ def _row(
             )
             gone = gr.Button("Remove", elem_classes="icon-button", min_width=70, size="sm")
         with gr.Row():
-            on = gr.Checkbox(row.on, label=f"Use {row.name}", min_width=120, scale=1)
+            on = gr.Checkbox(row.on, label=f"Use {row.name}", interactive=True, min_width=120, scale=1)
             weight = gr.Slider(
                 min(mix.LOWEST, row.weight), max(mix.HIGHEST, row.weight), row.weight, step=0.05,
-                label=f"{row.name}: strength", scale=3, min_width=180,
+                label=f"{row.name}: strength", interactive=True, scale=3, min_width=180,
             )  # fmt: skip
         with gr.Accordion(
             "Text encoder, blocks, trigger words", open=row.text_weight is not None or bool(row.preset)
@@ -345,6 +345,7 @@ def _row(
                 text = gr.Textbox(
                     "" if row.text_weight is None else f"{row.text_weight:g}",
                     label="Text-encoder strength",
+                    interactive=True,
                     placeholder="as strength",
                     min_width=140,
                 )
@@ -352,6 +353,7 @@ def _row(
                     [(label, key) for key, label in mix.PRESETS.items()],
                     value=row.preset if row.preset in mix.PRESETS else "",
                     label="Blocks",
+                    interactive=True,
                     min_width=140,
                 )
             words_in = gr.Button(f"Add its words: {', '.join(triggers)}", visible=bool(triggers), size="sm")
@@ -427,17 +429,33 @@ def _control(setting: method_room.Setting, value: Any) -> Any:
     knob = setting.knob
     label = f"{knob.label} ({knob.unit})" if knob.unit else knob.label
     if knob.choices:
-        return gr.Dropdown(list(knob.choices), value=value, label=label, info=knob.help, min_width=150)
+        return gr.Dropdown(
+            list(knob.choices), value=value, label=label, info=knob.help, min_width=150, interactive=True
+        )
     if isinstance(setting.default, bool):
-        return gr.Checkbox(value, label=label, info=knob.help, min_width=150)
+        return gr.Checkbox(value, label=label, info=knob.help, min_width=150, interactive=True)
     if knob.low is not None and knob.high is not None and knob.high <= 200:
         step = 1 if setting.whole else 0.05
-        return gr.Slider(knob.low, knob.high, value, step=step, label=label, info=knob.help, min_width=150)
+        return gr.Slider(
+            knob.low,
+            knob.high,
+            value,
+            step=step,
+            label=label,
+            info=knob.help,
+            min_width=150,
+            interactive=True,
+        )
     if isinstance(setting.default, int | float):
         return gr.Number(
-            value, label=label, info=knob.help, precision=0 if setting.whole else None, min_width=150
+            value,
+            label=label,
+            info=knob.help,
+            precision=0 if setting.whole else None,
+            min_width=150,
+            interactive=True,
         )
-    return gr.Textbox(value, label=label, info=knob.help, min_width=150)
+    return gr.Textbox(value, label=label, info=knob.help, min_width=150, interactive=True)
 
 
 def _strength(text: str) -> float | None:
