@@ -26,6 +26,7 @@ from pipelines.engine.table import KINDS, Kind, Table
 
 FormChoice = Literal["auto", "lane-packed", "pool", "dense"]
 Rows = tuple[tuple[Use, ...], ...]
+Marked = tuple[tuple[Use, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,9 @@ class Bank:
     def __init__(self, components: Mapping[str, nn.Module], form: FormChoice = "auto") -> None:
         self.form = form
         self.adapters: dict[str, Adapter] = {}
-        self.version = 0  # of the resident adapters; whatever is kept of a mix is of one version
+        self.version = 0  # of the set of resident adapters
+        self._serials: dict[str, int] = {}  # adapter -> the version that it came with
+        self._multiplying: set[str] = set()
         self.tables: dict[str, Table] = {name: Table(model) for name, model in components.items()}
         # A pool for every width, rows or not: a stage's buffers hold all layers of a kind, whoever reaches them.
         widths = {width for table in self.tables.values() for width in table.widths}
@@ -99,11 +102,15 @@ class Bank:
                 self._reach[component, adapter.name] = self._placed(component, reach, blocks)
         self._blocks[adapter.name] = blocks
         self.adapters[adapter.name] = adapter
+        self._serials[adapter.name] = self.version
+        if any(isinstance(factors, Hadamard) for factors in adapter.layers.values()):
+            self._multiplying.add(adapter.name)
         self._changed()
 
     def unload(self, name: str) -> None:
         """Take an adapter out again; the base weights were never touched."""
-        del self.adapters[name]
+        del self.adapters[name], self._serials[name]
+        self._multiplying.discard(name)
         for width, (first, count) in self._blocks.pop(name).items():
             self.pools[width].remove(first, count)
         for component, table in self.tables.items():
@@ -164,11 +171,11 @@ class Bank:
 
     def multiplies(self, uses: Sequence[Use]) -> bool:
         """Whether any of these adapters multiplies weights (true FLoRA)."""
-        return any(
-            isinstance(factors, Hadamard)
-            for name in {use.adapter for use in uses}
-            for factors in self.adapters[name].layers.values()
-        )
+        return any(use.adapter in self._multiplying for use in uses)
+
+    def marked(self, uses: tuple[Use, ...]) -> Marked:
+        """The uses with the serial numbers of their adapters: equal marks stand for equal factors."""
+        return uses, tuple(self._serials[use.adapter] for use in uses)
 
     def reaches(self, component: str) -> Mapping[str, Reach]:
         """Adapter -> where its rows for this component stand."""

@@ -85,6 +85,7 @@ class Engine:
         self._memories: dict[Cut | None, TextMemory] = {}
         self._stages: OrderedDict[Bucket, Stage] = OrderedDict()
         self._refused: dict[Bucket, str] = {}
+        self._last_bucket: dict[Cut | None, tuple[tuple[object, ...], Bucket]] = {}
 
     # -- settings ----------------------------------------------------------------------------------------
 
@@ -104,6 +105,7 @@ class Engine:
         """Forget everything that holds for the present device and dtype only."""
         self._stages.clear()
         self._refused.clear()
+        self._last_bucket.clear()
         self._memories.clear()
         self.recorder = self.recorder_for(self._table.layers[0].weight.device)
         self.stats._compiled_before = _compiled()
@@ -167,10 +169,13 @@ class Engine:
     def _remember(self, memory: TextMemory, call: Call, cut: Cut | None) -> None:
         """Keys and values of the call's texts into the memory: those of new texts and mixes are computed."""
         rows = [
-            RowText(text, (self.bank.version, uses)) for text, uses in zip(call.texts, call.uses, strict=True)
+            RowText(text, self.bank.marked(uses)) for text, uses in zip(call.texts, call.uses, strict=True)
         ]
         missing = memory.missing(rows, call.text.shape[1])
         self.stats.text_rows += len(missing)
+        if not missing:
+            memory.seat(rows, missing, call.text[:0])
+            return
         uses = [call.uses[place] for place in missing]
         with self.bank.active("unet", uses, self._modules(cut), ("text",)):
             memory.seat(rows, missing, call.text[missing])
@@ -184,6 +189,21 @@ class Engine:
         if any(self.bank.multiplies(uses) for uses in dict.fromkeys(call.uses)):
             self.stats.tell("adapters that multiply weights (FLoRA) run without CUDA graphs")
             return None
+        key = (
+            self.bank.version,
+            self.bank.form,
+            call.shape,
+            call.text.shape[1],
+            call.mask is not None,
+            call.leaves,
+        )
+        key = (*key, call.steady, call.uses)
+        last = self._last_bucket.get(call.cut)
+        if last is None or last[0] != key:
+            last = self._last_bucket[call.cut] = (key, self._new_bucket(call, groups))
+        return last[1]
+
+    def _new_bucket(self, call: Call, groups: Rows) -> Bucket:
         group = call.rows // len(groups)
         rows = room_for_rows(call.rows, group)
         within = self._table.running(self._modules(call.cut))

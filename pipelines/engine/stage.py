@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from composers.plan import Use
 from pipelines.engine.attention import TextMemory
-from pipelines.engine.bank import Bank, Rows
+from pipelines.engine.bank import Bank, Marked, Rows
 from pipelines.engine.call import Call, Found, forward
 from pipelines.engine.factors import Form
 from pipelines.engine.graphs import Recorder, Recording
@@ -112,8 +111,7 @@ class Stage:
             for name, attn in texts.items()
         }
         self._texts_seen = -1
-        self._seats: list[tuple[Use, ...] | None] = [None] * bucket.groups
-        self._version = -1
+        self._seats: list[Marked | None] = [None] * bucket.groups
         self._rehearsed = False
         self._recording: Recording[Found] | None = None
 
@@ -152,14 +150,13 @@ class Stage:
                     else:
                         buffer.index_copy_(0, index, part)
             self._texts_seen = self.memory.changes
-        with self._acting():
-            if not self._rehearsed:
-                found = forward(self._unet, self._call)
-                self._rehearsed = True
-            else:
-                if self._recording is None:
-                    self._recording = recorder.record(lambda: forward(self._unet, self._call))
-                found = self._recording.replay()
+        if not self._rehearsed:
+            found = self._forward()
+            self._rehearsed = True
+        else:
+            if self._recording is None:
+                self._recording = recorder.record(self._forward)
+            found = self._recording.replay()
 
         def mine(result: Tensor) -> Tensor:
             return result[: len(rows)].clone() if index is None else result[index]
@@ -168,40 +165,40 @@ class Stage:
 
     def _place(self, groups: Rows) -> list[int]:
         """The seat of every group, its mix in the buffers. Whole weights stay where they are seated."""
-        fresh = self._version != self._bank.version
-        if fresh:
-            self._seats = [None] * self.bucket.groups
+        mixes = [self._bank.marked(mix) for mix in groups]
         dense = any(own.form == "dense" for own in self.bucket.forms)
         before = list(self._seats)
-        seats = _assigned(before, groups) if dense else list(range(len(groups)))
-        after: list[tuple[Use, ...] | None] = list(before) if dense else [None] * self.bucket.groups
-        for seat, mix in zip(seats, groups, strict=True):
+        seats = _assigned(before, mixes) if dense else list(range(len(mixes)))
+        after: list[Marked | None] = list(before) if dense else [None] * self.bucket.groups
+        for seat, mix in zip(seats, mixes, strict=True):
             after[seat] = mix
-        if after != before or fresh:
+        if after != before:
             self._fill(before, after)
             self._texts_seen = -1
-        self._seats, self._version = after, self._bank.version
+        self._seats = after
         return seats
 
-    def _fill(
-        self, before: Sequence[tuple[Use, ...] | None], after: Sequence[tuple[Use, ...] | None]
-    ) -> None:
+    def _fill(self, before: Sequence[Marked | None], after: Sequence[Marked | None]) -> None:
         reaches = self._bank.reaches("unet")
         changed = [seat for seat, mix in enumerate(after) if mix is not None and mix != before[seat]]
         for kind, packing in self.packings.items():
-            dense = isinstance(packing, DensePacking)
-            mixes = [after[seat] or () for seat in changed] if dense else [mix or () for mix in after]
-            if not mixes:
-                continue
-            taken = Taken(self._table, kind, mixes, reaches, self._running)
             if isinstance(packing, DensePacking):
+                mixes = [mix[0] for seat in changed if (mix := after[seat]) is not None]
+                taken = Taken(self._table, kind, mixes, reaches, self._running)
                 draft = taken.draft("lane-packed", max(taken.ranks.lane, 1))
                 assert draft is not None
                 packing.fill(self._bank.pools, draft, changed)
             else:
+                taken = Taken(
+                    self._table, kind, [mix[0] if mix else () for mix in after], reaches, self._running
+                )
                 draft = taken.draft(packing.form, packing.rank)
                 assert draft is not None
                 packing.fill(self._bank.pools, draft)
+
+    def _forward(self) -> Found:
+        with self._acting():
+            return forward(self._unet, self._call)
 
     def _runs(self, layer: str) -> bool:
         return bool(self._running[self._table.place[layer]])
@@ -223,7 +220,7 @@ class Stage:
                 self._table.texts[name].processor.kept = None
 
 
-def _assigned(seats: Sequence[tuple[Use, ...] | None], groups: Rows) -> list[int]:
+def _assigned(seats: Sequence[Marked | None], groups: Sequence[Marked]) -> list[int]:
     """A seat for every group: where its mix sits already, else a free one."""
     free = set(range(len(seats)))
     found: list[int | None] = [None] * len(groups)
