@@ -189,15 +189,15 @@ class Engine:
         if any(self.bank.multiplies(uses) for uses in dict.fromkeys(call.uses)):
             self.stats.tell("adapters that multiply weights (FLoRA) run without CUDA graphs")
             return None
-        key = (
-            self.bank.version,
-            self.bank.form,
+        bank = self.bank
+        key: tuple[object, ...] = (
+            bank.version,
+            bank.form,
             call.shape,
             call.text.shape[1],
             call.mask is not None,
-            call.leaves,
         )
-        key = (*key, call.steady, call.uses)
+        key = (*key, call.leaves, call.steady, call.uses)
         last = self._last_bucket.get(call.cut)
         if last is None or last[0] != key:
             last = self._last_bucket[call.cut] = (key, self._new_bucket(call, groups))
