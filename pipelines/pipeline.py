@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -21,7 +21,7 @@ from pipelines.engine.calibration import rates_of
 from pipelines.engine.planner import CallPlan, Planner, Rates
 from pipelines.engine.store import AdapterStore
 from pipelines.errors import AdapterError, RequestError, SetupError
-from pipelines.events import Event, Failed, Finished
+from pipelines.events import Event, Failed, Finished, Stepped
 from pipelines.family import FamilyName
 from pipelines.home import Home
 from pipelines.model import Model
@@ -37,6 +37,10 @@ class Result:
 
     images: list[Any]
     records: list[Record]
+
+
+WARM_STEPS = 3
+"""The first call of a kind runs on its buffers, the second is recorded, the third is a replay."""
 
 
 class StudioPipeline:
@@ -237,13 +241,34 @@ class StudioPipeline:
 
     def stream(
         self, requests: Request | Sequence[Request], *, output_type: OutputType = "pil"
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         """Render as events (see `pipelines.session`); an event's `id` is the request's place, from 1.
 
         Closing the iterator stops before the next UNet call.
         """
         with self._submitted(requests, output_type) as (session, _):
             yield from session.drain()
+
+    def warm_up(
+        self,
+        requests: Request | Sequence[Request],
+        progress: Callable[[int, int], None] = lambda done, of: None,
+    ) -> None:
+        """Run the first steps of these requests and drop them, so that whatever compiles or is recorded for pictures
+        of their sizes and number is there when they are asked for. progress: told how many steps are done, of how many.
+
+        Raises StudioError.
+        """
+        done = 0
+        with closing(self.stream(requests, output_type="latent")) as events:
+            for event in events:
+                if isinstance(event, Failed):
+                    raise event.error
+                if isinstance(event, Stepped) and event.step > done:
+                    done = event.step
+                    progress(done, min(event.count, WARM_STEPS))
+                if done >= WARM_STEPS:
+                    return
 
     @contextmanager
     def _submitted(

@@ -9,7 +9,7 @@ Adapters that multiply weights (true FLoRA) always run so.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -40,9 +40,9 @@ class Stats:
     """What the engine has done since it was made.
 
     rows: latents' shape -> rows run so far, in full or shallow. captures: recordings made. replays: calls replayed.
-    layer_by_layer: calls run without a recording. evictions: recordings dropped to make room. text_rows: rows whose
-    text keys and values were computed. notes: why calls ran without a recording that might have had one -> how many.
-    why: of the last call; "" where nothing is to be said.
+    rehearsals: first calls of a bucket, on its buffers. layer_by_layer: calls run without buffers. evictions: stages
+    dropped to make room. text_rows: rows whose text keys and values were computed. notes: why calls ran without a
+    recording that might have had one -> how many. why: of the last call; "" where nothing is to be said.
     """
 
     rows: Counter[tuple[int, ...]] = field(default_factory=Counter)
@@ -131,13 +131,6 @@ class Engine:
                 return found
         self.stats.layer_by_layer += 1
         return self._layer_by_layer(call)
-
-    def warm_up(self, calls: Iterator[Call], progress: Callable[[int], None] = lambda done: None) -> None:
-        """Make the recordings for these calls ahead of time; `progress` is told how many are done."""
-        for done, call in enumerate(calls, 1):
-            for _ in range(2):  # the first call sets libraries up, the second records
-                self.run(call)
-            progress(done)
 
     def _on_stage(self, stage: Stage, call: Call, groups: Rows) -> Found | None:
         """The call's results from a stage; None where the stage cannot be recorded."""

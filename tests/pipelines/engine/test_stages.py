@@ -124,7 +124,8 @@ def test_two_hundred_changes_record_and_compile_nothing(
         make_lora(sdxl_folder, "passing", seed=5, rank=4, where=""), pipe.model.layers, "passing"
     )
     everything = tuple(Use(name, 0.5) for name in ("attention", "wide", "conv"))
-    engine.warm_up(call(pipe, [everything] * pictures) for pictures in (1, 2, 3))
+    for pictures in (1, 2, 3, 1, 2, 3):
+        engine.run(call(pipe, [everything] * pictures))
     captures, recompiles, size = engine.stats.captures, engine.stats.recompiles, stage_bytes(engine)
     assert captures == 3
     assert recompiles > 0
@@ -246,3 +247,17 @@ def test_what_cannot_be_recorded_runs_layer_by_layer_and_says_why(pipe: StudioPi
     (note,) = found.records[0].notes
     assert note == "no CUDA graph for 2 rows of 16 x 16 latents: this operation cannot be captured"
     assert expected.records[0].notes == ()
+
+
+def test_after_warming_up_nothing_is_recorded(pipe: StudioPipeline) -> None:
+    staged(pipe)
+    asked = [
+        Request("a fox", adapters=MIXES[3], seed=seed, steps=5, width=32, height=32) for seed in range(2)
+    ]
+    told: list[tuple[int, int]] = []
+    pipe.warm_up(asked, lambda done, of: told.append((done, of)))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    captures = pipe.model.engine.stats.captures
+    assert captures == 1
+    pipe([replace(request, adapters=MIXES[3] | {"wide": 0.1}, seed=9) for request in asked])
+    assert pipe.model.engine.stats.captures == captures
