@@ -130,7 +130,6 @@ class TextMemory:
         """
         if not missing and list(rows) == self._seats:
             return
-        self.changes += 1
         if text.shape[1] != self._tokens:
             self._seats, self.kept = [], {}
         source = {row: place for place, row in enumerate(self._seats)}
@@ -138,6 +137,7 @@ class TextMemory:
         source |= {rows[place]: first + order for order, place in enumerate(missing)}
         index = [source[row] for row in rows]
         straight = index == list(range(first + len(missing)))
+        kept: dict[str, Kept] = {}  # taken over as a whole: device memory may run out on the way
         for name, layer in self._layers.items():
             parts = self.kept.get(name)
             if missing:
@@ -148,8 +148,9 @@ class TextMemory:
                     else (torch.cat([parts[0], new[0]]), torch.cat([parts[1], new[1]]))
                 )
             assert parts is not None
-            self.kept[name] = parts if straight else (parts[0][index], parts[1][index])
-        self._seats, self._tokens = list(rows), text.shape[1]
+            kept[name] = parts if straight else (parts[0][index], parts[1][index])
+        self.kept, self._seats, self._tokens = kept, list(rows), text.shape[1]
+        self.changes += 1
 
     @contextmanager
     def used(self) -> Iterator[None]:

@@ -173,6 +173,8 @@ class Stage:
         for seat, mix in zip(seats, mixes, strict=True):
             after[seat] = mix
         if after != before:
+            # Where memory runs out on the way, what was being written counts as nothing.
+            self._seats = [mix if mix == old else None for mix, old in zip(after, before, strict=True)]
             self._fill(before, after)
             self._texts_seen = -1
         self._seats = after
