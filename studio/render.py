@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -17,11 +17,12 @@ from typing import Any
 import torch
 
 from composers import Composer
-from pipelines import Request, StudioPipeline
+from pipelines import Request, StudioError, StudioPipeline
 from pipelines.adapters import LoadReport
 from pipelines.errors import AdapterFileError, RequestError
 from pipelines.home import Home
 from pipelines.text.tags import take_tags
+from studio.acceleration import proposals
 from studio.again import Comparison, compare
 from studio.asking import ask, first_example, is_repeat, remembered_model
 from studio.driving import Drive, Job, Outcome, Saving
@@ -51,6 +52,7 @@ def run(args: Namespace, home: Home, teller: Teller) -> int:
         pipe = open_pipeline(opening, home, teller.say)
     for report in shelf.load(pipe):
         teller.say(f"LoRA {_applied(report)}")
+    _propose(pipe, requests, teller)
     _check_model(remembered, pipe, teller)
     jobs = [
         Job(request, draft.where, file) for request, draft, file in zip(requests, drafts, files, strict=True)
@@ -136,6 +138,14 @@ def _say_if_methods_are_idle(requests: Sequence[Request], teller: Teller) -> Non
 def _sheet(request: Request, model: str) -> Sheet:
     assert request.seed is not None
     return Sheet(request.seed, take_tags(request.prompt)[0], request.composer.name, model)
+
+
+def _propose(pipe: StudioPipeline, requests: Sequence[Request], teller: Teller) -> None:
+    """Says which settings an adapter made for few steps wants."""
+    loaded = {name: pipe.model.adapter(name).metadata for name in pipe.adapters}
+    with suppress(StudioError):  # a request that cannot be rendered is refused when it is submitted
+        for line in proposals(loaded, [request.resolved(pipe.model.facts) for request in requests]):
+            teller.say(line)
 
 
 def _applied(report: LoadReport) -> str:

@@ -1,0 +1,66 @@
+"""Adapters that make a model draw in few steps, and the settings they want: proposed, never taken."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pipelines import Request
+from pipelines.adapters import AdapterMetadata
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A family of them: how its files call it, and its settings."""
+
+    name: str
+    pattern: re.Pattern[str]
+    scheduler: str
+    steps: tuple[int, int]
+    guidance: float
+
+
+KINDS = (
+    Kind("LCM", re.compile(r"(?<![a-z])lcm(?![a-z])", re.IGNORECASE), "LCM", (4, 8), 1.0),
+    Kind("Lightning", re.compile(r"lightning", re.IGNORECASE), "Euler trailing", (4, 8), 1.0),
+    Kind("Hyper", re.compile(r"hyper[-_ ]?sd", re.IGNORECASE), "Euler trailing", (4, 8), 1.0),
+)
+"""LCM-LoRA (arXiv 2311.05556), SDXL-Lightning (arXiv 2402.13929), Hyper-SD (arXiv 2404.13686)."""
+MOST_GUIDANCE = 1.5
+
+
+def kind_of(name: str, metadata: AdapterMetadata) -> Kind | None:
+    """What the file's name, title and tags say; None for an ordinary adapter."""
+    said = (name, metadata.title, metadata.base_model, *metadata.tags, metadata.raw.get("ss_output_name", ""))
+    return next((kind for kind in KINDS if any(kind.pattern.search(text) for text in said)), None)
+
+
+def proposals(loaded: Mapping[str, AdapterMetadata], requests: Sequence[Request]) -> list[str]:
+    """One line for each such adapter that a request uses otherwise than it is meant to be used.
+
+    loaded: name -> metadata. requests: resolved ones.
+    """
+    found = []
+    for name, metadata in loaded.items():
+        kind = kind_of(name, metadata)
+        if kind is not None and any(_misused(kind, name, request) for request in requests):
+            low, high = kind.steps
+            found.append(
+                f"{name} is made to draw in few steps ({kind.name}): try --pin {name} --scheduler "
+                f'"{kind.scheduler}" --steps {high} --guidance {kind.guidance:g} ({low} to {high} steps)'
+            )
+    return found
+
+
+def _misused(kind: Kind, name: str, request: Request) -> bool:
+    use = next((use for use in request.uses if use.adapter == name), None)
+    if use is None:
+        return False
+    settings = (
+        use.pinned,
+        request.scheduler == kind.scheduler,
+        request.steps is not None and request.steps <= 2 * kind.steps[1],
+        request.guidance_scale is not None and request.guidance_scale <= MOST_GUIDANCE,
+    )
+    return not all(settings)
