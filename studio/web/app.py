@@ -51,10 +51,10 @@ def build(worker: Worker, trainings: Trainings) -> gr.Blocks:
                 fields, viewer = compose.add(desk, strip)
             with gr.Tab("Compare", id="compare"):
                 compare.add(desk, fields)
-            with gr.Tab("Library", id="library-page"):
-                library_page.add(desk, fields)
-            with gr.Tab("Gallery", id="gallery-page"):
-                gallery_page.add(desk, fields, tabs, COMPOSE)
+            with gr.Tab("Library", id="library-page") as library:
+                library_page.add(desk, fields, library)
+            with gr.Tab("Gallery", id="gallery-page") as gallery:
+                gallery_page.add(desk, fields, gallery, tabs, COMPOSE)
             with gr.Tab("B-LoRA", id="blora-page"):
                 blora_page.add(desk)
             with gr.Tab("Frequency", id="frequency-page"):
@@ -69,12 +69,13 @@ def build(worker: Worker, trainings: Trainings) -> gr.Blocks:
                 owner,
                 viewer.found_again(desk, owner, request),
                 gr.Dropdown(choices=names, value=desk.chosen("")),
+                1,
             )
 
         pages.load(
             opened,
             desk.browser,
-            [desk.browser, viewer.job, model],
+            [desk.browser, viewer.job, model, fields.structure],
             show_progress="hidden",
             api_visibility="private",
         )

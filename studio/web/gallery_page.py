@@ -26,8 +26,8 @@ Go = Callable[[], Any]
 """What opens the Compose page."""
 
 
-def add(desk: Desk, fields: Fields, tabs: gr.Tabs, compose: str) -> gr.Tab | None:
-    """Draws the page into the blocks at hand. compose: the id of the Compose tab."""
+def add(desk: Desk, fields: Fields, here: gr.Tab, tabs: gr.Tabs, compose: str) -> None:
+    """Draws the page into the blocks at hand. here: its tab; compose: the id of the Compose tab."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=7, min_width=340):
             with gr.Row():
@@ -68,7 +68,7 @@ def add(desk: Desk, fields: Fields, tabs: gr.Tabs, compose: str) -> gr.Tab | Non
     inputs = [search, page, desk.browser]
     outputs = [pictures, shown, chosen, record]
     gr.on(
-        [refresh.click, search.submit, page.change],
+        [here.select, refresh.click, search.submit, page.change],
         listed,
         inputs,
         outputs,
@@ -124,7 +124,6 @@ def add(desk: Desk, fields: Fields, tabs: gr.Tabs, compose: str) -> gr.Tab | Non
     delete.click(deleted, [shown, chosen, *inputs], outputs, show_progress="hidden", api_visibility="private")
     everything.click(zipped, shown, everything, api_visibility="private")
     job_file.click(as_job_file, [shown, chosen], job_file, api_visibility="private")
-    return None
 
 
 def zipped(pictures: Sequence[GalleryPicture]) -> str:

@@ -21,8 +21,8 @@ SHOWN = 120
 ANY = "any"
 
 
-def add(desk: Desk, fields: Fields) -> None:
-    """Draws the page into the blocks at hand."""
+def add(desk: Desk, fields: Fields, here: gr.Tab) -> None:
+    """Draws the page into the blocks at hand. here: its tab; the files are looked at whenever it is opened."""
     with gr.Row():
         search = gr.Textbox(
             label="Search", placeholder="name, trigger word, tag", scale=4, elem_id="library-search"
@@ -89,6 +89,7 @@ def add(desk: Desk, fields: Fields) -> None:
     outputs = [cards, shown, found, family, category, kind]
     gr.on(
         [
+            here.select,
             refresh.click,
             search.change,
             family.input,
