@@ -22,7 +22,7 @@ from studio.bench.quality.elements import NARROW, NEW, Composition
 from studio.bench.quality.eyes import PARTS as PART_OF
 from studio.bench.quality.sets import library_suite
 
-RENDERS = 3
+RENDERS = 2
 SEED = 70_000
 SIZES = (2, 3, 4, 5)
 
@@ -48,7 +48,7 @@ def write(work: Path, assets: Path) -> None:
         rows = np.concatenate([rows_of(composition, rng) for composition in chosen])
         pictures = world.render(rows, torch.Generator().manual_seed(SEED), chunk=32)
         file = kind.replace(" ", "-") + ".webp"
-        Image.fromarray(sheet(pictures, RENDERS, gap=0)).save(folder / file, quality=82, method=6)
+        Image.fromarray(sheet(pictures, RENDERS, gap=0)).save(folder / file, quality=40, method=6)
         index[file] = [[element.adapter for element in one.elements] for one in chosen]
         print(file, len(chosen), (folder / file).stat().st_size)
     content = {"side": 128, "renders": RENDERS, "sheets": index}

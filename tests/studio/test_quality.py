@@ -266,7 +266,7 @@ def test_every_pure_composition_has_its_true_renders() -> None:
     suite = library_suite(Home(Path("nowhere")), "tiny-sdxl")
     pure = [one for one in suite.compositions((2, 3, 4, 5)) if one.kind in (NEW, NARROW)]
     references = shipped_references(pure)
-    assert all(len(references.of(one)) == 3 for one in pure)
+    assert all(len(references.of(one)) == 2 for one in pure)
     assert references.of(mix("character-x", "style-y")) == []
 
 

@@ -180,7 +180,7 @@ def write_sheet(ranking: Sequence[Rank], scored: Sequence[Scored], plan: Plan, o
     shots = {(row.method, row.seed): row.shot for row in scored}
     title = plan.prompt or plan.suite.prompt_of(plan.compositions[0].words)
     x = Axis("seed", tuple((str(seed), dict) for seed in plan.seeds))
-    y = Axis("", tuple((f"{place}. {one.method}", dict) for place, one in enumerate(ranking, 1)))
+    y = Axis("method", tuple((one.method, dict) for one in ranking))
     cells = []
     for row, one in enumerate(ranking):
         for column, seed in enumerate(plan.seeds):
