@@ -72,6 +72,8 @@ def origin(path: Path, assets: Path) -> tuple[str, str]:
             return "renders of the world", "python assets/build/references.py --work WORK --assets assets"
         what = "clip" if parts[1] == "scorer" else "classifier"
         return "trained on renders", f"python assets/build/scorer.py --work WORK --what {what}"
+    if name.startswith("web-"):
+        return "screenshots of `lora-studio web` (256 colours)", "taken in a browser of 1366 x 1000 pixels"
     if name == "grid.png":
         return (
             "drawn by the embedded models (six bits a colour)",

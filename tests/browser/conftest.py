@@ -1,0 +1,238 @@
+"""A studio in a process of its own, and a real browser in front of it.
+
+Every page is watched: a console error, a page error or a request to another host fails the test that caused it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
+
+from studio.metadata import read_picture
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+ROWS = ".mix-row:not(.mix-row .mix-row)"
+PATIENCE = 90_000
+"""Milliseconds within which anything on the page must have happened; two slow cores draw the pictures."""
+
+expect.set_options(timeout=PATIENCE)
+
+
+@dataclass
+class Server:
+    """`lora-studio web` as a subprocess on a home."""
+
+    home: Path
+    address: str = ""
+    process: subprocess.Popen[str] | None = None
+
+    def start(self) -> Server:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "studio", "web", "--home", self.home, "--port", "7960", "--quiet"],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        assert self.process.stdout is not None
+        self.address = self.process.stdout.readline().strip()
+        assert self.address.startswith("http://127.0.0.1:"), "the server did not start; its message is above"
+        return self
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        assert self.process is not None
+        self.process.send_signal(how)
+        self.process.wait(30)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+    def pictures(self) -> list[Path]:
+        """The saved pictures, oldest first."""
+        return sorted((self.home / "outputs").rglob("*.png"), key=lambda file: file.stat().st_mtime_ns)
+
+    def records(self) -> list[Mapping[str, Any]]:
+        return [read_picture(file).record for file in self.pictures()]
+
+
+@dataclass
+class Studio:
+    """The open page, in the words of its user."""
+
+    page: Page
+    server: Server
+    problems: list[str] = field(default_factory=list)
+    hosts: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.page.on("console", self._heard)
+        self.page.on("pageerror", lambda error: self.problems.append(f"page error: {error}"))
+        self.page.on("request", lambda request: self.hosts.add(urlsplit(request.url).hostname or ""))
+
+    def _heard(self, message: ConsoleMessage) -> None:
+        if message.type == "error":
+            self.problems.append(f"{message.text} ({message.location.get('url')})")
+
+    def open(self) -> Studio:
+        self.page.goto(self.server.address)
+        expect(self.page.locator("#generate")).to_be_visible()
+        expect(self.page.locator("#model-line")).to_contain_text("Small built-in demo model")
+        return self
+
+    def tab(self, name: str) -> None:
+        """Narrow pages put the last tabs into a menu."""
+        tab = self.page.get_by_role("tab", name=name, exact=True)
+        if not tab.first.is_visible():
+            self.page.locator(".overflow-menu > button").click()
+        self.page.get_by_role("tab", name=name, exact=True).or_(
+            self.page.locator(".overflow-dropdown button", has_text=name)
+        ).first.click()
+
+    def write(self, prompt: str) -> None:
+        self.page.locator("#prompt textarea").fill(prompt)
+
+    def number(self, box: str, value: float) -> None:
+        control = self.page.locator(f"#{box} input[type=number]").first
+        control.fill(str(value))
+        control.press("Tab")
+
+    def steps(self, steps: int) -> None:
+        if not self.page.locator("#steps").is_visible():
+            self.page.get_by_role("button", name="Size, steps, sampler").click()
+        self.number("steps", steps)
+
+    def choose(self, box: str, choice: str) -> None:
+        """From a dropdown, by typing."""
+        control = self.page.locator(f"#{box} input").first
+        control.click()
+        control.fill(choice)
+        self.page.get_by_role("option", name=choice, exact=True).click()
+
+    def add(self, *loras: str) -> None:
+        for lora in loras:
+            rows = self.rows.count()
+            self.choose("add-lora", lora)
+            expect(self.rows).to_have_count(rows + 1)
+
+    def method(self, name: str) -> None:
+        self.page.locator("#method").get_by_role("radio", name=name, exact=True).check()
+
+    def generate(self) -> None:
+        self.page.locator("#generate").click()
+
+    @property
+    def rows(self) -> Any:
+        """Those of the mix, from the top."""
+        return self.page.locator(ROWS)
+
+    def state(self, text: str | re.Pattern[str], where: str = "pictures") -> None:
+        expect(self.page.locator(f"#{where}-state")).to_contain_text(text)
+
+    def says(self, text: str | re.Pattern[str]) -> None:
+        """A message in the corner."""
+        expect(self.page.locator(".toast-body").filter(has_text=text).first).to_be_visible()
+
+    def shown(self, where: str = "pictures") -> Any:
+        return self.page.locator(f"#{where} img")
+
+
+@pytest.fixture(scope="session")
+def studio_home(
+    tmp_path_factory: pytest.TempPathFactory, sd_folder: Path, make_lora: Callable[..., Path]
+) -> Path:
+    """A home with a LoRA for another model, and a file that is broken."""
+    home = tmp_path_factory.mktemp("studio") / "home"
+    (home / "loras").mkdir(parents=True)
+    shutil.copy(make_lora(sd_folder, "sd-fox", seed=5), home / "loras" / "sd-fox.safetensors")
+    (home / "loras" / "broken.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{not json at all")
+    return home
+
+
+@pytest.fixture(scope="session")
+def server(studio_home: Path) -> Iterator[Server]:
+    running = Server(studio_home).start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """The system's chromium. A missing one is an error: these tests never skip."""
+    found = next((path for name in CHROMIUM if (path := shutil.which(name))), None)
+    assert found is not None, "no chromium: install it, as in `apt-get install chromium`"
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=found, args=list(FLAGS))
+        yield running
+        running.close()
+
+
+Visitor = Callable[..., Studio]
+
+
+@pytest.fixture
+def visitor(browser: Browser, server: Server) -> Iterator[Visitor]:
+    """visitor() -> the studio as somebody new sees it; visitor(width=…, height=…, dark=True) on another screen."""
+    opened: list[tuple[BrowserContext, Studio]] = []
+
+    def arrive(
+        *,
+        width: int = 1366,
+        height: int = 900,
+        dark: bool = False,
+        at: Server | None = None,
+        start: bool = True,
+    ) -> Studio:
+        context = browser.new_context(
+            viewport={"width": width, "height": height},
+            color_scheme="dark" if dark else "light",
+            reduced_motion="reduce",
+            accept_downloads=True,
+        )
+        context.set_default_timeout(PATIENCE)
+        studio = Studio(context.new_page(), at or server)
+        opened.append((context, studio))
+        return studio.open() if start else studio
+
+    yield arrive
+    for context, studio in opened:
+        context.close()
+        assert studio.problems == [], "the browser's console told of errors"
+        assert studio.hosts <= {"127.0.0.1", ""}, "the page asked other hosts"
+
+
+@pytest.fixture
+def studio(visitor: Visitor) -> Studio:
+    return visitor()
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def until() -> Callable[..., None]:
+    return wait_until

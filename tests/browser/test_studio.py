@@ -1,0 +1,107 @@
+"""The web studio as its users meet it: a real browser, a real server, the built-in model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from playwright.sync_api import expect
+
+from composers import methods
+
+pytestmark = pytest.mark.browser
+Visitor = Callable[..., Any]
+Until = Callable[..., None]
+TRIO = ("panda", "kimono", "lantern")
+
+
+def test_the_first_picture_from_a_cold_start(studio: Any) -> None:
+    studio.steps(4)
+    studio.generate()
+    studio.state("1 of 1 picture done")
+    expect(studio.shown().first).to_be_visible()
+    [record] = [r for r in studio.server.records() if r["steps"] == 4]
+    assert record["prompt"] == "a fox wearing a crown on the beach"  # the model's own example
+
+
+def test_a_mix_of_three_by_every_method(studio: Any, until: Until) -> None:
+    studio.write("a panda wearing a kimono, holding a lantern")
+    studio.add(*TRIO)
+    studio.steps(6)
+    own = [name for name, kind in methods().items() if kind.most is None or kind.most >= 3]
+    for name in own:
+        before = len(studio.server.pictures())
+        studio.method(name)
+        expect(studio.page.locator("#cost")).to_contain_text("UNet rows a step")
+        studio.generate()
+        expect(studio.page.locator("#pictures-jobs")).to_be_visible()
+        until(lambda before=before: len(studio.server.pictures()) > before)
+        record = studio.server.records()[-1]
+        assert record["composer"].startswith(name)
+        assert {use["name"] for use in record["adapters"]} == set(TRIO)
+        assert all(use["layers"] for use in record["adapters"])
+
+
+def test_rows_are_edited_reordered_and_normalised(studio: Any) -> None:
+    studio.add("panda", "kimono")
+    rows = studio.rows
+    expect(rows.nth(0)).to_contain_text("panda")
+    rows.nth(1).get_by_role("button", name="Up").click()
+    expect(rows.nth(0)).to_contain_text("kimono")
+    strength = rows.nth(0).locator("input[type=number]").first
+    strength.fill("0.5")
+    strength.press("Tab")
+    expect(studio.page.locator("#gauge")).to_contain_text("1.50")
+    studio.page.locator("#normalise").click()
+    expect(studio.page.locator("#gauge")).to_contain_text("1.00")
+    rows.nth(0).get_by_role("checkbox").uncheck()
+    expect(studio.page.locator("#gauge")).to_contain_text("0.67")
+    rows.nth(0).get_by_role("button", name="Remove").click()
+    expect(rows).to_have_count(1)
+
+
+def test_trigger_words_go_in_once_and_unknown_words_are_marked(studio: Any) -> None:
+    studio.write("a fox on a volcanoo")
+    expect(studio.page.locator("#unknown mark").first).to_have_text("volcanoo")
+    studio.add("panda")
+    studio.rows.get_by_role("button", name="Text encoder, blocks").click()
+    words = studio.rows.get_by_role("button", name="Add its words")
+    words.click()
+    expect(studio.page.locator("#prompt textarea")).to_have_value("a fox on a volcanoo, panda")
+    words.click()
+    studio.page.wait_for_timeout(500)
+    expect(studio.page.locator("#prompt textarea")).to_have_value("a fox on a volcanoo, panda")
+
+
+def test_keys_render_stop_and_weigh(studio: Any) -> None:
+    box = studio.page.locator("#prompt textarea")
+    studio.write("a fox")
+    box.press("End")
+    box.press("Control+ArrowUp")
+    expect(box).to_have_value("a (fox:1.05)")
+    studio.steps(150)
+    box.press("Control+Enter")
+    studio.state("running")
+    studio.page.locator("#prompt textarea").press("Escape")
+    studio.state("stopped; 0 of 1 picture")
+
+
+def test_the_gallery_shows_a_picture_and_its_record(studio: Any) -> None:
+    studio.write("a monkey in the garden")
+    studio.steps(3)
+    studio.generate()
+    studio.state("1 of 1 picture done")
+    studio.tab("Gallery")
+    studio.page.locator("#gallery-refresh").click()
+    expect(studio.shown("gallery")).to_have_count(1)
+    studio.shown("gallery").first.click()
+    expect(studio.page.locator("#record")).to_contain_text("a monkey in the garden")
+
+
+def test_the_library_shows_cards_and_searches(studio: Any) -> None:
+    studio.tab("Library")
+    expect(studio.page.locator("#library img").first).to_be_visible()
+    studio.page.locator("#library-search input, #library-search textarea").fill("kelda")
+    studio.page.locator("#library-search input, #library-search textarea").press("Enter")
+    expect(studio.page.locator("#library")).to_contain_text("kelda")
