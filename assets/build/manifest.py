@@ -74,6 +74,8 @@ def origin(path: Path, assets: Path) -> tuple[str, str]:
         return "trained on renders", f"python assets/build/scorer.py --work WORK --what {what}"
     if name.startswith("web-"):
         return "screenshots of `lora-studio web` (256 colours)", "taken in a browser of 1366 x 1000 pixels"
+    if name == "quality.png":
+        return "figure of the embedded models' pictures (24 colours)", "lora-studio bench quality --seeds 1-3"
     if name == "grid.png":
         return (
             "drawn by the embedded models (six bits a colour)",
