@@ -134,9 +134,11 @@ def look() -> Look:
         slider_color="*primary_600",
         slider_color_dark="*primary_400",
     )
+    css = (static / "studio.css").read_text(encoding="utf-8")
     return Look(
         theme=theme,
-        css=(static / "studio.css").read_text(encoding="utf-8"),
+        css=css,
+        head=f"<style>{css}</style>",  # gradio keeps `css` to what is inside its container; the frame is ours too
         js=(static / "studio.js").read_text(encoding="utf-8"),
     )
 

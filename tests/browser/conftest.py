@@ -91,7 +91,8 @@ class Studio:
         self.page.on("request", lambda request: self.hosts.add(urlsplit(request.url).hostname or ""))
 
     def _heard(self, message: ConsoleMessage) -> None:
-        if message.type == "error":
+        left = message.text.startswith("AbortError")  # what a page that is left no longer waits for
+        if message.type == "error" and not left:
             self.problems.append(f"{message.text} ({message.location.get('url')})")
 
     def open(self) -> Studio:
