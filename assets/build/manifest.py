@@ -74,11 +74,16 @@ def origin(path: Path, assets: Path) -> tuple[str, str]:
         return "trained on renders", f"python assets/build/scorer.py --work WORK --what {what}"
     if name.startswith("web-"):
         return "screenshots of `lora-studio web` (256 colours)", "taken in a browser of 1366 x 1000 pixels"
+    if name == "mixes.png":
+        return (
+            "drawn by the embedded models (160 colours)",
+            "python assets/build/gallery.py --assets assets --report WORK/report",
+        )
     if name == "quality.png":
         return "figure of the embedded models' pictures (24 colours)", "lora-studio bench quality --seeds 1-3"
     if name == "grid.png":
         return (
-            "drawn by the embedded models (six bits a colour)",
+            "drawn by the embedded models (160 colours)",
             'lora-studio grid --prompt "a nilo fox wearing a kimono" --lora nilo-fox --lora kimono '
             "--x method=merge,switch,composite,cmlora --y seed=1,2,3 --cell 160",
         )
