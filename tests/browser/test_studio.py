@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import expect
 
 from composers import methods
+from pipelines.text.tags import take_tags
 
 pytestmark = pytest.mark.browser
 Visitor = Callable[..., Any]
@@ -105,3 +108,54 @@ def test_the_library_shows_cards_and_searches(studio: Any) -> None:
     studio.page.locator("#library-search input, #library-search textarea").fill("kelda")
     studio.page.locator("#library-search input, #library-search textarea").press("Enter")
     expect(studio.page.locator("#library")).to_contain_text("kelda")
+
+
+def test_a_dropped_picture_brings_its_settings_back(studio: Any, until: Until) -> None:
+    studio.write("a raccoon in a spacesuit")
+    studio.add("raccoon", "spacesuit")
+    studio.method("switch")
+    studio.steps(5)
+    studio.number("seed", 4242)
+    studio.generate()
+    studio.state("1 of 1 picture done")
+    made = next(
+        f for f, r in zip(studio.server.pictures(), studio.server.records(), strict=True) if r["seed"] == 4242
+    )
+    studio.open()
+    studio.tab("Gallery")
+    studio.page.locator("#drop input[type=file]").set_input_files(made)
+    expect(studio.page.locator("#prompt textarea")).to_have_value("a raccoon in a spacesuit")
+    expect(studio.rows).to_have_count(2)
+    expect(studio.page.locator("#method").get_by_role("radio", name="switch")).to_be_checked()
+    before = len(studio.server.pictures())
+    studio.generate()
+    until(lambda: len(studio.server.pictures()) > before)
+    again = studio.server.records()[-1]
+    assert (again["seed"], again["steps"], again["composer"]) == (4242, 5, "switch:interval=2")
+
+
+def test_tags_become_rows(studio: Any) -> None:
+    studio.write("a fox <lora:panda:0.6>")
+    studio.page.get_by_role("button", name="Turn tags into rows").click()
+    expect(studio.rows).to_have_count(1)
+    text = studio.page.locator("#prompt textarea").input_value()
+    assert take_tags(text)[1] == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "height", "dark"),
+    [("desktop", 1366, 900, False), ("phone", 390, 844, False), ("dark", 1366, 900, True)],
+)
+def test_it_fits_the_screen(
+    visitor: Visitor, tmp_path: Path, name: str, width: int, height: int, dark: bool
+) -> None:
+    """Screenshots go to LORA_STUDIO_SHOTS, for whoever wants to look at them."""
+    studio = visitor(width=width, height=height, dark=dark)
+    studio.write("a panda wearing a kimono at a castle")
+    studio.add("panda", "kimono", "castle")
+    assert studio.page.evaluate("document.documentElement.scrollWidth") <= width
+    generate = studio.page.locator("#generate").bounding_box()
+    assert generate["y"] + generate["height"] <= height  # at hand without scrolling
+    folder = Path(os.environ.get("LORA_STUDIO_SHOTS", tmp_path))
+    studio.page.screenshot(path=folder / f"{name}.png")
+    assert (folder / f"{name}.png").stat().st_size > 10_000
