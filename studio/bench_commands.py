@@ -20,6 +20,7 @@ Commands: TypeAlias = "_SubParsersAction[Any]"
 COMMANDS = ("bench",)
 FORMS = ("auto", "lane-packed", "pool", "dense")
 MODES = ("eager", "graph", "compiled")
+TARGET_PARTS = ("large", "small", "composite", "changes", "switch", "linear", "float32", "other")
 RIVALS = ("set_adapters", "adapter_names", "fused")
 
 SPEED_HELP = """models:  sdxl and sd15 are built here at full size with random weights, which take as long as real ones
@@ -99,8 +100,10 @@ def _speed_flags(kinds: Commands, folders: ArgumentParser) -> None:
     what = speed.add_argument_group("instead of all that")
     what.add_argument(
         "--targets",
-        action="store_true",
-        help="the engine's targets, on sdxl and sd15 (on a CPU: on tiny-sdxl)",
+        nargs="*",
+        choices=TARGET_PARTS,
+        metavar="PART",
+        help=f"the engine's targets, on sdxl and sd15 (on a CPU: on tiny-sdxl), or parts: {', '.join(TARGET_PARTS)}",
     )
     what.add_argument(
         "--changes",

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace, home: Home, teller: Teller) -> int:
     print(about.line)
     found: list[Measured] = []
     extra: dict[str, Any] = {}
-    if args.targets:
+    if args.targets is not None:
         scale = targets.FULL if device.type == "cuda" else targets.TINY
 
         def show(measured: Measured) -> None:
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace, home: Home, teller: Teller) -> int:
             if args.json:  # what is there is kept, should the run be cut short
                 report.write_json(Path(args.json), about, found, extra)
 
-        course = targets.run(scale, machine, budget, teller.say, show)
+        course = targets.run(scale, machine, budget, teller.say, show, args.targets or targets.PARTS)
         extra = {"course": targets.as_data(course)}
         print("\n" + targets.table(course))
     elif args.changes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -11,7 +11,7 @@ import torch
 
 from pipelines.engine.bank import FormChoice
 from studio.bench.speed.bed import Bed, Machine
-from studio.bench.speed.changes import Changes, Latencies, latencies, random_changes
+from studio.bench.speed.changes import RESIDENT, Changes, Latencies, latencies, random_changes
 from studio.bench.speed.rivals import Mode
 from studio.bench.speed.run import Bench, Budget, Measured, Outcome
 from studio.bench.speed.timing import FEWEST
@@ -23,6 +23,8 @@ Bound = Literal["at most", "at least"]
 RANK = 16
 CHANGES = 200
 CHANGING_IMAGES = 2
+PARTS = ("large", "small", "composite", "changes", "switch", "linear", "float32", "other")
+"""Of the course: the headline at two sizes, then what each target needs besides."""
 REPEATS = 7
 CHANGE_REPEATS = 15
 RELEASED = Way("peft set_adapters", "eager")
@@ -71,6 +73,10 @@ class Course:
     changes: Changes | None
     latencies: Latencies | None
 
+    def section(self, name: str) -> Measured:
+        """An empty one where it was not run."""
+        return self.sections.get(name) or Measured("", Workload(0), "", (), None, 0)
+
 
 def run(
     scale: Scale,
@@ -78,10 +84,11 @@ def run(
     budget: Budget,
     tell: Callable[[str], None],
     show: Callable[[Measured], None],
+    wanted: Collection[str] = PARTS,
 ) -> Course:
-    """The whole course, the headline first: what comes too late for the budget is left out with a note.
+    """The course, the headline first: what comes too late for the budget is left out with a note.
 
-    show: gets every section as soon as it is there.
+    show: gets every section as soon as it is there. wanted: which of `PARTS` to run.
     """
     cuda = machine.device.type == "cuda"
     modes: tuple[Mode, ...] = ("eager", "graph", "compiled") if cuda else ("eager",)
@@ -96,34 +103,38 @@ def run(
         show(sections[name])
 
     mixes = Workload(scale.large // 8, scale.images, 3, RANK)
+    few_adapters = replace(mixes, pool=RESIDENT)
     five = Workload(scale.large // 8, 1, 5, RANK, method="composite")
-    turns = replace(mixes, method="switch")
     cells = {"large": scale.large // 8, "small": scale.small // 8}
+    changes = costs = None
     bench = bench_of(scale.model, "attention")
-    for size in cells:
+    bench.bed.hold(RESIDENT)
+    for size in [size for size in cells if size in wanted]:
         measure(size, bench, replace(mixes, cells=cells[size]), headline(modes))
-    for size in cells:
+    for size in cells if "composite" in wanted else ():
         ways = [Way("base", best), *(Way("studio", best, form) for form in ("auto", *LOW_MEMORY)), RELEASED]
         measure(f"composite {size}", bench, replace(five, cells=cells[size]), ways)
-    changes = costs = None
-    if budget.left > 0:
+    if "changes" in wanted and budget.left > 0:
         tell(f"{CHANGES} random changes")
         changes = random_changes(bench.bed, CHANGES, CHANGING_IMAGES, cells["small"], "lane-packed", best)
-        costs = latencies(bench, mixes, recorded, CHANGE_REPEATS)
-    few = [Way("base", best), Way("studio", best, "lane-packed"), Way("studio", best, "dense")]
-    bench = bench_of(scale.model, "linear")
-    measure("linear", bench, replace(mixes, layers="linear"), few)
-    with _without_tf32():
-        bench = bench_of(scale.model, "attention", torch.float32)
-        exact = [Way("studio", recorded, form) for form in ("dense", *LOW_MEMORY)]
-        measure("float32", bench, replace(mixes, images=2, cells=cells["small"]), exact, FEWEST)
-    if scale.other:
-        model, pixels = scale.other
-        measure("other model", bench_of(model, "attention"), replace(mixes, cells=pixels // 8), few)
-    bench = bench_of(scale.model, "attention")
-    for size in cells:
+        costs = latencies(bench, few_adapters, recorded, CHANGE_REPEATS)
+    for size in cells if "switch" in wanted else ():
         ways = [Way("base", recorded), Way("studio", recorded, "lane-packed"), RELEASED]
-        measure(f"switch {size}", bench, replace(turns, cells=cells[size]), ways, FEWEST)
+        measure(
+            f"switch {size}", bench, replace(few_adapters, method="switch", cells=cells[size]), ways, FEWEST
+        )
+    few = [Way("base", best), Way("studio", best, "lane-packed"), Way("studio", best, "dense")]
+    if "linear" in wanted:
+        bench = bench_of(scale.model, "linear")
+        measure("linear", bench, replace(mixes, layers="linear"), few)
+    if "float32" in wanted:
+        with _without_tf32():
+            bench = bench_of(scale.model, "attention", torch.float32)
+            exact = [Way("studio", recorded, form) for form in ("dense", *LOW_MEMORY)]
+            measure("float32", bench, replace(mixes, images=2, cells=cells["small"]), exact, FEWEST)
+    if "other" in wanted and scale.other:
+        model, pixels = scale.other
+        measure("other", bench_of(model, "attention"), replace(mixes, cells=pixels // 8), few)
     return Course(sections, changes, costs)
 
 
@@ -159,10 +170,9 @@ def _without_tf32() -> Iterator[None]:
 
 def targets(course: Course) -> list[Target]:
     """The table; limits as they were set for SDXL on a data-centre GPU."""
-    sections = course.sections
-    large, small, linear = sections["large"], sections["small"], sections["linear"]
-    five_large, five_small = sections["composite large"], sections["composite small"]
-    exact = [o.difference for o in sections["float32"].outcomes if o.difference is not None]
+    names = ("large", "small", "linear", "composite large", "composite small", "float32")
+    large, small, linear, five_large, five_small, float32 = (course.section(name) for name in names)
+    exact = [o.difference for o in float32.outcomes if o.difference is not None]
     changes = course.changes
     return [
         _over_base("overhead, memory allowing, large", 1.02, large, _ours(large)),
