@@ -225,7 +225,7 @@ class Bank:
             draft = taken.draft(form)
             if draft is None or not draft.covered.any():
                 continue
-            like = self._weight()
+            like = next(iter(self.pools.values())).rows  # where the layers work, wherever they rest
             packing: Packing | DensePacking
             if form == "dense":
                 packing = DensePacking(table, kind, groups=len(groups), layers=draft.covered, like=like)

@@ -162,6 +162,7 @@ def test_offloading_draws_the_same_picture_and_leaves_the_gpu(
 
 def test_memory_that_runs_out_splits_the_batch(sdxl_folder: Path, make_lora: Callable[..., Path]) -> None:
     pipe = open_pipe(sdxl_folder, make_lora, torch.float32, "cuda")
+    pipe.optimize(graphs=False)  # a recording holds its memory already, and would not run out
     requests = [
         Request("a fox", seed=seed, steps=2, adapters={"wide": 0.5}, width=256, height=256)
         for seed in range(16)
@@ -275,7 +276,7 @@ def test_paged_memory_stays_flat_on_the_device(sdxl_folder: Path, make_lora: Cal
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_flora_lanes_equal_merged_weights(
+def test_flora_lanes_beside_others_equal_those_alone(
     exact: None,
     dtype: torch.dtype,
     model_folder: Path,
@@ -283,17 +284,25 @@ def test_flora_lanes_equal_merged_weights(
     make_flora: Callable[..., Path],
     tmp_path: Path,
 ) -> None:
-    """FLoRA, LoRA and plain pictures in one call, each against itself alone."""
+    """FLoRA, LoRA and plain pictures in one call: as near to the exact picture as each is when alone."""
     make_flora(model_folder, tmp_path / "f.safetensors", rank=3, where="", text=True)
-    pipe = StudioPipeline.from_pretrained(model_folder, dtype=dtype).to("cuda")
-    pipe.load_lora_weights(tmp_path / "f.safetensors", "f")
-    pipe.load_lora_weights(make_lora(model_folder, "l", seed=1, rank=4, where=""), "l")
+    lora = make_lora(model_folder, "l", seed=1, rank=4, where="")
+
+    def opened(dtype: torch.dtype) -> StudioPipeline:
+        pipe = StudioPipeline.from_pretrained(model_folder, dtype=dtype).to("cuda")
+        pipe.load_lora_weights(tmp_path / "f.safetensors", "f")
+        pipe.load_lora_weights(lora, "l")
+        return pipe
+
+    pipe, reference = opened(dtype), opened(torch.float32)
     mixes = [{"f": 1.0}, {}, {"l": 0.8}, {"f": 0.5, "l": 0.4}]
     requests = [Request("a fox", adapters=mix, seed=3, steps=4) for mix in mixes]
     together = pipe(requests, output_type="latent").images
     for request, image in zip(requests, together, strict=True):
         alone = pipe(request, output_type="latent").images[0]
-        assert relative(image, alone) < (1e-4 if dtype == torch.float32 else 0.1)
+        expected = reference(request, output_type="latent").images[0]
+        noise = 0.0 if dtype == torch.float32 else relative(alone, expected)
+        assert relative(image, expected) < 2 * noise + 1e-4
 
 
 @pytest.mark.parametrize("form", ["auto", "lane-packed", "pool", "dense"])
@@ -309,11 +318,15 @@ def test_graphs_draw_what_layers_one_by_one_draw(
         for weight in weights
     ]
     expected = [pipe(request, output_type="latent").images[0] for request in asked]
-    assert pipe.model.engine.stats.replays == 0
+    stats = pipe.model.engine.stats
+    assert (stats.captures, stats.replays, stats.layer_by_layer) == (0, 0, 12 * len(weights))
     pipe.optimize(form=form)
     found = [pipe(request, output_type="latent").images[0] for request in asked]
-    stats = pipe.model.engine.stats
-    assert (stats.captures, stats.replays, stats.layer_by_layer) == (1, 12 * len(weights) - 1, 0)
+    assert (stats.captures, stats.replays, stats.layer_by_layer) == (
+        1,
+        12 * len(weights) - 1,
+        12 * len(weights),
+    )
     for one, other in zip(found, expected, strict=True):
         assert relative(one, other) < 1e-4
     assert all(relative(one, found[0]) > 1e-3 for one in found[1:])
