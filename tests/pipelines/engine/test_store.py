@@ -267,6 +267,44 @@ def test_pictures_equal_those_made_without_paging(sdxl_folder: Path, files: dict
         assert relative(other, own) < 1e-5
 
 
+@pytest.mark.slow
+def test_two_hundred_adapters_under_a_tenth_of_their_memory(
+    sdxl_folder: Path, make_lora: Callable[..., Path]
+) -> None:
+    files = {
+        f"n{number}": make_lora(sdxl_folder, f"n{number}", seed=number, rank=1 + number % 16, where="attn1")
+        for number in range(200)
+    }
+    names = list(files)
+    asked = [
+        Request(
+            "a fox",
+            adapters={names[(7 * number + 61 * j) % 200]: 0.5 for j in range(3)},
+            seed=number,
+            steps=2,
+            width=32,
+            height=32,
+        )
+        for number in range(60)
+    ]
+    every, images = 0, []
+    for paged in (False, True):
+        pipe = StudioPipeline.from_pretrained(sdxl_folder)
+        if paged:
+            pipe.store.limits = Limits(host=every // 4, device=every // 10)
+        for name, file in files.items():
+            pipe.load_lora_weights(file, name)
+        if not paged:
+            every = pipe.store.stats.device.bytes
+        images.append(pipe(asked, output_type="latent").images)
+    stats = pipe.store.stats
+    assert stats.device.bytes <= every // 10
+    assert stats.host.bytes <= every // 4
+    assert stats.device.evictions > 100
+    for own, other in zip(*images, strict=True):
+        assert relative(other, own) < 1e-5
+
+
 def test_the_device_never_holds_more_than_its_limit_and_one_picture(
     model: Model, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
