@@ -3,10 +3,10 @@
     python assets/build/labels.py sheets  --assets assets --model tiny-sdxl --out WORK/labels
     python assets/build/labels.py compare --assets assets --out WORK/figures
 
-`sheets` draws the last prompts of the 1,024 held-out ones, each on the seed of its place, and lays them
+`sheets` draws the first prompts of the 1,024 held-out ones, each on the seed of its place, and lays them
 out without their prompts. What was seen in them is written by hand into assets/testbed/labels.json:
-model -> place -> one word a part, "none" where there is nothing, "?" where the eye cannot tell. `compare`
-draws the same pictures and lets the classifier read them.
+model -> place (the seed) -> the prompt, and one word a part, "none" where there is nothing, "?" where the eye
+cannot tell. `compare` draws the same pictures and lets the classifier read them.
 """
 
 from __future__ import annotations
@@ -19,25 +19,22 @@ from typing import Any
 import torch
 from evaluate import draw, held_out_prompts, load
 from PIL import Image, ImageDraw
-from torch import Tensor
 from world import PARTS, WORDS
 
 PROMPTS = 1024
-LABELLED = 56  # pictures a model
+BATCH = 8
+LABELLED = 54  # pictures a model
 SEEN = tuple(p for p in PARTS if p != "color")
 COLUMNS, ROWS, CELL = 4, 3, 288
 
 
-def pictures(model: Path, places: list[int], device: str, batch: int = 8) -> Tensor:
-    """The pictures of some of the held-out prompts: [n, 3, 128, 128] in 0..1."""
-    prompts = held_out_prompts(PROMPTS)[1]
-    return draw(load(model, device), [prompts[k] for k in places], places, batch)
-
-
 def sheets(model: Path, out: Path, device: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    places = list(range(PROMPTS - LABELLED, PROMPTS))
-    drawn = (pictures(model, places, device) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    places = list(range(LABELLED))
+    prompts = held_out_prompts(PROMPTS)[1][:LABELLED]
+    drawn = (
+        (draw(load(model, device), prompts, places, BATCH) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    )
     each = COLUMNS * ROWS
     for first in range(0, LABELLED, each):
         page = Image.new("RGB", (COLUMNS * CELL, ROWS * (CELL + 14)), "white")
@@ -78,7 +75,8 @@ def compare(assets: Path, device: str) -> dict[str, Any]:
     judge = load_classifier(assets / "testbed/classifier", device)
     found: dict[str, dict[str, dict[str, str]]] = {}
     for model, of_model in labels.items():
-        drawn = pictures(assets / "models" / model, [int(k) for k in of_model], device)
+        pipe = load(assets / "models" / model, device)
+        drawn = draw(pipe, [seen["prompt"] for seen in of_model.values()], [int(k) for k in of_model], BATCH)
         rows = read(judge, drawn.to(device)).tolist()
         found[model] = {
             place: {p: WORDS[p][k] if k >= 0 else "none" for p, k in zip(PARTS, row, strict=True)}

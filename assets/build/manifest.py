@@ -28,7 +28,7 @@ def origin(path: Path, assets: Path) -> tuple[str, str]:
     parts = path.parts
     name = path.name
     if name == "README.md":
-        return "measured figures", "python assets/build/cards.py --assets assets --figures WORK/figures"
+        return "measured figures", "python assets/build/cards.py --assets assets"
     if name == "studio.json":
         return "defaults and vocabulary", "python assets/build/studio_json.py --assets assets"
     if parts[0] == "models":
@@ -70,6 +70,8 @@ def origin(path: Path, assets: Path) -> tuple[str, str]:
             return "names, trigger words and settings of the ComposLoRA lists, no weights", "written by hand"
         if parts[1] == "references":
             return "renders of the world", "python assets/build/references.py --work WORK --assets assets"
+        if name == "labels.json":
+            return "seen by eye in generated pictures", "python assets/build/labels.py sheets --assets assets"
         what = "clip" if parts[1] == "scorer" else "classifier"
         return "trained on renders", f"python assets/build/scorer.py --work WORK --what {what}"
     if name.startswith("web-"):

@@ -383,7 +383,7 @@ def measure_clip(work: Path, device: str, n: int) -> dict[str, float]:
     own = (image * truth).sum(-1)
     pool = min(n, 1000)
     report = {
-        "retrieval among 1,000": float(
+        f"retrieval among {pool:,}": float(
             (image[:pool] @ truth[:pool].T).argmax(1).eq(torch.arange(pool, device=device)).float().mean()
         )
     }

@@ -213,6 +213,23 @@ def test_cmlora_reuses_features_of_a_trained_sd1_model_at_the_published_cut(judg
     assert sum(s["background"] == "garden" for s in seen) >= 3
 
 
+def test_the_classifier_reads_generated_pictures_as_the_eye_does(stock_sd: Any, judge: Judge) -> None:
+    """labels.json holds what was seen in 108 pictures (`assets/build/labels.py`); eight are drawn again here."""
+    labels = json.loads((ASSETS / "testbed/labels.json").read_text())
+    assert sum(len(of_model) for of_model in labels.values()) >= 100
+    some = {int(seed): dict(seen) for seed, seen in list(labels["tiny-sd"].items())[13:21]}
+    prompts = [seen.pop("prompt") for seen in some.values()]
+    found = judge(draw(stock_sd, prompts, list(some)))
+    told = [
+        (word, read[part])
+        for seen, read in zip(some.values(), found, strict=True)
+        for part, word in seen.items()
+        if word != "?"
+    ]
+    assert len(told) >= 40
+    assert sum(word == read for word, read in told) >= 0.95 * len(told)
+
+
 # ---------------------------------------------------------------- adapters
 
 
