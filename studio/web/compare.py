@@ -58,7 +58,12 @@ def add(desk: Desk, fields: Fields) -> None:
                 left = gr.Dropdown([], value=None, label="Left", elem_id="left")
                 right = gr.Dropdown([], value=None, label="Right", elem_id="right")
             slider = gr.ImageSlider(
-                label="Left | right", type="filepath", interactive=False, height=460, elem_id="ab"
+                label="Left | right",
+                type="filepath",
+                interactive=False,
+                height=460,
+                visible=False,
+                elem_id="ab",
             )
 
     def asker(make: Callable[[Mapping[Any, Any], Form], Asked], kind: str) -> Callable[..., str]:
@@ -109,7 +114,7 @@ def add(desk: Desk, fields: Fields) -> None:
         return (
             gr.Dropdown(choices=choices, value=files[0] if files else None),
             gr.Dropdown(choices=choices, value=files[-1] if files else None),
-            (files[0], files[-1]) if len(files) > 1 else None,
+            gr.ImageSlider((files[0], files[-1]) if len(files) > 1 else None, visible=len(files) > 1),
             gr.Slider(1, max(len(files), 2), 1, step=1, visible=is_sweep),
             gr.Image(files[0] if is_sweep else None, visible=is_sweep),
         )
