@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import gradio as gr
 
 from composers import methods
 from pipelines.errors import RequestError
-from studio.web import mix
-from studio.web.compose import Fields
-from studio.web.desk import Desk, told, who
-from studio.web.form import ALL, Asked, Form, compared, left_out, sweep
+from studio.web.compose import Fields, asker
+from studio.web.desk import Desk, who
+from studio.web.form import ALL, compared, left_out, sweep
 from studio.web.viewer import Viewer
 
 KINDS = ("compare", "sweep", "leave-one-out")
@@ -66,22 +64,6 @@ def add(desk: Desk, fields: Fields) -> None:
                 elem_id="ab",
             )
 
-    def asker(make: Callable[[Mapping[Any, Any], Form], Asked], kind: str) -> Callable[..., str]:
-        def ask(got: dict[Any, Any], request: gr.Request) -> str:
-            form = fields.read(got)
-            with told():
-                asked = make(got, form)
-                return desk.worker.submit(
-                    who(got[desk.browser], request),
-                    asked.drafts,
-                    model=got[desk.model] or None,
-                    kind=kind,
-                    labels=asked.labels,
-                    title=f"{form.prompt[:60]} · {mix.as_text(mix.active(form.rows))}",
-                )
-
-        return ask
-
     own = {chosen, factors, name, low, high, count, desk.browser, desk.model}
     for button, make, kind in (
         (compare, lambda got, form: compared(form, got[chosen], _numbers(got[factors])), "compare"),
@@ -89,7 +71,7 @@ def add(desk: Desk, fields: Fields) -> None:
         (swept, lambda got, form: sweep(form, got[name], got[low], got[high], int(got[count])), "sweep"),
     ):
         button.click(
-            asker(make, kind),
+            asker(desk, fields, make, kind),
             fields.components | own,
             viewer.job,
             trigger_mode="multiple",

@@ -95,6 +95,27 @@ class Fields:
         }
 
 
+def asker(
+    desk: Desk, fields: Fields, make: Callable[[Mapping[Any, Any], Form], Asked], kind: str
+) -> Callable[..., str]:
+    """A handler that submits what `make` asks for, of what it got and the form; it returns the job's id."""
+
+    def ask(got: dict[Any, Any], request: gr.Request) -> str:
+        form = _with_example(fields.read(got), desk.worker.model_state())
+        with told():
+            asked = make(got, form)
+            return desk.worker.submit(
+                who(got[desk.browser], request),
+                asked.drafts,
+                model=got[desk.model] or None,
+                kind=kind,
+                labels=asked.labels,
+                title=f"{form.prompt[:60]} · {mix.as_text(mix.active(form.rows))}",
+            )
+
+    return ask
+
+
 def add(desk: Desk, strip: gr.HTML) -> tuple[Fields, Viewer]:
     """Draws the page into the blocks at hand. strip: what the first screen shows of the studio."""
     with gr.Row(equal_height=False):
@@ -248,28 +269,12 @@ def add(desk: Desk, strip: gr.HTML) -> tuple[Fields, Viewer]:
 
     # -- asking ------------------------------------------------------------------------------------------
 
-    def asker(make: Callable[[Form], Asked], kind: str) -> Callable[..., str]:
-        def ask(got: dict[Any, Any], request: gr.Request) -> str:
-            form = _with_example(fields.read(got), desk.worker.model_state())
-            with told():
-                asked = make(form)
-                return desk.worker.submit(
-                    who(got[desk.browser], request),
-                    asked.drafts,
-                    model=got[desk.model] or None,
-                    kind=kind,
-                    labels=asked.labels,
-                    title=f"{form.prompt[:60]} · {mix.as_text(mix.active(form.rows))}",
-                )
-
-        return ask
-
     for button, make, kind in (
-        (generate, lambda form: Asked(drafts_of(form), ()), "compose"),
-        (who_did, left_out, "leave-one-out"),
+        (generate, lambda got, form: Asked(drafts_of(form), ()), "compose"),
+        (who_did, lambda got, form: left_out(form), "leave-one-out"),
     ):
         button.click(
-            asker(make, kind),
+            asker(desk, fields, make, kind),
             fields.components | {desk.browser, desk.model},
             viewer.job,
             trigger_mode="multiple",
@@ -367,6 +372,11 @@ def _row(
             trigger_mode="always_last",
             concurrency_limit=None,
             api_visibility="private",
+            key=(
+                "edit",
+                name,
+                place,
+            ),  # the same event when the rows are drawn anew, so that no click is lost
         )
 
     for control, name in ((on, "on"), (weight, "weight"), (preset, "preset")):
@@ -379,20 +389,22 @@ def _row(
         show_progress="hidden",
         queue=False,
         api_visibility="private",
+        key=("text_weight", place),
     )
 
-    def restructure(button: gr.Button, change: Callable[[mix.Rows], mix.Rows]) -> None:
+    def restructure(button: gr.Button, name: str, change: Callable[[mix.Rows], mix.Rows]) -> None:
         button.click(
             lambda held, number: (change(tuple(held)), number + 1),
             [rows, structure],
             [rows, structure],
             show_progress="hidden",
             api_visibility="private",
+            key=(name, place),
         )
 
-    restructure(up, lambda held: mix.moved(held, place, -1))
-    restructure(down, lambda held: mix.moved(held, place, 1))
-    restructure(gone, lambda held: mix.removed(held, place))
+    restructure(up, "up", lambda held: mix.moved(held, place, -1))
+    restructure(down, "down", lambda held: mix.moved(held, place, 1))
+    restructure(gone, "remove", lambda held: mix.removed(held, place))
     words_in.click(
         lambda text: words.with_triggers(text, triggers), prompt, prompt, show_progress="hidden",
         api_visibility="private",

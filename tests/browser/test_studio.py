@@ -48,12 +48,10 @@ def test_a_mix_of_three_by_every_method(studio: Any, until: Until) -> None:
 
 def test_rows_are_edited_reordered_and_normalised(studio: Any) -> None:
     studio.add("panda", "kimono")
-    studio.page.wait_for_timeout(3000)  # a click while gradio draws the rows anew is lost
     rows = studio.rows
     expect(rows.nth(0)).to_contain_text("panda")
     rows.nth(1).get_by_role("button", name="Up").click()
     expect(rows.nth(0)).to_contain_text("kimono")
-    studio.page.wait_for_timeout(3000)
     strength = rows.nth(0).locator("input[type=number]").first
     strength.fill("0.5")
     strength.press("Tab")
