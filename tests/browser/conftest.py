@@ -96,6 +96,9 @@ class Studio:
             self.problems.append(f"{message.text} ({message.location.get('url')})")
 
     def open(self) -> Studio:
+        before = list(self.problems)
+        self.page.goto("about:blank")
+        self.problems[:] = before  # a page that is left says that its connection is gone
         self.page.goto(self.server.address)
         expect(self.page.locator("#generate")).to_be_visible()
         expect(self.page.locator("#model-line")).to_contain_text("Small built-in demo model")
