@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
+from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 
 from PIL import Image
 
@@ -19,10 +22,12 @@ REST = 4.0
 """Time without previews after one, as a multiple of the time it took."""
 LARGEST = 512
 """Pixels of a preview's longer side."""
+KEPT = 60.0
+"""Seconds for which a file stays after a later one took its place: a page may just be asking for it."""
 
 
 class Previews:
-    """Files named by job, picture and step, so that a browser never shows an old one; they go when it is done."""
+    """Files named by job, picture and step, so that a browser never shows an old one; they go soon after it is done."""
 
     def __init__(self, home: Home) -> None:
         self.folder = home.cache / "previews"
@@ -30,6 +35,8 @@ class Previews:
         self._watched: dict[str, float] = {}
         self._next = 0.0
         self._drawn: dict[tuple[str, int], float] = {}
+        self._lock = threading.Lock()
+        self._old: deque[tuple[float, Path]] = deque()
 
     def close(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -63,16 +70,23 @@ class Previews:
         image.thumbnail((LARGEST, LARGEST), Image.Resampling.BILINEAR)
         file = self.folder / f"{task.work.job.id}-{task.index}-{event.step}.webp"
         write_whole(file, lambda path: image.save(path, format="WEBP", quality=80), force=True)
-        before, task.preview = task.preview, file
-        if before is not None:
-            before.unlink(missing_ok=True)
+        self._retire(task.preview)
+        task.preview = file
 
     def drop(self, task: Task) -> None:
         """The picture is done."""
         self._drawn.pop(_key(task), None)
-        if task.preview is not None:
-            task.preview.unlink(missing_ok=True)
-            task.preview = None
+        self._retire(task.preview)
+        task.preview = None
+
+    def _retire(self, file: Path | None) -> None:
+        """A file that is not told any more goes some time later, with those before it."""
+        now = time.monotonic()
+        with self._lock:  # pictures are drawn and done on different threads
+            if file is not None:
+                self._old.append((now + KEPT, file))
+            while self._old and self._old[0][0] <= now:
+                self._old.popleft()[1].unlink(missing_ok=True)
 
 
 def _key(task: Task) -> tuple[str, int]:

@@ -183,6 +183,16 @@ def test_previews_are_drawn_for_those_who_look(studio: Any) -> None:
     assert Image.open(view.pictures[0].preview).format == "WEBP"
     assert view.seconds_left is not None
     studio.over(id, "ann")
+    assert view.pictures[0].preview.exists()  # a page that was told of it may be asking for it just now
+
+
+def test_previews_go_some_time_after_their_pictures_are_done(
+    studio: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("studio.jobs.previews.KEPT", 0.0)
+    id = studio.ask("ann", draft(steps=60))
+    view = studio.until(id, "ann", lambda view: view.pictures[0].preview is not None)
+    studio.over(id, "ann")
     assert not view.pictures[0].preview.exists()
 
 
