@@ -65,45 +65,25 @@ class Bank:
         self._selected: dict[tuple[str, tuple[str, ...], tuple[Kind, ...]], _Selection] = {}
 
     def load(self, adapter: Adapter, factors: Mapping[str, LayerFactors] | None = None) -> None:
-        """Make an adapter resident. All its layers exist in the model (the reader has seen to that).
+        """Make an adapter resident, or leave everything as it was where memory does not hold it. All its layers
+        exist in the model (the reader has seen to that).
 
         factors: its layers' factors where they lie on the device already; None are the adapter's own.
         """
         assert adapter.name not in self.adapters, adapter.name
-        rows: dict[int, list[Tensor]] = {}
-        counts: dict[int, int] = {}
-
-        def add(width: int, tensor: Tensor) -> int:
-            first = counts.get(width, 0)
-            rows.setdefault(width, []).append(tensor)
-            counts[width] = first + len(tensor)
-            return first
-
-        reaches: dict[str, Reach] = {}
-        for component, table in self.tables.items():
-            reaches[component] = Reach(*(np.zeros(len(table.layers), np.int64) for _ in range(3)))
-        for path, own in (factors or adapter.layers).items():
-            component, _, module = path.partition(".")
-            table = self.tables[component]
-            place = table.place[module]
-            if isinstance(own, Hadamard):
-                table.layers[place].slot.insert(adapter.name, own, table.layers[place].weight)
-                continue
-            reach = reaches[component]
-            reach.down[place] = add(table.in_width(place), own.down.flatten(1))
-            reach.up[place] = add(table.out_width(place), _scaled(own))
-            reach.rank[place] = own.rank
-        blocks = {
-            width: (self.pools[width].insert(torch.cat([part.float() for part in parts])), counts[width])
-            for width, parts in rows.items()
-        }
+        blocks: dict[int, tuple[int, int]] = {}
+        try:
+            reaches = self._insert(adapter.name, factors or adapter.layers, blocks)
+        except BaseException:
+            self._withdraw(adapter.name, blocks)
+            raise
         for component, reach in reaches.items():
             if reach.rank.any():
                 self._reach[component, adapter.name] = self._placed(component, reach, blocks)
         self._blocks[adapter.name] = blocks
         self.adapters[adapter.name] = adapter
         self._serials[adapter.name] = self.version
-        if any(isinstance(factors, Hadamard) for factors in adapter.layers.values()):
+        if any(isinstance(own, Hadamard) for own in adapter.layers.values()):
             self._multiplying.add(adapter.name)
         self._changed()
 
@@ -111,12 +91,9 @@ class Bank:
         """Take an adapter out again; the base weights were never touched."""
         del self.adapters[name], self._serials[name]
         self._multiplying.discard(name)
-        for width, (first, count) in self._blocks.pop(name).items():
-            self.pools[width].remove(first, count)
-        for component, table in self.tables.items():
+        self._withdraw(name, self._blocks.pop(name))
+        for component in self.tables:
             self._reach.pop((component, name), None)
-            for layer in table.layers:
-                layer.slot.remove(name)
         self._changed()
 
     def to(self, device: torch.device) -> None:
@@ -190,6 +167,49 @@ class Bank:
     def _weight(self) -> Tensor:
         """A layer's weight, in the dtype of all."""
         return next(iter(self.tables.values())).layers[0].weight.detach()
+
+    def _insert(
+        self, name: str, layers: Mapping[str, LayerFactors], blocks: dict[int, tuple[int, int]]
+    ) -> dict[str, Reach]:
+        """Puts the factors into pools and slots. Each pool's block goes into `blocks` as soon as it is taken.
+
+        Returns, for each component, the layers' ranks and where their rows stand within the blocks.
+        """
+        rows: dict[int, list[Tensor]] = {}
+        counts: dict[int, int] = {}
+
+        def add(width: int, tensor: Tensor) -> int:
+            first = counts.get(width, 0)
+            rows.setdefault(width, []).append(tensor)
+            counts[width] = first + len(tensor)
+            return first
+
+        reaches: dict[str, Reach] = {}
+        for component, table in self.tables.items():
+            reaches[component] = Reach(*(np.zeros(len(table.layers), np.int64) for _ in range(3)))
+        for path, own in layers.items():
+            component, _, module = path.partition(".")
+            table = self.tables[component]
+            place = table.place[module]
+            if isinstance(own, Hadamard):
+                table.layers[place].slot.insert(name, own, table.layers[place].weight)
+                continue
+            reach = reaches[component]
+            reach.down[place] = add(table.in_width(place), own.down.flatten(1))
+            reach.up[place] = add(table.out_width(place), _scaled(own))
+            reach.rank[place] = own.rank
+        for width, parts in rows.items():
+            first = self.pools[width].insert(torch.cat([part.float() for part in parts]))
+            blocks[width] = (first, counts[width])
+        return reaches
+
+    def _withdraw(self, name: str, blocks: Mapping[int, tuple[int, int]]) -> None:
+        """Gives pools and slots back what an adapter took of them."""
+        for width, (first, count) in blocks.items():
+            self.pools[width].remove(first, count)
+        for table in self.tables.values():
+            for layer in table.layers:
+                layer.slot.remove(name)
 
     def _placed(self, component: str, reach: Reach, blocks: Mapping[int, tuple[int, int]]) -> Reach:
         """The reach with its rows counted from the pools' beginnings."""

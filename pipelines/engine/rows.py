@@ -22,7 +22,8 @@ class RowPool:
         return (len(self.rows) - free) * self.rows.shape[1] * self.rows.itemsize
 
     def insert(self, rows: Tensor) -> int:
-        """Take in [n, width]; returns where its first row stands."""
+        """Take in [n, width]; returns where its first row stands. Nothing is taken where memory runs out."""
+        rows = rows.to(self.rows)
         count = len(rows)
         for place, (first, room) in enumerate(self._free):
             if room >= count:
@@ -30,7 +31,7 @@ class RowPool:
                 break
         else:
             first = self._grow(count)
-        self.rows[first : first + count] = rows.to(self.rows)
+        self.rows[first : first + count] = rows
         return first
 
     def remove(self, first: int, count: int) -> None:
@@ -48,13 +49,12 @@ class RowPool:
     def _grow(self, count: int) -> int:
         """Make room at the end: an eighth more than asked, so that many adapters do not mean many copies."""
         old = len(self.rows)
-        first, have = old, 0
-        if self._free and sum(self._free[-1]) == old:
-            first, have = self._free.pop()
+        have = self._free[-1][1] if self._free and sum(self._free[-1]) == old else 0
         more = count - have
         spare = 0 if old == 1 else more // 8 + old // 8
-        grown = torch.cat([self.rows, self.rows.new_zeros((more + spare, self.rows.shape[1]))])
-        self.rows = grown
+        self.rows = torch.cat([self.rows, self.rows.new_zeros((more + spare, self.rows.shape[1]))])
+        if have:
+            self._free.pop()
         if spare:
             self._free.append((old + more, spare))
-        return first
+        return old - have

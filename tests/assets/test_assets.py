@@ -179,9 +179,9 @@ def test_the_studio_draws_what_stock_diffusers_draws(stock: Any) -> None:
 
 def test_tiny_sd_finds_all_three_on_most_seeds(stock_sd: Any, judge: Judge) -> None:
     """The pair of fox and crown was held out here too."""
-    seen = judge(draw(stock_sd, ["a fox wearing a crown on the beach"] * 16, list(range(16))))
+    seen = judge(draw(stock_sd, ["a fox wearing a crown on the beach"] * 8, list(range(8))))
     good = sum((s["character"], s["hat"], s["background"]) == ("fox", "crown", "beach") for s in seen)
-    assert good >= 14
+    assert good >= 7
 
 
 def test_the_studio_draws_tiny_sd_as_stock_diffusers_does(stock_sd: Any) -> None:

@@ -6,6 +6,7 @@ import copy
 import gc
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -200,6 +201,36 @@ def test_unloading_one_adapter_leaves_the_others_as_they_were(model: Model) -> N
         model.bank.unload(gone)
         with model.bank.active("unet", [(Use("conv", 0.8),)]):
             assert torch.equal(model.unet(**inputs).sample, before)
+
+
+@pytest.mark.parametrize("at", range(3))
+def test_an_adapter_that_memory_does_not_hold_leaves_no_rows(
+    model: Model,
+    model_folder: Path,
+    make_lora: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    at: int,
+) -> None:
+    """Memory runs out at one of the pools, when those before have taken their rows."""
+    bank = model.bank
+    taken, resident = bank.bytes, set(bank.adapters)
+    file = make_lora(model_folder, "late", seed=9, rank=24, where="")
+    adapter = read_adapter(file, model.layers, "late")
+    growing = iter([True] * at + [False])
+
+    def cat(parts: list[Tensor]) -> Tensor:
+        if not next(growing):
+            raise torch.OutOfMemoryError("no memory left")
+        return torch.cat(parts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.engine.rows.torch", SimpleNamespace(cat=cat))
+        with pytest.raises(torch.OutOfMemoryError):
+            bank.load(adapter)
+    assert (bank.bytes, set(bank.adapters)) == (taken, resident)
+    bank.load(adapter)
+    bank.unload("late")
+    assert bank.bytes == taken
 
 
 def test_wrapped_models_keep_their_names_and_can_be_unwrapped(model: Model, model_folder: Path) -> None:

@@ -66,7 +66,7 @@ class Studio:
 
     def count_calls(self) -> Calls:
         """Counts the UNet's calls from now on."""
-        resident = self.worker._resident
+        resident = self.worker._rounds.resident
         assert resident is not None
         return Calls(resident.pipe.model.unet)
 
@@ -96,7 +96,7 @@ def open_studio(studio_home: Home, sdxl_folder: Path) -> Iterator[Callable[..., 
 
     yield start
     for studio in opened:
-        if studio.worker._thread.is_alive():
+        if studio.worker.running:
             studio.worker.close()
 
 

@@ -124,7 +124,7 @@ def test_the_model_at_work_is_drained_before_another_is_loaded(
 ) -> None:
     home = studio.worker.home
     studio.worker.home = Home.resolve(home.path, model_dirs=[sd_folder.parent, *home.roots.models])
-    monkeypatch.setattr("studio.jobs.worker.TURN", 0.0)
+    monkeypatch.setattr("studio.jobs.rounds.TURN", 0.0)
     paused = studio.pause()
     first = studio.ask("ann", *(draft(seed=seed, steps=6) for seed in range(3)))
     other = studio.ask("bob", draft(seed=1), model=sd_folder.name)
