@@ -17,6 +17,8 @@ from pipelines.engine.limits import Limits
 from pipelines.engine.reference import merged
 from pipelines.schedulers import scheduler_names
 
+from .lanes import relative
+
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
@@ -59,11 +61,6 @@ REQUESTS = [
     Request("a cat", adapters=MIX, composer=CMLoRA(refresh="dominant_only"), seed=6, steps=6),
     Request("a cat", adapters=MIX, composer=Composite(), reuse=2, seed=7, steps=5, scheduler="Heun"),
 ]
-
-
-def relative(found: Tensor, expected: Tensor) -> float:
-    found, expected = found.float().cpu(), expected.float().cpu()
-    return float((found - expected).norm() / expected.norm())
 
 
 def test_the_gpu_draws_what_the_cpu_draws(

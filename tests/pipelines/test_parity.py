@@ -18,6 +18,8 @@ from composers import Composite, Merge, Switch, Use
 from pipelines import Request, StudioPipeline
 from pipelines.schedulers import make_scheduler, set_steps
 
+from .lanes import relative
+
 ADAPTERS = {"attention": ("attn", 4), "wide": ("", 3), "conv": ("conv", 2)}
 SCHEDULERS = ["Euler", "Euler a", "DDIM", "DPM++ 2M Karras", "DPM++ 2M SDE", "UniPC", "Heun", "LCM", "PNDM"]
 STEPS = 6
@@ -96,10 +98,6 @@ def ask(prompt: str = "a fox in a red hat", **settings: Any) -> Request:
 
 def latents(pipe: StudioPipeline, *requests: Request) -> list[Tensor]:
     return pipe(requests, output_type="latent").images
-
-
-def relative(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)

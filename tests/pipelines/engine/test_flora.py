@@ -19,7 +19,8 @@ from pipelines.engine.bank import FormChoice
 from pipelines.engine.reference import merged
 from pipelines.model import Model
 
-Inputs = dict[str, Tensor | dict[str, Tensor]]
+from ..lanes import assert_within_own_noise, relative, row_of, unet_inputs
+
 ROWS = [
     (Use("multiplied"),),
     (),
@@ -62,36 +63,6 @@ def model(
     return model
 
 
-def unet_inputs(model: Model, rows: int) -> Inputs:
-    generator = torch.Generator().manual_seed(5)
-    inputs: Inputs = {
-        "sample": torch.randn((rows, 4, 16, 16), generator=generator),
-        "timestep": torch.tensor([10.0, 400, 20, 999, 1, 2][:rows]),
-        "encoder_hidden_states": torch.randn(
-            (rows, 77, model.unet.config.cross_attention_dim), generator=generator
-        ),
-    }
-    if model.checkpoint.family.size_conditioned:
-        inputs["added_cond_kwargs"] = {
-            "text_embeds": torch.randn((rows, 32), generator=generator),
-            "time_ids": torch.full((rows, 6), 32.0),
-        }
-    return inputs
-
-
-def row_of(inputs: Inputs, row: int) -> Inputs:
-    return {
-        key: value[row : row + 1]
-        if isinstance(value, Tensor)
-        else {name: tensor[row : row + 1] for name, tensor in value.items()}
-        for key, value in inputs.items()
-    }
-
-
-def relative(found: Tensor, expected: Tensor) -> float:
-    return float((found.float() - expected.float()).norm() / expected.float().norm())
-
-
 @pytest.mark.parametrize(
     ("form", "lora"), [(None, "auto"), ("products", "pool"), ("weights", "lane-packed"), (None, "dense")]
 )
@@ -131,20 +102,7 @@ def test_text_encoders_take_it_too(model: Model) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.inference_mode()
 def test_half_precision_stays_within_its_own_noise(model: Model, dtype: torch.dtype) -> None:
-    """The error against fp32 merged weights is at most twice that of half-precision merged weights."""
-    inputs = unet_inputs(model, len(ROWS))
-    exact = [merged(model.unet, "unet", model.bank.adapters, uses) for uses in ROWS]
-    expected = [unet(**row_of(inputs, row)).sample for row, unet in enumerate(exact)]
-    model.to("cpu", dtype)
-    halved: Inputs = {
-        key: value.to(dtype) if isinstance(value, Tensor) else {k: v.to(dtype) for k, v in value.items()}
-        for key, value in inputs.items()
-    }
-    with model.bank.active("unet", ROWS):
-        together = model.unet(**halved).sample
-    for row, unet in enumerate(exact):
-        noise = relative(unet.to(dtype)(**row_of(halved, row)).sample, expected[row])
-        assert relative(together[row : row + 1], expected[row]) < 2 * noise + 1e-3
+    assert_within_own_noise(model, ROWS, dtype)
 
 
 @torch.inference_mode()

@@ -20,6 +20,8 @@ from pipelines.engine.layers import unwrap
 from pipelines.engine.reference import merged
 from pipelines.model import Model
 
+from ..lanes import assert_within_own_noise, relative, row_of, unet_inputs
+
 FORMS: tuple[FormChoice, ...] = ("auto", "lane-packed", "pool", "dense")
 ROWS = [
     (Use("attention"), Use("wide", 0.5)),
@@ -40,35 +42,6 @@ def model(model_folder: Path, make_lora: Callable[..., Path]) -> Model:
     for name, rank, where in (("attention", 4, "attn"), ("wide", 3, ""), ("conv", 2, "conv")):
         model.load_adapter(make_lora(model_folder, name, seed=rank, rank=rank, where=where), name)
     return model
-
-
-def unet_inputs(model: Model, rows: int) -> dict[str, Tensor | dict[str, Tensor]]:
-    generator = torch.Generator().manual_seed(5)
-    config = model.unet.config
-    inputs: dict[str, Tensor | dict[str, Tensor]] = {
-        "sample": torch.randn((rows, 4, 16, 16), generator=generator),
-        "timestep": torch.tensor([10.0, 400, 20, 999, 1, 2, 3, 4][:rows]),
-        "encoder_hidden_states": torch.randn((rows, 77, config.cross_attention_dim), generator=generator),
-    }
-    if model.checkpoint.family.size_conditioned:
-        inputs["added_cond_kwargs"] = {
-            "text_embeds": torch.randn((rows, 32), generator=generator),
-            "time_ids": torch.full((rows, 6), 32.0),
-        }
-    return inputs
-
-
-def row_of(inputs: dict[str, Tensor | dict[str, Tensor]], row: int) -> dict[str, Tensor | dict[str, Tensor]]:
-    return {
-        key: value[row : row + 1]
-        if isinstance(value, Tensor)
-        else {k: v[row : row + 1] for k, v in value.items()}
-        for key, value in inputs.items()
-    }
-
-
-def relative(found: Tensor, expected: Tensor) -> float:
-    return float((found.float() - expected.float()).norm() / expected.float().norm())
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -102,23 +75,7 @@ def test_text_encoders_take_adapters_row_by_row(model: Model, form: FormChoice) 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.inference_mode()
 def test_half_precision_stays_within_its_own_noise(model: Model, dtype: torch.dtype) -> None:
-    """The error against fp32 merged weights is at most twice that of half-precision merged weights."""
-    inputs = unet_inputs(model, len(ROWS))
-    exact = [merged(model.unet, "unet", model.bank.adapters, uses) for uses in ROWS]
-    expected = [unet(**row_of(inputs, row)).sample for row, unet in enumerate(exact)]
-    model.to("cpu", dtype)
-    halved = {key: _to(value, dtype) for key, value in inputs.items()}
-    with model.bank.active("unet", ROWS):
-        together = model.unet(**halved).sample
-    for row, unet in enumerate(exact):
-        noise = relative(unet.to(dtype)(**row_of(halved, row)).sample, expected[row])
-        assert relative(together[row : row + 1], expected[row]) < 2 * noise + 1e-3
-
-
-def _to(value: Tensor | dict[str, Tensor], dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
-    return (
-        value.to(dtype) if isinstance(value, Tensor) else {key: item.to(dtype) for key, item in value.items()}
-    )
+    assert_within_own_noise(model, ROWS, dtype)
 
 
 @torch.inference_mode()

@@ -11,7 +11,6 @@ from typing import NoReturn
 
 import pytest
 import torch
-from torch import Tensor
 
 from composers import Composite, Switch, Use
 from pipelines import Request, StudioPipeline
@@ -22,6 +21,8 @@ from pipelines.engine.engine import Engine
 from pipelines.engine.graphs import Reruns
 from pipelines.engine.packing import DensePacking
 from pipelines.engine.reference import merged
+
+from ..lanes import relative
 
 MIXES = [
     {"attention": 0.8},
@@ -48,10 +49,6 @@ def staged(pipe: StudioPipeline, form: FormChoice = "auto") -> StudioPipeline:
     pipe.model.bank.form = form
     pipe.model.engine.reset()
     return pipe
-
-
-def relative(found: Tensor, expected: Tensor) -> float:
-    return float((found.float() - expected.float()).norm() / expected.float().norm())
 
 
 def requests() -> list[Request]:

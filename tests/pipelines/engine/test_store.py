@@ -21,6 +21,8 @@ from pipelines.errors import AdapterError, AdapterFileError
 from pipelines.model import Model
 from pipelines.session import Failed, Finished
 
+from ..lanes import relative
+
 COUNT = 12
 HOST, DEVICE = 1_000_000, 500_000
 """Bytes: of the dozen, about half and a quarter."""
@@ -243,10 +245,6 @@ def requests(files: dict[str, Path]) -> list[Request]:
         settings = {"steps": 2, "width": 32, "height": 32, "seed": number}
         found.append(Request("a fox", adapters=mix, composer=composers[number % 3], **settings))  # type: ignore[arg-type]
     return found
-
-
-def relative(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
 
 
 def test_pictures_equal_those_made_without_paging(sdxl_folder: Path, files: dict[str, Path]) -> None:
