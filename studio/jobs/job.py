@@ -79,6 +79,7 @@ class PictureView:
 
     index: int
     label: str
+    prompt: str
     state: JobState
     seed: int
     step: int = 0

@@ -69,6 +69,7 @@ def _picture_view(row: PictureRow, task: Task | None, home: Home) -> PictureView
     return PictureView(
         index=row.index,
         label=row.label,
+        prompt=str(row.draft.get("prompt", "")),
         state=row.state,
         seed=int(row.draft["seed"]),
         step=steps[0],

@@ -163,4 +163,4 @@ def _picked(pictures: Sequence[GalleryPicture], chosen: int) -> GalleryPicture:
 
 
 def _caption(picture: GalleryPicture) -> str:
-    return f"{picture.label or picture.record['composer']} · seed {picture.record['seed']}"
+    return f"{picture.label or picture.record['composer']} · seed {picture.record['seed']} · {picture.prompt}"

@@ -57,7 +57,8 @@ def _file(picture: PictureView) -> Path | None:
 
 
 def _caption(picture: PictureView) -> str:
+    """What stands below it, and is read aloud: what is its own, then its prompt."""
     name = picture.label or f"seed {picture.seed}"
-    if picture.state is JobState.DONE:
-        return name
-    return f"{name} (step {picture.step} of {picture.count})"
+    if picture.state is not JobState.DONE:
+        name += f" (step {picture.step} of {picture.count})"
+    return f"{name} · {picture.prompt}"

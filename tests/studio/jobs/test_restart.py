@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 
+from pipelines import Request, StudioPipeline
 from pipelines.home import Home
 from studio.cli import main
-from studio.jobs.job import JobState
+from studio.jobs.job import JobState, PictureRow
 from studio.jobs.owner import PROGRAMS
 from studio.jobs.store import NewPicture, Store
 
@@ -96,13 +99,38 @@ def until(true: Callable[[], bool]) -> None:
     raise AssertionError("it never came true")
 
 
+def request_of(row: PictureRow) -> Request:
+    """The request of a finished picture without adapters, from its record."""
+    record = row.record
+    assert record is not None
+    return Request(
+        record["prompt"],
+        seed=record["seed"],
+        steps=record["steps"],
+        guidance_scale=record["guidance_scale"],
+        scheduler=record["scheduler"],
+        width=record["width"],
+        height=record["height"],
+    )
+
+
+def difference(one: Image.Image, other: Image.Image) -> int:
+    """The largest, of 255."""
+    pixels, others = (np.asarray(image.convert("RGB"), dtype=int) for image in (one, other))
+    return int(np.abs(pixels - others).max())
+
+
 def test_killed_in_the_middle_of_a_queue_it_goes_on_with_the_same_seeds(
-    serve: Callable[..., Server], home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    serve: Callable[..., Server],
+    home: Path,
+    sdxl_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     first = serve()
     address = first.address()
     ask(address, prompt="a fox <lora:fox:0.5>", steps=3, batch_size=2)
-    ask(address, prompt="a hat", steps=300, batch_size=3)
+    ask(address, prompt="a hat", steps=150, batch_size=3)
     store = Store(home / "studio.sqlite")
 
     def jobs() -> list[Any]:
@@ -125,8 +153,11 @@ def test_killed_in_the_middle_of_a_queue_it_goes_on_with_the_same_seeds(
     until(lambda: any(row.state is JobState.RUNNING for row in store.pictures_of(jobs()[1].id)))
     assert [row.draft["seed"] for row in store.pictures_of(jobs()[1].id)] == planned
     until(lambda: jobs()[1].state is JobState.DONE)
-    records = [row.record for row in store.pictures_of(jobs()[1].id)]
-    assert [record["seed"] for record in records if record is not None] == planned
+    rows = store.pictures_of(jobs()[1].id)
+    assert [row.record["seed"] for row in rows if row.record is not None] == planned
+    alone = StudioPipeline.from_pretrained(sdxl_folder)([request_of(rows[0])]).images[0]
+    assert rows[0].file is not None
+    assert difference(Image.open(home / rows[0].file), alone) <= 2  # of 255: as if nothing had happened
     assert second.stop() == 0
     assert not (tmp_path / "looked-up").exists(), (tmp_path / "looked-up").read_text()
     assert not (home / "studio.address").exists()
