@@ -1,0 +1,49 @@
+"""What there is: models, VAEs, LoRAs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipelines.adapters.container import read_header
+from studio.jobs import Worker
+from studio.library.scan import Library
+
+
+def models(worker: Worker) -> list[dict[str, Any]]:
+    return [
+        {
+            "title": model.name,
+            "model_name": model.name,
+            "hash": None,
+            "sha256": None,
+            "filename": str(model.path),
+            "config": None,
+        }
+        for model in worker.models()
+        if model.usable
+    ]
+
+
+def vaes(worker: Worker) -> list[dict[str, Any]]:
+    return [{"model_name": vae.name, "filename": str(vae.path)} for vae in worker.home.vaes()]
+
+
+def loras(library: Library) -> list[dict[str, Any]]:
+    found = []
+    for card in library.cards():
+        if card.readable:
+            metadata = dict(read_header(card.path).metadata)
+            found.append(
+                {
+                    "name": card.name,
+                    "alias": card.title or card.name,
+                    "path": str(card.path),
+                    "metadata": metadata,
+                }
+            )
+    return found
+
+
+def refresh(library: Library) -> None:
+    """Looks at the folders again."""
+    library.cards()

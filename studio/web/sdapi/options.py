@@ -1,0 +1,49 @@
+"""What an owner sets for the calls that follow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipelines.errors import RequestError
+from studio.jobs import Worker
+from studio.web.sdapi.fields import check_options
+
+
+@dataclass
+class Options:
+    """What an owner has set for the calls that follow."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+def model_name(said: object) -> str:
+    """A1111 says "name [hash]", "name.safetensors", or the name."""
+    if not isinstance(said, str):
+        raise RequestError(f"sd_model_checkpoint={said!r} must be a name; /sdapi/v1/sd-models lists them")
+    return said.partition(" [")[0].strip()
+
+
+def shown(worker: Worker, own: Options) -> dict[str, Any]:
+    state = worker.model_state()
+    chosen = own.values.get("sd_model_checkpoint") or state.label or state.source
+    default = next((model.name for model in worker.models() if model.default), "")
+    return {
+        "sd_model_checkpoint": chosen or default,
+        "sd_vae": own.values.get("sd_vae", "Automatic"),
+        "CLIP_stop_at_last_layers": own.values.get("CLIP_stop_at_last_layers", 1),
+        "samples_format": "png",
+    }
+
+
+def change(worker: Worker, own: Options, changed: Mapping[str, Any]) -> None:
+    """All of them, or none. A model is loaded at once; this returns when it is."""
+    changed = {name: value for name, value in changed.items() if name != "samples_format" or value != "png"}
+    check_options(changed)
+    model = changed.get("sd_model_checkpoint")
+    if model:
+        name = model_name(model)
+        worker.load(name).result()
+        changed = {**changed, "sd_model_checkpoint": name}
+    own.values.update(changed)

@@ -1,0 +1,214 @@
+"""Pictures: drawn as jobs, answered as A1111 does; how far they are; and what a picture says of itself."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import io
+import json
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+from starlette.concurrency import run_in_threadpool
+
+from pipelines.errors import RequestError
+from studio import a1111
+from studio.jobs import JobState, JobView, Worker
+from studio.metadata import PARAMETERS, read_texts
+from studio.web.sdapi.fields import Asked, clip_skip, read_asked
+from studio.web.sdapi.options import Options, model_name
+
+KIND = "sdapi"
+LOOK_EVERY = 0.05
+"""Seconds between two looks at a job."""
+
+
+async def render(
+    worker: Worker, body: Mapping[str, Any], owner: str, own: Options, *, with_image: bool
+) -> dict[str, Any]:
+    """txt2img and img2img: A1111's answer, when all is drawn. Raises StudioError."""
+    asked = read_asked(body, with_image=with_image)
+    id = await run_in_threadpool(_submit, worker, owner, own, asked)
+    version = -1
+    while True:
+        if worker.version != version:
+            version = worker.version
+            view = worker.view(id, owner)
+            if view is None:
+                raise RequestError("the job was deleted while it was being made")
+            if view.state.over:
+                break
+        await asyncio.sleep(LOOK_EVERY)
+    if view.state is JobState.FAILED:
+        raise RequestError(view.error)
+    answer = await run_in_threadpool(_result, view, asked, body)
+    if not asked.save_images:
+        await run_in_threadpool(worker.delete, id, owner)
+    return answer
+
+
+def _submit(worker: Worker, owner: str, own: Options, asked: Asked) -> str:
+    settings = {**own.values, **asked.override}
+    skip = clip_skip(settings)
+    if skip is not None:
+        asked = replace(asked, draft=asked.draft.with_value("clip_skip", skip))
+    model = settings.get("sd_model_checkpoint")
+    vae = settings.get("sd_vae")
+    with tempfile.TemporaryDirectory() as folder:
+        image = None if asked.init_image is None else _init_image(asked, Path(folder))
+        return worker.submit(
+            owner,
+            asked.drafts(image),
+            model=model_name(model) if model else None,
+            vae=vae if vae not in (None, "", "Automatic", "None") else None,
+            kind=KIND,
+        )
+
+
+def _init_image(asked: Asked, folder: Path) -> Path:
+    assert asked.init_image is not None
+    file = folder / "init.png"
+    image = _picture(asked.init_image, "init_images")
+    size = (asked.draft.values.get("width"), asked.draft.values.get("height"))
+    if asked.resize == 1 and all(isinstance(side, int) and 0 < side <= 16384 for side in size):
+        image = ImageOps.fit(image, size)  # type: ignore[arg-type]
+    image.convert("RGB").save(file)
+    return file
+
+
+def _picture(text: str, where: str) -> Image.Image:
+    """A picture from base64 text, with or without `data:image/png;base64,` in front. Raises RequestError."""
+    try:
+        image = Image.open(io.BytesIO(_bytes(text)))
+        image.load()
+    except (
+        binascii.Error,
+        ValueError,
+        OSError,
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+    ) as error:
+        raise RequestError(
+            f"{where}: no picture that can be read ({error}); send it as base64 text"
+        ) from error
+    return ImageOps.exif_transpose(image)
+
+
+def _bytes(text: str) -> bytes:
+    head, comma, rest = text.partition(",")
+    return base64.b64decode(rest if comma and head.startswith("data:") else text, validate=True)
+
+
+def _result(view: JobView, asked: Asked, body: Mapping[str, Any]) -> dict[str, Any]:
+    done = view.finished
+    images = []
+    texts = []
+    for picture in done:
+        assert picture.file is not None
+        texts.append(read_texts(picture.file).get(PARAMETERS, ""))
+        if asked.send_images:
+            images.append(base64.b64encode(picture.file.read_bytes()).decode())
+    return {
+        "images": images,
+        "parameters": {**body, "init_images": None} if "init_images" in body else dict(body),
+        "info": json.dumps(_info(view, asked, texts)),
+    }
+
+
+def _info(view: JobView, asked: Asked, texts: list[str]) -> dict[str, Any]:
+    records = [picture.record for picture in view.finished if picture.record is not None]
+    first = records[0] if records else {}
+    negative = first.get("negative_prompt") or ""
+    seeds = [record["seed"] for record in records]
+    return {
+        "prompt": asked.draft.values["prompt"],
+        "all_prompts": [asked.draft.values["prompt"]] * len(records),
+        "negative_prompt": negative,
+        "all_negative_prompts": [negative] * len(records),
+        "seed": seeds[0] if seeds else asked.draft.values["seed"],
+        "all_seeds": seeds,
+        "subseed": -1,
+        "all_subseeds": [-1] * len(records),
+        "subseed_strength": 0,
+        "width": first.get("width"),
+        "height": first.get("height"),
+        "sampler_name": first.get("scheduler"),
+        "cfg_scale": first.get("guidance_scale"),
+        "steps": first.get("steps"),
+        "batch_size": asked.count,
+        "restore_faces": False,
+        "sd_model_name": first.get("model"),
+        "sd_model_hash": first.get("model_hash"),
+        "denoising_strength": first.get("strength"),
+        "clip_skip": (first.get("clip_skip") or 0) + 1,
+        "index_of_first_image": 0,
+        "infotexts": texts,
+        "job_timestamp": time.strftime("%Y%m%d%H%M%S", time.localtime(view.created)),
+        "version": f"lora-studio {first.get('versions', {}).get('lora-studio', '')}".strip(),
+        "interrupted": view.state is JobState.CANCELLED,
+    }
+
+
+def progress(worker: Worker, owner: str, with_image: bool) -> dict[str, Any]:
+    """Of the owner's oldest call that is not over."""
+    running = [view for view in worker.views(owner) if view.kind == KIND and not view.state.over]
+    view = worker.view(running[-1].id, owner) if running else None
+    pictures = view.pictures if view is not None else ()
+    steps, count = sum(p.step for p in pictures), sum(p.count for p in pictures)
+    known = sum(bool(p.count) for p in pictures)
+    whole = count / known * len(pictures) if known else 0  # those that wait will take as many
+    now = next((p for p in pictures if p.state is JobState.RUNNING), None)
+    preview = now.preview if now is not None and with_image else None
+    return {
+        "progress": min(steps / whole, 1.0) if whole else 0.0,
+        "eta_relative": round((view.seconds_left if view is not None else None) or 0.0, 2),
+        "state": {
+            "skipped": False,
+            "interrupted": False,
+            "stopping_generation": False,
+            "job": view.id if view is not None else "",
+            "job_count": len(pictures),
+            "job_timestamp": time.strftime("%Y%m%d%H%M%S", time.localtime(view.created if view else None)),
+            "job_no": sum(p.state.over for p in pictures),
+            "sampling_step": now.step if now is not None else 0,
+            "sampling_steps": now.count if now is not None else 0,
+        },
+        "current_image": None if preview is None else _encoded(preview),
+        "textinfo": view.message if view is not None else None,
+    }
+
+
+def _encoded(file: Path) -> str | None:
+    try:
+        with Image.open(file) as image:
+            png = io.BytesIO()
+            image.save(png, format="PNG")
+    except OSError:  # replaced by the next one while we looked
+        return None
+    return base64.b64encode(png.getvalue()).decode()
+
+
+def png_info(body: Mapping[str, Any]) -> dict[str, Any]:
+    image = body.get("image")
+    if not isinstance(image, str) or not image:
+        raise RequestError("image must be a picture as base64 text")
+    try:
+        data = _bytes(image)
+    except (binascii.Error, ValueError) as error:
+        raise RequestError(f"image: no base64 text ({error})") from error
+    with tempfile.NamedTemporaryFile(suffix=".png") as file:
+        file.write(data)
+        file.flush()
+        texts = read_texts(Path(file.name))
+    info = texts.pop(PARAMETERS, "")
+    said = a1111.read(info)
+    parameters = {key: value for key, value in a1111.pairs(info).items()}
+    if info:
+        parameters = {"Prompt": said.prompt, "Negative prompt": said.negative_prompt or "", **parameters}
+    return {"info": info, "items": texts | ({PARAMETERS: info} if info else {}), "parameters": parameters}

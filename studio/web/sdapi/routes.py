@@ -1,0 +1,132 @@
+"""The calls. Who may make them is the guard's business."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import fastapi
+from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
+
+from pipelines import StudioError
+from pipelines.errors import RequestError
+from pipelines.schedulers import SAMPLERS
+from studio.jobs import Worker
+from studio.jobs.owner import owner_of
+from studio.web.guard import LOGIN
+from studio.web.sdapi import lists, options, pictures
+from studio.web.sdapi.options import Options
+
+
+def router(worker: Worker) -> fastapi.APIRouter:
+    """All calls, for the server to mount."""
+    routes = fastapi.APIRouter(prefix="/sdapi/v1", default_response_class=JSONResponse)
+    set_by: dict[str, Options] = {}
+
+    def of(request: fastapi.Request) -> tuple[str, Options]:
+        owner = owner_of(request.scope.get(LOGIN))
+        return owner, set_by.setdefault(owner, Options())
+
+    @routes.post("/txt2img")
+    async def txt2img(request: fastapi.Request) -> JSONResponse:
+        return await _answered(_drawn(worker, request, *of(request), with_image=False))
+
+    @routes.post("/img2img")
+    async def img2img(request: fastapi.Request) -> JSONResponse:
+        return await _answered(_drawn(worker, request, *of(request), with_image=True))
+
+    @routes.get("/progress")
+    async def progress(request: fastapi.Request, skip_current_image: bool = False) -> JSONResponse:
+        owner, _ = of(request)
+        return await _answered(run_in_threadpool(pictures.progress, worker, owner, not skip_current_image))
+
+    @routes.post("/interrupt")
+    async def interrupt(request: fastapi.Request) -> JSONResponse:
+        owner, _ = of(request)
+        for view in worker.views(owner):
+            if view.kind == pictures.KIND and not view.state.over:
+                worker.cancel(view.id, owner)
+        return JSONResponse({})
+
+    @routes.get("/options")
+    async def get_options(request: fastapi.Request) -> JSONResponse:
+        _, own = of(request)
+        return JSONResponse(options.shown(worker, own))
+
+    @routes.post("/options")
+    async def set_options(request: fastapi.Request) -> JSONResponse:
+        async def setting() -> None:
+            _, own = of(request)
+            changed = await _body(request)
+            await run_in_threadpool(options.change, worker, own, changed)
+
+        return await _answered(setting())
+
+    @routes.get("/samplers")
+    async def samplers() -> JSONResponse:
+        return JSONResponse([{"name": s.name, "aliases": list(s.aliases), "options": {}} for s in SAMPLERS])
+
+    @routes.get("/schedulers")
+    async def schedulers() -> JSONResponse:
+        names = {"automatic": "Automatic", "karras": "Karras", "sgm_uniform": "SGM Uniform"}
+        return JSONResponse(
+            [
+                {"name": name, "label": label, "aliases": None, "default_rho": -1, "need_inner_model": False}
+                for name, label in names.items()
+            ]
+        )
+
+    @routes.get("/upscalers")
+    async def upscalers() -> JSONResponse:
+        return JSONResponse([])
+
+    @routes.get("/sd-models")
+    async def models() -> JSONResponse:
+        return await _answered(run_in_threadpool(lists.models, worker))
+
+    @routes.get("/sd-vae")
+    async def vaes() -> JSONResponse:
+        return await _answered(run_in_threadpool(lists.vaes, worker))
+
+    @routes.get("/loras")
+    async def loras() -> JSONResponse:
+        return await _answered(run_in_threadpool(lists.loras, worker.library))
+
+    @routes.post("/refresh-loras")
+    async def refresh_loras() -> JSONResponse:
+        return await _answered(run_in_threadpool(lists.refresh, worker.library))
+
+    @routes.post("/png-info")
+    async def png_info(request: fastapi.Request) -> JSONResponse:
+        async def read() -> dict[str, Any]:
+            body = await _body(request)
+            return await run_in_threadpool(pictures.png_info, body)
+
+        return await _answered(read())
+
+    return routes
+
+
+async def _drawn(
+    worker: Worker, request: fastapi.Request, owner: str, own: Options, *, with_image: bool
+) -> dict[str, Any]:
+    return await pictures.render(worker, await _body(request), owner, own, with_image=with_image)
+
+
+async def _answered(work: Any) -> JSONResponse:
+    """What it gives, or the reason why not, in A1111's shape of an error."""
+    try:
+        return JSONResponse(await work)
+    except StudioError as error:
+        content = {"error": type(error).__name__, "detail": str(error), "body": "", "errors": str(error)}
+        return JSONResponse(content, status_code=422)
+
+
+async def _body(request: fastapi.Request) -> dict[str, Any]:
+    try:
+        body = await request.json()
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"the body is not valid JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise RequestError("the body must be a JSON object")
+    return body
