@@ -22,7 +22,7 @@ TRIO = ("panda", "kimono", "lantern")
 def test_compare_puts_methods_side_by_side_in_one_job(studio: Any) -> None:
     studio.write("a panda wearing a kimono, holding a lantern")
     studio.add(*TRIO)
-    studio.steps(6)
+    studio.steps(4)
     before = len(studio.server.pictures())
     studio.tab("Compare")
     studio.page.locator("#compare").click()
@@ -107,8 +107,8 @@ def test_a_queue_goes_on_after_the_server_died(
         person.number("seed", 99)
         person.generate()
         until(lambda: len(own.pictures()) == 1)
-        person.steps(60)
-        person.number("count", 6)
+        person.steps(40)
+        person.number("count", 3)
         person.number("seed", 100)
         person.generate()
         person.state("running")
@@ -116,8 +116,8 @@ def test_a_queue_goes_on_after_the_server_died(
         own.stop(signal.SIGKILL)
         assert len(own.pictures()) == 1
         own.start()
-        until(lambda: len(own.pictures()) == 7, 90)
-        assert sorted(record["seed"] for record in own.records()) == [99, 100, 101, 102, 103, 104, 105]
+        until(lambda: len(own.pictures()) == 4, 90)
+        assert sorted(record["seed"] for record in own.records()) == [99, 100, 101, 102]
     finally:
         own.stop()
 
