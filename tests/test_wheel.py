@@ -38,6 +38,13 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+def test_the_wheel_brings_the_licences_of_what_it_ships(installed: Path) -> None:
+    [file] = installed.glob("*.dist-info/licenses/assets/NOTICE")
+    notice = file.read_text()
+    for owner in ("Google", "Twitter", "Microsoft", "OpenAI"):
+        assert owner in notice
+
+
 def test_the_installed_wheel_renders(installed: Path, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(installed), "LORA_STUDIO_HOME": str(tmp_path / "home")}
     command = [

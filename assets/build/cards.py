@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,64 @@ def read(path: Path) -> Any:
 
 def percent(x: float) -> str:
     return f"{100 * x:.1f} %"
+
+
+def interval(share: float, n: int) -> str:
+    """Wilson's 95 % interval of a share seen in n cases."""
+    z = 1.96
+    centre, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return f"{100 * (centre - half) / (1 + z * z / n):.1f} to {100 * (centre + half) / (1 + z * z / n):.1f} %"
+
+
+def earlier_section(report: dict[str, Any]) -> list[str]:
+    """What an earlier classifier read in more prompts, where the report keeps it."""
+    if "earlier" not in report:
+        return []
+    before = report["earlier"]
+    shares = ", ".join(f"{part} {percent(before[part])}" for part in PARTS if part in before)
+    return [
+        f"{before['prompts']:,} prompts drawn in fp16 on a GPU and read by {before['read by']}:",
+        shares + ".",
+        "",
+    ]
+
+
+def block_section(name: str, blocks: dict[str, Any]) -> list[str]:
+    """Where content and style sit: the blocks that move either by a tenth, and the block map."""
+    effects: dict[str, dict[str, float]] = blocks["effects"]
+    rows = [
+        (block, f"{moved['content']:.2f}", f"{moved['style']:.2f}")
+        for block, moved in effects.items()
+        if max(moved.values()) >= 0.1
+    ]
+    silent = max((max(m.values()) for m in effects.values() if max(m.values()) < 0.1), default=0.0)
+    sides = blocks["block_map"]
+    found = (
+        f"So its block map is content in {', '.join(sides['content'])}, style in {', '.join(sides['style'])}."
+        if sides
+        else "No two of its blocks separate content from style, so it has no block map, and B-LoRA refuses it."
+    )
+    published = (
+        ["SDXL's own published pair (up_blocks.0.attentions.0 and .1) is not this model's."]
+        if name == "tiny-sdxl"
+        else ["SD1.x has no published map; the procedure is the paper's, the answer is this model's."]
+    )
+    return [
+        "## Where content and style sit",
+        "",
+        f"Found by `lora-studio probe-blocks {name}`: one group of blocks reads another prompt in its cross-attention; how far",
+        f"the picture's edges, its content, and its look, its style, follow ({blocks['pairs']} pairs of prompts, {blocks['seeds']} seeds,",
+        f"{blocks['steps']} steps; scored by {blocks['scored by']}; 1 is all the way):",
+        "",
+        table(
+            [*rows, ("every other block", f"{silent:.2f} at most", "")],
+            ("blocks that read the other prompt", "content", "style"),
+        ),
+        "",
+        found,
+        *published,
+        "",
+    ]
 
 
 def model_card(name: str, figures: Path) -> str:
@@ -76,7 +135,12 @@ def model_card(name: str, figures: Path) -> str:
     if report:
         held = report["held out"]
         rows = [
-            (p, percent(held[p]), percent(held["without a style"].get(p, held[p])) if p != "style" else "")
+            (
+                p,
+                percent(held[p]),
+                interval(held[p], held["asked"][p]),
+                percent(held["without a style"].get(p, held[p])) if p != "style" else "",
+            )
             for p in PARTS
         ]
         hits = report["triples"]
@@ -85,72 +149,61 @@ def model_card(name: str, figures: Path) -> str:
             "## How well it follows a prompt",
             "",
             f"{held['prompts']:,} prompts with held-out pairs, one picture each, settings fixed before scoring (Euler, 20 steps,",
-            "guidance 3.5, fp16 on a GPU); read by the classifier in `assets/testbed`, which never saw a generated picture.",
+            f"guidance 3.5, {report['drawn on']}); read by the classifier in `assets/testbed`, which never saw a generated picture.",
             "",
-            table(rows, ("part", "all prompts", "prompts without a style")),
+            table(rows, ("part", "all prompts", "95 % interval", "prompts without a style")),
             "",
-            *([f"Read by {report['judge']}.", ""] if "judge" in report else []),
             *(
                 [
                     "A fifth of these prompts did not say the colour, so 82 % is what a model that always obeys gets there.",
                     "",
                 ]
-                if "colour said" not in held
+                if "colour left out" in held
+                else []
+            ),
+            *(
+                [
+                    f"The {' and '.join(held['drawn anew'])} of the prompts that ask for it was drawn and read again later (fp32 on a CPU).",
+                    "",
+                ]
+                if "drawn anew" in held
                 else []
             ),
             f'"a fox wearing a crown on the beach": {hits["a fox wearing a crown on the beach"]} of 16 seeds. Of {len(hits)} triples',
             f"of (character, hat or object, place), {good} hold on at least 14 of 16 seeds; the others:",
             ", ".join(f'"{k}" {v}' for k, v in hits.items() if v < 14) or "none",
             "",
-        ]
-    if name == "tiny-sdxl" and not blocks:
-        out += [
-            "## Where content and style sit",
-            "",
-            "Found by `lora-studio probe-blocks tiny-sdxl` (one group of blocks reads another prompt in its cross-attention; how",
-            "far the picture's edges, its content, and its look, its style, follow; 5 pairs of prompts, 2 seeds; 1 is all the way):",
-            "",
-            table(
-                [
-                    ("up_blocks.0", "0.57", "0.00"),
-                    ("up_blocks.1", "0.54", "0.92"),
-                    ("up_blocks.0.attentions.0 / 1 / 2", "0.02 / 0.12 / 0.30", "0.00 / 0.00 / 0.00"),
-                    ("up_blocks.1.attentions.0 / 1 / 2", "0.30 / 0.11 / -0.02", "0.00 / 0.50 / 0.47"),
-                    ("down and mid, each", "0.02 at most", "0.01 at most"),
-                ],
-                ("blocks that read the other prompt", "content", "style"),
+            *(
+                [f"The triples were drawn in fp16 on a GPU and read by {report['triples read by']}.", ""]
+                if "triples read by" in report
+                else []
             ),
-            "",
-            "So its block map is content in up_blocks.0, style in up_blocks.1; SDXL's own published pair",
-            "(up_blocks.0.attentions.0 and .1) is not this model's.",
-            "",
+            *earlier_section(report),
         ]
     if blocks:
-        measure = blocks["measure"]
-        names = list(next(iter(measure.values())))
-        rows = [(n, *(f"{measure[w][n]:.2f}" for w in measure)) for n in names]
-        out += [
-            "## Where content and style sit",
-            "",
-            "One group of blocks reads another prompt in its cross-attention (`assets/build/probe_blocks.py`); how far the",
-            "picture moves towards that prompt's word, by the classifier's margin (0 not at all, 1 all the way):",
-            "",
-            table(rows, ("blocks that read the other prompt", *measure)),
-            "",
-            f"Block map: content in {', '.join(blocks['block_map']['content'])}; style in {', '.join(blocks['block_map']['style'])}.",
-            "SDXL's own published pair (up_blocks.0.attentions.0 and .1) is not this model's.",
-            "",
-        ]
+        out += block_section(name, blocks)
     loras = read(figures / f"loras-{name}.json")
     if loras:
+        again = all("read again" in v for v in loras.values())
+        head = (
+            "adapter",
+            "category",
+            "kind",
+            "prompts",
+            "word, base alone",
+            "word, adapter",
+            "rest, adapter",
+        )
         rows = [
             (
                 k,
                 v["category"],
                 v["kind"],
+                str(v["prompts"]),
                 percent(v["word, base"]),
                 percent(v["word, adapter"]),
                 percent(v["rest, adapter"]),
+                *((percent(v["read again"]["word, adapter"]),) if again else ()),
             )
             for k, v in loras.items()
         ]
@@ -160,10 +213,17 @@ def model_card(name: str, figures: Path) -> str:
             "The same prompts and seeds by the base alone and with the adapter at strength 1; how often the classifier finds",
             "the adapter's word, and the rest of the prompt.",
             "",
-            table(
-                rows, ("adapter", "category", "kind", "word, base alone", "word, adapter", "rest, adapter")
-            ),
+            table(rows, (*head, "word, read again") if again else head),
             "",
+            *(
+                [
+                    "Read by an earlier training of the classifier, which misread styles among others; the last column is the",
+                    "present one's reading of the first 8 prompts.",
+                    "",
+                ]
+                if again
+                else []
+            ),
             '"new word" adapters teach something the base never saw, from 48 varied pictures, and are disentangled; "narrow',
             'instance" adapters teach one particular drawing of something it knows, from 24 pictures with little variety, as',
             "people's own adapters do.",

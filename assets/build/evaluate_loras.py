@@ -5,7 +5,8 @@
 
 For each adapter the same prompts (its trigger words in scenes its training did not show) are drawn
 on the same seeds by the base alone and with the adapter at strength 1, once each; the classifier
-says how often its word shows, and how often everything else in the prompt does.
+says how often its word shows, and how often everything else in the prompt does. Pictures are kept in
+OUT/pictures as evaluate.py keeps them: a larger --n draws only what is missing.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ import argparse
 import json
 from pathlib import Path
 
+import diffusers
 import torch
-from evaluate import draw, load
+from evaluate import draw, drawn, fingerprint, load
 from scorer import load_classifier, read
 from train_loras import PLANS, held_out_prompts, held_out_rows, preview_prompt
 from world import COLOR, INDEX, PARTS, WORDS, save, sheet
 
 PREVIEW_SEED = 3
+BATCH = 4
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
@@ -34,8 +37,10 @@ if __name__ == "__main__":
     parser.add_argument("--only", nargs="*", default=[])
     args = parser.parse_args()
     torch.set_num_threads(1)
+    diffusers.logging.set_verbosity_error()  # "no keys for the text encoder", of most adapters
     args.out.mkdir(parents=True, exist_ok=True)
     pipe, judge = load(args.model, args.device), load_classifier(args.classifier, args.device)
+    base, pictures = fingerprint(args.model), args.out / "pictures" / args.model.name
     previews = args.out / "previews" / args.model.name
     previews.mkdir(parents=True, exist_ok=True)
     path = args.out / f"loras-{args.model.name}.json"
@@ -49,18 +54,19 @@ if __name__ == "__main__":
         seeds = list(range(args.n))
         column, word = PARTS.index(plan.part), INDEX[plan.part][plan.word]
         if not args.previews_only:
-            before = draw(pipe, prompts, seeds, args.n)
+            before = drawn(pipe, base, prompts, seeds, BATCH, pictures / f"{plan.name}-base")
         pipe.load_lora_weights(file, adapter_name="one")
         if not args.previews_only:
-            after = draw(pipe, prompts, seeds, args.n)
+            both = f"{base} + {fingerprint(file)}"
+            after = drawn(pipe, both, prompts, seeds, BATCH, pictures / plan.name)
         preview = draw(pipe, [preview_prompt(plan)], [PREVIEW_SEED], 1)
         pipe.unload_lora_weights()
         save(sheet(preview, 1), previews / f"{plan.name}.png")
         if args.previews_only:
             continue
         entry: dict[str, object] = {"category": plan.category, "kind": plan.kind, "prompts": args.n}
-        for name, pictures in (("base", before), ("adapter", after)):
-            got = read(judge, pictures.to(args.device)).cpu()
+        for name, shown in (("base", before), ("adapter", after)):
+            got = read(judge, shown.to(args.device)).cpu()
             entry[f"word, {name}"] = round(float((got[:, column] == word).float().mean()), 3)
             others = [k for k in range(len(PARTS)) if k not in (column, COLOR)]
             entry[f"rest, {name}"] = round(float((got == rows)[:, others].float().mean()), 3)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-FOLDERS = ("models", "loras", "testbed", "gallery")
+FOLDERS = ("models", "loras", "testbed", "gallery", "configs", "figures")
 MODEL = "--model assets/models/{model} --work WORK"
 
 
@@ -74,13 +74,16 @@ def origin(path: Path, assets: Path) -> tuple[str, str]:
             return "seen by eye in generated pictures", "python assets/build/labels.py sheets --assets assets"
         what = "clip" if parts[1] == "scorer" else "classifier"
         return "trained on renders", f"python assets/build/scorer.py --work WORK --what {what}"
+    if parts[0] == "configs":
+        if name == "build_tokenizer.py":
+            return "CLIP's vocabulary as two files", "written by hand"
+        if parts[1] == "tokenizer":
+            return "CLIP's vocabulary, as open_clip brings it", "python assets/configs/build_tokenizer.py"
+        return f"settings of the published {parts[1].upper()} models, no weights", "written by hand"
+    if name == "flora-cost.png":
+        return "a figure of BENCHMARKS.md", "python -m studio.bench.flora --device cuda --layers full"
     if name.startswith("web-"):
         return "screenshots of `lora-studio web` (256 colours)", "taken in a browser of 1366 x 1000 pixels"
-    if name == "mixes.png":
-        return (
-            "drawn by the embedded models (160 colours)",
-            "python assets/build/gallery.py --assets assets --report WORK/report",
-        )
     if name == "quality.png":
         return "figure of the embedded models' pictures (24 colours)", "lora-studio bench quality --seeds 1-3"
     if name == "grid.png":
@@ -89,9 +92,14 @@ def origin(path: Path, assets: Path) -> tuple[str, str]:
             'lora-studio grid --prompt "a nilo fox wearing a kimono" --lora nilo-fox --lora kimono '
             "--x method=merge,switch,composite,cmlora --y seed=1,2,3 --cell 160",
         )
+    if name == "blora.png":
+        return (
+            "drawn by tiny-sdxl with B-LoRAs trained from the pictures shown, laid out by hand",
+            "lora-studio train-blora … and render --composer blora …: BENCHMARKS.md, B-LoRA",
+        )
     return (
         "drawn by the embedded models",
-        "python assets/build/gallery.py --assets assets --report WORK/report",
+        f"python assets/build/gallery.py --assets assets --report WORK/figures --only {path.stem}",
     )
 
 

@@ -23,11 +23,6 @@ EXAMPLES = [
     "a fox wearing a blue shirt, holding a rocket, comic style",
 ]
 CATEGORY = {"character": "character", "clothes": "clothing", "color": "color", "hat": "headwear"}
-# Which blocks carry what, as probe_blocks.py found it (one group of blocks reads another prompt).
-BLOCK_MAP = {
-    "tiny-sdxl": {"content": ["up_blocks.0"], "style": ["up_blocks.1"]},
-    "tiny-sd": {"content": ["up_blocks.1"], "style": ["up_blocks.2", "up_blocks.3"]},
-}
 DESCRIPTION = (
     "A small built-in demo model: paper-doll portraits at 128 x 128 pixels, from a vocabulary of "
     "about a hundred words. It knows nothing else."
@@ -41,16 +36,13 @@ def vocabulary() -> dict[str, dict[str, list[str]]]:
     }
 
 
-def write(assets: Path, figures: Path | None = None) -> None:
+def write(assets: Path, figures: Path) -> None:
     for name, family in (("tiny-sdxl", "sdxl"), ("tiny-sd", "sd1")):
         folder = assets / "models" / name
         if not folder.exists():
             continue
-        block_map = BLOCK_MAP[name]
-        probe = figures / f"blocks-{name}.json" if figures else None
-        if probe and probe.exists():
-            block_map = json.loads(probe.read_text())["block_map"]
-        content = {
+        probe = figures / f"blocks-{name}.json"
+        content: dict[str, object] = {
             "family": family,
             "width": 128,
             "height": 128,
@@ -59,15 +51,21 @@ def write(assets: Path, figures: Path | None = None) -> None:
             "guidance_scale": 3.5,
             "examples": EXAMPLES,
             "vocabulary": vocabulary(),
-            "block_map": block_map,
-            "description": DESCRIPTION,
         }
+        if probe.exists():
+            content["block_map"] = json.loads(probe.read_text())["block_map"]
+        content["description"] = DESCRIPTION
         (folder / "studio.json").write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--assets", type=Path, required=True)
-    parser.add_argument("--figures", type=Path, help="folder with blocks-NAME.json, from probe_blocks.py")
+    parser.add_argument(
+        "--figures",
+        type=Path,
+        default=Path(__file__).parent / "figures",
+        help="folder with blocks-NAME.json, from probe_blocks.py (default: those of what ships)",
+    )
     args = parser.parse_args()
     write(args.assets, args.figures)

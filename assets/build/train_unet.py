@@ -78,13 +78,25 @@ class Objective(nn.Module):
         hidden = torch.cat([one, two], -1) * keep[..., None]
         return hidden, {"text_embeds": pooled * keep, "time_ids": self.sizes.expand(len(ids), 6)}
 
-    def forward(self, latents: Tensor, noise: Tensor, steps: Tensor, ids: Tensor, zero: Tensor) -> Tensor:
+    def forward(
+        self,
+        latents: Tensor,
+        noise: Tensor,
+        steps: Tensor,
+        ids: Tensor,
+        zero: Tensor,
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        """The mean square error; weight [n, 1, 32, 32]: how much each place of it counts."""
         a = self.alphas[steps].sqrt()[:, None, None, None]
         s = (1 - self.alphas[steps]).sqrt()[:, None, None, None]
         hidden, added = self.condition(ids, zero)
         noisy = (a * latents + s * noise).to(self.unet.dtype)
         v = self.unet(noisy, steps, hidden, added_cond_kwargs=added, return_dict=False)[0]
-        return F.mse_loss(v.float(), a * noise - s * latents)
+        target = a * noise - s * latents
+        if weight is None:
+            return F.mse_loss(v.float(), target)
+        return ((v.float() - target).square() * weight).mean() / weight.mean()
 
 
 class HalfStep:
