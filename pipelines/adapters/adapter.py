@@ -146,6 +146,7 @@ class AdapterMetadata:
     negative: str = ""
     notes: str = ""
     preferred_weight: float | None = None
+    strength_range: tuple[float, float] | None = None
     base_model: str = ""
     prediction_type: str = ""
     resolution: str = ""

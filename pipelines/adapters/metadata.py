@@ -48,6 +48,7 @@ def describe(metadata: Mapping[str, str], beside: Sidecars) -> AdapterMetadata:
         notes=_first(beside.user.get("notes"), beside.manager.get("notes"),
                      metadata.get("ss_training_comment")),
         preferred_weight=_preferred_weight(metadata, beside),
+        strength_range=_strength_range(beside),
         base_model=_first(metadata.get("modelspec.architecture"), metadata.get("ss_base_model_version"),
                           beside.user.get("sd version"), beside.civitai.get("baseModel"),
                           beside.manager.get("base_model")),
@@ -103,18 +104,29 @@ def _category(metadata: Mapping[str, str], beside: Sidecars, tags: Iterable[str]
 
 def _preferred_weight(metadata: Mapping[str, str], beside: Sidecars) -> float | None:
     """The strength its maker or its user wants; 0 stands for "not set" in A1111's notes."""
-    tips = beside.manager.get("usage_tips")
-    tips = _json(tips) if isinstance(tips, str) else tips
-    strength = tips.get("strength") if isinstance(tips, dict) else None
     for value in (
         metadata.get("lora_studio.preferred_weight"),
         beside.user.get("preferred weight"),
-        strength,
+        _tips(beside).get("strength"),
     ):
         number = _number(value)
         if number:
             return number
     return None
+
+
+def _strength_range(beside: Sidecars) -> tuple[float, float] | None:
+    """The strengths between which it works well, lowest first; None unless both ends are given."""
+    tips = _tips(beside)
+    low, high = _number(tips.get("strength_min")), _number(tips.get("strength_max"))
+    return None if low is None or high is None or low > high else (low, high)
+
+
+def _tips(beside: Sidecars) -> Mapping[str, object]:
+    """ComfyUI-Lora-Manager's `usage_tips`, which it keeps as JSON in a text."""
+    tips = beside.manager.get("usage_tips")
+    tips = _json(tips) if isinstance(tips, str) else tips
+    return tips if isinstance(tips, dict) else {}
 
 
 def _hashes(metadata: Mapping[str, str], beside: Sidecars) -> dict[str, str]:

@@ -96,6 +96,11 @@ def read_template(text: str, wildcards: Wildcards, depth: int = 0) -> Template:
     return template
 
 
+def literal(text: str) -> str:
+    """A text that `read_template` reads as itself, whatever braces and underscores it holds."""
+    return re.sub(r"__|[{}|]", r"\\\g<0>", text)
+
+
 def _until(text: str, start: int, wildcards: Wildcards, depth: int, *, inside: bool) -> tuple[Template, int]:
     """The template from `start` to the end, or to the `|` or `}` that ends an option."""
     parts: list[str | Choice] = []

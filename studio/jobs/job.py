@@ -96,6 +96,7 @@ class JobView:
 
     position: its place in the queue, from 1; 0 once it is running or over. message: its state in a sentence.
     seconds_left: as far as is known. unet_rows: evaluated for its finished pictures, in full or shallow.
+    vae: where it is not the model's own.
     """
 
     id: str
@@ -112,6 +113,7 @@ class JobView:
     seconds_left: float | None
     unet_rows: int
     settings: Mapping[str, Any] = field(default_factory=dict)
+    vae: str | None = None
 
     @property
     def finished(self) -> tuple[PictureView, ...]:
@@ -150,6 +152,7 @@ class ModelState:
     """The model that is loaded, or being loaded.
 
     source: as a job names it; "" where none was asked for yet. loading: what is going on; "" when ready.
+    since: when that began, in seconds since 1970.
     error: why it could not be loaded. width_of_text: numbers in a text embedding, which adapters must fit.
     vocabulary: category -> word -> synonyms, of a model with a card. block_map: "@content" -> blocks.
     rows_at_once: UNet rows a call may hold at the model's own size.
@@ -158,6 +161,7 @@ class ModelState:
     source: str = ""
     label: str = ""
     loading: str = ""
+    since: float = 0.0
     error: str = ""
     family: str = ""
     defaults: Defaults | None = None

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from PIL import Image
@@ -21,7 +21,7 @@ from pipelines.home import Home
 from pipelines.request import Facts
 from studio.jobs.calls import Call, Calls
 from studio.jobs.gate import ModelKey, Trust
-from studio.jobs.job import JobState, ModelState
+from studio.jobs.job import Job, JobState, ModelState
 from studio.jobs.ledger import Ledger
 from studio.jobs.previews import Previews
 from studio.jobs.queue import Task
@@ -161,7 +161,7 @@ class Rounds:
             first = self._queue.next(key)
             if first is not None:
                 self._ledger.begin(first)
-        self._show(ModelState(source=key.source, loading=f"loading {key.shown} …"))
+        self._show(ModelState(source=key.source, loading=f"loading {key.shown} …", since=time.time()))
         opening = replace(self._opening, source=key.source, vae=key.vae)
         try:
             resident = Resident(
@@ -247,7 +247,8 @@ class Rounds:
                 assert isinstance(event.image, Image.Image)
                 assert task.request is not None
                 setup = Setup(task.work.key.vae, self._opening.low_memory)
-                self._saver.take(Made(task, event.image, task.request, event.record, resident.files, setup))
+                record = replace(event.record, notes=(*event.record.notes, *_notes(task.work.job)))
+                self._saver.take(Made(task, event.image, task.request, record, resident.files, setup))
             case Failed():
                 self._ledger.failed(task, str(event.error))
 
@@ -268,3 +269,12 @@ class Rounds:
         assert self.resident is not None
         self._facts = (self.resident.key, self.resident.facts)
         self._show(self.resident.state())
+
+
+def _notes(job: Job) -> tuple[str, ...]:
+    """What a picture's record says of how its job was asked for."""
+    before = job.settings.get("before")
+    if not isinstance(before, Mapping):
+        return ()
+    said = ", ".join(f"{name} {weight:g}" for name, weight in before.items())
+    return (f"the mix was normalised; before: {said}",)

@@ -34,6 +34,7 @@ def job_view(
         seconds_left=seconds,
         unet_rows=sum(record["unet_rows"] + record["shallow_rows"] for record in records),
         settings=job.settings,
+        vae=job.vae,
     )
 
 

@@ -109,7 +109,8 @@ class Worker:
         """Asks for pictures, one a draft; returns the job's id at once.
 
         model: None is the model of config.toml, else the built-in one. labels: of the pictures, in order.
-        kind: LIVE pictures come first and are not kept. Raises StudioError, and then nothing is queued.
+        kind: LIVE pictures come first and are not kept. settings: "before", the weights of the mix before it was
+        normalised, is noted in the pictures' records. Raises StudioError, and then nothing is queued.
         """
         key = model_key(model, vae, self.home, self.trust)
         seeded = [_seeded(draft) for draft in drafts]

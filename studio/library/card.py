@@ -19,7 +19,8 @@ class Card:
 
     made_for: the embedded model that an embedded adapter is made for. kinds: "LoRA", "LoCon", …
     family: "sd1", "sd2", "sdxl", another family's name, or "unknown"; family_label: as people write it.
-    text_width: numbers in the text embeddings that it reads. preferred_weight: None where nothing says it.
+    text_width: numbers in the text embeddings that it reads.
+    preferred_weight, strength_range (lowest, highest): None where nothing says them.
     refused: why no model of ours can take it; error: why it cannot even be read; "" where all is well.
     hashes: as they were written down, by their own names. size: bytes; modified: seconds since 1970.
     """
@@ -40,6 +41,7 @@ class Card:
     text_width: int | None = None
     triggers: tuple[str, ...] = ()
     preferred_weight: float | None = None
+    strength_range: tuple[float, float] | None = None
     preview: Path | None = None
     hashes: tuple[tuple[str, str], ...] = ()
     refused: str = ""
@@ -105,6 +107,7 @@ def _told(seen: Inspection) -> dict[str, object]:
         "text_width": seen.text_width,
         "triggers": said.triggers,
         "preferred_weight": said.preferred_weight,
+        "strength_range": said.strength_range,
         "preview": seen.sidecars.preview,
         "hashes": tuple(said.hashes.items()),
         "refused": seen.refused,

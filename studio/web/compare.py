@@ -8,9 +8,11 @@ import gradio as gr
 
 from composers import methods
 from pipelines.errors import RequestError
-from studio.web.compose import Fields, asker
+from studio.web import scrub
 from studio.web.desk import Desk, who
+from studio.web.fields import Fields
 from studio.web.form import ALL, compared, left_out, sweep
+from studio.web.submitting import asker
 from studio.web.viewer import Viewer
 
 KINDS = ("compare", "sweep", "leave-one-out")
@@ -46,12 +48,7 @@ def add(desk: Desk, fields: Fields) -> None:
         with gr.Column(scale=8, min_width=340):
             stop = gr.Button("Stop", size="sm")
             viewer = Viewer.drawn(desk, stop, gallery="compared", kinds=KINDS)
-            scrub = gr.Slider(
-                1, 2, 1, step=1, label="Scrub through the pictures", visible=False, elem_id="scrub"
-            )
-            scrubbed = gr.Image(
-                visible=False, label="At this strength", height=420, format="png", elem_id="scrubbed"
-            )
+            scrub.add(desk, viewer, "compare")
             with gr.Row():
                 left = gr.Dropdown([], value=None, label="Left", elem_id="left")
                 right = gr.Dropdown([], value=None, label="Right", elem_id="right")
@@ -92,20 +89,17 @@ def add(desk: Desk, fields: Fields) -> None:
         done = view.finished if view is not None else ()
         choices = [(picture.label, str(picture.file)) for picture in done]
         files = [file for _, file in choices]
-        is_sweep = view is not None and view.kind == "sweep" and len(done) > 1
         return (
             gr.Dropdown(choices=choices, value=files[0] if files else None),
             gr.Dropdown(choices=choices, value=files[-1] if files else None),
             gr.ImageSlider((files[0], files[-1]) if len(files) > 1 else None, visible=len(files) > 1),
-            gr.Slider(1, max(len(files), 2), 1, step=1, visible=is_sweep),
-            gr.Image(files[0] if is_sweep else None, visible=is_sweep),
         )
 
     gr.on(
         [viewer.pictures.change, viewer.job.change],
         offered,
         [viewer.job, desk.browser],
-        [left, right, slider, scrub, scrubbed],
+        [left, right, slider],
         show_progress="hidden",
         trigger_mode="always_last",
         api_visibility="private",
@@ -118,24 +112,6 @@ def add(desk: Desk, fields: Fields) -> None:
             show_progress="hidden",
             api_visibility="private",
         )
-
-    def at(place: float, job: str, browser: str | None, request: gr.Request) -> Any:
-        view = desk.worker.view(job, who(browser, request)) if job else None
-        done = view.finished if view is not None else ()
-        if not 1 <= place <= len(done):
-            return gr.skip()
-        picture = done[int(place) - 1]
-        return gr.Image(str(picture.file), label=picture.label)
-
-    scrub.input(
-        at,
-        [scrub, viewer.job, desk.browser],
-        scrubbed,
-        show_progress="hidden",
-        trigger_mode="always_last",
-        queue=False,
-        api_visibility="private",
-    )
 
 
 def _numbers(text: str) -> list[float]:

@@ -20,7 +20,7 @@ OWN = "the model's own"
 
 @dataclass(frozen=True)
 class Form:
-    """What stands in the form. steps, guidance, width, height: 0 or below means the model's own."""
+    """What stands in the form. steps, guidance, width, height: 0 or below means the model's own; vae: "" does."""
 
     prompt: str = ""
     negative: str = ""
@@ -38,6 +38,7 @@ class Form:
     clip_skip: int = 0
     init_image: str | None = None
     strength: float = 0.8
+    vae: str = ""
 
 
 def draft_of(form: Form) -> Draft:
@@ -62,15 +63,34 @@ def draft_of(form: Form) -> Draft:
     return Draft(said, mix.asked(form.rows), image)
 
 
-def drafts_of(form: Form) -> list[Draft]:
-    """One draft a picture, seeds rising from the first."""
+@dataclass(frozen=True)
+class Asked:
+    """Pictures to ask for in one job, with their labels. before: the weights before the mix was normalised."""
+
+    drafts: Sequence[Draft]
+    labels: Sequence[str] = ()
+    before: Mapping[str, float] = field(default_factory=dict)
+
+
+def composed(form: Form) -> Asked:
+    """One picture a seed, rising from the first. Raises StudioError."""
     draft = draft_of(form)
-    first = random.randrange(SEEDS) if form.seed < 0 else form.seed
-    return [draft.with_value("seed", first + place) for place in range(max(form.count, 1))]
+    first = _seeded(form).seed
+    drafts = [draft.with_value("seed", first + place) for place in range(max(form.count, 1))]
+    return Asked(drafts, before=mix.weights_before(form.rows))
 
 
-def form_of(draft: Draft) -> Form:
-    """The form that asks for a draft: a picture's settings, put back."""
+DRAFT_STEPS = 8
+
+
+def live(form: Form, seed: int) -> Asked:
+    """A draft of the form: one picture of few steps. seed: where the form leaves it open. Raises StudioError."""
+    steps = min(form.steps, DRAFT_STEPS) if form.steps else DRAFT_STEPS
+    return Asked([draft_of(replace(form, steps=steps, seed=seed if form.seed < 0 else form.seed))])
+
+
+def form_of(draft: Draft, vae: str | None = None) -> Form:
+    """The form that asks for a draft: a picture's settings, put back. vae: the one that it was made with."""
     values = draft.values
     composer = values.get("composer")
     _, tags = take_tags(str(values.get("prompt", "")))
@@ -92,15 +112,8 @@ def form_of(draft: Draft) -> Form:
         scheduler=str(values.get("scheduler", OWN)),
         rescale=float(values.get("guidance_rescale", 0)),
         clip_skip=int(values.get("clip_skip") or 0),
+        vae=vae or "",
     )
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Pictures to ask for in one job, with their labels."""
-
-    drafts: Sequence[Draft]
-    labels: Sequence[str]
 
 
 def compared(form: Form, names: Sequence[str], factors: Sequence[float] = (1.0,)) -> Asked:
@@ -157,6 +170,18 @@ def sweep(form: Form, name: str, low: float, high: float, count: int) -> Asked:
         drafts.append(draft_of(replace(seeded, rows=rows)))
         labels.append(f"{'all x ' if name == ALL else name + ' '}{value:g}")
     return Asked(drafts, labels)
+
+
+SWEPT = 5
+"""Pictures of a sweep that a row asks for."""
+
+
+def row_sweep(form: Form, name: str) -> Asked:
+    """One LoRA's strength from 0 to half again as much as it has now, at least to 1.5. Raises StudioError."""
+    now = next((row.weight for row in form.rows if row.name == name), 1.0)
+    end = 1.5 * now if now < 0 else max(1.5, min(1.5 * now, mix.HIGHEST))
+    rows = tuple(replace(row, on=True) if row.name == name else row for row in form.rows)
+    return sweep(replace(form, rows=rows), name, 0.0, end, SWEPT)
 
 
 ALL = "all"

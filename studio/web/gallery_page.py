@@ -15,8 +15,8 @@ from pipelines.errors import RequestError
 from studio.jobs import GalleryPicture
 from studio.recipe import Draft, plain_draft, read_draft
 from studio.restore import restore
-from studio.web.compose import Fields
 from studio.web.desk import Desk, told, who
+from studio.web.fields import Fields
 from studio.web.form import form_of
 
 SHOWN = 60

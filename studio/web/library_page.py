@@ -13,8 +13,8 @@ from pipelines.errors import RequestError
 from pipelines.home.settings import Roots
 from studio.library.card import Card
 from studio.web import mix
-from studio.web.compose import Fields
 from studio.web.desk import Desk, told
+from studio.web.fields import Fields
 from studio.web.thumbs import thumb
 
 SHOWN = 120

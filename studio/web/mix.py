@@ -13,6 +13,8 @@ from studio.recipe import Wanted
 
 LOWEST, HIGHEST = -2.0, 2.0
 """Strengths that a slider offers; what a picture or a tag brings may lie beyond."""
+ROUNDING = 0.01
+"""A total this near to what was wished for is that: rounded weights do not add up to it exactly."""
 CUSTOM = "custom"
 PRESETS: dict[str, str] = {
     "": "All blocks",
@@ -35,6 +37,7 @@ class Row:
 
     on: whether it acts; a row that is off keeps its place. text_weight: None is "as weight".
     preset: a key of PRESETS, else CUSTOM with `wanted.blocks`.
+    before: the weight before the mix was normalised; None in one that was not, or was changed since.
     wanted: what else the adapter brings (its schedule, pinned, band), as it came from a picture.
     """
 
@@ -43,6 +46,7 @@ class Row:
     weight: float = 1.0
     text_weight: float | None = None
     preset: str = ""
+    before: float | None = None
     wanted: Wanted | None = None
 
     def asked(self) -> Wanted:
@@ -61,18 +65,19 @@ def row_of(wanted: Wanted) -> Row:
     """The row that asks for the same."""
     weight = 1.0 if wanted.weight is None else wanted.weight
     preset = CUSTOM if wanted.blocks else ""
-    return Row(wanted.adapter, True, weight, wanted.text_weight, preset, wanted)
+    return Row(wanted.adapter, True, weight, wanted.text_weight, preset, wanted=wanted)
 
 
 def added(rows: Rows, name: str, weight: float = 1.0) -> Rows:
     """With one more LoRA at the end; one that is there already is switched on and keeps its place."""
+    rows = _as_edited(rows)
     if any(row.name.casefold() == name.casefold() for row in rows):
         return tuple(replace(row, on=True) if row.name.casefold() == name.casefold() else row for row in rows)
     return (*rows, Row(name, weight=weight))
 
 
 def removed(rows: Rows, place: int) -> Rows:
-    return tuple(row for other, row in enumerate(rows) if other != place)
+    return tuple(row for other, row in enumerate(_as_edited(rows)) if other != place)
 
 
 def moved(rows: Rows, place: int, by: int) -> Rows:
@@ -89,7 +94,15 @@ def changed(rows: Rows, place: int, **edits: Any) -> Rows:
     """One row with other values of its fields: on, weight, text_weight (None is "as weight"), preset."""
     if not 0 <= place < len(rows):
         return rows
-    return (*rows[:place], replace(rows[place], **edits), *rows[place + 1 :])
+    edited = replace(rows[place], **edits)
+    if (edited.on, edited.weight) != (rows[place].on, rows[place].weight):
+        rows, edited = _as_edited(rows), replace(edited, before=None)
+    return (*rows[:place], edited, *rows[place + 1 :])
+
+
+def _as_edited(rows: Rows) -> Rows:
+    """Not normalised any more: its total is another one."""
+    return tuple(replace(row, before=None) for row in rows)
 
 
 def active(rows: Rows) -> Rows:
@@ -102,21 +115,29 @@ def total(rows: Rows) -> float:
 
 
 def normalised(rows: Rows, target: float = 1.0) -> Rows:
-    """The acting rows scaled so that their total is `target`; text-encoder strengths scale along."""
-    before = total(rows)
-    if not before:
+    """The acting rows scaled so that their total is `target`; text-encoder strengths scale along.
+
+    What the weights were stays with the rows (`Row.before`), so that a picture can say it.
+    """
+    factor = target / total(rows) if total(rows) else 1.0
+    if abs(factor - 1.0) < ROUNDING:
         return rows
-    factor = target / before
     return tuple(
         replace(
             row,
             weight=round(row.weight * factor, 3),
             text_weight=None if row.text_weight is None else round(row.text_weight * factor, 3),
+            before=row.weight,
         )
         if row.on
         else row
         for row in rows
     )
+
+
+def weights_before(rows: Rows) -> dict[str, float]:
+    """Name -> weight before the mix was normalised; {} where it was not."""
+    return {row.name: row.before for row in active(rows) if row.before is not None}
 
 
 def asked(rows: Rows) -> tuple[Wanted, ...]:

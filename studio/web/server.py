@@ -83,7 +83,8 @@ def serve(serving: Serving, home: Home, opening: Opening, trust: Trust, say: Cal
 
 def make_app(worker: Worker, trainings: Trainings, serving: Serving) -> fastapi.FastAPI:
     """The whole application, with the studio's pages."""
-    from studio.web.app import build, look
+    from studio.web.app import build
+    from studio.web.look import look
 
     return mounted(build(worker, trainings), look(), worker, serving)
 

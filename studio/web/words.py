@@ -1,12 +1,16 @@
-"""The words that a small model knows, on the page: those that it does not, chips to insert, a prompt by chance."""
+"""Words on the page: those that a small model does not know, chips to insert, a prompt by chance, completions."""
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
+from composers.plan import Use
+from pipelines.text.tags import write_tag
 from pipelines.text.vocabulary import Vocabulary
+from studio.library.card import Card
 
 
 def unknown_html(found: Mapping[str, str]) -> str:
@@ -56,3 +60,48 @@ def with_triggers(prompt: str, triggers: Sequence[str]) -> str:
 
 def _article(word: str) -> str:
     return f"{'an' if word[:1] in 'aeiou' else 'a'} {word}"
+
+
+def examples(prompts: Iterable[str]) -> str:
+    """Buttons that write a whole prompt."""
+    buttons = "".join(
+        f'<button type="button" data-prompt="{escape(prompt, quote=True)}">{escape(prompt)}</button>'
+        for prompt in prompts
+    )
+    return f'<div class="chips">{buttons}</div>'
+
+
+def completions(kind: str, pairs: Iterable[tuple[str, str]]) -> str:
+    """What the prompt box completes, for the page's script: (what is written, what is matched and shown).
+
+    kind: "loras" after "<lora:", "triggers" and "words" anywhere.
+    """
+    said = escape(json.dumps([list(pair) for pair in pairs], ensure_ascii=False), quote=True)
+    return f'<span hidden data-complete="{kind}" data-entries="{said}"></span>'
+
+
+def lora_completions(cards: Iterable[Card]) -> str:
+    """Tags with the strength that the file prefers."""
+    return completions(
+        "loras",
+        (
+            (
+                write_tag(Use(card.name, 1.0 if card.preferred_weight is None else card.preferred_weight)),
+                card.name,
+            )
+            for card in cards
+        ),
+    )
+
+
+def word_completions(vocabulary: Vocabulary) -> str:
+    """The model's words, and its synonyms for them."""
+    return completions(
+        "words",
+        (
+            (word, shown)
+            for group in vocabulary.values()
+            for word, synonyms in group.items()
+            for shown in (word, *synonyms)
+        ),
+    )

@@ -253,10 +253,16 @@ def test_the_notes_of_lora_manager(save):
     beside(
         path,
         ".metadata.json",
-        {"model_name": "Fox", "usage_tips": '{"strength": 0.6}', "sha256": "ff", "tags": ["style"]},
+        {
+            "model_name": "Fox",
+            "usage_tips": '{"strength": 0.6, "strength_min": 0.5, "strength_max": "0.9"}',
+            "sha256": "ff",
+            "tags": ["style"],
+        },
     )
     found = inspect_file(path).metadata
     assert (found.title, found.preferred_weight, found.category) == ("Fox", 0.6, "style")
+    assert found.strength_range == (0.5, 0.9)
     assert found.hashes == {"manager.sha256": "ff"}
 
 
@@ -271,6 +277,7 @@ def test_broken_notes_never_stop_anything(ending, content, save):
     (path.parent / f"fox{ending}").write_bytes(content.encode("utf-8", "surrogatepass"))
     found = inspect_file(path).metadata
     assert (found.triggers, found.preferred_weight, found.title) == ((), None, "")
+    assert found.strength_range is None
 
 
 def test_the_preview_named_as_one_comes_first(save):

@@ -43,6 +43,14 @@ def test_a_job_becomes_pictures_with_their_records(studio: Any) -> None:
     assert view.unet_rows == sum(picture.record["unet_rows"] for picture in view.pictures)
 
 
+def test_a_normalised_mix_is_told_in_the_record_and_in_the_file(studio: Any) -> None:
+    id = studio.ask("ann", draft("a fox", "fox"), settings={"before": {"fox": 1.6, "hat": 0.4}})
+    [picture] = studio.over(id, "ann").pictures
+    said = "the mix was normalised; before: fox 1.6, hat 0.4"
+    assert said in picture.record["notes"]
+    assert said in read_picture(picture.file).record["notes"]
+
+
 def test_two_owners_with_different_mixes_share_batches_and_see_only_their_own(studio: Any) -> None:
     paused = studio.pause()
     anns = studio.ask("ann", *(draft("a fox", "fox", seed=seed) for seed in range(3)))

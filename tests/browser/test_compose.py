@@ -1,0 +1,124 @@
+"""The Compose page at work: live drafts, completion, the mix by keyboard, one's own checkpoint, a job file."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from playwright.sync_api import expect
+
+pytestmark = pytest.mark.browser
+
+
+def strength(studio: Any, row: int) -> Any:
+    return studio.rows.nth(row).locator("input[type=range]").first
+
+
+def test_letting_go_of_a_strength_redraws_a_draft_that_is_not_kept(studio: Any) -> None:
+    studio.write("a panda in the snow")
+    studio.add("panda")
+    before = len(studio.server.pictures())
+    draft = studio.page.locator("#draft figure")
+    for _ in range(3):  # each takes the place of the one before it
+        strength(studio, 0).press("ArrowLeft")
+    expect(draft).to_contain_text("panda 0.85")
+    expect(draft).to_have_attribute("data-state", "done")
+    expect(draft.get_by_role("img", name="Draft: panda 0.85")).to_be_visible()
+    assert len(studio.server.pictures()) == before
+    studio.page.get_by_label("Live draft").uncheck()
+    strength(studio, 0).press("ArrowLeft")
+    expect(draft).to_have_count(0)
+
+
+def test_names_and_words_complete_by_keyboard(studio: Any) -> None:
+    studio.add("nilo-fox")
+    box = studio.page.locator("#prompt textarea")
+    offered = studio.page.get_by_role("listbox", name="Completions")
+    expect(studio.page.locator("[data-complete=triggers]")).to_have_attribute(
+        "data-entries", '[["nilo fox", "nilo fox"]]'
+    )
+    box.press_sequentially("a nilo")
+    expect(offered.get_by_role("option")).to_have_text(["nilo fox"])
+    box.press("Tab")
+    expect(box).to_have_value("a nilo fox")
+    box.press_sequentially(" with a kitt")
+    box.press("ArrowDown")
+    expect(offered.get_by_role("option", selected=True)).to_have_text("kitty → cat")
+    box.press("Enter")
+    expect(box).to_have_value("a nilo fox with a cat")
+    box.press_sequentially(", <lora:kim")
+    expect(offered.get_by_role("option", selected=True)).to_have_text("kimono")
+    box.press("Escape")
+    expect(offered).to_be_hidden()
+    box.press_sequentially("o")
+    box.press("Enter")
+    expect(box).to_have_value("a nilo fox with a cat, <lora:kimono:1>")
+    expect(offered).to_be_hidden()
+
+
+def test_rows_move_by_keyboard_and_keep_the_focus(studio: Any) -> None:
+    studio.add("panda", "kimono")
+    strength(studio, 1).press("Alt+ArrowUp")
+    expect(studio.rows.nth(0)).to_contain_text("kimono")
+    expect(strength(studio, 0)).to_be_focused()
+    expect(studio.page.locator(".only-spoken")).to_have_text("kimono is now number 1 of 2")
+
+
+def test_a_row_sweeps_its_strength_in_one_job(studio: Any) -> None:
+    studio.write("a panda in the snow")
+    studio.add("panda")
+    studio.steps(3)
+    before = len(studio.server.pictures())
+    studio.rows.get_by_role("button", name="Text encoder, blocks").click()
+    studio.rows.get_by_role("button", name="Sweep its strength").click()
+    studio.state("5 of 5 pictures done")
+    records = studio.server.records()[before:]
+    assert [use["weight"] for record in records for use in record["adapters"]] == [0.375, 0.75, 1.125, 1.5]
+    assert len({record["seed"] for record in records}) == 1
+    scrub = studio.page.locator("#compose-scrub input[type=range]")
+    scrub.press("End")
+    expect(studio.page.locator("#compose-scrubbed")).to_contain_text("panda 1.5")
+
+
+def test_a_normalised_mix_says_so_in_its_record_and_becomes_a_job_file(studio: Any, tmp_path: Path) -> None:
+    studio.write("a panda wearing a kimono")
+    studio.add("panda", "kimono")
+    studio.page.locator("#normalise").click()
+    expect(studio.page.locator("#gauge")).to_contain_text("Total strength 1.00 · normalised, it was 2.00")
+    studio.steps(3)
+    studio.number("seed", 31)
+    studio.generate()
+    studio.state("1 of 1 picture done")
+    [record] = [record for record in studio.server.records() if record["seed"] == 31]
+    assert "the mix was normalised; before: panda 1, kimono 1" in record["notes"]
+    with studio.page.expect_download() as download:
+        studio.page.locator("#form-job-file").click()
+    content = yaml.safe_load(Path(download.value.path()).read_text(encoding="utf-8"))
+    assert content["jobs"] == [{"seed": 31}]
+    assert content["defaults"]["steps"] == 3
+    assert [use["weight"] for use in content["defaults"]["adapters"]] == [0.5, 0.5]
+
+
+def test_ones_own_checkpoint_is_found_chosen_and_loaded(studio: Any, tmp_path: Path, sd_folder: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(sd_folder, folder / "my-own")
+    page = studio.page
+    page.get_by_role("button", name="Use my own checkpoint").click()
+    page.get_by_label("Its path").fill(str(tmp_path / "nowhere.safetensors"))
+    page.get_by_role("button", name="Load it").click()
+    studio.says("nowhere.safetensors does not exist; check the path")
+    page.get_by_label("A folder with checkpoints").fill(str(folder))
+    page.get_by_role("button", name="Add folder").click()
+    expect(page.locator("#own-found")).to_contain_text("my-own")
+    page.get_by_label("Its path").fill("my-own")
+    page.get_by_role("button", name="Load it").click()
+    expect(page.locator("#model-line")).to_contain_text("my-own on cpu")
+    expect(page.get_by_label("Live draft")).not_to_be_checked()  # a checkpoint may be slow
+    studio.write("a fox")
+    studio.steps(2)
+    studio.generate()
+    studio.state("1 of 1 picture done")
+    assert studio.server.records()[-1]["model"] == "my-own"

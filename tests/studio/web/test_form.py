@@ -1,0 +1,96 @@
+"""What the form asks for, and the job file that asks for the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.errors import RequestError
+from studio.batch.jobfile import read_jobs
+from studio.batch.plan import Ground, plan
+from studio.batch.problems import Problems
+from studio.batch.variants import Wildcards
+from studio.recipe import plain_draft
+from studio.web import mix
+from studio.web.form import Form, composed, form_of, live, row_sweep
+from studio.web.job_file import job_file
+from studio.web.mix import Row
+
+FORM = Form(
+    prompt="a {fox} in__snow__, (crown:1.2) | ünder the sun",
+    negative="rain",
+    method="switch",
+    method_values={"interval": 3},
+    rows=(Row("fox", weight=0.8, text_weight=0.5), Row("hat", weight=1.1), Row("off", on=False)),
+    seed=7,
+    count=3,
+    steps=12,
+    guidance=4.5,
+    width=64,
+    rescale=0.2,
+    clip_skip=1,
+)
+
+
+def test_a_job_file_asks_for_the_same_pictures(tmp_path: Path) -> None:
+    file = tmp_path / "jobs.yaml"
+    asked = composed(FORM)
+    file.write_text(job_file(FORM, asked, "tiny-sdxl"), encoding="utf-8")
+    problems = Problems()
+    jobs = plan(read_jobs(file, problems), Ground("other", {}, Wildcards(None)), problems)
+    assert problems.messages == []
+    assert [job.model for job in jobs] == ["tiny-sdxl"] * 3
+    assert [plain_draft(job.draft) for job in jobs] == [plain_draft(draft) for draft in asked.drafts]
+    assert [job.seed for job in jobs] == [7, 8, 9]
+
+
+def test_a_form_with_an_open_seed_is_written_with_the_one_that_was_drawn(tmp_path: Path) -> None:
+    form = Form(prompt="a fox")
+    text = job_file(form, composed(form), "tiny-sdxl")
+    assert "- seed: " in text
+    assert "adapters: []" in text
+
+
+def test_another_vae_is_named_in_the_command() -> None:
+    form = Form(prompt="a fox", vae="my vae")
+    assert job_file(form, composed(form), "m").startswith(
+        "# lora-studio batch jobs.yaml --out pictures --vae 'my vae'\n"
+    )
+
+
+def test_a_draft_of_the_form_has_few_steps_and_the_forms_seed() -> None:
+    [draft] = live(FORM, seed=99).drafts
+    assert (draft.values["steps"], draft.values["seed"]) == (8, 7)
+    [draft] = live(Form(prompt="a fox", steps=4), seed=99).drafts
+    assert (draft.values["steps"], draft.values["seed"]) == (4, 99)
+
+
+def test_a_rows_sweep_goes_from_nothing_past_its_strength_at_one_seed() -> None:
+    asked = row_sweep(FORM, "hat")
+    assert asked.labels == ["hat 0", "hat 0.413", "hat 0.825", "hat 1.238", "hat 1.65"]
+    assert {draft.values["seed"] for draft in asked.drafts} == {7}
+    assert [
+        wanted.weight for draft in asked.drafts for wanted in draft.wanted if wanted.adapter == "fox"
+    ] == [0.8] * 5
+    negative = row_sweep(Form(rows=(Row("fox", weight=-0.8),)), "fox")
+    assert negative.labels[-1] == "fox -1.2"
+
+
+def test_a_sweep_of_a_row_that_is_off_switches_it_on() -> None:
+    assert all(any(w.adapter == "off" for w in draft.wanted) for draft in row_sweep(FORM, "off").drafts)
+    with pytest.raises(RequestError, match="empty"):
+        row_sweep(Form(), "fox")
+
+
+def test_what_the_mix_was_before_it_was_normalised_goes_with_the_job() -> None:
+    form = Form(prompt="a fox", rows=mix.normalised((Row("fox", weight=1.5), Row("hat", weight=0.5))))
+    assert composed(form).before == {"fox": 1.5, "hat": 0.5}
+    assert composed(FORM).before == {}
+
+
+def test_a_pictures_settings_come_back_with_its_vae() -> None:
+    [draft, *_] = composed(FORM).drafts
+    again = form_of(draft, "my vae")
+    assert (again.prompt, again.method, again.seed, again.vae) == (FORM.prompt, "switch", 7, "my vae")
+    assert [(row.name, row.weight) for row in again.rows] == [("fox", 0.8), ("hat", 1.1)]
