@@ -19,10 +19,12 @@ from studio.web import (
     library_page,
 )
 from studio.web.desk import Desk
+from studio.web.gallery_page import Ways
 from studio.web.model_picker import ModelPicker, model_line
 from studio.web.showcase import Showcase
 
 COMPOSE = "compose"
+COMPARE = "compare"
 
 
 def build(worker: Worker, trainings: Trainings) -> gr.Blocks:
@@ -45,12 +47,12 @@ def build(worker: Worker, trainings: Trainings) -> gr.Blocks:
         with gr.Tabs(selected=COMPOSE, elem_id="pages") as tabs:
             with gr.Tab("Compose", id=COMPOSE):
                 fields, viewer = compose.add(desk, strip)
-            with gr.Tab("Compare", id="compare"):
-                compare.add(desk, fields)
+            with gr.Tab("Compare", id=COMPARE):
+                compared = compare.add(desk, fields)
             with gr.Tab("Library", id="library-page") as library:
                 library_page.add(desk, fields, library)
             with gr.Tab("Gallery", id="gallery-page") as gallery:
-                gallery_page.add(desk, fields, gallery, tabs, COMPOSE)
+                gallery_page.add(desk, fields, gallery, Ways(tabs, COMPOSE, COMPARE, compared))
             with gr.Tab("B-LoRA", id="blora-page"):
                 blora_page.add(desk)
             with gr.Tab("Frequency", id="frequency-page"):

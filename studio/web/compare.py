@@ -18,7 +18,7 @@ from studio.web.viewer import Viewer
 KINDS = ("compare", "sweep", "leave-one-out")
 
 
-def add(desk: Desk, fields: Fields) -> None:
+def add(desk: Desk, fields: Fields) -> Viewer:
     """Draws the page into the blocks at hand; the prompt, the mix and the rest are the Compose page's."""
     gr.Markdown(
         "Prompt, mix, seed and settings are those of **Compose**; all pictures of a comparison share one seed and "
@@ -112,6 +112,8 @@ def add(desk: Desk, fields: Fields) -> None:
             show_progress="hidden",
             api_visibility="private",
         )
+
+    return viewer
 
 
 def _numbers(text: str) -> list[float]:

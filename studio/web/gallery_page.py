@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,25 @@ from studio.recipe import Draft, plain_draft, read_draft
 from studio.restore import restore
 from studio.web.desk import Desk, told, who
 from studio.web.fields import Fields
-from studio.web.form import form_of
+from studio.web.form import form_of, left_out
+from studio.web.viewer import Viewer
 
 SHOWN = 60
 """Pictures on one page."""
 
-Go = Callable[[], Any]
-"""What opens the Compose page."""
+
+@dataclass(frozen=True)
+class Ways:
+    """Where the page's buttons lead. compose, compare: ids of tabs. compared: what is looked at on Compare."""
+
+    tabs: gr.Tabs
+    compose: str
+    compare: str
+    compared: Viewer
 
 
-def add(desk: Desk, fields: Fields, here: gr.Tab, tabs: gr.Tabs, compose: str) -> None:
-    """Draws the page into the blocks at hand. here: its tab; compose: the id of the Compose tab."""
+def add(desk: Desk, fields: Fields, here: gr.Tab, ways: Ways) -> None:
+    """Draws the page into the blocks at hand. here: its tab."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=7, min_width=340):
             with gr.Row():
@@ -54,7 +63,12 @@ def add(desk: Desk, fields: Fields, here: gr.Tab, tabs: gr.Tabs, compose: str) -
             note = gr.Markdown(elem_id="restored", elem_classes="live", container=False)
             with gr.Row():
                 reuse = gr.Button("Reuse settings", variant="primary", elem_id="reuse")
+                who_did = gr.Button("Who did this?", elem_id="gallery-who-did-this")
                 delete = gr.Button("Delete", elem_id="delete")
+            with gr.Row(visible=False) as sure:
+                gr.Markdown("The picture's file goes too.", elem_classes="small-note")
+                for_good = gr.Button("Delete it for good", variant="stop", elem_id="delete-for-good")
+                keep = gr.Button("Keep it")
             record = gr.JSON(label="Its record", elem_id="record", max_height=520)
     shown = gr.State(())
     chosen = gr.State(-1)
@@ -63,10 +77,11 @@ def add(desk: Desk, fields: Fields, here: gr.Tab, tabs: gr.Tabs, compose: str) -
         offset = (max(int(page or 1), 1) - 1) * SHOWN
         found = desk.worker.pictures(who(browser, request), limit=SHOWN, offset=offset, search=search or "")
         found = [picture for picture in found if picture.file.is_file()]
-        return [(str(picture.file), _caption(picture)) for picture in found], tuple(found), -1, None
+        files = [(str(picture.file), _caption(picture)) for picture in found]
+        return files, tuple(found), -1, None, gr.Row(visible=False)
 
     inputs = [search, page, desk.browser]
-    outputs = [pictures, shown, chosen, record]
+    outputs = [pictures, shown, chosen, record, sure]
     gr.on(
         [here.select, refresh.click, search.submit, page.change],
         listed,
@@ -76,18 +91,22 @@ def add(desk: Desk, fields: Fields, here: gr.Tab, tabs: gr.Tabs, compose: str) -
         api_visibility="private",
     )
 
-    def select(event: gr.SelectData, shown: Sequence[GalleryPicture]) -> tuple[int, Any]:
+    def select(event: gr.SelectData, shown: Sequence[GalleryPicture]) -> tuple[Any, ...]:
         place = int(event.index)
-        return place, dict(shown[place].record) if place < len(shown) else None
+        return place, dict(shown[place].record) if place < len(shown) else None, gr.Row(visible=False)
 
-    pictures.select(select, shown, [chosen, record], show_progress="hidden", api_visibility="private")
+    pictures.select(select, shown, [chosen, record, sure], show_progress="hidden", api_visibility="private")
 
     def fill(draft: Draft, structure: int, model: str) -> dict[Any, Any]:
         with told():
             form = form_of(draft)
-        return {**fields.filled(form, structure), desk.model: model, tabs: gr.Tabs(selected=compose)}
+        return {
+            **fields.filled(form, structure),
+            desk.model: model,
+            ways.tabs: gr.Tabs(selected=ways.compose),
+        }
 
-    filled: list[Any] = [*fields.components, desk.model, tabs]
+    filled: list[Any] = [*fields.components, desk.model, ways.tabs]
 
     def reused(got: dict[Any, Any]) -> dict[Any, Any]:
         with told():
@@ -106,11 +125,41 @@ def add(desk: Desk, fields: Fields, here: gr.Tab, tabs: gr.Tabs, compose: str) -
         lines += [f"- **missing:** {one}" for one in found.missing] + [f"- {text}" for text in found.notes]
         return {
             **fill(found.draft, got[fields.structure], found.model or got[desk.model]),
-            tabs: gr.skip() if found.missing or found.notes else gr.Tabs(selected=compose),
+            ways.tabs: gr.skip() if found.missing or found.notes else gr.Tabs(selected=ways.compose),
             note: "\n".join(lines),
         }
 
     dropped.upload(taken, {dropped, fields.structure, desk.model}, [*filled, note], api_visibility="private")
+
+    def asked(
+        shown: Sequence[GalleryPicture], chosen: int, browser: str | None, request: gr.Request
+    ) -> tuple[Any, ...]:
+        with told():
+            picture = _picked(shown, chosen)
+            asked = left_out(form_of(read_draft(picture.draft, "")))
+            job = desk.worker.submit(
+                who(browser, request),
+                asked.drafts,
+                model=str(picture.record["model"]),
+                kind="leave-one-out",
+                labels=asked.labels,
+            )
+        return job, gr.Tabs(selected=ways.compare)
+
+    who_did.click(
+        asked,
+        [shown, chosen, desk.browser],
+        [ways.compared.job, ways.tabs],
+        trigger_mode="multiple",
+        concurrency_limit=None,
+        show_progress="hidden",
+        api_visibility="private",
+    )
+
+    def doubted(shown: Sequence[GalleryPicture], chosen: int) -> Any:
+        with told():
+            _picked(shown, chosen)
+        return gr.Row(visible=True)
 
     def deleted(
         shown: Sequence[GalleryPicture], chosen: int, search: str, page: float, browser: str | None,
@@ -121,7 +170,11 @@ def add(desk: Desk, fields: Fields, here: gr.Tab, tabs: gr.Tabs, compose: str) -
         desk.worker.delete_picture(picture.job, picture.index, who(browser, request))
         return listed(search, page, browser, request)
 
-    delete.click(deleted, [shown, chosen, *inputs], outputs, show_progress="hidden", api_visibility="private")
+    delete.click(doubted, [shown, chosen], sure, show_progress="hidden", api_visibility="private")
+    keep.click(lambda: gr.Row(visible=False), None, sure, show_progress="hidden", api_visibility="private")
+    for_good.click(
+        deleted, [shown, chosen, *inputs], outputs, show_progress="hidden", api_visibility="private"
+    )
     everything.click(zipped, shown, everything, api_visibility="private")
     job_file.click(as_job_file, [shown, chosen], job_file, api_visibility="private")
 

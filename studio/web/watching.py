@@ -13,8 +13,8 @@ from studio.jobs import JobState, JobView, PictureView
 class Shown:
     """What stands on the page.
 
-    line: state, progress bar and problems, as HTML. pictures: files with captions, finished ones and those in the
-    making. signature: changes with the pictures.
+    line: state, progress bar and problems, as HTML, with what is read aloud (`static/status.js`). pictures: files with
+    captions, finished ones and those in the making. signature: changes with the pictures.
     """
 
     line: str
@@ -44,7 +44,11 @@ def shown(view: JobView | None) -> Shown:
     steps = f", step {done} of {count}" if view.state is JobState.RUNNING and done else ""
     problems = "".join(f"<p><strong>{escape(line)}</strong></p>" for line in view.error.splitlines())
     rows = f" · {view.unet_rows} UNet rows" if view.unet_rows and not at_work else ""
-    line = f"<div><strong>{escape(str(view.state))}</strong>: {escape(view.message)}{steps}{rows}</div>{bar}{problems}"
+    finished = f"{view.state}, {len(view.finished)} of {len(view.pictures)} done. {view.error}"
+    line = (
+        f'<div data-said="{escape(finished, quote=True)}"><strong>{escape(str(view.state))}</strong>: '
+        f"{escape(view.message)}{steps}{rows}</div>{bar}{problems}"
+    )
     pictures = [
         (file, _caption(picture)) for picture in view.pictures if (file := _file(picture)) is not None
     ]
