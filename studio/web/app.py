@@ -46,7 +46,7 @@ def build(worker: Worker, trainings: Trainings) -> gr.Blocks:
         strip = gr.HTML(container=False, elem_id="showcase", render=False)
         with gr.Tabs(selected=COMPOSE, elem_id="pages") as tabs:
             with gr.Tab("Compose", id=COMPOSE):
-                fields, viewer = compose.add(desk, strip)
+                fields, viewer, generate = compose.add(desk, strip)
             with gr.Tab("Compare", id=COMPARE):
                 compared = compare.add(desk, fields)
             with gr.Tab("Library", id="library-page") as library:
@@ -63,12 +63,12 @@ def build(worker: Worker, trainings: Trainings) -> gr.Blocks:
             owner = browser or secrets.token_urlsafe(18)
             showcase.start()
             found = viewer.found_again(desk, owner, request)
-            return owner, found, *picker.choices(desk, desk.chosen("")), 1
+            return owner, found, *picker.choices(desk, desk.chosen("")), 1, gr.Button(interactive=True)
 
         pages.load(
             opened,
             desk.browser,
-            [desk.browser, viewer.job, picker.model, picker.found, fields.structure],
+            [desk.browser, viewer.job, picker.model, picker.found, fields.structure, generate],
             show_progress="hidden",
             api_visibility="private",
         )

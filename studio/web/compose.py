@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -42,8 +42,11 @@ class Buttons:
     take_tags: gr.Button
 
 
-def add(desk: Desk, strip: gr.HTML) -> tuple[Fields, Viewer]:
-    """Draws the page into the blocks at hand. strip: what the first screen shows of the studio."""
+def add(desk: Desk, strip: gr.HTML) -> tuple[Fields, Viewer, gr.Button]:
+    """Draws the page into the blocks at hand. strip: what the first screen shows of the studio.
+
+    The button generates; it is to be made interactive when the page knows whose it is.
+    """
     states = MixStates.fresh()
     with gr.Row(equal_height=False):
         with gr.Column(scale=6, min_width=340):
@@ -101,11 +104,13 @@ def add(desk: Desk, strip: gr.HTML) -> tuple[Fields, Viewer]:
                     allow_custom_value=True,
                     elem_id="vae",
                 )
-                init_image = gr.Image(type="filepath", label="Start from a picture", height=200)
+                init_image = gr.Image(type="filepath", label="Start from a picture", height=200, format="png")
                 strength = gr.Slider(0.05, 1, 0.8, step=0.05, label="How far to change that picture")
         with gr.Column(scale=7, min_width=340, elem_id="results"):
             with gr.Row(elem_id="actions"):
-                generate = gr.Button("Generate", variant="primary", scale=3, elem_id="generate")
+                generate = gr.Button(
+                    "Generate", variant="primary", scale=3, interactive=False, elem_id="generate"
+                )
                 stop = gr.Button("Stop", scale=1, elem_id="stop")
             with gr.Row():
                 seed = gr.Number(
@@ -133,7 +138,7 @@ def add(desk: Desk, strip: gr.HTML) -> tuple[Fields, Viewer]:
     _follow_model(desk, viewer, fields, live, vocabulary, add_lora, completions)
     _edit_mix(desk, states, prompt, add_lora, buttons)
     _ask(desk, fields, states, viewer, buttons)
-    return fields, viewer
+    return fields, viewer, generate
 
 
 def _follow_model(
@@ -235,9 +240,9 @@ def _ask(desk: Desk, fields: Fields, states: MixStates, viewer: Viewer, buttons:
     def as_file(got: dict[Any, Any]) -> str:
         form = with_example(fields.read(got), desk.worker.model_state())
         with told():
-            asked = composed(form)
-            kept = [with_kept_input(draft, desk.worker.home) for draft in asked.drafts]
-            return written(job_file(form, replace(asked, drafts=kept), desk.chosen(got[desk.model])))
+            kept = [with_kept_input(draft, desk.worker.home) for draft in composed(form).drafts]
+            models = [desk.chosen(got[desk.model])] * len(kept)
+            return written(job_file(kept, models, form.vae))
 
     buttons.job_file.click(
         as_file, fields.components | {desk.model}, buttons.job_file_ready, api_visibility="private"

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
 from studio.web.form import OWN, Form
 
 
 @dataclass(frozen=True)
 class Fields:
-    """The form's components. read: what a handler got, as a Form; values: a Form, as what a handler returns."""
+    """The form's components. read: what a handler got, as a Form; filled: a Form, as what a handler returns."""
 
     prompt: gr.Textbox
     negative: gr.Textbox
@@ -60,7 +62,11 @@ class Fields:
         )
 
     def filled(self, form: Form, structure: int) -> dict[Any, Any]:
-        """What puts a form on the page. structure: the state's present number."""
+        """What puts a form on the page. structure: the state's present number.
+
+        The page gets the initial picture itself and not its place in the home, which it may not show.
+        """
+        image = Path(form.init_image) if form.init_image else None
         return {
             self.prompt: form.prompt,
             self.negative: form.negative,
@@ -76,5 +82,9 @@ class Fields:
             self.scheduler: form.scheduler,
             self.rescale: form.rescale,
             self.clip_skip: form.clip_skip,
+            self.init_image: Image.open(image).convert("RGB")
+            if image is not None and image.is_file()
+            else None,
+            self.strength: form.strength,
             self.vae: form.vae,
         }

@@ -112,6 +112,8 @@ def form_of(draft: Draft, vae: str | None = None) -> Form:
         scheduler=str(values.get("scheduler", OWN)),
         rescale=float(values.get("guidance_rescale", 0)),
         clip_skip=int(values.get("clip_skip") or 0),
+        init_image=None if draft.init_image is None else str(draft.init_image),
+        strength=float(values.get("strength", Form.strength)),
         vae=vae or "",
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import zipfile
 from collections.abc import Sequence
@@ -13,12 +12,14 @@ from typing import Any
 import gradio as gr
 
 from pipelines.errors import RequestError
-from studio.jobs import GalleryPicture
-from studio.recipe import Draft, plain_draft, read_draft
+from studio.jobs import GalleryPicture, JobView
+from studio.recipe import Draft, read_draft
 from studio.restore import restore
 from studio.web.desk import Desk, told, who
 from studio.web.fields import Fields
 from studio.web.form import form_of, left_out
+from studio.web.job_file import job_file, written
+from studio.web.submitting import submit
 from studio.web.viewer import Viewer
 
 SHOWN = 60
@@ -78,7 +79,7 @@ def add(desk: Desk, fields: Fields, here: gr.Tab, ways: Ways) -> None:
         found = desk.worker.pictures(who(browser, request), limit=SHOWN, offset=offset, search=search or "")
         found = [picture for picture in found if picture.file.is_file()]
         files = [(str(picture.file), _caption(picture)) for picture in found]
-        return files, tuple(found), -1, None, gr.Row(visible=False)
+        return gr.Gallery(files, selected_index=None), tuple(found), -1, None, gr.Row(visible=False)
 
     inputs = [search, page, desk.browser]
     outputs = [pictures, shown, chosen, record, sure]
@@ -97,24 +98,33 @@ def add(desk: Desk, fields: Fields, here: gr.Tab, ways: Ways) -> None:
 
     pictures.select(select, shown, [chosen, record, sure], show_progress="hidden", api_visibility="private")
 
-    def fill(draft: Draft, structure: int, model: str) -> dict[Any, Any]:
+    def fill(draft: Draft, vae: str | None, structure: int, model: str) -> dict[Any, Any]:
         with told():
-            form = form_of(draft)
+            form = form_of(draft, vae)
         return {
             **fields.filled(form, structure),
             desk.model: model,
             ways.tabs: gr.Tabs(selected=ways.compose),
         }
 
+    def picked(
+        shown: Sequence[GalleryPicture], chosen: int, browser: str | None, request: gr.Request
+    ) -> tuple[Draft, JobView]:
+        """What the chosen picture was asked for by, and its job. Raises RequestError."""
+        picture = _picked(shown, chosen)
+        job = desk.worker.view(picture.job, who(browser, request))
+        if job is None:
+            raise RequestError("the picture was deleted meanwhile; press Refresh")
+        return read_draft(picture.draft, ""), job
+
     filled: list[Any] = [*fields.components, desk.model, ways.tabs]
 
-    def reused(got: dict[Any, Any]) -> dict[Any, Any]:
+    def reused(got: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
         with told():
-            picture = _picked(got[shown], got[chosen])
-            draft = read_draft(picture.draft, "")
-        return fill(draft, got[fields.structure], str(picture.record.get("model", "")))
+            draft, job = picked(got[shown], got[chosen], got[desk.browser], request)
+        return fill(draft, job.vae, got[fields.structure], job.model)
 
-    reuse.click(reused, {shown, chosen, fields.structure}, filled, api_visibility="private")
+    reuse.click(reused, {shown, chosen, fields.structure, desk.browser}, filled, api_visibility="private")
 
     def taken(got: dict[Any, Any]) -> dict[Any, Any]:
         if got[dropped] is None:
@@ -124,7 +134,7 @@ def add(desk: Desk, fields: Fields, here: gr.Tab, ways: Ways) -> None:
         lines = [f"Settings of a picture by {found.program}, put into **Compose**."]
         lines += [f"- **missing:** {one}" for one in found.missing] + [f"- {text}" for text in found.notes]
         return {
-            **fill(found.draft, got[fields.structure], found.model or got[desk.model]),
+            **fill(found.draft, found.vae, got[fields.structure], found.model or got[desk.model]),
             ways.tabs: gr.skip() if found.missing or found.notes else gr.Tabs(selected=ways.compose),
             note: "\n".join(lines),
         }
@@ -135,16 +145,10 @@ def add(desk: Desk, fields: Fields, here: gr.Tab, ways: Ways) -> None:
         shown: Sequence[GalleryPicture], chosen: int, browser: str | None, request: gr.Request
     ) -> tuple[Any, ...]:
         with told():
-            picture = _picked(shown, chosen)
-            asked = left_out(form_of(read_draft(picture.draft, "")))
-            job = desk.worker.submit(
-                who(browser, request),
-                asked.drafts,
-                model=str(picture.record["model"]),
-                kind="leave-one-out",
-                labels=asked.labels,
-            )
-        return job, gr.Tabs(selected=ways.compare)
+            draft, job = picked(shown, chosen, browser, request)
+            form = form_of(draft, job.vae)
+            id = submit(desk, who(browser, request), form, left_out(form), job.model, "leave-one-out")
+        return id, gr.Tabs(selected=ways.compare)
 
     who_did.click(
         asked,
@@ -192,21 +196,13 @@ def zipped(pictures: Sequence[GalleryPicture]) -> str:
 
 
 def as_job_file(pictures: Sequence[GalleryPicture], chosen: int) -> str:
-    """The chosen picture, or all that are shown, as lines that `lora-studio batch` renders."""
+    """The chosen picture, or all that are shown, as a file that `lora-studio batch` renders."""
     with told():
         picked = [_picked(pictures, chosen)] if chosen >= 0 else list(pictures)
         if not picked:
             raise RequestError("there is no picture here yet; press Refresh, or draw one")
-    file = Path(tempfile.mkdtemp(prefix="lora-studio-")) / "jobs.jsonl"
-    lines = []
-    for picture in picked:
-        plain = plain_draft(read_draft(picture.draft, ""))
-        plain["adapters"] = [
-            {k: v for k, v in use.items() if v not in (None, [], ())} for use in plain["adapters"]
-        ]
-        lines.append(json.dumps({**plain, "model": picture.record["model"]}, ensure_ascii=False))
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return str(file)
+        drafts = [read_draft(picture.draft, "") for picture in picked]
+    return written(job_file(drafts, [str(picture.record["model"]) for picture in picked]))
 
 
 def _picked(pictures: Sequence[GalleryPicture], chosen: int) -> GalleryPicture:

@@ -1,37 +1,35 @@
-"""The form as a job file, which `lora-studio batch` renders: the same pictures, without the page."""
+"""Pictures as a job file, which `lora-studio batch` renders: the same pictures, without the page."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from studio.batch.variants import literal
-from studio.recipe import plain_draft
-from studio.web.form import Asked, Form
+from studio.recipe import Draft, plain_draft
 
 FILE = "jobs.yaml"
 
 
-def job_file(form: Form, asked: Asked, model: str) -> str:
-    """The job file's text: one job a picture, seeds included. What all of them share stands once, as defaults."""
-    jobs = [plain_draft(draft) for draft in asked.drafts]
-    for job in jobs:
-        job["prompt"] = literal(job["prompt"])
-        job["adapters"] = [
-            {name: _plain(value) for name, value in use.items() if value not in (None, [], (), False)}
-            for use in job["adapters"]
-        ]
+def job_file(drafts: Sequence[Draft], models: Sequence[str], vae: str | None = None) -> str:
+    """The job file's text: one job a picture, seeds included. What all of them share stands once, as defaults.
+
+    models: of the pictures, in order. vae: what the command must be given, where it is not the models' own.
+    """
+    jobs = [
+        {"model": model, **_said(plain_draft(draft))} for draft, model in zip(drafts, models, strict=True)
+    ]
     shared = {name: value for name, value in jobs[0].items() if all(job.get(name) == value for job in jobs)}
     shared.pop("seed", None)
     content: dict[str, Any] = {
-        "defaults": {"model": model, **{name: _plain(value) for name, value in shared.items()}},
-        "jobs": [{name: _plain(value) for name, value in job.items() if name not in shared} for job in jobs],
+        "defaults": shared,
+        "jobs": [{name: value for name, value in job.items() if name not in shared} for job in jobs],
     }
-    vae = f" --vae {form.vae!r}" if form.vae else ""
-    head = f"# lora-studio batch {FILE} --out pictures{vae}\n"
+    head = f"# lora-studio batch {FILE} --out pictures{f' --vae {vae!r}' if vae else ''}\n"
     return head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
 
 
@@ -40,6 +38,16 @@ def written(text: str) -> str:
     file = Path(tempfile.mkdtemp(prefix="lora-studio-")) / FILE
     file.write_text(text, encoding="utf-8")
     return str(file)
+
+
+def _said(job: dict[str, Any]) -> dict[str, Any]:
+    """A job without what says nothing, its prompt to the letter."""
+    adapters = [
+        {name: value for name, value in use.items() if value not in (None, [], (), False)}
+        for use in job["adapters"]
+    ]
+    said: dict[str, Any] = _plain({**job, "prompt": literal(job["prompt"]), "adapters": adapters})
+    return said
 
 
 def _plain(value: Any) -> Any:

@@ -9,7 +9,7 @@ import gradio as gr
 
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
-SCRIPTS = ("keys.js", "complete.js", "rows.js")
+SCRIPTS = ("keys.js", "complete.js", "rows.js", "status.js")
 
 
 @dataclass(frozen=True)

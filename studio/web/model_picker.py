@@ -139,10 +139,15 @@ def model_line(desk: Desk) -> str:
     """What is loaded, or how loading goes, or why it did not."""
     state = desk.worker.model_state()
     if state.error:
-        return f"<strong>{escape(state.error)}</strong> Choose another model."
+        error = escape(state.error, quote=True)
+        return f'<span data-said="{error}"><strong>{error}</strong> Choose another model.</span>'
     if state.loading:
         seconds = max(0, round(time.time() - state.since))
-        return f'{escape(state.loading)} {seconds} s<div class="progress endless"><i></i></div>'
+        loading = escape(state.loading, quote=True)
+        return (
+            f'<span data-said="{loading}">{loading} {seconds} s</span>'
+            '<div class="progress endless"><i></i></div>'
+        )
     if not state.ready or state.defaults is None:
         return "no model is loaded yet"
     own = state.defaults

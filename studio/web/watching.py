@@ -44,7 +44,7 @@ def shown(view: JobView | None) -> Shown:
     steps = f", step {done} of {count}" if view.state is JobState.RUNNING and done else ""
     problems = "".join(f"<p><strong>{escape(line)}</strong></p>" for line in view.error.splitlines())
     rows = f" · {view.unet_rows} UNet rows" if view.unet_rows and not at_work else ""
-    finished = f"{view.state}, {len(view.finished)} of {len(view.pictures)} done. {view.error}"
+    finished = f"{view.state}, {len(view.finished)} of {len(view.pictures)} done. {view.error}".strip()
     line = (
         f'<div data-said="{escape(finished, quote=True)}"><strong>{escape(str(view.state))}</strong>: '
         f"{escape(view.message)}{steps}{rows}</div>{bar}{problems}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,16 +92,30 @@ def test_keys_render_stop_and_weigh(studio: Any) -> None:
     studio.state("stopped; 0 of 4 pictures")
 
 
-def test_the_gallery_shows_a_picture_and_its_record(studio: Any) -> None:
+def test_the_gallery_shows_a_picture_tells_who_did_it_and_deletes_it(studio: Any) -> None:
     studio.write("a monkey in the garden")
+    studio.add("panda")
     studio.steps(3)
     studio.generate()
     studio.state("1 of 1 picture done")
+    expect(studio.page.locator("#said")).to_have_text("done, 1 of 1 done.")
     studio.tab("Gallery")
     studio.page.locator("#gallery-refresh").click()
-    expect(studio.shown("gallery")).to_have_count(1)
-    studio.shown("gallery").first.click()
+    pictures = studio.page.locator("#gallery .gallery-item img")  # a chosen one is shown large besides
+    expect(pictures).to_have_count(1)
+    expect(pictures.first).to_have_attribute("alt", re.compile("a monkey in the garden"))
+    pictures.first.click()
     expect(studio.page.locator("#record")).to_contain_text("a monkey in the garden")
+    studio.page.locator("#gallery-who-did-this").click()
+    studio.state("2 of 2 pictures done", "compared")
+    expect(studio.page.locator("#compared")).to_contain_text("the base alone")
+    studio.tab("Gallery")
+    expect(pictures).to_have_count(3)
+    pictures.first.click()
+    expect(studio.page.locator("#record")).to_contain_text("a monkey in the garden")
+    studio.page.locator("#delete").click()
+    studio.page.locator("#delete-for-good").click()
+    expect(pictures).to_have_count(2)
 
 
 def test_the_library_shows_cards_and_searches(studio: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,27 +37,34 @@ FORM = Form(
 def test_a_job_file_asks_for_the_same_pictures(tmp_path: Path) -> None:
     file = tmp_path / "jobs.yaml"
     asked = composed(FORM)
-    file.write_text(job_file(FORM, asked, "tiny-sdxl"), encoding="utf-8")
+    models = ["tiny-sdxl", "tiny-sdxl", "tiny-sd"]
+    file.write_text(job_file(asked.drafts, models), encoding="utf-8")
     problems = Problems()
     jobs = plan(read_jobs(file, problems), Ground("other", {}, Wildcards(None)), problems)
     assert problems.messages == []
-    assert [job.model for job in jobs] == ["tiny-sdxl"] * 3
+    assert [job.model for job in jobs] == models
     assert [plain_draft(job.draft) for job in jobs] == [plain_draft(draft) for draft in asked.drafts]
     assert [job.seed for job in jobs] == [7, 8, 9]
 
 
 def test_a_form_with_an_open_seed_is_written_with_the_one_that_was_drawn(tmp_path: Path) -> None:
     form = Form(prompt="a fox")
-    text = job_file(form, composed(form), "tiny-sdxl")
+    text = job_file(composed(form).drafts, ["tiny-sdxl"])
     assert "- seed: " in text
     assert "adapters: []" in text
 
 
 def test_another_vae_is_named_in_the_command() -> None:
-    form = Form(prompt="a fox", vae="my vae")
-    assert job_file(form, composed(form), "m").startswith(
-        "# lora-studio batch jobs.yaml --out pictures --vae 'my vae'\n"
-    )
+    text = job_file(composed(Form(prompt="a fox")).drafts, ["m"], "my vae")
+    assert text.startswith("# lora-studio batch jobs.yaml --out pictures --vae 'my vae'\n")
+
+
+def test_a_pictures_settings_fill_the_form_that_asks_for_it_again(tmp_path: Path) -> None:
+    form = replace(FORM, init_image=str(tmp_path / "start.png"), strength=0.4, vae="my vae")
+    first = composed(form).drafts[0]
+    again = form_of(first, "my vae")
+    assert (again.vae, again.init_image, again.strength) == ("my vae", form.init_image, 0.4)
+    assert plain_draft(composed(again).drafts[0]) == plain_draft(first)
 
 
 def test_a_draft_of_the_form_has_few_steps_and_the_forms_seed() -> None:
