@@ -64,7 +64,10 @@ def earlier_section(report: dict[str, Any]) -> list[str]:
 
 def block_section(name: str, blocks: dict[str, Any]) -> list[str]:
     """Where content and style sit: the blocks that move either by a tenth, and the block map."""
-    effects: dict[str, dict[str, float]] = blocks["effects"]
+    effects = {
+        block: {k: round(v or 0.0, 2) + 0.0 for k, v in moved.items()}
+        for block, moved in blocks["effects"].items()
+    }
     rows = [
         (block, f"{moved['content']:.2f}", f"{moved['style']:.2f}")
         for block, moved in effects.items()
@@ -86,7 +89,7 @@ def block_section(name: str, blocks: dict[str, Any]) -> list[str]:
         "## Where content and style sit",
         "",
         f"Found by `lora-studio probe-blocks {name}`: one group of blocks reads another prompt in its cross-attention; how far",
-        f"the picture's edges, its content, and its look, its style, follow ({blocks['pairs']} pairs of prompts, {blocks['seeds']} seeds,",
+        f"the picture's edges, its content, and its look, its style, follow ({blocks['pairs']} pairs of prompts, {blocks['seeds']} seed{'s' * (blocks['seeds'] > 1)},",
         f"{blocks['steps']} steps; scored by {blocks['scored by']}; 1 is all the way):",
         "",
         table(
@@ -163,7 +166,10 @@ def model_card(name: str, figures: Path) -> str:
             ),
             *(
                 [
-                    f"The {' and '.join(held['drawn anew'])} of the prompts that ask for it was drawn and read again later (fp32 on a CPU).",
+                    *(
+                        f"The {part}: {count} prompts that ask for it, drawn and read again later (fp32 on a CPU)."
+                        for part, count in held["drawn anew"].items()
+                    ),
                     "",
                 ]
                 if "drawn anew" in held

@@ -212,14 +212,15 @@ def attributes(pictures: Tensor, rows: np.ndarray, judge: torch.nn.Module) -> di
 def again(
     report: dict[str, Any],
     part: str,
+    n: int,
     pipe: Any,
     origin: str,
     judge: torch.nn.Module,
     batch: int,
     folder: Path,
 ) -> None:
-    """Measure one part of an earlier report anew, on those of its prompts that ask for it."""
-    rows, prompts = held_out_prompts(report["held out"]["prompts"])
+    """Measure one part of an earlier report anew, on those of the first n prompts that ask for it."""
+    rows, prompts = held_out_prompts(n)
     asked = asked_for(rows)
     places = asked[:, PARTS.index(part)].nonzero().flatten().tolist()
     pictures = drawn(pipe, origin, [prompts[k] for k in places], places, batch, folder, places)
@@ -228,11 +229,11 @@ def again(
     held[part] = found[part]
     if part in held["without a style"]:
         held["without a style"][part] = found["without a style"][part]
-    held["asked"] = dict(zip(PARTS, asked.sum(0).tolist(), strict=True))
+    held["asked"][part] = len(places)
     if part == "color":
         held.pop("colour left out", None)  # an earlier form of the prompts did not always say it
     held["weakest words"][part] = found["weakest words"][part]
-    held["drawn anew"] = {**held.get("drawn anew", {}), part: found["asked"][part]}
+    held["drawn anew"] = {**held.get("drawn anew", {}), part: len(places)}
 
 
 def triple_report(
@@ -265,7 +266,11 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True, help="folder for report-MODEL.json and sheets")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--n", type=int, default=1024)
-    parser.add_argument("--again", choices=PARTS, help="measure one part of the report in OUT anew")
+    parser.add_argument(
+        "--again",
+        choices=PARTS,
+        help="measure one part of the report in OUT anew, on those of the first n prompts that ask for it",
+    )
     parser.add_argument(
         "--attributes-only", action="store_true", help="leave the triples as the report in OUT has them"
     )
@@ -283,7 +288,7 @@ if __name__ == "__main__":
     file = args.out / f"report-{name}.json"
     if args.again:
         report = json.loads(file.read_text())
-        again(report, args.again, pipe, origin, judge, args.batch, kept / "held-out")
+        again(report, args.again, args.n, pipe, origin, judge, args.batch, kept / "held-out")
         file.write_text(json.dumps(report, indent=2) + "\n")
         print(args.again, report["held out"][args.again], report["held out"]["drawn anew"], flush=True)
         sys.exit()
