@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import safetensors.torch
 from safetensors import SafetensorError
@@ -40,8 +42,7 @@ WEIGHT_DTYPES: Mapping[str, str] = {
 """The types that weights may have, under the names people use."""
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):  # thousands to a file, and a frozen dataclass takes four times as long to make
     """One tensor as the header announces it; `start` and `end` count bytes from the start of the data."""
 
     dtype: str
@@ -74,14 +75,44 @@ def adapter_path(path: Path) -> Path:
     return path
 
 
-def read_header(path: Path) -> Header:
-    """The header alone: a few kilobytes read, however large the file. Raises AdapterFileError."""
+@dataclass(frozen=True)
+class Opened:
+    """A header read but not made sense of yet.
+
+    text: its JSON; size: bytes of the file. tensors: the JSON of its tensors alone, which files of one make share
+    to the byte, and metadata: the rest; None where the two cannot be told apart without a full look.
+    """
+
+    name: str
+    size: int
+    text: bytes = field(repr=False)
+    tensors: bytes | None = field(repr=False)
+    metadata: Mapping[str, str] | None = field(repr=False)
+
+    @property
+    def available(self) -> int:
+        """Bytes of data in the file."""
+        return self.size - 8 - len(self.text)
+
+    def parse(self) -> Header:
+        """Every entry, checked. Raises AdapterFileError."""
+        return _parse(self.name, self.size, self.text)
+
+
+def open_header(path: Path) -> Opened:
+    """The header's text: a few kilobytes read, however large the file. Raises AdapterFileError."""
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
-            return _parse(path.name, size, file)
+            size = os.fstat(file.fileno()).st_size
+            text = _text(path.name, size, file)
     except OSError as error:
         raise AdapterFileError(f"{path.name}: cannot be read ({error.strerror or error})") from error
+    return Opened(path.name, size, text, *_cut(text))
+
+
+def read_header(path: Path) -> Header:
+    """The header alone, every entry checked. Raises AdapterFileError."""
+    return open_header(path).parse()
 
 
 def read_tensors(path: Path, header: Header) -> tuple[dict[str, Tensor], str]:
@@ -131,7 +162,8 @@ def sha256(path: Path) -> str:
         raise AdapterFileError(f"{path.name}: cannot be read ({error.strerror or error})") from error
 
 
-def _parse(name: str, size: int, file: BinaryIO) -> Header:
+def _text(name: str, size: int, file: BinaryIO) -> bytes:
+    """The header's JSON, of a length that can be believed."""
     start = file.read(256)
     length = int.from_bytes(start[:8], "little")
     if len(start) < 9 or start[8:9] != b"{" or length < 2:
@@ -151,18 +183,47 @@ def _parse(name: str, size: int, file: BinaryIO) -> Header:
             "download it again"
         )
     file.seek(8)
+    return file.read(length)
+
+
+def _cut(text: bytes) -> tuple[bytes | None, Mapping[str, str] | None]:
+    """The tensors' JSON and the metadata, where the metadata comes first, as every writer known has it, or is absent.
+
+    The first is an object of its own: it parses where the whole does, and the other way round.
+    """
     try:
-        fields = json.loads(file.read(length), object_pairs_hook=_unique)
+        decoded = text.rstrip(_BLANKS).decode()
+        first = _METADATA_FIRST.match(decoded)
+        if first is None:
+            plain = "__metadata__" not in decoded and "\\" not in decoded  # an escape may spell the name
+            return (decoded.encode(), {}) if plain else (None, None)
+        metadata, end = _DECODER.raw_decode(decoded, first.end())
+    except (ValueError, RecursionError):
+        return None, None
+    follow = _NEXT_KEY.match(decoded, end)
+    if follow is None:
+        return None, None
+    return b"{" + decoded[follow.end() - 1 :].encode(), _texts(metadata)
+
+
+def _parse(name: str, size: int, text: bytes) -> Header:
+    try:
+        fields = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise AdapterFileError(
             f"{name}: the header is not valid JSON ({error}); download it again"
         ) from error
     metadata = fields.pop("__metadata__", None)
-    metadata = metadata if isinstance(metadata, dict) else {}
     tensors = {key: _entry(name, key, value) for key, value in fields.items()}
-    _check_layout(name, tensors, size - 8 - length)
-    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
-    return Header(tensors, texts, size)
+    _check_layout(name, tensors, size - 8 - len(text))
+    return Header(tensors, _texts(metadata), size)
+
+
+def _texts(metadata: object) -> Mapping[str, str]:
+    """The metadata as the format wants it, texts alone."""
+    if not isinstance(metadata, dict):
+        return {}
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -171,6 +232,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         counts = Counter(name for name, _ in pairs)
         raise ValueError(f"{counts.most_common(1)[0][0]!r} occurs twice")
     return fields
+
+
+_BLANKS = b" \t\n\r"  # JSON's
+_METADATA_FIRST = re.compile(r'\{[ \t\n\r]*"__metadata__"[ \t\n\r]*:[ \t\n\r]*')
+_NEXT_KEY = re.compile(r'[ \t\n\r]*,[ \t\n\r]*"')
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 def _entry(name: str, key: str, value: object) -> Entry:
@@ -186,10 +253,10 @@ def _entry(name: str, key: str, value: object) -> Entry:
             )
     if dtype not in ITEM_BYTES:
         raise AdapterFileError(f"{name}: {key!r} has the data type {dtype!r}, which is not supported")
-    if end - start != math.prod(shape) * ITEM_BYTES[dtype]:
+    if end - start != (needed := math.prod(shape) * ITEM_BYTES[dtype]):
         raise AdapterFileError(
             f"{name}: {key!r} claims {end - start:,} bytes, but {dtype} {list(shape)} takes "
-            f"{math.prod(shape) * ITEM_BYTES[dtype]:,}; the file is damaged"
+            f"{needed:,}; the file is damaged"
         )
     return entry
 

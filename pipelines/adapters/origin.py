@@ -73,13 +73,15 @@ def origin_of(
     ambiguous_width: a width of text embeddings that proves nothing, because the model at hand has it
         without being of that width's family (a small model of another layout).
     """
-    return (
-        foreign(contents.strangers)
-        or _by_width(contents, tensors, ambiguous_width)
-        or _by_depth(contents)
-        or origin_by_metadata(metadata)
-        or Origin()
-    )
+    by_layers = origin_by_layers(contents, tensors, ambiguous_width=ambiguous_width)
+    return by_layers or origin_by_metadata(metadata) or Origin()
+
+
+def origin_by_layers(
+    contents: Contents, tensors: Mapping[str, Entry], *, ambiguous_width: int | None = None
+) -> Origin | None:
+    """The family that the layers prove, by shapes or names; None where they leave it to the metadata."""
+    return foreign(contents.strangers) or _by_width(contents, tensors, ambiguous_width) or _by_depth(contents)
 
 
 def foreign(keys: Iterable[str]) -> Origin | None:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,35 +44,36 @@ class Sidecars:
 
 def read_sidecars(path: Path) -> Sidecars:
     """The notes beside an adapter file. Broken ones count as absent: they never stop a load."""
-    beside = {ending: path.parent / f"{path.stem}{ending}" for ending in _NOTES}
-    previews = (path.parent / f"{path.stem}{ending}" for ending in PREVIEWS)
-    preview = next((file for file in previews if file.is_file()), None)
-    found = [file for file in beside.values() if file.is_file()]
-    manager = _json(beside[".metadata.json"])
+    stem = os.path.join(
+        path.parent, path.stem
+    )  # texts: a Path for each of a library's questions takes longer than the answer
+    found = {ending: Path(stem + ending) for ending in _NOTES if os.path.isfile(stem + ending)}
+    preview = next((Path(stem + ending) for ending in PREVIEWS if os.path.isfile(stem + ending)), None)
+    manager = _json(found.get(".metadata.json"))
     embedded = manager.get("civitai")
     return Sidecars(
-        user=_json(beside[".json"]),
-        civitai=_json(beside[".civitai.info"]) or (embedded if isinstance(embedded, dict) else {}),
+        user=_json(found.get(".json")),
+        civitai=_json(found.get(".civitai.info")) or (embedded if isinstance(embedded, dict) else {}),
         manager=manager,
-        text=_text(beside[".txt"]).strip(),
+        text=_text(found.get(".txt")).strip(),
         preview=preview,
-        files=tuple(file.name for file in (*found, *([preview] if preview else []))),
+        files=tuple(file.name for file in (*found.values(), *([preview] if preview else []))),
     )
 
 
 _NOTES = (".json", ".civitai.info", ".metadata.json", ".txt")
 
 
-def _text(file: Path) -> str:
+def _text(file: Path | None) -> str:
     try:
-        if not file.is_file() or file.stat().st_size > _LIMIT:
+        if file is None or file.stat().st_size > _LIMIT:
             return ""
         return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
         return ""
 
 
-def _json(file: Path) -> Mapping[str, object]:
+def _json(file: Path | None) -> Mapping[str, object]:
     try:
         value = json.loads(_text(file) or "{}")
     except (ValueError, RecursionError):

@@ -30,6 +30,9 @@ LARGEST_ADDED = 8 * 2**30
 RECENT = 2.0
 """Seconds for which a search takes the files as they were."""
 
+FORMAT = 2
+"""Of the cache on disk: one more whenever cards come to mean something else."""
+
 Progress = Callable[[int, int], None]
 Stamp = str
 
@@ -201,7 +204,13 @@ def _listing(folder: Path) -> dict[str, str]:
 
 
 def _open(home: Home) -> sqlite3.Connection:
+    """Of this format: what another version wrote is forgotten."""
     database = sqlite3.connect(home.made(home.cache) / "library.sqlite")
+    [(format_found,)] = database.execute("PRAGMA user_version")
+    if format_found != FORMAT:
+        with database:
+            database.execute("DROP TABLE IF EXISTS cards")
+            database.execute(f"PRAGMA user_version = {FORMAT:d}")
     database.execute("CREATE TABLE IF NOT EXISTS cards (path TEXT PRIMARY KEY, stamp TEXT, card TEXT)")
     return database
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -97,6 +99,16 @@ def test_a_cache_that_cannot_be_read_is_begun_anew(own: Home) -> None:
     own.made(own.cache)
     (own.cache / "library.sqlite").write_text("nothing like it" * 100)
     assert names(Library(lambda: own).cards()) == ["hero", "ink"]
+
+
+def test_a_cache_of_another_format_is_forgotten(own: Home) -> None:
+    Library(lambda: own).cards()
+    with closing(sqlite3.connect(own.cache / "library.sqlite")) as database, database:
+        database.execute("UPDATE cards SET card = replace(card, 'The Hero', 'of old')")
+    assert "of old" in {card.title for card in Library(lambda: own).cards()}
+    with closing(sqlite3.connect(own.cache / "library.sqlite")) as database, database:
+        database.execute("PRAGMA user_version = 1")
+    assert "The Hero" in {card.title for card in Library(lambda: own).cards()}
 
 
 def test_search_and_filters(library: Library) -> None:

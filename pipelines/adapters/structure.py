@@ -1,0 +1,142 @@
+"""What the tensors' names, shapes and types say of a file, without its metadata and its notes.
+
+Files of one make (a base, a trainer, a rank) announce the same tensors to the byte, so what is known of one is
+known of all: in a library of thousands only the first of each make is taken apart.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pipelines.adapters.container import WEIGHT_DTYPES, Entry, Opened
+from pipelines.adapters.keys import COMPONENTS, Address, Contents, sort_keys
+from pipelines.adapters.kinds import KINDS, Kind
+from pipelines.adapters.origin import Origin, origin_by_layers, something_else, text_width
+
+_EITHER_TEXT = "text_encoder?"
+_REMEMBERED = 4096  # structures of about two kilobytes
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The part of an `Inspection` that the tensors decide; its fields mean the same there.
+
+    refusal: why no model takes such tensors, "" where one might. origin: None where only metadata can tell.
+    data: bytes that the tensors take.
+    """
+
+    kinds: tuple[str, ...]
+    refusal: str
+    namings: tuple[str, ...]
+    modules: Mapping[str, int]
+    ranks: tuple[int, int] | None
+    dtypes: tuple[str, ...]
+    origin: Origin | None
+    text_width: int | None
+    data: int
+
+
+def structure_of(tensors: Mapping[str, Entry]) -> Structure:
+    """What the tensors say, each of them looked at."""
+    contents = sort_keys(tensors)
+    layers: dict[Address, dict[str, str]] = defaultdict(dict)
+    for key in contents.keys:
+        layers[key.address][key.part] = key.text
+    kinds = {
+        address: kind for address, parts in layers.items() if (kind := _kind_of(frozenset(parts))) is not None
+    }
+    counts = Counter(_component(address) for address in kinds)
+    weights = Counter(tensors[key.text].dtype for key in contents.keys if key.part != "alpha")
+    return Structure(
+        kinds=_kind_names(kinds, layers, tensors),
+        refusal=_refusal(contents, kinds),
+        namings=contents.namings,
+        modules={part: counts[part] for part in (*COMPONENTS, _EITHER_TEXT) if counts[part]},
+        ranks=_ranks(layers, tensors),
+        dtypes=tuple(WEIGHT_DTYPES.get(dtype, dtype) for dtype, _ in weights.most_common()),
+        origin=origin_by_layers(contents, tensors),
+        text_width=text_width(contents, tensors),
+        data=max((entry.end for entry in tensors.values()), default=0),
+    )
+
+
+class Structures:
+    """Structures by the sha256 of the JSON that announces the tensors. Safe for several threads."""
+
+    def __init__(self, most: int = _REMEMBERED) -> None:
+        self._most = most
+        self._known: dict[bytes, Structure] = {}
+        self._lock = threading.Lock()
+
+    def read(self, opened: Opened) -> tuple[Structure, Mapping[str, str]]:
+        """The structure and the metadata of a file. Raises AdapterFileError for a damaged one."""
+        if opened.tensors is None or opened.metadata is None:
+            header = opened.parse()
+            return structure_of(header.tensors), header.metadata
+        mark = hashlib.sha256(opened.tensors).digest()
+        with self._lock:
+            known = self._known.get(mark)
+        if known is not None and known.data == opened.available:
+            return known, opened.metadata
+        header = opened.parse()  # known, but of another length: it says what is wrong
+        structure = structure_of(header.tensors)
+        with self._lock:
+            while len(self._known) >= self._most:
+                del self._known[next(iter(self._known))]
+            self._known[mark] = structure
+        return structure, header.metadata
+
+
+read_structure = Structures().read
+"""With what this process knows."""
+
+
+@functools.cache  # a handful of combinations, asked for every layer
+def _kind_of(parts: frozenset[str]) -> Kind | None:
+    return next((kind for kind in KINDS if kind.claims(parts)), None)
+
+
+def _kind_names(
+    kinds: Mapping[Address, Kind], layers: Mapping[Address, Mapping[str, str]], tensors: Mapping[str, Entry]
+) -> tuple[str, ...]:
+    """The types in the file, the most frequent first; LoRA with kernels larger than 1x1 is called LoCon."""
+    counts = Counter(kind.name for kind in kinds.values())
+    kernels = [tensors[parts["down"]].shape[2:] for parts in layers.values() if "down" in parts]
+    convolutional = any(kernel not in ((), (1, 1)) for kernel in kernels) or any(
+        "mid" in p for p in layers.values()
+    )
+    return tuple("LoCon" if name == "LoRA" and convolutional else name for name, _ in counts.most_common())
+
+
+def _refusal(contents: Contents, kinds: Mapping[Address, Kind]) -> str:
+    """Why no model of ours could take such a file, as far as its tensors tell; "" where one might."""
+    refused = {kind.name: kind.refusal for kind in kinds.values() if kind.refusal}
+    if refused:
+        return f"{' and '.join(refused)} not applied yet: {next(iter(refused.values()))}"
+    if contents.unknown:
+        first = contents.unknown[0]
+        what = something_else(contents.unknown) or "no adapter format known here"
+        return f"{len(contents.unknown)} keys not understood ({first!r}): {what}"
+    return "" if kinds else "no adapter layers in it"
+
+
+def _component(address: Address) -> str:
+    return address.components[0] if len(address.components) == 1 else _EITHER_TEXT
+
+
+def _ranks(
+    layers: Mapping[Address, Mapping[str, str]], tensors: Mapping[str, Entry]
+) -> tuple[int, int] | None:
+    shapes = [
+        tensors[parts[half]].shape
+        for parts in layers.values()
+        for half in ("down", "inner")  # their first axis is the rank
+        if half in parts
+    ]
+    ranks = [shape[0] for shape in shapes if shape]
+    return (min(ranks), max(ranks)) if ranks else None
