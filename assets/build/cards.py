@@ -184,6 +184,12 @@ def model_card(name: str, figures: Path) -> str:
                 if "triples read by" in report
                 else []
             ),
+            *(
+                [
+                    f'Drawn again (fp32 on a CPU) and read by the present classifier, "{triple}" holds on {count} of 16.\n'
+                    for triple, count in report.get("triples read again", {}).items()
+                ]
+            ),
             *earlier_section(report),
         ]
     if blocks:

@@ -305,7 +305,11 @@ if __name__ == "__main__":
     save(sheet(pictures[:96], 12), args.out / f"held-out-{name}.png")
     if args.attributes_only:
         earlier = json.loads(file.read_text())
-        report |= {key: earlier[key] for key in ("triples", "triples read by", "earlier") if key in earlier}
+        report |= {
+            key: earlier[key]
+            for key in ("triples", "triples read by", "triples read again", "earlier")
+            if key in earlier
+        }
         file.write_text(json.dumps(report, indent=2) + "\n")
         sys.exit()
     report["triples"], pictures = triple_report(
