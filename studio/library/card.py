@@ -64,7 +64,7 @@ class Card:
     @property
     def searched(self) -> str:
         """What a search looks through."""
-        words = (
+        words: tuple[str, ...] = (
             self.name,
             self.title,
             self.category,
@@ -72,13 +72,17 @@ class Card:
             *self.kinds,
             *self.tags,
             *self.triggers,
+            *(stated for _, stated in self.hashes),
         )
         return " ".join(words).casefold()
 
 
 def read_card(entry: Entry) -> Card:
     """Reads the file's header and the notes beside it. A file that cannot be read is a card that says why."""
-    stat = entry.path.stat()
+    try:
+        stat = entry.path.stat()
+    except OSError as error:  # a link to nowhere, or gone by now
+        return Card(entry.name, entry.path, error=f"{entry.path.name}: cannot be read ({error.strerror})")
     known = {
         "made_for": entry.model,
         "embedded": entry.embedded,

@@ -10,8 +10,9 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipelines.adapters import inspect_file
@@ -33,8 +34,51 @@ RECENT = 2.0
 FORMAT = 2
 """Of the cache on disk: one more whenever cards come to mean something else."""
 
-Progress = Callable[[int, int], None]
+PATIENCE = 0.5
+"""Seconds until a glance takes what there is."""
+
 Stamp = str
+
+
+@dataclass(frozen=True)
+class Glance:
+    """The cards known at one moment. whole: whether these are all; where not, read, of: files read and to be read,
+    0 and 0 while they are still being looked for."""
+
+    cards: list[Card]
+    whole: bool = True
+    read: int = 0
+    of: int = 0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which cards are looked for: those in which all words stand, of that family, category and type.
+
+    fit: those that fit the model come first; fitting_only leaves the others out.
+    """
+
+    words: str = ""
+    family: str | None = None
+    category: str | None = None
+    kind: str | None = None
+    fit: Fit | None = None
+    fitting_only: bool = False
+
+    def among(self, cards: Iterable[Card]) -> list[Card]:
+        found = [card for card in cards if self._means(card)]
+        if self.fitting_only:
+            return [card for card in found if not card.misfit(self.fit)]
+        return sorted(found, key=lambda card: bool(card.misfit(self.fit)))
+
+    def _means(self, card: Card) -> bool:
+        searched = card.searched
+        return (
+            all(word in searched for word in self.words.casefold().split())
+            and self.family in (None, card.family)
+            and self.category in (None, card.category)
+            and (self.kind is None or self.kind in card.kinds)
+        )
 
 
 class Library:
@@ -46,34 +90,62 @@ class Library:
         self._lock = threading.Lock()
         self._known: dict[Path, tuple[Stamp, Card]] | None = None
         self._listed: tuple[float, list[Card]] = (-RECENT, [])
+        self._asked = threading.Lock()
+        self._coming: Future[list[Card]] | None = None
+        self._so_far = Glance([])
 
-    def cards(self, progress: Progress | None = None) -> list[Card]:
-        """All files as they are now, by name. progress: is told (files read, files to read)."""
+    def cards(self) -> list[Card]:
+        """All files as they are now, by name."""
         home = self._home()
-        entries = home.loras()
         with self._lock:
+            entries = home.loras()
             if self._known is None:
                 self._known = _read_cache(home)
-            stamps = _stamps(entries)
-            fresh = [
-                entry for entry in entries if self._known.get(entry.path, ("", None))[0] != stamps[entry.path]
+            known, stamps = self._known, _stamps(entries)
+            fresh = [entry for entry in entries if known.get(entry.path, ("", None))[0] != stamps[entry.path]]
+            unread = {entry.path for entry in fresh}
+            found = [
+                replace(known[entry.path][1], name=entry.name)  # it depends on what else is there
+                for entry in entries
+                if entry.path not in unread
             ]
             for number, entry in enumerate(fresh):
-                if progress is not None:
-                    progress(number, len(fresh))
-                self._known[entry.path] = (stamps[entry.path], read_card(entry))
-            gone = self._known.keys() - stamps.keys()
+                self._so_far = Glance(found, False, number, len(fresh))
+                card = read_card(entry)
+                known[entry.path] = (stamps[entry.path], card)
+                found.append(card)
+            gone = known.keys() - stamps.keys()
             for path in gone:
-                del self._known[path]
+                del known[path]
             if fresh or gone:
-                _write_cache(home, self._known, [entry.path for entry in fresh], gone)
-            found = [
-                replace(self._known[entry.path][1], name=entry.name)  # it depends on what else is there
-                for entry in entries
-            ]
-        found.sort(key=lambda card: card.name.casefold())
-        self._listed = (time.monotonic(), found)
+                _write_cache(home, known, [entry.path for entry in fresh], gone)
+            found = sorted(found, key=_by_name)
+            self._listed, self._so_far = (time.monotonic(), found), Glance(found)
         return list(found)
+
+    def glance(self, wait: float = PATIENCE) -> Glance:
+        """As `cards`, but where that takes longer than `wait` seconds, what has been read by then; the rest is read
+        meanwhile, whether or not somebody asks again."""
+        with self._asked:
+            coming = self._coming
+            if coming is None:
+                coming = self._coming = Future()
+                threading.Thread(target=self._read, args=(coming,), name="library", daemon=True).start()
+        try:
+            return Glance(coming.result(wait))
+        except TimeoutError:
+            seen = self._so_far
+            return replace(seen, cards=sorted(seen.cards, key=_by_name), whole=False)
+
+    def _read(self, coming: Future[list[Card]]) -> None:
+        try:
+            found = self.cards()
+        except BaseException as error:  # it is whoever waits that should learn of it
+            self._coming = None
+            coming.set_exception(error)
+        else:
+            self._coming = None
+            coming.set_result(found)
 
     def _recent(self) -> list[Card]:
         """As `cards`, but not looked for again while somebody types."""
@@ -94,24 +166,17 @@ class Library:
 
         fit: those that fit the model come first; `fitting_only` leaves the others out.
         """
-        wanted = words.casefold().split()
-        found = [
-            card
-            for card in self._recent()
-            if all(word in card.searched for word in wanted)
-            and family in (None, card.family)
-            and category in (None, card.category)
-            and (kind is None or kind in card.kinds)
-        ]
-        if fitting_only:
-            return [card for card in found if not card.misfit(fit)]
-        return sorted(found, key=lambda card: bool(card.misfit(fit)))
+        chosen = Choice(words, family, category, kind, fit, fitting_only)
+        return chosen.among(self._recent())
 
     def card(self, name: str, model: str | None = None) -> Card:
         """The card of that name. Raises AdapterFileError for an unknown or ambiguous one, with near names."""
-        home = self._home()
-        entry = home.find_lora(name, model, paths=False)
-        return next(card for card in self.cards() if card.path == entry.path)
+        return read_card(self._home().find_lora(name, model, paths=False))
+
+    def named(self, names: Iterable[str]) -> list[Card]:
+        """The cards of these names, of which some may be unknown. Only their own files are read."""
+        wanted = {name.casefold() for name in names}
+        return [read_card(entry) for entry in self._home().loras() if entry.name.casefold() in wanted]
 
     def with_hash(self, digest: str, size: int | None = None) -> Card | None:
         """The file that a hash means, whatever it is called: a sha256, the start of one, or A1111's short hash.
@@ -149,6 +214,10 @@ class Library:
         stem = slug(Path(name or file.name).name.removesuffix(".safetensors"))
         added = write_whole(folder / f"{stem}.safetensors", lambda path: _copy(file, path), force=False)
         return next(card for card in self.cards() if card.path == added)
+
+
+def _by_name(card: Card) -> str:
+    return card.name.casefold()
 
 
 def _same(digest: str, stated: str) -> bool:

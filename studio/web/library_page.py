@@ -11,7 +11,11 @@ import gradio as gr
 from pipelines.adapters import inspect_file
 from pipelines.errors import RequestError
 from pipelines.home.settings import Roots
+from studio.hashes import short_hash
 from studio.library.card import Card
+from studio.library.fit import Fit
+from studio.library.scan import Choice, Glance
+from studio.restore import Restored, restore
 from studio.web import mix
 from studio.web.desk import Desk, told
 from studio.web.fields import Fields
@@ -50,6 +54,13 @@ def add(desk: Desk, fields: Fields, here: gr.Tab) -> None:
                 height=110,
                 elem_id="library-drop",
             )
+            picture = gr.File(
+                label="Drop a picture to find the LoRAs it was made with",
+                file_types=["image"],
+                type="filepath",
+                height=110,
+                elem_id="library-picture",
+            )
             with gr.Row():
                 folder = gr.Textbox(
                     label="Use another folder of LoRAs", placeholder="its path on this computer", scale=4
@@ -57,36 +68,34 @@ def add(desk: Desk, fields: Fields, here: gr.Tab) -> None:
                 point = gr.Button("Add folder", scale=1)
     shown = gr.State(())
     chosen = gr.State("")
+    beat = gr.Timer(1.0, active=False)  # while files are being read
+
+    def pictures(page: Sequence[Card], fit: Fit | None) -> list[tuple[str, str]]:
+        return [(str(thumb(card, desk.worker.home) or _blank(desk)), _caption(card, fit)) for card in page]
 
     def listed(
         words: str, family_name: str, category_name: str, kind_name: str, only: bool, model: str
     ) -> tuple[Any, ...]:
-        everything = desk.worker.library.cards()
-        fit = desk.fit(model)
-        matching = desk.worker.library.search(
-            words or "",
-            family=_chosen(family_name),
-            category=_chosen(category_name),
-            kind=_chosen(kind_name),
-            fit=fit,
-            fitting_only=only,
+        seen = desk.worker.library.glance()
+        everything, fit = seen.cards, desk.fit(model)
+        choice = Choice(
+            words or "", _chosen(family_name), _chosen(category_name), _chosen(kind_name), fit, only
         )
+        matching = choice.among(everything)
         page = matching[:SHOWN]
-        pictures = [
-            (str(thumb(card, desk.worker.home) or _blank(desk)), _caption(card, fit)) for card in page
-        ]
         more = f"; the first {SHOWN} are shown, search for the others" if len(matching) > SHOWN else ""
         return (
-            pictures,
+            pictures(page, fit),
             tuple(card.name for card in page),
-            f"{len(matching)} of {len(everything)} files{more}",
+            f"{len(matching)} of {len(everything)} files{more}{_reading(seen)}",
             gr.Dropdown(choices=[ANY, *sorted({card.family for card in everything})]),
             gr.Dropdown(choices=[ANY, *sorted({card.category for card in everything if card.category})]),
             gr.Dropdown(choices=[ANY, *sorted({kind for card in everything for kind in card.kinds})]),
+            gr.Timer(active=not seen.whole),
         )
 
     inputs = [search, family, category, kind, fitting, desk.model]
-    outputs = [cards, shown, found, family, category, kind]
+    outputs = [cards, shown, found, family, category, kind, beat]
     gr.on(
         [
             here.select,
@@ -97,6 +106,7 @@ def add(desk: Desk, fields: Fields, here: gr.Tab) -> None:
             kind.input,
             fitting.change,
             desk.model.change,
+            beat.tick,
         ],
         listed,
         inputs,
@@ -113,6 +123,7 @@ def add(desk: Desk, fields: Fields, here: gr.Tab) -> None:
         why = card.misfit(desk.fit(model))
         said = dict(inspect_file(card.path).to_dict()) if card.readable else {"error": card.error}
         said.pop("path", None)
+        said["short_hash"] = short_hash(card.path) if card.readable else ""
         return name, _title(card, why), gr.Button(interactive=not why), said
 
     cards.select(
@@ -147,6 +158,16 @@ def add(desk: Desk, fields: Fields, here: gr.Tab) -> None:
 
     dropped.upload(added, [dropped, *inputs], [*outputs, dropped], api_visibility="private")
 
+    def made_with(file: str | None, model: str) -> tuple[Any, ...]:
+        if file is None:
+            return gr.skip(), gr.skip(), gr.skip(), None
+        with told():
+            restored = restore(Path(file), desk.worker.home, desk.worker.library)
+        here = desk.worker.library.named(wanted.adapter for wanted in restored.draft.wanted)
+        return pictures(here, desk.fit(model)), tuple(card.name for card in here), _made_with(restored), None
+
+    picture.upload(made_with, [picture, desk.model], [cards, shown, found, picture], api_visibility="private")
+
     def pointed(path: str, *rest: Any) -> tuple[Any, ...]:
         with told():
             if not desk.worker.trust.paths:
@@ -164,7 +185,24 @@ def _chosen(name: str) -> str | None:
     return None if name == ANY else name
 
 
-def _caption(card: Card, fit: Any) -> str:
+def _reading(seen: Glance) -> str:
+    if seen.whole:
+        return ""
+    return f"; reading more, {seen.read} of {seen.of} so far" if seen.of else "; looking for more"
+
+
+def _made_with(restored: Restored) -> str:
+    """What a dropped picture says of its LoRAs: those shown, those not here, those found under another name."""
+    count = len(restored.draft.wanted)
+    lines = [
+        f"A picture by {restored.program}, made with {count or 'no'} LoRA{'' if count == 1 else 's'} that "
+        f"{'is' if count == 1 else 'are'} here. Refresh shows all files again."
+    ]
+    lines += [f"- **missing:** {one}" for one in restored.missing] + [f"- {note}" for note in restored.notes]
+    return "\n".join(lines)
+
+
+def _caption(card: Card, fit: Fit | None) -> str:
     return f"{card.name} (does not fit)" if card.misfit(fit) else card.name
 
 

@@ -49,7 +49,8 @@ def add(desk: Desk, states: MixStates, prompt: gr.Textbox) -> None:
         if not held:
             gr.Markdown("None yet: the model alone.", elem_classes="small-note")
             return
-        cards = {card.name.casefold(): card for card in desk.worker.library.cards()}
+        found = desk.worker.library.named(row.name for row in held)
+        cards = {card.name.casefold(): card for card in found}
         for place, row in enumerate(held):
             card = cards.get(row.name.casefold())
             _row(desk.worker.home, states, prompt, place, row, card, last=place == len(held) - 1)

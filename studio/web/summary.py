@@ -107,6 +107,5 @@ def _has_tags(prompt: str) -> bool:
 
 
 def _triggers(desk: Desk, rows: mix.Rows) -> list[str]:
-    names = {row.name.casefold() for row in rows}
-    found = (card for card in desk.worker.library.cards() if card.name.casefold() in names)
+    found = desk.worker.library.named(row.name for row in rows)
     return list(dict.fromkeys(word for card in found for word in card.triggers))

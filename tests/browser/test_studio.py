@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from playwright.sync_api import expect
+from safetensors.torch import save_file
 
 from composers import methods
 from pipelines.text.tags import take_tags
@@ -124,6 +128,36 @@ def test_the_library_shows_cards_and_searches(studio: Any) -> None:
     studio.page.locator("#library-search input, #library-search textarea").fill("kelda")
     studio.page.locator("#library-search input, #library-search textarea").press("Enter")
     expect(studio.page.locator("#library")).to_contain_text("kelda")
+
+
+def test_the_library_finds_what_a_picture_was_made_with_whatever_it_is_called_here(
+    studio: Any, tmp_path: Path
+) -> None:
+    tensors = {"lora_unet_conv_in.lora_down.weight": torch.ones(1, 4, 3, 3)}
+    tensors["lora_unet_conv_in.lora_up.weight"] = torch.ones(8, 1, 1, 1)
+    renamed = studio.server.home / "loras" / "renamed.safetensors"
+    save_file(tensors, renamed, metadata={"sshs_model_hash": "ab" * 32})
+    said = PngInfo()
+    said.add_text(
+        "parameters",
+        "a panda <lora:panda:1> <lora:old-name:0.5> <lora:nowhere:1>\nSteps: 20, Sampler: Euler, CFG scale: 7, "
+        f'Seed: 1, Size: 64x64, Lora hashes: "old-name: {"ab" * 6}, nowhere: 001122334455", Version: v1.9.4',
+    )
+    Image.new("RGB", (64, 64)).save(tmp_path / "found.png", pnginfo=said)
+    studio.tab("Library")
+    expect(studio.page.locator("#library-found")).to_contain_text("files")
+    studio.page.locator("#library-picture input[type=file]").set_input_files(tmp_path / "found.png")
+    told = studio.page.locator("#library-found")
+    expect(told).to_contain_text("made with 2 LoRAs that are here")
+    expect(told).to_contain_text("LoRA 'old-name' was found by its hash: it is called 'renamed' here")
+    expect(told).to_contain_text("LoRA 'nowhere' (hash 001122334455) is not here")
+    cards = studio.page.locator("#library .gallery-item img")
+    expect(cards).to_have_count(2)
+    expect(cards.nth(0)).to_have_attribute("alt", "panda")
+    cards.nth(0).click()
+    expect(studio.page.locator("#library-title")).to_contain_text("Trigger words: panda")
+    expect(studio.page.locator("#library-details")).to_contain_text("short_hash")
+    renamed.unlink()
 
 
 def test_a_dropped_picture_brings_its_settings_back(studio: Any, until: Until) -> None:
