@@ -92,7 +92,7 @@ class Library:
         self._listed: tuple[float, list[Card]] = (-RECENT, [])
         self._asked = threading.Lock()
         self._coming: Future[list[Card]] | None = None
-        self._so_far = Glance([])
+        self._so_far = Glance([], whole=False)
 
     def cards(self) -> list[Card]:
         """All files as they are now, by name."""
@@ -123,12 +123,14 @@ class Library:
             self._listed, self._so_far = (time.monotonic(), found), Glance(found)
         return list(found)
 
-    def glance(self, wait: float = PATIENCE) -> Glance:
+    def glance(self, wait: float = PATIENCE, *, again: bool = True) -> Glance:
         """As `cards`, but where that takes longer than `wait` seconds, what has been read by then; the rest is read
-        meanwhile, whether or not somebody asks again."""
+        meanwhile, whether or not somebody asks. again: look for changes; else the files last found will do."""
         with self._asked:
             coming = self._coming
             if coming is None:
+                if not again and self._so_far.whole:
+                    return self._so_far
                 coming = self._coming = Future()
                 threading.Thread(target=self._read, args=(coming,), name="library", daemon=True).start()
         try:

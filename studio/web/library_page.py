@@ -73,10 +73,17 @@ def add(desk: Desk, fields: Fields, here: gr.Tab) -> None:
     def pictures(page: Sequence[Card], fit: Fit | None) -> list[tuple[str, str]]:
         return [(str(thumb(card, desk.worker.home) or _blank(desk)), _caption(card, fit)) for card in page]
 
-    def listed(
-        words: str, family_name: str, category_name: str, kind_name: str, only: bool, model: str
+    def looked(*chosen: Any) -> tuple[Any, ...]:
+        """The files as they are now."""
+        return draw(desk.worker.library.glance(), *chosen)
+
+    def listed(*chosen: Any) -> tuple[Any, ...]:
+        """The files as they were when they were last looked at, so that typing is not slowed by thousands."""
+        return draw(desk.worker.library.glance(again=False), *chosen)
+
+    def draw(
+        seen: Glance, words: str, family_name: str, category_name: str, kind_name: str, only: bool, model: str
     ) -> tuple[Any, ...]:
-        seen = desk.worker.library.glance()
         everything, fit = seen.cards, desk.fit(model)
         choice = Choice(
             words or "", _chosen(family_name), _chosen(category_name), _chosen(kind_name), fit, only
@@ -96,25 +103,30 @@ def add(desk: Desk, fields: Fields, here: gr.Tab) -> None:
 
     inputs = [search, family, category, kind, fitting, desk.model]
     outputs = [cards, shown, found, family, category, kind, beat]
-    gr.on(
-        [
-            here.select,
-            refresh.click,
-            search.change,
-            family.input,
-            category.input,
-            kind.input,
-            fitting.change,
-            desk.model.change,
-            beat.tick,
-        ],
-        listed,
-        inputs,
-        outputs,
-        show_progress="hidden",
-        trigger_mode="always_last",
-        api_visibility="private",
-    )
+    for triggers, answer in (
+        ([here.select, refresh.click], looked),
+        (
+            [
+                search.change,
+                family.input,
+                category.input,
+                kind.input,
+                fitting.change,
+                desk.model.change,
+                beat.tick,
+            ],
+            listed,
+        ),
+    ):
+        gr.on(
+            triggers,
+            answer,
+            inputs,
+            outputs,
+            show_progress="hidden",
+            trigger_mode="always_last",
+            api_visibility="private",
+        )
 
     def select(event: gr.SelectData, names: Sequence[str], model: str) -> tuple[Any, ...]:
         name = names[int(event.index)]
@@ -154,7 +166,7 @@ def add(desk: Desk, fields: Fields, here: gr.Tab) -> None:
         with told():
             card = desk.worker.library.add(Path(file), Path(file).name)
         gr.Info(f"{card.name} is in the library")
-        return (*listed(*rest), None)
+        return (*looked(*rest), None)
 
     dropped.upload(added, [dropped, *inputs], [*outputs, dropped], api_visibility="private")
 
@@ -176,7 +188,7 @@ def add(desk: Desk, fields: Fields, here: gr.Tab) -> None:
             if not path.strip() or not place.is_dir():
                 raise RequestError(f"{path!r} is no folder on this computer; give the path of one with LoRAs")
             desk.worker.add_folders(Roots(loras=(place.absolute(),)))
-        return (*listed(*rest), "")
+        return (*looked(*rest), "")
 
     point.click(pointed, [folder, *inputs], [*outputs, folder], api_visibility="private")
 

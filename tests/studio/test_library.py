@@ -115,11 +115,14 @@ def test_a_glance_does_not_wait_for_thousands_of_files(
     assert first.cards
     assert "ink" not in names(first.cards)
     go_on.set()
-    while not (last := library.glance()).whole:
+    while not (last := library.glance(again=False)).whole:
         pass
     assert last.cards == library.cards()
     assert names(library.named(["INK", "nobody"])) == ["ink"]
     assert names(last.cards) == ["hero", "ink"]
+    (own.path / "loras" / "hero.safetensors").unlink()
+    assert library.glance(again=False) == last  # nobody asked to look again
+    assert names(library.glance(wait=60).cards) == ["ink"]
 
 
 def test_a_glance_tells_what_went_wrong(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
