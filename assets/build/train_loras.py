@@ -179,10 +179,11 @@ def train(
     vae: nn.Module,
     pictures: Tensor,
     texts: list[str],
-    shows: Tensor,
+    shows: Tensor | None,
     device: str,
 ) -> dict[str, lora.Adapter]:
-    """Fit the plan's factors to pictures [n, 3, 128, 128] with their texts; shows [n, 1, 32, 32]: `where_it_shows`."""
+    """Fit the plan's factors to pictures [n, 3, 128, 128] with their texts; shows [n, 1, 32, 32]: `where_it_shows`,
+    None where every place counts alike."""
     batch = plan.batch
     seed = int(hashlib.sha256(plan.name.encode()).hexdigest()[:8], 16)
     networks = {
@@ -198,7 +199,7 @@ def train(
         )
     ids = torch.tensor([tokenizer.encode(t) for t in texts], device=device)
     empty = torch.tensor(tokenizer.encode(""), device=device)
-    weights = 1 + plan.focus * shows.to(device) if plan.focus else None
+    weights = None if shows is None else 1 + plan.focus * shows.to(device)
     # the scale alpha / rank is part of the factors' effect: the rate of `up` makes up for it
     groups = [
         {"params": [p for a in networks.values() for p in a.downs], "rate": plan.lr},
@@ -329,7 +330,7 @@ def run(
     rows = scenes(plan, seed)
     pictures = world.render(rows, torch.Generator(world.device).manual_seed(seed))
     texts = describe(plan, rows, seed)
-    shows = where_it_shows(plan, rows, pictures, world, seed)
+    shows = where_it_shows(plan, rows, pictures, world, seed) if plan.focus else None
     networks = train(plan, objective, vae, pictures, texts, shows, device)
     family = objective.family
     path = out / f"{plan.name}.safetensors"
