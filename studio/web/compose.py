@@ -104,7 +104,14 @@ def add(desk: Desk, strip: gr.HTML) -> tuple[Fields, Viewer, gr.Button]:
                     allow_custom_value=True,
                     elem_id="vae",
                 )
-                init_image = gr.Image(type="filepath", label="Start from a picture", height=200, format="png")
+                init_image = gr.Image(
+                    type="filepath",
+                    image_mode=None,  # the file as it is: gradio would write another one
+                    format="png",
+                    label="Start from a picture",
+                    height=200,
+                    elem_id="init-image",
+                )
                 strength = gr.Slider(0.05, 1, 0.8, step=0.05, label="How far to change that picture")
         with gr.Column(scale=7, min_width=340, elem_id="results"):
             with gr.Row(elem_id="actions"):

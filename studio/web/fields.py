@@ -75,6 +75,7 @@ class Fields:
             self.rows: form.rows,
             self.structure: structure + 1,
             self.seed: form.seed,
+            self.count: form.count,
             self.steps: form.steps,
             self.guidance: form.guidance,
             self.width: form.width,

@@ -16,7 +16,9 @@ from typing import Any
 import gradio as gr
 
 from pipelines import StudioError
+from pipelines.errors import ModelError
 from studio.jobs import LIVE, JobState, JobView, ModelState, Worker
+from studio.jobs.gate import model_key
 from studio.web import mix
 from studio.web.desk import Desk, address, who
 from studio.web.fields import Fields
@@ -88,11 +90,19 @@ class Live:
                 yield {self.panel: ""}
                 return
             owner = who(got[desk.browser], request)
-            form = with_example(fields.read(got), desk.worker.model_state())
+            state = desk.worker.model_state()
+            form = with_example(fields.read(got), state)
             looked_at = desk.worker.view(got[viewer.job], owner) if got[viewer.job] else None
             seed = looked_at.pictures[0].seed if looked_at is not None and looked_at.pictures else SEED
 
             def begin() -> str:
+                key = model_key(
+                    got[desk.model] or None, form.vae or None, desk.worker.home, desk.worker.trust
+                )
+                if key.source != state.source:
+                    raise ModelError(
+                        f"{state.source or 'no model'} is at work, and a draft is not worth a change"
+                    )
                 return submit(desk, owner, form, live(form, seed), got[desk.model], LIVE)
 
             try:

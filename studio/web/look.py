@@ -10,6 +10,7 @@ import gradio as gr
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 SCRIPTS = ("keys.js", "complete.js", "rows.js", "status.js")
+"""All run in one function, in this order: what one declares, the later ones know."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -39,6 +39,7 @@ class MixStates:
 
 def add(desk: Desk, states: MixStates, prompt: gr.Textbox) -> None:
     """Draws the rows into the blocks at hand."""
+    _by_keyboard(states)
 
     @gr.render(  # type: ignore[untyped-decorator]
         inputs=[states.rows, desk.model],
@@ -55,6 +56,29 @@ def add(desk: Desk, states: MixStates, prompt: gr.Textbox) -> None:
             card = cards.get(row.name.casefold())
             _row(desk.worker.home, states, prompt, place, row, card, last=place == len(held) - 1)
         gr.Markdown(HINT, elem_classes="small-note")
+
+
+def _by_keyboard(states: MixStates) -> None:
+    """Moves that the page's script asks for. It asks again where nothing happens, since a click in the moment in which
+    rows appear may be lost; so a move says which row it means, and one that was done is not done twice."""
+    button = gr.Button("Move a row", visible="hidden", elem_id="move-row")
+    asked = gr.JSON(visible=False)
+
+    def move(asked: Mapping[str, Any], held: mix.Rows, structure: int) -> tuple[Any, Any]:
+        rows, place = tuple(held), int(asked["place"])
+        if not 0 <= place < len(rows) or rows[place].name != asked["name"]:
+            return gr.skip(), gr.skip()
+        return mix.moved(rows, place, int(asked["by"])), structure + 1
+
+    button.click(
+        move,
+        [asked, states.rows, states.structure],
+        [states.rows, states.structure],
+        js="(asked, rows, structure) => [window.studioMove, rows, structure]",
+        show_progress="hidden",
+        trigger_mode="multiple",
+        api_visibility="private",
+    )
 
 
 def _row(

@@ -64,7 +64,7 @@ def test_rows_move_by_keyboard_and_keep_the_focus(studio: Any) -> None:
     strength(studio, 1).press("Alt+ArrowUp")
     expect(studio.rows.nth(0)).to_contain_text("kimono")
     expect(strength(studio, 0)).to_be_focused()
-    expect(studio.page.locator(".only-spoken")).to_have_text("kimono is now number 1 of 2")
+    expect(studio.page.locator("#moved")).to_have_text("kimono is now number 1 of 2")
 
 
 def test_a_row_sweeps_its_strength_in_one_job(studio: Any) -> None:

@@ -97,8 +97,11 @@ def test_what_the_mix_was_before_it_was_normalised_goes_with_the_job() -> None:
     assert composed(FORM).before == {}
 
 
-def test_a_pictures_settings_come_back_with_its_vae() -> None:
-    [draft, *_] = composed(FORM).drafts
+def test_a_pictures_settings_come_back_with_its_vae_and_what_it_began_with(tmp_path: Path) -> None:
+    start = tmp_path / "start.png"
+    start.write_bytes(b"")
+    [draft, *_] = composed(replace(FORM, init_image=str(start), strength=0.4)).drafts
     again = form_of(draft, "my vae")
     assert (again.prompt, again.method, again.seed, again.vae) == (FORM.prompt, "switch", 7, "my vae")
     assert [(row.name, row.weight) for row in again.rows] == [("fox", 0.8), ("hat", 1.1)]
+    assert (again.init_image, again.strength) == (str(start), 0.4)
