@@ -44,9 +44,8 @@ class Sidecars:
 
 def read_sidecars(path: Path) -> Sidecars:
     """The notes beside an adapter file. Broken ones count as absent: they never stop a load."""
-    stem = os.path.join(
-        path.parent, path.stem
-    )  # texts: a Path for each of a library's questions takes longer than the answer
+    # Texts, since to make a Path takes longer than to ask whether it is there.
+    stem = os.path.join(path.parent, path.stem)
     found = {ending: Path(stem + ending) for ending in _NOTES if os.path.isfile(stem + ending)}
     preview = next((Path(stem + ending) for ending in PREVIEWS if os.path.isfile(stem + ending)), None)
     manager = _json(found.get(".metadata.json"))
