@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines.adapters import inspect_file
+from pipelines.adapters import inspect_file, read_adapter
 from pipelines.errors import RequestError
 from pipelines.home.settings import Roots
 from studio.hashes import short_hash
@@ -45,7 +45,10 @@ def add(desk: Desk, fields: Fields, here: gr.Tab) -> None:
             found = gr.Markdown(elem_classes=["live", "small-note"], container=False, elem_id="library-found")
         with gr.Column(scale=5, min_width=320):
             title = gr.Markdown("Choose a LoRA.", elem_id="library-title")
-            use = gr.Button("Add to the mix", variant="primary", elem_id="library-add", interactive=False)
+            with gr.Row():
+                use = gr.Button("Add to the mix", variant="primary", elem_id="library-add", interactive=False)
+                report = gr.Button("Load report", elem_id="library-report", interactive=False)
+            reported = gr.Markdown(elem_id="library-reported", container=False)
             details = gr.JSON(label="What the file says", max_height=420, elem_id="library-details")
             dropped = gr.File(
                 label="Drop a LoRA file to add it",
@@ -136,15 +139,27 @@ def add(desk: Desk, fields: Fields, here: gr.Tab) -> None:
         said = dict(inspect_file(card.path).to_dict()) if card.readable else {"error": card.error}
         said.pop("path", None)
         said["short_hash"] = short_hash(card.path) if card.readable else ""
-        return name, _title(card, why), gr.Button(interactive=not why), said
+        readable = gr.Button(interactive=card.readable)
+        return name, _title(card, why), gr.Button(interactive=not why), readable, "", said
 
     cards.select(
         select,
         [shown, desk.model],
-        [chosen, title, use, details],
+        [chosen, title, use, report, reported, details],
         show_progress="hidden",
         api_visibility="private",
     )
+
+    def loaded(name: str, model: str) -> str:
+        """What the model would apply of the file, or why it would not."""
+        with told():
+            card = desk.worker.library.card(name, desk.chosen(model))
+            read = desk.worker.call(
+                lambda pipe: read_adapter(card.path, pipe.model.layers, card.name).report, model=model or None
+            )
+            return f"```text\n{read.result()}\n```"
+
+    report.click(loaded, [chosen, desk.model], reported, concurrency_limit=None, api_visibility="private")
 
     def used(name: str, rows: mix.Rows, structure: int, model: str) -> tuple[Any, ...]:
         with told():

@@ -128,6 +128,11 @@ def test_the_library_shows_cards_and_searches(studio: Any) -> None:
     studio.page.locator("#library-search input, #library-search textarea").fill("kelda")
     studio.page.locator("#library-search input, #library-search textarea").press("Enter")
     expect(studio.page.locator("#library")).to_contain_text("kelda")
+    expect(studio.shown("library")).to_have_count(1)
+    studio.shown("library").click()
+    expect(studio.page.locator("#library-details")).to_contain_text("short_hash")
+    studio.page.locator("#library-report").click()
+    expect(studio.page.locator("#library-reported")).to_contain_text(re.compile(r"applied\s+unet \d+/\d+"))
 
 
 def test_the_library_finds_what_a_picture_was_made_with_whatever_it_is_called_here(
