@@ -147,8 +147,7 @@ def _row(
             [states.rows, control, states.settled],
             [states.rows, states.settled],
             show_progress="hidden",
-            trigger_mode="always_last",
-            concurrency_limit=None,
+            trigger_mode="multiple",  # in turn, and none waits for an answer that the browser may have missed
             api_visibility="private",
             key=("settle", name, place),
         )
