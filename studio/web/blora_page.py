@@ -174,9 +174,9 @@ def add(desk: Desk) -> None:
         look,
         [job, shown, desk.browser],
         [said, samples, stop, content, style, shown, status, pictures],
+        queue=False,
         show_progress="hidden",
         api_visibility="private",
-        concurrency_limit=None,
     )
 
 

@@ -22,10 +22,10 @@ LISTED = 30
 
 @dataclass(frozen=True)
 class Viewer:
-    """job: the id of the one that is looked at. model_seen: changes when another model is ready."""
+    """job: the id of the one that is looked at. model_seen: changes in the browser when another model is ready."""
 
     job: gr.State
-    model_seen: gr.State
+    model_seen: gr.Textbox
     pictures: gr.Gallery
 
     @classmethod
@@ -46,7 +46,8 @@ class Viewer:
             format="png",
         )
         jobs = gr.Dropdown([], value=None, label="Your jobs", elem_id=f"{gallery}-jobs")
-        job, seen, listed, model_seen = gr.State(""), gr.State(0), gr.State(0), gr.State("")
+        job, seen, listed = gr.State(""), gr.State(0), gr.State(0)
+        model_seen = gr.Textbox(visible="hidden", label="Model")
 
         def look(
             job: str, seen: int, listed: int, browser: str | None, request: gr.Request
@@ -70,7 +71,7 @@ class Viewer:
             look,
             [job, seen, listed, desk.browser],
             [line, pictures, seen, jobs, listed, model_seen],
-            concurrency_limit=None,  # queued all the same: only then does gradio tell that a state changed
+            queue=False,  # one request a look; through the queue each opens a stream, and answers can be missed
             show_progress="hidden",
             api_visibility="private",
         )
