@@ -22,6 +22,7 @@ from pipelines import (
     StudioPipeline,
 )
 from pipelines.errors import RenderError
+from studio.interruption import noted
 from studio.metadata import Setup, save_picture
 from studio.outputs import write_whole
 from studio.progress import Teller
@@ -103,8 +104,13 @@ class Drive:
         steps = sum(self._submit(place, job) for place, job in enumerate(self._jobs))
         began = time.monotonic()
         try:
-            with self._teller.counting(steps, len(self._jobs), slow=slow) as counter:
+            with (
+                noted(at_once=True) as stopped,
+                self._teller.counting(steps, len(self._jobs), slow=slow) as counter,
+            ):
                 while not self._session.idle:
+                    if stopped:
+                        raise KeyboardInterrupt
                     events = self._session.step()
                     counter.steps(sum(isinstance(event, Stepped) for event in events))
                     for event in events:

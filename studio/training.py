@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from PIL import Image, UnidentifiedImageError
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -22,6 +20,7 @@ from pipelines.flora.training import train_flora
 from pipelines.home import Home
 from pipelines.training.recipe import Recipe
 from pipelines.training.run import Example, Progress, literal, state_file
+from studio.interruption import noted
 from studio.opening import Opening, open_pipeline
 from studio.outputs import write_whole
 from studio.progress import Teller
@@ -111,7 +110,7 @@ def _example(file: Path, prompt: str) -> Example:
 @contextmanager
 def _told(teller: Teller, out: Path, recipe: Recipe) -> Iterator[Callable[[Progress], None]]:
     """Within: a bar, sample pictures beside `out`, and Ctrl+C between steps."""
-    with _bar(teller) as bar, _between_steps() as stopped:
+    with _bar(teller) as bar, noted(at_once=False) as stopped:
         task = bar.add_task("training", total=recipe.steps, loss="")
 
         def told(progress: Progress) -> None:
@@ -154,20 +153,3 @@ def _bar(teller: Teller) -> Bar:
         transient=True,
         disable=teller.quiet or not teller.console.is_terminal,
     )
-
-
-@contextmanager
-def _between_steps() -> Iterator[list[bool]]:
-    """Within: Ctrl+C fills the list instead of breaking a step in the middle; a second one breaks at once."""
-    stopped: list[bool] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if stopped:
-            raise KeyboardInterrupt
-        stopped.append(True)
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield stopped
-    finally:
-        signal.signal(signal.SIGINT, before)

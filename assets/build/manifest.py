@@ -83,7 +83,8 @@ def origin(path: Path, assets: Path) -> tuple[str, str]:
     if name == "flora-cost.png":
         return "a figure of BENCHMARKS.md", "python -m studio.bench.flora --device cuda --layers full"
     if name.startswith("web-"):
-        return "screenshots of `lora-studio web` (256 colours)", "taken in a browser of 1366 x 1000 pixels"
+        command = "LORA_STUDIO_SHOTS=assets/gallery pytest -m slow tests/browser/test_pictures.py"
+        return "screenshots of `lora-studio web` (256 colours)", command
     if name == "quality.png":
         return "figure of the embedded models' pictures (24 colours)", "lora-studio bench quality --seeds 1-3"
     if name == "grid.png":

@@ -17,6 +17,7 @@ from studio.batch.plan import TEMPLATE
 from studio.batch.progress import metered, spell_pace
 from studio.batch.run import Batch, Order
 from studio.batch.schema import schema
+from studio.interruption import noted
 from studio.opening import opening_of
 from studio.progress import Teller, duration
 
@@ -70,7 +71,7 @@ def render(
     if batch.earlier:
         teller.say(f"{len(batch.earlier)} of {len(batch.jobs)} pictures are there already")
     failed = [outcome for outcome in batch.earlier if outcome.failed]
-    with metered(teller, batch.pending) as meter:
+    with metered(teller, batch.pending) as meter, noted(at_once=True) as stopped:
         try:
             for outcome in batch.run():
                 meter.count(outcome, batch.fill)
@@ -78,6 +79,8 @@ def render(
                     failed.append(outcome)
                 tell(outcome)
                 _print(outcome, as_json, files)
+                if stopped:
+                    raise KeyboardInterrupt
         except KeyboardInterrupt:
             teller.error(f"interrupted; {meter.done} pictures are kept. The same command goes on from here")
             return 130

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from composers import build
 from pipelines.errors import RenderError, StudioError
-from studio.jobs import LIVE, JobState, PictureView, Worker
+from studio.jobs import LIVE, JobState, JobView, PictureView, Worker
 from studio.opening import BUILT_IN
 from studio.outputs import write_whole
 from studio.recipe import Draft, Wanted
@@ -113,23 +113,32 @@ class Showcase:
         while True:
             self._wait_for_quiet()
             job = self._worker.submit(OWNER, [_draft(name) for name in names], model=BUILT_IN, kind=LIVE)
-            view = self._worker.view(job, OWNER)
+            view = self._look(job)
             while view is not None and not view.state.over:
                 if self._worker.busy(but=OWNER):
                     self._worker.cancel(job, OWNER)
                 self._worker.wait(self._worker.version, 0.5)
-                view = self._worker.view(job, OWNER)
+                view = self._look(job)
             if view is None or view.state is JobState.FAILED:
                 raise RenderError(view.error if view is not None else "the strip could not be drawn")
             if view.state is JobState.DONE:
                 return [_drawn(picture) for picture in view.pictures]
             self._worker.delete(job, OWNER)
 
+    def _look(self, job: str) -> JobView | None:
+        self._go_on()
+        return self._worker.view(job, OWNER)
+
+    def _go_on(self) -> None:
+        if not self._worker.running:
+            raise RenderError("the studio was closed")
+
     def _wait_for_quiet(self) -> None:
-        """Returns once the built-in model is there, and nobody has had a job for some seconds."""
+        """Returns once the built-in model is there, and nobody has had a job for some seconds. Raises RenderError."""
         quiet = 0.0
         while quiet < QUIET:
             time.sleep(0.25)
+            self._go_on()
             state = self._worker.model_state()
             idle = state.ready and state.source == BUILT_IN and not self._worker.busy(but=OWNER)
             quiet = quiet + 0.25 if idle else 0.0

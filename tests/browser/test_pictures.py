@@ -1,0 +1,36 @@
+"""The README's pictures of the web studio.
+
+LORA_STUDIO_SHOTS=assets/gallery pytest -m slow tests/browser/test_pictures.py
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from playwright.sync_api import expect
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["compose", "dark"])
+def test_a_mix_of_three(visitor: Callable[..., Any], tmp_path: Path, dark: bool) -> None:
+    studio = visitor(width=1366, height=1000, dark=dark)
+    studio.write("a panda wearing a kimono at a castle")
+    studio.add("panda", "kimono", "castle")
+    studio.number("seed", 7)
+    studio.number("count", 2)
+    studio.generate()
+    studio.state("2 of 2 pictures done")
+    expect(studio.shown()).to_have_count(2)
+    expect(studio.page.locator("#showcase img")).to_have_count(4)  # the first screen's strip is drawn too
+    studio.page.mouse.move(0, 0)
+    studio.page.evaluate("window.scrollTo(0, 0)")
+    studio.page.wait_for_timeout(1000)
+    file = Path(os.environ.get("LORA_STUDIO_SHOTS", tmp_path)) / f"web-{'dark' if dark else 'compose'}.png"
+    studio.page.screenshot(path=file)
+    Image.open(file).convert("RGB").quantize(256).save(file, optimize=True)
