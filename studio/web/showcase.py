@@ -43,12 +43,15 @@ class Strip:
 
 
 class Showcase:
-    """Draws the strip once, with the built-in model, and remembers it."""
+    """Draws the strip once, with the built-in model, and remembers it.
+
+    thread: draws it; None before. problem: why it could not be drawn, "" where nothing stood in the way.
+    """
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._folder = worker.home.cache / "web" / "showcase"
-        self._thread: threading.Thread | None = None
+        self.thread: threading.Thread | None = None
         self.problem = ""
 
     @property
@@ -65,9 +68,9 @@ class Showcase:
 
     def start(self) -> None:
         """Begins to draw, where that was not done before; returns at once."""
-        if self.strip is None and self._thread is None:
-            self._thread = threading.Thread(target=self._draw, name="showcase", daemon=True)
-            self._thread.start()
+        if self.strip is None and self.thread is None:
+            self.thread = threading.Thread(target=self._draw, name="showcase", daemon=True)
+            self.thread.start()
 
     def html(self) -> str:
         """The strip, or what it waits for."""

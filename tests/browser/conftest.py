@@ -5,6 +5,7 @@ Every page is watched: a console error, a page error or a request to another hos
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -19,9 +20,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
 
 from studio.metadata import read_picture
+from studio.web.showcase import METHODS
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
@@ -170,7 +173,17 @@ def studio_home(
     (home / "loras").mkdir(parents=True)
     shutil.copy(make_lora(sd_folder, "sd-fox", seed=5), home / "loras" / "sd-fox.safetensors")
     (home / "loras" / "broken.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{not json at all")
+    draw_strip(home)
     return home
+
+
+def draw_strip(home: Path) -> None:
+    """The first screen's strip as an earlier start left it, so that none is drawn behind the tests' backs."""
+    folder = home / "cache" / "web" / "showcase"
+    folder.mkdir(parents=True)
+    for name in METHODS:
+        Image.new("RGB", (128, 128), "teal").save(folder / f"{name}.png")
+    (folder / "strip.json").write_text(json.dumps({"together": 1.0, "alone": 2.0, "device": "cpu"}))
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -99,7 +100,9 @@ def test_a_job_is_found_again_after_a_reload(studio: Any) -> None:
 def test_a_queue_goes_on_after_the_server_died(
     visitor: Visitor, until: Until, tmp_path: Path, server: Any
 ) -> None:
-    own = type(server)(tmp_path / "home").start()
+    home = tmp_path / "home"
+    shutil.copytree(server.home / "cache" / "web", home / "cache" / "web")
+    own = type(server)(home).start()
     try:
         person = visitor(at=own)
         person.write("a lion in the garden")

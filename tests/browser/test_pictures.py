@@ -6,7 +6,7 @@ LORA_STUDIO_SHOTS=assets/gallery pytest -m slow tests/browser/test_pictures.py
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,17 @@ from playwright.sync_api import expect
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
+@pytest.fixture
+def fresh(server: Any, tmp_path: Path) -> Iterator[Any]:
+    """A server on an empty home, which draws the first screen's strip itself."""
+    started = type(server)(tmp_path / "home").start()
+    yield started
+    started.stop()
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["compose", "dark"])
-def test_a_mix_of_three(visitor: Callable[..., Any], tmp_path: Path, dark: bool) -> None:
-    studio = visitor(width=1366, height=1000, dark=dark)
+def test_a_mix_of_three(visitor: Callable[..., Any], fresh: Any, tmp_path: Path, dark: bool) -> None:
+    studio = visitor(width=1366, height=1000, dark=dark, at=fresh)
     studio.write("a panda wearing a kimono at a castle")
     studio.add("panda", "kimono", "castle")
     studio.number("seed", 7)
