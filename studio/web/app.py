@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
@@ -22,6 +23,7 @@ from studio.web.desk import Desk
 from studio.web.gallery_page import Ways
 from studio.web.model_picker import ModelPicker, model_line
 from studio.web.showcase import Showcase
+from studio.web.watching import only_new
 
 COMPOSE = "compose"
 COMPARE = "compare"
@@ -72,10 +74,16 @@ def build(worker: Worker, trainings: Trainings) -> gr.Blocks:
             show_progress="hidden",
             api_visibility="private",
         )
+        seen = gr.State(())
+
+        def beat(seen: Sequence[int]) -> tuple[Any, ...]:
+            now = (model_line(desk), showcase.html())
+            return only_new(now, now, seen)
+
         gr.Timer(2.0).tick(
-            lambda: (model_line(desk), showcase.html()),
-            None,
-            [picker.line, strip],
+            beat,
+            seen,
+            [picker.line, strip, seen],
             queue=False,
             show_progress="hidden",
             api_visibility="private",

@@ -46,31 +46,26 @@ class Viewer:
             format="png",
         )
         jobs = gr.Dropdown([], value=None, label="Your jobs", elem_id=f"{gallery}-jobs")
-        job, seen, listed = gr.State(""), gr.State(0), gr.State(0)
+        job, seen = gr.State(""), gr.State(())
         model_seen = gr.Textbox(visible="hidden", label="Model")
 
-        def look(
-            job: str, seen: int, listed: int, browser: str | None, request: gr.Request
-        ) -> tuple[Any, ...]:
+        def look(job: str, seen: Sequence[int], browser: str | None, request: gr.Request) -> tuple[Any, ...]:
             owner = who(browser, request)
             now = watching.shown(desk.worker.view(job, owner) if job else None)
             views = [view for view in desk.worker.views(owner, limit=LISTED) if _wanted(view, kinds)]
-            choices = [(_title(view), view.id) for view in views]
-            fresh = hash((tuple(choices), job))
+            choices = tuple((_title(view), view.id) for view in views)
             state = desk.worker.model_state()
-            return (
-                now.line,
-                _gallery(now) if now.signature != seen else gr.skip(),
-                now.signature,
-                gr.Dropdown(choices=choices, value=job or None) if fresh != listed else gr.skip(),
-                fresh,
-                f"{state.source} {state.label}" if state.ready else "",
+            model = f"{state.source} {state.label}" if state.ready else ""
+            return watching.only_new(
+                (now.line, _gallery(now), gr.Dropdown(choices=list(choices), value=job or None), model),
+                (now.line, now.pictures, (choices, job), model),
+                seen,
             )
 
         gr.Timer(BEAT).tick(
             look,
-            [job, seen, listed, desk.browser],
-            [line, pictures, seen, jobs, listed, model_seen],
+            [job, seen, desk.browser],
+            [line, pictures, jobs, model_seen, seen],
             queue=False,  # one request a look; through the queue each opens a stream, and answers can be missed
             show_progress="hidden",
             api_visibility="private",

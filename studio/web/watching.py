@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
+
+import gradio as gr
 
 from studio.jobs import JobState, JobView, PictureView
 
@@ -14,16 +18,23 @@ class Shown:
     """What stands on the page.
 
     line: state, progress bar and problems, as HTML, with what is read aloud (`static/status.js`). pictures: files with
-    captions, finished ones and those in the making. signature: changes with the pictures.
+    captions, finished ones and those in the making.
     """
 
     line: str
     pictures: tuple[tuple[str, str], ...]
     at_work: bool
 
-    @property
-    def signature(self) -> int:
-        return hash(self.pictures)
+
+def only_new(values: Sequence[Any], marks: Sequence[Hashable], seen: Sequence[int]) -> tuple[Any, ...]:
+    """The values whose marks are not those that were seen, `gr.skip()` for the others, and at the end the marks as
+    they are to be seen next: a browser draws anew whatever it is sent, and that takes its time."""
+    now = tuple(hash(mark) for mark in marks)
+    shown = [
+        value if mark != old else gr.skip()
+        for value, mark, old in zip(values, now, [*seen, *[None] * len(now)], strict=False)
+    ]
+    return (*shown, now)
 
 
 NOTHING = Shown("", (), False)

@@ -103,7 +103,10 @@ class Studio:
         self.page.goto("about:blank")
         self.problems[:] = before  # a page that is left says that its connection is gone
         self.page.goto(self.server.address)
-        expect(self.page.locator("#generate")).to_be_visible()
+        expect(self.page.locator("#generate")).to_be_enabled()
+        expect(
+            self.page.get_by_text("None yet: the model alone.")
+        ).to_be_visible()  # the rows were drawn once
         expect(self.page.locator("#model-line")).to_contain_text("Small built-in demo model")
         return self
 
