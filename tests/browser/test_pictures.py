@@ -26,7 +26,7 @@ def fresh(server: Any, tmp_path: Path) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["compose", "dark"])
-def test_a_mix_of_three(visitor: Callable[..., Any], fresh: Any, tmp_path: Path, dark: bool) -> None:
+def test_a_mix_of_three(fresh: Any, visitor: Callable[..., Any], tmp_path: Path, dark: bool) -> None:
     studio = visitor(width=1366, height=1000, dark=dark, at=fresh)
     studio.write("a panda wearing a kimono at a castle")
     studio.add("panda", "kimono", "castle")
