@@ -10,6 +10,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent import futures
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -133,17 +134,18 @@ class Library:
                     return self._so_far
                 coming = self._coming = Future()
                 threading.Thread(target=self._read, args=(coming,), name="library", daemon=True).start()
-        try:
-            return Glance(coming.result(wait))
-        except TimeoutError:
+        futures.wait([coming], wait)
+        if not coming.done():
             seen = self._so_far
             return replace(seen, cards=sorted(seen.cards, key=_by_name), whole=False)
+        if coming.exception() is not None:  # it is told once, then looked for again
+            self._coming = None
+        return Glance(coming.result())
 
     def _read(self, coming: Future[list[Card]]) -> None:
         try:
             found = self.cards()
-        except BaseException as error:  # it is whoever waits that should learn of it
-            self._coming = None
+        except BaseException as error:  # it is whoever looks next that should learn of it
             coming.set_exception(error)
         else:
             self._coming = None

@@ -21,6 +21,7 @@ from pipelines.errors import AdapterError
 from pipelines.home import Home
 from studio.hashes import short_hash
 from studio.library import scan
+from studio.library.card import Card
 from studio.library.fit import fit_of
 from studio.library.scan import Library
 
@@ -245,3 +246,22 @@ def test_of_hundreds_of_files_only_the_makes_are_taken_apart_and_only_once(
     parsed.clear()
     assert len(Library(lambda: own).cards()) > 300
     assert parsed == []
+
+
+def test_a_scan_that_fails_after_everybody_looked_is_told_to_whoever_looks_next(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = Library(lambda: Home.resolve(home))
+    go = threading.Event()
+
+    def fail() -> list[Card]:
+        go.wait(30)
+        raise PermissionError("the folder is closed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(library, "cards", fail)
+        assert not library.glance(0.01).whole
+        go.set()
+        with pytest.raises(PermissionError, match="the folder is closed"):
+            library.glance(30)
+    assert library.glance(30).whole
