@@ -98,10 +98,14 @@ class Studio:
         if message.type == "error" and not left:
             self.problems.append(f"{message.text} ({message.location.get('url')})")
 
-    def open(self) -> Studio:
+    def leave(self) -> None:
+        """Go away, and pass over what the page says then: that its connection is gone."""
         before = list(self.problems)
         self.page.goto("about:blank")
-        self.problems[:] = before  # a page that is left says that its connection is gone
+        self.problems[:] = before
+
+    def open(self) -> Studio:
+        self.leave()
         self.page.goto(self.server.address)
         expect(self.page.locator("#generate")).to_be_enabled()
         expect(
