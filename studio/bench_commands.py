@@ -115,6 +115,7 @@ def _speed_flags(kinds: Commands, folders: ArgumentParser) -> None:
     machine = speed.add_argument_group("device and output")
     machine.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1")
     machine.add_argument("--dtype", metavar="T", help="default: float32 on a CPU, bfloat16 on a GPU")
+    machine.add_argument("--profile", action="store_true", help="also where the time of every way goes")
     machine.add_argument("--repeats", type=_positive, default=7, metavar="N", help="turns of each way")
     machine.add_argument(
         "--budget", type=float, default=240, metavar="S", help="seconds; late ways are left out"

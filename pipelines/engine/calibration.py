@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from pipelines.engine.graphs import CudaGraphs
-from pipelines.engine.planner import Rates
+from pipelines.engine.planner import LOW_RANK, Rates
 
 SECONDS = 0.03
 """Measured for at least so long, five times over."""
@@ -43,8 +43,8 @@ def rates_of(device: torch.device, dtype: torch.dtype, cache: Path) -> Rates:
 
 @torch.inference_mode()
 def measure(device: torch.device, dtype: torch.dtype) -> Rates:
-    """Times a large product, a narrow one, a copy, and a row of tiny kernels (recorded, on a GPU)."""
-    large, rank = (8192, 48) if device.type == "cuda" else (512, 16)
+    """Times a large product, a narrow one, a copy, and a row of tiny kernels (on a GPU: recorded and not)."""
+    large, rank = 8192 if device.type == "cuda" else 512, LOW_RANK
     x, weight = (torch.ones((large, large), device=device, dtype=dtype) for _ in range(2))
     down = weight[:rank]
     copied = x.clone()
@@ -60,6 +60,7 @@ def measure(device: torch.device, dtype: torch.dtype) -> Rates:
         low_rank=2 * large**2 * rank / _seconds(lambda: x @ down.T, device),
         bandwidth=x.nbytes / _seconds(lambda: copied.copy_(x), device),
         launch=_seconds(row, device) / TINY_KERNELS,
+        host=_seconds(tiny, device) / TINY_KERNELS,
     )
 
 

@@ -19,7 +19,7 @@ from composers.plan import Use
 from pipelines.engine.attention import RowText, TextMemory
 from pipelines.engine.bank import Bank, Rows, grouped
 from pipelines.engine.call import Call, Found, forward
-from pipelines.engine.compiling import compile_blocks
+from pipelines.engine.compiling import compile_blocks, part_blocks
 from pipelines.engine.graphs import CudaGraphs, Recorder
 from pipelines.engine.packing import Ranks, Taken
 from pipelines.engine.planner import KindPlan, Load, Planner
@@ -96,8 +96,7 @@ class Engine:
         if compile and not self.compiled:
             compile_blocks(self._unet, backend)
         if self.compiled and not compile:
-            for module in self._unet.modules():
-                module._compiled_call_impl = None
+            part_blocks(self._unet)
         self.compiled = compile
         self.reset()
 

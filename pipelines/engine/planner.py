@@ -4,9 +4,10 @@ For every layer, with N rows in G groups, T tokens a row, rank R and element siz
 
     lane-packed  2 N T R (in + out) operations; reads x, writes and reads N T R, reads and writes y; 2 kernels
     pool         the same with the pool's rank, and the gates: 3 kernels
-    dense        the weights of G groups instead of one, and once a mix: writing them, shared out over its steps
+    dense        reads the weights of G groups instead of one; and once a mix: writing them, shared out over its steps
 
-Time is the larger of operations / (GEMM rate) and bytes / bandwidth, and each kernel's launch.
+Time is the larger of operations / rate and bytes / bandwidth, and each kernel's launch; the rate of a product of low
+rank grows with the rank, as its tiles fill, up to that of a large one.
 """
 
 from __future__ import annotations
@@ -18,24 +19,37 @@ from pipelines.engine.factors import Form
 from pipelines.engine.packing import Ranks
 from pipelines.engine.table import Table
 
+FILLED_BY = 2
+"""Kernels, not recorded, that write one layer's weights for a mix."""
 FEWEST_STEADY = 10
 """Steps for which a mix must stay as it is, so that weights of its own are worth writing."""
 
 
+LOW_RANK = 48
+"""Rank at which products of low rank are measured: three LoRAs of rank 16."""
+
+
 @dataclass(frozen=True)
 class Rates:
-    """What a device does a second. gemm: operations of a large product; low_rank: of one of rank 16 to 64, whose
-    tiles are mostly empty; bandwidth: bytes copied (read and written); launch: seconds a recorded kernel costs."""
+    """What a device does a second. gemm: operations of a large product; low_rank: of one of `LOW_RANK`; bandwidth:
+    bytes copied (read and written); launch: seconds a recorded kernel costs; host: seconds one costs that is not
+    recorded."""
 
     gemm: float
     low_rank: float
     bandwidth: float
     launch: float
+    host: float
+
+    def product(self, rank: int) -> float:
+        """Operations of a product of that rank: its time grows by the rank from that of an empty tile."""
+        empty = LOW_RANK * (self.gemm / self.low_rank - 1)  # in ranks of a large product
+        return self.gemm * rank / (rank + max(empty, 0.0))
 
 
 MEASURED = {
-    "cuda": Rates(gemm=6.0e14, low_rank=1.0e14, bandwidth=2.6e12, launch=1.5e-6),
-    "cpu": Rates(gemm=5.0e10, low_rank=3.0e10, bandwidth=1.0e10, launch=1.0e-5),
+    "cuda": Rates(gemm=6.0e14, low_rank=1.0e14, bandwidth=2.6e12, launch=1.5e-6, host=6.0e-6),
+    "cpu": Rates(gemm=5.0e10, low_rank=3.0e10, bandwidth=1.0e10, launch=1.0e-5, host=1.0e-5),
 }
 """For devices that nobody has calibrated: an H100 in bfloat16, and one core in float32."""
 
@@ -137,19 +151,15 @@ def estimates(works: list[Work], ranks: Ranks, groups: int, rates: Rates, size: 
             tokens = work.rows * work.tokens
             operations = 2 * tokens * rank * (work.in_width + work.out_width)
             moved = tokens * (work.in_width + 2 * rank + 2 * work.out_width) * size
-            step += max(operations / rates.low_rank, moved / (2 * rates.bandwidth)) + kernels * rates.launch
+            step += (
+                max(operations / rates.product(rank), moved / (2 * rates.bandwidth)) + kernels * rates.launch
+            )
             held += sets * rank * (work.in_width + work.out_width) * size
         found.append(
             Estimate("pool" if form == "pool" else "lane-packed", step, held / rates.bandwidth, held)
         )
-    step, held = 0.0, 0
-    for work in works:
-        weights = work.in_width * work.out_width * size
-        operations = 2 * work.rows * work.tokens * work.in_width * work.out_width
-        read = work.rows * work.tokens * (work.in_width + work.out_width) * size
-        base = max(operations / rates.gemm, (read + weights) / (2 * rates.bandwidth))
-        own = max(operations / rates.gemm, (read + groups * weights) / (2 * rates.bandwidth))
-        step += own - base
-        held += groups * weights
-    once = held / rates.bandwidth + len(works) * groups * 8 * rates.launch
+    weights = sum(work.in_width * work.out_width * size for work in works)
+    step = (groups - 1) * weights / (2 * rates.bandwidth)  # a copy reads and writes
+    held = groups * weights
+    once = held / rates.bandwidth + len(works) * FILLED_BY * rates.host
     return [*found, Estimate("dense", step, once, held)]

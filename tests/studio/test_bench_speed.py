@@ -18,6 +18,7 @@ from studio.bench.speed import gates, targets
 from studio.bench.speed.bed import Bed, Inputs, load_unet
 from studio.bench.speed.changes import Changes, random_changes
 from studio.bench.speed.command import every_axis_in_turn
+from studio.bench.speed.profile import kind_of, profiled
 from studio.bench.speed.rivals import Base
 from studio.bench.speed.run import Bench, Budget, Measured, Outcome
 from studio.bench.speed.timing import Timing
@@ -71,6 +72,44 @@ def test_the_base_is_one_model_however_it_is_called(bench: Bench) -> None:
     base = Base(bench.bed, Inputs(bench.bed.unet, 2, 8), None)
     with torch.inference_mode():
         assert torch.allclose(base.together(rows, "eager")(), base.fused(rows, "eager")(), atol=1e-4)
+
+
+def test_a_profile_says_what_a_step_is_made_of(bench: Bench) -> None:
+    rows = SMALL.steps()[0]
+    run = Base(bench.bed, Inputs(bench.bed.unet, 2, 8), None).together(rows, "eager")
+    with torch.inference_mode():
+        once = profiled(run, 1, torch.device("cpu"))
+        thrice = profiled(lambda: [run() for _ in range(3)], 3, torch.device("cpu"))
+    parts = {part.kind: part for part in once.parts}
+    assert {"convolution", "products", "attention", "norms"} <= set(parts)
+    assert {part.kind: part.launches for part in thrice.parts} == {
+        kind: part.launches for kind, part in parts.items()
+    }
+    layers = sum(isinstance(layer, torch.nn.Conv2d) for layer in bench.bed.unet.modules())
+    assert parts["convolution"].launches >= layers
+    assert once.seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("nvjet_tst_128x256_64x4_2x1_v_bz_coopA_TNT", "products"),
+        ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64", "products"),
+        ("sm90_xmma_fprop_implicit_gemm_indexed_bf16bf16_bf16f32", "convolution"),
+        ("void cudnn::engines_precompiled::nchwToNhwcKernel<__nv_bfloat16>", "layout"),
+        ("void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64, 128, 128>>", "attention"),
+        ("void at::native::(anonymous namespace)::RowwiseMomentsCUDAKernel<c10::BFloat16>", "norms"),
+        ("triton_red_fused_add_native_layer_norm_view_3", "norms"),
+        ("triton_poi_fused_gelu_mul_split_transpose_5", "element by element"),
+        (
+            "void at::native::vectorized_elementwise_kernel<4, at::native::GeluCUDAKernelImpl>",
+            "element by element",
+        ),
+        ("Memcpy DtoD (Device -> Device)", "copies"),
+    ],
+)
+def test_kernels_are_known_by_their_names(name: str, kind: str) -> None:
+    assert kind_of(name) == kind
 
 
 @pytest.mark.parametrize(("method", "steps"), [("switch", 2), ("composite", 1), ("cmlora", CMLORA_STEPS)])

@@ -57,7 +57,9 @@ def run(args: argparse.Namespace, home: Home, teller: Teller) -> int:
             if args.json:  # what is there is kept, should the run be cut short
                 report.write_json(Path(args.json), about, found, extra)
 
-        course = targets.run(scale, machine, budget, teller.say, show, args.targets or targets.PARTS)
+        course = targets.run(
+            scale, machine, budget, teller.say, show, args.targets or targets.PARTS, profile=args.profile
+        )
         extra = {"course": targets.as_data(course)}
         print("\n" + targets.table(course))
     elif args.changes:
@@ -85,7 +87,7 @@ def _measured(args: argparse.Namespace, machine: Machine, budget: Budget, teller
     found = []
     ways = _ways(args, machine.device)
     for (model, layers, rank), works in _by_bed(args).items():
-        bench = Bench(Bed(model, machine.unet(model), layers, rank), budget, teller.say)
+        bench = Bench(Bed(model, machine.unet(model), layers, rank), budget, teller.say, profile=args.profile)
         for work in works:
             found.append(bench.measure(work, ways, args.repeats))
             print("\n" + report.table(found[-1]), flush=True)

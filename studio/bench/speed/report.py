@@ -41,6 +41,8 @@ def table(measured: Measured) -> str:
             f"  {outcome.way.label:34}{1000 * median:11.2f}{outcome.timing.spread:8.1%}{ratio}{difference}"
             f"{outcome.ready:9.1f}  {outcome.note}".rstrip()
         )
+        if outcome.profile is not None:
+            lines += [f"    {line}" for line in outcome.profile.lines(median)]
     if measured.noise is not None:
         lines.append(f"  the base against itself, batch split into pairs: {measured.noise:.1e}")
     if measured.peak_bytes:
@@ -63,6 +65,7 @@ def as_data(measured: Measured) -> dict[str, Any]:
                 "over_base": outcome.over_base,
                 "difference": outcome.difference,
                 "note": outcome.note,
+                "profile": asdict(outcome.profile)["parts"] if outcome.profile else None,
             }
         ways[outcome.way.label] = figures
     return {

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from studio.bench.speed.bed import Bed, Inputs
+from studio.bench.speed.profile import Profile, profiled
 from studio.bench.speed.rivals import Peft
 from studio.bench.speed.timing import Timing, take_turns
 from studio.bench.speed.ways import Opened, Way, Ways, relative, rounds
@@ -28,6 +29,7 @@ class Outcome:
         before it); None without one.
     difference: relative distance of its predictions to per-picture merged weights; None where not looked at.
     ready: seconds until it could run (compilation and graph capture included).
+    profile: where a step's time goes; None where it was not asked for.
     """
 
     way: Way
@@ -36,6 +38,7 @@ class Outcome:
     difference: float | None = None
     ready: float = 0.0
     note: str = ""
+    profile: Profile | None = None
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,18 @@ class Budget:
 
 
 class Bench:
-    """Times workloads on one bed. peft's adapters, which are dear to make, are made once."""
+    """Times workloads on one bed. peft's adapters, which are dear to make, are made once.
 
-    def __init__(self, bed: Bed, budget: Budget, tell: Callable[[str], None]) -> None:
+    profile: whether to look at where the time of every way goes, after it was timed.
+    """
+
+    def __init__(
+        self, bed: Bed, budget: Budget, tell: Callable[[str], None], *, profile: bool = False
+    ) -> None:
         self.bed = bed
         self._budget = budget
         self._tell = tell
+        self._profile = profile
         self._peft: Peft | None = None
 
     @torch.inference_mode()
@@ -164,6 +173,7 @@ class Bench:
                     relative(each.call(), truth) if truth is not None and compared else None,
                     each.ready,
                     each.note,
+                    profiled(each.call, each.steps, self.bed.device) if self._profile else None,
                 )
             )
         return outcomes

@@ -85,10 +85,12 @@ def run(
     tell: Callable[[str], None],
     show: Callable[[Measured], None],
     wanted: Collection[str] = PARTS,
+    *,
+    profile: bool = False,
 ) -> Course:
     """The course, the headline first: what comes too late for the budget is left out with a note.
 
-    show: gets every section as soon as it is there. wanted: which of `PARTS` to run.
+    show: gets every section as soon as it is there. wanted: which of `PARTS` to run. profile: see `Bench`.
     """
     cuda = machine.device.type == "cuda"
     modes: tuple[Mode, ...] = ("eager", "graph", "compiled") if cuda else ("eager",)
@@ -96,7 +98,7 @@ def run(
     sections: dict[str, Measured] = {}
 
     def bench_of(model: str, layers: Layers, dtype: torch.dtype | None = None) -> Bench:
-        return Bench(Bed(model, machine.unet(model, dtype), layers, RANK), budget, tell)
+        return Bench(Bed(model, machine.unet(model, dtype), layers, RANK), budget, tell, profile=profile)
 
     def measure(name: str, bench: Bench, work: Workload, ways: Sequence[Way], repeats: int = REPEATS) -> None:
         sections[name] = bench.measure(work, list(dict.fromkeys(ways)), repeats)
