@@ -16,6 +16,7 @@ from pipelines.adapters.adapter import LoadReport
 from pipelines.checkpoints import load_checkpoint
 from pipelines.decoding import OutputType
 from pipelines.denoise import steady
+from pipelines.engine.backends import AttentionChoice
 from pipelines.engine.bank import FormChoice
 from pipelines.engine.calibration import rates_of
 from pipelines.engine.planner import CallPlan, Planner, Rates
@@ -115,14 +116,16 @@ class StudioPipeline:
         compile: bool = False,
         form: FormChoice = "auto",
         tf32: bool | None = None,
+        attention: AttentionChoice = "auto",
     ) -> None:
         """How the UNet's calls run; none of it changes a picture beyond rounding.
 
-        graphs: record CUDA graphs and replay them (on by default on CUDA). compile: the UNet's transformer blocks
+        graphs: record CUDA graphs and replay them (on by default on CUDA). compile: the UNet's repeated blocks
             through torch.compile: 3 to 25 seconds once for each size of call, then faster; what it makes is kept in
             the home's cache. form: of the adapters' products, see `pipelines.engine.bank`; "auto" chooses the
             cheapest for each call. tf32: whether float32 products on a GPU may round to 10 bits of mantissa (a
             picture's latents then differ by about 1e-3); for the whole process; None leaves torch's setting.
+            attention: which of torch's attention kernels comes first, see `pipelines.engine.backends`.
         """
         if compile:
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(self.home.cache / "compile"))
@@ -131,7 +134,7 @@ class StudioPipeline:
         self.model.bank.form = form
         if self.model.device.type == "cuda":
             self.calibrate()
-        self.model.engine.optimize(graphs=graphs, compile=compile)
+        self.model.engine.optimize(graphs=graphs, compile=compile, attention=attention)
 
     def calibrate(self) -> Rates:
         """The device's rates, which the planner goes by from now on: measured once in about a second, then kept in

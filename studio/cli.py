@@ -20,6 +20,7 @@ from typing import NoReturn
 from composers import Knob, StudioError, methods
 from studio import batch_commands, bench_commands, blora_commands, quality_commands, web_commands
 
+ATTENTION = ("auto", "cudnn", "flash", "efficient", "math")
 QUIET_ENVIRONMENT = {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait by spinning cost tenfold on cores that others use too
@@ -311,6 +312,12 @@ def _machine_flags(command: ArgumentParser) -> None:
     group.add_argument("--no-graphs", action="store_true", help="do not record CUDA graphs")
     group.add_argument(
         "--compile", action="store_true", help="torch.compile: some seconds for each size, then faster"
+    )
+    group.add_argument(
+        "--attention",
+        choices=ATTENTION,
+        default="auto",
+        help="torch's attention kernel to take where it can run: auto (torch's choice), cudnn, flash, efficient, math",
     )
 
 

@@ -10,6 +10,7 @@ import torch
 
 from pipelines import StudioPipeline
 from pipelines.checkpoints import load_checkpoint
+from pipelines.engine.backends import AttentionChoice
 from pipelines.engine.limits import Limits
 from pipelines.errors import SetupError
 from pipelines.home import Home
@@ -29,7 +30,7 @@ class Opening:
     source: name, path or hub id. device: auto, cpu, mps, cuda, cuda:1. dtype: float32, float16, bfloat16 or a
     short name of theirs. vae: another VAE. low_memory: parts visit the device only while they work, and
     large pictures are decoded tile by tile. row_limit: UNet rows a call may hold. lora_ram, lora_vram: GiB for
-    adapters in memory and on the device. graphs, compile: see `StudioPipeline.optimize`.
+    adapters in memory and on the device. graphs, compile, attention: see `StudioPipeline.optimize`.
     """
 
     source: str | None = None
@@ -42,6 +43,7 @@ class Opening:
     lora_vram: float | None = None
     graphs: bool = True
     compile: bool = False
+    attention: AttentionChoice = "auto"
 
 
 def opening_of(args: Namespace) -> Opening:
@@ -57,6 +59,7 @@ def opening_of(args: Namespace) -> Opening:
         args.lora_vram,
         graphs=not args.no_graphs,
         compile=args.compile,
+        attention=args.attention,
     )
 
 
@@ -93,7 +96,7 @@ def open_pipeline(
         pipe.enable_model_cpu_offload(device)
     else:
         pipe.to(device)
-    pipe.optimize(graphs=opening.graphs, compile=opening.compile)
+    pipe.optimize(graphs=opening.graphs, compile=opening.compile, attention=opening.attention)
     return pipe
 
 

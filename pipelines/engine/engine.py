@@ -17,6 +17,7 @@ import torch
 
 from composers.plan import Use
 from pipelines.engine.attention import RowText, TextMemory
+from pipelines.engine.backends import AttentionChoice, attention_by
 from pipelines.engine.bank import Bank, Rows, grouped
 from pipelines.engine.call import Call, Found, forward
 from pipelines.engine.compiling import compile_blocks, part_blocks
@@ -79,6 +80,7 @@ class Engine:
         self.recorder: Recorder | None = None
         self.graphs = True
         self.compiled = False
+        self.attention: AttentionChoice = "auto"
         self.stats = Stats(_compiled_before=_compiled())
         self._unet = unet
         self._table = bank.tables["unet"]
@@ -89,10 +91,19 @@ class Engine:
 
     # -- settings ----------------------------------------------------------------------------------------
 
-    def optimize(self, *, graphs: bool, compile: bool, backend: str = "inductor") -> None:
+    def optimize(
+        self,
+        *,
+        graphs: bool,
+        compile: bool,
+        attention: AttentionChoice = "auto",
+        backend: str = "inductor",
+    ) -> None:
         """Choose how calls run. graphs: record and replay, on devices that can. compile: the UNet's repeated blocks
-        through torch.compile, once for each size."""
-        self.graphs = graphs
+        through torch.compile, once for each size. attention: by which kernel."""
+        if self.compiled and attention != self.attention:
+            torch.compiler.reset()  # the kernel is part of what was compiled
+        self.graphs, self.attention = graphs, attention
         if compile and not self.compiled:
             compile_blocks(self._unet, backend)
         if self.compiled and not compile:
@@ -119,6 +130,10 @@ class Engine:
     @torch.inference_mode()
     def run(self, call: Call) -> Found:
         """The call's results, in the UNet's dtype."""
+        with attention_by(self.attention):
+            return self._run(call)
+
+    def _run(self, call: Call) -> Found:
         self.stats.rows[call.shape] += call.rows
         self.stats.why = ""
         groups = grouped_by_pairs(call.uses)

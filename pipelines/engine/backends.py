@@ -1,0 +1,32 @@
+"""Which of torch's attention kernels runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+AttentionChoice = Literal["auto", "cudnn", "flash", "efficient", "math"]
+"""auto: torch's own order. Others: that kernel wherever it can run (by head size, dtype, mask, device), then torch's
+order; what each costs and rounds differs by device."""
+
+_BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+}
+
+
+@contextmanager
+def attention_by(choice: AttentionChoice) -> Iterator[None]:
+    """Within, also in what is compiled there: scaled dot products of attention by this choice."""
+    if choice == "auto":
+        yield
+        return
+    others = [kernel for name, kernel in _BACKENDS.items() if name != choice]
+    order = [_BACKENDS[choice], *(others if choice != "math" else ())]  # math runs always; CPUs know no order
+    with sdpa_kernel(order, set_priority=True):
+        yield
