@@ -16,7 +16,6 @@ from typing import Any
 import fastapi
 import gradio as gr
 import httpx
-import uvicorn
 from starlette.routing import Mount
 
 from pipelines.errors import SetupError
@@ -26,6 +25,7 @@ from studio.jobs.gate import Trust
 from studio.jobs.owner import owner_of
 from studio.opening import Opening
 from studio.web import sdapi
+from studio.web.closing import ClosingServer
 from studio.web.guard import LOOPBACK, Guard, Rules
 from studio.web.look import Look
 
@@ -186,8 +186,7 @@ def _address(serving: Serving, listening: socket.socket) -> str:
 def _run(
     app: fastapi.FastAPI, serving: Serving, listening: socket.socket, address: str, say: Callable[[str], None]
 ) -> int:
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
-    server = uvicorn.Server(config)
+    server = ClosingServer(app)
     problems: list[str] = []
 
     def started() -> None:

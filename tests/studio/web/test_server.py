@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import fastapi
 import httpx
 import pytest
+from fastapi.responses import StreamingResponse
 from starlette.routing import Mount, Route
 
 from pipelines.errors import SetupError
@@ -15,6 +20,7 @@ from studio.cli import main
 from studio.jobs import Trainings
 from studio.jobs.owner import owner_of
 from studio.web import server
+from studio.web.closing import ClosingServer
 from studio.web.guard import OF_THE_LOGIN_PAGE
 from studio.web.server import Serving, make_app, served_folders
 from studio.web.users import read_users
@@ -176,3 +182,30 @@ def test_mcp_that_does_not_answer_is_a_problem(running: Any) -> None:
     port = int(running.address.rsplit(":", 1)[1])
     assert server._mcp_problem(Serving(), Listening(port)) == ""  # type: ignore[arg-type]
     assert "does not answer" in server._mcp_problem(Serving(), Listening(9))  # type: ignore[arg-type]
+
+
+def test_a_server_that_closes_ends_the_streams_that_pages_listen_to(caplog: pytest.LogCaptureFixture) -> None:
+    app = fastapi.FastAPI()
+
+    @app.get("/endless")
+    def endless() -> StreamingResponse:
+        async def beats() -> AsyncIterator[bytes]:
+            while True:
+                yield b"beat"
+                await asyncio.sleep(0.05)
+
+        return StreamingResponse(beats())
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        closing = ClosingServer(app)
+        running = threading.Thread(target=closing.run, kwargs={"sockets": [listening]})
+        running.start()
+        with httpx.stream("GET", f"http://127.0.0.1:{listening.getsockname()[1]}/endless") as answer:
+            heard = answer.iter_raw()
+            assert next(heard) == b"beat"
+            closing.should_exit = True
+            rest = list(heard)  # it ends, and as a whole answer
+    running.join(5)
+    assert not running.is_alive()
+    assert len(rest) < 40
+    assert caplog.records == []

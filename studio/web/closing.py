@@ -1,0 +1,54 @@
+"""A server that closes at once, and quietly: streams that pages listen to end with it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import uvicorn
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+
+class ClosingServer(uvicorn.Server):
+    """uvicorn waits for open streams and then breaks them off with an error for each; gradio's pages always hold some."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._closing = asyncio.Event()
+        ending = _Ending(app, self._closing)
+        super().__init__(
+            uvicorn.Config(ending, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
+        )
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._closing.set()
+        await super().shutdown(sockets)
+
+
+class _Ending:
+    """Tells the application that its listeners have left once `closing` is set, and ends what it breaks off then."""
+
+    def __init__(self, app: ASGIApp, closing: asyncio.Event) -> None:
+        self._app, self._closing = app, closing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        unfinished = False
+
+        async def next_message() -> Message:
+            waiting = asyncio.ensure_future(receive()), asyncio.ensure_future(self._closing.wait())
+            try:
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                return waiting[0].result() if waiting[0].done() else {"type": "http.disconnect"}
+            finally:
+                for each in waiting:
+                    each.cancel()
+
+        async def answer(message: Message) -> None:
+            nonlocal unfinished
+            unfinished = message["type"] == "http.response.start" or message.get("more_body", False)
+            await send(message)
+
+        await self._app(scope, next_message, answer)
+        if unfinished:
+            await send({"type": "http.response.body"})
