@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class ClosingServer(uvicorn.Server):
-    """uvicorn waits for open streams and then breaks them off with an error for each; gradio's pages always hold some."""
+    """uvicorn waits for open streams, then breaks each off with an error; gradio's pages always hold some."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._closing = asyncio.Event()
