@@ -1,0 +1,195 @@
+"""Which of torch's ways make the model itself faster, without adapters: attention kernels, compilation, layout.
+
+    python -m studio.bench.base [--model sdxl] [--size 1024 512] [--device cuda] [--profile] [--json FILE]
+
+One denoising step with guidance for several pictures in one call, as a CUDA graph where there are any. Ways:
+
+    plain          as the model comes
+    blocks         the transformer blocks through torch.compile, diffusers' regional compile
+    compiled       residual blocks and the norms between them too, as the engine compiles
+    channels last  compiled, weights and latents of convolutions laid out by channels
+    tuned          compiled, inductor choosing among its own products and torch's by timing them (slow to compile)
+
+each with one of torch's attention kernels (auto is torch's choice). All ways give the same predictions but for
+rounding; how far each is from the first one stands beside its time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from pipelines.engine.backends import AttentionChoice, attention_by
+from pipelines.engine.compiling import compile_blocks
+from pipelines.home import Home
+from pipelines.record import device_name
+from studio.bench.speed.bed import Bed, Inputs, load_unet
+from studio.bench.speed.profile import Profile, profiled
+from studio.bench.speed.timing import Graphs, Timing, seconds_of, take_turns
+from studio.bench.speed.ways import relative
+from studio.bench.speed.workload import Workload
+
+Build = Literal["plain", "blocks", "compiled", "channels last", "tuned"]
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the model is built and which attention kernel comes first."""
+
+    build: Build
+    attention: AttentionChoice
+
+    @property
+    def label(self) -> str:
+        return f"{self.build}, {self.attention}"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A way's step. ready: seconds until it could run. difference: relative, to the first way's predictions."""
+
+    way: Way
+    timing: Timing
+    ready: float
+    difference: float
+    profile: Profile | None
+
+
+def built(unet: Any, build: Build, backend: str) -> Any:
+    """A copy of the model, built that way."""
+    if build == "plain":
+        return unet
+    own = copy.deepcopy(unet)
+    if build == "blocks":
+        own.compile_repeated_blocks(fullgraph=True, dynamic=False, backend=backend)
+        return own
+    if build == "channels last":
+        own.to(memory_format=torch.channels_last)
+    compile_blocks(own, backend)
+    return own
+
+
+@contextmanager
+def _tuning(build: Build) -> Iterator[None]:
+    import torch._inductor.config as inductor
+
+    settings = {"max_autotune_gemm": True, "coordinate_descent_tuning": True} if build == "tuned" else {}
+    with inductor.patch(settings):
+        yield
+
+
+def measure(
+    unet: Any, pictures: int, cells: int, ways: Sequence[Way], repeats: int, *, profile: bool, backend: str
+) -> list[Finding]:
+    """All ways on one model, one after another, each in turns with the first.
+
+    pictures: with guidance, two rows each. cells: of the latents' side.
+    """
+    bed = Bed("", unet, "attention", 1)
+    work = Workload(cells, pictures)
+    arguments = Inputs(unet, pictures, cells).of(work.steps()[0])
+    graphs = Graphs() if bed.device.type == "cuda" else None
+    first: Callable[[], Tensor] | None = None
+    expected: Tensor | None = None
+    findings = []
+    for way in ways:
+        torch.compiler.reset()
+        gc.collect()
+        own: list[Callable[[], Tensor]] = []
+
+        def prepare(way: Way = way, own: list[Callable[[], Tensor]] = own) -> None:
+            call = partial(_predictions, built(unet, way.build, backend), arguments, way.attention)
+            with _tuning(way.build):
+                call()  # what compiles does so here
+            own.append(graphs.capture(call) if graphs else call)
+
+        ready = seconds_of(prepare, bed.device)
+        first = first or own[0]
+        expected = own[0]().clone() if expected is None else expected
+        turns = take_turns({"first": first, "own": own[0]}, bed.device, repeats)
+        findings.append(
+            Finding(
+                way,
+                turns["own"],
+                ready,
+                relative(own[0](), expected),
+                profiled(own[0], 1, bed.device) if profile else None,
+            )
+        )
+        print(line(findings[-1], findings[0]), flush=True)
+    return findings
+
+
+def _predictions(unet: Any, arguments: dict[str, Any], attention: AttentionChoice) -> Tensor:
+    with torch.inference_mode(), attention_by(attention):
+        found: Tensor = unet(**arguments, return_dict=False)[0]
+    return found
+
+
+def line(finding: Finding, first: Finding) -> str:
+    """A line for people, and the profile's below it."""
+    median = finding.timing.median
+    text = (
+        f"  {finding.way.label:26}{1000 * median:10.2f} ms  spread {finding.timing.spread:6.1%}  x first "
+        f"{median / first.timing.median:6.3f}  difference {finding.difference:8.1e}  ready {finding.ready:6.1f} s"
+    )
+    return "\n".join([text, *(finding.profile.lines(median) if finding.profile else ())])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m studio.bench.base", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument(
+        "--model", default="tiny-sdxl", help="sdxl and sd15 are made here, with random weights"
+    )
+    parser.add_argument("--size", type=int, nargs="+", default=[128], help="pixels a side")
+    parser.add_argument("--images", type=int, default=8, help="pictures in the call, two rows each")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="", help="default: float32 on the CPU, bfloat16 on a GPU")
+    parser.add_argument("--builds", nargs="+", choices=get_args(Build), default=["plain", "compiled"])
+    parser.add_argument("--attention", nargs="+", choices=get_args(AttentionChoice), default=["auto"])
+    parser.add_argument("--backend", default="inductor", help="of torch.compile")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--profile", action="store_true", help="also where the time of every way goes")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    options = parser.parse_args(arguments)
+    device = torch.device(options.device)
+    dtype = getattr(torch, options.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    unet = load_unet(options.model, Home.resolve(), device, dtype)
+    ways = [Way(build, attention) for build in options.builds for attention in options.attention]
+    found = {}
+    print(
+        f"{options.model}, {options.images} pictures, {device_name(device)}, torch {torch.__version__}, {dtype}"
+    )
+    for size in options.size:
+        print(f"{size} x {size}")
+        findings = measure(
+            unet,
+            options.images,
+            size // 8,
+            ways,
+            options.repeats,
+            profile=options.profile,
+            backend=options.backend,
+        )
+        found[size] = [asdict(finding) for finding in findings]
+    if options.json:
+        options.json.write_text(json.dumps({"device": device_name(device), "found": found}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
