@@ -223,17 +223,22 @@ class Engine:
         if not ranks:
             return bucket
         load = self._load(rows, rows // group, call.shape, call.steady)
-        return replace(bucket, forms=tuple(self._form(each, load) for each in ranks))
+        forms = []
+        for each in ranks:
+            form, load = self._form(each, load)
+            forms.append(form)
+        return replace(bucket, forms=tuple(forms))
 
     def _load(self, rows: int, groups: int, shape: Sequence[int], steady: int) -> Load:
         return Load(rows, groups, shape[-2] * shape[-1], steady, MEMORY_SHARE * self._total_memory())
 
-    def _form(self, ranks: Ranks, load: Load) -> KindForm:
-        form = self.bank.form
-        if form == "auto":
-            form = self.planner.choose(self.planner.estimates(self._table, ranks, load), load)
+    def _form(self, ranks: Ranks, load: Load) -> tuple[KindForm, Load]:
+        """One kind's form, and the load with the room that its buffers leave for the next."""
+        found = self.planner.estimates(self._table, ranks, load)
+        form = self.bank.form if self.bank.form != "auto" else self.planner.choose(found, load)
         rank = 0 if form == "dense" else room_for_rank(ranks.pool if form == "pool" else ranks.lane)
-        return KindForm(ranks.kind, form, rank)
+        taken = next(each.bytes for each in found if each.form == form)
+        return KindForm(ranks.kind, form, rank), replace(load, room=load.room - taken)
 
     def explain(
         self, uses: Sequence[tuple[Use, ...]], shape: Sequence[int], steady: int
@@ -252,7 +257,10 @@ class Engine:
                 continue
             costs = self.planner.estimates(self._table, ranks, load)
             staged = recorded and kind in STEP_KINDS
-            chosen = self._form(ranks, load).form if staged else self.bank.choose(ranks)
+            chosen = self.bank.choose(ranks)
+            if staged:
+                form, load = self._form(ranks, load)
+                chosen = form.form
             found.append(KindPlan(ranks, len(self._table.of_kind[kind]), costs, chosen))
         return tuple(found)
 

@@ -310,7 +310,8 @@ class DensePacking:
         return sum(acting.weight.nbytes for acting in self.acting.values() if isinstance(acting, Dense))
 
     def fill(self, pools: Mapping[int, RowPool], draft: Draft, seats: Sequence[int] | None = None) -> None:
-        """Merge the draft's groups anew from the base weights, in place; seats: the groups they are here."""
+        """Merge the draft's groups anew from the base weights, in place; seats: the groups they are here, ascending."""
+        runs = _runs(range(self.groups) if seats is None else seats)
         like = next(iter(pools.values())).rows
         places = np.array(sorted(self.acting), np.int64)
         layers = np.zeros(len(self.table.layers), bool)
@@ -330,6 +331,18 @@ class DensePacking:
             assert isinstance(factors, Factors)
             assert isinstance(acting, Dense)
             base = self.table.layers[place].weight.flatten(1)  # [out, in * kh * kw]
-            down = factors.down.flatten(2)
-            for order, seat in enumerate(range(self.groups) if seats is None else seats):
-                torch.addmm(base, factors.up[order].mT, down[order], out=acting.weight[seat].flatten(1))
+            down, up, mine = factors.down.flatten(2), factors.up.mT, acting.weight.flatten(2)
+            for orders, own in runs:  # one product for all groups that sit side by side
+                torch.baddbmm(base.expand_as(mine[own]), up[orders], down[orders], out=mine[own])
+
+
+def _runs(seats: Sequence[int]) -> list[tuple[slice, slice]]:
+    """Ascending seats as slices of neighbours: (their places in the list, the seats)."""
+    found: list[tuple[slice, slice]] = []
+    for order, seat in enumerate(seats):
+        if found and found[-1][1].stop == seat:
+            (orders, own) = found.pop()
+            found.append((slice(orders.start, order + 1), slice(own.start, seat + 1)))
+        else:
+            found.append((slice(order, order + 1), slice(seat, seat + 1)))
+    return found

@@ -16,6 +16,7 @@ from composers import Merge, Switch
 from pipelines import Request, StudioPipeline, assets
 from pipelines.engine import calibration
 from pipelines.engine.calibration import rates_of
+from pipelines.engine.engine import MEMORY_SHARE
 from pipelines.engine.factors import Form
 from pipelines.engine.graphs import Reruns
 from pipelines.engine.packing import Ranks
@@ -136,3 +137,32 @@ def test_a_plan_says_what_runs(pipe: StudioPipeline) -> None:
     pipe.optimize(form="dense")
     assert [kind.chosen for kind in pipe.plan(asked)[0].kinds] == ["dense", "dense"]
     assert pipe.plan(Request("a fox", composer=Merge()))[0].kinds == ()
+
+
+def test_kinds_of_layers_share_the_room(
+    sdxl_folder: Path, make_lora: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole weights of one kind alone fit, of two kinds do not: the second takes another form."""
+    pipe = StudioPipeline.from_pretrained(sdxl_folder)
+    pipe.load_lora_weights(make_lora(sdxl_folder, "wide", seed=1, rank=2, where=""), "wide")
+    engine = pipe.model.engine
+    engine.recorder_for = lambda device: Reruns()
+    engine.reset()
+    engine.planner = Planner(
+        Rates(gemm=1e15, low_rank=1e6, bandwidth=1e15, launch=0, host=0)
+    )  # dense is cheapest
+    asked = Request("a fox", adapters={"wide": 1.0}, steps=12, width=32, height=32)
+
+    def chosen(room: float) -> dict[str, str]:
+        monkeypatch.setattr(type(engine), "_total_memory", lambda own: room / MEMORY_SHARE)
+        return {
+            kind.ranks.kind: kind.chosen for kind in pipe.plan(asked)[0].kinds if kind.ranks.kind != "text"
+        }
+
+    kinds = pipe.plan(asked)[0].kinds
+    bytes_of = {kind.ranks.kind: kind.estimates[-1].bytes for kind in kinds if kind.ranks.kind != "text"}
+    assert set(chosen(1e12).values()) == {"dense"}
+    assert chosen(sum(bytes_of.values())) == chosen(1e12)
+    forms = list(chosen(sum(bytes_of.values()) - 1).values())
+    assert forms[:-1] == ["dense"] * (len(forms) - 1)
+    assert forms[-1] != "dense"

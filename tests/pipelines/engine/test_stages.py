@@ -205,6 +205,28 @@ def test_whole_weights_stay_seated_when_others_leave(pipe: StudioPipeline) -> No
     assert written == []
 
 
+@torch.inference_mode()
+def test_whole_weights_of_neighbours_are_written_by_one_product_a_layer(pipe: StudioPipeline) -> None:
+    engine = staged(pipe, "dense").model.engine
+
+    def mixes(*strengths: float) -> list[tuple[Use, ...]]:
+        return [(Use("attention", strength),) for strength in strengths]
+
+    engine.run(call(pipe, mixes(0.1, 0.2, 0.3)))
+    [stage] = engine.stages
+    [packing] = stage.packings.values()
+    assert isinstance(packing, DensePacking)
+    for changed, products in (
+        (mixes(0.4, 0.5, 0.6), 1),
+        (mixes(0.7, 0.5, 0.8), 2),
+        (mixes(0.7, 0.5, 0.9), 1),
+    ):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+            stage._place(tuple(changed))
+        written = sum(event.count for event in seen.key_averages() if event.key == "aten::baddbmm")
+        assert written == products * len(packing.acting)
+
+
 def spy_on_dense(engine: Engine) -> list[Sequence[int] | None]:
     """The seats that whole weights are written to from now on."""
     seen: list[Sequence[int] | None] = []
