@@ -16,6 +16,7 @@ from pipelines.adapters.adapter import LoadReport
 from pipelines.checkpoints import load_checkpoint
 from pipelines.decoding import OutputType
 from pipelines.denoise import steady
+from pipelines.engine import choosing
 from pipelines.engine.backends import AttentionChoice
 from pipelines.engine.bank import FormChoice
 from pipelines.engine.calibration import rates_of
@@ -117,6 +118,7 @@ class StudioPipeline:
         form: FormChoice = "auto",
         tf32: bool | None = None,
         attention: AttentionChoice = "auto",
+        kernels: bool = False,
     ) -> None:
         """How the UNet's calls run; none of it changes a picture beyond rounding.
 
@@ -126,6 +128,9 @@ class StudioPipeline:
             cheapest for each call. tf32: whether float32 products on a GPU may round to 10 bits of mantissa (a
             picture's latents then differ by about 1e-3); for the whole process; None leaves torch's setting.
             attention: which of torch's attention kernels comes first, see `pipelines.engine.backends`.
+        kernels: let Triton kernels of our own compete with the library's products, on CUDA in 16 bits: which is
+            fastest is measured at the first call of each shape (seconds, once for a device) and kept in the home's
+            cache. Without Triton, and elsewhere, nothing changes.
         """
         if compile:
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(self.home.cache / "compile"))
@@ -134,7 +139,9 @@ class StudioPipeline:
         self.model.bank.form = form
         if self.model.device.type == "cuda":
             self.calibrate()
-        self.model.engine.optimize(graphs=graphs, compile=compile, attention=attention)
+        if kernels:
+            choosing.keep_in(self.home.cache)
+        self.model.engine.optimize(graphs=graphs, compile=compile, attention=attention, kernels=kernels)
 
     def calibrate(self) -> Rates:
         """The device's rates, which the planner goes by from now on: measured once in about a second, then kept in

@@ -22,6 +22,7 @@ from pipelines.engine.bank import Bank, Rows, grouped
 from pipelines.engine.call import Call, Found, forward
 from pipelines.engine.compiling import compile_blocks, part_blocks
 from pipelines.engine.graphs import CudaGraphs, Recorder
+from pipelines.engine.layers import use_kernels
 from pipelines.engine.packing import Ranks, Taken
 from pipelines.engine.planner import KindPlan, Load, Planner
 from pipelines.engine.stage import Bucket, KindForm, Stage, room_for_rank, room_for_rows
@@ -98,12 +99,14 @@ class Engine:
         compile: bool,
         attention: AttentionChoice = "auto",
         backend: str = "inductor",
+        kernels: bool = False,
     ) -> None:
         """Choose how calls run. graphs: record and replay, on devices that can. compile: the UNet's repeated blocks
-        through torch.compile, once for each size. attention: by which kernel."""
+        through torch.compile, once for each size. attention: by which kernel. kernels: see `use_kernels`."""
         if self.compiled and attention != self.attention:
             torch.compiler.reset()  # the kernel is part of what was compiled
         self.graphs, self.attention = graphs, attention
+        use_kernels(self._unet, kernels)
         if compile and not self.compiled:
             compile_blocks(self._unet, backend)
         if self.compiled and not compile:

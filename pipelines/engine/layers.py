@@ -8,12 +8,13 @@ the base weight is never touched. What acts on it in a call stands in its `Slot`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
+from diffusers.models.activations import GEGLU
 from torch import Tensor, nn
 
 from pipelines.adapters.adapter import Hadamard
-from pipelines.engine import flora
+from pipelines.engine import choosing, flora
 from pipelines.engine.factors import (
     Acting,
     Dense,
@@ -22,6 +23,7 @@ from pipelines.engine.factors import (
     add_linear,
     conv2d,
     dense_linear,
+    in_one_pass,
     linears,
 )
 
@@ -57,9 +59,10 @@ class Slot:
 
 
 class LaneLinear(nn.Linear):
-    """A Linear with a Slot. Input [lanes, …, in], output [lanes, …, out]."""
+    """A Linear with a Slot. Input [lanes, …, in], output [lanes, …, out]. kernels: see `use_kernels`."""
 
     slot: Slot
+    kernels = False
 
     def forward(self, x: Tensor) -> Tensor:
         acting, multiplied = self.slot.acting, self.slot.multiplied
@@ -68,7 +71,7 @@ class LaneLinear(nn.Linear):
         if isinstance(acting, Dense):
             return dense_linear(x, acting.weight, self.bias)
         if multiplied is None:
-            return linears(x, [self.weight], [self.bias], [acting])[0]
+            return linears(x, [self.weight], [self.bias], [acting], self.kernels)[0]
         y = flora.linear(self, x, multiplied).contiguous()
         add_linear(x, y, acting)
         return y
@@ -93,6 +96,38 @@ class LaneConv2d(nn.Conv2d):
 LaneLayer = LaneLinear | LaneConv2d
 
 
+class KernelGEGLU(GEGLU):
+    """diffusers' GEGLU in one pass with its Linear, lane layer or plain, where kernels can serve it."""
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        proj = self.proj
+        slot = proj.slot if type(proj) is LaneLinear else None
+        if (
+            args
+            or kwargs
+            or not choosing.usable(hidden_states)
+            or type(proj) not in (LaneLinear, nn.Linear)
+            or (slot is not None and slot.multiplied is not None)
+            or proj._forward_hooks
+            or proj._forward_pre_hooks
+        ):
+            found: Tensor = super().forward(hidden_states, *args, **kwargs)
+            return found
+        acting = None if slot is None else slot.acting
+        return in_one_pass(hidden_states, proj.weight, proj.bias, acting, geglu=True)
+
+
+def use_kernels(model: nn.Module, on: bool) -> None:
+    """Let the low-rank products of `model`'s lane layers, and every GEGLU, run by the fastest way measured
+    (`choosing.py`), or no longer, in place. Without Triton nothing changes."""
+    on = on and choosing.available()
+    for module in model.modules():
+        if isinstance(module, LaneLinear):
+            module.kernels = on
+        elif type(module) is (GEGLU if on else KernelGEGLU):
+            module.__class__ = KernelGEGLU if on else GEGLU
+
+
 def together(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
     """Several layers over one input [lanes, …, in], in one product where what acts on them stands side by side."""
     plain = all(type(layer) is LaneLinear and layer.slot.multiplied is None for layer in layers)
@@ -102,7 +137,8 @@ def together(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
     acting = [layer.slot.acting for layer in lanes]
     low_rank = [each for each in acting if isinstance(each, Factors)]
     if len(low_rank) == len(layers):
-        return linears(x, [layer.weight for layer in lanes], [layer.bias for layer in lanes], low_rank)
+        weights, biases = [layer.weight for layer in lanes], [layer.bias for layer in lanes]
+        return linears(x, weights, biases, low_rank, lanes[0].kernels)
     dense = [each for each in acting if isinstance(each, Dense)]
     if len(dense) == len(layers) and all(layer.bias is None for layer in lanes):
         stack = dense[0].stack
@@ -129,7 +165,9 @@ def wrap(model: nn.Module) -> dict[str, LaneLayer]:
 
 def unwrap(model: nn.Module) -> None:
     """Give `model` its own layers back, in place."""
+    use_kernels(model, False)
     for module in model.modules():
         if isinstance(module, LaneLinear | LaneConv2d):
+            module.__dict__.pop("kernels", None)
             del module.slot
             module.__class__ = module.__class__.__base__  # type: ignore[assignment]

@@ -1,0 +1,272 @@
+"""Which way a layer's product runs: the library's, or one of the kernels. Measured on the device, never assumed.
+
+The first call of a shape times all candidates, in a CUDA graph, on random operands of the same layout; one that fails,
+or whose result is not the library's, is dropped, and its reason kept. The choice holds for the process and stands in a
+file beside the device's rates. Nothing is measured while a CUDA graph is being captured: the library's way runs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipelines.engine.graphs import CudaGraphs
+
+LIBRARY = "library"
+CALLS, TURNS = 20, 5
+GAIN = 0.98
+"""Of the library's time, what a kernel must stay under to be taken: a smaller gain is noise."""
+TOLERANCE = 1e-2
+"""Relative distance from the library's result, twice what rounding its parts to bfloat16 costs."""
+REVISION = 1
+"""Of the kernels: what older ones were measured at is not read."""
+
+Way = Callable[[], Tensor]
+Clock = Callable[[Way], float]
+
+
+@dataclass(frozen=True)
+class Operands:
+    """y_g = act(x_g W_g^T + s_g U_g + b): x [G, T, in]; weight [out, in] or [G, out, in]; bias [out]; shrunk
+    [G, T, R] and up [G, R, out], both or neither; act is GEGLU, which halves the width, or nothing."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    shrunk: Tensor | None
+    up: Tensor | None
+    geglu: bool
+
+    @property
+    def label(self) -> str:
+        groups, tokens, inner = self.x.shape
+        parts = [f"{groups} x {tokens} x {inner} -> {self.weight.shape[-2]}"]
+        if self.up is not None and self.shrunk is not None:
+            parts.append(f"rank {self.up.shape[-2]} of {self.shrunk.stride(-2)}")
+        flags = {"own weights": self.weight.ndim == 3, "bias": self.bias is not None, "geglu": self.geglu}
+        return ", ".join([*parts, *(name for name, there in flags.items() if there)])
+
+    def library(self) -> Tensor:
+        """The slow, obvious way: a product, the low-rank part added in place, the activation."""
+        y = self._product()
+        if not self.geglu:
+            return y
+        value, gate = y.chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+    def _product(self) -> Tensor:
+        if self.weight.ndim == 2:
+            y = F.linear(self.x, self.weight, self.bias)
+        elif self.bias is None:
+            y = torch.bmm(self.x, self.weight.mT)
+        else:
+            y = torch.baddbmm(self.bias, self.x, self.weight.mT)
+        if self.up is not None and self.shrunk is not None:
+            y.baddbmm_(self.shrunk, self.up)
+        return y
+
+    def ways(self) -> dict[str, Way]:
+        """All there are by name, the library's first."""
+        from pipelines.engine import kernels
+
+        ways: dict[str, Way] = {LIBRARY: self.library}
+        if self.geglu:
+            ways["library, kernel for GEGLU"] = lambda: kernels.geglu(self._product())
+        for tile in kernels.tiles(self.x, self.geglu):
+            ways[tile.name] = lambda tile=tile: kernels.product(  # type: ignore[misc]
+                self.x, self.weight, self.bias, self.shrunk, self.up, self.geglu, tile
+            )
+        return ways
+
+    def twin(self) -> Operands:
+        """Random operands of the same layout; torch's own generators are left alone."""
+        generator = torch.Generator(self.x.device).manual_seed(0)
+
+        def like(tensor: Tensor | None, scale: float) -> Tensor | None:
+            if tensor is None:
+                return None
+            made = torch.empty_strided(
+                tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
+            )
+            return made.normal_(0, scale, generator=generator)
+
+        x, weight = like(self.x, 1), like(self.weight, self.x.shape[-1] ** -0.5)
+        assert x is not None
+        assert weight is not None
+        rank = 1 if self.up is None else self.up.shape[-2]
+        return Operands(
+            x, weight, like(self.bias, 1), like(self.shrunk, 1), like(self.up, rank**-0.5), self.geglu
+        )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """name: of the fastest way. microseconds: of every way that ran. dropped: way -> why it was left out."""
+
+    name: str
+    microseconds: Mapping[str, float]
+    dropped: Mapping[str, str]
+
+
+@dataclass
+class Choices:
+    """What has been measured on one device in one dtype. file: where it is kept; None keeps it in memory alone."""
+
+    file: Path | None = None
+    known: dict[str, Choice] = field(default_factory=dict)
+
+    def run(self, operands: Operands) -> Tensor:
+        """The product by the way known to be fastest; measured first where it is not known and nothing is captured."""
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            choice = self.known.get(operands.label)
+        else:
+            choice = self.choice(operands)
+        if choice is None or choice.name == LIBRARY:
+            return operands.library()
+        return operands.ways()[choice.name]()
+
+    def choice(self, operands: Operands) -> Choice:
+        label = operands.label
+        found = self.known.get(label)
+        if found is None or (found.name != LIBRARY and found.name not in operands.ways()):
+            try:
+                found = measured(operands.twin().ways(), clock(operands.x.device))
+            except torch.OutOfMemoryError:  # no room to try: another call may have it
+                return Choice(LIBRARY, {}, {LIBRARY: "the device's memory is too small to measure"})
+            self.known[label] = found
+            self.write()
+        return found
+
+    def read(self) -> None:
+        """What the file holds; nothing where it cannot be read."""
+        if self.file is None:
+            return
+        try:
+            kept = json.loads(self.file.read_text())
+            self.known = {label: Choice(**own) for label, own in kept.items()} | self.known
+        except (OSError, ValueError, TypeError, AttributeError):
+            return
+
+    def write(self) -> None:
+        if self.file is None:
+            return
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        draft = self.file.with_suffix(".tmp")
+        draft.write_text(json.dumps({label: asdict(own) for label, own in self.known.items()}, indent=1))
+        draft.replace(self.file)
+
+
+def measured(ways: Mapping[str, Way], seconds: Clock) -> Choice:
+    """The fastest of the ways, the library's unless another gains more than noise.
+
+    ways: the library's among them, which must run.
+    """
+    expected = ways[LIBRARY]().float()
+    found, dropped = {LIBRARY: 1e6 * seconds(ways[LIBRARY])}, {}
+    for name, way in ways.items():
+        if name == LIBRARY:
+            continue
+        try:
+            apart = float((way().float() - expected).norm() / expected.norm())
+            if not apart < TOLERANCE:
+                dropped[name] = f"its result is {apart:.1e} away from the library's"
+                continue
+            found[name] = 1e6 * seconds(way)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a compiler or a driver raises costs this candidate only
+            dropped[name] = f"{type(error).__name__}: {str(error).strip()[:300]}"
+    best = min(found, key=found.__getitem__)
+    return Choice(best if found[best] < GAIN * found[LIBRARY] else LIBRARY, found, dropped)
+
+
+def clock(device: torch.device) -> Clock:
+    """Seconds of a way on a CUDA device: the median of some replays of a graph of its calls."""
+
+    def seconds(way: Way) -> float:
+        def calls() -> None:
+            for _ in range(CALLS):
+                way()
+
+        replay = CudaGraphs(device).record(calls).replay
+        replay()
+
+        def turn() -> float:
+            torch.cuda.synchronize(device)
+            began = time.perf_counter()
+            replay()
+            torch.cuda.synchronize(device)
+            return (time.perf_counter() - began) / CALLS
+
+        return statistics.median(turn() for _ in range(TURNS))
+
+    return seconds
+
+
+# -- of this process -------------------------------------------------------------------------------------
+
+_choices: dict[tuple[torch.device, torch.dtype], Choices] = {}
+_folder: list[Path] = []
+
+
+def keep_in(cache_folder: Path) -> None:
+    """From now on choices are read from and kept in this folder, a file for each device and dtype."""
+    _folder[:] = [cache_folder / "engine"]
+    _choices.clear()
+
+
+def choices(device: torch.device, dtype: torch.dtype) -> Choices:
+    """Of a CUDA device and a dtype."""
+    found = _choices.get((device, dtype))
+    if found is None:
+        kind = str(dtype).removeprefix("torch.")
+        name = f"{torch.cuda.get_device_name(device)} {kind} torch {torch.__version__} kernels {REVISION}"
+        file = re.sub(r"[^A-Za-z0-9]+", "-", name) + ".json"
+        found = _choices[device, dtype] = Choices(_folder[0] / file if _folder else None)
+        found.read()
+    return found
+
+
+@cache
+def available() -> bool:
+    """Whether Triton is installed."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def usable(x: Tensor) -> bool:
+    """Whether kernels can serve this input: on a CUDA device, in 16 bits, and without gradients."""
+    return x.is_cuda and x.dtype in (torch.float16, torch.bfloat16) and not torch.is_grad_enabled()
+
+
+@torch.library.custom_op(
+    "lora_studio::product",
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor? bias, Tensor? shrunk, Tensor? up, bool geglu) -> Tensor",
+)
+def product(
+    x: Tensor, weight: Tensor, bias: Tensor | None, shrunk: Tensor | None, up: Tensor | None, geglu: bool
+) -> Tensor:
+    """`Operands`' product as one operation that inductor keeps whole: [G, T, out], or half as wide with GEGLU."""
+    operands = Operands(x, weight, bias, shrunk, up, geglu)
+    if not usable(x):
+        return operands.library()
+    with torch.cuda.device(x.device):
+        return choices(x.device, x.dtype).run(operands)
+
+
+@product.register_fake
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor | None, shrunk: Tensor | None, up: Tensor | None, geglu: bool
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[-2] // (2 if geglu else 1)))

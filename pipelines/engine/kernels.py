@@ -1,0 +1,322 @@
+"""Triton kernels: a layer's product with all that belongs to it in one pass over its output.
+
+    y_g = act(x_g W_g^T + s_g U_g + b)        g = 1 … G groups of lanes
+
+W is one for all groups or each group's own, s the groups' rows already shrunk (`factors.shrink`) and U their factors'
+second half, so that the low-rank part goes into the same float32 accumulator and costs no pass over y of its own. act
+is nothing or GEGLU (Shazeer 2020, arXiv 2002.05202): of W's rows the first half makes h, the second half the gate, and
+h * gelu(gate) is written, half as wide as W is high; gelu is the exact one, with erf, as in diffusers.
+
+This module imports Triton; nothing imports it before a product on a CUDA device asks for it (`choosing.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+BAND = 8
+"""Row blocks whose tiles run side by side, so that what they share of W stays in the second-level cache."""
+GEGLU_COLUMNS = 1024
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How a product is cut: m x n outputs a program (n of h and n of the gate for GEGLU), k of the sum at once.
+
+    persistent: as many programs as the device has processors, each doing tile after tile. descriptors: x and W are
+    read through tensor descriptors, which need rows that are multiples of 16 bytes.
+    """
+
+    m: int
+    n: int
+    k: int
+    warps: int
+    stages: int
+    persistent: bool = False
+    descriptors: bool = False
+
+    @property
+    def name(self) -> str:
+        extra = (", persistent" if self.persistent else "") + (", descriptors" if self.descriptors else "")
+        return f"{self.m} x {self.n} x {self.k}, {self.warps} warps, {self.stages} stages{extra}"
+
+
+PLAIN = (
+    Tile(128, 256, 64, 8, 3),
+    Tile(128, 128, 64, 4, 3),
+    Tile(256, 128, 64, 8, 3),
+    Tile(64, 128, 64, 4, 4),
+    Tile(128, 256, 64, 8, 3, descriptors=True),
+    Tile(128, 128, 64, 4, 3, descriptors=True),
+    Tile(128, 256, 64, 8, 3, persistent=True, descriptors=True),
+    Tile(128, 128, 64, 8, 4, persistent=True, descriptors=True),
+)
+GATED = (
+    Tile(128, 128, 64, 8, 3),
+    Tile(128, 64, 64, 4, 3),
+    Tile(256, 64, 64, 8, 3),
+    Tile(64, 64, 64, 4, 4),
+    Tile(128, 128, 64, 8, 3, descriptors=True),
+    Tile(128, 64, 64, 4, 3, descriptors=True),
+    Tile(128, 128, 64, 8, 3, persistent=True, descriptors=True),
+    Tile(128, 64, 64, 8, 4, persistent=True, descriptors=True),
+)
+"""Candidates without and with GEGLU; which is fastest is measured (`choosing.py`)."""
+
+
+def tiles(x: Tensor, geglu: bool) -> Sequence[Tile]:
+    """The candidates that can run a product of x [G, T, in]."""
+    aligned = x.shape[-1] * x.element_size() % 16 == 0
+    return [tile for tile in (GATED if geglu else PLAIN) if aligned or not tile.descriptors]
+
+
+def product(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    shrunk: Tensor | None,
+    up: Tensor | None,
+    geglu: bool,
+    tile: Tile,
+) -> Tensor:
+    """[G, T, out] for x [G, T, in], weight [out, in] or [G, out, in], bias [out], shrunk [G, T, R] (its last
+    dimension contiguous) and up [G, R, out], both or neither; [G, T, out / 2] with GEGLU. All of one dtype.
+
+    Raises what Triton raises for a tile that this device cannot run.
+    """
+    groups, tokens, inner = x.shape
+    outer = weight.shape[-2] // (2 if geglu else 1)
+    x, weight = x.contiguous(), weight.contiguous()
+    y = x.new_empty((groups, tokens, outer))
+    count = groups * triton.cdiv(tokens, tile.m) * triton.cdiv(outer, tile.n)
+    rank = 0 if up is None else up.shape[-2]
+    if shrunk is not None and shrunk.stride(-1) != 1:
+        shrunk = shrunk.contiguous()
+    programs = min(count, processors(x.device)) if tile.persistent else count
+    _product[(programs,)](
+        _described(x, tile.m, tile.k) if tile.descriptors else x,
+        _described(weight, tile.n, tile.k) if tile.descriptors else weight,
+        x if bias is None else bias,
+        x if shrunk is None else shrunk,
+        x if up is None else up.contiguous(),
+        y,
+        groups,
+        tokens,
+        inner,
+        outer,
+        rank,
+        0 if shrunk is None else shrunk.stride(0),
+        0 if shrunk is None else shrunk.stride(1),
+        M=tile.m,
+        N=tile.n,
+        K=tile.k,
+        R=64 if rank > 32 else 32 if rank > 16 else 16,
+        OWN=weight.ndim == 3,
+        BIAS=bias is not None,
+        LOW_RANK=up is not None,
+        GEGLU=geglu,
+        EVEN=inner % tile.k == 0,
+        DESCRIPTORS=tile.descriptors,
+        PERSISTENT=tile.persistent,
+        BAND_ROWS=BAND,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+    )
+    return y
+
+
+def geglu(y: Tensor) -> Tensor:
+    """h * gelu(gate) for y [..., 2 * out] whose first half is h: [..., out]."""
+    outer = y.shape[-1] // 2
+    found = y.new_empty((*y.shape[:-1], outer))
+    grid = (found.numel() // outer, triton.cdiv(outer, GEGLU_COLUMNS))
+    _geglu[grid](y.contiguous(), found, outer, COLUMNS=GEGLU_COLUMNS)
+    return found
+
+
+def _described(tensor: Tensor, rows: int, columns: int) -> TensorDescriptor:
+    """The tensor as a matrix of rows, read in blocks; what lies outside reads as zero."""
+    matrix = tensor.flatten(0, -2)
+    return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), [rows, columns])
+
+
+@cache
+def processors(device: torch.device) -> int:
+    """Of a CUDA device. On a CPU, for tests in Triton's interpreter: few."""
+    if device.type != "cuda":
+        return 3
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+@triton.jit
+def _product(
+    x,
+    weight,
+    bias,
+    shrunk,
+    up,
+    y,
+    groups,
+    tokens,
+    inner,
+    outer,
+    rank,
+    shrunk_group,
+    shrunk_token,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    R: tl.constexpr,
+    OWN: tl.constexpr,
+    BIAS: tl.constexpr,
+    LOW_RANK: tl.constexpr,
+    GEGLU: tl.constexpr,
+    EVEN: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    PERSISTENT: tl.constexpr,
+    BAND_ROWS: tl.constexpr,
+):
+    """See `product`. shrunk_group, shrunk_token: strides of `shrunk`. EVEN: K divides `inner`."""
+    if PERSISTENT:
+        count = groups * tl.cdiv(tokens, M) * tl.cdiv(outer, N)
+        for place in tl.range(tl.program_id(0), count, tl.num_programs(0), flatten=True):
+            _tile(
+                place, x, weight, bias, shrunk, up, y, groups, tokens, inner, outer, rank, shrunk_group,
+                shrunk_token, M, N, K, R, OWN, BIAS, LOW_RANK, GEGLU, EVEN, DESCRIPTORS, BAND_ROWS,
+            )  # fmt: skip
+    else:
+        _tile(
+            tl.program_id(0), x, weight, bias, shrunk, up, y, groups, tokens, inner, outer, rank, shrunk_group,
+            shrunk_token, M, N, K, R, OWN, BIAS, LOW_RANK, GEGLU, EVEN, DESCRIPTORS, BAND_ROWS,
+        )  # fmt: skip
+
+
+@triton.jit
+def _tile(
+    place,
+    x,
+    weight,
+    bias,
+    shrunk,
+    up,
+    y,
+    groups,
+    tokens,
+    inner,
+    outer,
+    rank,
+    shrunk_group,
+    shrunk_token,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    R: tl.constexpr,
+    OWN: tl.constexpr,
+    BIAS: tl.constexpr,
+    LOW_RANK: tl.constexpr,
+    GEGLU: tl.constexpr,
+    EVEN: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    BAND_ROWS: tl.constexpr,
+):
+    """One tile: rows [row, row + M) of a group, columns [column, column + N). Where it hangs over the edge, the last
+    row is read again, and nothing is written. Offsets within a tile fit 32 bits, those of tiles take 64."""
+    row_blocks = tl.cdiv(tokens, M)
+    band = BAND_ROWS * tl.cdiv(outer, N)
+    first = place // band * BAND_ROWS
+    height = min(groups * row_blocks - first, BAND_ROWS)
+    block = first + place % band % height
+    column = place % band // height * N
+    group = block // row_blocks
+    row = block % row_blocks * M
+    width = outer * 2 if GEGLU else outer
+    top = group.to(tl.int64) * tokens + row  # among all rows of x and y
+    rows = tl.arange(0, M)
+    columns = tl.arange(0, N)
+    within_rows = tl.minimum(rows, tokens - row - 1)
+    inside = columns < outer - column
+
+    value = tl.zeros((M, N), dtype=tl.float32)
+    gate = tl.zeros((M, N), dtype=tl.float32)  # no code comes of it without GEGLU
+    if LOW_RANK:
+        ranks = tl.arange(0, R)
+        shrunk += group.to(tl.int64) * shrunk_group + row.to(tl.int64) * shrunk_token
+        up += group.to(tl.int64) * rank * width + column
+        shrunk_tile = shrunk + within_rows[:, None] * shrunk_token + ranks[None, :]
+        up_tile = up + ranks[:, None] * width + columns[None, :]
+        for r in range(0, rank, R):
+            known = ranks < rank - r
+            s = tl.load(shrunk_tile, mask=known[None, :], other=0.0)
+            u = tl.load(up_tile, mask=known[:, None] & inside[None, :], other=0.0)
+            value = tl.dot(s, u, value)
+            if GEGLU:
+                u = tl.load(up_tile + outer, mask=known[:, None] & inside[None, :], other=0.0)
+                gate = tl.dot(s, u, gate)
+            shrunk_tile += R
+            up_tile += R * width
+
+    weight_row = (group * width if OWN else 0) + column
+    if DESCRIPTORS:
+        x_row = group * tokens + row
+        for k in range(0, inner, K):
+            a = x.load([x_row, k])
+            value = tl.dot(a, weight.load([weight_row, k]).T, value)
+            if GEGLU:
+                gate = tl.dot(a, weight.load([weight_row + outer, k]).T, gate)
+    else:
+        ks = tl.arange(0, K)
+        within_columns = tl.minimum(columns, outer - column - 1)
+        x_tile = x + top * inner + within_rows[:, None] * inner + ks[None, :]
+        weight += weight_row.to(tl.int64) * inner
+        weight_tile = weight + within_columns[None, :] * inner + ks[:, None]
+        gate_tile = weight_tile + outer * inner
+        for k in range(0, inner, K):
+            if EVEN:
+                a = tl.load(x_tile)
+                value = tl.dot(a, tl.load(weight_tile), value)
+                if GEGLU:
+                    gate = tl.dot(a, tl.load(gate_tile), gate)
+            else:
+                known = ks < inner - k
+                a = tl.load(x_tile, mask=known[None, :], other=0.0)
+                value = tl.dot(a, tl.load(weight_tile, mask=known[:, None], other=0.0), value)
+                if GEGLU:
+                    gate = tl.dot(a, tl.load(gate_tile, mask=known[:, None], other=0.0), gate)
+            x_tile += K
+            weight_tile += K
+            gate_tile += K
+
+    if BIAS:
+        value += tl.load(bias + column + columns, mask=inside, other=0.0).to(tl.float32)[None, :]
+        if GEGLU:
+            gate += tl.load(bias + outer + column + columns, mask=inside, other=0.0).to(tl.float32)[None, :]
+    if GEGLU:
+        value = _gated(value, gate)
+    y += top * outer + column
+    written = (rows < tokens - row)[:, None] & inside[None, :]
+    tl.store(y + rows[:, None] * outer + columns[None, :], value.to(y.dtype.element_ty), mask=written)
+
+
+@triton.jit
+def _geglu(y, found, outer, COLUMNS: tl.constexpr):
+    """A program for every row and every `COLUMNS` columns of the result."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    y += row * 2 * outer
+    value = tl.load(y + columns, mask=columns < outer, other=0.0).to(tl.float32)
+    gate = tl.load(y + outer + columns, mask=columns < outer, other=0.0).to(tl.float32)
+    found += row * outer
+    tl.store(found + columns, _gated(value, gate).to(found.dtype.element_ty), mask=columns < outer)
+
+
+@triton.jit
+def _gated(value, gate):
+    return value * (0.5 * gate * (1.0 + tl.erf(gate * 0.7071067811865476)))

@@ -1,0 +1,65 @@
+"""Run by `test_kernels.py` as a program of its own: Triton takes its interpreter only where that is asked for before
+it is imported. Prints a line for every case: what it is, and its relative distance from torch in float32."""
+
+from __future__ import annotations
+
+import itertools
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import torch
+from torch import Tensor
+
+from pipelines.engine import kernels
+
+GROUPS, TOKENS, OUT = 3, 21, 24  # none a multiple of the tile's side
+RANK = 19
+
+
+def expected(
+    x: Tensor, weight: Tensor, bias: Tensor | None, shrunk: Tensor | None, up: Tensor | None, geglu: bool
+) -> Tensor:
+    y = x.float() @ weight.float().mT
+    if shrunk is not None and up is not None:
+        y += shrunk.float() @ up.float()
+    if bias is not None:
+        y += bias.float()
+    if geglu:
+        value, gate = y.chunk(2, dim=-1)
+        y = value * torch.nn.functional.gelu(gate)
+    return y
+
+
+def apart(found: Tensor, wanted: Tensor) -> float:
+    return float((found.float() - wanted).norm() / wanted.norm())
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    flags = list(itertools.product((False, True), repeat=5))
+    for place, (own, bias, low_rank, geglu, persistent) in enumerate(flags):
+        dtype = torch.float16 if place % 3 == 0 else torch.float32
+        descriptors = (place + place // 2) % 2 == 1
+        inner = 40 if descriptors else 37  # descriptors need rows of whole 16 bytes
+        out = OUT * (2 if geglu else 1)
+        x = torch.randn(GROUPS, TOKENS, inner).to(dtype)
+        weight = (torch.randn(*((GROUPS,) if own else ()), out, inner) / inner**0.5).to(dtype)
+        offset = torch.randn(out).to(dtype) if bias else None
+        stack = torch.randn(GROUPS, TOKENS, 3 * RANK).to(dtype)
+        shrunk = stack[..., RANK : 2 * RANK] if low_rank else None  # as q/k/v's key has it: strided
+        up = (torch.randn(GROUPS, RANK, out) / RANK**0.5).to(dtype) if low_rank else None
+        tile = kernels.Tile(16, 16, 16, 4, 2, persistent, descriptors)
+        found = kernels.product(x, weight, offset, shrunk, up, geglu, tile)
+        difference = apart(found, expected(x, weight, offset, shrunk, up, geglu))
+        print(
+            f"own={own} bias={bias} low_rank={low_rank} geglu={geglu} persistent={persistent} "
+            f"descriptors={descriptors} {str(dtype).removeprefix('torch.')} {difference:.3e}"
+        )
+    y = torch.randn(5, 2 * 37)
+    value, gate = y.chunk(2, dim=-1)
+    print(f"alone float32 {apart(kernels.geglu(y), value * torch.nn.functional.gelu(gate)):.3e}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""Products by the fastest way: the choice, and that every form takes that way, with torch in the kernels' place."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers.models.activations import GEGLU
+from torch import Tensor
+
+from composers import Use
+from pipelines.checkpoints import load_checkpoint
+from pipelines.engine import choosing
+from pipelines.engine.bank import FormChoice
+from pipelines.engine.choosing import LIBRARY, Choice, Choices, Operands, measured
+from pipelines.engine.factors import Factors
+from pipelines.engine.layers import KernelGEGLU, unwrap, use_kernels, wrap
+from pipelines.engine.reference import merged
+from pipelines.model import Model
+
+from ..lanes import relative, row_of, unet_inputs
+
+ROWS = [(Use("wide", 0.5),), (Use("wide", 0.5),), (Use("wide", -0.7),), (Use("wide", -0.7),)]
+
+
+def ways(*names: str) -> dict[str, Callable[[], Tensor]]:
+    return {name: (lambda: torch.ones(3)) for name in names}
+
+
+def times(**microseconds: float) -> Callable[[Callable[[], Tensor]], float]:
+    """A clock that is asked for the ways in the order given."""
+    left = iter(microseconds.values())
+    return lambda way: next(left) / 1e6
+
+
+def test_the_fastest_way_is_kept() -> None:
+    choice = measured(ways(LIBRARY, "a", "b"), times(library=100, a=90, b=70))
+    assert choice.name == "b"
+    assert choice.microseconds == pytest.approx({LIBRARY: 100, "a": 90, "b": 70})
+
+
+def test_the_library_stays_where_the_gain_is_noise() -> None:
+    assert measured(ways(LIBRARY, "a"), times(library=100, a=99)).name == LIBRARY
+
+
+def test_a_broken_or_wrong_candidate_is_dropped_and_the_reason_kept() -> None:
+    def broken() -> Tensor:
+        raise RuntimeError("out of shared memory")
+
+    choice = measured(
+        ways(LIBRARY) | {"broken": broken, "wrong": lambda: torch.zeros(3)} | ways("right"),
+        times(library=100, right=50),
+    )
+    assert choice.name == "right"
+    assert choice.dropped["broken"] == "RuntimeError: out of shared memory"
+    assert "away from the library's" in choice.dropped["wrong"]
+
+
+def operands() -> Operands:
+    return Operands(torch.ones(1, 2, 3), torch.ones(4, 3), None, None, None, False)
+
+
+def test_a_choice_is_measured_once_and_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def measure(ways: object, clock: object) -> Choice:
+        asked.append(1)
+        return Choice(LIBRARY, {LIBRARY: 5.0}, {"a": "too large"})
+
+    monkeypatch.setattr(choosing, "measured", measure)
+    monkeypatch.setattr(Operands, "ways", lambda self: {LIBRARY: self.library})
+    first = Choices(tmp_path / "engine" / "one.json")
+    assert torch.equal(first.run(operands()), torch.full((1, 2, 4), 3.0))
+    first.run(operands())
+    second = Choices(tmp_path / "engine" / "one.json")
+    second.read()
+    assert second.choice(operands()) == first.choice(operands())
+    assert asked == [1]
+
+
+def test_a_file_that_cannot_be_read_counts_as_none(tmp_path: Path) -> None:
+    (tmp_path / "one.json").write_text("[1")
+    choices = Choices(tmp_path / "one.json")
+    choices.read()
+    assert choices.known == {}
+
+
+def test_nothing_is_measured_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(ways: object, clock: object) -> Choice:
+        raise AssertionError("measured during a capture")
+
+    monkeypatch.setattr(choosing, "measured", measure)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    choices = Choices()
+    assert torch.equal(choices.run(operands()), torch.full((1, 2, 4), 3.0))
+    assert choices.known == {}
+
+
+def test_the_product_is_a_sound_custom_operation() -> None:
+    x, weight, bias = torch.randn(2, 5, 6), torch.randn(8, 6), torch.randn(8)
+    shrunk, up = torch.randn(2, 5, 9)[..., 3:6], torch.randn(2, 3, 8)
+    for geglu in (False, True):
+        torch.library.opcheck(choosing.product, (x, weight, bias, shrunk, up, geglu))
+
+
+@pytest.mark.parametrize("form", ["lane-packed", "pool", "dense"])
+@torch.inference_mode()
+def test_every_form_goes_through_the_product_and_equals_merged_weights(
+    sdxl_folder: Path, make_lora: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, form: FormChoice
+) -> None:
+    model = Model(load_checkpoint(sdxl_folder))
+    model.load_adapter(make_lora(sdxl_folder, "wide", seed=3, rank=3, where=""), "wide")
+    model.bank.form = form
+    inputs = unet_inputs(model, len(ROWS))
+    expected = model.unet(**inputs).sample
+    gated: list[bool] = []
+    product = choosing.product
+
+    def seen(
+        x: Tensor, weight: Tensor, bias: Tensor | None, shrunk: Tensor | None, up: Tensor | None, geglu: bool
+    ) -> Tensor:
+        gated.append(geglu)
+        found: Tensor = product(x, weight, bias, shrunk, up, geglu)
+        return found
+
+    monkeypatch.setattr(choosing, "usable", lambda x: True)
+    monkeypatch.setattr(choosing, "available", lambda: True)
+    monkeypatch.setattr(choosing, "product", seen)
+    monkeypatch.setattr(choosing, "choices", lambda device, dtype: Libraries())
+    use_kernels(model.unet, True)
+    assert relative(model.unet(**inputs).sample, expected) < 1e-6
+    geglus = sum(type(module) is KernelGEGLU for module in model.unet.modules())
+    assert geglus > 0
+    assert gated == [True] * geglus  # without adapters the library's plain products are best
+    gated.clear()
+    with model.bank.active("unet", ROWS):
+        together = model.unet(**inputs).sample
+    assert gated.count(True) == geglus
+    assert (False in gated) == (form != "dense")
+    for row in (0, 2):
+        reference = merged(model.unet, "unet", model.bank.adapters, ROWS[row])
+        use_kernels(reference, False)
+        assert relative(together[row], reference(**row_of(inputs, row)).sample[0]) < 1e-5
+    use_kernels(model.unet, False)
+    gated.clear()
+    model.unet(**inputs)
+    assert gated == []
+
+
+@torch.inference_mode()
+def test_geglu_and_low_rank_products_are_traced_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One graph without breaks, in which the product is one operation."""
+    monkeypatch.setattr(choosing, "usable", lambda x: True)
+    monkeypatch.setattr(choosing, "available", lambda: True)
+    monkeypatch.setattr(choosing, "choices", lambda device, dtype: Libraries())
+    module = torch.nn.Sequential(GEGLU(6, 4), torch.nn.Linear(4, 5))
+    plain = copy.deepcopy(module)
+    for layer in wrap(module).values():
+        groups, rank = 2, 3
+        down = torch.randn(groups, rank, layer.weight.shape[1])
+        layer.slot.acting = Factors(down, torch.zeros(groups, rank, layer.weight.shape[0]), None, down, 0)
+    use_kernels(module, True)
+    x = torch.randn(4, 7, 6)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    assert relative(compiled(x), plain(x)) < 1e-6
+
+
+class Libraries:
+    """In the place of choices: torch alone."""
+
+    def run(self, operands: Operands) -> Tensor:
+        return operands.library()
+
+
+def test_kernels_are_switched_off_with_the_wrapping(sdxl_folder: Path) -> None:
+    unet = copy.deepcopy(Model(load_checkpoint(sdxl_folder)).unet)
+    use_kernels(unet, True)
+    unwrap(unet)
+    plain = load_checkpoint(sdxl_folder).unet
+    assert [type(module) for module in unet.modules()] == [type(module) for module in plain.modules()]
+    assert any(type(module) is GEGLU for module in unet.modules())
+    assert not any("kernels" in vars(module) for module in unet.modules())
