@@ -19,7 +19,7 @@ Commands: TypeAlias = "_SubParsersAction[Any]"
 
 COMMANDS = ("bench",)
 FORMS = ("auto", "lane-packed", "pool", "dense")
-MODES = ("eager", "graph", "compiled")
+MODES = ("eager", "graph", "compiled", "kernels")
 TARGET_PARTS = ("large", "small", "composite", "changes", "switch", "linear", "float32", "other")
 RIVALS = ("set_adapters", "adapter_names", "fused")
 
@@ -29,7 +29,7 @@ ways:    base              no adapters: the least that any way can take
          set_adapters      diffusers + peft as documented, picture after picture
          adapter_names     peft's mixed batch over mixes made one adapter beforehand
          fused             merged weights, picture after picture; fusing shared out over 30 steps
-modes:   graph replays a CUDA graph; compiled adds diffusers' regional compile
+modes:   graph replays a CUDA graph; compiled adds diffusers' regional compile, kernels our own
 Needs peft: pip install 'lora-studio[train]'."""
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from pipelines.engine import choosing
 from pipelines.errors import SetupError
 from pipelines.home import Home
 from pipelines.record import device_name
@@ -41,6 +42,7 @@ def run(args: argparse.Namespace, home: Home, teller: Teller) -> int:
         if size < 64 or size % 64:
             raise SetupError(f"--size {size} must be a multiple of 64 pixels")
     budget = Budget(args.budget)
+    choosing.keep_in(home.cache)
     machine = Machine(home, device, dtype)
     if args.gates:
         return gates.run(machine, budget, args.repeats, teller)

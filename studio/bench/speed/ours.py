@@ -43,7 +43,9 @@ class Ours:
         for adapter in bed.adapters.values() if adapters is None else adapters:
             self.bank.load(adapter)
         self.engine = Engine(unet, self.bank)
-        self.engine.optimize(graphs=mode != "eager", compile=mode == "compiled")
+        self.engine.optimize(
+            graphs=mode != "eager", compile=mode in ("compiled", "kernels"), kernels=mode == "kernels"
+        )
         self._cut: Cut = cuts_of(unet.config, "deep")[0]
 
     @property

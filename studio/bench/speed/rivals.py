@@ -8,8 +8,8 @@
     fused                a merged model a picture, picture after picture; fusing and unfusing shared out over a run.
                          A merged model is as fast as the plain one, so the plain one is timed
 
-Each in one of three modes: "eager"; "graph", the call replayed as a CUDA graph; "compiled", the same with diffusers'
-regional compile (without a GPU: compiled alone).
+Each in one of these modes: "eager"; "graph", the call replayed as a CUDA graph; "compiled", the same with diffusers'
+regional compile (without a GPU: compiled alone); and "kernels", of ours and the base only, that with our kernels.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from torch import Tensor, nn
 from composers import Use
 from pipelines.adapters import Adapter, LowRank
 from pipelines.engine.compiling import compile_blocks
+from pipelines.engine.layers import use_kernels
 from studio.bench.speed.bed import Bed, Inputs
 from studio.bench.speed.timing import Graphs, seconds_of
 from studio.bench.speed.workload import SUFFIXES, Row
 
-Mode = Literal["eager", "graph", "compiled"]
-MODES: tuple[Mode, ...] = ("eager", "graph", "compiled")
+Mode = Literal["eager", "graph", "compiled", "kernels"]
+MODES: tuple[Mode, ...] = ("eager", "graph", "compiled", "kernels")
 RUN_STEPS = 30
 """Steps over which fusing a picture's mix is shared out."""
 
@@ -59,7 +60,7 @@ class Base:
         self._bed = bed
         self._inputs = inputs
         self._graphs = graphs
-        self._compiled: Any = None
+        self._compiled: dict[Mode, Any] = {}
 
     def together(self, rows: Sequence[Row], mode: Mode) -> Callable[[], Tensor]:
         """All rows in one call: predictions [rows, channels, h, w]."""
@@ -82,11 +83,12 @@ class Base:
 
     def _call(self, arguments: Mapping[str, Any], mode: Mode) -> Callable[[], Tensor]:
         unet = self._bed.unet
-        if mode == "compiled":
-            if self._compiled is None:
-                self._compiled = self._bed.twin()
-                compile_blocks(self._compiled)
-            unet = self._compiled
+        if mode in ("compiled", "kernels"):
+            if mode not in self._compiled:
+                self._compiled[mode] = self._bed.twin()
+                use_kernels(self._compiled[mode], mode == "kernels")
+                compile_blocks(self._compiled[mode])
+            unet = self._compiled[mode]
         call = partial(_predict, unet, arguments)
         if mode == "eager" or self._graphs is None:
             return call

@@ -126,6 +126,7 @@ def run(
             f"switch {size}", bench, replace(few_adapters, method="switch", cells=cells[size]), ways, FEWEST
         )
     few = [Way("base", best), Way("studio", best, "lane-packed"), Way("studio", best, "dense")]
+    few += with_kernels(modes, ("lane-packed", "dense"))
     if "linear" in wanted:
         bench = bench_of(scale.model, "linear")
         measure("linear", bench, replace(mixes, layers="linear"), few)
@@ -148,6 +149,7 @@ def headline(modes: Sequence[Mode]) -> list[Way]:
         Way("studio", best, "auto"),
         Way("studio", best, "dense"),
         Way("studio", best, "lane-packed"),
+        *with_kernels(modes, ("auto", "dense", "lane-packed")),
         Way("fused", best),
         RELEASED,
         Way("studio", recorded, "lane-packed"),
@@ -158,6 +160,13 @@ def headline(modes: Sequence[Mode]) -> list[Way]:
         *(Way("fused", mode) for mode in reversed(modes[:-1])),
         Way("peft adapter_names", "eager"),
     ]
+
+
+def with_kernels(modes: Sequence[Mode], forms: Sequence[FormChoice]) -> list[Way]:
+    """The base and these forms with our kernels, where compiled ways are measured."""
+    if "compiled" not in modes:
+        return []
+    return [Way("base", "kernels"), *(Way("studio", "kernels", form) for form in forms)]
 
 
 @contextmanager

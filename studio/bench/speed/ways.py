@@ -66,6 +66,10 @@ class Ways:
         """Why a way does not apply here; "" where it does."""
         if way.mode == "graph" and self._graphs is None:
             return "CUDA graphs need a CUDA device"
+        if way.mode == "kernels" and self._graphs is None:
+            return "our kernels need a CUDA device"
+        if way.mode == "kernels" and way.kind == "fused":
+            return "our kernels are no rival's"
         if way.kind == "fused" and self._workload.method != "merge":
             return "merged weights serve only a mix that stays the same over the run"
         if way.kind.startswith("peft") and way.mode != "eager":
