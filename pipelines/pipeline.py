@@ -166,8 +166,8 @@ class StudioPipeline:
             rows = tuple(lane.uses for own in plans for lane in own[0].lanes)
             shape = self.model.latent_shape(width, height)
             lasting = min(steady(own, 0) for own in plans)
-            kinds = self.model.engine.explain(rows, shape, lasting)
-            found.append(CallPlan(width, height, len(plans), len(rows), lasting, kinds))
+            kinds, note = self.model.engine.explain(rows, shape, lasting)
+            found.append(CallPlan(width, height, len(plans), len(rows), lasting, kinds, note))
         return tuple(found)
 
     @property

@@ -50,8 +50,10 @@ def spell(plan: CallPlan) -> str:
         f"{plan.width} x {plan.height}: {plan.pictures} pictures, {plan.rows} rows a step, "
         f"mixes that stay for {plan.steady} steps",
     ]
+    if plan.note:
+        lines.append(f"  {plan.note}")
     if not plan.kinds:
-        return "\n".join([*lines, "  no adapter changes the UNet"])
+        return "\n".join(lines if plan.note else [*lines, "  no adapter changes the UNet"])
     lines.append(f"  {'layers':18}{'form':14}{'rank':>6}{'ms a step':>11}{'ms a mix':>10}{'MiB':>9}")
     for kind in plan.kinds:
         for each in kind.estimates:

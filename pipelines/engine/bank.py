@@ -150,6 +150,18 @@ class Bank:
         """Whether any of these adapters multiplies weights (true FLoRA)."""
         return any(use.adapter in self._multiplying for use in uses)
 
+    def multiplied_kinds(
+        self, component: str, rows: Sequence[tuple[Use, ...]], within: npt.NDArray[np.bool_]
+    ) -> frozenset[Kind]:
+        """The kinds of layers whose weights these adapters multiply. within: [layers] bool, those that will run."""
+        members = {use.adapter for lane in rows for use in lane if use.weight != 0} & self._multiplying
+        table = self.tables[component]
+        return frozenset(
+            table.kinds[place]
+            for place in np.flatnonzero(within)
+            if members and members & table.layers[place].slot.multiplying.keys()
+        )
+
     def marked(self, uses: tuple[Use, ...]) -> Marked:
         """The uses with the serial numbers of their adapters: equal marks stand for equal factors."""
         return uses, tuple(self._serials[use.adapter] for use in uses)
@@ -271,10 +283,7 @@ class Bank:
             slot, name = table.layers[place].slot, table.names[place]
             mine = {adapter: own for adapter, own in slot.multiplying.items() if adapter in members}
             if mine and table.kinds[place] in kinds:
-                strengths = [
-                    [(use.adapter, use.weight * use.block_factor(name)) for use in lane] for lane in rows
-                ]
-                gathered = flora.gather(mine, strengths)
+                gathered = flora.gather(mine, flora.strengths(rows, name))
                 if gathered is not None:
                     yield slot, gathered
 

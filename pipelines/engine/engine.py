@@ -2,14 +2,14 @@
 
     call -> keys and values of its texts -> a recording for its bucket, or layer by layer -> prediction and features
 
-Calls run layer by layer on the CPU and where recording is not possible; the reason is told.
-Adapters that multiply weights (true FLoRA) always run so.
+Calls run layer by layer on the CPU and where recording is not possible; the reason is told. Adapters that multiply
+weights (true FLoRA) are recorded as whole weights, where these fit and the mix stays for long enough.
 """
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from pipelines.engine.compiling import compile_blocks, part_blocks
 from pipelines.engine.graphs import CudaGraphs, Recorder
 from pipelines.engine.layers import use_kernels
 from pipelines.engine.packing import Ranks, Taken
-from pipelines.engine.planner import KindPlan, Load, Planner
+from pipelines.engine.planner import FEWEST_STEADY, KindPlan, Load, Planner
 from pipelines.engine.stage import Bucket, KindForm, Stage, room_for_rank, room_for_rows
 from pipelines.engine.table import KINDS, Kind
 from pipelines.family import Cut
@@ -88,7 +88,7 @@ class Engine:
         self._memories: dict[Cut | None, TextMemory] = {}
         self._stages: OrderedDict[Bucket, Stage] = OrderedDict()
         self._refused: dict[Bucket, str] = {}
-        self._last_bucket: dict[Cut | None, tuple[tuple[object, ...], Bucket]] = {}
+        self._last_bucket: dict[Cut | None, tuple[tuple[object, ...], Bucket | str]] = {}
 
     # -- settings ----------------------------------------------------------------------------------------
 
@@ -196,9 +196,6 @@ class Engine:
         """The bucket of a call; None where it runs layer by layer."""
         if not self.graphs or self.recorder is None:
             return None
-        if any(self.bank.multiplies(uses) for uses in dict.fromkeys(call.uses)):
-            self.stats.tell("adapters that multiply weights (FLoRA) run without CUDA graphs")
-            return None
         bank = self.bank
         key: tuple[object, ...] = (
             bank.version,
@@ -211,9 +208,13 @@ class Engine:
         last = self._last_bucket.get(call.cut)
         if last is None or last[0] != key:
             last = self._last_bucket[call.cut] = (key, self._new_bucket(call, groups))
+        if isinstance(last[1], str):
+            self.stats.tell(last[1])
+            return None
         return last[1]
 
-    def _new_bucket(self, call: Call, groups: Rows) -> Bucket:
+    def _new_bucket(self, call: Call, groups: Rows) -> Bucket | str:
+        """The bucket of a call, or why it has none."""
         group = call.rows // len(groups)
         rows = room_for_rows(call.rows, group)
         within = self._table.running(self._modules(call.cut))
@@ -222,50 +223,71 @@ class Engine:
             call.shape, rows, group, call.text.shape[1], call.mask is not None, call.cut, call.leaves, ()
         )
         ranks = [Taken(self._table, kind, groups, reaches, within).ranks for kind in STEP_KINDS]
-        ranks = [each for each in ranks if each.lane]
-        if not ranks:
-            return bucket
         load = self._load(rows, rows // group, call.shape, call.steady)
-        forms = []
-        for each in ranks:
-            form, load = self._form(each, load)
-            forms.append(form)
-        return replace(bucket, forms=tuple(forms))
+        multiplied = self.bank.multiplied_kinds("unet", groups, within) & {*STEP_KINDS}
+        forms = self._forms(ranks, multiplied, load)
+        return forms if isinstance(forms, str) else replace(bucket, forms=forms)
 
     def _load(self, rows: int, groups: int, shape: Sequence[int], steady: int) -> Load:
         return Load(rows, groups, shape[-2] * shape[-1], steady, MEMORY_SHARE * self._total_memory())
 
-    def _form(self, ranks: Ranks, load: Load) -> tuple[KindForm, Load]:
-        """One kind's form, and the load with the room that its buffers leave for the next."""
-        found = self.planner.estimates(self._table, ranks, load)
-        form = self.bank.form if self.bank.form != "auto" else self.planner.choose(found, load)
-        rank = 0 if form == "dense" else room_for_rank(ranks.pool if form == "pool" else ranks.lane)
-        taken = next(each.bytes for each in found if each.form == form)
-        return KindForm(ranks.kind, form, rank), replace(load, room=load.room - taken)
+    def _forms(
+        self, ranks: Sequence[Ranks], multiplied: Collection[Kind], load: Load
+    ) -> tuple[KindForm, ...] | str:
+        """A form for every kind of layer that adapters change, within the room that all share; or why there are none.
+
+        multiplied: kinds whose weights are multiplied (FLoRA): on buffers, those are whole weights.
+        """
+        if multiplied and self.bank.form not in ("auto", "dense"):
+            return f"FLoRA runs without CUDA graphs in the form {self.bank.form!r}"
+        if multiplied and load.steady < FEWEST_STEADY:
+            return f"FLoRA runs without CUDA graphs where a mix changes within {FEWEST_STEADY} steps"
+        forms = []
+        for own in sorted(ranks, key=lambda own: own.kind not in multiplied):
+            whole = own.kind in multiplied
+            if not (own.lane or whole):
+                continue
+            found = self.planner.estimates(self._table, own, load)
+            form = self.bank.form if self.bank.form != "auto" else self.planner.choose(found, load)
+            form = "dense" if whole else form
+            rank = 0 if form == "dense" else room_for_rank(own.pool if form == "pool" else own.lane)
+            forms.append(KindForm(own.kind, form, rank))
+            load = replace(load, room=load.room - next(each.bytes for each in found if each.form == form))
+            if whole and load.room < 0:
+                return "FLoRA runs without CUDA graphs: the device's memory is too small for whole weights"
+        return tuple(forms)
 
     def explain(
         self, uses: Sequence[tuple[Use, ...]], shape: Sequence[int], steady: int
-    ) -> tuple[KindPlan, ...]:
+    ) -> tuple[tuple[KindPlan, ...], str]:
         """Which form a call over these rows would take for every kind of layer that its adapters change, and what
-        the others would cost. shape: of the latents. steady: as in `Call`."""
+        the others would cost; and what multiplies weights without a form of its own, "" where nothing does.
+
+        shape: of the latents. steady: as in `Call`.
+        """
         rows = tuple(uses)
         recorded = self.graphs and self.recorder is not None
         groups = grouped_by_pairs(rows) if recorded else grouped(rows)
         load = self._load(len(rows), len(groups), shape, steady)
         reaches, within = self.bank.reaches("unet"), self._table.running(("",))
-        found = []
-        for kind in KINDS:
-            ranks = Taken(self._table, kind, groups, reaches, within).ranks
-            if not ranks.lane:
-                continue
-            costs = self.planner.estimates(self._table, ranks, load)
-            staged = recorded and kind in STEP_KINDS
-            chosen = self.bank.choose(ranks)
-            if staged:
-                form, load = self._form(ranks, load)
-                chosen = form.form
-            found.append(KindPlan(ranks, len(self._table.of_kind[kind]), costs, chosen))
-        return tuple(found)
+        kinds = {kind: Taken(self._table, kind, groups, reaches, within).ranks for kind in KINDS}
+        multiplied = self.bank.multiplied_kinds("unet", groups, within)
+        forms = self._forms([kinds[kind] for kind in STEP_KINDS], multiplied & {*STEP_KINDS}, load)
+        refused = forms if isinstance(forms, str) else ""
+        staged = {own.kind: own.form for own in forms} if recorded and not isinstance(forms, str) else {}
+        plans = tuple(
+            KindPlan(
+                ranks,
+                len(self._table.of_kind[kind]),
+                self.planner.estimates(self._table, ranks, load),
+                staged.get(kind) or self.bank.choose(ranks),
+            )
+            for kind, ranks in kinds.items()
+            if ranks.lane or kind in staged
+        )
+        apart = sorted(multiplied - staged.keys())
+        note = f"FLoRA multiplies the weights of {' and '.join(apart)} layers row by row" if apart else ""
+        return plans, "; ".join(filter(None, (note, refused if recorded else "")))
 
     def _stage(self, bucket: Bucket, call: Call) -> Stage | None:
         """The stage of a bucket; None where it cannot be."""

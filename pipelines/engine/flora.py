@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from composers.plan import Use
 from pipelines.adapters.adapter import Hadamard
 
 FloraForm = Literal["products", "weights"]
@@ -74,14 +75,37 @@ class Multiplied:
         return "products" if products <= weights else "weights"
 
 
-def gather(rows: Mapping[str, Rows], strengths: Sequence[Sequence[tuple[str, float]]]) -> Multiplied | None:
-    """The factors that the lanes need; None where no lane has any.
+Strengths = Sequence[Sequence[tuple[str, float]]]
+"""For every lane or group, its adapters and how strongly."""
 
-    strengths: per lane, its adapters and how strongly. W + sum_i s_i (W * M_i - W) is W times
-    1 - sum_i s_i + sum_i s_i M_i, so what is kept of W is one more row of ones, left out where nothing is kept.
+
+def strengths(lanes: Sequence[Sequence[Use]], layer: str) -> Strengths:
+    """Of every lane's or group's uses on one layer."""
+    return [[(use.adapter, use.weight * use.block_factor(layer)) for use in lane] for lane in lanes]
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """The factors of those lanes or groups that have any. own: which; inner [own, R, in]; outer [own, R, out], the
+    strengths in it; zero rows pad those of lower rank."""
+
+    own: tuple[int, ...]
+    inner: Tensor
+    outer: Tensor
+
+    def scales(self) -> Tensor:
+        """By what every weight is multiplied, M: [own, out, in]."""
+        return torch.bmm(self.outer.mT, self.inner)
+
+
+def gathered(rows: Mapping[str, Rows], strengths: Strengths) -> Gathered | None:
+    """The factors that are needed; None where nobody has any.
+
+    W + sum_i s_i (W * M_i - W) is W times 1 - sum_i s_i + sum_i s_i M_i, so what is kept of W is one more row of
+    ones, left out where nothing is kept.
     """
     lanes = [[(name, weight) for name, weight in lane if name in rows and weight != 0] for lane in strengths]
-    own = [place for place, lane in enumerate(lanes) if lane]
+    own = tuple(place for place, lane in enumerate(lanes) if lane)
     if not own:
         return None
     like = next(iter(rows.values()))
@@ -93,14 +117,26 @@ def gather(rows: Mapping[str, Rows], strengths: Sequence[Sequence[tuple[str, flo
         if abs(kept) > 1e-9:  # 1 - 0.3 - 0.7 is not quite 0
             inner[-1] = torch.cat([inner[-1], torch.ones_like(like.inner[:1])])
             outer[-1] = torch.cat([outer[-1], torch.full_like(like.outer[:1], kept)])
-    rest = [place for place, lane in enumerate(lanes) if not lane]
-    device = like.inner.device
+    return Gathered(
+        own,
+        nn.utils.rnn.pad_sequence(inner, batch_first=True),
+        nn.utils.rnn.pad_sequence(outer, batch_first=True),
+    )
+
+
+def gather(rows: Mapping[str, Rows], strengths: Strengths) -> Multiplied | None:
+    """What multiplies one layer's weight in a call, by the strengths of its lanes; None where nothing does."""
+    found = gathered(rows, strengths)
+    if found is None:
+        return None
+    rest = [place for place in range(len(strengths)) if place not in found.own]
+    device = found.inner.device
     return Multiplied(
-        lanes=len(lanes),
-        own=torch.tensor(own, device=device) if rest else None,
+        lanes=len(strengths),
+        own=torch.tensor(found.own, device=device) if rest else None,
         rest=torch.tensor(rest, device=device) if rest else None,
-        inner=nn.utils.rnn.pad_sequence(inner, batch_first=True),
-        outer=nn.utils.rnn.pad_sequence(outer, batch_first=True),
+        inner=found.inner,
+        outer=found.outer,
     )
 
 

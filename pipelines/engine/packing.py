@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from composers.plan import Use
+from pipelines.engine import flora
 from pipelines.engine.factors import Acting, Dense, Factors, Form
 from pipelines.engine.rows import RowPool
 from pipelines.engine.table import Kind, Places, Table
@@ -284,7 +285,8 @@ class Packing:
 
 
 class DensePacking:
-    """Whole weights for the layers of one kind, one for each group: W + the sum of what its uses add.
+    """Whole weights for the layers of one kind, one for each group: W, multiplied by what its FLoRA adapters multiply
+    it by, + the sum of what its others add.
 
     layers: as in `Packing`. `acting`: place in the table -> its weights.
     """
@@ -309,8 +311,17 @@ class DensePacking:
     def bytes(self) -> int:
         return sum(acting.weight.nbytes for acting in self.acting.values() if isinstance(acting, Dense))
 
-    def fill(self, pools: Mapping[int, RowPool], draft: Draft, seats: Sequence[int] | None = None) -> None:
-        """Merge the draft's groups anew from the base weights, in place; seats: the groups they are here, ascending."""
+    def fill(
+        self,
+        pools: Mapping[int, RowPool],
+        draft: Draft,
+        seats: Sequence[int] | None = None,
+        multiplying: Groups = (),
+    ) -> None:
+        """Merge the draft's groups anew from the base weights, in place.
+
+        seats: the groups they are here, ascending. multiplying: their uses, where some of them are FLoRA adapters.
+        """
         runs = _runs(range(self.groups) if seats is None else seats)
         like = next(iter(pools.values())).rows
         places = np.array(sorted(self.acting), np.int64)
@@ -334,6 +345,16 @@ class DensePacking:
             down, up, mine = factors.down.flatten(2), factors.up.mT, acting.weight.flatten(2)
             for orders, own in runs:  # one product for all groups that sit side by side
                 torch.baddbmm(base.expand_as(mine[own]), up[orders], down[orders], out=mine[own])
+            if not (rows := self.table.layers[place].slot.multiplying) or not multiplying:
+                continue
+            multiplied = flora.gathered(rows, flora.strengths(multiplying, self.table.names[place]))
+            if multiplied is None:
+                continue
+            weight = self.table.layers[place].weight
+            for order, scale in zip(multiplied.own, multiplied.scales(), strict=True):
+                whole = acting.weight[order if seats is None else seats[order]]
+                torch.mul(weight, scale.view(*scale.shape, *(1,) * (weight.ndim - 2)), out=whole)
+                whole.flatten(1).addmm_(up[order], down[order])
 
 
 def _runs(seats: Sequence[int]) -> list[tuple[slice, slice]]:

@@ -44,7 +44,7 @@ class Rates:
     def product(self, rank: int) -> float:
         """Operations of a product of that rank: its time grows by the rank from that of an empty tile."""
         empty = LOW_RANK * (self.gemm / self.low_rank - 1)  # in ranks of a large product
-        return self.gemm * rank / (rank + max(empty, 0.0))
+        return self.gemm * max(rank, 1) / (max(rank, 1) + max(empty, 0.0))
 
 
 MEASURED = {
@@ -102,7 +102,8 @@ class KindPlan:
 
 @dataclass(frozen=True)
 class CallPlan:
-    """One UNet call: pictures of one size, their rows, for how many steps their mixes stay, and the forms."""
+    """One UNet call: pictures of one size, their rows, for how many steps their mixes stay, and the forms; note: what
+    FLoRA adapters do besides."""
 
     width: int
     height: int
@@ -110,6 +111,7 @@ class CallPlan:
     rows: int
     steady: int
     kinds: tuple[KindPlan, ...]
+    note: str
 
 
 @dataclass(frozen=True)

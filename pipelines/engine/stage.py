@@ -189,7 +189,8 @@ class Stage:
                 taken = Taken(self._table, kind, mixes, reaches, self._running)
                 draft = taken.draft("lane-packed", max(taken.ranks.lane, 1))
                 assert draft is not None
-                packing.fill(self._bank.pools, draft, changed)
+                multiplying = mixes if any(map(self._bank.multiplies, mixes)) else ()
+                packing.fill(self._bank.pools, draft, changed, multiplying)
             else:
                 taken = Taken(
                     self._table, kind, [mix[0] if mix else () for mix in after], reaches, self._running

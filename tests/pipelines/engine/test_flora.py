@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,10 +18,14 @@ from pipelines.adapters import Hadamard
 from pipelines.checkpoints import load_checkpoint
 from pipelines.engine import flora
 from pipelines.engine.bank import FormChoice
+from pipelines.engine.call import Call, forward
+from pipelines.engine.engine import Engine
 from pipelines.engine.reference import merged
 from pipelines.model import Model
+from studio.plan_command import spell
 
 from ..lanes import assert_within_own_noise, relative, row_of, unet_inputs
+from .test_stages import call, staged
 
 ROWS = [
     (Use("multiplied"),),
@@ -195,3 +201,97 @@ def test_pictures_with_flora_lora_and_neither_share_their_calls(
         alone = pipe(request, output_type="latent").images[0]
         assert relative(image, alone) < 1e-4
     assert relative(together.images[0], together.images[1]) > 1e-2
+
+
+# -- recorded: whole weights in a stage's buffers ----------------------------------------------------------
+
+
+@pytest.fixture
+def pipe(
+    model_folder: Path, make_lora: Callable[..., Path], floras: Callable[..., dict[str, Path]]
+) -> StudioPipeline:
+    pipe = StudioPipeline.from_pretrained(model_folder)
+    for name, file in floras(model_folder).items():
+        pipe.load_lora_weights(file, name)
+    pipe.load_lora_weights(make_lora(model_folder, "added", seed=2, rank=2, where=""), "added")
+    return staged(pipe)
+
+
+def assert_merged(pipe: StudioPipeline, own: Call, found: Tensor, row: int) -> None:
+    twin = merged(pipe.model.unet, "unet", pipe.model.bank.adapters, own.uses[row])
+    assert relative(found[row], forward(twin, own).prediction[row]) < 1e-5, own.uses[row]
+
+
+@torch.inference_mode()
+def test_lanes_are_recorded_as_whole_weights(pipe: StudioPipeline) -> None:
+    engine, own = pipe.model.engine, call(pipe, ROWS)
+    for _ in range(3):  # on the buffers, recorded, replayed
+        found = engine.run(own).prediction
+        for row in range(0, own.rows, 2):
+            assert_merged(pipe, own, found, row)
+    assert (engine.stats.layer_by_layer, engine.stats.captures, engine.stats.replays) == (0, 1, 2)
+    assert engine.stats.notes == {}
+
+
+@torch.inference_mode()
+def test_changes_of_mix_and_adapter_record_nothing(
+    pipe: StudioPipeline, model_folder: Path, floras: Callable[..., dict[str, Path]]
+) -> None:
+    engine, draw = pipe.model.engine, random.Random(1)
+    everything = (Use("multiplied", 0.5), Use("wide", 0.5), Use("added", 0.5))
+    for _ in range(2):
+        engine.run(call(pipe, [everything] * 3))
+    captures = engine.stats.captures
+    for turn in range(40):
+        mixes = [
+            tuple(replace(use, weight=round(draw.uniform(0, 1), 2)) for use in draw.sample(everything, size))
+            for size in (3, draw.randint(0, 3), draw.randint(0, 2))
+        ]
+        if turn % 10 == 5:
+            adapter = pipe.model.bank.adapters["wide"]
+            pipe.model.bank.unload("wide")
+            pipe.model.bank.load(adapter)
+        own = call(pipe, mixes, seed=turn)
+        found = engine.run(own).prediction
+        if turn % 10 in (0, 5):
+            for row in (0, 2, 4):
+                assert_merged(pipe, own, found, row)
+    assert (engine.stats.captures, engine.stats.layer_by_layer) == (captures, 0)
+
+
+@torch.inference_mode()
+def test_where_whole_weights_do_not_serve_layers_run_one_by_one_and_say_why(
+    pipe: StudioPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, own = pipe.model.engine, call(pipe, ROWS[:3])
+    expected = engine.run(own).prediction
+    assert engine.stats.layer_by_layer == 0
+
+    def alone(own: Call, why: str) -> None:
+        before = engine.stats.layer_by_layer
+        assert relative(engine.run(own).prediction, expected) < 1e-5
+        assert engine.stats.layer_by_layer == before + 1
+        assert why in engine.stats.why
+
+    alone(replace(own, steady=3), "changes within 10 steps")
+    pipe.model.bank.form = "lane-packed"
+    alone(own, "in the form 'lane-packed'")
+    pipe.model.bank.form = "auto"
+    monkeypatch.setattr(Engine, "_total_memory", lambda own: 1e3)
+    alone(replace(own, steady=30), "memory is too small")
+    engine.run(call(pipe, [(Use("added"),)]))
+    assert engine.stats.why == ""
+
+
+def test_a_plan_says_that_they_are_whole_weights(pipe: StudioPipeline) -> None:
+    request = Request("a fox", adapters={"multiplied": 1.0}, steps=12, width=32, height=32)
+    [plan] = pipe.plan(request)
+    assert [(kind.ranks.kind, kind.chosen) for kind in plan.kinds] == [("attention", "dense")]
+    assert plan.note == "FLoRA multiplies the weights of text layers row by row"
+    [short] = pipe.plan(replace(request, steps=4))
+    assert short.kinds == ()
+    assert short.note.startswith(
+        "FLoRA multiplies the weights of attention and text layers row by row; FLoRA runs"
+    )
+    assert short.note in spell(short)
+    assert "no adapter" not in spell(short)
