@@ -128,7 +128,7 @@ class StudioPipeline:
             cheapest for each call. tf32: whether float32 products on a GPU may round to 10 bits of mantissa (a
             picture's latents then differ by about 1e-3); for the whole process; None leaves torch's setting.
             attention: which of torch's attention kernels comes first, see `pipelines.engine.backends`.
-        kernels: let Triton kernels of our own compete with the library's products, on CUDA in 16 bits: which is
+            kernels: let Triton kernels of our own compete with the library's products, on CUDA in 16 bits: which is
             fastest is measured at the first call of each shape (seconds, once for a device) and kept in the home's
             cache. Without Triton, and elsewhere, nothing changes.
         """

@@ -261,7 +261,7 @@ def product(
     operands = Operands(x, weight, bias, shrunk, up, geglu)
     if not usable(x):
         return operands.library()
-    with torch.cuda.device(x.device):
+    with torch.cuda.device_of(x):
         return choices(x.device, x.dtype).run(operands)
 
 

@@ -52,6 +52,10 @@ class Factors:
     def rank(self) -> int:
         return self.up.shape[-2]
 
+    def part_of(self, shrunk: Tensor) -> Tensor:
+        """Of an input through the whole stack, [..., k * R]: this layer's, [..., R]."""
+        return shrunk[..., self.place * self.rank : (self.place + 1) * self.rank]
+
 
 @dataclass
 class Dense:
@@ -81,11 +85,7 @@ def add_linear(x: Tensor, y: Tensor, factors: Factors, shrunk: Tensor | None = N
 
     shrunk: x already through `stack`, see `shrink`.
     """
-    if shrunk is None:
-        shrunk = shrink(x, factors.down)
-    else:
-        first = factors.place * factors.rank
-        shrunk = shrunk[..., first : first + factors.rank]  # [G or lanes * T, …, R]
+    shrunk = shrink(x, factors.down) if shrunk is None else factors.part_of(shrunk)  # [G or lanes * T, …, R]
     if factors.gate is None:
         y.view(factors.groups, -1, y.shape[-1]).baddbmm_(shrunk, factors.up)
     else:
@@ -107,10 +107,7 @@ def in_one_pass(
     if isinstance(acting, Dense):
         weight, groups = acting.weight, acting.groups
     elif acting is not None:
-        if shrunk is None:
-            shrunk = shrink(x, acting.down)
-        else:
-            shrunk = shrunk[..., acting.place * acting.rank : (acting.place + 1) * acting.rank]
+        shrunk = shrink(x, acting.down) if shrunk is None else acting.part_of(shrunk)
         if acting.gate is None:
             groups, up = acting.groups, acting.up
         else:

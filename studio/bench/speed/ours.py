@@ -50,8 +50,10 @@ class Ours:
 
     @property
     def note(self) -> str:
-        """Why calls ran otherwise than asked; "" where they did not."""
-        return "; ".join(self.engine.stats.notes)
+        """Why calls ran otherwise than asked, and the forms that were chosen; "" where there is nothing to say."""
+        stages = self.engine.stages[-1:] if self.bank.form == "auto" else ()
+        forms = [f"{own.kind} {own.form}" for stage in stages for own in stage.bucket.forms]
+        return "; ".join([*self.engine.stats.notes, *forms])
 
     def run(self, steps: Sequence[Sequence[Row]], inputs: Inputs) -> Callable[[], Tensor]:
         """The steps in turn; gives the last one's predictions, [rows, channels, h, w]. A single step is one of a run
