@@ -261,7 +261,7 @@ def product(
     operands = Operands(x, weight, bias, shrunk, up, geglu)
     if not usable(x):
         return operands.library()
-    with torch.cuda.device_of(x):
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
         return choices(x.device, x.dtype).run(operands)
 
 
