@@ -170,8 +170,11 @@ class Bank:
         """Adapter -> where its rows for this component stand."""
         return {name: reach for (own, name), reach in self._reach.items() if own == component}
 
-    def choose(self, ranks: Ranks) -> Form:
-        """The form for one kind of layer in one call."""
+    def choose(self, ranks: Ranks, *, multiplied: bool) -> Form:
+        """The form for one kind of layer in a call that runs layer by layer. multiplied: whether adapters of the call
+        multiply weights; whole weights would leave no place for the multiplied ones."""
+        if self.form == "dense" and multiplied:
+            return "lane-packed"
         if self.form != "auto":
             return self.form
         return "pool" if ranks.pool <= 2 * ranks.lane else "lane-packed"
@@ -248,12 +251,11 @@ class Bank:
         groups = grouped(rows)
         within = table.running(modules)
         reaches = self.reaches(component)
+        multiplied = any(map(self.multiplies, rows))
         acting: dict[int, Acting] = {}
         for kind in kinds:
             taken = Taken(table, kind, groups, reaches, within)
-            form = self.choose(taken.ranks)
-            if form == "dense" and self.multiplies([use for lane in rows for use in lane]):
-                form = "lane-packed"  # a weight of the lanes' own would leave no place for the multiplied one
+            form = self.choose(taken.ranks, multiplied=multiplied)
             draft = taken.draft(form)
             if draft is None or not draft.covered.any():
                 continue

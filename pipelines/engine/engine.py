@@ -255,7 +255,7 @@ class Engine:
             load = replace(load, room=load.room - next(each.bytes for each in found if each.form == form))
             if whole and load.room < 0:
                 return "FLoRA runs without CUDA graphs: the device's memory is too small for whole weights"
-        return tuple(forms)
+        return tuple(sorted(forms, key=lambda own: STEP_KINDS.index(own.kind)))  # equal forms, equal buckets
 
     def explain(
         self, uses: Sequence[tuple[Use, ...]], shape: Sequence[int], steady: int
@@ -280,7 +280,7 @@ class Engine:
                 ranks,
                 len(self._table.of_kind[kind]),
                 self.planner.estimates(self._table, ranks, load),
-                staged.get(kind) or self.bank.choose(ranks),
+                staged.get(kind) or self.bank.choose(ranks, multiplied=any(map(self.bank.multiplies, rows))),
             )
             for kind, ranks in kinds.items()
             if ranks.lane or kind in staged

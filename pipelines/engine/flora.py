@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -84,28 +85,14 @@ def strengths(lanes: Sequence[Sequence[Use]], layer: str) -> Strengths:
     return [[(use.adapter, use.weight * use.block_factor(layer)) for use in lane] for lane in lanes]
 
 
-@dataclass(frozen=True)
-class Gathered:
-    """The factors of those lanes or groups that have any. own: which; inner [own, R, in]; outer [own, R, out], the
-    strengths in it; zero rows pad those of lower rank."""
-
-    own: tuple[int, ...]
-    inner: Tensor
-    outer: Tensor
-
-    def scales(self) -> Tensor:
-        """By what every weight is multiplied, M: [own, out, in]."""
-        return torch.bmm(self.outer.mT, self.inner)
-
-
-def gathered(rows: Mapping[str, Rows], strengths: Strengths) -> Gathered | None:
-    """The factors that are needed; None where nobody has any.
+def gather(rows: Mapping[str, Rows], strengths: Strengths) -> Multiplied | None:
+    """The factors that the lanes need; None where no lane has any.
 
     W + sum_i s_i (W * M_i - W) is W times 1 - sum_i s_i + sum_i s_i M_i, so what is kept of W is one more row of
     ones, left out where nothing is kept.
     """
     lanes = [[(name, weight) for name, weight in lane if name in rows and weight != 0] for lane in strengths]
-    own = tuple(place for place, lane in enumerate(lanes) if lane)
+    own = [place for place, lane in enumerate(lanes) if lane]
     if not own:
         return None
     like = next(iter(rows.values()))
@@ -117,27 +104,37 @@ def gathered(rows: Mapping[str, Rows], strengths: Strengths) -> Gathered | None:
         if abs(kept) > 1e-9:  # 1 - 0.3 - 0.7 is not quite 0
             inner[-1] = torch.cat([inner[-1], torch.ones_like(like.inner[:1])])
             outer[-1] = torch.cat([outer[-1], torch.full_like(like.outer[:1], kept)])
-    return Gathered(
-        own,
-        nn.utils.rnn.pad_sequence(inner, batch_first=True),
-        nn.utils.rnn.pad_sequence(outer, batch_first=True),
-    )
-
-
-def gather(rows: Mapping[str, Rows], strengths: Strengths) -> Multiplied | None:
-    """What multiplies one layer's weight in a call, by the strengths of its lanes; None where nothing does."""
-    found = gathered(rows, strengths)
-    if found is None:
-        return None
-    rest = [place for place in range(len(strengths)) if place not in found.own]
-    device = found.inner.device
+    rest = [place for place, lane in enumerate(lanes) if not lane]
+    device = like.inner.device
     return Multiplied(
-        lanes=len(strengths),
-        own=torch.tensor(found.own, device=device) if rest else None,
+        lanes=len(lanes),
+        own=torch.tensor(own, device=device) if rest else None,
         rest=torch.tensor(rest, device=device) if rest else None,
-        inner=found.inner,
-        outer=found.outer,
+        inner=nn.utils.rnn.pad_sequence(inner, batch_first=True),
+        outer=nn.utils.rnn.pad_sequence(outer, batch_first=True),
     )
+
+
+def scales(rows: Mapping[str, Rows], strengths: Strengths) -> Tensor | None:
+    """By what the groups' weights are multiplied, 1 - sum_i s_i + sum_i s_i M_i: [groups, out, in], ones where a group
+    has no factors; None where no group has any. As many operations for all groups as for one, unlike `gather`."""
+    taken = [
+        name
+        for name in rows
+        if any(own == name and weight != 0 for lane in strengths for own, weight in lane)
+    ]
+    if not taken:
+        return None
+    given = np.array([[sum(w for own, w in lane if own == name) for name in taken] for lane in strengths])
+    kept = 1 - given.sum(1, keepdims=True)  # of W, through one more row of ones
+    ranks = [*(len(rows[name].inner) for name in taken), 1]
+    gate = np.repeat(np.hstack([given, kept]).astype(np.float32), ranks, axis=1)
+    like = rows[taken[0]]
+    inner = torch.cat([*(rows[name].inner for name in taken), torch.ones_like(like.inner[:1])])  # [R, in]
+    outer = torch.cat([*(rows[name].outer for name in taken), torch.ones_like(like.outer[:1])])  # [R, out]
+    # Strengths meet the factors in float32: rounded before, they would change all of a weight the same way.
+    strong = torch.from_numpy(gate).to(outer.device)[..., None] * outer  # [groups, R, out]
+    return torch.matmul(strong.to(inner).mT, inner)
 
 
 def linear(layer: nn.Linear, x: Tensor, factors: Multiplied, form: FloraForm | None = None) -> Tensor:

@@ -343,18 +343,19 @@ class DensePacking:
             assert isinstance(acting, Dense)
             base = self.table.layers[place].weight.flatten(1)  # [out, in * kh * kw]
             down, up, mine = factors.down.flatten(2), factors.up.mT, acting.weight.flatten(2)
+            scales = self._scales(place, multiplying)
             for orders, own in runs:  # one product for all groups that sit side by side
-                torch.baddbmm(base.expand_as(mine[own]), up[orders], down[orders], out=mine[own])
-            if not (rows := self.table.layers[place].slot.multiplying) or not multiplying:
-                continue
-            multiplied = flora.gathered(rows, flora.strengths(multiplying, self.table.names[place]))
-            if multiplied is None:
-                continue
-            weight = self.table.layers[place].weight
-            for order, scale in zip(multiplied.own, multiplied.scales(), strict=True):
-                whole = acting.weight[order if seats is None else seats[order]]
-                torch.mul(weight, scale.view(*scale.shape, *(1,) * (weight.ndim - 2)), out=whole)
-                whole.flatten(1).addmm_(up[order], down[order])
+                start = base.expand_as(mine[own])
+                if scales is not None:
+                    torch.mul(self.table.layers[place].weight, scales[orders], out=acting.weight[own])
+                    start = mine[own]
+                torch.baddbmm(start, up[orders], down[orders], out=mine[own])
+
+    def _scales(self, place: int, groups: Groups) -> Tensor | None:
+        """By what FLoRA adapters multiply a layer's weight, [groups, out, in(, 1, 1)]; None where none does."""
+        layer = self.table.layers[place]
+        scales = flora.scales(layer.slot.multiplying, flora.strengths(groups, self.table.names[place]))
+        return None if scales is None else scales.view(*scales.shape, *(1,) * (layer.weight.ndim - 2))
 
 
 def _runs(seats: Sequence[int]) -> list[tuple[slice, slice]]:

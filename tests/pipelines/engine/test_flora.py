@@ -295,3 +295,45 @@ def test_a_plan_says_that_they_are_whole_weights(pipe: StudioPipeline) -> None:
     )
     assert short.note in spell(short)
     assert "no adapter" not in spell(short)
+
+
+@torch.inference_mode()
+def test_all_groups_are_multiplied_at_once(pipe: StudioPipeline) -> None:
+    """As many operations write eight groups' whole weights as write two groups'."""
+    engine, seen = pipe.model.engine, []
+    for groups in (2, 8):
+        engine.run(call(pipe, [(Use("wide", 0.1 * place), Use("added")) for place in range(groups)]))
+        stage = engine.stages[-1]
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            stage._place(tuple((Use("wide", -1 - 0.1 * place), Use("added")) for place in range(groups)))
+        found = {event.key: event.count for event in profile.key_averages()}
+        layers = sum(len(packing.acting) for packing in stage.packings.values())
+        assert found["aten::baddbmm"] == layers
+        seen.append([found.get(f"aten::{name}", 0) for name in ("cat", "mul", "bmm")])
+    assert seen[0] == seen[1]
+
+
+@torch.inference_mode()
+def test_equal_forms_share_a_recording_whatever_multiplies(
+    sdxl_folder: Path, make_flora: Callable[..., Path], make_lora: Callable[..., Path], tmp_path: Path
+) -> None:
+    """FLoRA on convolutions alone, and LoRA on all layers as whole weights: the buffers are the same."""
+    pipe = StudioPipeline.from_pretrained(sdxl_folder)
+    file = make_flora(sdxl_folder, tmp_path / "conv.safetensors", rank=1, where="conv", text=False)
+    pipe.load_lora_weights(file, "conv")
+    pipe.load_lora_weights(make_lora(sdxl_folder, "added", seed=2, rank=2, where=""), "added")
+    engine = staged(pipe, "dense").model.engine
+    for mix in ((Use("added"),), (Use("added"), Use("conv", 0.5))):
+        own = call(pipe, [mix])
+        for _ in range(2):
+            found = engine.run(own).prediction
+        assert_merged(pipe, own, found, 0)
+    assert (engine.stats.captures, engine.stats.layer_by_layer) == (1, 0)
+
+
+def test_a_plan_says_in_which_form_changes_are_added_beside_multiplied_weights(pipe: StudioPipeline) -> None:
+    engine = staged(pipe, "dense").model.engine
+    own = replace(call(pipe, [(Use("wide", 0.5), Use("added"))]), steady=3)
+    engine.run(own)
+    kinds, _ = engine.explain(own.uses, own.shape, own.steady)
+    assert {kind.chosen for kind in kinds} == set(pipe.model.bank.forms("unet")) - {"multiplied"}
