@@ -6,19 +6,40 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from pipelines.home import Home
 from studio.bench import base
+from studio.bench.speed.bed import load_unet
 
 
-def test_every_way_gives_the_same_predictions(
+def test_every_kernel_gives_the_same_predictions(
     sdxl_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "found.json"
     flags = ["--model", str(sdxl_folder), "--size", "32", "--images", "1", "--repeats", "1", "--profile"]
-    choice = ["--builds", "plain", "channels last", "--attention", "auto", "math", "--backend", "eager"]
+    choice = ["--builds", "plain", "--attention", "auto", "math", "flash"]
     base.main([*flags, *choice, "--json", str(file)])
     ways = json.loads(file.read_text())["found"]["32"]
-    assert len(ways) == 4
+    assert len(ways) == 3
     assert all(way["difference"] < 1e-5 for way in ways)
     assert all(way["profile"]["parts"] for way in ways)
-    assert "channels last, math" in capsys.readouterr().out
+    assert "plain, math" in capsys.readouterr().out
+
+
+def test_builds_are_copies_laid_out_and_compiled_as_their_names_say(sdxl_folder: Path) -> None:
+    unet = load_unet(str(sdxl_folder), Home.resolve(), torch.device("cpu"), torch.float32)
+    assert base.built(unet, "plain", "eager") is unet
+    builds: tuple[base.Build, ...] = ("blocks", "compiled", "channels last")
+    made = {build: base.built(unet, build, "eager") for build in builds}
+    compiled = {build: compiled_kinds(own) for build, own in made.items()}
+    assert compiled["blocks"] == {"BasicTransformerBlock"}
+    assert compiled["compiled"] == {"BasicTransformerBlock", "ResnetBlock2D", "GroupNorm"}
+    assert compiled["channels last"] == compiled["compiled"]
+    assert made["channels last"].conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert unet.conv_in.weight.is_contiguous()
+    assert compiled_kinds(unet) == set()
+
+
+def compiled_kinds(unet: torch.nn.Module) -> set[str]:
+    return {type(module).__name__ for module in unet.modules() if module._compiled_call_impl is not None}
