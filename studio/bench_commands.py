@@ -29,7 +29,7 @@ ways:    base              no adapters: the least that any way can take
          set_adapters      diffusers + peft as documented, picture after picture
          adapter_names     peft's mixed batch over mixes made one adapter beforehand
          fused             merged weights, picture after picture; fusing shared out over 30 steps
-modes:   graph replays a CUDA graph; compiled adds diffusers' regional compile, kernels our own
+modes:   graph replays a CUDA graph; compiled adds torch.compile of the repeated blocks, kernels our own
 Needs peft: pip install 'lora-studio[train]'."""
 
 

@@ -103,8 +103,8 @@ class Engine:
     ) -> None:
         """Choose how calls run. graphs: record and replay, on devices that can. compile: the UNet's repeated blocks
         through torch.compile, once for each size. attention: by which kernel. kernels: see `use_kernels`."""
-        if self.compiled and attention != self.attention:
-            torch.compiler.reset()  # the kernel is part of what was compiled
+        if attention != self.attention:
+            torch.compiler.reset()  # the kernel is part of what was compiled, now or before
         self.graphs, self.attention = graphs, attention
         use_kernels(self._unet, kernels)
         if compile and not self.compiled:

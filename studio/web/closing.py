@@ -50,5 +50,5 @@ class _Ending:
             await send(message)
 
         await self._app(scope, next_message, answer)
-        if unfinished:
+        if unfinished and self._closing.is_set():
             await send({"type": "http.response.body"})

@@ -8,8 +8,9 @@
     fused                a merged model a picture, picture after picture; fusing and unfusing shared out over a run.
                          A merged model is as fast as the plain one, so the plain one is timed
 
-Each in one of these modes: "eager"; "graph", the call replayed as a CUDA graph; "compiled", the same with diffusers'
-regional compile (without a GPU: compiled alone); and "kernels", of ours and the base only, that with our kernels.
+Each in one of these modes: "eager"; "graph", the call replayed as a CUDA graph; "compiled", the same with its repeated
+blocks through torch.compile (without a GPU: compiled alone); and "kernels", of ours and the base only, that with our
+kernels.
 """
 
 from __future__ import annotations
