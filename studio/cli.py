@@ -319,6 +319,11 @@ def _machine_flags(command: ArgumentParser) -> None:
         default="auto",
         help="torch's attention kernel to take where it can run: auto (torch's choice), cudnn, flash, efficient, math",
     )
+    group.add_argument(
+        "--kernels",
+        action="store_true",
+        help="let the studio's own Triton kernels compete with torch's products: measured once for each size",
+    )
 
 
 def _output_flags(command: ArgumentParser) -> None:

@@ -30,7 +30,7 @@ class Opening:
     source: name, path or hub id. device: auto, cpu, mps, cuda, cuda:1. dtype: float32, float16, bfloat16 or a
     short name of theirs. vae: another VAE. low_memory: parts visit the device only while they work, and
     large pictures are decoded tile by tile. row_limit: UNet rows a call may hold. lora_ram, lora_vram: GiB for
-    adapters in memory and on the device. graphs, compile, attention: see `StudioPipeline.optimize`.
+    adapters in memory and on the device. graphs, compile, attention, kernels: see `StudioPipeline.optimize`.
     """
 
     source: str | None = None
@@ -44,6 +44,7 @@ class Opening:
     graphs: bool = True
     compile: bool = False
     attention: AttentionChoice = "auto"
+    kernels: bool = False
 
 
 def opening_of(args: Namespace) -> Opening:
@@ -60,6 +61,7 @@ def opening_of(args: Namespace) -> Opening:
         graphs=not args.no_graphs,
         compile=args.compile,
         attention=args.attention,
+        kernels=args.kernels,
     )
 
 
@@ -96,7 +98,12 @@ def open_pipeline(
         pipe.enable_model_cpu_offload(device)
     else:
         pipe.to(device)
-    pipe.optimize(graphs=opening.graphs, compile=opening.compile, attention=opening.attention)
+    pipe.optimize(
+        graphs=opening.graphs,
+        compile=opening.compile,
+        attention=opening.attention,
+        kernels=opening.kernels,
+    )
     return pipe
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from studio.bench.speed.command import every_axis_in_turn
 from studio.bench.speed.profile import kind_of, profiled
 from studio.bench.speed.rivals import Base
 from studio.bench.speed.run import Bench, Budget, Measured, Outcome
-from studio.bench.speed.timing import Timing
+from studio.bench.speed.timing import Graphs, Timing
 from studio.bench.speed.ways import Way
 from studio.bench.speed.workload import CMLORA_STEPS, Layers, Method, Workload
 
@@ -74,6 +76,18 @@ def test_the_base_is_one_model_however_it_is_called(bench: Bench) -> None:
         assert torch.allclose(base.together(rows, "eager")(), base.fused(rows, "eager")(), atol=1e-4)
 
 
+@pytest.mark.gpu
+def test_a_captured_call_keeps_what_it_reads() -> None:
+    def captured() -> Callable[[], torch.Tensor]:
+        read = torch.full((2**24,), 2.0, device="cuda")  # large enough to be memory of its own
+        return Graphs().capture(lambda: read + 1)
+
+    replay = captured()
+    gc.collect()
+    torch.cuda.empty_cache()
+    assert (replay() == 3).all()
+
+
 def test_a_profile_says_what_a_step_is_made_of(bench: Bench) -> None:
     rows = SMALL.steps()[0]
     run = Base(bench.bed, Inputs(bench.bed.unet, 2, 8), None).together(rows, "eager")
@@ -94,6 +108,7 @@ def test_a_profile_says_what_a_step_is_made_of(bench: Bench) -> None:
     ("name", "kind"),
     [
         ("nvjet_tst_128x256_64x4_2x1_v_bz_coopA_TNT", "products"),
+        ("_product", "products"),
         ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64", "products"),
         ("sm90_xmma_fprop_implicit_gemm_indexed_bf16bf16_bf16f32", "convolution"),
         ("void cudnn::engines_precompiled::nchwToNhwcKernel<__nv_bfloat16>", "layout"),

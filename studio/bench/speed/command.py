@@ -21,14 +21,13 @@ from studio.bench.speed.changes import Changes, random_changes
 from studio.bench.speed.report import About
 from studio.bench.speed.rivals import MODES, Mode
 from studio.bench.speed.run import Bench, Budget, Measured
-from studio.bench.speed.ways import Kind, Way
+from studio.bench.speed.ways import RIVALS, Kind, Way
 from studio.bench.speed.workload import LAYERS, METHODS, SPREADS, Layers, Workload
 from studio.opening import pick_device, pick_dtype
 from studio.progress import Teller
 
 NATIVE = {"sdxl": 1024, "sd15": 512}
 """Pixels; all other models are measured at 128 unless told."""
-PEFT: tuple[Kind, ...] = ("peft set_adapters", "peft adapter_names")
 FULL_AXES: Sequence[Sequence[Any]] = ((), (1, 2, 4, 8, 16), (1, 3, 5), (16, 64), LAYERS, SPREADS, METHODS)
 """What --full visits: pictures, LoRAs in a mix, ranks, layers, spreads, methods; the size stays."""
 
@@ -60,7 +59,14 @@ def run(args: argparse.Namespace, home: Home, teller: Teller) -> int:
                 report.write_json(Path(args.json), about, found, extra)
 
         course = targets.run(
-            scale, machine, budget, teller.say, show, args.targets or targets.PARTS, profile=args.profile
+            scale,
+            machine,
+            budget,
+            teller.say,
+            show,
+            args.targets or targets.PARTS,
+            rivals=_rivals(args),
+            profile=args.profile,
         )
         extra = {"course": targets.as_data(course)}
         print("\n" + targets.table(course))
@@ -127,10 +133,14 @@ def _ways(args: argparse.Namespace, device: torch.device) -> list[Way]:
         modes = ["eager"]  # compiling for a CPU takes minutes; ask for it by name
     ways = [Way("base", mode) for mode in modes]
     ways += [Way("studio", mode, form) for form in args.forms for mode in modes]
-    if "fused" in args.rivals:
-        ways += [Way("fused", mode) for mode in modes]
-    ways += [Way(kind, "eager") for kind in PEFT if kind.removeprefix("peft ") in args.rivals]
+    rivals = _rivals(args)
+    ways += [Way("fused", mode) for mode in modes if "fused" in rivals]
+    ways += [Way(kind, "eager") for kind in rivals if kind != "fused"]
     return ways
+
+
+def _rivals(args: argparse.Namespace) -> list[Kind]:
+    return [kind for kind in RIVALS if kind.removeprefix("peft ") in args.rivals]
 
 
 def _need_peft() -> None:

@@ -16,7 +16,7 @@ KINDS: tuple[tuple[str, str], ...] = (
     ("attention", r"flash|fmha|attention|sdpa|softmax"),
     ("layout", r"nchwtonhwc|nhwctonchw|transpose|permute"),
     ("convolution", r"conv|xmma_fprop|winograd|im2col"),
-    ("products", r"gemm|nvjet|cutlass|cublas|splitk|aten::(add|b|badd)?mm|lane_product|triton_tem"),
+    ("products", r"gemm|nvjet|cutlass|cublas|splitk|aten::(add|b|badd)?mm|^_product|triton_tem"),
     ("norms", r"norm|rowwisemoments|welford"),
     ("copies", r"memcpy|memset|copy|catarray|aten::cat|index|gather|fill"),
     (REST, r""),
@@ -25,14 +25,18 @@ KINDS: tuple[tuple[str, str], ...] = (
 fused kernel after all that it does, so a norm and the sum before it are one kernel and count as a norm."""
 
 
+NAMES = 6
+"""Of each kind of work, that are told."""
+
+
 @dataclass(frozen=True)
 class Part:
-    """One kind of work: its seconds and launches a step, and the name that took most of them."""
+    """One kind of work: its seconds and launches a step, and the seconds of the names that took most of them."""
 
     kind: str
     seconds: float
     launches: float
-    most: str
+    most: tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Profile:
     def lines(self, step: float) -> list[str]:
         """For people. step: the seconds that a step takes without being watched."""
         lines = [
-            f"{1000 * part.seconds:11.2f} ms {part.launches:6.0f} x  {part.kind}: {part.most[:70]}"
+            f"{1000 * part.seconds:11.2f} ms {part.launches:6.0f} x  {part.kind}: {part.most[0][0][:70]}"
             for part in self.parts
         ]
         return [
@@ -82,7 +86,7 @@ def profiled(call: Callable[[], object], steps: int, device: torch.device) -> Pr
             kind,
             sum(seconds for seconds, _, _ in own) / steps,
             sum(count for _, count, _ in own) / steps,
-            max(own)[2],
+            tuple((name, seconds / steps) for seconds, _, name in sorted(own, reverse=True)[:NAMES]),
         )
         for kind, own in found.items()
     ]

@@ -15,7 +15,7 @@ from studio.bench.speed.changes import RESIDENT, Changes, Latencies, latencies, 
 from studio.bench.speed.rivals import Mode
 from studio.bench.speed.run import Bench, Budget, Measured, Outcome
 from studio.bench.speed.timing import FEWEST
-from studio.bench.speed.ways import Way
+from studio.bench.speed.ways import RIVALS, Kind, Way
 from studio.bench.speed.workload import Layers, Workload
 
 Bound = Literal["at most", "at least"]
@@ -86,11 +86,13 @@ def run(
     show: Callable[[Measured], None],
     wanted: Collection[str] = PARTS,
     *,
+    rivals: Collection[Kind] = RIVALS,
     profile: bool = False,
 ) -> Course:
     """The course, the headline first: what comes too late for the budget is left out with a note.
 
-    show: gets every section as soon as it is there. wanted: which of `PARTS` to run. profile: see `Bench`.
+    show: gets every section as soon as it is there. wanted: which of `PARTS` to run. rivals: those to run beside
+    (changes need peft's set_adapters). profile: see `Bench`.
     """
     cuda = machine.device.type == "cuda"
     modes: tuple[Mode, ...] = ("eager", "graph", "compiled") if cuda else ("eager",)
@@ -101,7 +103,8 @@ def run(
         return Bench(Bed(model, machine.unet(model, dtype), layers, RANK), budget, tell, profile=profile)
 
     def measure(name: str, bench: Bench, work: Workload, ways: Sequence[Way], repeats: int = REPEATS) -> None:
-        sections[name] = bench.measure(work, list(dict.fromkeys(ways)), repeats)
+        mine = [way for way in dict.fromkeys(ways) if way.kind in ("base", "studio", *rivals)]
+        sections[name] = bench.measure(work, mine, repeats)
         show(sections[name])
 
     mixes = Workload(scale.large // 8, scale.images, 3, RANK)

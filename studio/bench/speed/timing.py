@@ -78,9 +78,17 @@ class Graphs:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             output = call()
+        return _Replay(graph, output, call)
 
-        def replay() -> Tensor:
-            graph.replay()
-            return output
 
-        return replay
+@dataclass(frozen=True)
+class _Replay:
+    """call: kept, since the graph reads where its inputs lie."""
+
+    graph: torch.cuda.CUDAGraph
+    output: Tensor
+    call: Call
+
+    def __call__(self) -> Tensor:
+        self.graph.replay()
+        return self.output

@@ -19,6 +19,7 @@ from studio.bench.speed.timing import Graphs, seconds_of
 from studio.bench.speed.workload import Workload
 
 Kind = Literal["base", "studio", "fused", "peft set_adapters", "peft adapter_names"]
+RIVALS: tuple[Kind, ...] = ("fused", "peft set_adapters", "peft adapter_names")
 PeftOf = Callable[[Inputs], Peft]
 """peft's model with all adapters of the bed, made when it is first asked for."""
 
