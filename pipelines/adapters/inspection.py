@@ -32,6 +32,7 @@ class Inspection:
     origin: the family it was made for, and how that is known.
     text_width: numbers in the text embeddings that it reads, None where none of its layers tells.
     metadata: the file's own and that of the notes beside it; sidecars: those notes, and the preview.
+    stated: the file's own metadata as they stand in its header.
     """
 
     path: Path
@@ -46,6 +47,7 @@ class Inspection:
     text_width: int | None
     metadata: AdapterMetadata
     sidecars: Sidecars
+    stated: Mapping[str, str]
 
     @property
     def family(self) -> str:
@@ -110,6 +112,7 @@ def inspect_file(path: Path) -> Inspection:
         text_width=structure.text_width,
         metadata=describe(metadata, beside),
         sidecars=beside,
+        stated=metadata,
     )
 
 

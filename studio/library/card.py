@@ -79,10 +79,16 @@ class Card:
 
 def read_card(entry: Entry) -> Card:
     """Reads the file's header and the notes beside it. A file that cannot be read is a card that says why."""
+    return read_card_and_metadata(entry)[0]
+
+
+def read_card_and_metadata(entry: Entry) -> tuple[Card, Mapping[str, str]]:
+    """As `read_card`, with the metadata that stand in the header; none of a file that cannot be read."""
     try:
         stat = entry.path.stat()
     except OSError as error:  # a link to nowhere, or gone by now
-        return Card(entry.name, entry.path, error=f"{entry.path.name}: cannot be read ({error.strerror})")
+        why = f"{entry.path.name}: cannot be read ({error.strerror})"
+        return Card(entry.name, entry.path, error=why), {}
     known = {
         "made_for": entry.model,
         "embedded": entry.embedded,
@@ -92,8 +98,8 @@ def read_card(entry: Entry) -> Card:
     try:
         seen = inspect_file(entry.path)
     except StudioError as error:
-        return Card(entry.name, entry.path, error=str(error), **known)  # type: ignore[arg-type]
-    return Card(entry.name, entry.path, **known, **_told(seen))  # type: ignore[arg-type]
+        return Card(entry.name, entry.path, error=str(error), **known), {}  # type: ignore[arg-type]
+    return Card(entry.name, entry.path, **known, **_told(seen)), seen.stated  # type: ignore[arg-type]
 
 
 def _told(seen: Inspection) -> dict[str, object]:

@@ -5,11 +5,12 @@ folders -> stamps (size and time of the file and of the notes beside it) -> card
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import Future
 from contextlib import closing
@@ -17,10 +18,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipelines.adapters import inspect_file
+from pipelines.adapters.container import read_header
 from pipelines.errors import AdapterFileError, AdapterFormatError
 from pipelines.home import Entry, Home
 from studio.hashes import is_adapter
-from studio.library.card import Card, card_from_json, card_to_json, read_card
+from studio.library.card import Card, card_from_json, card_to_json, read_card, read_card_and_metadata
 from studio.library.fit import Fit
 from studio.outputs import slug, write_whole
 
@@ -32,7 +34,7 @@ LARGEST_ADDED = 8 * 2**30
 RECENT = 2.0
 """Seconds for which a search takes the files as they were."""
 
-FORMAT = 2
+FORMAT = 3
 """Of the cache on disk: one more whenever cards come to mean something else."""
 
 PATIENCE = 0.5
@@ -110,16 +112,17 @@ class Library:
                 for entry in entries
                 if entry.path not in unread
             ]
+            stated: dict[Path, Mapping[str, str]] = {}
             for number, entry in enumerate(fresh):
                 self._so_far = Glance(found, False, number, len(fresh))
-                card = read_card(entry)
+                card, stated[entry.path] = read_card_and_metadata(entry)
                 known[entry.path] = (stamps[entry.path], card)
                 found.append(card)
             gone = known.keys() - stamps.keys()
             for path in gone:
                 del known[path]
             if fresh or gone:
-                _write_cache(home, known, [entry.path for entry in fresh], gone)
+                _write_cache(home, known, stated, gone)
             found = sorted(found, key=_by_name)
             self._listed, self._so_far = (time.monotonic(), found), Glance(found)
         return list(found)
@@ -155,6 +158,17 @@ class Library:
         """As `cards`, but not looked for again while somebody types."""
         listed, found = self._listed
         return found if time.monotonic() - listed < RECENT else self.cards()
+
+    def with_metadata(self) -> list[tuple[Card, Mapping[str, str]]]:
+        """The readable files with the metadata that stand in their headers, which the cache on disk keeps: together
+        they are too large to be held in memory. Raises AdapterFileError for a file that goes away meanwhile."""
+        cards = [card for card in self.cards() if card.readable]
+        stated = _read_metadata(self._home())
+        return [
+            # another program on this home, with other folders, may have taken a row out
+            (card, stated[card.path] if card.path in stated else read_header(card.path).metadata)
+            for card in cards
+        ]
 
     def search(
         self,
@@ -284,7 +298,9 @@ def _open(home: Home) -> sqlite3.Connection:
         with database:
             database.execute("DROP TABLE IF EXISTS cards")
             database.execute(f"PRAGMA user_version = {FORMAT:d}")
-    database.execute("CREATE TABLE IF NOT EXISTS cards (path TEXT PRIMARY KEY, stamp TEXT, card TEXT)")
+    database.execute(
+        "CREATE TABLE IF NOT EXISTS cards (path TEXT PRIMARY KEY, stamp TEXT, card TEXT, metadata TEXT)"
+    )
     return database
 
 
@@ -301,12 +317,25 @@ def _read_cache(home: Home) -> dict[Path, tuple[Stamp, Card]]:
     return known
 
 
+def _read_metadata(home: Home) -> dict[Path, dict[str, str]]:
+    with closing(_open(home)) as database:
+        rows = database.execute("SELECT path, metadata FROM cards")
+        return {Path(path): json.loads(text) for path, text in rows}
+
+
 def _write_cache(
-    home: Home, known: dict[Path, tuple[Stamp, Card]], fresh: Iterable[Path], gone: Iterable[Path]
+    home: Home,
+    known: Mapping[Path, tuple[Stamp, Card]],
+    stated: Mapping[Path, Mapping[str, str]],
+    gone: Iterable[Path],
 ) -> None:
+    """stated: the metadata of the files that were read just now."""
     with closing(_open(home)) as database, database:
         database.executemany("DELETE FROM cards WHERE path = ?", [(str(path),) for path in gone])
         database.executemany(
-            "INSERT OR REPLACE INTO cards VALUES (?, ?, ?)",
-            [(str(path), known[path][0], card_to_json(known[path][1])) for path in fresh],
+            "INSERT OR REPLACE INTO cards VALUES (?, ?, ?, ?)",
+            [
+                (str(path), known[path][0], card_to_json(known[path][1]), json.dumps(dict(metadata)))
+                for path, metadata in stated.items()
+            ],
         )

@@ -7,8 +7,10 @@ import os
 import shutil
 import sqlite3
 import threading
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -73,13 +75,13 @@ def test_files_are_read_once_until_they_or_their_notes_change(
     library: Library, own: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    really = scan.read_card
+    really = scan.read_card_and_metadata
 
-    def counted(entry: scan.Entry) -> scan.Card:
+    def counted(entry: scan.Entry) -> tuple[scan.Card, Mapping[str, str]]:
         read.append(entry.name)
         return really(entry)
 
-    monkeypatch.setattr(scan, "read_card", counted)
+    monkeypatch.setattr(scan, "read_card_and_metadata", counted)
     library.cards()
     assert {"hero", "ink"} <= set(read)
     read.clear()
@@ -100,15 +102,15 @@ def test_a_glance_does_not_wait_for_thousands_of_files(
     library: Library, own: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go_on, seen = threading.Event(), []
-    really = scan.read_card
+    really = scan.read_card_and_metadata
 
-    def slow(entry: scan.Entry) -> scan.Card:
+    def slow(entry: scan.Entry) -> tuple[scan.Card, Mapping[str, str]]:
         if not entry.embedded and seen:
             assert go_on.wait(60)
         seen.append(entry.name)
         return really(entry)
 
-    monkeypatch.setattr(scan, "read_card", slow)
+    monkeypatch.setattr(scan, "read_card_and_metadata", slow)
     first = library.glance(wait=0)
     assert not first.whole
     while not (first := library.glance(wait=0.05)).of or first.read < first.of - 2:
@@ -133,6 +135,32 @@ def test_a_glance_tells_what_went_wrong(library: Library, monkeypatch: pytest.Mo
     monkeypatch.setattr(scan, "_read_cache", fails)
     with pytest.raises(OSError, match="the disk is gone"):
         library.glance(wait=60)
+
+
+def test_metadata_come_from_the_cache_and_no_file_is_opened_again(
+    library: Library, own: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stated = {card.name: metadata for card, metadata in library.with_metadata()}
+    assert stated["hero"] == {"modelspec.title": "The Hero", "modelspec.tags": "character"}
+    real_lora(own.path / "loras" / "new.safetensors", ss_output_name="new")
+    opened: list[str] = []
+    really = container._text
+
+    def counted(name: str, size: int, file: BinaryIO) -> bytes:
+        opened.append(name)
+        return really(name, size, file)
+
+    monkeypatch.setattr(container, "_text", counted)
+    again = {card.name: metadata for card, metadata in library.with_metadata()}
+    assert opened == ["new.safetensors"]
+    assert again == {**stated, "new": {"ss_output_name": "new"}}
+    assert {card.name: metadata for card, metadata in Library(lambda: own).with_metadata()} == again
+    assert opened == ["new.safetensors"]  # nor by another run
+    with closing(sqlite3.connect(own.cache / "library.sqlite")) as database, database:
+        # as another run with other folders does
+        database.execute("DELETE FROM cards WHERE path LIKE '%hero%'")
+    assert {card.name: metadata for card, metadata in library.with_metadata()} == again
+    assert opened == ["new.safetensors", "hero.safetensors"]
 
 
 def test_a_link_to_nowhere_is_a_card_that_says_so(library: Library, own: Home) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipelines.adapters.container import read_header
 from studio.jobs import Worker
 from studio.library.scan import Library
 
@@ -29,19 +28,15 @@ def vaes(worker: Worker) -> list[dict[str, Any]]:
 
 
 def loras(library: Library) -> list[dict[str, Any]]:
-    found = []
-    for card in library.cards():
-        if card.readable:
-            metadata = dict(read_header(card.path).metadata)
-            found.append(
-                {
-                    "name": card.name,
-                    "alias": card.title or card.name,
-                    "path": str(card.path),
-                    "metadata": metadata,
-                }
-            )
-    return found
+    return [
+        {
+            "name": card.name,
+            "alias": card.title or card.name,
+            "path": str(card.path),
+            "metadata": dict(metadata),
+        }
+        for card, metadata in library.with_metadata()
+    ]
 
 
 def refresh(library: Library) -> None:
