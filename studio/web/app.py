@@ -20,13 +20,17 @@ from studio.web import (
     library_page,
 )
 from studio.web.desk import Desk
+from studio.web.form import Form
 from studio.web.gallery_page import Ways
+from studio.web.kept_form import PutBack, put_back
 from studio.web.model_picker import ModelPicker, model_line
 from studio.web.showcase import Showcase
 from studio.web.watching import only_new
 
 COMPOSE = "compose"
 COMPARE = "compare"
+BROWSER_KEY = "lora-studio"
+"""Always the same, so that a browser can read after a restart of the server what it kept before."""
 
 
 def build(worker: Worker, trainings: Trainings) -> gr.Blocks:
@@ -37,8 +41,10 @@ def build(worker: Worker, trainings: Trainings) -> gr.Blocks:
         desk = Desk(
             worker,
             trainings,
-            gr.BrowserState("", storage_key="lora-studio-owner"),
+            gr.BrowserState("", storage_key="lora-studio-owner", secret=BROWSER_KEY),
+            gr.BrowserState(None, storage_key="lora-studio-form", secret=BROWSER_KEY),
             gr.State(model_name(Opening(), worker.home)),  # as the picker will say: rows are not drawn twice
+            gr.State(False),
         )
         gr.HTML(
             '<div id="head"><h1>LoRA Studio</h1><p>many LoRAs, many mixes, one pass</p></div>',
@@ -61,16 +67,31 @@ def build(worker: Worker, trainings: Trainings) -> gr.Blocks:
                 frequency_page.add(desk, viewer)
         api.add(worker)
 
-        def opened(browser: str, request: gr.Request) -> tuple[Any, ...]:
-            owner = browser or secrets.token_urlsafe(18)
+        def opened(got: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
+            owner = got[desk.browser] or secrets.token_urlsafe(18)
             showcase.start()
-            found = viewer.found_again(desk, owner, request)
-            return owner, found, *picker.choices(desk, desk.chosen("")), 1, gr.Button(interactive=True)
+            kept = put_back(got[desk.form], request.username, worker.home, worker.trust, worker.library.named)
+            back = kept or PutBack(Form())
+            for note in back.notes:
+                gr.Warning(note, duration=None)
+            model = desk.chosen(back.model)
+            choice, found = picker.choices(desk, model)
+            return {
+                **(fields.filled(back.form, 0) if kept is not None else {fields.structure: 1}),
+                desk.browser: owner,
+                desk.model: model,
+                desk.opened: True,
+                viewer.job: viewer.found_again(desk, owner, request),
+                picker.model: choice,
+                picker.found: found,
+                generate: gr.Button(interactive=True),
+            }
 
+        outputs = {desk.browser, desk.model, desk.opened, viewer.job, picker.model, picker.found, generate}
         pages.load(
             opened,
-            desk.browser,
-            [desk.browser, viewer.job, picker.model, picker.found, fields.structure, generate],
+            {desk.browser, desk.form},
+            [*fields.components, *outputs],
             show_progress="hidden",
             api_visibility="private",
         )

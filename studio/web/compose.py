@@ -13,8 +13,9 @@ from studio.jobs.inputs import with_kept_input
 from studio.web import method_settings, mix, rows, scrub, words
 from studio.web.desk import Desk, told, who
 from studio.web.fields import Fields
-from studio.web.form import OWN, composed, left_out, row_sweep
+from studio.web.form import OWN, Form, composed, left_out, row_sweep
 from studio.web.job_file import job_file, written
+from studio.web.kept_form import kept
 from studio.web.live import SMALL_MODEL, Live
 from studio.web.rows import MixStates
 from studio.web.submitting import asker, with_example
@@ -36,6 +37,7 @@ class Buttons:
     generate: gr.Button
     who_did: gr.Button
     reuse_seed: gr.Button
+    clear: gr.Button
     job_file: gr.Button
     job_file_ready: gr.DownloadButton
     normalise: gr.Button
@@ -131,6 +133,7 @@ def add(desk: Desk, strip: gr.HTML) -> tuple[Fields, Viewer, gr.Button]:
                 reuse_seed = gr.Button("Keep this seed", size="sm")
                 who_did = gr.Button("Who did this?", size="sm", elem_id="who-did-this")
                 as_file = gr.Button("Turn into a job file", size="sm", elem_id="form-job-file")
+                clear = gr.Button("Clear the form", size="sm", elem_id="clear-form")
                 ready = gr.DownloadButton("jobs.yaml", visible="hidden", elem_id="form-job-file-ready")
             with gr.Accordion("One mix, four methods, one pass"):
                 strip.render()  # type: ignore[no-untyped-call]
@@ -138,13 +141,14 @@ def add(desk: Desk, strip: gr.HTML) -> tuple[Fields, Viewer, gr.Button]:
         prompt, negative, method, method_values, states.rows, states.structure, seed, count, steps, guidance, width,
         height, scheduler, rescale, clip_skip, init_image, strength, vae,
     )  # fmt: skip
-    buttons = Buttons(generate, who_did, reuse_seed, as_file, ready, normalise, take_tags)
+    buttons = Buttons(generate, who_did, reuse_seed, clear, as_file, ready, normalise, take_tags)
     Summary(gauge, cost, unknown, take_tags, triggers).wire(desk, fields)
     vocabulary.wire(desk, prompt)
     live.wire(desk, fields, states, viewer)
     _follow_model(desk, viewer, fields, live, vocabulary, add_lora, completions)
     _edit_mix(desk, states, prompt, add_lora, buttons)
     _ask(desk, fields, states, viewer, buttons)
+    _keep(desk, fields, buttons)
     return fields, viewer, generate
 
 
@@ -256,6 +260,36 @@ def _ask(desk: Desk, fields: Fields, states: MixStates, viewer: Viewer, buttons:
     ).then(
         None,
         js="() => setTimeout(() => document.querySelector('#form-job-file-ready').click(), 100)",
+        api_visibility="private",
+    )
+
+
+def _keep(desk: Desk, fields: Fields, buttons: Buttons) -> None:
+    """The browser keeps the form over a reload, until it is cleared."""
+    kept_fields = fields.components - {fields.init_image}  # its file is the server's
+
+    def keep(got: dict[Any, Any], request: gr.Request) -> Any:
+        if not got[desk.opened]:  # what was kept is not put back yet
+            return gr.skip()
+        form = fields.read({**got, fields.init_image: None})
+        cards = desk.worker.library.glance(wait=0, again=False).cards
+        return kept(form, got[desk.model], request.username, cards)
+
+    gr.on(
+        [component.change for component in [*kept_fields, desk.model]],
+        keep,
+        kept_fields | {desk.model, desk.opened},
+        desk.form,
+        queue=False,
+        show_progress="hidden",
+        trigger_mode="always_last",
+        api_visibility="private",
+    )
+    buttons.clear.click(
+        lambda structure: fields.filled(Form(), structure),
+        fields.structure,
+        list(fields.components),
+        show_progress="hidden",
         api_visibility="private",
     )
 

@@ -21,12 +21,15 @@ from studio.opening import Opening, model_name
 
 @dataclass(frozen=True)
 class Desk:
-    """browser: holds the browser's random id. model: holds the chosen model's name, "" for the default."""
+    """browser: holds the browser's random id. form: what the browser keeps of the Compose form (`kept_form`).
+    model: holds the chosen model's name, "" for the default. opened: whether the page knows whose it is."""
 
     worker: Worker
     trainings: Trainings
     browser: gr.BrowserState
+    form: gr.BrowserState
     model: gr.State
+    opened: gr.State
 
     def chosen(self, model: str) -> str:
         """The model's name, the default one's where none was chosen."""

@@ -104,13 +104,14 @@ class Studio:
         self.page.goto("about:blank")
         self.problems[:] = before
 
-    def open(self) -> Studio:
+    def open(self, rows: int = 0) -> Studio:
+        """The page from anew. rows: of the mix that its browser kept."""
         self.leave()
         self.page.goto(self.server.address)
         expect(self.page.locator("#generate")).to_be_enabled()
-        expect(
-            self.page.get_by_text("None yet: the model alone.")
-        ).to_be_visible()  # the rows were drawn once
+        empty = self.page.get_by_text("None yet: the model alone.")
+        expect(self.rows.last if rows else empty).to_be_visible()  # the rows were drawn once
+        expect(self.rows).to_have_count(rows)
         expect(self.page.locator("#model-line")).to_contain_text("Small built-in demo model")
         return self
 

@@ -121,6 +121,10 @@ def test_a_queue_goes_on_after_the_server_died(
         own.start()
         until(lambda: len(own.pictures()) == 4, 90)
         assert sorted(record["seed"] for record in own.records()) == [99, 100, 101, 102]
+        person.open()
+        person.state("3 of 3 pictures done")  # the browser is known again
+        expect(person.page.locator("#prompt textarea")).to_have_value("a lion in the garden")
+        person.leave()
     finally:
         own.stop()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from playwright.sync_api import expect
 from safetensors.torch import save_file
 
 from composers import methods
+from pipelines.assets import root
 from pipelines.text.tags import take_tags
 
 pytestmark = pytest.mark.browser
@@ -165,28 +167,50 @@ def test_the_library_finds_what_a_picture_was_made_with_whatever_it_is_called_he
     renamed.unlink()
 
 
-def test_a_dropped_picture_brings_its_settings_back(studio: Any, until: Until) -> None:
-    studio.write("a raccoon in a spacesuit")
+def test_the_form_is_kept_over_a_reload_and_a_dropped_picture_brings_its_settings_back(
+    studio: Any, until: Until
+) -> None:
+    passing = studio.server.home / "loras" / "passing.safetensors"
+    shutil.copy(root() / "loras" / "tiny-sdxl" / "lantern.safetensors", passing)
+    prompt, method = studio.page.locator("#prompt textarea"), studio.page.locator("#method")
+    studio.write("a raccoon in a spacesuit <lora:passing:0.5>")
+    studio.page.get_by_role("button", name="Turn tags into rows").click()
     studio.add("raccoon", "spacesuit")
     studio.method("switch")
-    studio.steps(5)
+    studio.steps(6)
     studio.number("seed", 4242)
     studio.generate()
     studio.state("1 of 1 picture done")
     made = next(
         f for f, r in zip(studio.server.pictures(), studio.server.records(), strict=True) if r["seed"] == 4242
     )
-    studio.open()
+
+    def stands(*, passing: bool) -> None:
+        expect(prompt).to_have_value("a raccoon in a spacesuit")
+        expect(studio.rows).to_have_count(3)
+        expect(studio.rows.nth(0).get_by_role("checkbox")).to_be_checked(checked=passing)
+        expect(method.get_by_role("radio", name="switch")).to_be_checked()
+        expect(studio.page.locator("#seed input")).to_have_value("4242")
+
+    passing.unlink()
+    studio.open(rows=3)
+    stands(passing=False)
+    studio.says("LoRA 'passing' is not in the library any more; its row is switched off.")
+    studio.page.locator("#clear-form").click()
+    expect(studio.rows).to_have_count(0)
+    expect(prompt).to_have_value("")
+    expect(method.get_by_role("radio", name="merge")).to_be_checked()
+    shutil.copy(root() / "loras" / "tiny-sdxl" / "lantern.safetensors", passing)
     studio.tab("Gallery")
     studio.page.locator("#drop input[type=file]").set_input_files(made)
-    expect(studio.page.locator("#prompt textarea")).to_have_value("a raccoon in a spacesuit")
-    expect(studio.rows).to_have_count(2)
-    expect(studio.page.locator("#method").get_by_role("radio", name="switch")).to_be_checked()
+    stands(passing=True)
     before = len(studio.server.pictures())
     studio.generate()
     until(lambda: len(studio.server.pictures()) > before)
     again = studio.server.records()[-1]
-    assert (again["seed"], again["steps"], again["composer"]) == (4242, 5, "switch:interval=2")
+    assert (again["seed"], again["steps"], again["composer"]) == (4242, 6, "switch:interval=2")
+    assert [use["weight"] for use in again["adapters"]] == [0.5, 1.0, 1.0]
+    passing.unlink()
 
 
 def test_tags_become_rows(studio: Any) -> None:
