@@ -8,7 +8,9 @@ One denoising step with guidance for several pictures in one call, as a CUDA gra
     blocks         the transformer blocks through torch.compile, diffusers' regional compile
     compiled       residual blocks and the norms between them too, as the engine compiles
     channels last  compiled, weights and latents of convolutions laid out by channels
-    tuned          compiled, inductor choosing among its own products and torch's by timing them (slow to compile)
+    tiles          compiled, inductor timing how its kernels are cut
+    reductions     compiled, inductor timing whether a norm keeps its rows in registers or reads them twice
+    tuned          tiles, and inductor timing its own products against torch's (slow to compile)
 
 each with one of torch's attention kernels (auto is torch's choice). All ways give the same predictions but for
 rounding; how far each is from the first one stands beside its time.
@@ -41,7 +43,14 @@ from studio.bench.speed.timing import Graphs, Timing, seconds_of, take_turns
 from studio.bench.speed.ways import relative
 from studio.bench.speed.workload import Workload
 
-Build = Literal["plain", "blocks", "compiled", "channels last", "tuned"]
+Build = Literal["plain", "blocks", "compiled", "channels last", "tiles", "reductions", "tuned"]
+
+_SETTINGS: dict[Build, dict[str, Any]] = {
+    "tiles": {"coordinate_descent_tuning": True},
+    "reductions": {"triton.multi_kernel": 1},
+    "tuned": {"coordinate_descent_tuning": True, "max_autotune_gemm": True},
+}
+"""Of inductor."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +94,7 @@ def built(unet: Any, build: Build, backend: str) -> Any:
 def _tuning(build: Build) -> Iterator[None]:
     import torch._inductor.config as inductor
 
-    settings = {"max_autotune_gemm": True, "coordinate_descent_tuning": True} if build == "tuned" else {}
-    with inductor.patch(settings):
+    with inductor.patch(_SETTINGS.get(build, {})):
         yield
 
 
