@@ -10,6 +10,7 @@ import torch
 
 from pipelines import StudioPipeline
 from pipelines.checkpoints import load_checkpoint
+from pipelines.checkpoints.hub import Progress
 from pipelines.engine.backends import AttentionChoice
 from pipelines.engine.limits import Limits
 from pipelines.errors import SetupError
@@ -75,8 +76,10 @@ def open_pipeline(
     notify: Callable[[str], None] | None = None,
     *,
     allow_downloads: bool = True,
+    progress: Progress | None = None,
 ) -> StudioPipeline:
-    """The model on its device. `notify` is told what a full-size model needs. allow_downloads: from the hub.
+    """The model on its device. `notify` is told what a full-size model needs. allow_downloads: from the hub;
+    `progress` is told how one goes, and may end it by raising.
 
     Raises ModelError and SetupError.
     """
@@ -84,7 +87,13 @@ def open_pipeline(
     dtype = pick_dtype(opening.dtype or home.settings.dtype, device)
     source = model_name(opening, home)
     checkpoint = load_checkpoint(
-        source, dtype=dtype, vae=opening.vae, home=home, allow_downloads=allow_downloads, notify=notify
+        source,
+        dtype=dtype,
+        vae=opening.vae,
+        home=home,
+        allow_downloads=allow_downloads,
+        notify=notify,
+        progress=progress,
     )
     pipe = StudioPipeline(Model(checkpoint), home=home)
     pipe.row_limit = opening.row_limit

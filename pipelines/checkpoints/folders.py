@@ -1,4 +1,4 @@
-"""A diffusers folder, local or fetched from the hub -> its components."""
+"""A diffusers folder on this computer -> its components."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def folder_family(folder: Path, index: Mapping[str, Any]) -> Family:
 
 def folder_variant(folder: Path, dtype: torch.dtype) -> str | None:
     """ "fp16" where the folder's UNet has such files and they are wanted, or are all there is; else None."""
-    plain, half = _weights(folder / "unet", None), _weights(folder / "unet", "fp16")
+    plain, half = weight_files(folder / "unet", None), weight_files(folder / "unet", "fp16")
     if not plain and not half:
         pickled = any((folder / "unet").glob("*.bin"))
         raise ModelError(
@@ -137,51 +137,6 @@ def folder_files(folder: Path, dtype: torch.dtype) -> tuple[Path, ...]:
     return tuple(file for part in parts for file in _part_files(folder, part, variant))
 
 
-def fetch(hub_id: str, dtype: torch.dtype, allow_downloads: bool) -> Path:
-    """The local folder of a model on the hub, downloaded if need be. Raises ModelError with the remedy."""
-    import httpx
-    from diffusers import DiffusionPipeline
-    from huggingface_hub.errors import HfHubHTTPError
-
-    for variant in ("fp16", None) if dtype in HALVES else (None,):
-        try:
-            folder = DiffusionPipeline.download(
-                hub_id, variant=variant, use_safetensors=True, local_files_only=not allow_downloads, **UNUSED
-            )
-        except (OSError, HfHubHTTPError, httpx.HTTPError) as error:
-            raise _hub_error(hub_id, error, allow_downloads) from error
-        except (ValueError, TypeError, KeyError) as error:
-            if variant is None:
-                raise ModelError(f"{hub_id} cannot be used: {first_line(error)}") from error
-        else:
-            if variant is None or _weights(Path(folder) / "unet", variant):
-                return Path(folder)
-    raise AssertionError("the last variant returns or raises")
-
-
-def _hub_error(hub_id: str, error: Exception, allow_downloads: bool) -> ModelError:
-    """What to tell of a failed download; diffusers hides the hub's own answer behind one of its own."""
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    answer = error.__cause__ or error
-    if isinstance(answer, GatedRepoError):
-        return ModelError(
-            f"{hub_id} asks for its licence to be accepted: do so on its page on the hub, then log in with "
-            "`hf auth login`"
-        )
-    if isinstance(answer, RepositoryNotFoundError):
-        return ModelError(f"the hub has no model {hub_id!r} (or it is private); check the spelling")
-    if not allow_downloads:
-        return ModelError(
-            f"{hub_id} is not in the local cache, and downloads are not allowed here; download it first, or "
-            "give a model's folder or .safetensors file"
-        )
-    return ModelError(
-        f"{hub_id} is not in the local cache and the hub cannot be reached ({first_line(error)}); check the "
-        "network, or give a model's folder or .safetensors file"
-    )
-
-
 def _refuse_incomplete(folder: Path, part: str, module: Any, dtype: torch.dtype) -> None:
     """Raises ModelError where files lack weights; diffusers and transformers fill them with random numbers."""
     headers = [read_header(file) for file in _part_files(folder, part, folder_variant(folder, dtype))]
@@ -195,10 +150,10 @@ def _refuse_incomplete(folder: Path, part: str, module: Any, dtype: torch.dtype)
 
 
 def _part_files(folder: Path, part: str, variant: str | None) -> tuple[Path, ...]:
-    return _weights(folder / part, variant) or _weights(folder / part, None)
+    return weight_files(folder / part, variant) or weight_files(folder / part, None)
 
 
-def _weights(folder: Path, variant: str | None) -> tuple[Path, ...]:
+def weight_files(folder: Path, variant: str | None) -> tuple[Path, ...]:
     """A component's weight files of one variant, shards included."""
     found = []
     for file in sorted(folder.glob("*.safetensors")):

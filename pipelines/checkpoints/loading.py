@@ -17,8 +17,9 @@ import torch
 
 from pipelines.checkpoints.card import CARD_FILE, ModelCard, read_card, resolve_defaults
 from pipelines.checkpoints.components import Components
-from pipelines.checkpoints.folders import fetch, folder_files, load_folder
+from pipelines.checkpoints.folders import folder_files, load_folder
 from pipelines.checkpoints.hashes import short_hash
+from pipelines.checkpoints.hub import Progress, fetch
 from pipelines.checkpoints.single_file import Facts, examine, load_single_file
 from pipelines.checkpoints.vae import load_vae, refuse_misfit
 from pipelines.checkpoints.weights import memory_needed, refuse_if_too_large
@@ -80,6 +81,7 @@ def load_checkpoint(
     home: Home | None = None,
     allow_downloads: bool = True,
     notify: Notify | None = None,
+    progress: Progress | None = None,
 ) -> Checkpoint:
     """Loads a model onto the CPU.
 
@@ -89,13 +91,14 @@ def load_checkpoint(
     home: where names are looked up (None: the user's own, see `pipelines.home.home`).
     allow_downloads: whether a hub id that is not in the local cache may be fetched.
     notify: is told, in one sentence, what a full-size model needs before it is loaded.
+    progress: is told how a download goes; what it raises ends it.
     Raises ModelError for whatever cannot be found, read or run.
     """
     home = home or Home.resolve()
     found = home.find_model(source)
     vae_path = None if vae is None else home.find_vae(vae).path
     label = str(source) if found is None else found.name
-    path = fetch(str(source), dtype, allow_downloads) if found is None else found.path
+    path = fetch(str(source), dtype, allow_downloads, progress) if found is None else found.path
     files = folder_files(path, dtype) if path.is_dir() else (path,)
     facts = None if path.is_dir() else examine(path)
     refuse_if_too_large(label, memory_needed(files, dtype), notify)

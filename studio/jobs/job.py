@@ -152,7 +152,7 @@ class ModelState:
     """The model that is loaded, or being loaded.
 
     source: as a job names it; "" where none was asked for yet. loading: what is going on; "" when ready.
-    since: when that began, in seconds since 1970.
+    since: when that began, in seconds since 1970. share: how much of it is done, 0 to 1; None where nobody knows.
     error: why it could not be loaded. width_of_text: numbers in a text embedding, which adapters must fit.
     vocabulary: category -> word -> synonyms, of a model with a card. block_map: "@content" -> blocks.
     rows_at_once: UNet rows a call may hold at the model's own size.
@@ -162,6 +162,7 @@ class ModelState:
     label: str = ""
     loading: str = ""
     since: float = 0.0
+    share: float | None = None
     error: str = ""
     family: str = ""
     defaults: Defaults | None = None

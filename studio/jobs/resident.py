@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from pipelines import Event, Failed, Finished, Session, Started, Stepped, StudioPipeline
+from pipelines.checkpoints.hub import Progress
 from pipelines.errors import AdapterFileError
 from pipelines.home import Home
 from pipelines.request import Facts
@@ -30,6 +31,7 @@ class Resident:
     """A model that is loaded. Raises ModelError and SetupError where it cannot be.
 
     key: which one it is. names: file -> the name it is loaded by, shared with the shelves of its jobs.
+    notify, progress: see `open_pipeline`.
     """
 
     def __init__(
@@ -40,10 +42,13 @@ class Resident:
         opening: Opening,
         trust: Trust,
         notify: Callable[[str], None],
+        progress: Progress,
     ) -> None:
         self.key = key
         self.opening = opening
-        self.pipe: StudioPipeline = open_pipeline(opening, home, notify, allow_downloads=trust.downloads)
+        self.pipe: StudioPipeline = open_pipeline(
+            opening, home, notify, allow_downloads=trust.downloads, progress=progress
+        )
         self._names = names
         self._home = home
         self._stamps: dict[str, Stamp] = {}

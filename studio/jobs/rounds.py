@@ -38,6 +38,10 @@ PACE_MEMORY = 0.8
 """How much of a job's pace comes from before the last round."""
 
 
+class _Closing(Exception):
+    """The studio closes."""
+
+
 class Rounds:
     """One round after the other, while there is something to do.
 
@@ -165,8 +169,16 @@ class Rounds:
         opening = replace(self._opening, source=key.source, vae=key.vae)
         try:
             resident = Resident(
-                key, self._shelves.names(key), self._home(), opening, self._trust, self._loading
+                key,
+                self._shelves.names(key),
+                self._home(),
+                opening,
+                self._trust,
+                self._loading,
+                self._downloading,
             )
+        except _Closing:  # what waits for the model goes on at the next start
+            return
         except StudioError as error:
             self._not_loaded(key, placed(error, key.shown))
         except (RuntimeError, OSError, ValueError, MemoryError) as error:  # torch's and diffusers' own
@@ -176,7 +188,16 @@ class Rounds:
             self._publish()
 
     def _loading(self, text: str) -> None:
-        self._show(replace(self.state, loading=text))
+        self._show(replace(self.state, loading=text, share=None))
+
+    def _downloading(self, done: int, total: int) -> None:
+        """Raises _Closing to end a download that the studio would have to wait for."""
+        if self.closing:
+            raise _Closing
+        size = f"{total / 1e9:.1f} GB" if total >= 1e9 else f"{total / 1e6:.0f} MB"
+        text = f"downloading {self.state.source}: {done / total:.0%} of {size}"
+        if text != self.state.loading:
+            self._show(replace(self.state, loading=text, share=done / total))
 
     def _not_loaded(self, key: ModelKey, error: StudioError) -> None:
         """Whatever waits for this model fails with the reason."""

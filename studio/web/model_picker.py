@@ -144,6 +144,10 @@ def model_line(desk: Desk) -> str:
     if state.loading:
         seconds = max(0, round(time.time() - state.since))
         loading = escape(state.loading, quote=True)
+        if state.share is not None:
+            said = escape(state.loading.partition(":")[0], quote=True)  # not every per cent is read aloud
+            bar = f'<div class="progress"><i style="width:{100 * state.share:.0f}%"></i></div>'
+            return f'<span data-said="{said}">{loading}</span>{bar}'
         return (
             f'<span data-said="{loading}">{loading} {seconds} s</span>'
             '<div class="progress endless"><i></i></div>'

@@ -13,10 +13,12 @@ import pytest
 from PIL import Image
 
 from composers import Composite
+from pipelines.checkpoints import loading
 from pipelines.errors import AdapterError, ModelError, RequestError, SetupError
 from pipelines.home import Home
 from studio.jobs import LIVE, HomeLock, JobState
 from studio.jobs.gate import Trust
+from studio.jobs.store import Store
 from studio.metadata import read_picture
 
 from .conftest import draft
@@ -68,6 +70,30 @@ def test_two_owners_with_different_mixes_share_batches_and_see_only_their_own(st
     assert [picture.job for picture in studio.worker.pictures("bob")] == [bobs]
     assert not studio.worker.may_see(ann.pictures[0].file, "bob")
     assert studio.worker.may_see(ann.pictures[0].file, "ann")
+
+
+def test_a_download_is_told_in_per_cent_and_does_not_hold_up_the_end(
+    studio: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = threading.Event()
+
+    def fetch(
+        hub_id: str, dtype: object, allow_downloads: bool, progress: Callable[[int, int], None]
+    ) -> Path:
+        while True:  # it never ends by itself
+            progress(2_500_000_000, 10_000_000_000)
+            fetched.wait(0.01)
+
+    monkeypatch.setattr(loading, "fetch", fetch)
+    id = studio.ask("ann", draft("a fox"), model="someone/large")
+    view = studio.until(id, "ann", lambda view: "%" in view.message)
+    assert view.message == "downloading someone/large: 25% of 10.0 GB"
+    assert studio.worker.model_state().share == 0.25
+    studio.worker.close()
+    assert not studio.worker.running
+    store = Store(studio.home.database)
+    assert [job.id for job in store.unfinished()] == [id]  # and is taken up at the next start
+    store.close()
 
 
 def test_cancel_acts_before_the_next_unet_call_and_keeps_what_is_done(studio: Any) -> None:

@@ -1,0 +1,125 @@
+"""A model's files from the hub, by diffusers' own download: which of them, and how it goes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.checkpoints.components import first_line
+from pipelines.checkpoints.folders import HALVES, UNUSED, weight_files
+from pipelines.errors import ModelError
+
+Progress = Callable[[int, int], None]
+"""Told of a download: bytes that are here, and bytes of the files that were begun, which grow to all. What it raises
+ends the download; what is here by then is kept, and the next one goes on from there."""
+
+_TELLING = threading.Lock()
+
+
+def fetch(hub_id: str, dtype: torch.dtype, allow_downloads: bool, progress: Progress | None = None) -> Path:
+    """The local folder of a model on the hub, downloaded if need be. Raises ModelError with the remedy."""
+    import httpx
+    from diffusers import DiffusionPipeline
+    from huggingface_hub.errors import HfHubHTTPError
+
+    for variant in ("fp16", None) if dtype in HALVES else (None,):
+        try:
+            with _told(progress):
+                folder = DiffusionPipeline.download(
+                    hub_id,
+                    variant=variant,
+                    use_safetensors=True,
+                    local_files_only=not allow_downloads,
+                    **UNUSED,
+                )
+        except (OSError, HfHubHTTPError, httpx.HTTPError) as error:
+            raise _hub_error(hub_id, error, allow_downloads) from error
+        except (ValueError, TypeError, KeyError) as error:
+            if variant is None:
+                raise ModelError(f"{hub_id} cannot be used: {first_line(error)}") from error
+        else:
+            if variant is None or weight_files(Path(folder) / "unet", variant):
+                return Path(folder)
+    raise AssertionError("the last variant returns or raises")
+
+
+@contextmanager
+def _told(progress: Progress | None) -> Iterator[None]:
+    """Within: diffusers' download tells how it goes. It has no argument for that, though the call by which it fetches
+    has one; so for this long the call is made with it."""
+    if progress is None:
+        yield
+        return
+    import diffusers.pipelines.pipeline_utils
+
+    module: Any = diffusers.pipelines.pipeline_utils
+    with _TELLING:
+        snapshot_download = module.snapshot_download
+        module.snapshot_download = partial(snapshot_download, tqdm_class=_bar(progress))
+        try:
+            yield
+        finally:
+            module.snapshot_download = snapshot_download
+
+
+def _bar(progress: Progress) -> type[Any]:
+    """A progress bar as huggingface_hub wants one, which draws nothing. Of one download there are several: one counts
+    files, one the bytes that come over the network, one those that are written."""
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    bars: list[Any] = []
+
+    class Bar(tqdm):  # type: ignore[misc]
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            super().__init__(*args, **{**settings, "file": _Nowhere(), "leave": False})
+            if self.unit == "B":
+                bars.append(self)
+
+        def display(self, msg: str | None = None, pos: int | None = None) -> None:
+            """Nothing. Nor is anything told here, where tqdm holds a lock that an exception would never give back."""
+
+        def update(self, n: float | None = 1) -> Any:
+            drawn = super().update(n)
+            totals = [int(bar.total) for bar in bars if bar.total]
+            if totals:  # that of the network's bytes is a guess, and never too small
+                progress(min(max(int(bar.n) for bar in bars), min(totals)), min(totals))
+            return drawn
+
+    return Bar
+
+
+class _Nowhere:
+    """A file that takes everything."""
+
+    def write(self, text: str) -> None: ...
+
+    def flush(self) -> None: ...
+
+
+def _hub_error(hub_id: str, error: Exception, allow_downloads: bool) -> ModelError:
+    """What to tell of a failed download; diffusers hides the hub's own answer behind one of its own."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    answer = error.__cause__ or error
+    if isinstance(answer, GatedRepoError):
+        return ModelError(
+            f"{hub_id} asks for its licence to be accepted: do so on its page on the hub, then log in with "
+            "`hf auth login`"
+        )
+    if isinstance(answer, RepositoryNotFoundError):
+        return ModelError(f"the hub has no model {hub_id!r} (or it is private); check the spelling")
+    if not allow_downloads:
+        return ModelError(
+            f"{hub_id} is not in the local cache, and downloads are not allowed here; download it first, or "
+            "give a model's folder or .safetensors file"
+        )
+    return ModelError(
+        f"{hub_id} is not in the local cache and the hub cannot be reached ({first_line(error)}); check the "
+        "network, or give a model's folder or .safetensors file"
+    )
