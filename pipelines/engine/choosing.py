@@ -83,7 +83,7 @@ class Operands:
         ways: dict[str, Way] = {LIBRARY: self.library}
         if self.geglu:
             ways["library, kernel for GEGLU"] = lambda: kernels.geglu(self._product())
-        for tile in kernels.tiles(self.x, self.geglu):
+        for tile in kernels.tiles(self.x, self.weight, self.geglu):
             ways[tile.name] = lambda tile=tile: kernels.product(  # type: ignore[misc]
                 self.x, self.weight, self.bias, self.shrunk, self.up, self.geglu, tile
             )

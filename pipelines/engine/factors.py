@@ -107,7 +107,7 @@ def in_one_pass(
     if isinstance(acting, Dense):
         weight, groups = acting.weight, acting.groups
     elif acting is not None:
-        shrunk = shrink(x, acting.down) if shrunk is None else acting.part_of(shrunk)
+        shrunk = shrink(x, acting.down, kernels=True) if shrunk is None else acting.part_of(shrunk)
         if acting.gate is None:
             groups, up = acting.groups, acting.up
         else:
@@ -118,8 +118,14 @@ def in_one_pass(
     return y.view(*x.shape[:-1], -1)
 
 
-def shrink(x: Tensor, down: Tensor) -> Tensor:
-    """x [lanes, …, in] -> [G, T', R] for down [G, R, in], [lanes * T, R] for down [R, in]."""
+def shrink(x: Tensor, down: Tensor, kernels: bool = False) -> Tensor:
+    """x [lanes, …, in] -> [G, T', R] for down [G, R, in], [lanes * T, R] for down [R, in]. kernels: as in `linears`."""
+    if kernels:
+        groups = down.shape[0] if down.ndim == 3 else 1
+        found: Tensor = choosing.product(
+            x.reshape(groups, -1, x.shape[-1]), down, None, None, None, False
+        )  # [G, T', R]
+        return found if down.ndim == 3 else found[0]
     if down.ndim == 3:
         return torch.bmm(x.reshape(down.shape[0], -1, x.shape[-1]), down.mT)
     return F.linear(x.reshape(-1, x.shape[-1]), down)
@@ -142,7 +148,7 @@ def linears(
     by_kernels = kernels and choosing.usable(x)
     if torch.compiler.is_compiling() and not by_kernels:
         return _for_inductor(x, weights, biases, factors, stacked)
-    shrunk = shrink(x, factors[0].stack) if stacked else None
+    shrunk = shrink(x, factors[0].stack, by_kernels) if stacked else None
     if by_kernels:
         return [
             in_one_pass(x, weight, bias, own, shrunk)

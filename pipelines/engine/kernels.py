@@ -3,9 +3,10 @@
     y_g = act(x_g W_g^T + s_g U_g + b)        g = 1 … G groups of lanes
 
 W is one for all groups or each group's own, s the groups' rows already shrunk (`factors.shrink`) and U their factors'
-second half, so that the low-rank part goes into the same float32 accumulator and costs no pass over y of its own. act
-is nothing or GEGLU (Shazeer 2020, arXiv 2002.05202): of W's rows the first half makes h, the second half the gate, and
-h * gelu(gate) is written, half as wide as W is high; gelu is the exact one, with erf, as in diffusers.
+second half, so that the low-rank part goes into the same float32 accumulator and costs no pass over y of its own
+(shrinking is the same product, with few outputs and without the rest). act is nothing or GEGLU (Shazeer 2020, arXiv
+2002.05202): of W's rows the first half makes h, the second half the gate, and h * gelu(gate) is written, half as wide
+as W is high; gelu is the exact one, with erf, as in diffusers.
 
 This module imports Triton; nothing imports it before a product on a CUDA device asks for it (`choosing.py`).
 """
@@ -69,13 +70,26 @@ GATED = (
     Tile(128, 128, 64, 8, 3, persistent=True, descriptors=True),
     Tile(128, 64, 64, 8, 4, persistent=True, descriptors=True),
 )
-"""Candidates without and with GEGLU; which is fastest is measured (`choosing.py`)."""
+NARROW = (
+    Tile(128, 64, 64, 4, 4),
+    Tile(64, 64, 128, 4, 3),
+    Tile(64, 32, 128, 4, 4),
+    Tile(64, 16, 128, 4, 4),
+    Tile(32, 64, 128, 4, 3),
+    Tile(32, 32, 128, 4, 4),
+    Tile(64, 64, 64, 4, 4, descriptors=True),
+    Tile(64, 32, 64, 4, 4, descriptors=True),
+)
+WIDEST_NARROW = 256
+"""Candidates for few outputs (up to the second number: ranks), for others, and with GEGLU; which is fastest is measured
+(`choosing.py`)."""
 
 
-def tiles(x: Tensor, geglu: bool) -> Sequence[Tile]:
-    """The candidates that can run a product of x [G, T, in]."""
+def tiles(x: Tensor, weight: Tensor, geglu: bool) -> Sequence[Tile]:
+    """The candidates that can run a product of x [G, T, in] with weight [..., out, in]."""
     aligned = x.shape[-1] * x.element_size() % 16 == 0
-    return [tile for tile in (GATED if geglu else PLAIN) if aligned or not tile.descriptors]
+    candidates = GATED if geglu else NARROW if weight.shape[-2] <= WIDEST_NARROW else PLAIN
+    return [tile for tile in candidates if aligned or not tile.descriptors]
 
 
 def product(

@@ -64,6 +64,8 @@ class Product:
 def products(name: str, tokens: int, width: int) -> list[Product]:
     """Of one transformer level."""
     return [
+        Product(f"{name} shrinking for q/k/v", tokens, width, 3 * RANK, own=True),
+        Product(f"{name} shrinking", tokens, width, RANK, own=True),
         Product(f"{name} query", tokens, width, width, RANK, stacked=3),
         Product(f"{name} attention out", tokens, width, width, RANK, bias=True),
         Product(f"{name} dense q/k/v", tokens, width, 3 * width, own=True),
