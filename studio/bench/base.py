@@ -35,11 +35,12 @@ from torch import Tensor
 
 from pipelines.engine.backends import AttentionChoice, attention_by
 from pipelines.engine.compiling import compile_blocks
+from pipelines.engine.engine import cuda_graphs
 from pipelines.home import Home
 from pipelines.record import device_name
 from studio.bench.speed.bed import Bed, Inputs, load_unet
 from studio.bench.speed.profile import Profile, profiled
-from studio.bench.speed.timing import Graphs, Timing, seconds_of, take_turns
+from studio.bench.speed.timing import Captured, Timing, seconds_of, take_turns
 from studio.bench.speed.ways import relative
 from studio.bench.speed.workload import Workload
 
@@ -108,7 +109,7 @@ def measure(
     bed = Bed("", unet, "attention", 1)
     work = Workload(cells, pictures)
     arguments = Inputs(unet, pictures, cells).of(work.steps()[0])
-    graphs = Graphs() if bed.device.type == "cuda" else None
+    recorder = cuda_graphs(bed.device)
     first: Callable[[], Tensor] | None = None
     expected: Tensor | None = None
     findings = []
@@ -121,7 +122,7 @@ def measure(
             call = partial(_predictions, built(unet, way.build, backend), arguments, way.attention)
             with _tuning(way.build):
                 call()  # what compiles does so here
-            own.append(graphs.capture(call) if graphs else call)
+            own.append(Captured.by(recorder, call) if recorder else call)
 
         ready = seconds_of(prepare, bed.device)
         first = first or own[0]

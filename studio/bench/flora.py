@@ -27,9 +27,9 @@ import json
 import math
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -38,10 +38,14 @@ from torch import Tensor, nn
 
 from pipelines.adapters import Hadamard
 from pipelines.engine import flora
+from pipelines.engine.graphs import CudaGraphs
 from pipelines.record import device_name
+from studio.bench.speed.timing import Captured, Timing, take_turns
 
 WAYS = ("base", "LoRA", "products", "weights")
 RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 32)
+CALLS = 10
+"""In a graph."""
 
 
 @dataclass(frozen=True)
@@ -162,9 +166,9 @@ def measure(
             difference = max(difference, float(off))
         del expected
         times = timed(ways, repeats, device)
-        for way, values in times.items():
-            seconds[way][rank] = statistics.median(values)
-            spread = max(spread, (max(values) - min(values)) / seconds[way][rank])
+        for way, timing in times.items():
+            seconds[way][rank] = timing.median
+            spread = max(spread, timing.spread)
     base = statistics.median(seconds["base"].values())
     samples = lanes * layer.tokens
     c2 = base / (samples * layer.inputs * layer.outputs)
@@ -205,46 +209,24 @@ def _products_of(factors: flora.Multiplied) -> Tensor:
     return torch.bmm(factors.outer.float().mT, factors.inner.float())
 
 
-def timed(
-    ways: Mapping[str, Callable[[], Tensor]], repeats: int, device: torch.device
-) -> dict[str, list[float]]:
-    """Seconds of each way, taken in turns; on a GPU as a replayed CUDA graph, so that launches do not count."""
-    if device.type == "cuda":
-        ways = {name: _graphed(way) for name, way in ways.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(repeats + 1):
-        for name, way in ways.items():
-            calls = 1 if device.type != "cuda" else 10
-            _wait(device)
-            began = time.perf_counter()
-            for _ in range(calls):
-                way()
-            _wait(device)
-            if turn:  # the first turn warms up
-                seconds[name].append((time.perf_counter() - began) / calls)
-    return seconds
+def timed(ways: Mapping[str, Callable[[], Tensor]], repeats: int, device: torch.device) -> dict[str, Timing]:
+    """Each way's timing, in turns; on a GPU replays of a CUDA graph of ten calls, so that launches do not count."""
+    if device.type != "cuda":
+        for way in ways.values():
+            way()
+        return take_turns(ways, device, repeats)
+    recorder = CudaGraphs(device)
+    replays = {name: Captured.by(recorder, partial(_often, way)) for name, way in ways.items()}
+    return {
+        name: Timing(tuple(seconds / CALLS for seconds in timing.seconds))
+        for name, timing in take_turns(replays, device, repeats).items()
+    }
 
 
-def _graphed(way: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
+def _often(way: Callable[[], Tensor]) -> Tensor:
+    for _ in range(CALLS - 1):
         way()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = way()
-
-    def replay() -> Tensor:
-        graph.replay()
-        return out
-
-    return replay
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return way()
 
 
 def table(finding: Finding) -> str:

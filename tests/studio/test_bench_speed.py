@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pipelines.engine.engine import Engine
-from pipelines.engine.graphs import Reruns
+from pipelines.engine.graphs import CudaGraphs, Reruns
 from pipelines.home import Home
 from studio import cli
 from studio.bench.speed import gates, targets
@@ -23,7 +23,7 @@ from studio.bench.speed.command import every_axis_in_turn
 from studio.bench.speed.profile import kind_of, profiled
 from studio.bench.speed.rivals import Base
 from studio.bench.speed.run import Bench, Budget, Measured, Outcome
-from studio.bench.speed.timing import Graphs, Timing
+from studio.bench.speed.timing import Captured, Timing
 from studio.bench.speed.ways import Way
 from studio.bench.speed.workload import CMLORA_STEPS, Layers, Method, Workload
 
@@ -80,7 +80,7 @@ def test_the_base_is_one_model_however_it_is_called(bench: Bench) -> None:
 def test_a_captured_call_keeps_what_it_reads() -> None:
     def captured() -> Callable[[], torch.Tensor]:
         read = torch.full((2**24,), 2.0, device="cuda")  # large enough to be memory of its own
-        return Graphs().capture(lambda: read + 1)
+        return Captured.by(CudaGraphs(torch.device("cuda")), lambda: read + 1)
 
     replay = captured()
     gc.collect()

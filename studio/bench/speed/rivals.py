@@ -28,9 +28,10 @@ from torch import Tensor, nn
 from composers import Use
 from pipelines.adapters import Adapter, LowRank
 from pipelines.engine.compiling import compile_blocks
+from pipelines.engine.graphs import Recorder
 from pipelines.engine.layers import use_kernels
 from studio.bench.speed.bed import Bed, Inputs
-from studio.bench.speed.timing import Graphs, seconds_of
+from studio.bench.speed.timing import Captured, seconds_of
 from studio.bench.speed.workload import SUFFIXES, Row
 
 Mode = Literal["eager", "graph", "compiled", "kernels"]
@@ -57,10 +58,10 @@ def cut(arguments: Mapping[str, Any], rows: slice) -> dict[str, Any]:
 class Base:
     """The model without adapters."""
 
-    def __init__(self, bed: Bed, inputs: Inputs, graphs: Graphs | None) -> None:
+    def __init__(self, bed: Bed, inputs: Inputs, recorder: Recorder | None) -> None:
         self._bed = bed
         self._inputs = inputs
-        self._graphs = graphs
+        self._recorder = recorder
         self._compiled: dict[Mode, Any] = {}
 
     def together(self, rows: Sequence[Row], mode: Mode) -> Callable[[], Tensor]:
@@ -91,9 +92,9 @@ class Base:
                 compile_blocks(self._compiled[mode])
             unet = self._compiled[mode]
         call = partial(_predict, unet, arguments)
-        if mode == "eager" or self._graphs is None:
+        if mode == "eager" or self._recorder is None:
             return call
-        return self._graphs.capture(call)
+        return Captured.by(self._recorder, call)
 
 
 def _predict(unet: Any, arguments: Mapping[str, Any]) -> Tensor:

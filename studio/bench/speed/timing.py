@@ -1,4 +1,4 @@
-"""Seconds of several ways of doing one thing, taken in turns; CUDA graphs of a call."""
+"""Seconds of several ways of doing one thing, taken in turns; calls recorded."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+from pipelines.engine.graphs import Recorder, Recording
 
 Call = Callable[[], object]
 Key = TypeVar("Key")
@@ -61,34 +63,19 @@ def take_turns(
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
 
 
-class Graphs:
-    """Captures calls as CUDA graphs that share one memory pool: they are replayed one after another only."""
-
-    def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
-
-    def capture(self, call: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """The call, replayed. Its output stays where it is and is overwritten by the next replay."""
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):  # kernels are chosen and workspaces made before the capture
-                call()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            output = call()
-        return _Replay(graph, output, call)
-
-
 @dataclass(frozen=True)
-class _Replay:
-    """call: kept, since the graph reads where its inputs lie."""
+class Captured:
+    """A call recorded as a CUDA graph; its output stays where it is and is overwritten by the next replay.
 
-    graph: torch.cuda.CUDAGraph
-    output: Tensor
-    call: Call
+    call: kept, since the graph reads where its inputs lie. Those of one recorder are replayed one after another only.
+    """
+
+    call: Callable[[], Tensor]
+    recording: Recording[Tensor]
+
+    @classmethod
+    def by(cls, recorder: Recorder, call: Callable[[], Tensor]) -> Captured:
+        return cls(call, recorder.record(call))
 
     def __call__(self) -> Tensor:
-        self.graph.replay()
-        return self.output
+        return self.recording.replay()

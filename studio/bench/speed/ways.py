@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from pipelines.engine.bank import FormChoice
+from pipelines.engine.engine import cuda_graphs
 from pipelines.engine.reference import merged
 from studio.bench.speed.bed import Bed, Inputs
 from studio.bench.speed.ours import CALLS_TO_WARM, Ours
 from studio.bench.speed.rivals import RUN_STEPS, Base, Mode, Peft, cut, pairs
-from studio.bench.speed.timing import Graphs, seconds_of
+from studio.bench.speed.timing import seconds_of
 from studio.bench.speed.workload import Workload
 
 Kind = Literal["base", "studio", "fused", "peft set_adapters", "peft adapter_names"]
@@ -60,14 +61,14 @@ class Ways:
         self._peft_of = peft_of
         self._steps = workload.steps()
         self._inputs = Inputs(bed.unet, workload.images, workload.cells)
-        self._graphs = Graphs() if bed.device.type == "cuda" else None
-        self._base = Base(bed, self._inputs, self._graphs)
+        self._recorder = cuda_graphs(bed.device)
+        self._base = Base(bed, self._inputs, self._recorder)
 
     def why_not(self, way: Way) -> str:
         """Why a way does not apply here; "" where it does."""
-        if way.mode == "graph" and self._graphs is None:
+        if way.mode == "graph" and self._recorder is None:
             return "CUDA graphs need a CUDA device"
-        if way.mode == "kernels" and self._graphs is None:
+        if way.mode == "kernels" and self._recorder is None:
             return "our kernels need a CUDA device"
         if way.mode == "kernels" and way.kind == "fused":
             return "our kernels are no rival's"
