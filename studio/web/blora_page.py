@@ -32,57 +32,99 @@ class _Learner:
     button: gr.Button
 
 
+@dataclass(frozen=True)
+class _Learning:
+    """What pictures are learned with, and what is told of it."""
+
+    learners: tuple[_Learner, ...]
+    steps: gr.Slider
+    said: gr.Markdown
+    samples: gr.Gallery
+    stop: gr.Button
+
+    @classmethod
+    def drawn(cls) -> _Learning:
+        """Draws it into the blocks at hand."""
+        gr.Markdown("### Learn from pictures")
+        with gr.Row():
+            learners = (_learner("Content", "A [c]"), _learner("Style", "[s] style"))
+        steps = gr.Slider(
+            0,
+            1000,
+            0,
+            step=10,
+            label="Steps",
+            info="0: the recipe's own (220 on a small model, 1000 on SDXL)",
+        )
+        said = gr.Markdown(elem_id="training-said", elem_classes="live", container=False)
+        samples = gr.Gallery(
+            label="As they stand",
+            columns=2,
+            height=220,
+            object_fit="contain",
+            visible=False,
+            preview=False,
+        )
+        stop = gr.Button("Stop training", visible=False, elem_id="training-stop")
+        return cls(learners, steps, said, samples, stop)
+
+
+@dataclass(frozen=True)
+class _Mixing:
+    """What a content and a style are mixed with. job: the id of the one that is looked at, "" for none."""
+
+    content: gr.Dropdown
+    style: gr.Dropdown
+    content_strength: gr.Slider
+    style_strength: gr.Slider
+    prompt: gr.Textbox
+    seed: gr.Number
+    matrix: gr.Checkbox
+    draw: gr.Button
+    status: gr.Markdown
+    pictures: gr.Gallery
+    job: gr.State
+
+    @classmethod
+    def drawn(cls) -> _Mixing:
+        """Draws it into the blocks at hand."""
+        gr.Markdown("### Mix content and style")
+        with gr.Row():
+            content = gr.Dropdown(choices=[NOTHING], value="", label="Content of", elem_id="blora-content")
+            style = gr.Dropdown(choices=[NOTHING], value="", label="Style of", elem_id="blora-style")
+        with gr.Row():
+            content_strength = gr.Slider(0, 2, 1, step=0.05, label="Content strength")
+            style_strength = gr.Slider(0, 2, 1, step=0.05, label="Style strength")
+        prompt = gr.Textbox(label="Prompt", lines=2, elem_id="blora-prompt")
+        with gr.Row():
+            seed = gr.Number(value=7, label="Seed", precision=0, minimum=0)
+            matrix = gr.Checkbox(label="A small matrix of strengths", value=False)
+        draw = gr.Button("Draw", variant="primary", elem_id="blora-draw")
+        status = gr.Markdown(elem_id="blora-status", elem_classes="live", container=False)
+        pictures = gr.Gallery(
+            label="Pictures", columns=len(blora.MATRIX), object_fit="contain", elem_id="blora-pictures"
+        )
+        return cls(
+            content, style, content_strength, style_strength, prompt, seed, matrix, draw, status, pictures,
+            gr.State(""),
+        )  # fmt: skip
+
+
 def add(desk: Desk) -> None:
     """Draws the page into the blocks at hand."""
     gr.Markdown(CAVEAT)
     with gr.Row(equal_height=False):
         with gr.Column(min_width=320):
-            gr.Markdown("### Learn from pictures")
-            with gr.Row():
-                learners = [_learner("Content", "A [c]"), _learner("Style", "[s] style")]
-            steps = gr.Slider(
-                0,
-                1000,
-                0,
-                step=10,
-                label="Steps",
-                info="0: the recipe's own (220 on a small model, 1000 on SDXL)",
-            )
-            said = gr.Markdown(elem_id="training-said", elem_classes="live", container=False)
-            samples = gr.Gallery(
-                label="As they stand",
-                columns=2,
-                height=220,
-                object_fit="contain",
-                visible=False,
-                preview=False,
-            )
-            stop = gr.Button("Stop training", visible=False, elem_id="training-stop")
+            learning = _Learning.drawn()
         with gr.Column(min_width=320):
-            gr.Markdown("### Mix content and style")
-            with gr.Row():
-                content = gr.Dropdown(
-                    choices=[NOTHING], value="", label="Content of", elem_id="blora-content"
-                )
-                style = gr.Dropdown(choices=[NOTHING], value="", label="Style of", elem_id="blora-style")
-            with gr.Row():
-                content_strength = gr.Slider(0, 2, 1, step=0.05, label="Content strength")
-                style_strength = gr.Slider(0, 2, 1, step=0.05, label="Style strength")
-            prompt = gr.Textbox(label="Prompt", lines=2, elem_id="blora-prompt")
-            with gr.Row():
-                seed = gr.Number(value=7, label="Seed", precision=0, minimum=0)
-                matrix = gr.Checkbox(label="A small matrix of strengths", value=False)
-            draw = gr.Button("Draw", variant="primary", elem_id="blora-draw")
-            status = gr.Markdown(elem_id="blora-status", elem_classes="live", container=False)
-            pictures = gr.Gallery(
-                label="Pictures", columns=len(blora.MATRIX), object_fit="contain", elem_id="blora-pictures"
-            )
-    job = gr.State("")
-    shown = gr.State(-1)
-    beat = gr.Timer(1.0)
+            mixing = _Mixing.drawn()
+    _learn(desk, learning)
+    _mix(desk, mixing)
+    _look(desk, learning, mixing)
 
-    def choices() -> list[tuple[str, str]]:
-        return [NOTHING, *((name, name) for name in bloras(desk.worker))]
+
+def _learn(desk: Desk, learning: _Learning) -> None:
+    """Trainings begin, and are stopped."""
 
     def learn(
         picture: str | None, words: str, name: str, wanted: float, browser: str | None, request: gr.Request
@@ -101,23 +143,26 @@ def add(desk: Desk) -> None:
         for view in desk.trainings.views(owner):
             desk.trainings.cancel(view.id, owner)
 
-    def look(job: str, shown: int, browser: str | None, request: gr.Request) -> tuple[Any, ...]:
-        owner = who(browser, request)
-        views = desk.trainings.views(owner)[:6]
-        at_work = any(not view.state.over for view in views)
-        learned = sum(view.file is not None for view in views)
-        fresh = gr.Dropdown(choices=choices()) if learned != shown else gr.skip()
-        status, drawn = _job(desk.worker, job, owner)
-        return (
-            "\n".join(f"- {blora.told(view)}" for view in views),
-            gr.Gallery(value=_samples(views), visible=bool(_samples(views))),
-            gr.Button(visible=at_work),
-            fresh,
-            fresh,
-            learned,
-            status,
-            drawn,
+    for learner in learning.learners:
+        learner.picture.upload(
+            lambda picture: blora.free_name(Path(picture), bloras(desk.worker)) if picture else "",
+            learner.picture,
+            learner.name,
+            api_visibility="private",
         )
+        learner.button.click(
+            learn,
+            [learner.picture, learner.prompt, learner.name, learning.steps, desk.browser],
+            learning.said,
+            api_visibility="private",
+            trigger_mode="multiple",
+            concurrency_limit=None,
+        )
+    learning.stop.click(stop_all, desk.browser, queue=False, api_visibility="private")
+
+
+def _mix(desk: Desk, mixing: _Mixing) -> None:
+    """One's content is drawn in the other's style."""
 
     def suggest(content: str, style: str) -> str:
         return blora.suggested(_triggers(desk.worker, content), _triggers(desk.worker, style))
@@ -144,36 +189,63 @@ def add(desk: Desk) -> None:
                 labels=labels,
             )
 
-    for learner in learners:
-        learner.picture.upload(
-            lambda picture: blora.free_name(Path(picture), bloras(desk.worker)) if picture else "",
-            learner.picture,
-            learner.name,
-            api_visibility="private",
-        )
-        learner.button.click(
-            learn,
-            [learner.picture, learner.prompt, learner.name, steps, desk.browser],
-            said,
-            api_visibility="private",
-            trigger_mode="multiple",
-            concurrency_limit=None,
-        )
-    stop.click(stop_all, desk.browser, queue=False, api_visibility="private")
-    for part in (content, style):
-        part.input(suggest, [content, style], prompt, api_visibility="private")
-    draw.click(
+    for part in (mixing.content, mixing.style):
+        part.input(suggest, [mixing.content, mixing.style], mixing.prompt, api_visibility="private")
+    mixing.draw.click(
         submit,
-        [content, style, content_strength, style_strength, prompt, seed, matrix, desk.browser],
-        job,
+        [
+            mixing.content,
+            mixing.style,
+            mixing.content_strength,
+            mixing.style_strength,
+            mixing.prompt,
+            mixing.seed,
+            mixing.matrix,
+            desk.browser,
+        ],
+        mixing.job,
         api_visibility="private",
         trigger_mode="multiple",
         concurrency_limit=None,
     )
-    beat.tick(
+
+
+def _look(desk: Desk, learning: _Learning, mixing: _Mixing) -> None:
+    """How trainings and pictures go, every second."""
+    seen = gr.State(-1)
+
+    def look(job: str, seen: int, browser: str | None, request: gr.Request) -> tuple[Any, ...]:
+        owner = who(browser, request)
+        views = desk.trainings.views(owner)[:6]
+        at_work = any(not view.state.over for view in views)
+        learned = sum(view.file is not None for view in views)
+        names = [NOTHING, *((name, name) for name in bloras(desk.worker))] if learned != seen else []
+        fresh = gr.Dropdown(choices=names) if names else gr.skip()
+        status, drawn = _job(desk.worker, job, owner)
+        return (
+            "\n".join(f"- {blora.told(view)}" for view in views),
+            gr.Gallery(value=_samples(views), visible=bool(_samples(views))),
+            gr.Button(visible=at_work),
+            fresh,
+            fresh,
+            learned,
+            status,
+            drawn,
+        )
+
+    gr.Timer(1.0).tick(
         look,
-        [job, shown, desk.browser],
-        [said, samples, stop, content, style, shown, status, pictures],
+        [mixing.job, seen, desk.browser],
+        [
+            learning.said,
+            learning.samples,
+            learning.stop,
+            mixing.content,
+            mixing.style,
+            seen,
+            mixing.status,
+            mixing.pictures,
+        ],
         queue=False,
         show_progress="hidden",
         api_visibility="private",

@@ -36,55 +36,95 @@ class Ways:
     compared: Viewer
 
 
+@dataclass(frozen=True)
+class _Page:
+    """The page's controls. shown: the pictures on it; chosen: the place of one among them, -1 for none.
+    sure: what asks again before one is deleted."""
+
+    search: gr.Textbox
+    number: gr.Number
+    refresh: gr.Button
+    pictures: gr.Gallery
+    everything: gr.DownloadButton
+    job_file: gr.DownloadButton
+    dropped: gr.File
+    note: gr.Markdown
+    reuse: gr.Button
+    who_did: gr.Button
+    delete: gr.Button
+    sure: gr.Row
+    for_good: gr.Button
+    keep: gr.Button
+    record: gr.JSON
+    shown: gr.State
+    chosen: gr.State
+
+    @classmethod
+    def drawn(cls) -> _Page:
+        """Draws them into the blocks at hand."""
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=7, min_width=340):
+                with gr.Row():
+                    search = gr.Textbox(
+                        label="Search", placeholder="words of the prompt, a LoRA, a method", scale=4
+                    )
+                    number = gr.Number(1, label="Page", precision=0, minimum=1, scale=1)
+                    refresh = gr.Button("Refresh", scale=1, elem_id="gallery-refresh")
+                pictures = gr.Gallery(
+                    label="Your pictures", columns=4, object_fit="contain", height=640, preview=False,
+                    elem_id="gallery", format="png",
+                )  # fmt: skip
+                with gr.Row():
+                    everything = gr.DownloadButton("Download all shown", elem_id="download-all")
+                    job_file = gr.DownloadButton("Turn into a job file", elem_id="job-file")
+            with gr.Column(scale=5, min_width=320):
+                dropped = gr.File(
+                    label="Drop a picture to take its settings (LoRA Studio, A1111, ComfyUI, InvokeAI)",
+                    type="filepath",
+                    file_types=["image"],
+                    height=110,
+                    elem_id="drop",
+                )
+                note = gr.Markdown(elem_id="restored", elem_classes="live", container=False)
+                with gr.Row():
+                    reuse = gr.Button("Reuse settings", variant="primary", elem_id="reuse")
+                    who_did = gr.Button("Who did this?", elem_id="gallery-who-did-this")
+                    delete = gr.Button("Delete", elem_id="delete")
+                with gr.Row(visible=False) as sure:
+                    gr.Markdown("The picture's file goes too.", elem_classes="small-note")
+                    for_good = gr.Button("Delete it for good", variant="stop", elem_id="delete-for-good")
+                    keep = gr.Button("Keep it")
+                record = gr.JSON(label="Its record", elem_id="record", max_height=520)
+        return cls(
+            search, number, refresh, pictures, everything, job_file, dropped, note, reuse, who_did, delete, sure,
+            for_good, keep, record, gr.State(()), gr.State(-1),
+        )  # fmt: skip
+
+
 def add(desk: Desk, fields: Fields, here: gr.Tab, ways: Ways) -> None:
     """Draws the page into the blocks at hand. here: its tab."""
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=7, min_width=340):
-            with gr.Row():
-                search = gr.Textbox(
-                    label="Search", placeholder="words of the prompt, a LoRA, a method", scale=4
-                )
-                page = gr.Number(1, label="Page", precision=0, minimum=1, scale=1)
-                refresh = gr.Button("Refresh", scale=1, elem_id="gallery-refresh")
-            pictures = gr.Gallery(
-                label="Your pictures", columns=4, object_fit="contain", height=640, preview=False,
-                elem_id="gallery", format="png",
-            )  # fmt: skip
-            with gr.Row():
-                everything = gr.DownloadButton("Download all shown", elem_id="download-all")
-                job_file = gr.DownloadButton("Turn into a job file", elem_id="job-file")
-        with gr.Column(scale=5, min_width=320):
-            dropped = gr.File(
-                label="Drop a picture to take its settings (LoRA Studio, A1111, ComfyUI, InvokeAI)",
-                type="filepath",
-                file_types=["image"],
-                height=110,
-                elem_id="drop",
-            )
-            note = gr.Markdown(elem_id="restored", elem_classes="live", container=False)
-            with gr.Row():
-                reuse = gr.Button("Reuse settings", variant="primary", elem_id="reuse")
-                who_did = gr.Button("Who did this?", elem_id="gallery-who-did-this")
-                delete = gr.Button("Delete", elem_id="delete")
-            with gr.Row(visible=False) as sure:
-                gr.Markdown("The picture's file goes too.", elem_classes="small-note")
-                for_good = gr.Button("Delete it for good", variant="stop", elem_id="delete-for-good")
-                keep = gr.Button("Keep it")
-            record = gr.JSON(label="Its record", elem_id="record", max_height=520)
-    shown = gr.State(())
-    chosen = gr.State(-1)
+    page = _Page.drawn()
+    _show(desk, page, here)
+    _take_settings(desk, fields, page, ways)
+    _ask_who_did(desk, page, ways)
+    page.everything.click(zipped, page.shown, page.everything, api_visibility="private")
+    page.job_file.click(as_job_file, [page.shown, page.chosen], page.job_file, api_visibility="private")
 
-    def listed(search: str, page: float, browser: str | None, request: gr.Request) -> tuple[Any, ...]:
-        offset = (max(int(page or 1), 1) - 1) * SHOWN
+
+def _show(desk: Desk, page: _Page, here: gr.Tab) -> None:
+    """The pictures, the record of the chosen one, and its end."""
+
+    def listed(search: str, number: float, browser: str | None, request: gr.Request) -> tuple[Any, ...]:
+        offset = (max(int(number or 1), 1) - 1) * SHOWN
         found = desk.worker.pictures(who(browser, request), limit=SHOWN, offset=offset, search=search or "")
         found = [picture for picture in found if picture.file.is_file()]
         files = [(str(picture.file), _caption(picture)) for picture in found]
         return gr.Gallery(files, selected_index=None), tuple(found), -1, None, gr.Row(visible=False)
 
-    inputs = [search, page, desk.browser]
-    outputs = [pictures, shown, chosen, record, sure]
+    inputs = [page.search, page.number, desk.browser]
+    outputs = [page.pictures, page.shown, page.chosen, page.record, page.sure]
     gr.on(
-        [here.select, refresh.click, search.submit, page.change],
+        [here.select, page.refresh.click, page.search.submit, page.number.change],
         listed,
         inputs,
         outputs,
@@ -96,66 +136,10 @@ def add(desk: Desk, fields: Fields, here: gr.Tab, ways: Ways) -> None:
         place = int(event.index)
         return place, dict(shown[place].record) if place < len(shown) else None, gr.Row(visible=False)
 
-    pictures.select(select, shown, [chosen, record, sure], show_progress="hidden", api_visibility="private")
-
-    def fill(draft: Draft, vae: str | None, structure: int, model: str) -> dict[Any, Any]:
-        with told():
-            form = form_of(draft, vae)
-        return {
-            **fields.filled(form, structure),
-            desk.model: model,
-            ways.tabs: gr.Tabs(selected=ways.compose),
-        }
-
-    def picked(
-        shown: Sequence[GalleryPicture], chosen: int, browser: str | None, request: gr.Request
-    ) -> tuple[Draft, JobView]:
-        """What the chosen picture was asked for by, and its job. Raises RequestError."""
-        picture = _picked(shown, chosen)
-        job = desk.worker.view(picture.job, who(browser, request))
-        if job is None:
-            raise RequestError("the picture was deleted meanwhile; press Refresh")
-        return read_draft(picture.draft, ""), job
-
-    filled: list[Any] = [*fields.components, desk.model, ways.tabs]
-
-    def reused(got: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
-        with told():
-            draft, job = picked(got[shown], got[chosen], got[desk.browser], request)
-        return fill(draft, job.vae, got[fields.structure], job.model)
-
-    reuse.click(reused, {shown, chosen, fields.structure, desk.browser}, filled, api_visibility="private")
-
-    def taken(got: dict[Any, Any]) -> dict[Any, Any]:
-        if got[dropped] is None:
-            return {note: ""}
-        with told():
-            found = restore(Path(got[dropped]), desk.worker.home, desk.worker.library)
-        lines = [f"Settings of a picture by {found.program}, put into **Compose**."]
-        lines += [f"- **missing:** {one}" for one in found.missing] + [f"- {text}" for text in found.notes]
-        return {
-            **fill(found.draft, found.vae, got[fields.structure], found.model or got[desk.model]),
-            ways.tabs: gr.skip() if found.missing or found.notes else gr.Tabs(selected=ways.compose),
-            note: "\n".join(lines),
-        }
-
-    dropped.upload(taken, {dropped, fields.structure, desk.model}, [*filled, note], api_visibility="private")
-
-    def asked(
-        shown: Sequence[GalleryPicture], chosen: int, browser: str | None, request: gr.Request
-    ) -> tuple[Any, ...]:
-        with told():
-            draft, job = picked(shown, chosen, browser, request)
-            form = form_of(draft, job.vae)
-            id = submit(desk, who(browser, request), form, left_out(form), job.model, "leave-one-out")
-        return id, gr.Tabs(selected=ways.compare)
-
-    who_did.click(
-        asked,
-        [shown, chosen, desk.browser],
-        [ways.compared.job, ways.tabs],
-        trigger_mode="multiple",
-        concurrency_limit=None,
+    page.pictures.select(
+        select,
+        page.shown,
+        [page.chosen, page.record, page.sure],
         show_progress="hidden",
         api_visibility="private",
     )
@@ -166,21 +150,102 @@ def add(desk: Desk, fields: Fields, here: gr.Tab, ways: Ways) -> None:
         return gr.Row(visible=True)
 
     def deleted(
-        shown: Sequence[GalleryPicture], chosen: int, search: str, page: float, browser: str | None,
+        shown: Sequence[GalleryPicture], chosen: int, search: str, number: float, browser: str | None,
         request: gr.Request,
     ) -> tuple[Any, ...]:  # fmt: skip
         with told():
             picture = _picked(shown, chosen)
         desk.worker.delete_picture(picture.job, picture.index, who(browser, request))
-        return listed(search, page, browser, request)
+        return listed(search, number, browser, request)
 
-    delete.click(doubted, [shown, chosen], sure, show_progress="hidden", api_visibility="private")
-    keep.click(lambda: gr.Row(visible=False), None, sure, show_progress="hidden", api_visibility="private")
-    for_good.click(
-        deleted, [shown, chosen, *inputs], outputs, show_progress="hidden", api_visibility="private"
+    page.delete.click(
+        doubted, [page.shown, page.chosen], page.sure, show_progress="hidden", api_visibility="private"
     )
-    everything.click(zipped, shown, everything, api_visibility="private")
-    job_file.click(as_job_file, [shown, chosen], job_file, api_visibility="private")
+    page.keep.click(
+        lambda: gr.Row(visible=False), None, page.sure, show_progress="hidden", api_visibility="private"
+    )
+    page.for_good.click(
+        deleted,
+        [page.shown, page.chosen, *inputs],
+        outputs,
+        show_progress="hidden",
+        api_visibility="private",
+    )
+
+
+def _take_settings(desk: Desk, fields: Fields, page: _Page, ways: Ways) -> None:
+    """The settings of the chosen picture, or of one that is dropped, go into the Compose form."""
+
+    def fill(draft: Draft, vae: str | None, structure: int, model: str) -> dict[Any, Any]:
+        with told():
+            form = form_of(draft, vae)
+        return {
+            **fields.filled(form, structure),
+            desk.model: model,
+            ways.tabs: gr.Tabs(selected=ways.compose),
+        }
+
+    filled: list[Any] = [*fields.components, desk.model, ways.tabs]
+
+    def reused(got: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
+        with told():
+            draft, job = _asked_by(desk, got[page.shown], got[page.chosen], got[desk.browser], request)
+        return fill(draft, job.vae, got[fields.structure], job.model)
+
+    page.reuse.click(
+        reused, {page.shown, page.chosen, fields.structure, desk.browser}, filled, api_visibility="private"
+    )
+
+    def taken(got: dict[Any, Any]) -> dict[Any, Any]:
+        if got[page.dropped] is None:
+            return {page.note: ""}
+        with told():
+            found = restore(Path(got[page.dropped]), desk.worker.home, desk.worker.library)
+        lines = [f"Settings of a picture by {found.program}, put into **Compose**."]
+        lines += [f"- **missing:** {one}" for one in found.missing] + [f"- {text}" for text in found.notes]
+        return {
+            **fill(found.draft, found.vae, got[fields.structure], found.model or got[desk.model]),
+            ways.tabs: gr.skip() if found.missing or found.notes else gr.Tabs(selected=ways.compose),
+            page.note: "\n".join(lines),
+        }
+
+    page.dropped.upload(
+        taken, {page.dropped, fields.structure, desk.model}, [*filled, page.note], api_visibility="private"
+    )
+
+
+def _ask_who_did(desk: Desk, page: _Page, ways: Ways) -> None:
+    """The chosen picture's mix, with each LoRA left out in turn, on the Compare page."""
+
+    def asked(
+        shown: Sequence[GalleryPicture], chosen: int, browser: str | None, request: gr.Request
+    ) -> tuple[Any, ...]:
+        with told():
+            draft, job = _asked_by(desk, shown, chosen, browser, request)
+            form = form_of(draft, job.vae)
+            id = submit(desk, who(browser, request), form, left_out(form), job.model, "leave-one-out")
+        return id, gr.Tabs(selected=ways.compare)
+
+    page.who_did.click(
+        asked,
+        [page.shown, page.chosen, desk.browser],
+        [ways.compared.job, ways.tabs],
+        trigger_mode="multiple",
+        concurrency_limit=None,
+        show_progress="hidden",
+        api_visibility="private",
+    )
+
+
+def _asked_by(
+    desk: Desk, shown: Sequence[GalleryPicture], chosen: int, browser: str | None, request: gr.Request
+) -> tuple[Draft, JobView]:
+    """What the chosen picture was asked for by, and its job. Raises RequestError."""
+    picture = _picked(shown, chosen)
+    job = desk.worker.view(picture.job, who(browser, request))
+    if job is None:
+        raise RequestError("the picture was deleted meanwhile; press Refresh")
+    return read_draft(picture.draft, ""), job
 
 
 def zipped(pictures: Sequence[GalleryPicture]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,69 +26,120 @@ SHOWN = 120
 ANY = "any"
 
 
+@dataclass(frozen=True)
+class _Page:
+    """The page's controls. shown: the names of the cards on it; chosen: one of them, "" for none.
+    beat: looks again while files are being read."""
+
+    search: gr.Textbox
+    family: gr.Dropdown
+    category: gr.Dropdown
+    kind: gr.Dropdown
+    fitting: gr.Checkbox
+    refresh: gr.Button
+    cards: gr.Gallery
+    found: gr.Markdown
+    title: gr.Markdown
+    use: gr.Button
+    report: gr.Button
+    reported: gr.Markdown
+    details: gr.JSON
+    dropped: gr.File
+    picture: gr.File
+    folder: gr.Textbox
+    point: gr.Button
+    shown: gr.State
+    chosen: gr.State
+    beat: gr.Timer
+
+    @classmethod
+    def drawn(cls) -> _Page:
+        """Draws them into the blocks at hand."""
+        with gr.Row():
+            search = gr.Textbox(
+                label="Search", placeholder="name, trigger word, tag", scale=4, elem_id="library-search"
+            )
+            family = gr.Dropdown([ANY], value=ANY, label="Base", scale=1)
+            category = gr.Dropdown([ANY], value=ANY, label="Category", scale=1)
+            kind = gr.Dropdown([ANY], value=ANY, label="Type", scale=1)
+            fitting = gr.Checkbox(True, label="Only what fits the model", scale=1)
+            refresh = gr.Button("Refresh", scale=1, elem_id="library-refresh")
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=7, min_width=340):
+                cards = gr.Gallery(
+                    label="LoRAs", columns=5, object_fit="cover", height=620, allow_preview=False, elem_id="library",
+                    format="png",
+                )  # fmt: skip
+                found = gr.Markdown(
+                    elem_classes=["live", "small-note"], container=False, elem_id="library-found"
+                )
+            with gr.Column(scale=5, min_width=320):
+                title = gr.Markdown("Choose a LoRA.", elem_id="library-title")
+                with gr.Row():
+                    use = gr.Button(
+                        "Add to the mix", variant="primary", elem_id="library-add", interactive=False
+                    )
+                    report = gr.Button("Load report", elem_id="library-report", interactive=False)
+                reported = gr.Markdown(elem_id="library-reported", container=False)
+                details = gr.JSON(label="What the file says", max_height=420, elem_id="library-details")
+                dropped = gr.File(
+                    label="Drop a LoRA file to add it",
+                    file_types=[".safetensors"],
+                    type="filepath",
+                    height=110,
+                    elem_id="library-drop",
+                )
+                picture = gr.File(
+                    label="Drop a picture to find the LoRAs it was made with",
+                    file_types=["image"],
+                    type="filepath",
+                    height=110,
+                    elem_id="library-picture",
+                )
+                with gr.Row():
+                    folder = gr.Textbox(
+                        label="Use another folder of LoRAs", placeholder="its path on this computer", scale=4
+                    )
+                    point = gr.Button("Add folder", scale=1)
+        return cls(
+            search, family, category, kind, fitting, refresh, cards, found, title, use, report, reported, details,
+            dropped, picture, folder, point, gr.State(()), gr.State(""), gr.Timer(1.0, active=False),
+        )  # fmt: skip
+
+
 def add(desk: Desk, fields: Fields, here: gr.Tab) -> None:
     """Draws the page into the blocks at hand. here: its tab; the files are looked at whenever it is opened."""
-    with gr.Row():
-        search = gr.Textbox(
-            label="Search", placeholder="name, trigger word, tag", scale=4, elem_id="library-search"
-        )
-        family = gr.Dropdown([ANY], value=ANY, label="Base", scale=1)
-        category = gr.Dropdown([ANY], value=ANY, label="Category", scale=1)
-        kind = gr.Dropdown([ANY], value=ANY, label="Type", scale=1)
-        fitting = gr.Checkbox(True, label="Only what fits the model", scale=1)
-        refresh = gr.Button("Refresh", scale=1, elem_id="library-refresh")
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=7, min_width=340):
-            cards = gr.Gallery(
-                label="LoRAs", columns=5, object_fit="cover", height=620, allow_preview=False, elem_id="library",
-                format="png",
-            )  # fmt: skip
-            found = gr.Markdown(elem_classes=["live", "small-note"], container=False, elem_id="library-found")
-        with gr.Column(scale=5, min_width=320):
-            title = gr.Markdown("Choose a LoRA.", elem_id="library-title")
-            with gr.Row():
-                use = gr.Button("Add to the mix", variant="primary", elem_id="library-add", interactive=False)
-                report = gr.Button("Load report", elem_id="library-report", interactive=False)
-            reported = gr.Markdown(elem_id="library-reported", container=False)
-            details = gr.JSON(label="What the file says", max_height=420, elem_id="library-details")
-            dropped = gr.File(
-                label="Drop a LoRA file to add it",
-                file_types=[".safetensors"],
-                type="filepath",
-                height=110,
-                elem_id="library-drop",
-            )
-            picture = gr.File(
-                label="Drop a picture to find the LoRAs it was made with",
-                file_types=["image"],
-                type="filepath",
-                height=110,
-                elem_id="library-picture",
-            )
-            with gr.Row():
-                folder = gr.Textbox(
-                    label="Use another folder of LoRAs", placeholder="its path on this computer", scale=4
-                )
-                point = gr.Button("Add folder", scale=1)
-    shown = gr.State(())
-    chosen = gr.State("")
-    beat = gr.Timer(1.0, active=False)  # while files are being read
+    page = _Page.drawn()
+    listing = _Listing(desk, page)
+    listing.wire(here)
+    _choose(desk, page)
+    _use(desk, fields, page)
+    _find_by_picture(desk, page)
+    _bring(desk, page, listing)
 
-    def pictures(page: Sequence[Card], fit: Fit | None) -> list[tuple[str, str]]:
-        return [(str(thumb(card, desk.worker.home) or _blank(desk)), _caption(card, fit)) for card in page]
 
-    def looked(*chosen: Any) -> tuple[Any, ...]:
+class _Listing:
+    """The cards that the filters leave. inputs, outputs: of `looked` and `listed`."""
+
+    def __init__(self, desk: Desk, page: _Page) -> None:
+        self._desk, self._page = desk, page
+        self.inputs = [page.search, page.family, page.category, page.kind, page.fitting, desk.model]
+        self.outputs = [
+            page.cards, page.shown, page.found, page.family, page.category, page.kind, page.beat,
+        ]  # fmt: skip
+
+    def looked(self, *chosen: Any) -> tuple[Any, ...]:
         """The files as they are now."""
-        return draw(desk.worker.library.glance(), *chosen)
+        return self._draw(self._desk.worker.library.glance(), *chosen)
 
-    def listed(*chosen: Any) -> tuple[Any, ...]:
+    def listed(self, *chosen: Any) -> tuple[Any, ...]:
         """The files as they were when they were last looked at, so that typing is not slowed by thousands."""
-        return draw(desk.worker.library.glance(again=False), *chosen)
+        return self._draw(self._desk.worker.library.glance(again=False), *chosen)
 
-    def draw(
-        seen: Glance, words: str, family_name: str, category_name: str, kind_name: str, only: bool, model: str
-    ) -> tuple[Any, ...]:
-        everything, fit = seen.cards, desk.fit(model)
+    def _draw(
+        self, seen: Glance, words: str, family_name: str, category_name: str, kind_name: str, only: bool, model: str
+    ) -> tuple[Any, ...]:  # fmt: skip
+        everything, fit = seen.cards, self._desk.fit(model)
         choice = Choice(
             words or "", _chosen(family_name), _chosen(category_name), _chosen(kind_name), fit, only
         )
@@ -95,7 +147,7 @@ def add(desk: Desk, fields: Fields, here: gr.Tab) -> None:
         page = matching[:SHOWN]
         more = f"; the first {SHOWN} are shown, search for the others" if len(matching) > SHOWN else ""
         return (
-            pictures(page, fit),
+            _pictures(self._desk, page, fit),
             tuple(card.name for card in page),
             f"{len(matching)} of {len(everything)} files{more}{_reading(seen)}",
             gr.Dropdown(choices=[ANY, *sorted({card.family for card in everything})]),
@@ -104,32 +156,34 @@ def add(desk: Desk, fields: Fields, here: gr.Tab) -> None:
             gr.Timer(active=not seen.whole),
         )
 
-    inputs = [search, family, category, kind, fitting, desk.model]
-    outputs = [cards, shown, found, family, category, kind, beat]
-    for triggers, answer in (
-        ([here.select, refresh.click], looked),
-        (
-            [
-                search.change,
-                family.input,
-                category.input,
-                kind.input,
-                fitting.change,
-                desk.model.change,
-                beat.tick,
-            ],
-            listed,
-        ),
-    ):
-        gr.on(
-            triggers,
-            answer,
-            inputs,
-            outputs,
-            show_progress="hidden",
-            trigger_mode="always_last",
-            api_visibility="private",
-        )
+    def wire(self, here: gr.Tab) -> None:
+        page = self._page
+        filters = [
+            page.search.change,
+            page.family.input,
+            page.category.input,
+            page.kind.input,
+            page.fitting.change,
+            self._desk.model.change,
+            page.beat.tick,
+        ]
+        for triggers, answer in (
+            ([here.select, page.refresh.click], self.looked),
+            (filters, self.listed),
+        ):
+            gr.on(
+                triggers,
+                answer,
+                self.inputs,
+                self.outputs,
+                show_progress="hidden",
+                trigger_mode="always_last",
+                api_visibility="private",
+            )
+
+
+def _choose(desk: Desk, page: _Page) -> None:
+    """What is said of the card that is clicked, and of how the model would take it."""
 
     def select(event: gr.SelectData, names: Sequence[str], model: str) -> tuple[Any, ...]:
         name = names[int(event.index)]
@@ -142,10 +196,10 @@ def add(desk: Desk, fields: Fields, here: gr.Tab) -> None:
         readable = gr.Button(interactive=card.readable)
         return name, _title(card, why), gr.Button(interactive=not why), readable, "", said
 
-    cards.select(
+    page.cards.select(
         select,
-        [shown, desk.model],
-        [chosen, title, use, report, reported, details],
+        [page.shown, desk.model],
+        [page.chosen, page.title, page.use, page.report, page.reported, page.details],
         show_progress="hidden",
         api_visibility="private",
     )
@@ -159,7 +213,17 @@ def add(desk: Desk, fields: Fields, here: gr.Tab) -> None:
             )
             return f"```text\n{read.result()}\n```"
 
-    report.click(loaded, [chosen, desk.model], reported, concurrency_limit=None, api_visibility="private")
+    page.report.click(
+        loaded,
+        [page.chosen, desk.model],
+        page.reported,
+        concurrency_limit=None,
+        api_visibility="private",
+    )
+
+
+def _use(desk: Desk, fields: Fields, page: _Page) -> None:
+    """The chosen card goes into the mix."""
 
     def used(name: str, rows: mix.Rows, structure: int, model: str) -> tuple[Any, ...]:
         with told():
@@ -168,22 +232,16 @@ def add(desk: Desk, fields: Fields, here: gr.Tab) -> None:
         gr.Info(f"{card.name} is in the mix")
         return mix.added(tuple(rows), card.name, weight), structure + 1
 
-    use.click(
+    page.use.click(
         used,
-        [chosen, fields.rows, fields.structure, desk.model],
+        [page.chosen, fields.rows, fields.structure, desk.model],
         [fields.rows, fields.structure],
         api_visibility="private",
     )
 
-    def added(file: str | None, *rest: Any) -> tuple[Any, ...]:
-        if file is None:
-            return (*[gr.skip()] * len(outputs), gr.skip())
-        with told():
-            card = desk.worker.library.add(Path(file), Path(file).name)
-        gr.Info(f"{card.name} is in the library")
-        return (*looked(*rest), None)
 
-    dropped.upload(added, [dropped, *inputs], [*outputs, dropped], api_visibility="private")
+def _find_by_picture(desk: Desk, page: _Page) -> None:
+    """The cards that a dropped picture was made with."""
 
     def made_with(file: str | None, model: str) -> tuple[Any, ...]:
         if file is None:
@@ -191,9 +249,34 @@ def add(desk: Desk, fields: Fields, here: gr.Tab) -> None:
         with told():
             restored = restore(Path(file), desk.worker.home, desk.worker.library)
         here = desk.worker.library.named(wanted.adapter for wanted in restored.draft.wanted)
-        return pictures(here, desk.fit(model)), tuple(card.name for card in here), _made_with(restored), None
+        cards = _pictures(desk, here, desk.fit(model))
+        return cards, tuple(card.name for card in here), _made_with(restored), None
 
-    picture.upload(made_with, [picture, desk.model], [cards, shown, found, picture], api_visibility="private")
+    page.picture.upload(
+        made_with,
+        [page.picture, desk.model],
+        [page.cards, page.shown, page.found, page.picture],
+        api_visibility="private",
+    )
+
+
+def _bring(desk: Desk, page: _Page, listing: _Listing) -> None:
+    """Files and folders that were not in the library."""
+
+    def added(file: str | None, *rest: Any) -> tuple[Any, ...]:
+        if file is None:
+            return (*[gr.skip()] * len(listing.outputs), gr.skip())
+        with told():
+            card = desk.worker.library.add(Path(file), Path(file).name)
+        gr.Info(f"{card.name} is in the library")
+        return (*listing.looked(*rest), None)
+
+    page.dropped.upload(
+        added,
+        [page.dropped, *listing.inputs],
+        [*listing.outputs, page.dropped],
+        api_visibility="private",
+    )
 
     def pointed(path: str, *rest: Any) -> tuple[Any, ...]:
         with told():
@@ -203,9 +286,15 @@ def add(desk: Desk, fields: Fields, here: gr.Tab) -> None:
             if not path.strip() or not place.is_dir():
                 raise RequestError(f"{path!r} is no folder on this computer; give the path of one with LoRAs")
             desk.worker.add_folders(Roots(loras=(place.absolute(),)))
-        return (*looked(*rest), "")
+        return (*listing.looked(*rest), "")
 
-    point.click(pointed, [folder, *inputs], [*outputs, folder], api_visibility="private")
+    page.point.click(
+        pointed, [page.folder, *listing.inputs], [*listing.outputs, page.folder], api_visibility="private"
+    )
+
+
+def _pictures(desk: Desk, cards: Sequence[Card], fit: Fit | None) -> list[tuple[str, str]]:
+    return [(str(thumb(card, desk.worker.home) or _blank(desk)), _caption(card, fit)) for card in cards]
 
 
 def _chosen(name: str) -> str | None:
