@@ -181,10 +181,21 @@ def test_random_changes_are_exact_and_make_nothing_anew(
 ) -> None:
     """The engine's stages and recordings, without a GPU: a replay does the work again on the same buffers."""
     monkeypatch.setattr("pipelines.engine.engine.cuda_graphs", lambda device: Reruns())
+    monkeypatch.setattr("studio.bench.speed.changes._bytes", lambda device: bytes_of_new_tensors())
+    gc.freeze()  # what there is so far
     changes = random_changes(bench.bed, 21, 1, 8, "lane-packed", "graph")
+    gc.unfreeze()
     assert (changes.count, changes.adapters_changed) == (21, 5)
     assert (changes.recompiles, changes.captures, changes.replays) == (0, 0, 21)
     assert 0 < changes.worst < EXACT
+    assert 0 < changes.bytes_late <= changes.bytes_early
+
+
+def bytes_of_new_tensors() -> int:
+    tensors = [each for each in gc.get_objects() if type(each) in (torch.Tensor, torch.nn.Parameter)]
+    return sum(
+        {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}.values()
+    )
 
 
 def test_targets_are_ratios_of_one_run_and_say_what_was_left_out() -> None:

@@ -35,8 +35,9 @@ COMPARED_EVERY = 20
 class Changes:
     """What `count` random changes did after a warm-up. replays: steps that replayed a recording.
 
-    bytes: device memory that tensors take (0 on a CPU). worst: largest relative difference to merged weights among
-    the pictures that were compared.
+    bytes_early, bytes_late: the most device memory (0 on a CPU) that tensors took after a change of the first half and
+    after one of the second: what a call keeps of its texts depends on its rows, so single changes differ.
+    worst: largest relative difference to merged weights among the pictures that were compared.
     """
 
     count: int
@@ -44,14 +45,14 @@ class Changes:
     recompiles: int
     captures: int
     replays: int
-    bytes_before: int
-    bytes_after: int
+    bytes_early: int
+    bytes_late: int
     worst: float
     median_seconds: float
 
     @property
     def text(self) -> str:
-        grown = (self.bytes_after - self.bytes_before) / 2**20
+        grown = (self.bytes_late - self.bytes_early) / 2**20
         return (
             f"{self.count} random changes, {self.adapters_changed} of them of an adapter too: {self.recompiles} "
             f"recompilations, {self.captures} captures, {self.replays} replays, device memory {grown:+.1f} MiB, "
@@ -73,8 +74,9 @@ def random_changes(bed: Bed, count: int, images: int, cells: int, form: FormChoi
     exchanged = 0
     worst = 0.0
     seconds: list[float] = []
+    taken: list[int] = []
     _warm_up(ours, inputs, images, list(resident))
-    compiled, before = recompilations(), _bytes(bed.device)
+    compiled = recompilations()
     captured, replayed = ours.engine.stats.captures, ours.engine.stats.replays
     for change in range(count):
         if change % 4 == 3:
@@ -84,6 +86,7 @@ def random_changes(bed: Bed, count: int, images: int, cells: int, form: FormChoi
         began = now(bed.device)
         found = ours.run([rows], inputs)()
         seconds.append(now(bed.device) - began)
+        taken.append(_bytes(bed.device))
         assert bool(found.isfinite().all())
         if change % COMPARED_EVERY == 0:
             first = numbers.randrange(len(rows) // 2) * 2
@@ -94,8 +97,8 @@ def random_changes(bed: Bed, count: int, images: int, cells: int, form: FormChoi
         recompilations() - compiled,
         ours.engine.stats.captures - captured,
         ours.engine.stats.replays - replayed,
-        before,
-        _bytes(bed.device),
+        max(taken[: (count + 1) // 2]),
+        max(taken[count // 2 :]),
         worst,
         statistics.median(seconds),
     )
