@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -66,6 +68,24 @@ def _tokenizer(pad: str) -> CLIPTokenizer:
     )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _each_tokenizer_is_read_once() -> Iterator[None]:
+    """CLIP's vocabulary takes most of the time that a random model takes to open, and nobody changes a tokenizer."""
+    read: Callable[..., CLIPTokenizer] = CLIPTokenizer.from_pretrained
+    found: dict[object, CLIPTokenizer] = {}
+
+    def once(folder: str | Path, **settings: Any) -> CLIPTokenizer:
+        files = sorted(Path(folder).glob("*"))
+        key = (repr(settings), *((file.name, sha256(file.read_bytes()).digest()) for file in files))
+        if not files or key not in found:
+            found[key] = read(folder, **settings)
+        return found[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CLIPTokenizer, "from_pretrained", once)
+        yield
+
+
 @pytest.fixture(scope="session")
 def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SD1.x's layout: four UNet levels, one text encoder, convolutions around the transformers."""
@@ -95,19 +115,22 @@ def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SDXL's layout: three UNet levels, the first without attention, two text encoders, size conditioning."""
+def _save_sdxl(folder: Path, channels: Sequence[int], layers: int, transformers: Sequence[int]) -> Path:
+    """SDXL's layout: the first level without attention, two text encoders, size conditioning.
+
+    channels, transformers: a number a level; layers: in each level.
+    """
     torch.manual_seed(12)
+    attending = len(channels) - 1
     unet = UNet2DConditionModel(
         sample_size=16,
-        block_out_channels=(16, 32, 32),
-        layers_per_block=2,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 1, 2),
+        block_out_channels=tuple(channels),
+        layers_per_block=layers,
+        down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * attending),
+        up_block_types=(*("CrossAttnUpBlock2D",) * attending, "UpBlock2D"),
+        transformer_layers_per_block=tuple(transformers),
         cross_attention_dim=2 * WIDTH,
-        attention_head_dim=(2, 2, 4),
+        attention_head_dim=(*(2,) * attending, 4),
         use_linear_projection=True,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
@@ -124,9 +147,20 @@ def sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         scheduler=EulerDiscreteScheduler(**BETAS, steps_offset=1),
         add_watermarker=False,
     )
-    folder = tmp_path_factory.mktemp("models") / "random-sdxl"
     pipe.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three UNet levels, as SDXL has."""
+    return _save_sdxl(tmp_path_factory.mktemp("models") / "random-sdxl", (16, 32, 32), 2, (1, 1, 2))
+
+
+@pytest.fixture(scope="session")
+def shallow_sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two levels of one layer, for tests that compile every block."""
+    return _save_sdxl(tmp_path_factory.mktemp("models") / "shallow-sdxl", (16, 32), 1, (1, 1))
 
 
 @pytest.fixture(params=["sd", "sdxl"])

@@ -47,29 +47,21 @@ def test_the_wheel_brings_the_licences_of_what_it_ships(installed: Path) -> None
 
 def test_the_installed_wheel_renders(installed: Path, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(installed), "LORA_STUDIO_HOME": str(tmp_path / "home")}
-    command = [
-        sys.executable,
-        "-m",
-        "studio",
-        "render",
-        "--steps",
-        "2",
-        "--seed",
-        "1",
-        "--out",
-        "picture.png",
-    ]
+    run = "import runpy, pipelines.assets; print(pipelines.assets.root()); "
+    run += "runpy.run_module('studio', run_name='__main__')"
+    words = ("render", "--steps", "2", "--seed", "1", "--out", "picture.png")
     result = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", run, *words],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
+    assert Path(result.stdout.splitlines()[0]) == installed / "pipelines" / "_assets"
     with Image.open(tmp_path / "picture.png") as picture:
         assert picture.size == (128, 128)
-    where = [sys.executable, "-c", "import pipelines.assets; print(pipelines.assets.root())"]
-    root = subprocess.run(
-        where, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
-    ).stdout
-    assert Path(root.strip()) == installed / "pipelines" / "_assets"
 
 
 def test_the_wheel_holds_data_but_no_build_scripts(installed: Path) -> None:

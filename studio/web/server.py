@@ -30,6 +30,8 @@ from studio.web.guard import LOOPBACK, Guard, Rules
 from studio.web.look import Look
 
 PORTS_TRIED = 100
+QUEUE_REST = 0.02
+"""Seconds between two looks into Gradio's queue of calls; its own thousandth keeps a tenth of a slow core busy."""
 MCP_REMEDY = "install it with pip install 'lora-studio[mcp]', or leave --mcp out"
 
 
@@ -114,6 +116,7 @@ def mounted(pages: gr.Blocks, look: Look, worker: Worker, serving: Serving) -> f
         head=look.head or None,
         favicon_path=look.favicon,
     )
+    pages._queue.sleep_when_free = QUEUE_REST
     rules = Rules(
         serving.hosts,
         serving.users,

@@ -59,14 +59,6 @@ def test_names_and_words_complete_by_keyboard(studio: Any) -> None:
     expect(offered).to_be_hidden()
 
 
-def test_rows_move_by_keyboard_and_keep_the_focus(studio: Any) -> None:
-    studio.add("panda", "kimono")
-    strength(studio, 1).press("Alt+ArrowUp")
-    expect(studio.rows.nth(0)).to_contain_text("kimono")
-    expect(strength(studio, 0)).to_be_focused()
-    expect(studio.page.locator("#moved")).to_have_text("kimono is now number 1 of 2")
-
-
 def test_a_row_sweeps_its_strength_in_one_job(studio: Any) -> None:
     studio.write("a panda in the snow")
     studio.add("panda")

@@ -111,7 +111,7 @@ def test_a_queue_goes_on_after_the_server_died(
         person.generate()
         until(lambda: len(own.pictures()) == 1)
         person.steps(40)
-        person.number("count", 3)
+        person.number("count", 2)
         person.number("seed", 100)
         person.generate()
         person.state("running")
@@ -119,10 +119,10 @@ def test_a_queue_goes_on_after_the_server_died(
         own.stop(signal.SIGKILL)
         assert len(own.pictures()) == 1
         own.start()
-        until(lambda: len(own.pictures()) == 4, 90)
-        assert sorted(record["seed"] for record in own.records()) == [99, 100, 101, 102]
+        until(lambda: len(own.pictures()) == 3, 90)
+        assert sorted(record["seed"] for record in own.records()) == [99, 100, 101]
         person.open()
-        person.state("3 of 3 pictures done")  # the browser is known again
+        person.state("2 of 2 pictures done")  # the browser is known again
         expect(person.page.locator("#prompt textarea")).to_have_value("a lion in the garden")
         person.leave()
     finally:
@@ -157,14 +157,15 @@ def serious_faults(page: Any) -> dict[str, list[str]]:
     return faults
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_no_serious_fault_of_accessibility(visitor: Visitor, dark: bool) -> None:
-    studio = visitor(dark=dark)
+def test_no_serious_fault_of_accessibility(studio: Any) -> None:
     studio.add("panda", "kimono")
     for page in ("Compose", "Compare", "Library", "Gallery", "B-LoRA", "Frequency"):
         studio.tab(page)
-        for _ in range(5):  # a page that is just being filled may be half there
-            studio.page.wait_for_timeout(400)
-            if not (faults := serious_faults(studio.page)):
-                break
-        assert faults == {}, f"{page}: {json.dumps(faults, indent=1)}"
+        for scheme in ("light", "dark"):
+            studio.page.emulate_media(color_scheme=scheme)
+            expect(studio.page.locator("body.dark")).to_have_count(scheme == "dark")
+            for _ in range(5):  # a page that is just being filled may be half there
+                studio.page.wait_for_timeout(400)
+                if not (faults := serious_faults(studio.page)):
+                    break
+            assert faults == {}, f"{page}, {scheme}: {json.dumps(faults, indent=1)}"

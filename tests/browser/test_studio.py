@@ -57,8 +57,12 @@ def test_rows_are_edited_reordered_and_normalised(studio: Any) -> None:
     studio.add("panda", "kimono")
     rows = studio.rows
     expect(rows.nth(0)).to_contain_text("panda")
-    rows.nth(1).get_by_role("button", name="Up").click()
+    rows.nth(1).locator("input[type=range]").first.press("Alt+ArrowUp")
     expect(rows.nth(0)).to_contain_text("kimono")
+    expect(rows.nth(0).locator("input[type=range]").first).to_be_focused()
+    expect(studio.page.locator("#moved")).to_have_text("kimono is now number 1 of 2")
+    rows.nth(1).get_by_role("button", name="Up").click()
+    expect(rows.nth(0)).to_contain_text("panda")
     strength = rows.nth(0).locator("input[type=number]").first
     strength.fill("0.5")
     strength.press("Tab")
@@ -71,10 +75,14 @@ def test_rows_are_edited_reordered_and_normalised(studio: Any) -> None:
     expect(rows).to_have_count(1)
 
 
-def test_trigger_words_go_in_once_and_unknown_words_are_marked(studio: Any) -> None:
+def test_tags_become_rows_trigger_words_go_in_once_and_unknown_words_are_marked(studio: Any) -> None:
+    studio.write("a fox <lora:panda:0.6>")
+    studio.page.get_by_role("button", name="Turn tags into rows").click()
+    expect(studio.rows).to_have_count(1)
+    text = studio.page.locator("#prompt textarea").input_value()
+    assert take_tags(text)[1] == ()
     studio.write("a fox on a volcanoo")
     expect(studio.page.locator("#unknown mark").first).to_have_text("volcanoo")
-    studio.add("panda")
     studio.rows.get_by_role("button", name="Text encoder, blocks").click()
     words = studio.rows.get_by_role("button", name="Add its words")
     words.click()
@@ -213,28 +221,22 @@ def test_the_form_is_kept_over_a_reload_and_a_dropped_picture_brings_its_setting
     passing.unlink()
 
 
-def test_tags_become_rows(studio: Any) -> None:
-    studio.write("a fox <lora:panda:0.6>")
-    studio.page.get_by_role("button", name="Turn tags into rows").click()
-    expect(studio.rows).to_have_count(1)
-    text = studio.page.locator("#prompt textarea").input_value()
-    assert take_tags(text)[1] == ()
-
-
-@pytest.mark.parametrize(
-    ("name", "width", "height", "dark"),
-    [("desktop", 1366, 900, False), ("phone", 390, 844, False), ("dark", 1366, 900, True)],
-)
-def test_it_fits_the_screen(
-    visitor: Visitor, tmp_path: Path, name: str, width: int, height: int, dark: bool
-) -> None:
+def test_it_fits_the_screen(visitor: Visitor, tmp_path: Path) -> None:
     """Screenshots go to LORA_STUDIO_SHOTS, for whoever wants to look at them."""
-    studio = visitor(width=width, height=height, dark=dark)
+    folder = Path(os.environ.get("LORA_STUDIO_SHOTS", tmp_path))
+    studio = visitor(width=390, height=844)
     studio.write("a panda wearing a kimono at a castle")
     studio.add("panda", "kimono", "castle")
-    assert studio.page.evaluate("document.documentElement.scrollWidth") <= width
-    generate = studio.page.locator("#generate").bounding_box()
-    assert generate["y"] + generate["height"] <= height  # at hand without scrolling
-    folder = Path(os.environ.get("LORA_STUDIO_SHOTS", tmp_path))
-    studio.page.screenshot(path=folder / f"{name}.png")
-    assert (folder / f"{name}.png").stat().st_size > 10_000
+    for name, width, height, scheme in (
+        ("phone", 390, 844, "light"),
+        ("desktop", 1366, 900, "light"),
+        ("dark", 1366, 900, "dark"),
+    ):
+        studio.page.set_viewport_size({"width": width, "height": height})
+        studio.page.emulate_media(color_scheme=scheme)
+        expect(studio.page.locator("body.dark")).to_have_count(scheme == "dark")
+        assert studio.page.evaluate("document.documentElement.scrollWidth") <= width
+        generate = studio.page.locator("#generate").bounding_box()
+        assert generate["y"] + generate["height"] <= height  # at hand without scrolling
+        studio.page.screenshot(path=folder / f"{name}.png")
+        assert (folder / f"{name}.png").stat().st_size > 10_000

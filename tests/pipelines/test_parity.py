@@ -22,7 +22,7 @@ from .lanes import relative
 
 ADAPTERS = {"attention": ("attn", 4), "wide": ("", 3), "conv": ("conv", 2)}
 SCHEDULERS = ["Euler", "Euler a", "DDIM", "DPM++ 2M Karras", "DPM++ 2M SDE", "UniPC", "Heun", "LCM", "PNDM"]
-STEPS = 6
+STEPS = 4
 
 
 @pytest.fixture(scope="module")
@@ -188,8 +188,8 @@ def counted_calls(pipe: StudioPipeline) -> Iterator[list[int]]:
 
 
 def test_ten_different_requests_in_one_pass(pipe: StudioPipeline, judge_with_adapters: Any) -> None:
-    """Different mixes, methods, steps, schedulers and guidance: equal to single renders, and, where stock
-    diffusers can render them, to stock diffusers; one UNet call a round."""
+    """Different mixes, methods, steps, schedulers and guidance: equal to stock diffusers where it can render them,
+    else to single renders; one UNet call a round."""
     merges = [
         ask(seed=1, adapters={"attention": 0.8}),
         ask("a bear", seed=2, adapters={"wide": 0.6, "conv": 0.5}, guidance_scale=2.0),
@@ -212,12 +212,11 @@ def test_ten_different_requests_in_one_pass(pipe: StudioPipeline, judge_with_ada
     ]
     with counted_calls(pipe) as calls:
         together = latents(pipe, *merges, *others)
-    alone = [latents(pipe, request)[0] for request in (*merges, *others)]
-    for found, expected in zip(together, alone, strict=True):
-        assert relative(found, expected) < 1e-4
     for request, found in zip(merges, together, strict=False):
         weights = {use.adapter: use.weight for use in request.uses}
         assert relative(found, stock_latents(judge_with_adapters, request, weights)) < 1e-4
+    for request, found in zip(others, together[len(merges) :], strict=True):
+        assert relative(found, latents(pipe, request)[0]) < 1e-4
     rounds = max(
         len(set_steps(make_scheduler(r.scheduler, judge_with_adapters.scheduler), r.steps or 0))
         for r in merges

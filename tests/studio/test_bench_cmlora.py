@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,19 +14,23 @@ from composers import CMLoRA, Composite
 from pipelines import Request, StudioPipeline
 from studio.bench.cmlora import CACHING, broken_gates, choose, count_flops, pair_flops, passes, table
 
+counted = cache(pair_flops)
+"""A full-size UNet takes seconds to count."""
+
 
 @pytest.mark.parametrize(
     ("config", "cells", "cut", "share"),
     [("sd1", 64, "published", 0.380), ("sdxl", 64, "deep", 0.277)],
 )
 def test_the_work_of_a_shallow_pass_at_full_size(config: str, cells: int, cut: str, share: float) -> None:
-    full, shallow = pair_flops(config, cells, cut)
+    full, shallow = counted(config, cells, cut)
     assert shallow / full == pytest.approx(share, abs=2e-3)
 
 
 def test_the_gates_hold_at_full_size(monkeypatch: pytest.MonkeyPatch) -> None:
     families = (("sd1", 64, "published"), ("sdxl", 128, "deep"))
     monkeypatch.setattr("studio.bench.cmlora.FAMILIES", families)
+    monkeypatch.setattr("studio.bench.cmlora.pair_flops", counted)
     rows = count_flops()
     assert len(rows) == 2 * 2 * 4 * len(CACHING)
     assert broken_gates(rows) == []

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,17 +30,6 @@ from studio.opening import Opening, open_pipeline, pick_device, pick_dtype
 from studio.progress import Teller, duration
 
 Run = Callable[..., Any]
-STUDIO = (sys.executable, "-m", "studio")
-
-
-def start(*words: object, home: Path, **more: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*STUDIO, *map(str, words)],
-        env={**os.environ, "LORA_STUDIO_HOME": str(home), "OMP_NUM_THREADS": "1", **more},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def test_help_is_quick_and_writes_nothing(home: Path) -> None:
@@ -65,33 +55,38 @@ def test_alone_it_prints_three_commands_to_try(run: Run) -> None:
 def test_the_whole_program_once(home: Path, loras: Path, sdxl_folder: Path, tmp_path: Path) -> None:
     """Nothing but the picture's path on stdout, nothing alarming on stderr, the picture renders again."""
     file = tmp_path / "fox.png"
-    with start(
-        "render", "-m", sdxl_folder, "-p", "a fox <lora:fox:0.3>", "--steps", 2, "--size", "32x32", "--out", file,
-        home=home,
-    ) as process:  # fmt: skip
-        out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (0, f"{file}\n"), err
-    assert "warn" not in err.lower()
-    assert "seed" in err
+    words = ("-m", sdxl_folder, "-p", "a fox <lora:fox:0.3>", "--steps", 2, "--size", "32x32", "--out", file)
+    done = subprocess.run(
+        [sys.executable, "-m", "studio", "render", *map(str, words)],
+        env={**os.environ, "LORA_STUDIO_HOME": str(home), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (0, f"{file}\n"), done.stderr
+    assert "warn" not in done.stderr.lower()
+    assert "seed" in done.stderr
     assert read_picture(file).record["adapters"][0]["name"] == "fox"
     assert sorted(path.name for path in home.iterdir()) == ["loras"]
 
 
-def test_an_interruption_keeps_what_is_finished(home: Path, sdxl_folder: Path, tmp_path: Path) -> None:
+def test_an_interruption_keeps_what_is_finished(run: Run, sdxl_folder: Path, tmp_path: Path) -> None:
     many = tmp_path / "many.json"
     many.write_text(json.dumps([{"prompt": "a", "steps": 1}, {"prompt": "b", "steps": 1000}]))
-    with start(
-        "render", "-m", sdxl_folder, "--size", "64x64", "--requests", many, "--out", tmp_path / "out", "--json",
-        home=home,
-    ) as process:  # fmt: skip
-        while not list(tmp_path.glob("out/*.png")) and process.poll() is None:
+
+    def interrupt() -> None:
+        while not list(tmp_path.glob("out/*.png")):
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert "Traceback" not in err
-    assert "interrupted; 1 picture of 2 finished and kept" in err
-    first, second = json.loads(out)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    words = ("-m", sdxl_folder, "--size", "64x64", "--requests", many, "--out", tmp_path / "out", "--json")
+    ran = run("render", *words)
+    assert ran.code == 130, ran.err
+    assert "Traceback" not in ran.err
+    assert "interrupted; 1 picture of 2 finished and kept" in ran.err
+    first, second = json.loads(ran.out)
     assert Image.open(first["file"]).size == (64, 64)
     assert second == {"file": None, "error": "interrupted"}
     assert len(list((tmp_path / "out").iterdir())) == 1

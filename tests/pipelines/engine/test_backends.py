@@ -19,8 +19,8 @@ STEPS = 2
 
 
 @pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
-def test_the_unet_attends_by_the_kernel_asked_for(sdxl_folder: Path, compile: bool) -> None:
-    pipe = StudioPipeline.from_pretrained(sdxl_folder)
+def test_the_unet_attends_by_the_kernel_asked_for(shallow_sdxl_folder: Path, compile: bool) -> None:
+    pipe = StudioPipeline.from_pretrained(shallow_sdxl_folder)
     request = Request("a fox", seed=1, steps=STEPS, width=32, height=32)
     found, flashes = {}, {}
     choices: tuple[AttentionChoice, ...] = ("auto", "math") if compile else ("auto", "math", "flash")

@@ -348,13 +348,12 @@ def test_a_cancelled_or_abandoned_picture_lets_go(model: Model, files: dict[str,
 
 def living_bytes() -> int:
     gc.collect()
-    tensors = {
-        item.untyped_storage().data_ptr(): item for item in gc.get_objects() if issubclass(type(item), Tensor)
-    }
+    plain = (Tensor, torch.nn.Parameter)  # and not what compiling leaves, which has no data
+    tensors = {item.untyped_storage().data_ptr(): item for item in gc.get_objects() if type(item) in plain}
     return sum(item.untyped_storage().nbytes() for item in tensors.values())
 
 
-def test_a_hundred_loads_and_pages_leave_memory_flat(model: Model, files: dict[str, Path]) -> None:
+def test_fifty_loads_and_pages_leave_memory_flat(model: Model, files: dict[str, Path]) -> None:
     loaded(model, files)
     store = model.store
     store.limits = Limits(host=HOST, device=DEVICE)
@@ -369,11 +368,11 @@ def test_a_hundred_loads_and_pages_leave_memory_flat(model: Model, files: dict[s
 
     around()
     alive = living_bytes()
-    for _ in range(8):  # of twelve adapters, and one load
+    for _ in range(4):  # of twelve adapters, and one load
         around()
     assert living_bytes() <= alive + 2 * DEVICE  # which of them stand on the device differs
     assert store.stats.host.bytes <= HOST
-    assert store.stats.device.evictions > 90
+    assert store.stats.device.evictions > 45
     for name in names:
         store.unload(name)
     assert store.stats.device.bytes == store.stats.host.bytes == store.stats.known == 0

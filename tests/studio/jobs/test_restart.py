@@ -130,7 +130,7 @@ def test_killed_in_the_middle_of_a_queue_it_goes_on_with_the_same_seeds(
     first = serve()
     address = first.address()
     ask(address, prompt="a fox <lora:fox:0.5>", steps=3, batch_size=2)
-    ask(address, prompt="a hat", steps=150, batch_size=3)
+    ask(address, prompt="a hat", steps=60, batch_size=2)
     store = Store(home / "studio.sqlite")
 
     def jobs() -> list[Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import fastapi
+import gradio as gr
 import httpx
 import pytest
 from fastapi.responses import StreamingResponse
@@ -22,6 +23,7 @@ from studio.jobs.owner import owner_of
 from studio.web import server
 from studio.web.closing import ClosingServer
 from studio.web.guard import OF_THE_LOGIN_PAGE
+from studio.web.look import Look
 from studio.web.server import Serving, make_app, served_folders
 from studio.web.users import read_users
 
@@ -32,6 +34,14 @@ SMALL = {"width": 32, "height": 32, "steps": 2}
 def stranger(guarded: Any) -> Iterator[httpx.Client]:
     with guarded.client() as opened:
         yield opened
+
+
+def test_a_studio_that_nobody_asks_anything_rests(running: Any) -> None:
+    with gr.Blocks(analytics_enabled=False) as pages:
+        gr.Markdown("nothing to see")
+    assert pages._queue.sleep_when_free < server.QUEUE_REST  # else Gradio has mended it, or named it anew
+    server.mounted(pages, Look(), running.worker, Serving())
+    assert pages._queue.sleep_when_free == server.QUEUE_REST
 
 
 def paths_of(routes: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

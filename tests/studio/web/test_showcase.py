@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipelines.home import Home
 from studio.jobs import Worker
+from studio.recipe import Draft
 from studio.web import showcase
 from studio.web.showcase import METHODS, Showcase
+
+
+def few_steps(draft: Draft) -> Draft:
+    return replace(draft, values={**draft.values, "steps": 4})
 
 
 def test_the_strip_is_drawn_once_and_measured(
@@ -19,6 +25,8 @@ def test_the_strip_is_drawn_once_and_measured(
     monkeypatch.setattr(showcase, "BUILT_IN", sdxl_folder.name)
     monkeypatch.setattr(showcase, "MIX", ("fox", "hat"))
     monkeypatch.setattr(showcase, "QUIET", 0.0)
+    draft = showcase._draft
+    monkeypatch.setattr(showcase, "_draft", lambda name: few_steps(draft(name)))
     worker = Worker(Home.resolve(home, model_dirs=[sdxl_folder.parent]))
     worker.start()
     try:
