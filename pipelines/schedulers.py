@@ -149,14 +149,14 @@ def make_scheduler(name: str | None, model_scheduler: Scheduler) -> Scheduler:
     return _fresh(scheduler_class, config, settings)
 
 
-def _fresh(scheduler_class: type[Scheduler], config: dict[str, Any], settings: dict[str, Any]) -> Scheduler:
+def _fresh(scheduler_class: Any, config: dict[str, Any], settings: dict[str, Any]) -> Scheduler:
     """A copy of one that was made alike before: diffusers' DPM2 takes half a second to make."""
-    return copy.deepcopy(_made(scheduler_class, pickle.dumps((config, settings))))
+    return copy.deepcopy(_made(pickle.dumps((scheduler_class, config, settings))))
 
 
 @lru_cache(maxsize=32)
-def _made(scheduler_class: type[Scheduler], recipe: bytes) -> Scheduler:
-    config, settings = pickle.loads(recipe)
+def _made(recipe: bytes) -> Scheduler:
+    scheduler_class, config, settings = pickle.loads(recipe)
     return scheduler_class.from_config(config, **settings)
 
 
