@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import pytest
@@ -123,6 +123,11 @@ class Studio:
         self.page.get_by_role("tab", name=name, exact=True).or_(
             self.page.locator(".overflow-dropdown button", has_text=name)
         ).first.click()
+
+    def scheme(self, scheme: Literal["light", "dark"]) -> None:
+        """What the system asks for; the page follows at once."""
+        self.page.emulate_media(color_scheme=scheme)
+        expect(self.page.locator("body.dark")).to_have_count(1 if scheme == "dark" else 0)
 
     def write(self, prompt: str) -> None:
         self.page.locator("#prompt textarea").fill(prompt)

@@ -162,8 +162,7 @@ def test_no_serious_fault_of_accessibility(studio: Any) -> None:
     for page in ("Compose", "Compare", "Library", "Gallery", "B-LoRA", "Frequency"):
         studio.tab(page)
         for scheme in ("light", "dark"):
-            studio.page.emulate_media(color_scheme=scheme)
-            expect(studio.page.locator("body.dark")).to_have_count(scheme == "dark")
+            studio.scheme(scheme)
             for _ in range(5):  # a page that is just being filled may be half there
                 studio.page.wait_for_timeout(400)
                 if not (faults := serious_faults(studio.page)):

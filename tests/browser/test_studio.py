@@ -233,8 +233,7 @@ def test_it_fits_the_screen(visitor: Visitor, tmp_path: Path) -> None:
         ("dark", 1366, 900, "dark"),
     ):
         studio.page.set_viewport_size({"width": width, "height": height})
-        studio.page.emulate_media(color_scheme=scheme)
-        expect(studio.page.locator("body.dark")).to_have_count(scheme == "dark")
+        studio.scheme(scheme)
         assert studio.page.evaluate("document.documentElement.scrollWidth") <= width
         generate = studio.page.locator("#generate").bounding_box()
         assert generate["y"] + generate["height"] <= height  # at hand without scrolling
