@@ -1,76 +1,36 @@
-"""Tiny random models of the real topology, and random adapters for them."""
+"""Fixtures for all tests. What is heavy is imported in them: pytest-xdist's first process reads this file too."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import pytest
-import torch
-from diffusers import (
-    AutoencoderKL,
-    EulerDiscreteScheduler,
-    PNDMScheduler,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
-from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from pipelines import assets
-from pipelines.adapters import Hadamard, write_lora
-
-torch.set_num_threads(1)
-
-BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-WIDTH = 32
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+    from transformers import CLIPTokenizer
 
 
-def _vae() -> AutoencoderKL:
-    return AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
-        layers_per_block=1,
-        norm_num_groups=4,
-        sample_size=32,
-        force_upcast=False,
-    )
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    import torch
 
-
-def _text_config(act: str, projection: int) -> CLIPTextConfig:
-    return CLIPTextConfig(
-        vocab_size=49408,
-        hidden_size=WIDTH,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        hidden_act=act,
-        projection_dim=projection,
-        bos_token_id=49406,
-        eos_token_id=49407,
-        pad_token_id=1,
-    )
-
-
-def _tokenizer(pad: str) -> CLIPTokenizer:
-    return CLIPTokenizer.from_pretrained(
-        assets.root() / "configs" / "tokenizer", pad_token=pad, model_max_length=77
-    )
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _each_tokenizer_is_read_once() -> Iterator[None]:
     """CLIP's vocabulary takes most of the time that a random model takes to open, and nobody changes a tokenizer."""
+    from transformers import CLIPTokenizer
+
     read: Callable[..., CLIPTokenizer] = CLIPTokenizer.from_pretrained
     found: dict[object, CLIPTokenizer] = {}
 
@@ -89,78 +49,25 @@ def _each_tokenizer_is_read_once() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SD1.x's layout: four UNet levels, one text encoder, convolutions around the transformers."""
-    torch.manual_seed(11)
-    unet = UNet2DConditionModel(
-        sample_size=16,
-        block_out_channels=(16, 16, 32, 32),
-        layers_per_block=2,
-        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-        cross_attention_dim=WIDTH,
-        attention_head_dim=2,
-        norm_num_groups=8,
-    )
-    pipe = StableDiffusionPipeline(
-        vae=_vae(),
-        unet=unet,
-        text_encoder=CLIPTextModel(_text_config("quick_gelu", WIDTH)),
-        tokenizer=_tokenizer("<|endoftext|>"),
-        scheduler=PNDMScheduler(**BETAS, skip_prk_steps=True, steps_offset=1, set_alpha_to_one=False),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    folder = tmp_path_factory.mktemp("models") / "random-sd"
-    pipe.save_pretrained(folder)
-    return folder
+    from .random_models import save_sd
 
-
-def _save_sdxl(folder: Path, channels: Sequence[int], layers: int, transformers: Sequence[int]) -> Path:
-    """SDXL's layout: the first level without attention, two text encoders, size conditioning.
-
-    channels, transformers: a number a level; layers: in each level.
-    """
-    torch.manual_seed(12)
-    attending = len(channels) - 1
-    unet = UNet2DConditionModel(
-        sample_size=16,
-        block_out_channels=tuple(channels),
-        layers_per_block=layers,
-        down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * attending),
-        up_block_types=(*("CrossAttnUpBlock2D",) * attending, "UpBlock2D"),
-        transformer_layers_per_block=tuple(transformers),
-        cross_attention_dim=2 * WIDTH,
-        attention_head_dim=(*(2,) * attending, 4),
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=WIDTH + 6 * 8,
-        norm_num_groups=8,
-    )
-    pipe = StableDiffusionXLPipeline(
-        vae=_vae(),
-        unet=unet,
-        text_encoder=CLIPTextModel(_text_config("quick_gelu", WIDTH)),
-        text_encoder_2=CLIPTextModelWithProjection(_text_config("gelu", WIDTH)),
-        tokenizer=_tokenizer("<|endoftext|>"),
-        tokenizer_2=_tokenizer("!"),
-        scheduler=EulerDiscreteScheduler(**BETAS, steps_offset=1),
-        add_watermarker=False,
-    )
-    pipe.save_pretrained(folder)
-    return folder
+    return save_sd(tmp_path_factory.mktemp("models") / "random-sd")
 
 
 @pytest.fixture(scope="session")
 def sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three UNet levels, as SDXL has."""
-    return _save_sdxl(tmp_path_factory.mktemp("models") / "random-sdxl", (16, 32, 32), 2, (1, 1, 2))
+    """SDXL's layout, with its three UNet levels."""
+    from .random_models import save_sdxl
+
+    return save_sdxl(tmp_path_factory.mktemp("models") / "random-sdxl", (16, 32, 32), 2, (1, 1, 2))
 
 
 @pytest.fixture(scope="session")
 def shallow_sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two levels of one layer, for tests that compile every block."""
-    return _save_sdxl(tmp_path_factory.mktemp("models") / "shallow-sdxl", (16, 32), 1, (1, 1))
+    from .random_models import save_sdxl
+
+    return save_sdxl(tmp_path_factory.mktemp("models") / "shallow-sdxl", (16, 32), 1, (1, 1))
 
 
 @pytest.fixture(params=["sd", "sdxl"])
@@ -170,63 +77,31 @@ def model_folder(request: pytest.FixtureRequest) -> Path:
     return folder
 
 
-def stock_pipeline(folder: Path) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
-    """The folder as stock diffusers loads it, quiet."""
-    kind = StableDiffusionXLPipeline if (folder / "text_encoder_2").exists() else StableDiffusionPipeline
-    extra = {"add_watermarker": False} if kind is StableDiffusionXLPipeline else {"safety_checker": None}
-    pipe = kind.from_pretrained(folder, dtype=torch.float32, **extra)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 @pytest.fixture(scope="session")
 def stock() -> Callable[[Path], StableDiffusionPipeline | StableDiffusionXLPipeline]:
+    """stock(folder) -> the folder as stock diffusers loads it, quiet."""
+    from .random_models import stock_pipeline
+
     return stock_pipeline
 
 
 AdapterMaker = Callable[..., Path]
 
 
-@cache
-def _layer_shapes(folder: Path) -> dict[str, dict[str, tuple[int, ...]]]:
-    """component -> Linear and Conv2d layer -> its weight's shape."""
-    pipe = stock_pipeline(folder)
-    parts = {name: getattr(pipe, name, None) for name in ("unet", "text_encoder", "text_encoder_2")}
-    return {
-        name: {
-            module: tuple(layer.weight.shape)
-            for module, layer in part.named_modules()
-            if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
-        }
-        for name, part in parts.items()
-        if part is not None
-    }
-
-
 @pytest.fixture(scope="session")
 def make_lora(tmp_path_factory: pytest.TempPathFactory) -> AdapterMaker:
-    """make_lora(folder, "fox", seed=1, rank=4, where="attn", text=True) -> a PEFT-named file for that model.
+    """make_lora(folder, "fox", seed=1, rank=4, where="attn", text=True) -> a PEFT-named file for that model."""
+    from .random_models import save_lora
 
-    Every factor is random, so that each one shows in the picture; alpha equals rank, as stock loaders assume.
-    """
     home = tmp_path_factory.mktemp("loras")
 
     @cache
     def make(
         folder: Path, name: str, *, seed: int = 0, rank: int = 4, where: str = "attn", text: bool = True
     ) -> Path:
-        generator = torch.Generator().manual_seed(seed)
-        tensors: dict[str, torch.Tensor] = {}
-        for part, layers in _layer_shapes(folder).items():
-            for module, shape in layers.items():
-                if where in module if part == "unet" else text and "_proj" in module:
-                    down = torch.randn((rank, *shape[1:]), generator=generator) * 0.3
-                    up = torch.randn((shape[0], rank, *(1 for _ in shape[2:])), generator=generator) * 0.3
-                    tensors[f"{part}.{module}.lora_A.weight"] = down
-                    tensors[f"{part}.{module}.lora_B.weight"] = up
         file = home / f"{folder.name}-{seed}-{rank}-{where}-{text}" / f"{name}.safetensors"
         file.parent.mkdir(exist_ok=True)
-        save_file(tensors, file)
+        save_lora(folder, file, seed=seed, rank=rank, where=where, text=text)
         return file
 
     return make
@@ -235,19 +110,10 @@ def make_lora(tmp_path_factory: pytest.TempPathFactory) -> AdapterMaker:
 @pytest.fixture(scope="session")
 def make_flora() -> AdapterMaker:
     """make_flora(folder, file, rank=2, where="attn", text=True) -> a FLoRA for that model, around the identity."""
+    from .random_models import save_flora
 
     def make(folder: Path, file: Path, *, rank: int, where: str, text: bool) -> Path:
-        generator = torch.Generator().manual_seed(rank)
-        layers = {}
-        for part, shapes in _layer_shapes(folder).items():
-            for module, shape in shapes.items():
-                if where in module if part == "unet" else text and "_proj" in module:
-                    inner = torch.randn((rank, shape[1]), generator=generator) * 0.3
-                    outer = torch.randn((shape[0], rank), generator=generator) * 0.3
-                    inner[0] += 1
-                    outer[:, 0] += 1
-                    layers[f"{part}.{module}"] = Hadamard(inner, outer)
-        write_lora(file, layers, metadata={"modelspec.title": file.stem})
+        save_flora(folder, file, rank=rank, where=where, text=text)
         return file
 
     return make
