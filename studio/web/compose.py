@@ -130,10 +130,10 @@ def add(desk: Desk, strip: gr.HTML) -> tuple[Fields, Viewer, gr.Button]:
             viewer = Viewer.drawn(desk, stop)
             scrub.add(desk, viewer, "compose")
             with gr.Row():
-                reuse_seed = gr.Button("Keep this seed", size="sm")
-                who_did = gr.Button("Who did this?", size="sm", elem_id="who-did-this")
-                as_file = gr.Button("Turn into a job file", size="sm", elem_id="form-job-file")
-                clear = gr.Button("Clear the form", size="sm", elem_id="clear-form")
+                reuse_seed = gr.Button("Keep this seed", size="sm", min_width=120)
+                who_did = gr.Button("Who did this?", size="sm", min_width=120, elem_id="who-did-this")
+                as_file = gr.Button("Turn into a job file", size="sm", min_width=120, elem_id="form-job-file")
+                clear = gr.Button("Clear the form", size="sm", min_width=120, elem_id="clear-form")
                 ready = gr.DownloadButton("jobs.yaml", visible="hidden", elem_id="form-job-file-ready")
             with gr.Accordion("One mix, four methods, one pass"):
                 strip.render()  # type: ignore[no-untyped-call]
