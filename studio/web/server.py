@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import socket
 import sys
 import threading
@@ -79,6 +80,7 @@ def serve(serving: Serving, home: Home, opening: Opening, trust: Trust, say: Cal
         try:
             return _run(make_app(worker, trainings, serving), serving, listening, address, say)
         finally:
+            gc.freeze()  # the process ends: looking through all its objects for what can be freed takes seconds
             trainings.close()
             worker.close()
 

@@ -35,7 +35,8 @@ def test_a_mix_of_three(fresh: Any, visitor: Callable[..., Any], tmp_path: Path,
     studio.generate()
     studio.state("2 of 2 pictures done")
     expect(studio.shown()).to_have_count(2)
-    expect(studio.page.locator("#showcase img")).to_have_count(4)  # the first screen's strip is drawn too
+    strip = studio.page.locator("#showcase img")  # five jobs that wait for quiet
+    expect(strip).to_have_count(4, timeout=450_000)
     studio.page.mouse.move(0, 0)
     studio.page.evaluate("window.scrollTo(0, 0)")
     studio.page.wait_for_timeout(1000)
