@@ -139,7 +139,7 @@ def test_resumed_is_uninterrupted(pipe: StudioPipeline, examples: list[Example],
 
 
 def test_half_precision_trains_too(sd_folder: Path, examples: list[Example], tmp_path: Path) -> None:
-    """In float16 as B-LoRAs do, whose tests train in both."""
+    """In bfloat16; the loop is that of B-LoRAs, whose tests train in float16 too."""
     pipe = StudioPipeline.from_pretrained(sd_folder, dtype=torch.bfloat16)
     recipe = replace(QUICK, gradient_checkpointing=True)
     trained = train(pipe, examples, tmp_path / "v.safetensors", recipe=recipe)
