@@ -213,11 +213,11 @@ def test_thousands_of_files_are_listed_quickly(home: Home) -> None:
         (home.path / "loras" / str(folder)).mkdir(parents=True)
         for index in range(200):
             os.mknod(home.path / "loras" / str(folder) / f"lora {index} of {folder % 19}.safetensors")
-    before = time.perf_counter()
+    before = time.process_time()  # of this process: others may keep the machine busy
     found = home.find_lora("lora 7 of 7")
     assert found.path.parent.name == "7"
     assert len(home.loras()) == 3 + 20 * 200
-    assert time.perf_counter() - before < 2
+    assert time.process_time() - before < 2
 
 
 def test_comfyui_and_webui_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
