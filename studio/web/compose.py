@@ -197,7 +197,9 @@ def _edit_mix(
         with told():
             card = desk.worker.library.card(name, desk.chosen(model))
         weight = 1.0 if card.preferred_weight is None else card.preferred_weight
-        return mix.added(tuple(held), card.name, weight), structure + 1, None
+        rows = mix.added(tuple(held), card.name, weight)
+        # A choice may be told twice. Rows drawn a second time would take back what was moved in between.
+        return rows, structure + (rows != tuple(held)), None
 
     add_lora.input(
         added,
