@@ -8,6 +8,8 @@ One denoising step with guidance for several pictures in one call, as a CUDA gra
     blocks         the transformer blocks through torch.compile, diffusers' regional compile
     compiled       residual blocks and the norms between them too, as the engine compiles
     channels last  compiled, weights and latents of convolutions laid out by channels
+    projections    compiled, query, key and value (of text: key and value) as one product, diffusers' own way
+    whole          the whole UNet through torch.compile, whose norms can join what lies between blocks
     tiles          compiled, inductor timing how its kernels are cut
     reductions     compiled, inductor timing whether a norm keeps its rows in registers or reads them twice
     tuned          tiles, and inductor timing its own products against torch's (slow to compile)
@@ -44,7 +46,7 @@ from studio.bench.speed.timing import Captured, Timing, seconds_of, take_turns
 from studio.bench.speed.ways import relative
 from studio.bench.speed.workload import Workload
 
-Build = Literal["plain", "blocks", "compiled", "channels last", "tiles", "reductions", "tuned"]
+Build = Literal["plain", "blocks", "compiled", "channels last", "projections", "whole", "tiles", "reductions", "tuned"]
 
 _SETTINGS: dict[Build, dict[str, Any]] = {
     "tiles": {"coordinate_descent_tuning": True},
@@ -85,8 +87,13 @@ def built(unet: Any, build: Build, backend: str) -> Any:
     if build == "blocks":
         own.compile_repeated_blocks(fullgraph=True, dynamic=False, backend=backend)
         return own
+    if build == "whole":
+        own.compile(fullgraph=True, dynamic=False, backend=backend)
+        return own
     if build == "channels last":
         own.to(memory_format=torch.channels_last)
+    if build == "projections":
+        own.fuse_qkv_projections()
     compile_blocks(own, backend)
     return own
 
