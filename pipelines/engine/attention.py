@@ -17,6 +17,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 
 from pipelines.engine.layers import together
+from pipelines.engine.products import side_by_side
 
 Kept = tuple[Tensor, Tensor]
 """Keys and values of one attention layer, [rows, tokens, width] each."""
@@ -78,6 +79,18 @@ def part_attention(model: nn.Module) -> None:
     for _, attn in _attention(model):
         if isinstance(attn.processor, LaneAttention):
             attn.processor = AttnProcessor2_0()  # type: ignore[no-untyped-call]
+
+
+def join_weights(model: nn.Module) -> None:
+    """Lay the weights of every self-attention's query, key and value side by side in memory, in place, so that one
+    product can serve all three (`products.py`). They stay parameters of their own; moving the model parts them."""
+    for _, attn in _attention(model):
+        if isinstance(attn.processor, LaneAttention) and not attn.is_cross_attention:
+            weights = [attn.to_q.weight, attn.to_k.weight, attn.to_v.weight]
+            if len({weight.shape for weight in weights}) == 1 and side_by_side(weights) is None:
+                joined = torch.stack([weight.detach() for weight in weights])
+                for weight, part in zip(weights, joined, strict=True):
+                    weight.data = part
 
 
 def _attention(model: nn.Module) -> list[tuple[str, Any]]:

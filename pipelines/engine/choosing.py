@@ -12,102 +12,26 @@ import json
 import re
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pipelines.engine.graphs import CudaGraphs
+from pipelines.engine.products import LIBRARY, Operands, Way
 
-LIBRARY = "library"
 CALLS, TURNS = 20, 5
 GAIN = 0.98
 """Of the library's time, what a kernel must stay under to be taken: a smaller gain is noise."""
 TOLERANCE = 1e-2
 """Relative distance from the library's result, twice what rounding its parts to bfloat16 costs."""
-REVISION = 1
+REVISION = 2
 """Of the kernels: what older ones were measured at is not read."""
 
-Way = Callable[[], Tensor]
 Clock = Callable[[Way], float]
-
-
-@dataclass(frozen=True)
-class Operands:
-    """y_g = act(x_g W_g^T + s_g U_g + b): x [G, T, in]; weight [out, in] or [G, out, in]; bias [out]; shrunk
-    [G, T, R] and up [G, R, out], both or neither; act is GEGLU, which halves the width, or nothing."""
-
-    x: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    shrunk: Tensor | None
-    up: Tensor | None
-    geglu: bool
-
-    @property
-    def label(self) -> str:
-        groups, tokens, inner = self.x.shape
-        parts = [f"{groups} x {tokens} x {inner} -> {self.weight.shape[-2]}"]
-        if self.up is not None and self.shrunk is not None:
-            parts.append(f"rank {self.up.shape[-2]} of {self.shrunk.stride(-2)}")
-        flags = {"own weights": self.weight.ndim == 3, "bias": self.bias is not None, "geglu": self.geglu}
-        return ", ".join([*parts, *(name for name, there in flags.items() if there)])
-
-    def library(self) -> Tensor:
-        """The slow, obvious way: a product, the low-rank part added in place, the activation."""
-        y = self._product()
-        if not self.geglu:
-            return y
-        value, gate = y.chunk(2, dim=-1)
-        return value * F.gelu(gate)
-
-    def _product(self) -> Tensor:
-        if self.weight.ndim == 2:
-            y = F.linear(self.x, self.weight, self.bias)
-        elif self.bias is None:
-            y = torch.bmm(self.x, self.weight.mT)
-        else:
-            y = torch.baddbmm(self.bias, self.x, self.weight.mT)
-        if self.up is not None and self.shrunk is not None:
-            y.baddbmm_(self.shrunk, self.up)
-        return y
-
-    def ways(self) -> dict[str, Way]:
-        """All there are by name, the library's first."""
-        from pipelines.engine import kernels
-
-        ways: dict[str, Way] = {LIBRARY: self.library}
-        if self.geglu:
-            ways["library, kernel for GEGLU"] = lambda: kernels.geglu(self._product())
-        for tile in kernels.tiles(self.x, self.weight, self.geglu):
-            ways[tile.name] = lambda tile=tile: kernels.product(  # type: ignore[misc]
-                self.x, self.weight, self.bias, self.shrunk, self.up, self.geglu, tile
-            )
-        return ways
-
-    def twin(self) -> Operands:
-        """Random operands of the same layout; torch's own generators are left alone."""
-        generator = torch.Generator(self.x.device).manual_seed(0)
-
-        def like(tensor: Tensor | None, scale: float) -> Tensor | None:
-            if tensor is None:
-                return None
-            made = torch.empty_strided(
-                tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
-            )
-            return made.normal_(0, scale, generator=generator)
-
-        x, weight = like(self.x, 1), like(self.weight, self.x.shape[-1] ** -0.5)
-        assert x is not None
-        assert weight is not None
-        rank = 1 if self.up is None else self.up.shape[-2]
-        return Operands(
-            x, weight, like(self.bias, 1), like(self.shrunk, 1), like(self.up, rank**-0.5), self.geglu
-        )
 
 
 @dataclass(frozen=True)
@@ -252,13 +176,19 @@ def usable(x: Tensor) -> bool:
 @torch.library.custom_op(
     "lora_studio::product",
     mutates_args=(),
-    schema="(Tensor x, Tensor weight, Tensor? bias, Tensor? shrunk, Tensor? up, bool geglu) -> Tensor",
+    schema="(Tensor x, Tensor[] weights, Tensor? bias, Tensor? down, Tensor[] ups, Tensor? gate, bool geglu) -> Tensor",
 )
 def product(
-    x: Tensor, weight: Tensor, bias: Tensor | None, shrunk: Tensor | None, up: Tensor | None, geglu: bool
+    x: Tensor,
+    weights: Sequence[Tensor],
+    bias: Tensor | None,
+    down: Tensor | None,
+    ups: Sequence[Tensor],
+    gate: Tensor | None,
+    geglu: bool,
 ) -> Tensor:
-    """`Operands`' product as one operation that inductor keeps whole: [G, T, out], or half as wide with GEGLU."""
-    operands = Operands(x, weight, bias, shrunk, up, geglu)
+    """`Operands`' product as one operation that inductor keeps whole: [G, T, P * out], half as wide with GEGLU."""
+    operands = Operands(x, tuple(weights), bias, down, tuple(ups), gate, geglu)
     if not usable(x):
         return operands.library()
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
@@ -267,6 +197,12 @@ def product(
 
 @product.register_fake
 def _(
-    x: Tensor, weight: Tensor, bias: Tensor | None, shrunk: Tensor | None, up: Tensor | None, geglu: bool
+    x: Tensor,
+    weights: Sequence[Tensor],
+    bias: Tensor | None,
+    down: Tensor | None,
+    ups: Sequence[Tensor],
+    gate: Tensor | None,
+    geglu: bool,
 ) -> Tensor:
-    return x.new_empty((*x.shape[:-1], weight.shape[-2] // (2 if geglu else 1)))
+    return x.new_empty((*x.shape[:-1], len(weights) * weights[0].shape[-2] // (2 if geglu else 1)))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from composers.plan import Use
-from pipelines.engine.attention import RowText, TextMemory
+from pipelines.engine.attention import RowText, TextMemory, join_weights
 from pipelines.engine.backends import AttentionChoice, attention_by
 from pipelines.engine.bank import Bank, Rows, grouped
 from pipelines.engine.call import Call, Found, forward
@@ -81,6 +81,7 @@ class Engine:
         self.recorder: Recorder | None = None
         self.graphs = True
         self.compiled = False
+        self.kernels = False
         self.attention: AttentionChoice = "auto"
         self.stats = Stats(_compiled_before=_compiled())
         self._unet = unet
@@ -111,7 +112,7 @@ class Engine:
             compile_blocks(self._unet, backend)
         if self.compiled and not compile:
             part_blocks(self._unet)
-        self.compiled = compile
+        self.compiled, self.kernels = compile, kernels
         self.reset()
 
     def reset(self) -> None:
@@ -120,7 +121,10 @@ class Engine:
         self._refused.clear()
         self._last_bucket.clear()
         self._memories.clear()
-        self.recorder = self.recorder_for(self._table.layers[0].weight.device)
+        device = self._table.layers[0].weight.device
+        self.recorder = self.recorder_for(device)
+        if self.kernels and device.type == "cuda":
+            join_weights(self._unet)
         self.stats._compiled_before = _compiled()
 
     @property

@@ -95,37 +95,36 @@ def add_linear(x: Tensor, y: Tensor, factors: Factors, shrunk: Tensor | None = N
 
 def in_one_pass(
     x: Tensor,
-    weight: Tensor,
+    weights: Sequence[Tensor],
     bias: Tensor | None,
-    acting: Acting | None,
-    shrunk: Tensor | None = None,
+    acting: Sequence[Factors] | Dense,
     geglu: bool = False,
 ) -> Tensor:
-    """A linear layer, what acts on it and its activation by the fastest way measured: [lanes, …, out] for
-    x [lanes, …, in], half as wide with GEGLU. shrunk: as in `add_linear`."""
-    groups, up = 1, None
+    """Linear layers over one input, what acts on them and their activation, by the fastest way measured
+    (`choosing.py`): [lanes, …, P * out] for x [lanes, …, in], half as wide with GEGLU.
+
+    acting: of every layer, one whole stack if there are several; none without adapters; or the one layer's whole
+    weights. bias: of one layer.
+    """
+    groups, down, gate = 1, None, None
+    ups: list[Tensor] = []
     if isinstance(acting, Dense):
-        weight, groups = acting.weight, acting.groups
-    elif acting is not None:
-        shrunk = shrink(x, acting.down, kernels=True) if shrunk is None else acting.part_of(shrunk)
-        if acting.gate is None:
-            groups, up = acting.groups, acting.up
+        weights, groups = [acting.weight], acting.groups
+    elif acting:
+        first = acting[0]
+        down, ups = first.stack if len(acting) > 1 else first.down, [own.up for own in acting]
+        if first.gate is None:
+            groups = first.groups
         else:
-            gated = shrunk.view(acting.groups, -1, acting.rank) * acting.gate[:, None]  # [G, T', R]
-            shrunk, up = gated.flatten(0, 1)[None], acting.up[None]
+            gate = torch.cat([own.gate for own in acting if own.gate is not None], dim=-1)
+            down, ups = down[None], [up[None] for up in ups]
     grouped = x.reshape(groups, -1, x.shape[-1])  # [G, T', in]
-    y: Tensor = choosing.product(grouped, weight, bias, shrunk, up, geglu)
+    y: Tensor = choosing.product(grouped, list(weights), bias, down, ups, gate, geglu)
     return y.view(*x.shape[:-1], -1)
 
 
-def shrink(x: Tensor, down: Tensor, kernels: bool = False) -> Tensor:
-    """x [lanes, …, in] -> [G, T', R] for down [G, R, in], [lanes * T, R] for down [R, in]. kernels: as in `linears`."""
-    if kernels:
-        groups = down.shape[0] if down.ndim == 3 else 1
-        found: Tensor = choosing.product(
-            x.reshape(groups, -1, x.shape[-1]), down, None, None, None, False
-        )  # [G, T', R]
-        return found if down.ndim == 3 else found[0]
+def shrink(x: Tensor, down: Tensor) -> Tensor:
+    """x [lanes, …, in] -> [G, T', R] for down [G, R, in], [lanes * T, R] for down [R, in]."""
     if down.ndim == 3:
         return torch.bmm(x.reshape(down.shape[0], -1, x.shape[-1]), down.mT)
     return F.linear(x.reshape(-1, x.shape[-1]), down)
@@ -145,15 +144,16 @@ def linears(
     stacked = len(factors) > 1 and all(
         each.stack is factors[0].stack and each.place == place for place, each in enumerate(factors)
     )
-    by_kernels = kernels and choosing.usable(x)
-    if torch.compiler.is_compiling() and not by_kernels:
-        return _for_inductor(x, weights, biases, factors, stacked)
-    shrunk = shrink(x, factors[0].stack, by_kernels) if stacked else None
-    if by_kernels:
+    if kernels and choosing.usable(x):
+        if stacked and all(bias is None for bias in biases):
+            return list(in_one_pass(x, weights, None, factors).chunk(len(weights), dim=-1))
         return [
-            in_one_pass(x, weight, bias, own, shrunk)
+            in_one_pass(x, [weight], bias, [own])
             for weight, bias, own in zip(weights, biases, factors, strict=True)
         ]
+    if torch.compiler.is_compiling():
+        return _for_inductor(x, weights, biases, factors, stacked)
+    shrunk = shrink(x, factors[0].stack) if stacked else None
     found = []
     for weight, bias, own in zip(weights, biases, factors, strict=True):
         y = F.linear(x, weight, bias)

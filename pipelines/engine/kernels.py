@@ -1,14 +1,14 @@
 """Triton kernels: a layer's product with all that belongs to it in one pass over its output.
 
-    y_g = act(x_g W_g^T + s_g U_g + b)        g = 1 … G groups of lanes
+    y_g,p = act(x_g W_p^T + s_g,p U_g,p + b)        g = 1 … G groups of lanes, p = 1 … P layers of one input
 
-W is one for all groups or each group's own, s the groups' rows already shrunk (`factors.shrink`) and U their factors'
-second half, so that the low-rank part goes into the same float32 accumulator and costs no pass over y of its own
-(shrinking is the same product, with few outputs and without the rest). act is nothing or GEGLU (Shazeer 2020, arXiv
-2002.05202): of W's rows the first half makes h, the second half the gate, and h * gelu(gate) is written, half as wide
-as W is high; gelu is the exact one, with erf, as in diffusers.
+W is one for all groups or, where P is 1, each group's own; s the groups' rows already shrunk and U their factors'
+second half, so that the low-rank part goes into the same float32 accumulator and costs no pass over y of its own. act
+is nothing or, where P is 1, GEGLU (Shazeer 2020, arXiv 2002.05202): of W's rows the first half makes h, the second
+half the gate, and h * gelu(gate) is written, half as wide as W is high; gelu is the exact one, with erf, as in
+diffusers.
 
-This module imports Triton; nothing imports it before a product on a CUDA device asks for it (`choosing.py`).
+This module imports Triton; nothing imports it before a product on a CUDA device asks for it (`products.py`).
 """
 
 from __future__ import annotations
@@ -51,91 +51,77 @@ class Tile:
 
 
 PLAIN = (
-    Tile(128, 256, 64, 8, 3),
-    Tile(128, 128, 64, 4, 3),
-    Tile(256, 128, 64, 8, 3),
-    Tile(64, 128, 64, 4, 4),
-    Tile(128, 256, 64, 8, 3, descriptors=True),
     Tile(128, 128, 64, 4, 3, descriptors=True),
-    Tile(128, 256, 64, 8, 3, persistent=True, descriptors=True),
+    Tile(128, 256, 64, 8, 3, descriptors=True),
+    Tile(256, 128, 64, 8, 3, descriptors=True),
+    Tile(64, 128, 64, 4, 4, descriptors=True),
     Tile(128, 128, 64, 8, 4, persistent=True, descriptors=True),
+    Tile(128, 128, 64, 4, 3),
+    Tile(128, 256, 64, 8, 3),
+    Tile(64, 128, 64, 4, 4),
 )
 GATED = (
+    Tile(128, 128, 64, 8, 3, descriptors=True),
+    Tile(128, 64, 64, 4, 3, descriptors=True),
+    Tile(128, 128, 64, 8, 3, persistent=True, descriptors=True),
     Tile(128, 128, 64, 8, 3),
     Tile(128, 64, 64, 4, 3),
     Tile(256, 64, 64, 8, 3),
     Tile(64, 64, 64, 4, 4),
-    Tile(128, 128, 64, 8, 3, descriptors=True),
-    Tile(128, 64, 64, 4, 3, descriptors=True),
-    Tile(128, 128, 64, 8, 3, persistent=True, descriptors=True),
-    Tile(128, 64, 64, 8, 4, persistent=True, descriptors=True),
 )
-NARROW = (
-    Tile(128, 64, 64, 4, 4),
-    Tile(64, 64, 128, 4, 3),
-    Tile(64, 32, 128, 4, 4),
-    Tile(64, 16, 128, 4, 4),
-    Tile(32, 64, 128, 4, 3),
-    Tile(32, 32, 128, 4, 4),
-    Tile(64, 64, 64, 4, 4, descriptors=True),
-    Tile(64, 32, 64, 4, 4, descriptors=True),
-)
-WIDEST_NARROW = 256
-"""Candidates for few outputs (up to the second number: ranks), for others, and with GEGLU; which is fastest is measured
-(`choosing.py`)."""
+"""Candidates, and those with GEGLU; which is fastest is measured (`choosing.py`)."""
 
 
-def tiles(x: Tensor, weight: Tensor, geglu: bool) -> Sequence[Tile]:
-    """The candidates that can run a product of x [G, T, in] with weight [..., out, in]."""
+def tiles(x: Tensor, geglu: bool) -> Sequence[Tile]:
+    """The candidates that can run a product of x [G, T, in]."""
     aligned = x.shape[-1] * x.element_size() % 16 == 0
-    candidates = GATED if geglu else NARROW if weight.shape[-2] <= WIDEST_NARROW else PLAIN
-    return [tile for tile in candidates if aligned or not tile.descriptors]
+    return [tile for tile in (GATED if geglu else PLAIN) if aligned or not tile.descriptors]
 
 
 def product(
     x: Tensor,
-    weight: Tensor,
+    weights: Tensor,
     bias: Tensor | None,
     shrunk: Tensor | None,
-    up: Tensor | None,
+    ups: Tensor | None,
     geglu: bool,
     tile: Tile,
 ) -> Tensor:
-    """[G, T, out] for x [G, T, in], weight [out, in] or [G, out, in], bias [out], shrunk [G, T, R] (its last
-    dimension contiguous) and up [G, R, out], both or neither; [G, T, out / 2] with GEGLU. All of one dtype.
+    """[G, T, P * out] for x [G, T, in], weights [P, out, in] or [1, G, out, in], bias [out] where P is 1, shrunk
+    [G, T, P * R] and ups [P, G, R, out], both or neither; [G, T, out / 2] with GEGLU. All of one dtype.
 
     Raises what Triton raises for a tile that this device cannot run.
     """
+    parts = len(weights)
+    own = weights.ndim == 4
+    assert parts == 1 or not (own or geglu or bias is not None)
     groups, tokens, inner = x.shape
-    outer = weight.shape[-2] // (2 if geglu else 1)
-    x, weight = x.contiguous(), weight.contiguous()
-    y = x.new_empty((groups, tokens, outer))
-    count = groups * triton.cdiv(tokens, tile.m) * triton.cdiv(outer, tile.n)
-    rank = 0 if up is None else up.shape[-2]
-    if shrunk is not None and shrunk.stride(-1) != 1:
-        shrunk = shrunk.contiguous()
+    outer = weights.shape[-2] // (2 if geglu else 1)
+    x, weights = x.contiguous(), weights.contiguous()
+    y = x.new_empty((groups, tokens, parts * outer))
+    count = groups * triton.cdiv(tokens, tile.m) * parts * triton.cdiv(outer, tile.n)
+    rank = 0 if ups is None else ups.shape[-2]
     programs = min(count, processors(x.device)) if tile.persistent else count
     _product[(programs,)](
         _described(x, tile.m, tile.k) if tile.descriptors else x,
-        _described(weight, tile.n, tile.k) if tile.descriptors else weight,
+        _described(weights, tile.n, tile.k) if tile.descriptors else weights,
         x if bias is None else bias,
-        x if shrunk is None else shrunk,
-        x if up is None else up.contiguous(),
+        x if shrunk is None else shrunk.contiguous(),
+        x if ups is None else ups.contiguous(),
         y,
         groups,
         tokens,
         inner,
         outer,
         rank,
-        0 if shrunk is None else shrunk.stride(0),
-        0 if shrunk is None else shrunk.stride(1),
         M=tile.m,
         N=tile.n,
         K=tile.k,
         R=64 if rank > 32 else 32 if rank > 16 else 16,
-        OWN=weight.ndim == 3,
+        PARTS=parts,
+        OWN=own,
         BIAS=bias is not None,
-        LOW_RANK=up is not None,
+        LOW_RANK=ups is not None,
         GEGLU=geglu,
         EVEN=inner % tile.k == 0,
         DESCRIPTORS=tile.descriptors,
@@ -183,12 +169,11 @@ def _product(
     inner,
     outer,
     rank,
-    shrunk_group,
-    shrunk_token,
     M: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
     R: tl.constexpr,
+    PARTS: tl.constexpr,
     OWN: tl.constexpr,
     BIAS: tl.constexpr,
     LOW_RANK: tl.constexpr,
@@ -198,18 +183,18 @@ def _product(
     PERSISTENT: tl.constexpr,
     BAND_ROWS: tl.constexpr,
 ):
-    """See `product`. shrunk_group, shrunk_token: strides of `shrunk`. EVEN: K divides `inner`."""
+    """See `product`; outer: of one part. EVEN: K divides `inner`."""
     if PERSISTENT:
-        count = groups * tl.cdiv(tokens, M) * tl.cdiv(outer, N)
+        count = groups * tl.cdiv(tokens, M) * PARTS * tl.cdiv(outer, N)
         for place in tl.range(tl.program_id(0), count, tl.num_programs(0), flatten=True):
             _tile(
-                place, x, weight, bias, shrunk, up, y, groups, tokens, inner, outer, rank, shrunk_group,
-                shrunk_token, M, N, K, R, OWN, BIAS, LOW_RANK, GEGLU, EVEN, DESCRIPTORS, BAND_ROWS,
+                place, x, weight, bias, shrunk, up, y, groups, tokens, inner, outer, rank,
+                M, N, K, R, PARTS, OWN, BIAS, LOW_RANK, GEGLU, EVEN, DESCRIPTORS, BAND_ROWS,
             )  # fmt: skip
     else:
         _tile(
-            tl.program_id(0), x, weight, bias, shrunk, up, y, groups, tokens, inner, outer, rank, shrunk_group,
-            shrunk_token, M, N, K, R, OWN, BIAS, LOW_RANK, GEGLU, EVEN, DESCRIPTORS, BAND_ROWS,
+            tl.program_id(0), x, weight, bias, shrunk, up, y, groups, tokens, inner, outer, rank,
+            M, N, K, R, PARTS, OWN, BIAS, LOW_RANK, GEGLU, EVEN, DESCRIPTORS, BAND_ROWS,
         )  # fmt: skip
 
 
@@ -227,12 +212,11 @@ def _tile(
     inner,
     outer,
     rank,
-    shrunk_group,
-    shrunk_token,
     M: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
     R: tl.constexpr,
+    PARTS: tl.constexpr,
     OWN: tl.constexpr,
     BIAS: tl.constexpr,
     LOW_RANK: tl.constexpr,
@@ -241,14 +225,16 @@ def _tile(
     DESCRIPTORS: tl.constexpr,
     BAND_ROWS: tl.constexpr,
 ):
-    """One tile: rows [row, row + M) of a group, columns [column, column + N). Where it hangs over the edge, the last
-    row is read again, and nothing is written. Offsets within a tile fit 32 bits, those of tiles take 64."""
+    """One tile: rows [row, row + M) of a group, columns [column, column + N) of a part. Where it hangs over the edge,
+    the last row is read again, and nothing is written. Offsets within a tile fit 32 bits, those of tiles take 64."""
     row_blocks = tl.cdiv(tokens, M)
-    band = BAND_ROWS * tl.cdiv(outer, N)
+    column_blocks = tl.cdiv(outer, N)
+    band = BAND_ROWS * PARTS * column_blocks
     first = place // band * BAND_ROWS
     height = min(groups * row_blocks - first, BAND_ROWS)
     block = first + place % band % height
-    column = place % band // height * N
+    part = place % band // height // column_blocks if PARTS > 1 else 0
+    column = (place % band // height - part * column_blocks) * N
     group = block // row_blocks
     row = block % row_blocks * M
     width = outer * 2 if GEGLU else outer
@@ -262,9 +248,9 @@ def _tile(
     gate = tl.zeros((M, N), dtype=tl.float32)  # no code comes of it without GEGLU
     if LOW_RANK:
         ranks = tl.arange(0, R)
-        shrunk += group.to(tl.int64) * shrunk_group + row.to(tl.int64) * shrunk_token
-        up += group.to(tl.int64) * rank * width + column
-        shrunk_tile = shrunk + within_rows[:, None] * shrunk_token + ranks[None, :]
+        shrunk += top * PARTS * rank + part * rank
+        up += (part * groups + group).to(tl.int64) * rank * width + column
+        shrunk_tile = shrunk + within_rows[:, None] * (PARTS * rank) + ranks[None, :]
         up_tile = up + ranks[:, None] * width + columns[None, :]
         for r in range(0, rank, R):
             known = ranks < rank - r
@@ -277,7 +263,7 @@ def _tile(
             shrunk_tile += R
             up_tile += R * width
 
-    weight_row = (group * width if OWN else 0) + column
+    weight_row = (group if OWN else part) * width + column
     if DESCRIPTORS:
         x_row = group * tokens + row
         for k in range(0, inner, K):
@@ -314,9 +300,10 @@ def _tile(
             gate += tl.load(bias + outer + column + columns, mask=inside, other=0.0).to(tl.float32)[None, :]
     if GEGLU:
         value = _gated(value, gate)
-    y += top * outer + column
+    y += top * PARTS * outer + part * outer + column
     written = (rows < tokens - row)[:, None] & inside[None, :]
-    tl.store(y + rows[:, None] * outer + columns[None, :], value.to(y.dtype.element_ty), mask=written)
+    y_tile = y + rows[:, None] * (PARTS * outer) + columns[None, :]
+    tl.store(y_tile, value.to(y.dtype.element_ty), mask=written)
 
 
 @triton.jit

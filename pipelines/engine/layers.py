@@ -114,7 +114,8 @@ class KernelGEGLU(GEGLU):
             found: Tensor = super().forward(hidden_states, *args, **kwargs)
             return found
         acting = None if slot is None else slot.acting
-        return in_one_pass(hidden_states, proj.weight, proj.bias, acting, geglu=True)
+        own = [acting] if isinstance(acting, Factors) else acting or ()
+        return in_one_pass(hidden_states, [proj.weight], proj.bias, own, geglu=True)
 
 
 def use_kernels(model: nn.Module, on: bool) -> None:

@@ -46,7 +46,9 @@ from studio.bench.speed.timing import Captured, Timing, seconds_of, take_turns
 from studio.bench.speed.ways import relative
 from studio.bench.speed.workload import Workload
 
-Build = Literal["plain", "blocks", "compiled", "channels last", "projections", "whole", "tiles", "reductions", "tuned"]
+Build = Literal[
+    "plain", "blocks", "compiled", "channels last", "projections", "whole", "tiles", "reductions", "tuned"
+]
 
 _SETTINGS: dict[Build, dict[str, Any]] = {
     "tiles": {"coordinate_descent_tuning": True},

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-from pipelines.engine.choosing import LIBRARY, Choice, Operands, available, clock, measured
+from pipelines.engine.choosing import Choice, available, clock, measured
+from pipelines.engine.products import LIBRARY, Operands
 from pipelines.errors import SetupError
 from pipelines.record import device_name
 
@@ -26,37 +27,36 @@ GROUPS, RANK = 8, 48
 
 @dataclass(frozen=True)
 class Product:
-    """One layer's product; tokens of a group, which is a picture's two lanes. stacked: layers that shrink together."""
+    """One layer's product; tokens of a group, which is a picture's two lanes; outputs of a part, which is a layer."""
 
     name: str
     tokens: int
     inputs: int
     outputs: int
     rank: int = 0
-    stacked: int = 1
+    parts: int = 1
     own: bool = False
     bias: bool = False
     geglu: bool = False
 
     @property
     def operations(self) -> float:
-        return 2.0 * GROUPS * self.tokens * self.outputs * (self.inputs + self.rank)
+        """Of one call: the layers' own, shrinking, and the low-rank parts."""
+        rank, tokens = self.parts * self.rank, GROUPS * self.tokens
+        return 2.0 * tokens * (self.inputs * (self.parts * self.outputs + rank) + rank * self.outputs)
 
     def operands(self, device: torch.device, dtype: torch.dtype) -> Operands:
         def made(*shape: int) -> torch.Tensor:
             return torch.empty(shape, device=device, dtype=dtype)
 
-        shrunk = up = None
-        if self.rank:
-            shrunk = made(GROUPS, self.tokens, self.stacked * self.rank)[..., : self.rank]
-            up = made(GROUPS, self.rank, self.outputs)
         groups = GROUPS if self.rank or self.own else 1
         return Operands(
             made(groups, GROUPS // groups * self.tokens, self.inputs),
-            made(*((GROUPS,) if self.own else ()), self.outputs, self.inputs),
+            made(self.parts, *((GROUPS,) if self.own else ()), self.outputs, self.inputs).unbind(),
             made(self.outputs) if self.bias else None,
-            shrunk,
-            up,
+            made(GROUPS, self.parts * self.rank, self.inputs) if self.rank else None,
+            made(self.parts, GROUPS, self.rank, self.outputs).unbind() if self.rank else (),
+            None,
             self.geglu,
         ).twin()
 
@@ -64,9 +64,8 @@ class Product:
 def products(name: str, tokens: int, width: int) -> list[Product]:
     """Of one transformer level."""
     return [
-        Product(f"{name} shrinking for q/k/v", tokens, width, 3 * RANK, own=True),
-        Product(f"{name} shrinking", tokens, width, RANK, own=True),
-        Product(f"{name} query", tokens, width, width, RANK, stacked=3),
+        Product(f"{name} q/k/v", tokens, width, width, RANK, parts=3),
+        Product(f"{name} query", tokens, width, width, RANK),
         Product(f"{name} attention out", tokens, width, width, RANK, bias=True),
         Product(f"{name} dense q/k/v", tokens, width, 3 * width, own=True),
         Product(f"{name} GEGLU", tokens, width, 8 * width, bias=True, geglu=True),

@@ -18,13 +18,15 @@ RANK = 19
 
 
 def expected(
-    x: Tensor, weight: Tensor, bias: Tensor | None, shrunk: Tensor | None, up: Tensor | None, geglu: bool
+    x: Tensor, weights: Tensor, bias: Tensor | None, shrunk: Tensor | None, ups: Tensor | None, geglu: bool
 ) -> Tensor:
-    y = x.float() @ weight.float().mT
-    if shrunk is not None and up is not None:
-        y += shrunk.float() @ up.float()
-    if bias is not None:
-        y += bias.float()
+    parts = []
+    for part, weight in enumerate(weights.float()):
+        y = x.float() @ weight.mT
+        if shrunk is not None and ups is not None:
+            y += shrunk.float().chunk(len(weights), dim=-1)[part] @ ups[part].float()
+        parts.append(y if bias is None else y + bias.float())
+    y = torch.cat(parts, dim=-1)
     if geglu:
         value, gate = y.chunk(2, dim=-1)
         y = value * torch.nn.functional.gelu(gate)
@@ -45,17 +47,17 @@ def main() -> None:
         descriptors = (place + place // 2) % 2 == 1
         inner = 40 if descriptors else 37  # descriptors need rows of whole 16 bytes
         out = OUT * (2 if geglu else 1)
+        parts = 1 if own or bias or geglu else 3  # query, key and value
         x = torch.randn(GROUPS, TOKENS, inner).to(dtype)
-        weight = (torch.randn(*((GROUPS,) if own else ()), out, inner) / inner**0.5).to(dtype)
+        weights = (torch.randn(parts, *((GROUPS,) if own else ()), out, inner) / inner**0.5).to(dtype)
         offset = torch.randn(out).to(dtype) if bias else None
-        stack = torch.randn(GROUPS, TOKENS, 3 * RANK).to(dtype)
-        shrunk = stack[..., RANK : 2 * RANK] if low_rank else None  # as q/k/v's key has it: strided
-        up = (torch.randn(GROUPS, RANK, out) / RANK**0.5).to(dtype) if low_rank else None
+        shrunk = torch.randn(GROUPS, TOKENS, parts * RANK).to(dtype) if low_rank else None
+        ups = (torch.randn(parts, GROUPS, RANK, out) / RANK**0.5).to(dtype) if low_rank else None
         tile = kernels.Tile(16, 16, 16, 4, 2, persistent, descriptors)
-        found = kernels.product(x, weight, offset, shrunk, up, geglu, tile)
-        difference = apart(found, expected(x, weight, offset, shrunk, up, geglu))
+        found = kernels.product(x, weights, offset, shrunk, ups, geglu, tile)
+        difference = apart(found, expected(x, weights, offset, shrunk, ups, geglu))
         print(
-            f"own={own} bias={bias} low_rank={low_rank} geglu={geglu} persistent={persistent} "
+            f"parts={parts} own={own} bias={bias} low_rank={low_rank} geglu={geglu} persistent={persistent} "
             f"descriptors={descriptors} {str(dtype).removeprefix('torch.')} {difference:.3e}"
         )
     y = torch.randn(5, 2 * 37)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers.models.activations import GEGLU
+from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from composers import Use
 from pipelines.checkpoints import load_checkpoint
 from pipelines.engine import choosing
+from pipelines.engine.attention import join_weights
 from pipelines.engine.bank import FormChoice
-from pipelines.engine.choosing import LIBRARY, Choice, Choices, Operands, measured
+from pipelines.engine.choosing import Choice, Choices, measured
 from pipelines.engine.factors import Factors
 from pipelines.engine.layers import KernelGEGLU, unwrap, use_kernels, wrap
+from pipelines.engine.products import LIBRARY, Operands, side_by_side
 from pipelines.engine.reference import merged
 from pipelines.model import Model
 
@@ -60,7 +63,7 @@ def test_a_broken_or_wrong_candidate_is_dropped_and_the_reason_kept() -> None:
 
 
 def operands() -> Operands:
-    return Operands(torch.ones(1, 2, 3), torch.ones(4, 3), None, None, None, False)
+    return Operands(torch.ones(1, 2, 3), (torch.ones(4, 3),), None, None, (), None, False)
 
 
 def test_a_choice_is_measured_once_and_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,9 +105,59 @@ def test_nothing_is_measured_while_a_graph_is_captured(monkeypatch: pytest.Monke
 
 def test_the_product_is_a_sound_custom_operation() -> None:
     x, weight, bias = torch.randn(2, 5, 6), torch.randn(8, 6), torch.randn(8)
-    shrunk, up = torch.randn(2, 5, 9)[..., 3:6], torch.randn(2, 3, 8)
+    down, up = torch.randn(2, 3, 6), torch.randn(2, 3, 8)
     for geglu in (False, True):
-        torch.library.opcheck(choosing.product, (x, weight, bias, shrunk, up, geglu))
+        torch.library.opcheck(choosing.product, (x, [weight], bias, down, [up], None, geglu))
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_layers_of_one_input_are_one_product(joined: bool) -> None:
+    """Whether their weights lie side by side or apart, with gates as a pool has them."""
+    x = torch.randn(1, 12, 6)
+    weights, ups = torch.randn(3, 8, 6), torch.randn(3, 1, 4, 8)
+    down, gate = torch.randn(1, 3 * 4, 6), torch.randn(2, 3 * 4)
+    own = (tuple(weights), tuple(ups))
+    if not joined:
+        own = (tuple(part.clone() for part in weights), tuple(part.clone() for part in ups))
+    assert (side_by_side(own[0]) is not None) == joined
+    operands = Operands(x, own[0], None, down, own[1], gate, False)
+    assert ("apart" in operands.label) != joined
+    gates = gate.repeat_interleave(6, dim=0).chunk(3, dim=-1)
+    shrunk = [x[0] @ part.T for part in down[0].chunk(3)]
+    expected = [x[0] @ weights[part].T + (shrunk[part] * gates[part]) @ ups[part, 0] for part in range(3)]
+    assert relative(operands.library()[0], torch.cat(expected, dim=-1)) < 1e-6
+
+
+def test_tensors_side_by_side_are_one_without_a_copy() -> None:
+    whole = torch.randn(3, 4, 5)
+    joined = side_by_side(list(whole))
+    assert joined is not None
+    assert torch.equal(joined, whole)
+    assert joined.data_ptr() == whole.data_ptr()
+    assert side_by_side([whole[0], whole[2]]) is None
+    assert side_by_side([whole[1], whole[0]]) is None
+    assert side_by_side([whole[0], whole[1].clone()]) is None
+    assert side_by_side([whole[0].T, whole[1].T]) is None
+    assert side_by_side([]) is None
+
+
+@torch.inference_mode()
+def test_joined_weights_stay_the_layers_own(sdxl_folder: Path) -> None:
+    unet = Model(load_checkpoint(sdxl_folder)).unet
+    before = {name: weight.clone() for name, weight in unet.named_parameters()}
+    join_weights(unet)
+    attention = [attn for attn in unet.modules() if isinstance(attn, Attention)]
+    for attn in attention:
+        weights = [attn.to_q.weight, attn.to_k.weight, attn.to_v.weight]
+        assert (side_by_side(weights) is not None) == (not attn.is_cross_attention)
+    assert {name: weight.shape for name, weight in unet.named_parameters()} == {
+        name: weight.shape for name, weight in before.items()
+    }
+    assert all(torch.equal(weight, before[name]) for name, weight in unet.named_parameters())
+    twin = copy.deepcopy(unet)
+    unet.to(torch.float64)
+    assert all(side_by_side([attn.to_q.weight, attn.to_k.weight]) is None for attn in attention)
+    assert all(torch.equal(weight, before[name]) for name, weight in twin.named_parameters())
 
 
 @pytest.mark.parametrize("form", ["lane-packed", "pool", "dense"])
@@ -118,13 +171,21 @@ def test_every_form_goes_through_the_product_and_equals_merged_weights(
     inputs = unet_inputs(model, len(ROWS))
     expected = model.unet(**inputs).sample
     gated: list[bool] = []
+    parts: list[int] = []
     product = choosing.product
 
     def seen(
-        x: Tensor, weight: Tensor, bias: Tensor | None, shrunk: Tensor | None, up: Tensor | None, geglu: bool
+        x: Tensor,
+        weights: Sequence[Tensor],
+        bias: Tensor | None,
+        down: Tensor | None,
+        ups: Sequence[Tensor],
+        gate: Tensor | None,
+        geglu: bool,
     ) -> Tensor:
         gated.append(geglu)
-        found: Tensor = product(x, weight, bias, shrunk, up, geglu)
+        parts.append(len(weights))
+        found: Tensor = product(x, weights, bias, down, ups, gate, geglu)
         return found
 
     monkeypatch.setattr(choosing, "usable", lambda x: True)
@@ -141,6 +202,7 @@ def test_every_form_goes_through_the_product_and_equals_merged_weights(
         together = model.unet(**inputs).sample
     assert gated.count(True) == geglus
     assert (False in gated) == (form != "dense")
+    assert (3 in parts) == (form != "dense")  # query, key and value
     for row in (0, 2):
         reference = merged(model.unet, "unet", model.bank.adapters, ROWS[row])
         use_kernels(reference, False)
