@@ -106,21 +106,18 @@ def in_one_pass(
     acting: of every layer, one whole stack if there are several; none without adapters; or the one layer's whole
     weights. bias: of one layer.
     """
-    groups, down, gate = 1, None, None
+    down, gate = None, None
     ups: list[Tensor] = []
     if isinstance(acting, Dense):
-        weights, groups = [acting.weight], acting.groups
+        weights = [acting.weight]
     elif acting:
         first = acting[0]
         down, ups = first.stack if len(acting) > 1 else first.down, [own.up for own in acting]
-        if first.gate is None:
-            groups = first.groups
-        else:
+        if first.gate is not None:
             gate = torch.cat([own.gate for own in acting if own.gate is not None], dim=-1)
             down, ups = down[None], [up[None] for up in ups]
-    grouped = x.reshape(groups, -1, x.shape[-1])  # [G, T', in]
-    y: Tensor = choosing.product(grouped, list(weights), bias, down, ups, gate, geglu)
-    return y.view(*x.shape[:-1], -1)
+    found: Tensor = choosing.product(x, list(weights), bias, down, ups, gate, geglu)
+    return found
 
 
 def shrink(x: Tensor, down: Tensor) -> Tensor:
@@ -223,14 +220,29 @@ def _for_inductor(
 
 def dense_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x [lanes, …, in] through weight [G, out, in]: [lanes, …, out]."""
-    grouped = x.reshape(weight.shape[0], -1, x.shape[-1])  # [G, T', in]
+    if torch.compiler.is_compiling():
+        y: Tensor = _grouped_product(x, weight)
+        return y if bias is None else y + bias  # inductor merges the sum into what follows
     if bias is None:
-        y = torch.bmm(grouped, weight.mT)
-    elif torch.compiler.is_compiling():
-        y = torch.bmm(grouped, weight.mT) + bias  # inductor merges the sum into what follows
-    else:
-        y = torch.baddbmm(bias, grouped, weight.mT)
-    return y.view(*x.shape[:-1], -1)
+        return _grouped(x, weight)
+    grouped = x.reshape(weight.shape[0], -1, x.shape[-1])  # [G, T', in]
+    return torch.baddbmm(bias, grouped, weight.mT).view(*x.shape[:-1], -1)
+
+
+def _grouped(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.bmm(x.reshape(weight.shape[0], -1, x.shape[-1]), weight.mT).view(*x.shape[:-1], -1)
+
+
+@torch.library.custom_op("lora_studio::grouped_product", mutates_args=())
+def _grouped_product(x: Tensor, weight: Tensor) -> Tensor:
+    """As one operation for inductor: lanes that fall into groups outside it keep it from merging the norm before them
+    into one kernel."""
+    return _grouped(x, weight)
+
+
+@_grouped_product.register_fake
+def _(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[1]))
 
 
 # -- convolutions ----------------------------------------------------------------------------------------

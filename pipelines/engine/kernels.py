@@ -30,7 +30,8 @@ GEGLU_COLUMNS = 1024
 
 @dataclass(frozen=True)
 class Tile:
-    """How a product is cut: m x n outputs a program (n of h and n of the gate for GEGLU), k of the sum at once.
+    """How a product is cut: m x n outputs a program (n of h and n of the gate for GEGLU), k of the sum at once
+    (0 where there is none).
 
     persistent: as many programs as the device has processors, each doing tile after tile. descriptors: x and W are
     read through tensor descriptors, which need rows that are multiples of 16 bytes.
@@ -47,15 +48,13 @@ class Tile:
     @property
     def name(self) -> str:
         extra = (", persistent" if self.persistent else "") + (", descriptors" if self.descriptors else "")
-        return f"{self.m} x {self.n} x {self.k}, {self.warps} warps, {self.stages} stages{extra}"
+        sides = f"{self.m} x {self.n} x {self.k}" if self.k else f"{self.m} x {self.n}"
+        return f"{sides}, {self.warps} warps, {self.stages} stages{extra}"
 
 
 PLAIN = (
     Tile(128, 128, 64, 4, 3, descriptors=True),
     Tile(128, 256, 64, 8, 3, descriptors=True),
-    Tile(256, 128, 64, 8, 3, descriptors=True),
-    Tile(64, 128, 64, 4, 4, descriptors=True),
-    Tile(128, 128, 64, 8, 4, persistent=True, descriptors=True),
     Tile(128, 128, 64, 4, 3),
     Tile(128, 256, 64, 8, 3),
     Tile(64, 128, 64, 4, 4),
@@ -69,7 +68,9 @@ GATED = (
     Tile(256, 64, 64, 8, 3),
     Tile(64, 64, 64, 4, 4),
 )
-"""Candidates, and those with GEGLU; which is fastest is measured (`choosing.py`)."""
+ADDING = (Tile(128, 128, 0, 8, 1), Tile(64, 128, 0, 4, 1), Tile(64, 256, 0, 8, 1), Tile(32, 256, 0, 4, 1))
+"""Candidates for products, those with GEGLU, and those that add low-rank parts alone; which is fastest is measured
+(`choosing.py`)."""
 
 
 def tiles(x: Tensor, geglu: bool) -> Sequence[Tile]:
@@ -131,6 +132,30 @@ def product(
         num_stages=tile.stages,
     )
     return y
+
+
+def add_low_rank(y: Tensor, shrunk: Tensor, ups: Tensor, tile: Tile) -> None:
+    """Adds s_g,p U_g,p to y [G, T, P * out], contiguous, in place: shrunk [G, T, P * R], ups [P, G, R, out]."""
+    groups, tokens, width = y.shape
+    parts, _, rank, outer = ups.shape
+    assert y.is_contiguous()
+    assert width == parts * outer
+    grid = (triton.cdiv(tokens, tile.m), parts * triton.cdiv(outer, tile.n), groups)
+    _add_low_rank[grid](
+        y,
+        shrunk.contiguous(),
+        ups.contiguous(),
+        groups,
+        tokens,
+        outer,
+        rank,
+        M=tile.m,
+        N=tile.n,
+        R=64 if rank > 32 else 32 if rank > 16 else 16,
+        PARTS=parts,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+    )
 
 
 def geglu(y: Tensor) -> Tensor:
@@ -304,6 +329,44 @@ def _tile(
     written = (rows < tokens - row)[:, None] & inside[None, :]
     y_tile = y + rows[:, None] * (PARTS * outer) + columns[None, :]
     tl.store(y_tile, value.to(y.dtype.element_ty), mask=written)
+
+
+@triton.jit
+def _add_low_rank(
+    y,
+    shrunk,
+    up,
+    groups,
+    tokens,
+    outer,
+    rank,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    R: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """A program for M rows of a group and N columns of a part."""
+    column_blocks = tl.cdiv(outer, N)
+    group, first_row = tl.program_id(2), tl.program_id(0) * M
+    part = tl.program_id(1) // column_blocks
+    top = group.to(tl.int64) * tokens + first_row  # among all rows of y
+    rows, ranks = tl.arange(0, M), tl.arange(0, R)
+    columns = tl.program_id(1) % column_blocks * N + tl.arange(0, N)
+    there, inside = rows < tokens - first_row, columns < outer
+    written = there[:, None] & inside[None, :]
+    y_tile = y + top * PARTS * outer + part * outer + rows[:, None] * (PARTS * outer) + columns[None, :]
+    shrunk += top * PARTS * rank + part * rank
+    up += (part * groups + group).to(tl.int64) * rank * outer
+    before = tl.load(y_tile, mask=written, other=0.0)
+    value = tl.zeros((M, N), dtype=tl.float32)
+    for first in range(0, rank, R):
+        known = ranks < rank - first
+        shrunk_tile = shrunk + rows[:, None] * (PARTS * rank) + (first + ranks)[None, :]
+        s = tl.load(shrunk_tile, mask=there[:, None] & known[None, :], other=0.0)
+        up_tile = up + (first + ranks)[:, None] * outer + columns[None, :]
+        u = tl.load(up_tile, mask=known[:, None] & inside[None, :], other=0.0)
+        value = tl.dot(s, u, value)
+    tl.store(y_tile, (value + before.to(tl.float32)).to(y.dtype.element_ty), mask=written)
 
 
 @triton.jit

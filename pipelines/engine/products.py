@@ -74,6 +74,9 @@ class Operands:
         ways: dict[str, Way] = {LIBRARY: self.library}
         if self.down is not None:
             ways[BESIDE] = self.beside
+            for tile in kernels.ADDING if self._joined else ():
+                name = f"{BESIDE}, low-rank part by kernel: {tile.name}"
+                ways[name] = lambda tile=tile: self.beside(tile)  # type: ignore[misc]
         if self.geglu:
             ways["library, kernel for GEGLU"] = lambda: kernels.geglu(
                 self._added(self._base(), self._shrunk())
@@ -87,18 +90,26 @@ class Operands:
         shrunk = self._shrunk()
         return self._active(self._added(self._base(), shrunk))
 
-    def beside(self) -> Tensor:
-        """The library's way with shrinking on a stream of its own, while the layers' own products run."""
+    def beside(self, tile: Tile | None = None) -> Tensor:
+        """The library's way with shrinking on a stream of its own, on what the layers' own products leave of the
+        device. tile: of the kernel that adds the low-rank parts; None leaves that to the library."""
         assert self.down is not None
         main = torch.cuda.current_stream(self.x.device)
         side = _side_stream(self.x.device)
         shrunk = self.x.new_empty((*self.x.shape[:-1], self.down.shape[-2]))
         side.wait_stream(main)
+        y = self._base()
         with torch.cuda.stream(side):
             self._shrunk(shrunk)
-        y = self._base()
         main.wait_stream(side)
-        return self._active(self._added(y, shrunk))
+        if tile is None:
+            return self._active(self._added(y, shrunk))
+        from pipelines.engine import kernels
+
+        ups = side_by_side(self.ups)
+        assert ups is not None
+        kernels.add_low_rank(y, shrunk, ups, tile)
+        return kernels.geglu(y) if self.geglu else y
 
     def _by_kernel(self, tile: Tile) -> Tensor:
         from pipelines.engine import kernels

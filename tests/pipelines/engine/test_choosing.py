@@ -104,7 +104,7 @@ def test_nothing_is_measured_while_a_graph_is_captured(monkeypatch: pytest.Monke
 
 
 def test_the_product_is_a_sound_custom_operation() -> None:
-    x, weight, bias = torch.randn(2, 5, 6), torch.randn(8, 6), torch.randn(8)
+    x, weight, bias = torch.randn(4, 5, 6), torch.randn(8, 6), torch.randn(8)
     down, up = torch.randn(2, 3, 6), torch.randn(2, 3, 8)
     for geglu in (False, True):
         torch.library.opcheck(choosing.product, (x, [weight], bias, down, [up], None, geglu))
