@@ -2,20 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
-from torch import nn
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from torch import Tensor, nn
 
-BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")
-"""diffusers' classes of the blocks in which a UNet spends its time."""
+BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D", "Transformer2DModel", "Upsample2D", "Downsample2D")
+"""diffusers' classes of which a UNet is made. Of a Transformer2DModel, its two ends (`CompiledTransformer`)."""
 MOST_SHAPES = 256
 """Compiled versions of a block: one for each width, number of rows and number of tokens that it meets."""
 
+Backend = str | Callable[..., Any]
 
-def compile_blocks(unet: nn.Module, backend: str = "inductor") -> None:
+
+def arguments(backend: Backend = "inductor", options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Of torch.compile, for exact shapes. options: of inductor; other backends take none.
+
+    Where there is a CUDA device, inductor by default times at the first call of each kernel whether a norm keeps its
+    rows in registers or reads them twice (`triton.multi_kernel`), and keeps the choice beside its cache. The two round
+    differently, so two machines may. That call never falls into the capture of a CUDA graph: a recorder runs its work
+    once before. On a CPU the option would do nothing.
+    """
+    on_device = torch.cuda.is_available()  # the weights themselves may rest on the host
+    if backend != "inductor":
+        options = None
+    elif options is None and on_device:
+        options = {"triton.multi_kernel": 1}
+    return {
+        "fullgraph": True,
+        "dynamic": False,
+        "backend": backend,
+        "options": dict(options) if options else None,
+    }
+
+
+def compile_blocks(
+    unet: nn.Module,
+    backend: Backend = "inductor",
+    options: Mapping[str, Any] | None = None,
+    classes: Collection[str] = BLOCKS,
+) -> None:
     """Compile the repeated blocks in place; each new shape is compiled when it is met first.
+
+    options: as in `arguments`. classes: those of `BLOCKS` that are compiled; norms between them are in any case. A
+    hook within a block must be there when its shape is met first: torch does not see those that come later.
 
     Settings of torch that this changes for the whole process: the limit of versions is raised to `MOST_SHAPES`, and
     guards by recursive dict tags are switched off. Before torch 2.12, which does the same, they crash the process
@@ -24,23 +57,106 @@ def compile_blocks(unet: nn.Module, backend: str = "inductor") -> None:
     config: Any = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, MOST_SHAPES)
     config.use_recursive_dict_tags_for_guards = False
-    for block in _blocks(unet):
-        block.compile(fullgraph=True, dynamic=False, backend=backend)
+    how = arguments(backend, options)
+    if "Transformer2DModel" in classes:
+        ends = Ends.compiled(how)
+        for module in unet.modules():
+            if type(module) is Transformer2DModel and module.is_input_continuous:
+                module.__class__ = CompiledTransformer
+                cast(CompiledTransformer, module).ends = ends
+    for block in _blocks(unet, classes):
+        block.compile(**how)
 
 
 def part_blocks(unet: nn.Module) -> None:
     """Run the blocks as they come again, in place."""
-    for block in _blocks(unet):
-        block._compiled_call_impl = None
+    for module in unet.modules():
+        if isinstance(module, CompiledTransformer):
+            del module.ends
+            module.__class__ = Transformer2DModel
+    for block in _blocks(unet, BLOCKS):
+        block.__dict__.pop("_compiled_call_impl", None)
 
 
-def _blocks(unet: nn.Module) -> Iterator[nn.Module]:
-    """The repeated blocks, and the norms between them (of a stack of transformer blocks, and of the output)."""
+def _blocks(unet: nn.Module, classes: Collection[str]) -> Iterator[nn.Module]:
+    """Blocks that are compiled as a whole, and norms that stand outside of all that is compiled."""
     for module in unet.modules():
         name = type(module).__name__
-        if name in BLOCKS:
-            yield module
-        elif name in ("Transformer2DModel", "UNet2DConditionModel"):
-            norm = module.norm if name == "Transformer2DModel" else module.conv_norm_out
+        if name in ("Transformer2DModel", "UNet2DConditionModel"):
+            norm = getattr(module, "norm" if name == "Transformer2DModel" else "conv_norm_out", None)
             if isinstance(norm, nn.GroupNorm):
                 yield norm
+        elif name in classes:
+            yield module
+
+
+# -- the ends of a stack of transformer blocks -----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The first and the last part of a Transformer2DModel's call, compiled: its arguments follow the model itself."""
+
+    enter: Callable[..., Any]
+    leave: Callable[..., Tensor]
+
+    @classmethod
+    def compiled(cls, how: Mapping[str, Any]) -> Ends:
+        """how: `arguments`."""
+        enter = Transformer2DModel._operate_on_continuous_inputs
+        return cls(torch.compile(enter, **how), torch.compile(_leave, **how))
+
+
+def _leave(stack: Any, hidden_states: Tensor, residual: Tensor, *sizes: int) -> Tensor:
+    """As diffusers does, laid out as the image that came in was."""
+    found: Tensor = Transformer2DModel._get_output_for_continuous_inputs(
+        stack, hidden_states, residual, *sizes
+    )
+    last = torch.channels_last
+    if residual.is_contiguous(memory_format=last) and not residual.is_contiguous():
+        return found.contiguous(memory_format=last)
+    return found
+
+
+class CompiledTransformer(Transformer2DModel):
+    """diffusers' Transformer2DModel whose way from the image [rows, channels, h, w] to tokens [rows, h * w, width] and
+    back are compiled, each with the norm or the sum beside it: no layout is written for its own sake.
+
+    A model's own one with its class exchanged. A copy or a pickle of it is diffusers' again, and not compiled, as
+    those of other compiled modules are.
+    """
+
+    ends: Ends
+
+    @property
+    def _hooked(self) -> bool:
+        """Then the layers run as they come: torch would not see a hook that came later."""
+        layers = (self.norm, self.proj_in, self.proj_out)
+        return any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
+
+    def _operate_on_continuous_inputs(self, hidden_states: Tensor) -> Any:
+        if self._hooked:
+            return super()._operate_on_continuous_inputs(hidden_states)  # type: ignore[no-untyped-call]
+        return self.ends.enter(self, hidden_states)
+
+    def _get_output_for_continuous_inputs(
+        self,
+        hidden_states: Tensor,
+        residual: Tensor,
+        batch_size: int,
+        height: int,
+        width: int,
+        inner_dim: int,
+    ) -> Tensor:
+        sizes = (batch_size, height, width, inner_dim)
+        if self._hooked:
+            return _leave(self, hidden_states, residual, *sizes)
+        return self.ends.leave(self, hidden_states, residual, *sizes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        state.pop("ends", None)
+        return state
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return object.__new__, (Transformer2DModel,), self.__getstate__()

@@ -6,12 +6,15 @@ One denoising step with guidance for several pictures in one call, as a CUDA gra
 
     plain          as the model comes
     blocks         the transformer blocks through torch.compile, diffusers' regional compile
-    compiled       residual blocks and the norms between them too, as the engine compiles
+    compiled       as the engine compiles: residual blocks, the ends of transformer stacks, resampling and the norms
+                   between them too; on CUDA inductor times how a norm reads its rows
+    one reduction  compiled, inductor guessing how a norm reads its rows
+    stacks apart   compiled, the ends of transformer stacks as they come but for their norms
+    samplers apart compiled, up- and downsampling as they come
     channels last  compiled, weights and latents of convolutions laid out by channels
     projections    compiled, query, key and value (of text: key and value) as one product, diffusers' own way
     whole          the whole UNet through torch.compile, whose norms can join what lies between blocks
     tiles          compiled, inductor timing how its kernels are cut
-    reductions     compiled, inductor timing whether a norm keeps its rows in registers or reads them twice
     tuned          tiles, and inductor timing its own products against torch's (slow to compile)
 
 each with one of torch's attention kernels (auto is torch's choice). All ways give the same predictions but for
@@ -25,8 +28,7 @@ import copy
 import gc
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -36,7 +38,7 @@ import torch
 from torch import Tensor
 
 from pipelines.engine.backends import AttentionChoice, attention_by
-from pipelines.engine.compiling import compile_blocks
+from pipelines.engine.compiling import BLOCKS, arguments, compile_blocks
 from pipelines.engine.engine import cuda_graphs
 from pipelines.home import Home
 from pipelines.record import device_name
@@ -47,15 +49,30 @@ from studio.bench.speed.ways import relative
 from studio.bench.speed.workload import Workload
 
 Build = Literal[
-    "plain", "blocks", "compiled", "channels last", "projections", "whole", "tiles", "reductions", "tuned"
+    "plain",
+    "blocks",
+    "compiled",
+    "one reduction",
+    "stacks apart",
+    "samplers apart",
+    "channels last",
+    "projections",
+    "whole",
+    "tiles",
+    "tuned",
 ]
 
-_SETTINGS: dict[Build, dict[str, Any]] = {
+_OPTIONS: dict[Build, dict[str, Any]] = {
+    "one reduction": {"triton.multi_kernel": 0},
     "tiles": {"coordinate_descent_tuning": True},
-    "reductions": {"triton.multi_kernel": 1},
     "tuned": {"coordinate_descent_tuning": True, "max_autotune_gemm": True},
 }
-"""Of inductor."""
+"""Of inductor, besides the engine's own."""
+_APART: dict[Build, frozenset[str]] = {
+    "stacks apart": frozenset({"Transformer2DModel"}),
+    "samplers apart": frozenset({"Upsample2D", "Downsample2D"}),
+}
+"""What is not compiled of `BLOCKS`."""
 
 
 @dataclass(frozen=True)
@@ -87,25 +104,18 @@ def built(unet: Any, build: Build, backend: str) -> Any:
         return unet
     own = copy.deepcopy(unet)
     if build == "blocks":
-        own.compile_repeated_blocks(fullgraph=True, dynamic=False, backend=backend)
+        own.compile_repeated_blocks(**arguments(backend, {}))
         return own
     if build == "whole":
-        own.compile(fullgraph=True, dynamic=False, backend=backend)
+        own.compile(**arguments(backend))
         return own
     if build == "channels last":
         own.to(memory_format=torch.channels_last)
     if build == "projections":
         own.fuse_qkv_projections()
-    compile_blocks(own, backend)
+    options = (arguments(backend)["options"] or {}) | _OPTIONS.get(build, {})
+    compile_blocks(own, backend, options, set(BLOCKS) - _APART.get(build, set()))
     return own
-
-
-@contextmanager
-def _tuning(build: Build) -> Iterator[None]:
-    import torch._inductor.config as inductor
-
-    with inductor.patch(_SETTINGS.get(build, {})):
-        yield
 
 
 def measure(
@@ -117,7 +127,7 @@ def measure(
     """
     bed = Bed("", unet, "attention", 1)
     work = Workload(cells, pictures)
-    arguments = Inputs(unet, pictures, cells).of(work.steps()[0])
+    inputs = Inputs(unet, pictures, cells).of(work.steps()[0])
     recorder = cuda_graphs(bed.device)
     first: Callable[[], Tensor] | None = None
     expected: Tensor | None = None
@@ -128,9 +138,8 @@ def measure(
         own: list[Callable[[], Tensor]] = []
 
         def prepare(way: Way = way, own: list[Callable[[], Tensor]] = own) -> None:
-            call = partial(_predictions, built(unet, way.build, backend), arguments, way.attention)
-            with _tuning(way.build):
-                call()  # what compiles does so here
+            call = partial(_predictions, built(unet, way.build, backend), inputs, way.attention)
+            call()  # what compiles does so here
             own.append(Captured.by(recorder, call) if recorder else call)
 
         ready = seconds_of(prepare, bed.device)
@@ -150,9 +159,9 @@ def measure(
     return findings
 
 
-def _predictions(unet: Any, arguments: dict[str, Any], attention: AttentionChoice) -> Tensor:
+def _predictions(unet: Any, inputs: dict[str, Any], attention: AttentionChoice) -> Tensor:
     with torch.inference_mode(), attention_by(attention):
-        found: Tensor = unet(**arguments, return_dict=False)[0]
+        found: Tensor = unet(**inputs, return_dict=False)[0]
     return found
 
 
@@ -160,7 +169,7 @@ def line(finding: Finding, first: Finding) -> str:
     """A line for people, and the profile's below it."""
     median = finding.timing.median
     text = (
-        f"  {finding.way.label:26}{1000 * median:10.2f} ms  spread {finding.timing.spread:6.1%}  x first "
+        f"  {finding.way.label:28}{1000 * median:10.2f} ms  spread {finding.timing.spread:6.1%}  x first "
         f"{median / first.timing.median:6.3f}  difference {finding.difference:8.1e}  ready {finding.ready:6.1f} s"
     )
     return "\n".join([text, *(finding.profile.lines(median) if finding.profile else ())])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipelines.engine.compiling import CompiledTransformer
 from pipelines.home import Home
 from studio.bench import base
 from studio.bench.speed.bed import load_unet
@@ -30,16 +31,53 @@ def test_every_kernel_gives_the_same_predictions(
 def test_builds_are_copies_laid_out_and_compiled_as_their_names_say(sdxl_folder: Path) -> None:
     unet = load_unet(str(sdxl_folder), Home.resolve(), torch.device("cpu"), torch.float32)
     assert base.built(unet, "plain", "eager") is unet
-    builds: tuple[base.Build, ...] = ("blocks", "compiled", "channels last")
+    builds: tuple[base.Build, ...] = (
+        "blocks",
+        "compiled",
+        "stacks apart",
+        "samplers apart",
+        "channels last",
+        "whole",
+    )
     made = {build: base.built(unet, build, "eager") for build in builds}
     compiled = {build: compiled_kinds(own) for build, own in made.items()}
     assert compiled["blocks"] == {"BasicTransformerBlock"}
-    assert compiled["compiled"] == {"BasicTransformerBlock", "ResnetBlock2D", "GroupNorm"}
+    stacks, samplers = {"CompiledTransformer"}, {"Upsample2D", "Downsample2D"}
+    assert compiled["stacks apart"] == {"BasicTransformerBlock", "ResnetBlock2D", "GroupNorm"} | samplers
+    assert compiled["compiled"] == compiled["stacks apart"] | stacks
+    assert compiled["samplers apart"] == compiled["compiled"] - samplers
     assert compiled["channels last"] == compiled["compiled"]
+    assert compiled["whole"] == {"UNet2DConditionModel"}
     assert made["channels last"].conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     assert unet.conv_in.weight.is_contiguous()
     assert compiled_kinds(unet) == set()
 
 
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [
+        ("blocks", None),
+        ("compiled", {"triton.multi_kernel": 1}),
+        ("whole", {"triton.multi_kernel": 1}),
+        ("one reduction", {"triton.multi_kernel": 0}),
+        ("tiles", {"triton.multi_kernel": 1, "coordinate_descent_tuning": True}),
+    ],
+)
+def test_builds_tell_inductor_what_their_names_say(
+    shallow_sdxl_folder: Path, monkeypatch: pytest.MonkeyPatch, build: base.Build, expected: object
+) -> None:
+    unet = load_unet(str(shallow_sdxl_folder), Home.resolve(), torch.device("cpu"), torch.float32)
+    seen: list[object] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "compile", lambda call, **arguments: seen.append(arguments["options"]) or call)
+    base.built(unet, build, "inductor")
+    assert seen
+    assert all(options == expected for options in seen)
+
+
 def compiled_kinds(unet: torch.nn.Module) -> set[str]:
-    return {type(module).__name__ for module in unet.modules() if module._compiled_call_impl is not None}
+    return {
+        type(module).__name__
+        for module in unet.modules()
+        if module._compiled_call_impl is not None or isinstance(module, CompiledTransformer)
+    }
