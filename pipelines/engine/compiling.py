@@ -103,8 +103,16 @@ class Ends:
     @classmethod
     def compiled(cls, how: Mapping[str, Any]) -> Ends:
         """how: `arguments`."""
-        enter = Transformer2DModel._operate_on_continuous_inputs
-        return cls(torch.compile(enter, **how), torch.compile(_leave, **how))
+        return cls(torch.compile(_enter, **how), torch.compile(_leave, **how))
+
+
+def _enter(stack: Any, image: Tensor) -> Any:
+    """As diffusers does, but a Linear reads its tokens side by side: else it would copy them, once for every product
+    that lane layers make of them, and add its bias in a pass of its own."""
+    if not stack.use_linear_projection:
+        return Transformer2DModel._operate_on_continuous_inputs(stack, image)
+    tokens = stack.norm(image).flatten(2).mT.contiguous()  # [rows, h * w, channels]
+    return stack.proj_in(tokens), image.shape[1]
 
 
 def _leave(stack: Any, hidden_states: Tensor, residual: Tensor, *sizes: int) -> Tensor:
@@ -136,7 +144,7 @@ class CompiledTransformer(Transformer2DModel):
 
     def _operate_on_continuous_inputs(self, hidden_states: Tensor) -> Any:
         if self._hooked:
-            return super()._operate_on_continuous_inputs(hidden_states)  # type: ignore[no-untyped-call]
+            return _enter(self, hidden_states)
         return self.ends.enter(self, hidden_states)
 
     def _get_output_for_continuous_inputs(
