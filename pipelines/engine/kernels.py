@@ -21,6 +21,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 BAND = 8
@@ -30,11 +31,12 @@ GEGLU_COLUMNS = 1024
 
 @dataclass(frozen=True)
 class Tile:
-    """How a product is cut: m x n outputs a program (n of h and n of the gate for GEGLU), k of the sum at once
-    (0 where there is none).
+    """How a product is cut: m x n outputs a program (n of h and n of the gate for GEGLU), k of the sum at once.
 
     persistent: as many programs as the device has processors, each doing tile after tile. descriptors: x and W are
-    read through tensor descriptors, which need rows that are multiples of 16 bytes.
+    read through tensor descriptors, which need rows that are multiples of 16 bytes. overlapping: the product begins
+    while its input is still being shrunk, by the kernel before it (CUDA's programmatic dependent launch, from compute
+    capability 9.0 on), and adds the low-rank part last.
     """
 
     m: int
@@ -44,15 +46,18 @@ class Tile:
     stages: int
     persistent: bool = False
     descriptors: bool = False
+    overlapping: bool = False
 
     @property
     def name(self) -> str:
         extra = (", persistent" if self.persistent else "") + (", descriptors" if self.descriptors else "")
-        sides = f"{self.m} x {self.n} x {self.k}" if self.k else f"{self.m} x {self.n}"
-        return f"{sides}, {self.warps} warps, {self.stages} stages{extra}"
+        extra += ", overlapping" if self.overlapping else ""
+        return f"{self.m} x {self.n} x {self.k}, {self.warps} warps, {self.stages} stages{extra}"
 
 
 PLAIN = (
+    Tile(128, 128, 64, 4, 3, descriptors=True, overlapping=True),
+    Tile(128, 256, 64, 8, 3, descriptors=True, overlapping=True),
     Tile(128, 128, 64, 4, 3, descriptors=True),
     Tile(128, 256, 64, 8, 3, descriptors=True),
     Tile(128, 128, 64, 4, 3),
@@ -60,6 +65,7 @@ PLAIN = (
     Tile(64, 128, 64, 4, 4),
 )
 GATED = (
+    Tile(128, 128, 64, 8, 3, descriptors=True, overlapping=True),
     Tile(128, 128, 64, 8, 3, descriptors=True),
     Tile(128, 64, 64, 4, 3, descriptors=True),
     Tile(128, 128, 64, 8, 3, persistent=True, descriptors=True),
@@ -68,15 +74,28 @@ GATED = (
     Tile(256, 64, 64, 8, 3),
     Tile(64, 64, 64, 4, 4),
 )
-ADDING = (Tile(128, 128, 0, 8, 1), Tile(64, 128, 0, 4, 1), Tile(64, 256, 0, 8, 1), Tile(32, 256, 0, 4, 1))
-"""Candidates for products, those with GEGLU, and those that add low-rank parts alone; which is fastest is measured
-(`choosing.py`)."""
+SHRINKING = Tile(64, 64, 64, 4, 4, descriptors=True)
+"""Candidates for products, and those with GEGLU: which is fastest is measured (`choosing.py`). And what shrinks for
+those that overlap it."""
 
 
-def tiles(x: Tensor, geglu: bool) -> Sequence[Tile]:
-    """The candidates that can run a product of x [G, T, in]."""
+def tiles(x: Tensor, *, geglu: bool, shrinking: bool) -> Sequence[Tile]:
+    """The candidates that can run a product of x [G, T, in]. shrinking: whether x is shrunk just before it."""
     aligned = x.shape[-1] * x.element_size() % 16 == 0
-    return [tile for tile in (GATED if geglu else PLAIN) if aligned or not tile.descriptors]
+    overlap = shrinking and torch.cuda.get_device_capability(x.device) >= (9, 0)
+    return [
+        tile
+        for tile in (GATED if geglu else PLAIN)
+        if (aligned or not tile.descriptors) and (overlap or not tile.overlapping)
+    ]
+
+
+def shrink_and_product(
+    x: Tensor, weights: Tensor, bias: Tensor | None, down: Tensor, ups: Tensor, geglu: bool, tile: Tile
+) -> Tensor:
+    """As `product`, with x shrunk here, by down [G, P * R, in], for a tile that overlaps it."""
+    shrunk = product(x, down[None], None, None, None, False, SHRINKING, signal=True)
+    return product(x, weights, bias, shrunk, ups, geglu, tile)
 
 
 def product(
@@ -87,9 +106,11 @@ def product(
     ups: Tensor | None,
     geglu: bool,
     tile: Tile,
+    signal: bool = False,
 ) -> Tensor:
     """[G, T, P * out] for x [G, T, in], weights [P, out, in] or [1, G, out, in], bias [out] where P is 1, shrunk
     [G, T, P * R] and ups [P, G, R, out], both or neither; [G, T, out / 2] with GEGLU. All of one dtype.
+    signal: let an overlapping kernel that follows begin at once.
 
     Raises what Triton raises for a tile that this device cannot run.
     """
@@ -128,34 +149,13 @@ def product(
         DESCRIPTORS=tile.descriptors,
         PERSISTENT=tile.persistent,
         BAND_ROWS=BAND,
+        SIGNAL=signal,
+        OVERLAPPING=tile.overlapping,
         num_warps=tile.warps,
         num_stages=tile.stages,
+        **({"launch_pdl": True} if tile.overlapping else {}),
     )
     return y
-
-
-def add_low_rank(y: Tensor, shrunk: Tensor, ups: Tensor, tile: Tile) -> None:
-    """Adds s_g,p U_g,p to y [G, T, P * out], contiguous, in place: shrunk [G, T, P * R], ups [P, G, R, out]."""
-    groups, tokens, width = y.shape
-    parts, _, rank, outer = ups.shape
-    assert y.is_contiguous()
-    assert width == parts * outer
-    grid = (triton.cdiv(tokens, tile.m), parts * triton.cdiv(outer, tile.n), groups)
-    _add_low_rank[grid](
-        y,
-        shrunk.contiguous(),
-        ups.contiguous(),
-        groups,
-        tokens,
-        outer,
-        rank,
-        M=tile.m,
-        N=tile.n,
-        R=64 if rank > 32 else 32 if rank > 16 else 16,
-        PARTS=parts,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
-    )
 
 
 def geglu(y: Tensor) -> Tensor:
@@ -207,19 +207,23 @@ def _product(
     DESCRIPTORS: tl.constexpr,
     PERSISTENT: tl.constexpr,
     BAND_ROWS: tl.constexpr,
+    SIGNAL: tl.constexpr,
+    OVERLAPPING: tl.constexpr,
 ):
     """See `product`; outer: of one part. EVEN: K divides `inner`."""
+    if SIGNAL:
+        gdc_launch_dependents()
     if PERSISTENT:
         count = groups * tl.cdiv(tokens, M) * PARTS * tl.cdiv(outer, N)
         for place in tl.range(tl.program_id(0), count, tl.num_programs(0), flatten=True):
             _tile(
                 place, x, weight, bias, shrunk, up, y, groups, tokens, inner, outer, rank,
-                M, N, K, R, PARTS, OWN, BIAS, LOW_RANK, GEGLU, EVEN, DESCRIPTORS, BAND_ROWS,
+                M, N, K, R, PARTS, OWN, BIAS, LOW_RANK, GEGLU, EVEN, DESCRIPTORS, BAND_ROWS, OVERLAPPING,
             )  # fmt: skip
     else:
         _tile(
             tl.program_id(0), x, weight, bias, shrunk, up, y, groups, tokens, inner, outer, rank,
-            M, N, K, R, PARTS, OWN, BIAS, LOW_RANK, GEGLU, EVEN, DESCRIPTORS, BAND_ROWS,
+            M, N, K, R, PARTS, OWN, BIAS, LOW_RANK, GEGLU, EVEN, DESCRIPTORS, BAND_ROWS, OVERLAPPING,
         )  # fmt: skip
 
 
@@ -249,6 +253,7 @@ def _tile(
     EVEN: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     BAND_ROWS: tl.constexpr,
+    OVERLAPPING: tl.constexpr,
 ):
     """One tile: rows [row, row + M) of a group, columns [column, column + N) of a part. Where it hangs over the edge,
     the last row is read again, and nothing is written. Offsets within a tile fit 32 bits, those of tiles take 64."""
@@ -272,21 +277,26 @@ def _tile(
     value = tl.zeros((M, N), dtype=tl.float32)
     gate = tl.zeros((M, N), dtype=tl.float32)  # no code comes of it without GEGLU
     if LOW_RANK:
-        ranks = tl.arange(0, R)
         shrunk += top * PARTS * rank + part * rank
         up += (part * groups + group).to(tl.int64) * rank * width + column
-        shrunk_tile = shrunk + within_rows[:, None] * (PARTS * rank) + ranks[None, :]
-        up_tile = up + ranks[:, None] * width + columns[None, :]
-        for r in range(0, rank, R):
-            known = ranks < rank - r
-            s = tl.load(shrunk_tile, mask=known[None, :], other=0.0)
-            u = tl.load(up_tile, mask=known[:, None] & inside[None, :], other=0.0)
-            value = tl.dot(s, u, value)
-            if GEGLU:
-                u = tl.load(up_tile + outer, mask=known[:, None] & inside[None, :], other=0.0)
-                gate = tl.dot(s, u, gate)
-            shrunk_tile += R
-            up_tile += R * width
+        if not OVERLAPPING:
+            value, gate = _low_rank(
+                value,
+                gate,
+                shrunk,
+                up,
+                within_rows,
+                columns,
+                inside,
+                outer,
+                width,
+                rank,
+                M,
+                N,
+                R,
+                PARTS,
+                GEGLU,
+            )
 
     weight_row = (group if OWN else part) * width + column
     if DESCRIPTORS:
@@ -319,6 +329,11 @@ def _tile(
             weight_tile += K
             gate_tile += K
 
+    if LOW_RANK and OVERLAPPING:
+        gdc_wait()
+        value, gate = _low_rank(
+            value, gate, shrunk, up, within_rows, columns, inside, outer, width, rank, M, N, R, PARTS, GEGLU
+        )
     if BIAS:
         value += tl.load(bias + column + columns, mask=inside, other=0.0).to(tl.float32)[None, :]
         if GEGLU:
@@ -332,41 +347,38 @@ def _tile(
 
 
 @triton.jit
-def _add_low_rank(
-    y,
+def _low_rank(
+    value,
+    gate,
     shrunk,
     up,
-    groups,
-    tokens,
+    within_rows,
+    columns,
+    inside,
     outer,
+    width,
     rank,
     M: tl.constexpr,
     N: tl.constexpr,
     R: tl.constexpr,
     PARTS: tl.constexpr,
+    GEGLU: tl.constexpr,
 ):
-    """A program for M rows of a group and N columns of a part."""
-    column_blocks = tl.cdiv(outer, N)
-    group, first_row = tl.program_id(2), tl.program_id(0) * M
-    part = tl.program_id(1) // column_blocks
-    top = group.to(tl.int64) * tokens + first_row  # among all rows of y
-    rows, ranks = tl.arange(0, M), tl.arange(0, R)
-    columns = tl.program_id(1) % column_blocks * N + tl.arange(0, N)
-    there, inside = rows < tokens - first_row, columns < outer
-    written = there[:, None] & inside[None, :]
-    y_tile = y + top * PARTS * outer + part * outer + rows[:, None] * (PARTS * outer) + columns[None, :]
-    shrunk += top * PARTS * rank + part * rank
-    up += (part * groups + group).to(tl.int64) * rank * outer
-    before = tl.load(y_tile, mask=written, other=0.0)
-    value = tl.zeros((M, N), dtype=tl.float32)
-    for first in range(0, rank, R):
-        known = ranks < rank - first
-        shrunk_tile = shrunk + rows[:, None] * (PARTS * rank) + (first + ranks)[None, :]
-        s = tl.load(shrunk_tile, mask=there[:, None] & known[None, :], other=0.0)
-        up_tile = up + (first + ranks)[:, None] * outer + columns[None, :]
+    """value, and gate with GEGLU, and what shrunk rows make of `up`, both from this tile's first on."""
+    ranks = tl.arange(0, R)
+    shrunk_tile = shrunk + within_rows[:, None] * (PARTS * rank) + ranks[None, :]
+    up_tile = up + ranks[:, None] * width + columns[None, :]
+    for r in range(0, rank, R):
+        known = ranks < rank - r
+        s = tl.load(shrunk_tile, mask=known[None, :], other=0.0)
         u = tl.load(up_tile, mask=known[:, None] & inside[None, :], other=0.0)
         value = tl.dot(s, u, value)
-    tl.store(y_tile, (value + before.to(tl.float32)).to(y.dtype.element_ty), mask=written)
+        if GEGLU:
+            u = tl.load(up_tile + outer, mask=known[:, None] & inside[None, :], other=0.0)
+            gate = tl.dot(s, u, gate)
+        shrunk_tile += R
+        up_tile += R * width
+    return value, gate
 
 
 @triton.jit

@@ -74,14 +74,13 @@ class Operands:
         ways: dict[str, Way] = {LIBRARY: self.library}
         if self.down is not None:
             ways[BESIDE] = self.beside
-            for tile in kernels.ADDING if self._joined else ():
-                name = f"{BESIDE}, low-rank part by kernel: {tile.name}"
-                ways[name] = lambda tile=tile: self.beside(tile)  # type: ignore[misc]
         if self.geglu:
             ways["library, kernel for GEGLU"] = lambda: kernels.geglu(
                 self._added(self._base(), self._shrunk())
             )
-        for tile in kernels.tiles(self.x, self.geglu) if self._joined else ():
+        shrinking = self.down is not None and self.gate is None
+        tiles = kernels.tiles(self.x, geglu=self.geglu, shrinking=shrinking)
+        for tile in tiles if self._joined else ():
             ways[tile.name] = lambda tile=tile: self._by_kernel(tile)  # type: ignore[misc]
         return ways
 
@@ -90,9 +89,9 @@ class Operands:
         shrunk = self._shrunk()
         return self._active(self._added(self._base(), shrunk))
 
-    def beside(self, tile: Tile | None = None) -> Tensor:
+    def beside(self) -> Tensor:
         """The library's way with shrinking on a stream of its own, on what the layers' own products leave of the
-        device. tile: of the kernel that adds the low-rank parts; None leaves that to the library."""
+        device."""
         assert self.down is not None
         main = torch.cuda.current_stream(self.x.device)
         side = _side_stream(self.x.device)
@@ -102,20 +101,17 @@ class Operands:
         with torch.cuda.stream(side):
             self._shrunk(shrunk)
         main.wait_stream(side)
-        if tile is None:
-            return self._active(self._added(y, shrunk))
-        from pipelines.engine import kernels
-
-        ups = side_by_side(self.ups)
-        assert ups is not None
-        kernels.add_low_rank(y, shrunk, ups, tile)
-        return kernels.geglu(y) if self.geglu else y
+        return self._active(self._added(y, shrunk))
 
     def _by_kernel(self, tile: Tile) -> Tensor:
         from pipelines.engine import kernels
 
         weights, ups = side_by_side(self.weights), side_by_side(self.ups)
         assert weights is not None
+        if tile.overlapping:
+            assert self.down is not None
+            assert ups is not None
+            return kernels.shrink_and_product(self.x, weights, self.bias, self.down, ups, self.geglu, tile)
         return kernels.product(self.x, weights, self.bias, self._shrunk(), ups, self.geglu, tile)
 
     def _shrunk(self, out: Tensor | None = None) -> Tensor | None:

@@ -60,14 +60,6 @@ def main() -> None:
             f"parts={parts} own={own} bias={bias} low_rank={low_rank} geglu={geglu} persistent={persistent} "
             f"descriptors={descriptors} {str(dtype).removeprefix('torch.')} {difference:.3e}"
         )
-    for parts, dtype in ((1, torch.float32), (3, torch.float32), (3, torch.float16)):
-        y = torch.randn(GROUPS, TOKENS, parts * OUT).to(dtype)
-        shrunk = torch.randn(GROUPS, TOKENS, parts * RANK).to(dtype)
-        ups = (torch.randn(parts, GROUPS, RANK, OUT) / RANK**0.5).to(dtype)
-        pieces = zip(shrunk.float().chunk(parts, dim=-1), ups.float(), strict=True)
-        wanted = y.float() + torch.cat([own @ up for own, up in pieces], dim=-1)
-        kernels.add_low_rank(y, shrunk, ups, kernels.Tile(16, 16, 0, 4, 1))
-        print(f"added parts={parts} {str(dtype).removeprefix('torch.')} {apart(y, wanted):.3e}")
     y = torch.randn(5, 2 * 37)
     value, gate = y.chunk(2, dim=-1)
     print(f"alone float32 {apart(kernels.geglu(y), value * torch.nn.functional.gelu(gate)):.3e}")
