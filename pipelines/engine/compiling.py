@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -15,28 +16,61 @@ BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D", "Transformer2DModel", "Upsam
 MOST_SHAPES = 256
 """Compiled versions of a block: one for each width, number of rows and number of tokens that it meets."""
 
+LONGEST_ROW = 2048
+"""Numbers that a norm keeps in registers. Inductor's own limit is 1024, and it reads longer rows, as SDXL's of 1280,
+once more for every pass: half as fast, measured."""
+
 Backend = str | Callable[..., Any]
 
 
 def arguments(backend: Backend = "inductor", options: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Of torch.compile, for exact shapes. options: of inductor; other backends take none.
-
-    Where there is a CUDA device, inductor by default times at the first call of each kernel whether a norm keeps its
-    rows in registers or reads them twice (`triton.multi_kernel`), and keeps the choice beside its cache. The two round
-    differently, so two machines may. That call never falls into the capture of a CUDA graph: a recorder runs its work
-    once before. On a CPU the option would do nothing.
-    """
-    on_device = torch.cuda.is_available()  # the weights themselves may rest on the host
-    if backend != "inductor":
-        options = None
-    elif options is None and on_device:
-        options = {"triton.multi_kernel": 1}
+    """Of torch.compile, for exact shapes. options: of inductor, which on CUDA devices follows `_long_rows` besides."""
+    if backend == "inductor" and torch.cuda.is_available():  # the weights themselves may rest on the host
+        backend, options = _inductor(tuple(dict(options or {}).items())), None
     return {
         "fullgraph": True,
         "dynamic": False,
         "backend": backend,
         "options": dict(options) if options else None,
     }
+
+
+@cache
+def _inductor(options: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
+    """The backend with these options and `_long_rows`: one for all models, as torch compiles anew for another."""
+
+    def inductor(graph: Any, inputs: Any) -> Any:
+        from torch._inductor.compile_fx import compile_fx
+        from torch._inductor.virtualized import V
+
+        # A thread keeps the heuristics of its first compilation, whatever the option says, which is part of the key
+        # by which inductor caches what it has compiled.
+        with V.set_choices_handler(_long_rows()):
+            patches = dict(options) | {"inductor_choices_class": _long_rows}
+            return compile_fx(graph, inputs, config_patches=patches)
+
+    return inductor
+
+
+def _long_rows() -> Any:
+    """Inductor's heuristics, but for `LONGEST_ROW`."""
+    from torch._inductor.choices import InductorChoices
+    from torch._inductor.runtime.hints import ReductionHint
+    from torch._inductor.virtualized import V
+
+    class LongRows(InductorChoices):
+        @staticmethod
+        def should_use_persistent_reduction(features: Any, cooperative_reduction: bool) -> bool:
+            if InductorChoices.should_use_persistent_reduction(features, cooperative_reduction):
+                return True
+            if cooperative_reduction or features.get_reduction_hint() != ReductionHint.INNER:
+                return False
+            return bool(V.graph.sizevars.statically_known_leq(features.reduction_numel, LONGEST_ROW))
+
+        def uuid(self) -> str:
+            return f"rows of {LONGEST_ROW}"
+
+    return LongRows()
 
 
 def compile_blocks(

@@ -7,8 +7,8 @@ One denoising step with guidance for several pictures in one call, as a CUDA gra
     plain          as the model comes
     blocks         the transformer blocks through torch.compile, diffusers' regional compile
     compiled       as the engine compiles: residual blocks, the ends of transformer stacks, resampling and the norms
-                   between them too; on CUDA inductor times how a norm reads its rows
-    one reduction  compiled, inductor guessing how a norm reads its rows
+                   between them too; on CUDA norms keep rows of SDXL's length in registers
+    short rows     compiled, norms keeping rows of up to 1024 numbers alone, as inductor does by itself
     stacks apart   compiled, the ends of transformer stacks as they come but for their norms
     samplers apart compiled, up- and downsampling as they come
     channels last  compiled, weights and latents of convolutions laid out by channels
@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 from pipelines.engine.backends import AttentionChoice, attention_by
-from pipelines.engine.compiling import BLOCKS, arguments, compile_blocks
+from pipelines.engine.compiling import BLOCKS, Backend, arguments, compile_blocks
 from pipelines.engine.engine import cuda_graphs
 from pipelines.home import Home
 from pipelines.record import device_name
@@ -52,7 +52,7 @@ Build = Literal[
     "plain",
     "blocks",
     "compiled",
-    "one reduction",
+    "short rows",
     "stacks apart",
     "samplers apart",
     "channels last",
@@ -63,7 +63,6 @@ Build = Literal[
 ]
 
 _OPTIONS: dict[Build, dict[str, Any]] = {
-    "one reduction": {"triton.multi_kernel": 0},
     "tiles": {"coordinate_descent_tuning": True},
     "tuned": {"coordinate_descent_tuning": True, "max_autotune_gemm": True},
 }
@@ -104,7 +103,7 @@ def built(unet: Any, build: Build, backend: str) -> Any:
         return unet
     own = copy.deepcopy(unet)
     if build == "blocks":
-        own.compile_repeated_blocks(**arguments(backend, {}))
+        own.compile_repeated_blocks(**arguments(_plain(backend)))
         return own
     if build == "whole":
         own.compile(**arguments(backend))
@@ -113,9 +112,15 @@ def built(unet: Any, build: Build, backend: str) -> Any:
         own.to(memory_format=torch.channels_last)
     if build == "projections":
         own.fuse_qkv_projections()
-    options = (arguments(backend)["options"] or {}) | _OPTIONS.get(build, {})
-    compile_blocks(own, backend, options, set(BLOCKS) - _APART.get(build, set()))
+    classes = set(BLOCKS) - _APART.get(build, set())
+    compile_blocks(own, _plain(backend) if build == "short rows" else backend, _OPTIONS.get(build), classes)
     return own
+
+
+def _plain(backend: str) -> Backend:
+    """Torch's own, where the engine would follow heuristics of its own."""
+    found: Backend = torch._dynamo.lookup_backend(backend)
+    return found
 
 
 def measure(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.engine.compiling import CompiledTransformer
+from pipelines.engine.compiling import CompiledTransformer, arguments
 from pipelines.home import Home
 from studio.bench import base
 from studio.bench.speed.bed import load_unet
@@ -53,26 +53,26 @@ def test_builds_are_copies_laid_out_and_compiled_as_their_names_say(sdxl_folder:
     assert compiled_kinds(unet) == set()
 
 
-@pytest.mark.parametrize(
-    ("build", "expected"),
-    [
-        ("blocks", None),
-        ("compiled", {"triton.multi_kernel": 1}),
-        ("whole", {"triton.multi_kernel": 1}),
-        ("one reduction", {"triton.multi_kernel": 0}),
-        ("tiles", {"triton.multi_kernel": 1, "coordinate_descent_tuning": True}),
-    ],
-)
 def test_builds_tell_inductor_what_their_names_say(
-    shallow_sdxl_folder: Path, monkeypatch: pytest.MonkeyPatch, build: base.Build, expected: object
+    shallow_sdxl_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unet = load_unet(str(shallow_sdxl_folder), Home.resolve(), torch.device("cpu"), torch.float32)
-    seen: list[object] = []
+    seen: set[object] = set()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch, "compile", lambda call, **arguments: seen.append(arguments["options"]) or call)
-    base.built(unet, build, "inductor")
-    assert seen
-    assert all(options == expected for options in seen)
+    monkeypatch.setattr(torch, "compile", lambda call, **arguments: seen.add(arguments["backend"]) or call)
+    tuning = {"coordinate_descent_tuning": True}
+    torchs, engines = torch._dynamo.lookup_backend("inductor"), arguments()["backend"]
+    backends: dict[base.Build, object] = {
+        "blocks": torchs,
+        "short rows": torchs,
+        "compiled": engines,
+        "whole": engines,
+        "tiles": arguments(options=tuning)["backend"],
+    }
+    for build, backend in backends.items():
+        seen.clear()
+        base.built(unet, build, "inductor")
+        assert seen == {backend}, build
 
 
 def compiled_kinds(unet: torch.nn.Module) -> set[str]:

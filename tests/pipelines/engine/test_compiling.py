@@ -6,11 +6,14 @@ import copy
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch._inductor.compile_fx
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
+from torch._inductor.virtualized import V
 
 from composers import Use
 from pipelines import StudioPipeline
@@ -215,13 +218,35 @@ def test_mixes_change_the_projections_without_compiling(
     assert graphs() == count
 
 
-def test_torch_knows_the_options_that_inductor_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inductor_keeps_long_rows_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert arguments()["backend"] == "inductor"
+    assert arguments(options={"epilogue_fusion": True})["options"] == {"epilogue_fusion": True}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    how = arguments()
-    assert how["options"] == {"triton.multi_kernel": 1}
-    torch.compile(nn.Identity(), **how)  # refuses names that it does not know
-    with pytest.raises(RuntimeError, match="Unexpected optimization option"):
-        torch.compile(nn.Identity(), **arguments(options={"triton.no_such_option": 1}))
-    assert arguments(options={})["options"] is arguments("eager")["options"] is None
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert arguments()["options"] is None
+    backend = arguments()["backend"]
+    assert callable(backend)
+    assert arguments()["backend"] is backend  # or torch would compile anew
+    assert arguments(options={"epilogue_fusion": True})["backend"] is not backend
+    assert arguments("eager")["backend"] == "eager"
+
+
+def test_what_keeps_long_rows_compiles_beside_plain_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its heuristics hold within its own compilations, and are part of inductor's key for its cache."""
+    seen: list[tuple[str, str]] = []
+    compile_fx = torch._inductor.compile_fx.compile_fx
+
+    def watched(graph: Any, inputs: Any, *, config_patches: Any = None, **others: Any) -> Any:
+        chosen = config_patches["inductor_choices_class"]() if config_patches else None
+        seen.append((type(V.choices).__name__, chosen.uuid() if chosen else ""))
+        return compile_fx(graph, inputs, config_patches=config_patches, **others)
+
+    norm, x = nn.LayerNorm(8), torch.randn(3, 8)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    backend = arguments()["backend"]
+    monkeypatch.undo()
+    monkeypatch.setattr(torch._inductor.compile_fx, "compile_fx", watched)
+    for own in ("inductor", backend, "inductor"):
+        torch.compiler.reset()
+        with torch.inference_mode():
+            assert relative(torch.compile(norm, backend=own, fullgraph=True)(x), norm(x)) < 1e-6
+    assert ("LongRows", "rows of 2048") in seen
+    assert type(V.choices).__name__ == "InductorChoices"
