@@ -83,9 +83,10 @@ def part_attention(model: nn.Module) -> None:
 
 def join_weights(model: nn.Module) -> None:
     """Lay the weights of every self-attention's query, key and value side by side in memory, in place, so that one
-    product can serve all three (`products.py`). They stay parameters of their own; moving the model parts them."""
+    product can serve all three (`products.py`). They stay parameters of their own; moving the model parts them, and
+    what was recorded with them before must be recorded anew."""
     for _, attn in _attention(model):
-        if isinstance(attn.processor, LaneAttention) and not attn.is_cross_attention:
+        if attn.to_k is not None and not attn.is_cross_attention:
             weights = [attn.to_q.weight, attn.to_k.weight, attn.to_v.weight]
             if len({weight.shape for weight in weights}) == 1 and side_by_side(weights) is None:
                 joined = torch.stack([weight.detach() for weight in weights])

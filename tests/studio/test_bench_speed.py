@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipelines.engine.attention import join_weights
 from pipelines.engine.engine import Engine
 from pipelines.engine.graphs import CudaGraphs, Reruns
 from pipelines.home import Home
@@ -20,6 +21,7 @@ from studio.bench.speed import gates, targets
 from studio.bench.speed.bed import Bed, Inputs, load_unet
 from studio.bench.speed.changes import Changes, random_changes
 from studio.bench.speed.command import every_axis_in_turn
+from studio.bench.speed.ours import Ours
 from studio.bench.speed.profile import kind_of, profiled
 from studio.bench.speed.rivals import Base
 from studio.bench.speed.run import Bench, Budget, Measured, Outcome
@@ -67,6 +69,16 @@ def test_the_comparison_sees_a_way_that_leaves_the_adapters_out(
     [outcome] = bench.measure(SMALL, [Way("studio", "eager", "auto")], 1).outcomes
     assert outcome.difference is not None
     assert outcome.difference > 0.01
+
+
+def test_no_way_moves_the_weights_that_all_share(bench: Bench) -> None:
+    """A recording of the base would read what lies there later."""
+    twin = bench.bed.twin()
+    before = [weight.data_ptr() for weight in bench.bed.unet.parameters()]
+    join_weights(twin)
+    Ours(bench.bed, "lane-packed", "eager")
+    assert [weight.data_ptr() for weight in bench.bed.unet.parameters()] == before
+    assert [weight.data_ptr() for weight in twin.parameters()] == before
 
 
 def test_the_base_is_one_model_however_it_is_called(bench: Bench) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pipelines import assets
 from pipelines.adapters import Adapter, AdapterMetadata, LoadReport, LowRank
 from pipelines.checkpoints import load_checkpoint
+from pipelines.engine.attention import join_weights
 from pipelines.engine.call import Call
 from pipelines.home import Home
 from studio.bench.speed.workload import SUFFIXES, Layers, Row, adapter_name
@@ -26,13 +27,19 @@ TEXT_TOKENS = 77
 
 @dataclass
 class Bed:
-    """unet: no lanes, no adapters of peft's, never changed. adapters: by name, random, all of one rank."""
+    """unet: no lanes, no adapters of peft's, never changed. adapters: by name, random, all of one rank.
+
+    Its weights lie as the engine lays them: all ways share them, and what one has recorded must not be moved by another.
+    """
 
     model: str
     unet: Any
     layers: Layers
     rank: int
     adapters: dict[str, Adapter] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        join_weights(self.unet)
 
     @property
     def device(self) -> torch.device:
