@@ -29,7 +29,7 @@ TEXT_TOKENS = 77
 class Bed:
     """unet: no lanes, no adapters of peft's, never changed. adapters: by name, random, all of one rank.
 
-    Its weights lie as the engine lays them: all ways share them, and what one has recorded must not be moved by another.
+    Its weights lie as the engine lays them: all ways share them, and what one has recorded no other may move.
     """
 
     model: str
