@@ -27,6 +27,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 BAND = 8
 """Row blocks whose tiles run side by side, so that what they share of W stays in the second-level cache."""
 GEGLU_COLUMNS = 1024
+MERGED_ROWS, MERGED_COLUMNS = 64, 128
 
 
 @dataclass(frozen=True)
@@ -158,12 +159,36 @@ def product(
     return y
 
 
-def geglu(y: Tensor) -> Tensor:
-    """h * gelu(gate) for y [..., 2 * out] whose first half is h: [..., out]."""
+def merged(weights: Tensor, down: Tensor, ups: Tensor) -> Tensor:
+    """Whole weights [G, P * out, in]: weights [P, out, in] and what down [G, P * R, in] and ups [P, G, R, out] add."""
+    parts, outer, inner = weights.shape
+    groups, rank = ups.shape[1], ups.shape[2]
+    found = weights.new_empty((groups, parts * outer, inner))
+    grid = (triton.cdiv(outer, MERGED_ROWS), triton.cdiv(inner, MERGED_COLUMNS), groups * parts)
+    _merged[grid](
+        weights.contiguous(),
+        down.contiguous(),
+        ups.contiguous(),
+        found,
+        groups,
+        outer,
+        inner,
+        rank,
+        M=MERGED_ROWS,
+        N=MERGED_COLUMNS,
+        R=64 if rank > 32 else 32 if rank > 16 else 16,
+        PARTS=parts,
+    )
+    return found
+
+
+def geglu(y: Tensor, bias: Tensor | None = None) -> Tensor:
+    """h * gelu(gate) for y [..., 2 * out] and bias [2 * out], of whose sum h is the first half: [..., out]."""
     outer = y.shape[-1] // 2
     found = y.new_empty((*y.shape[:-1], outer))
     grid = (found.numel() // outer, triton.cdiv(outer, GEGLU_COLUMNS))
-    _geglu[grid](y.contiguous(), found, outer, COLUMNS=GEGLU_COLUMNS)
+    y = y.contiguous()
+    _geglu[grid](y, y if bias is None else bias, found, outer, BIAS=bias is not None, COLUMNS=GEGLU_COLUMNS)
     return found
 
 
@@ -382,15 +407,57 @@ def _low_rank(
 
 
 @triton.jit
-def _geglu(y, found, outer, COLUMNS: tl.constexpr):
+def _merged(
+    weights,
+    down,
+    up,
+    found,
+    groups,
+    outer,
+    inner,
+    rank,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    R: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """A program for M rows and N columns of a group's weight for a part."""
+    group, part = tl.program_id(2) // PARTS, tl.program_id(2) % PARTS
+    first_row, first_column = tl.program_id(0) * M, tl.program_id(1) * N
+    rows, columns, ranks = tl.arange(0, M), tl.arange(0, N), tl.arange(0, R)
+    below, beside = rows < outer - first_row, columns < inner - first_column
+    inside = below[:, None] & beside[None, :]
+    tile = rows[:, None] * inner + columns[None, :]
+    weights += (part * outer + first_row).to(tl.int64) * inner + first_column
+    weight = tl.load(weights + tile, mask=inside, other=0.0)
+    down += (group * PARTS + part).to(tl.int64) * rank * inner + first_column
+    up += (part * groups + group).to(tl.int64) * rank * outer + first_row
+    change = tl.zeros((M, N), dtype=tl.float32)
+    for first in range(0, rank, R):
+        known = ranks < rank - first
+        up_tile = up + (first + ranks)[None, :] * outer + rows[:, None]
+        u = tl.load(up_tile, mask=known[None, :] & below[:, None], other=0.0)
+        down_tile = down + (first + ranks)[:, None] * inner + columns[None, :]
+        d = tl.load(down_tile, mask=known[:, None] & beside[None, :], other=0.0)
+        change = tl.dot(u, d, change)
+    found += ((group * PARTS + part) * outer + first_row).to(tl.int64) * inner + first_column
+    tl.store(found + tile, (weight.to(tl.float32) + change).to(found.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _geglu(y, bias, found, outer, BIAS: tl.constexpr, COLUMNS: tl.constexpr):
     """A program for every row and every `COLUMNS` columns of the result."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = columns < outer
     y += row * 2 * outer
-    value = tl.load(y + columns, mask=columns < outer, other=0.0).to(tl.float32)
-    gate = tl.load(y + outer + columns, mask=columns < outer, other=0.0).to(tl.float32)
+    value = tl.load(y + columns, mask=inside, other=0.0).to(tl.float32)
+    gate = tl.load(y + outer + columns, mask=inside, other=0.0).to(tl.float32)
+    if BIAS:
+        value += tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
+        gate += tl.load(bias + outer + columns, mask=inside, other=0.0).to(tl.float32)
     found += row * outer
-    tl.store(found + columns, _gated(value, gate).to(found.dtype.element_ty), mask=columns < outer)
+    tl.store(found + columns, _gated(value, gate).to(found.dtype.element_ty), mask=inside)
 
 
 @triton.jit

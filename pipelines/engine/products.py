@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 LIBRARY = "library"
 BESIDE = "library, shrinking beside"
+IN_PASSING = "whole weights made in passing"
 Way = Callable[[], Tensor]
 
 
@@ -74,6 +75,8 @@ class Operands:
         ways: dict[str, Way] = {LIBRARY: self.library}
         if self.down is not None:
             ways[BESIDE] = self.beside
+        if self.down is not None and self.gate is None and self._joined:
+            ways[IN_PASSING] = self.in_passing
         if self.geglu:
             ways["library, kernel for GEGLU"] = lambda: kernels.geglu(
                 self._added(self._base(), self._shrunk())
@@ -102,6 +105,20 @@ class Operands:
             self._shrunk(shrunk)
         main.wait_stream(side)
         return self._active(self._added(y, shrunk))
+
+    def in_passing(self) -> Tensor:
+        """Weights of every group's own, W_p + (D_g,p^T U_g,p)^T, made for this product alone: where a group has many
+        tokens, they are smaller than y, which adding the low-rank part reads and writes."""
+        from pipelines.engine import kernels
+
+        weights, ups = side_by_side(self.weights), side_by_side(self.ups)
+        assert weights is not None
+        assert ups is not None
+        assert self.down is not None
+        y = torch.bmm(self.x, kernels.merged(weights, self.down, ups).mT)
+        if self.geglu:
+            return kernels.geglu(y, self.bias)
+        return y if self.bias is None else y.add_(self.bias)
 
     def _by_kernel(self, tile: Tile) -> Tensor:
         from pipelines.engine import kernels

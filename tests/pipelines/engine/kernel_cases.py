@@ -15,6 +15,7 @@ from pipelines.engine import kernels
 
 GROUPS, TOKENS, OUT = 3, 21, 24  # none a multiple of the tile's side
 RANK = 19
+INNER = 150
 
 
 def expected(
@@ -60,9 +61,19 @@ def main() -> None:
             f"parts={parts} own={own} bias={bias} low_rank={low_rank} geglu={geglu} persistent={persistent} "
             f"descriptors={descriptors} {str(dtype).removeprefix('torch.')} {difference:.3e}"
         )
-    y = torch.randn(5, 2 * 37)
-    value, gate = y.chunk(2, dim=-1)
-    print(f"alone float32 {apart(kernels.geglu(y), value * torch.nn.functional.gelu(gate)):.3e}")
+    y, bias = torch.randn(5, 2 * 37), torch.randn(2 * 37)
+    for offset in (None, bias):
+        value, gate = (y if offset is None else y + offset).chunk(2, dim=-1)
+        difference = apart(kernels.geglu(y, offset), value * torch.nn.functional.gelu(gate))
+        print(f"geglu alone bias={offset is not None} float32 {difference:.3e}")
+    for parts, dtype in ((1, torch.float32), (3, torch.float32), (3, torch.float16)):
+        weights = torch.randn(parts, OUT, INNER).to(dtype)
+        down = torch.randn(GROUPS, parts * RANK, INNER).to(dtype)
+        ups = (torch.randn(parts, GROUPS, RANK, OUT) / RANK**0.5).to(dtype)
+        pieces = zip(weights.float(), down.float().chunk(parts, dim=1), ups.float(), strict=True)
+        wanted = torch.cat([weight + up.mT @ own for weight, own, up in pieces], dim=1)
+        difference = apart(kernels.merged(weights, down, ups), wanted)
+        print(f"merged parts={parts} {str(dtype).removeprefix('torch.')} {difference:.3e}")
 
 
 if __name__ == "__main__":

@@ -128,6 +128,38 @@ def test_layers_of_one_input_are_one_product(joined: bool) -> None:
     assert relative(operands.library()[0], torch.cat(expected, dim=-1)) < 1e-6
 
 
+@pytest.mark.parametrize("geglu", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_whole_weights_made_in_passing_give_the_same(
+    monkeypatch: pytest.MonkeyPatch, geglu: bool, bias: bool
+) -> None:
+    """With torch in the kernels' place; these are compared with it in `test_kernels.py`."""
+    kernels = pytest.importorskip("pipelines.engine.kernels")
+
+    def whole(weights: Tensor, down: Tensor, ups: Tensor) -> Tensor:
+        pieces = zip(weights, down.chunk(len(weights), dim=1), ups, strict=True)
+        return torch.cat([weight + up.mT @ own for weight, own, up in pieces], dim=1)
+
+    def gated(y: Tensor, bias: Tensor | None) -> Tensor:
+        value, gate = (y if bias is None else y + bias).chunk(2, dim=-1)
+        return value * torch.nn.functional.gelu(gate)
+
+    monkeypatch.setattr(kernels, "merged", whole)
+    monkeypatch.setattr(kernels, "geglu", gated)
+    parts = 1 if geglu or bias else 3
+    weights, ups = torch.randn(parts, 8, 6), torch.randn(parts, 2, 4, 8)
+    operands = Operands(
+        torch.randn(2, 5, 6),
+        weights.unbind(),
+        torch.randn(8) if bias else None,
+        torch.randn(2, parts * 4, 6),
+        ups.unbind(),
+        None,
+        geglu,
+    )
+    assert relative(operands.in_passing(), operands.library()) < 1e-6
+
+
 def test_tensors_side_by_side_are_one_without_a_copy() -> None:
     whole = torch.randn(3, 4, 5)
     joined = side_by_side(list(whole))

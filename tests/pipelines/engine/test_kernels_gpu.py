@@ -13,7 +13,7 @@ from pipelines import Request, StudioPipeline
 from pipelines.engine import choosing
 from pipelines.engine.choosing import Choice, Clock
 from pipelines.engine.layers import use_kernels
-from pipelines.engine.products import BESIDE, LIBRARY, Operands, Way
+from pipelines.engine.products import BESIDE, IN_PASSING, LIBRARY, Operands, Way
 
 from ..lanes import relative
 
@@ -60,6 +60,7 @@ def test_every_candidate_runs_and_equals_float32(
     ways = operands.ways()
     assert len(ways) > 3
     assert (BESIDE in ways) == (operands.down is not None)
+    assert (IN_PASSING in ways) == (operands.down is not None and operands.gate is None)
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     try:
