@@ -116,9 +116,11 @@ def in_one_pass(
         if first.gate is not None:
             gate = torch.cat([own.gate for own in acting if own.gate is not None], dim=-1)
             down, ups = down[None], [up[None] for up in ups]
-    late = bias is not None and not geglu and torch.compiler.is_compiling()
-    found: Tensor = choosing.product(x, list(weights), None if late else bias, down, ups, gate, geglu)
-    return found + bias if late else found  # inductor merges the sum into what follows
+    if bias is not None and not geglu and torch.compiler.is_compiling():
+        bare: Tensor = choosing.product(x, list(weights), None, down, ups, gate, geglu)
+        return bare + bias  # inductor merges the sum into what follows
+    found: Tensor = choosing.product(x, list(weights), bias, down, ups, gate, geglu)
+    return found
 
 
 def shrink(x: Tensor, down: Tensor) -> Tensor:
