@@ -120,7 +120,7 @@ def test_a_profile_says_what_a_step_is_made_of(bench: Bench) -> None:
     ("name", "kind"),
     [
         ("nvjet_tst_128x256_64x4_2x1_v_bz_coopA_TNT", "products"),
-        ("_product", "products"),
+        ("product_kernel", "products"),
         ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64", "products"),
         ("sm90_xmma_fprop_implicit_gemm_indexed_bf16bf16_bf16f32", "convolution"),
         ("void cudnn::engines_precompiled::nchwToNhwcKernel<__nv_bfloat16>", "layout"),
