@@ -16,7 +16,10 @@ KINDS: tuple[tuple[str, str], ...] = (
     ("attention", r"flash|fmha|attention|sdpa|softmax"),
     ("layout", r"nchwtonhwc|nhwctonchw|transpose|permute"),
     ("convolution", r"conv|xmma_fprop|winograd|im2col"),
-    ("products", r"gemm|nvjet|cutlass|cublas|splitk|aten::(add|b|badd)?mm|^(product|merged)_kernel|triton_tem"),
+    (
+        "products",
+        r"gemm|nvjet|cutlass|cublas|splitk|aten::(add|b|badd)?mm|^(product|merged)_kernel|triton_tem",
+    ),
     ("norms", r"norm|rowwisemoments|welford"),
     ("copies", r"memcpy|memset|copy|catarray|aten::cat|index|gather|fill"),
     (REST, r""),
