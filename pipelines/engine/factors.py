@@ -7,7 +7,8 @@ With N lanes in G groups of equal mix (a picture's guidance pair is one), T toke
     dense        y_n = W_g x_n                               W_g = W + sum of the group's changes
 
 after FLoRA's batched per-sample adapters (arXiv 2312.05677, appendix B.1, the additive form). Layers that read one
-input (query, key, value) shrink it together: their `down` lie side by side in one `stack`.
+input (query, key, value) shrink it together: their `down` lie side by side in one `stack`. Where a group has so many
+tokens that y is much larger than the weights, lane-packed factors make W_g in passing, for one product alone.
 """
 
 from __future__ import annotations
@@ -75,6 +76,15 @@ class Dense:
 
 
 Acting = Factors | Dense
+
+PASSING = 3
+"""How many times the bytes of whole weights made in passing a low-rank part must move, for these to be made. They take
+four passes over G weights, in large products; a low-rank part one over x and two over y, in small ones."""
+
+
+def made_in_passing(tokens: int, inner: int, outer: int) -> bool:
+    """Whether whole weights [outer, inner] are made in passing for a group of that many tokens."""
+    return tokens * (inner + 2 * outer) >= PASSING * 4 * inner * outer
 
 
 # -- linear layers ---------------------------------------------------------------------------------------
@@ -151,6 +161,12 @@ def linears(
             in_one_pass(x, [weight], bias, [own])
             for weight, bias, own in zip(weights, biases, factors, strict=True)
         ]
+    outer, inner = weights[0].shape
+    if factors[0].gate is None and made_in_passing(x.numel() // inner // factors[0].groups, inner, outer):
+        return [
+            _in_passing(x, weight, bias, own)
+            for weight, bias, own in zip(weights, biases, factors, strict=True)
+        ]
     if torch.compiler.is_compiling():
         return _for_inductor(x, weights, biases, factors, stacked)
     shrunk = shrink(x, factors[0].stack) if stacked else None
@@ -160,6 +176,29 @@ def linears(
         add_linear(x, y, own, shrunk)
         found.append(y)
     return found
+
+
+def _in_passing(x: Tensor, weight: Tensor, bias: Tensor | None, factors: Factors) -> Tensor:
+    """x [lanes, …, in] through weights of each group's own, which are made for it and let go: [lanes, …, out]."""
+    product = _merging_product if torch.compiler.is_compiling() else _merging
+    y: Tensor = product(x, weight, factors.down, factors.up)
+    return y if bias is None else y + bias
+
+
+def _merging(x: Tensor, weight: Tensor, down: Tensor, up: Tensor) -> Tensor:
+    whole = torch.baddbmm(weight.expand(len(up), -1, -1), up.mT, down)  # [G, out, in]
+    return _grouped(x, whole)
+
+
+@torch.library.custom_op("lora_studio::merging_product", mutates_args=())
+def _merging_product(x: Tensor, weight: Tensor, down: Tensor, up: Tensor) -> Tensor:
+    """As one operation for inductor, see `_grouped_product`."""
+    return _merging(x, weight, down, up)
+
+
+@_merging_product.register_fake
+def _(x: Tensor, weight: Tensor, down: Tensor, up: Tensor) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
 @torch.library.custom_op(

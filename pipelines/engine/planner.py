@@ -2,7 +2,8 @@
 
 For every layer, with N rows in G groups, T tokens a row, rank R and element size e, beyond the base layer's own work:
 
-    lane-packed  2 N T R (in + out) operations; reads x, writes and reads N T R, reads and writes y; 2 kernels
+    lane-packed  2 N T R (in + out) operations; reads x, writes and reads N T R, reads and writes y; 2 kernels;
+                 or, where whole weights are made in passing, 2 G R in out, and four passes over G weights
     pool         the same with the pool's rank, and the gates: 3 kernels
     dense        reads the weights of G groups instead of one; and once a mix: writing them, shared out over its steps
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pipelines.engine.factors import Form
+from pipelines.engine.factors import Form, made_in_passing
 from pipelines.engine.packing import Ranks
 from pipelines.engine.table import Table
 
@@ -153,6 +154,10 @@ def estimates(works: list[Work], ranks: Ranks, groups: int, rates: Rates, size: 
             tokens = work.rows * work.tokens
             operations = 2 * tokens * rank * (work.in_width + work.out_width)
             moved = tokens * (work.in_width + 2 * rank + 2 * work.out_width) * size
+            if form == "lane-packed" and ranks.kind != "conv":
+                whole = groups * work.in_width * work.out_width
+                if made_in_passing(tokens // groups, work.in_width, work.out_width):
+                    operations, moved = 2 * rank * whole, 4 * whole * size
             step += (
                 max(operations / rates.product(rank), moved / (2 * rates.bandwidth)) + kernels * rates.launch
             )

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from composers import Use
 from pipelines.adapters import Adapter, AdapterMetadata, LoadReport, LowRank, read_adapter
 from pipelines.checkpoints import load_checkpoint
+from pipelines.engine import factors
 from pipelines.engine.bank import Bank, FormChoice
-from pipelines.engine.layers import unwrap
+from pipelines.engine.factors import Factors
+from pipelines.engine.layers import together, unwrap, wrap
 from pipelines.engine.reference import merged
 from pipelines.model import Model
 
@@ -209,6 +211,39 @@ def test_wrapped_models_keep_their_names_and_can_be_unwrapped(model: Model, mode
     twin = copy.deepcopy(model.unet)
     unwrap(twin)
     assert {type(module) for module in twin.modules()} == {type(module) for module in plain.modules()}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@torch.inference_mode()
+def test_weights_made_in_passing_give_what_low_rank_parts_give(
+    monkeypatch: pytest.MonkeyPatch, compiled: bool
+) -> None:
+    """Three layers over one input, with and without bias, for groups of many tokens."""
+    layers = nn.ModuleList([nn.Linear(6, 8, bias=bias) for bias in (True, False, True)])
+    wrap(layers)
+    stack, ups = torch.randn(2, 3 * 4, 6), torch.randn(3, 2, 4, 8)
+    for place, layer in enumerate(layers):
+        down = stack[:, place * 4 : (place + 1) * 4]
+        layer.slot.acting = Factors(down, ups[place], None, stack, place)  # type: ignore[union-attr]
+    x = torch.randn(4, 50, 6)
+    assert factors.made_in_passing(2 * 50, 6, 8)
+
+    def run(passing: bool) -> list[Tensor]:
+        monkeypatch.setattr(factors, "made_in_passing", lambda tokens, inner, outer: passing)
+        torch.compiler.reset()
+        call = torch.compile(together, backend="aot_eager", fullgraph=True) if compiled else together
+        found: list[Tensor] = call(list(layers), x)
+        return found
+
+    for own, expected in zip(run(True), run(False), strict=True):
+        assert relative(own, expected) < 1e-6
+
+
+def test_a_product_with_weights_made_in_passing_is_a_sound_operation() -> None:
+    x, weight = torch.randn(4, 5, 6), torch.randn(8, 6)
+    down, up = torch.randn(2, 3, 6), torch.randn(2, 3, 8)
+    torch.library.opcheck(factors._merging_product, (x, weight, down, up))
+    torch.library.opcheck(factors._grouped_product, (x, torch.randn(2, 8, 6)))
 
 
 def test_strided_and_plain_convolutions_alike() -> None:

@@ -17,7 +17,7 @@ from pipelines import Request, StudioPipeline, assets
 from pipelines.engine import calibration
 from pipelines.engine.calibration import rates_of
 from pipelines.engine.engine import MEMORY_SHARE
-from pipelines.engine.factors import Form
+from pipelines.engine.factors import Form, made_in_passing
 from pipelines.engine.graphs import Reruns
 from pipelines.engine.packing import Ranks
 from pipelines.engine.planner import LOW_RANK, MEASURED, Estimate, Load, Planner, Rates, Work, estimates
@@ -40,6 +40,20 @@ def test_costs_grow_with_what_they_are_made_of() -> None:
     assert small["dense"].bytes == 100 * 8 * 1280 * 1280 * 2
     assert large["pool"].bytes == 100 * 512 * (1280 + 1280) * 2
     assert costs(16, 16, 1)["pool"].bytes == costs(16, 16, 1)["lane-packed"].bytes
+
+
+def test_weights_made_in_passing_cost_the_same_whatever_the_picture() -> None:
+    """From some size on a picture's tokens no longer count in what a low-rank form costs; the pool's always do."""
+    rates, ranks = MEASURED["cuda"], Ranks("attention", 8, 48, 96)
+
+    def steps(tokens: int) -> dict[Form, float]:
+        work = Work(rows=16, tokens=tokens, in_width=640, out_width=640)
+        return {each.form: each.step for each in estimates([work], ranks, 8, rates, 2)}
+
+    assert made_in_passing(2 * 4096, 640, 640)
+    assert not made_in_passing(2 * 1024, 640, 640)
+    assert steps(4096)["lane-packed"] == steps(8192)["lane-packed"] < 0.3 * steps(4096)["pool"]
+    assert steps(1024)["lane-packed"] > steps(256)["lane-packed"]
 
 
 @pytest.mark.parametrize(
