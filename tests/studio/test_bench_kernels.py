@@ -17,8 +17,9 @@ def test_its_products_run_and_are_counted() -> None:
         operands = product.operands(torch.device("cpu"), torch.float32)
         found = operands.library()
         assert found.isfinite().all()
-        assert found.numel() == 8 * 6 * product.outputs // (2 if product.geglu else 1)
-        assert product.operations == 2 * 8 * 6 * product.outputs * (16 + product.rank)
+        assert found.numel() == 8 * 6 * product.parts * product.outputs // (2 if product.geglu else 1)
+        a_layer = 16 * product.outputs + product.rank * (16 + product.outputs)
+        assert product.operations == 2 * 8 * 6 * product.parts * a_layer
 
 
 def test_its_table_names_the_fastest_and_what_was_dropped() -> None:
