@@ -229,24 +229,20 @@ def test_inductor_keeps_long_rows_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch
     assert arguments("eager")["backend"] == "eager"
 
 
-def test_what_keeps_long_rows_compiles_beside_plain_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_keeps_long_rows_leaves_plain_inductor_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its heuristics hold within its own compilations, and are part of inductor's key for its cache."""
     seen: list[tuple[str, str]] = []
-    compile_fx = torch._inductor.compile_fx.compile_fx
 
-    def watched(graph: Any, inputs: Any, *, config_patches: Any = None, **others: Any) -> Any:
-        chosen = config_patches["inductor_choices_class"]() if config_patches else None
-        seen.append((type(V.choices).__name__, chosen.uuid() if chosen else ""))
-        return compile_fx(graph, inputs, config_patches=config_patches, **others)
+    def compile_fx(graph: Any, inputs: Any, *, config_patches: Any = None, **others: Any) -> Any:
+        chosen = (config_patches or {}).get("inductor_choices_class")
+        seen.append((type(V.choices).__name__, chosen().uuid() if chosen else ""))
+        return graph
 
-    norm, x = nn.LayerNorm(8), torch.randn(3, 8)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     backend = arguments()["backend"]
     monkeypatch.undo()
-    monkeypatch.setattr(torch._inductor.compile_fx, "compile_fx", watched)
+    monkeypatch.setattr(torch._inductor.compile_fx, "compile_fx", compile_fx)
     for own in ("inductor", backend, "inductor"):
         torch.compiler.reset()
-        with torch.inference_mode():
-            assert relative(torch.compile(norm, backend=own, fullgraph=True)(x), norm(x)) < 1e-6
-    assert ("LongRows", "rows of 2048") in seen
-    assert type(V.choices).__name__ == "InductorChoices"
+        torch.compile(nn.LayerNorm(8), backend=own, fullgraph=True)(torch.randn(3, 8))
+    assert seen == [("InductorChoices", ""), ("LongRows", "rows of 2048"), ("InductorChoices", "")]
