@@ -311,7 +311,9 @@ def _machine_flags(command: ArgumentParser) -> None:
     )
     group.add_argument("--no-graphs", action="store_true", help="do not record CUDA graphs")
     group.add_argument(
-        "--compile", action="store_true", help="torch.compile: some seconds for each size, then faster"
+        "--compile",
+        action="store_true",
+        help="torch.compile: some tens of seconds for each size, then faster",
     )
     group.add_argument(
         "--attention",
