@@ -180,12 +180,14 @@ def linears(
 
 def _in_passing(x: Tensor, weight: Tensor, bias: Tensor | None, factors: Factors) -> Tensor:
     """x [lanes, …, in] through weights of each group's own, which are made for it and let go: [lanes, …, out]."""
-    product = _merging_product if torch.compiler.is_compiling() else _merging
+    product = _merging_product if torch.compiler.is_compiling() else merging_product
     y: Tensor = product(x, weight, factors.down, factors.up)
     return y if bias is None else y + bias
 
 
-def _merging(x: Tensor, weight: Tensor, down: Tensor, up: Tensor) -> Tensor:
+def merging_product(x: Tensor, weight: Tensor, down: Tensor, up: Tensor) -> Tensor:
+    """x [lanes, …, in] through weight [out, in] and what down [G, R, in] and up [G, R, out] add to it for each group,
+    summed beforehand: [lanes, …, out]."""
     whole = torch.baddbmm(weight.expand(len(up), -1, -1), up.mT, down)  # [G, out, in]
     return _grouped(x, whole)
 
@@ -193,7 +195,7 @@ def _merging(x: Tensor, weight: Tensor, down: Tensor, up: Tensor) -> Tensor:
 @torch.library.custom_op("lora_studio::merging_product", mutates_args=())
 def _merging_product(x: Tensor, weight: Tensor, down: Tensor, up: Tensor) -> Tensor:
     """As one operation for inductor, see `_grouped_product`."""
-    return _merging(x, weight, down, up)
+    return merging_product(x, weight, down, up)
 
 
 @_merging_product.register_fake

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 LIBRARY = "library"
 BESIDE = "library, shrinking beside"
+LIBRARY_GEGLU = "library, kernel for GEGLU"
 IN_PASSING = "whole weights made in passing"
 Way = Callable[[], Tensor]
 
@@ -75,12 +76,10 @@ class Operands:
         ways: dict[str, Way] = {LIBRARY: self.library}
         if self.down is not None:
             ways[BESIDE] = self.beside
-        if self.down is not None and self.gate is None and self._joined:
-            ways[IN_PASSING] = self.in_passing
         if self.geglu:
-            ways["library, kernel for GEGLU"] = lambda: kernels.geglu(
-                self._added(self._base(), self._shrunk())
-            )
+            ways[LIBRARY_GEGLU] = self.library_geglu
+        if self.down is not None and self.gate is None and self._joined:
+            ways |= self._ways_in_passing()
         shrinking = self.down is not None and self.gate is None
         tiles = kernels.tiles(self.x, geglu=self.geglu, shrinking=shrinking)
         for tile in tiles if self._joined else ():
@@ -91,6 +90,14 @@ class Operands:
         """The slow, obvious way: shrinking, products, the low-rank parts added in place, the activation."""
         shrunk = self._shrunk()
         return self._active(self._added(self._base(), shrunk))
+
+    def library_geglu(self) -> Tensor:
+        """The library's way with a kernel for the activation, and for the bias where nothing but it can add that."""
+        from pipelines.engine import kernels
+
+        if self.weights[0].ndim == 3:
+            return kernels.geglu(torch.bmm(self.x, self.weights[0].mT), self.bias)
+        return kernels.geglu(self._added(self._base(), self._shrunk()))
 
     def beside(self) -> Tensor:
         """The library's way with shrinking on a stream of its own, on what the layers' own products leave of the
@@ -106,19 +113,29 @@ class Operands:
         main.wait_stream(side)
         return self._active(self._added(y, shrunk))
 
-    def in_passing(self) -> Tensor:
-        """Weights of every group's own, W_p + (D_g,p^T U_g,p)^T, made for this product alone: where a group has many
-        tokens, they are smaller than y, which adding the low-rank part reads and writes."""
+    def _ways_in_passing(self) -> dict[str, Way]:
+        """With weights of every group's own, W_p + (D_g,p^T U_g,p)^T, made for this product alone: where a group has
+        many tokens, they are smaller than y, which adding the low-rank part reads and writes. Without GEGLU the library
+        alone goes on from there: no tile was ever faster."""
+        from pipelines.engine import kernels
+
+        if not self.geglu:
+            return {IN_PASSING: lambda: self._whole().library()}
+        ways: dict[str, Way] = {IN_PASSING: lambda: self._whole().library_geglu()}
+        for tile in kernels.tiles(self.x, geglu=True, shrinking=False):
+            ways[f"{IN_PASSING}, {tile.name}"] = lambda tile=tile: self._whole()._by_kernel(tile)  # type: ignore[misc]
+        return ways
+
+    def _whole(self) -> Operands:
+        """The same product of weights made here."""
         from pipelines.engine import kernels
 
         weights, ups = side_by_side(self.weights), side_by_side(self.ups)
         assert weights is not None
         assert ups is not None
         assert self.down is not None
-        y = torch.bmm(self.x, kernels.merged(weights, self.down, ups).mT)
-        if self.geglu:
-            return kernels.geglu(y, self.bias)
-        return y if self.bias is None else y.add_(self.bias)
+        whole = kernels.merged(weights, self.down, ups)
+        return Operands(self.x, (whole,), self.bias, None, (), None, self.geglu)
 
     def _by_kernel(self, tile: Tile) -> Tensor:
         from pipelines.engine import kernels

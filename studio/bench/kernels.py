@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 
 from pipelines.engine.choosing import Choice, available, clock, measured
-from pipelines.engine.products import LIBRARY, Operands
+from pipelines.engine.factors import merging_product
+from pipelines.engine.products import IN_PASSING, LIBRARY, Operands
 from pipelines.errors import SetupError
 from pipelines.record import device_name
 
@@ -67,6 +68,7 @@ def products(name: str, tokens: int, width: int) -> list[Product]:
         Product(f"{name} q/k/v", tokens, width, width, RANK, parts=3),
         Product(f"{name} query", tokens, width, width, RANK),
         Product(f"{name} attention out", tokens, width, width, RANK, bias=True),
+        Product(f"{name} feed-forward out", tokens, 4 * width, width, RANK),
         Product(f"{name} dense q/k/v", tokens, width, 3 * width, own=True),
         Product(f"{name} GEGLU", tokens, width, 8 * width, bias=True, geglu=True),
         Product(f"{name} GEGLU low-rank", tokens, width, 8 * width, RANK, bias=True, geglu=True),
@@ -77,14 +79,21 @@ LAYERS = [
     *products("SDXL 1024 px, 1280", 2 * 1024, 1280),
     *products("SDXL 1024 px, 640", 2 * 4096, 640),
     *products("SDXL 512 px, 1280", 2 * 256, 1280),
+    *products("SDXL 512 px, 640", 2 * 1024, 640),
     *products("SD1.5 512 px, 320", 2 * 4096, 320),
 ]
 
 
 @torch.inference_mode()
 def measure(product: Product, device: torch.device, dtype: torch.dtype) -> Choice:
-    """All ways of one product. Raises torch.OutOfMemoryError."""
-    return measured(product.operands(device, dtype).ways(), clock(device))
+    """All ways of one product, and those that the engine takes without kernels. Raises torch.OutOfMemoryError."""
+    operands = product.operands(device, dtype)
+    ways = operands.ways()
+    if IN_PASSING in ways and product.parts == 1 and not product.geglu and operands.bias is None:
+        assert operands.down is not None
+        own = operands.weights[0], operands.down, operands.ups[0]
+        ways[f"{IN_PASSING} by the library"] = lambda: merging_product(operands.x, *own)
+    return measured(ways, clock(device))
 
 
 def table(product: Product, choice: Choice) -> str:

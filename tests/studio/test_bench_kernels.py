@@ -18,7 +18,7 @@ def test_its_products_run_and_are_counted() -> None:
         found = operands.library()
         assert found.isfinite().all()
         assert found.numel() == 8 * 6 * product.parts * product.outputs // (2 if product.geglu else 1)
-        a_layer = 16 * product.outputs + product.rank * (16 + product.outputs)
+        a_layer = product.inputs * product.outputs + product.rank * (product.inputs + product.outputs)
         assert product.operations == 2 * 8 * 6 * product.parts * a_layer
 
 

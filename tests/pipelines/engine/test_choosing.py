@@ -20,7 +20,7 @@ from pipelines.engine.bank import FormChoice
 from pipelines.engine.choosing import Choice, Choices, measured
 from pipelines.engine.factors import Factors
 from pipelines.engine.layers import KernelGEGLU, unwrap, use_kernels, wrap
-from pipelines.engine.products import LIBRARY, Operands, side_by_side
+from pipelines.engine.products import IN_PASSING, LIBRARY, Operands, side_by_side
 from pipelines.engine.reference import merged
 from pipelines.model import Model
 
@@ -133,7 +133,8 @@ def test_layers_of_one_input_are_one_product(joined: bool) -> None:
 def test_whole_weights_made_in_passing_give_the_same(
     monkeypatch: pytest.MonkeyPatch, geglu: bool, bias: bool
 ) -> None:
-    """With torch in the kernels' place; these are compared with it in `test_kernels.py`."""
+    """And with GEGLU the tiles go on with them. With torch in the kernels' place; these are compared with it in
+    `test_kernels.py`."""
     kernels = pytest.importorskip("pipelines.engine.kernels")
 
     def whole(weights: Tensor, down: Tensor, ups: Tensor) -> Tensor:
@@ -144,8 +145,16 @@ def test_whole_weights_made_in_passing_give_the_same(
         value, gate = (y if bias is None else y + bias).chunk(2, dim=-1)
         return value * torch.nn.functional.gelu(gate)
 
+    def product(
+        x: Tensor, weights: Tensor, bias: Tensor | None, shrunk: None, ups: None, geglu: bool, tile: object
+    ) -> Tensor:
+        return gated(torch.bmm(x, weights[0].mT), bias)
+
+    tile = next(tile for tile in kernels.GATED if not tile.overlapping)
     monkeypatch.setattr(kernels, "merged", whole)
     monkeypatch.setattr(kernels, "geglu", gated)
+    monkeypatch.setattr(kernels, "product", product)
+    monkeypatch.setattr(kernels, "tiles", lambda x, geglu, shrinking: [tile])
     parts = 1 if geglu or bias else 3
     weights, ups = torch.randn(parts, 8, 6), torch.randn(parts, 2, 4, 8)
     operands = Operands(
@@ -157,7 +166,10 @@ def test_whole_weights_made_in_passing_give_the_same(
         None,
         geglu,
     )
-    assert relative(operands.in_passing(), operands.library()) < 1e-6
+    ways = {name: way for name, way in operands.ways().items() if name.startswith(IN_PASSING)}
+    assert list(ways) == [IN_PASSING] + [f"{IN_PASSING}, {tile.name}"] * geglu
+    for way in ways.values():
+        assert relative(way(), operands.library()) < 1e-6
 
 
 def test_tensors_side_by_side_are_one_without_a_copy() -> None:
