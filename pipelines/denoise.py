@@ -14,6 +14,7 @@ from torch import Tensor
 
 from composers.plan import Lane, Plan, Role
 from pipelines.engine.call import Call
+from pipelines.engine.packing import moved
 from pipelines.family import Cut
 from pipelines.model import Model
 from pipelines.text.encoder import Embedding
@@ -67,13 +68,13 @@ def _call(model: Model, rows: Sequence[Row]) -> Call:
     for row in rows:
         inputs.setdefault(id(row.trajectory), row.trajectory.model_input())
     latents = torch.cat([inputs[id(row.trajectory)] for row in rows])  # [rows, channels, h, w]
-    timesteps = torch.tensor([row.trajectory.timestep for row in rows], device=model.device)  # [rows] float32
+    timesteps = moved(torch.tensor([row.trajectory.timestep for row in rows]), model.device)  # [rows] float32
     tokens, mask = _joined([row.text.tokens for row in rows])
     pooled = sizes = deep = None
     if rows[0].trajectory.sizes:
         own = [row.text.pooled for row in rows if row.text.pooled is not None]
         pooled = torch.stack(own).to(model.dtype)  # [rows, width]
-        sizes = torch.tensor([row.trajectory.sizes for row in rows], device=model.device).to(model.dtype)
+        sizes = moved(torch.tensor([row.trajectory.sizes for row in rows]), model.device).to(model.dtype)
     shallow = rows[0].shallow
     if shallow:
         remembered = [row.trajectory.features.get(row.lane.memory, model.device) for row in rows]
@@ -121,10 +122,11 @@ def fold(plan: Plan, predictions: Tensor, rescale: float) -> Tensor:
 
 def _mean(plan: Plan, predictions: Tensor, role: Role) -> Tensor:
     members = [index for index, lane in enumerate(plan.lanes) if lane.prompt.role == role]
+    own = torch.stack([predictions[index] for index in members])
     if len(members) == 1:
-        return predictions[members]
-    shares = torch.tensor([plan.lanes[index].share for index in members], device=predictions.device)
-    return torch.einsum("l,lchw->chw", shares, predictions[members])[None]
+        return own
+    shares = moved(torch.tensor([plan.lanes[index].share for index in members]), predictions.device)
+    return torch.einsum("l,lchw->chw", shares, own)[None]
 
 
 def _joined(texts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
@@ -136,4 +138,4 @@ def _joined(texts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         return torch.stack(list(texts)), None
     padded = [torch.nn.functional.pad(text, (0, 0, 0, longest - text.shape[0])) for text in texts]
     kept = [[position < text.shape[0] for position in range(longest)] for text in texts]
-    return torch.stack(padded), torch.tensor(kept, device=texts[0].device)
+    return torch.stack(padded), moved(torch.tensor(kept), texts[0].device)

@@ -4,9 +4,9 @@
                  |           ^                                 (a second one for rows on remembered features)
                  +- texts ---+ encoded ahead, in batches, each distinct one once
 
-On CUDA texts are encoded and pictures decoded while the device is still at work on the round. A round advances every
-picture in flight by one UNet evaluation. Between rounds pictures join, leave and are cancelled. `StudioPipeline`, the
-web worker, the batch script and Ray actors are thin users of this class.
+On CUDA texts are encoded, pictures decoded and the next round prepared while the device is still at work on the round.
+A round advances every picture in flight by one UNet evaluation. Between rounds pictures join, leave and are cancelled.
+`StudioPipeline`, the web worker, the batch script and Ray actors are thin users of this class.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from pipelines.errors import RenderError, RequestError, StudioError
 from pipelines.events import Cancelled, Event, Failed, Finished, Started, Stepped
 from pipelines.features import Features, Passes, all_full, most_kept, schedule
 from pipelines.model import Model
+from pipelines.pace import Pace
 from pipelines.record import Cost, make_record
 from pipelines.request import Request
 from pipelines.schedulers import make_scheduler
@@ -87,6 +88,7 @@ class Session:
         self._served: dict[Hashable, int] = defaultdict(int)
         self._feature_room = 0
         self._events: list[Event] = []
+        self._pace = Pace()
         self._texts = Texts(model)
         self._decoder = Decoder(model, output_type)
         self._decodings: deque[tuple[dict[int, _Job], Decoding]] = deque()
@@ -308,15 +310,15 @@ class Session:
             if not places:
                 continue
             some = [rows[place] for place in places]
-            began = time.perf_counter()
-            predictions, calls = self.model.evaluate(partial(evaluate, self.model), some, shape)
-            seconds_a_row = (time.perf_counter() - began) / len(some)
+            shares = [(job.cost, sum(row.trajectory is job.trajectory for row in some)) for job in jobs]
+            with self._pace.lap(self.model.device, partial(_share, shares)):
+                predictions, calls = self.model.evaluate(partial(evaluate, self.model), some, shape)
             for place, prediction in zip(places, predictions, strict=True):
                 found[place] = prediction
             first = 0
-            for job in jobs:
-                last = first + sum(row.trajectory is job.trajectory for row in some)
-                _charge(job.cost, first, last, calls, seconds_a_row, shallow=cut is not None)
+            for job, (cost, own) in zip(jobs, shares, strict=True):
+                last = first + own
+                _charge(cost, first, last, calls, shallow=cut is not None)
                 if self.model.engine.stats.why and last > first:
                     job.cost.reasons.add(self.model.engine.stats.why)
                 first = last
@@ -359,6 +361,7 @@ class Session:
             except RenderError as error:
                 self._events += [Failed(job.id, error) for job in jobs.values()]
                 continue
+            self._pace.settle()  # the device has done all their calls
             self._events += [self._finished(job, images[place], decoding) for place, job in jobs.items()]
 
     def _finished(self, job: _Job, image: object, decoding: Decoding) -> Event:
@@ -389,15 +392,18 @@ class Session:
         return (*notes, *sorted(job.cost.reasons))
 
 
-def _charge(
-    cost: Cost, first: int, last: int, calls: Sequence[int], seconds_a_row: float, *, shallow: bool
-) -> None:
+def _share(shares: Sequence[tuple[Cost, int]], seconds: float) -> None:
+    """Add a call's seconds on the device to the pictures' costs, by their rows in it."""
+    for cost, rows in shares:
+        cost.device_seconds += seconds * rows / sum(own for _, own in shares)
+
+
+def _charge(cost: Cost, first: int, last: int, calls: Sequence[int], *, shallow: bool) -> None:
     """Add to a picture's cost the calls, all in full or all shallow, in which its rows first … last stood."""
     if shallow:
         cost.shallow_rows += last - first
     else:
         cost.rows += last - first
-    cost.device_seconds += seconds_a_row * (last - first)
     start = 0
     for size in calls:
         inside = min(last, start + size) - max(first, start)

@@ -156,9 +156,8 @@ class Engine:
     def _on_stage(self, stage: Stage, call: Call, groups: Rows) -> Found | None:
         """The call's results from a stage; None where the stage cannot be recorded."""
         assert self.recorder is not None
-        recorded = stage.recorded
+        recorded, text_rows = stage.recorded, stage.text_rows
         try:
-            self._remember(stage.memory, call, stage.bucket.cut)
             found = stage.run(call, groups, self.recorder)
         except RuntimeError as error:  # device memory that runs out is one, too
             if recorded:
@@ -166,6 +165,7 @@ class Engine:
             self._refuse(stage.bucket, error)
             return None
         self.stats.captures += stage.recorded and not recorded
+        self.stats.text_rows += stage.text_rows - text_rows
         self.stats.replays += stage.recorded
         self.stats.rehearsals += not stage.recorded
         return found
@@ -176,11 +176,11 @@ class Engine:
             with self.bank.active("unet", call.uses, modules):
                 return forward(self._unet, call)
         memory = self._memories.setdefault(call.cut, TextMemory(self._texts(call.cut)))
-        self._remember(memory, call, call.cut)
+        self._remember(memory, call)
         with self.bank.active("unet", call.uses, modules, STEP_KINDS), memory.used():
             return forward(self._unet, call)
 
-    def _remember(self, memory: TextMemory, call: Call, cut: Cut | None) -> None:
+    def _remember(self, memory: TextMemory, call: Call) -> None:
         """Keys and values of the call's texts into the memory: those of new texts and mixes are computed."""
         rows = [
             RowText(text, self.bank.marked(uses)) for text, uses in zip(call.texts, call.uses, strict=True)
@@ -191,7 +191,7 @@ class Engine:
             memory.seat(rows, missing, call.text[:0])
             return
         uses = [call.uses[place] for place in missing]
-        with self.bank.active("unet", uses, self._modules(cut), ("text",)):
+        with self.bank.active("unet", uses, self._modules(call.cut), ("text",)):
             memory.seat(rows, missing, call.text[missing])
 
     # -- stages ------------------------------------------------------------------------------------------
@@ -223,14 +223,23 @@ class Engine:
         rows = room_for_rows(call.rows, group)
         within = self._table.running(self._modules(call.cut))
         reaches = self.bank.reaches("unet")
-        bucket = Bucket(
-            call.shape, rows, group, call.text.shape[1], call.mask is not None, call.cut, call.leaves, ()
-        )
-        ranks = [Taken(self._table, kind, groups, reaches, within).ranks for kind in STEP_KINDS]
+        ranks = [Taken(self._table, kind, groups, reaches, within).ranks for kind in KINDS]
         load = self._load(rows, rows // group, call.shape, call.steady)
-        multiplied = self.bank.multiplied_kinds("unet", groups, within) & {*STEP_KINDS}
+        multiplied = self.bank.multiplied_kinds("unet", groups, within)
         forms = self._forms(ranks, multiplied, load)
-        return forms if isinstance(forms, str) else replace(bucket, forms=forms)
+        if isinstance(forms, str):
+            return forms
+        return Bucket(
+            call.shape,
+            rows,
+            group,
+            call.text.shape[1],
+            call.mask is not None,
+            call.cut,
+            call.leaves,
+            forms,
+            "text" in multiplied,
+        )
 
     def _load(self, rows: int, groups: int, shape: Sequence[int], steady: int) -> Load:
         return Load(rows, groups, shape[-2] * shape[-1], steady, MEMORY_SHARE * self._total_memory())
@@ -240,8 +249,11 @@ class Engine:
     ) -> tuple[KindForm, ...] | str:
         """A form for every kind of layer that adapters change, within the room that all share; or why there are none.
 
-        multiplied: kinds whose weights are multiplied (FLoRA): on buffers, those are whole weights.
+        Keys and values of the texts never take whole weights, which would not pay for what is computed once a mix.
+        multiplied: kinds whose weights are multiplied (FLoRA): on buffers, those are whole weights; of texts, none.
         """
+        apart = {"text"} & {*multiplied}
+        multiplied = {*multiplied} - apart
         if multiplied and self.bank.form not in ("auto", "dense"):
             return f"FLoRA runs without CUDA graphs in the form {self.bank.form!r}"
         if multiplied and load.steady < FEWEST_STEADY:
@@ -249,17 +261,19 @@ class Engine:
         forms = []
         for own in sorted(ranks, key=lambda own: own.kind not in multiplied):
             whole = own.kind in multiplied
-            if not (own.lane or whole):
+            if own.kind in apart or not (own.lane or whole):
                 continue
             found = self.planner.estimates(self._table, own, load)
             form = self.bank.form if self.bank.form != "auto" else self.planner.choose(found, load)
+            if own.kind == "text":
+                form = "pool" if self.bank.form == "pool" else "lane-packed"
             form = "dense" if whole else form
             rank = 0 if form == "dense" else room_for_rank(own.pool if form == "pool" else own.lane)
             forms.append(KindForm(own.kind, form, rank))
             load = replace(load, room=load.room - next(each.bytes for each in found if each.form == form))
             if whole and load.room < 0:
                 return "FLoRA runs without CUDA graphs: the device's memory is too small for whole weights"
-        return tuple(sorted(forms, key=lambda own: STEP_KINDS.index(own.kind)))  # equal forms, equal buckets
+        return tuple(sorted(forms, key=lambda own: KINDS.index(own.kind)))  # equal forms, equal buckets
 
     def explain(
         self, uses: Sequence[tuple[Use, ...]], shape: Sequence[int], steady: int
@@ -276,7 +290,7 @@ class Engine:
         reaches, within = self.bank.reaches("unet"), self._table.running(("",))
         kinds = {kind: Taken(self._table, kind, groups, reaches, within).ranks for kind in KINDS}
         multiplied = self.bank.multiplied_kinds("unet", groups, within)
-        forms = self._forms([kinds[kind] for kind in STEP_KINDS], multiplied & {*STEP_KINDS}, load)
+        forms = self._forms(list(kinds.values()), multiplied, load)
         refused = forms if isinstance(forms, str) else ""
         staged = {own.kind: own.form for own in forms} if recorded and not isinstance(forms, str) else {}
         plans = tuple(

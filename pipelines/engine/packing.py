@@ -64,6 +64,11 @@ class Draft:
         return int(self.owner.shape[1])
 
 
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host's, on the device: neither waits for the other, as a copy from ordinary memory would."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
 def block_factors(table: Table, uses: Sequence[Use | None]) -> Numbers:
     """By how much every use is turned in every layer, [uses, layers]."""
     return np.array(
@@ -105,7 +110,8 @@ class Taken:
         self.table, self.kind = table, kind
         layers = table.of_kind[kind]
         self.layers = layers[within[layers]]
-        self._rank = {name: reach.rank_in(self.layers) for name, reach in reaches.items()}
+        named = {use.adapter for group in groups for use in group} & reaches.keys()
+        self._rank = {name: reaches[name].rank_in(self.layers) for name in named}
         self._reaches = reaches
         self.groups = [
             [use for use in group if use.weight != 0 and self._rank.get(use.adapter, 0)] for group in groups
@@ -168,18 +174,18 @@ class _Index:
     """A draft on the device: which pool rows layers take, and how strongly. All that is large is computed there."""
 
     def __init__(self, table: Table, draft: Draft, device: torch.device) -> None:
-        def moved(array: Places | Numbers) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+        def there(array: Places | Numbers) -> Tensor:
+            return moved(torch.from_numpy(np.ascontiguousarray(array)), device)
 
         self._starts = {
-            up: moved(np.stack([reach.up if up else reach.down for reach in draft.reaches]))
+            up: there(np.stack([reach.up if up else reach.down for reach in draft.reaches]))
             for up in (False, True)
         }  # [adapters, layers]
-        self._ranks = moved(np.stack([reach.rank for reach in draft.reaches]))
-        self._owner, self._offset, self._use = moved(draft.owner), moved(draft.offset), moved(draft.use)
+        self._ranks = there(np.stack([reach.rank for reach in draft.reaches]))
+        self._owner, self._offset, self._use = there(draft.owner), there(draft.offset), there(draft.use)
         weights = np.array([use.weight if use else 0.0 for use in draft.uses], np.float32)
         confined = any(use.blocks for use in draft.uses if use)
-        self._weights = moved(
+        self._weights = there(
             weights[:, None] * block_factors(table, draft.uses) if confined else weights[:, None]
         )
 

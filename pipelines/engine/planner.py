@@ -1,6 +1,7 @@
 """Which form is cheapest for the layers of one kind in a call: a cost model of the three products.
 
-For every layer, with N rows in G groups, T tokens a row, rank R and element size e, beyond the base layer's own work:
+For every layer, with N rows in G groups, T tokens a row, rank R and element size e, beyond the base layer's own work
+(for keys and values of the text, once a mix instead of every call):
 
     lane-packed  2 N T R (in + out) operations; reads x, writes and reads N T R, reads and writes y; 2 kernels;
                  or, where whole weights are made in passing, 2 G R in out, and four passes over G weights
@@ -20,6 +21,8 @@ from pipelines.engine.factors import Form, made_in_passing
 from pipelines.engine.packing import Ranks
 from pipelines.engine.table import Table
 
+TEXT_TOKENS = 77
+"""Of a prompt that one pass of a text encoder reads."""
 FILLED_BY = 2
 """Kernels, not recorded, that write one layer's weights for a mix."""
 FEWEST_STEADY = 10
@@ -57,12 +60,14 @@ MEASURED = {
 
 @dataclass(frozen=True)
 class Work:
-    """One layer's share of a call. tokens: a row's positions. in_width: times the kernel's size."""
+    """A layer's share of a call, the same for so many layers. tokens: a row's positions. in_width: times the kernel's
+    size."""
 
     rows: int
     tokens: int
     in_width: int
     out_width: int
+    layers: int = 1
 
 
 @dataclass(frozen=True)
@@ -140,9 +145,9 @@ class Planner:
 
 def works_of(table: Table, ranks: Ranks, rows: int, cells: int) -> Iterator[Work]:
     """The layers of one kind; cells: h * w of the latents."""
-    for place in table.of_kind[ranks.kind]:
-        tokens = max(cells >> (2 * table.levels[place]), 1) if table.levels[place] is not None else 1
-        yield Work(rows, tokens, table.in_width(place), table.out_width(place))
+    for (level, inner, outer), layers in table.sizes[ranks.kind].items():
+        tokens = TEXT_TOKENS if ranks.kind == "text" else 1 if level is None else max(cells >> (2 * level), 1)
+        yield Work(rows, tokens, inner, outer, layers)
 
 
 def estimates(works: list[Work], ranks: Ranks, groups: int, rates: Rates, size: int) -> list[Estimate]:
@@ -158,15 +163,15 @@ def estimates(works: list[Work], ranks: Ranks, groups: int, rates: Rates, size: 
                 whole = groups * work.in_width * work.out_width
                 if made_in_passing(tokens // groups, work.in_width, work.out_width):
                     operations, moved = 2 * rank * whole, 4 * whole * size
-            step += (
+            step += work.layers * (
                 max(operations / rates.product(rank), moved / (2 * rates.bandwidth)) + kernels * rates.launch
             )
-            held += sets * rank * (work.in_width + work.out_width) * size
+            held += work.layers * sets * rank * (work.in_width + work.out_width) * size
         found.append(
             Estimate("pool" if form == "pool" else "lane-packed", step, held / rates.bandwidth, held)
         )
-    weights = sum(work.in_width * work.out_width * size for work in works)
+    weights = sum(work.layers * work.in_width * work.out_width * size for work in works)
     step = (groups - 1) * weights / (2 * rates.bandwidth)  # a copy reads and writes
     held = groups * weights
-    once = held / rates.bandwidth + len(works) * FILLED_BY * rates.host
+    once = held / rates.bandwidth + sum(work.layers for work in works) * FILLED_BY * rates.host
     return [*found, Estimate("dense", step, once, held)]

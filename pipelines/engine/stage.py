@@ -2,7 +2,8 @@
 
 Latents, timesteps, text keys and values, factors and gates are buffers that every call overwrites. Rows beyond the
 call's own are fillers; what they compute is dropped. So neither a mix nor a strength, a method or an adapter makes a
-new recording: only another bucket does.
+new recording: only another bucket does. Keys and values of the texts are a recording of their own, replayed for all
+rows whenever a text or a mix of any is new.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.engine.attention import TextMemory
+from composers.plan import Use
+from pipelines.engine.attention import RowText
 from pipelines.engine.bank import Bank, Marked, Rows
 from pipelines.engine.call import Call, Found, forward
-from pipelines.engine.factors import Form
+from pipelines.engine.factors import Acting, Form
 from pipelines.engine.graphs import Recorder, Recording
-from pipelines.engine.packing import DensePacking, Packing, Taken
+from pipelines.engine.layers import together
+from pipelines.engine.packing import DensePacking, Packing, Taken, moved
 from pipelines.engine.table import Kind
 from pipelines.family import Cut
 from pipelines.features import shallow_modules
@@ -40,7 +43,8 @@ class Bucket:
     """Calls that one recording serves.
 
     shape: [channels, h, w] of the latents. rows: at most. group: rows that share a mix. tokens: of the text.
-    forms: those of the kinds of layers that adapters change, text keys and values aside.
+    forms: those of the kinds of layers that adapters change. texts_multiplied: adapters multiply the weights of text
+    keys and values, which are then not recorded.
     """
 
     shape: tuple[int, ...]
@@ -51,6 +55,7 @@ class Bucket:
     cut: Cut | None
     leaves: tuple[Cut, ...]
     forms: tuple[KindForm, ...]
+    texts_multiplied: bool = False
 
     @property
     def groups(self) -> int:
@@ -70,7 +75,7 @@ def room_for_rank(rank: int) -> int:
 
 
 class Stage:
-    """Buffers and the recording of one bucket."""
+    """Buffers and the recordings of one bucket. text_rows: rows whose text keys and values were computed so far."""
 
     def __init__(self, unet: Any, bank: Bank, bucket: Bucket, like: Call) -> None:
         self.bucket = bucket
@@ -102,7 +107,6 @@ class Stage:
                 )
             )
         texts = {name: attn for name, attn in self._table.texts.items() if self._runs(f"{name}.to_k")}
-        self.memory = TextMemory(texts)
         self._kept = {
             name: (
                 layer.new_zeros((bucket.rows, bucket.tokens, attn.to_k.out_features)),
@@ -110,10 +114,12 @@ class Stage:
             )
             for name, attn in texts.items()
         }
-        self._texts_seen = -1
+        self.text_rows = 0
+        self._texts: list[RowText | None] | None = None
         self._seats: list[Marked | None] = [None] * bucket.groups
         self._rehearsed = False
         self._recording: Recording[Found] | None = None
+        self._texts_recording: Recording[None] | None = None
 
     @property
     def bytes(self) -> int:
@@ -135,28 +141,20 @@ class Stage:
         places = self._place(groups)
         rows = [place * self.bucket.group + row for place in places for row in range(self.bucket.group)]
         straight = rows == list(range(len(rows)))
-        index = None if straight else torch.tensor(rows, device=call.latents.device)
+        index = None if straight else moved(torch.tensor(rows), call.latents.device)
         for name, tensor in call.tensors().items():
             buffer = self._inputs[name]
             if index is None:
                 buffer[: len(rows)].copy_(tensor, non_blocking=True)
             else:
                 buffer.index_copy_(0, index, tensor.to(buffer))
-        if self.memory.changes != self._texts_seen:
-            for name, parts in self.memory.kept.items():
-                for buffer, part in zip(self._kept[name], parts, strict=True):
-                    if index is None:
-                        buffer[: len(rows)].copy_(part)
-                    else:
-                        buffer.index_copy_(0, index, part)
-            self._texts_seen = self.memory.changes
-        if not self._rehearsed:
-            found = self._forward()
-            self._rehearsed = True
-        else:
-            if self._recording is None:
-                self._recording = recorder.record(self._forward)
-            found = self._recording.replay()
+        if self._rehearsed and self._recording is None:
+            if not self.bucket.texts_multiplied:
+                self._texts_recording = recorder.record(self._write_texts)
+            self._recording = recorder.record(self._forward)
+        self._renew_texts(call, rows)
+        found = self._recording.replay() if self._recording is not None else self._forward()
+        self._rehearsed = True
 
         def mine(result: Tensor) -> Tensor:
             return result[: len(rows)].clone() if index is None else result[index]
@@ -176,51 +174,93 @@ class Stage:
             # Where memory runs out on the way, what was being written counts as nothing.
             self._seats = [mix if mix == old else None for mix, old in zip(after, before, strict=True)]
             self._fill(before, after)
-            self._texts_seen = -1
         self._seats = after
         return seats
 
     def _fill(self, before: Sequence[Marked | None], after: Sequence[Marked | None]) -> None:
-        reaches = self._bank.reaches("unet")
         changed = [seat for seat, mix in enumerate(after) if mix is not None and mix != before[seat]]
         for kind, packing in self.packings.items():
             if isinstance(packing, DensePacking):
                 mixes = [mix[0] for seat in changed if (mix := after[seat]) is not None]
-                taken = Taken(self._table, kind, mixes, reaches, self._running)
+                taken = self._taken(kind, mixes)
                 draft = taken.draft("lane-packed", max(taken.ranks.lane, 1))
                 assert draft is not None
                 multiplying = mixes if any(map(self._bank.multiplies, mixes)) else ()
                 packing.fill(self._bank.pools, draft, changed, multiplying)
-            else:
-                taken = Taken(
-                    self._table, kind, [mix[0] if mix else () for mix in after], reaches, self._running
-                )
-                draft = taken.draft(packing.form, packing.rank)
-                assert draft is not None
-                packing.fill(self._bank.pools, draft)
+            elif kind != "text":
+                self._pack(kind, packing, [mix[0] if mix else () for mix in after])
+
+    def _pack(self, kind: Kind, packing: Packing, mixes: Sequence[tuple[Use, ...]]) -> None:
+        draft = self._taken(kind, mixes).draft(packing.form, packing.rank)
+        assert draft is not None
+        packing.fill(self._bank.pools, draft)
+
+    def _taken(self, kind: Kind, mixes: Sequence[tuple[Use, ...]]) -> Taken:
+        return Taken(self._table, kind, mixes, self._bank.reaches("unet"), self._running)
+
+    # -- texts -------------------------------------------------------------------------------------------
+
+    def _renew_texts(self, call: Call, rows: Sequence[int]) -> None:
+        """See to it that keys and values are those of the call's texts and mixes; rows: where its rows sit."""
+        packing = self.packings.get("text")
+        changed = packing is not None or self.bucket.texts_multiplied
+        texts: list[RowText | None] = [None] * self.bucket.rows
+        uses: list[tuple[Use, ...]] = [()] * self.bucket.rows
+        for row, text, own in zip(rows, call.texts, call.uses, strict=True):
+            texts[row], uses[row] = RowText(text, self._bank.marked(own) if changed else None), own
+        if texts == self._texts:
+            return
+        self._texts = None  # what is being written counts as nothing
+        if isinstance(packing, Packing):
+            self._pack("text", packing, uses[:: self.bucket.group])
+        if self.bucket.texts_multiplied:
+            with self._bank.active("unet", uses, self._modules, ("text",)):
+                self._write_texts()
+        elif self._texts_recording is not None:
+            self._texts_recording.replay()
+        else:
+            self._write_texts()
+        self._texts = texts
+        self.text_rows += len(rows)
+
+    def _write_texts(self) -> None:
+        """Keys and values of the buffers' texts."""
+        with self._acting(("text",)):
+            for name, (key, value) in self._kept.items():
+                attn = self._table.texts[name]
+                new_key, new_value = together([attn.to_k, attn.to_v], self._inputs["text"])
+                key.copy_(new_key)
+                value.copy_(new_value)
+
+    # -- the call ----------------------------------------------------------------------------------------
 
     def _forward(self) -> Found:
-        with self._acting():
-            return forward(self._unet, self._call)
+        try:
+            for name, kept in self._kept.items():
+                self._table.texts[name].processor.kept = kept
+            with self._acting([kind for kind in self.packings if kind != "text"]):
+                return forward(self._unet, self._call)
+        finally:
+            for name in self._kept:
+                self._table.texts[name].processor.kept = None
 
     def _runs(self, layer: str) -> bool:
         return bool(self._running[self._table.place[layer]])
 
     @contextmanager
-    def _acting(self) -> Iterator[None]:
-        """Within: the layers read this stage's buffers."""
-        acting = {place: own for packing in self.packings.values() for place, own in packing.acting.items()}
+    def _acting(self, kinds: Sequence[Kind]) -> Iterator[None]:
+        """Within: the layers of these kinds read this stage's buffers."""
+        acting: dict[int, Acting] = {}
+        for kind in kinds:
+            if kind in self.packings:
+                acting |= self.packings[kind].acting
         try:
             for place, own in acting.items():
                 self._table.layers[place].slot.acting = own
-            for name, kept in self._kept.items():
-                self._table.texts[name].processor.kept = kept
             yield
         finally:
             for place in acting:
                 self._table.layers[place].slot.acting = None
-            for name in self._kept:
-                self._table.texts[name].processor.kept = None
 
 
 def _assigned(seats: Sequence[Marked | None], groups: Sequence[Marked]) -> list[int]:

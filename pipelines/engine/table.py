@@ -6,6 +6,7 @@ Layers of one kind that read equally wide inputs stand in one `Stack`, those tha
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -46,6 +47,7 @@ class Table:
 
     attention: name -> attention layer whose query, key and value are one unit. texts: the cross-attention among them.
     levels: how often a layer's input has been halved; None where it has no positions (embeddings of the timestep).
+    sizes: of every kind, how many layers have a level, an input and an output width.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -61,6 +63,12 @@ class Table:
             for kind in KINDS
         }
         self.levels: tuple[int | None, ...] = tuple(_level(name, model) for name in self.names)
+        self.sizes: Mapping[Kind, Counter[tuple[int | None, int, int]]] = {
+            kind: Counter(
+                (self.levels[place], self.in_width(place), self.out_width(place)) for place in places
+            )
+            for kind, places in self.of_kind.items()
+        }
         self._running: dict[tuple[str, ...], npt.NDArray[np.bool_]] = {}
         self.stacks, self.outs = self._stacks(), self._outs()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from pipelines.engine.bank import FormChoice
 from pipelines.engine.limits import Limits
 from pipelines.engine.reference import merged
 from pipelines.schedulers import scheduler_names
+from pipelines.session import Session
 
 from .lanes import relative
 
@@ -328,6 +330,36 @@ def test_graphs_draw_what_layers_one_by_one_draw(
         assert relative(one, other) < 1e-4
     assert all(relative(one, found[0]) > 1e-3 for one in found[1:])
     assert torch.equal(pipe(asked[0], output_type="latent").images[0], found[0])
+
+
+@pytest.mark.parametrize("form", ["lane-packed", "pool"])
+def test_a_round_never_waits_for_the_device(
+    sdxl_folder: Path, make_lora: Callable[..., Path], form: FormChoice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where a mix is new at every step, so that factors and keys of the texts are, too."""
+    pipe = open_pipe(sdxl_folder, make_lora, torch.bfloat16, "cuda")
+    pipe.optimize(form=form)
+    asked = [
+        Request("a fox", adapters=MIX, composer=composer, seed=1, steps=8, scheduler=scheduler)
+        for composer in (Merge(), Switch(interval=1), Composite())
+        for scheduler in ("Euler", "DPM++ 2M Karras")
+    ]
+    expected = [pipe(asked, output_type="latent").images for _ in range(2)][-1]
+    whole_round = Session._round
+
+    def watched(session: Session, jobs: Any, shape: Any) -> None:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            whole_round(session, jobs, shape)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(Session, "_round", watched)
+    captures = pipe.model.engine.stats.captures
+    found = pipe(asked, output_type="latent")
+    assert pipe.model.engine.stats.captures == captures
+    assert all(torch.equal(one, other) for one, other in zip(found.images, expected, strict=True))
+    assert all(record.device_seconds > 0 for record in found.records)
 
 
 def test_compiled_blocks_draw_the_same_picture(sdxl_folder: Path, make_lora: Callable[..., Path]) -> None:
