@@ -332,6 +332,7 @@ def test_graphs_draw_what_layers_one_by_one_draw(
     assert torch.equal(pipe(asked[0], output_type="latent").images[0], found[0])
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("form", ["lane-packed", "pool"])
 def test_a_round_never_waits_for_the_device(
     sdxl_folder: Path, make_lora: Callable[..., Path], form: FormChoice, monkeypatch: pytest.MonkeyPatch
