@@ -12,13 +12,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from composers.plan import Lane, Plan, Role
+from composers.plan import Lane, Plan, Role, Use
 from pipelines.engine.call import Call
 from pipelines.engine.packing import moved
 from pipelines.family import Cut
+from pipelines.features import Passes
 from pipelines.model import Model
 from pipelines.text.encoder import Embedding
 from pipelines.trajectory import Trajectory
+
+Uses = list[tuple[Use, ...]]
+"""What acts on each of some lanes."""
 
 
 @dataclass(frozen=True)
@@ -90,19 +94,32 @@ def _call(model: Model, rows: Sequence[Row]) -> Call:
         sizes,
         uses=tuple(row.lane.uses for row in rows),
         texts=tuple(row.text.tokens for row in rows),
-        steady=min(steady(own.plans, own.step) for own in flying.values()),
+        steady=min(
+            steady(uses_of(own.plans, own.passes, shallow=shallow), own.step) for own in flying.values()
+        ),
         cut=rows[0].cut if shallow else None,
         deep=deep,
         leaves=tuple(sorted(leaves)),
     )
 
 
-def steady(plans: Sequence[Plan], here: int) -> int:
-    """Steps in a row, around step `here`, whose lanes have the same uses: the same for all of them, so that no
-    form changes within."""
-    uses = [[lane.uses for lane in plan.lanes] for plan in plans]
-    before = next((back for back in range(here) if uses[here - 1 - back] != uses[here]), here)
-    after = next((on for on in range(len(uses) - here) if uses[here + on] != uses[here]), len(uses) - here)
+def uses_of(plans: Sequence[Plan], passes: Sequence[Passes], *, shallow: bool) -> list[Uses]:
+    """Of every step, what acts on the lanes that run shallow, or on those that run in full."""
+    return [
+        [lane.uses for lane, own in zip(plan.lanes, ways.shallow, strict=True) if own == shallow]
+        for plan, ways in zip(plans, passes, strict=True)
+    ]
+
+
+def steady(uses: Sequence[Uses], here: int) -> int:
+    """Steps in a row, around step `here`, in which lanes that run one way have the same uses: the same for all of
+    them, so that no form changes within. Steps without such lanes are passed over."""
+    place = sum(map(bool, uses[:here]))
+    some = [own for own in uses if own]
+    before = next((back for back in range(place) if some[place - 1 - back] != some[place]), place)
+    after = next(
+        (on for on in range(len(some) - place) if some[place + on] != some[place]), len(some) - place
+    )
     return before + after
 
 

@@ -52,6 +52,11 @@ class Passes:
     kept: frozenset[Memory]
 
 
+def passes_of(plans: Sequence[Plan], *, remembering: bool) -> tuple[Passes, ...]:
+    """One `Passes` a step; remembering: whether the run remembers features."""
+    return schedule(plans) if remembering else all_full(plans)
+
+
 def all_full(plans: Sequence[Plan]) -> tuple[Passes, ...]:
     """One `Passes` a step for a run that remembers nothing."""
     return tuple(Passes((False,) * len(plan.lanes), frozenset()) for plan in plans)

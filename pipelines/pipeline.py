@@ -15,7 +15,7 @@ import torch
 from pipelines.adapters.adapter import LoadReport
 from pipelines.checkpoints import load_checkpoint
 from pipelines.decoding import OutputType
-from pipelines.denoise import steady
+from pipelines.denoise import steady, uses_of
 from pipelines.engine import choosing
 from pipelines.engine.backends import AttentionChoice
 from pipelines.engine.bank import FormChoice
@@ -25,6 +25,7 @@ from pipelines.engine.store import AdapterStore
 from pipelines.errors import AdapterError, RequestError, SetupError
 from pipelines.events import Event, Failed, Finished, Stepped
 from pipelines.family import FamilyName
+from pipelines.features import passes_of
 from pipelines.home import Home
 from pipelines.model import Model
 from pipelines.record import Record
@@ -162,12 +163,17 @@ class StudioPipeline:
         for width, height in sizes:
             assert width is not None
             assert height is not None
-            plans = [own.plans() for own in resolved if (own.width, own.height) == (width, height)]
-            rows = tuple(lane.uses for own in plans for lane in own[0].lanes)
+            runs = []
+            for own in resolved:
+                if (own.width, own.height) == (width, height):
+                    plans = own.plans()
+                    passes = passes_of(plans, remembering=own.cut is not None)
+                    runs.append(uses_of(plans, passes, shallow=False))
+            rows = tuple(use for run in runs for use in run[0])
             shape = self.model.latent_shape(width, height)
-            lasting = min(steady(own, 0) for own in plans)
+            lasting = min(steady(run, 0) for run in runs)
             kinds, note = self.model.engine.explain(rows, shape, lasting)
-            found.append(CallPlan(width, height, len(plans), len(rows), lasting, kinds, note))
+            found.append(CallPlan(width, height, len(runs), len(rows), lasting, kinds, note))
         return tuple(found)
 
     @property

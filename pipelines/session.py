@@ -30,7 +30,7 @@ from pipelines.denoise import Row, evaluate, fold, rows_of
 from pipelines.engine.store import Hold
 from pipelines.errors import RenderError, RequestError, StudioError
 from pipelines.events import Cancelled, Event, Failed, Finished, Started, Stepped
-from pipelines.features import Features, Passes, all_full, most_kept, schedule
+from pipelines.features import Features, Passes, most_kept, passes_of
 from pipelines.model import Model
 from pipelines.pace import Pace
 from pipelines.record import Cost, make_record
@@ -104,7 +104,7 @@ class Session:
         assert resolved.height is not None
         shape = self.model.latent_shape(resolved.width, resolved.height)
         plans = resolved.plans()
-        passes = schedule(plans) if resolved.cut else all_full(plans)
+        passes = passes_of(plans, remembering=resolved.cut is not None)
         job = _Job(next(self._ids), owner, priority, resolved, plans, passes, shape, Features())
         if resolved.cut is not None:
             job.cost.feature_bytes = most_kept(passes) * self.model.feature_bytes(shape, resolved.cut)

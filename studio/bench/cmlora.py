@@ -31,7 +31,7 @@ from pipelines import Record, Request, StudioPipeline, assets
 from pipelines.adapters import Adapter, AdapterMetadata, LoadReport, LowRank
 from pipelines.engine.bank import Bank
 from pipelines.family import Cut
-from pipelines.features import all_full, captured, schedule, shallow_modules, shallow_pass
+from pipelines.features import captured, passes_of, shallow_modules, shallow_pass
 from pipelines.record import device_name
 
 CACHING = ("dominant_only", "dominant_every_step", "every_step_in_turn", "all")
@@ -71,7 +71,7 @@ def passes(composer: Composer, adapters: int, steps: int, *, low: int = 0) -> Co
     """The passes of a run with `adapters` adapters, `low` of them in the low band."""
     uses = tuple(Use(str(place), band="low" if place < low else "high") for place in range(adapters))
     plans = [composer.plan(Step(index, steps, GUIDANCE), Mix(uses)) for index in range(steps)]
-    found = schedule(plans) if composer.plans_reuse else all_full(plans)
+    found = passes_of(plans, remembering=composer.plans_reuse)
     flags = [flag for step in found for flag in step.shallow]
     return Counted(flags.count(False) // 2, flags.count(True) // 2)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pipelines.adapters import Adapter
+from pipelines.denoise import steady
 from pipelines.engine.bank import Bank, FormChoice
 from pipelines.engine.call import Call
 from pipelines.engine.engine import Engine
@@ -58,15 +59,20 @@ class Ours:
     def run(self, steps: Sequence[Sequence[Row]], inputs: Inputs) -> Callable[[], Tensor]:
         """The steps in turn; gives the last one's predictions, [rows, channels, h, w]. A single step is one of a run
         in which nothing changes."""
+
         work = []
         for index, rows in enumerate(steps):
-            steady = RUN_STEPS if len(steps) == 1 else _steady(steps[index:])
-            work.append([self._part(rows, shallow, inputs, steady) for shallow in (False, True)])
+            parts = []
+            for shallow in sorted({row.shallow for row in rows}):
+                uses = [[row.uses for row in each if row.shallow == shallow] for each in steps]
+                lasting = RUN_STEPS if len(steps) == 1 else steady(uses, index)
+                parts.append(self._part(rows, shallow, inputs, lasting))
+            work.append(parts)
         features: dict[object, Tensor] = {}
 
         def run() -> Tensor:
             for parts in work:
-                found = self._step([part for part in parts if part.rows], features)
+                found = self._step(parts, features)
             return found
 
         return run
@@ -98,9 +104,3 @@ class Ours:
             if row.kept:
                 features[row.memory] = found.features[self._cut][place].clone()
         return found.prediction
-
-
-def _steady(steps: Sequence[Sequence[Row]]) -> int:
-    """Steps, the first one counted, whose rows have the first one's adapters."""
-    uses = [row.uses for row in steps[0]]
-    return next((ahead for ahead, rows in enumerate(steps) if [row.uses for row in rows] != uses), len(steps))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from composers import Composer, Mix, Step, Use, build
-from pipelines.features import all_full, schedule
+from pipelines.features import passes_of
 
 Layers = Literal["attention", "linear", "conv"]
 Spread = Literal["identical", "distinct", "uniform", "skewed"]
@@ -132,7 +132,7 @@ def steps_of(composer: Composer, count: int, mixes: Sequence[Mix]) -> tuple[tupl
     for image, mix in enumerate(mixes):
         resolved = composer.resolved(mix, count)
         plans = [resolved.plan(Step(index, count, GUIDANCE), mix) for index in range(count)]
-        passes = schedule(plans) if resolved.plans_reuse else all_full(plans)
+        passes = passes_of(plans, remembering=resolved.plans_reuse)
         runs.append(
             [
                 [

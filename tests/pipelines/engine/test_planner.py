@@ -12,8 +12,9 @@ import diffusers
 import pytest
 import torch
 
-from composers import Merge, Switch
+from composers import CMLoRA, Merge, Mix, Step, Switch, Use
 from pipelines import Request, StudioPipeline, assets
+from pipelines.denoise import steady, uses_of
 from pipelines.engine import calibration
 from pipelines.engine.calibration import rates_of
 from pipelines.engine.engine import MEMORY_SHARE
@@ -22,8 +23,10 @@ from pipelines.engine.graphs import Reruns
 from pipelines.engine.packing import Ranks
 from pipelines.engine.planner import LOW_RANK, MEASURED, Estimate, Load, Planner, Rates, Work, estimates
 from pipelines.engine.table import Table
+from pipelines.features import passes_of
 
 LAYER = Work(rows=16, tokens=1024, in_width=1280, out_width=1280)
+PAIR = Mix((Use("a"), Use("b")))
 LOAD = Load(rows=16, groups=8, cells=64 * 64, steady=30, room=1e12)
 
 
@@ -54,6 +57,22 @@ def test_weights_made_in_passing_cost_the_same_whatever_the_picture() -> None:
     assert not made_in_passing(2 * 1024, 640, 640)
     assert steps(4096)["lane-packed"] == steps(8192)["lane-packed"] < 0.3 * steps(4096)["pool"]
     assert steps(1024)["lane-packed"] > steps(256)["lane-packed"]
+
+
+def test_a_mix_stays_while_lanes_that_run_one_way_keep_their_uses() -> None:
+    """CMLoRA's one dominant lane runs in full and changes, though the lanes together never do."""
+    a, b = [(Use("a"),)], [(Use("b"),)]
+    turns = [a, a, b, b, b, a]
+    assert [steady(turns, step) for step in range(6)] == [2, 2, 3, 3, 3, 1]
+    assert steady([a, [], a, [], b], 2) == 2
+    composer = CMLoRA(interval=2).resolved(PAIR, 12)
+    plans = [composer.plan(Step(index, 12, 1.0), PAIR) for index in range(12)]
+    together, in_full = (
+        uses_of(plans, passes_of(plans, remembering=remembering), shallow=False)
+        for remembering in (False, True)
+    )
+    assert steady(together, 6) == 12
+    assert steady(in_full, 6) == 2
 
 
 @pytest.mark.parametrize(
