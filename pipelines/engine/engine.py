@@ -41,7 +41,7 @@ STEP_KINDS: tuple[Kind, ...] = tuple(kind for kind in KINDS if kind != "text")
 class Stats:
     """What the engine has done since it was made.
 
-    rows: latents' shape -> rows run so far, in full or shallow. captures: recordings made. replays: calls replayed.
+    rows: latents' shape -> rows run so far, in full or shallow. captures: buckets recorded. replays: calls replayed.
     rehearsals: first calls of a bucket, on its buffers. layer_by_layer: calls run without buffers. evictions: stages
     dropped to make room. text_rows: rows whose text keys and values were computed. notes: why calls ran without a
     recording that might have had one -> how many. why: of the last call; "" where nothing is to be said.

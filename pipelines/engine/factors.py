@@ -79,7 +79,8 @@ Acting = Factors | Dense
 
 PASSING = 3
 """How many times the bytes of whole weights made in passing a low-rank part must move, for these to be made. They take
-four passes over G weights, in large products; a low-rank part one over x and two over y, in small ones."""
+four passes over G weights, in large products; a low-rank part one over x and two over y, in small ones. Measured on an
+H200 for rank 48: at 2.4 times the bytes both take as long, at 4.8 whole weights take 0.85 of the time, at 9.6 0.57."""
 
 
 def made_in_passing(tokens: int, inner: int, outer: int) -> bool:
