@@ -14,10 +14,10 @@ from torch import Tensor
 
 from composers.plan import Lane, Plan, Role, Use
 from pipelines.engine.call import Call
-from pipelines.engine.packing import moved
 from pipelines.family import Cut
 from pipelines.features import Passes
 from pipelines.model import Model
+from pipelines.pace import moved
 from pipelines.text.encoder import Embedding
 from pipelines.trajectory import Trajectory
 

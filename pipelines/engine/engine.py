@@ -238,7 +238,7 @@ class Engine:
             call.cut,
             call.leaves,
             forms,
-            "text" in multiplied,
+            texts_multiplied="text" in multiplied,
         )
 
     def _load(self, rows: int, groups: int, shape: Sequence[int], steady: int) -> Load:

@@ -20,6 +20,7 @@ from pipelines.engine import flora
 from pipelines.engine.factors import Acting, Dense, Factors, Form
 from pipelines.engine.rows import RowPool
 from pipelines.engine.table import Kind, Places, Table
+from pipelines.pace import moved
 
 Numbers = npt.NDArray[np.float32]
 Groups = Sequence[tuple[Use, ...]]
@@ -62,11 +63,6 @@ class Draft:
     @property
     def rank(self) -> int:
         return int(self.owner.shape[1])
-
-
-def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host's, on the device: neither waits for the other, as a copy from ordinary memory would."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def block_factors(table: Table, uses: Sequence[Use | None]) -> Numbers:

@@ -23,10 +23,11 @@ from pipelines.engine.call import Call, Found, forward
 from pipelines.engine.factors import Acting, Form
 from pipelines.engine.graphs import Recorder, Recording
 from pipelines.engine.layers import together
-from pipelines.engine.packing import DensePacking, Packing, Taken, moved
+from pipelines.engine.packing import DensePacking, Packing, Taken
 from pipelines.engine.table import Kind
 from pipelines.family import Cut
 from pipelines.features import shallow_modules
+from pipelines.pace import moved
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class Stage:
             for name, attn in texts.items()
         }
         self.text_rows = 0
-        self._texts: list[RowText | None] | None = None
+        self._texts: list[RowText | None] | None = None  # whose keys and values are kept; None where that is not known
         self._seats: list[Marked | None] = [None] * bucket.groups
         self._rehearsed = False
         self._recording: Recording[Found] | None = None
