@@ -116,7 +116,9 @@ class Stage:
             for name, attn in texts.items()
         }
         self.text_rows = 0
-        self._texts: list[RowText | None] | None = None  # whose keys and values are kept; None where that is not known
+        self._texts: list[RowText | None] | None = (
+            None  # whose keys and values are kept; None where that is not known
+        )
         self._seats: list[Marked | None] = [None] * bucket.groups
         self._rehearsed = False
         self._recording: Recording[Found] | None = None
