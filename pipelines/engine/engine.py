@@ -249,7 +249,7 @@ class Engine:
     ) -> tuple[KindForm, ...] | str:
         """A form for every kind of layer that adapters change, within the room that all share; or why there are none.
 
-        Keys and values of the texts never take whole weights, which would not pay for what is computed once a mix.
+        Keys and values of the texts never take whole weights: gigabytes of SDXL's, for what is computed once a mix.
         multiplied: kinds whose weights are multiplied (FLoRA): on buffers, those are whole weights; of texts, none.
         """
         apart = {"text"} & {*multiplied}

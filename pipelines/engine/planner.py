@@ -1,12 +1,13 @@
 """Which form is cheapest for the layers of one kind in a call: a cost model of the three products.
 
-For every layer, with N rows in G groups, T tokens a row, rank R and element size e, beyond the base layer's own work
-(for keys and values of the text, once a mix instead of every call):
+For every layer, with N rows in G groups, T tokens a row, rank R and element size e, beyond the base layer's own work:
 
     lane-packed  2 N T R (in + out) operations; reads x, writes and reads N T R, reads and writes y; 2 kernels;
                  or, where whole weights are made in passing, 2 G R in out, and four passes over G weights
     pool         the same with the pool's rank, and the gates: 3 kernels
     dense        reads the weights of G groups instead of one; and once a mix: writing them, shared out over its steps
+
+Keys and values of the text take all that once a mix, and nothing in its other calls.
 
 Time is the larger of operations / rate and bytes / bandwidth, and each kernel's launch; the rate of a product of low
 rank grows with the rank, as its tiles fill, up to that of a large one.
@@ -15,7 +16,7 @@ rank grows with the rank, as its tiles fill, up to that of a large one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipelines.engine.factors import Form, made_in_passing
 from pipelines.engine.packing import Ranks
@@ -174,4 +175,7 @@ def estimates(works: list[Work], ranks: Ranks, groups: int, rates: Rates, size: 
     step = (groups - 1) * weights / (2 * rates.bandwidth)  # a copy reads and writes
     held = groups * weights
     once = held / rates.bandwidth + sum(work.layers for work in works) * FILLED_BY * rates.host
-    return [*found, Estimate("dense", step, once, held)]
+    found.append(Estimate("dense", step, once, held))
+    if ranks.kind == "text":
+        return [replace(each, step=0.0, once=each.once + each.step) for each in found]
+    return found

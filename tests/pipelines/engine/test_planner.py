@@ -45,6 +45,16 @@ def test_costs_grow_with_what_they_are_made_of() -> None:
     assert costs(16, 16, 1)["pool"].bytes == costs(16, 16, 1)["lane-packed"].bytes
 
 
+def test_keys_and_values_of_texts_cost_nothing_while_the_mix_stays() -> None:
+    every_call, once = (
+        estimates([LAYER], Ranks(kind, 8, 48, 96), 8, MEASURED["cuda"], 2) for kind in ("attention", "text")
+    )
+    for own, other in zip(every_call, once, strict=True):
+        assert (own.form, own.bytes) == (other.form, other.bytes)
+        assert other.step == 0
+        assert other.once == own.once + own.step
+
+
 def test_weights_made_in_passing_cost_the_same_whatever_the_picture() -> None:
     """From some size on a picture's tokens no longer count in what a low-rank form costs; the pool's always do."""
     rates, ranks = MEASURED["cuda"], Ranks("attention", 8, 48, 96)
