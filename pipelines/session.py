@@ -394,8 +394,9 @@ class Session:
 
 def _share(shares: Sequence[tuple[Cost, int]], seconds: float) -> None:
     """Add a call's seconds on the device to the pictures' costs, by their rows in it."""
+    together = sum(rows for _, rows in shares)
     for cost, rows in shares:
-        cost.device_seconds += seconds * rows / sum(own for _, own in shares)
+        cost.device_seconds += seconds * rows / together
 
 
 def _charge(cost: Cost, first: int, last: int, calls: Sequence[int], *, shallow: bool) -> None:

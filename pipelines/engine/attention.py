@@ -115,13 +115,11 @@ class RowText:
 class TextMemory:
     """Keys and values of some cross-attention layers, row by row.
 
-    layers: name -> attention layer with a LaneAttention processor. kept: name -> what is kept of it. changes: how
-    often that has changed.
+    layers: name -> attention layer with a LaneAttention processor. kept: name -> what is kept of it.
     """
 
     def __init__(self, layers: Mapping[str, Any]) -> None:
         self.kept: dict[str, Kept] = {}
-        self.changes = 0
         self._layers = dict(layers)
         self._seats: list[RowText] = []
         self._tokens = 0
@@ -164,7 +162,6 @@ class TextMemory:
             assert parts is not None
             kept[name] = parts if straight else (parts[0][index], parts[1][index])
         self.kept, self._seats, self._tokens = kept, list(rows), text.shape[1]
-        self.changes += 1
 
     @contextmanager
     def used(self) -> Iterator[None]:

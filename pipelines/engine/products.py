@@ -116,7 +116,7 @@ class Operands:
     def _ways_in_passing(self) -> dict[str, Way]:
         """With weights of every group's own, W_p + (D_g,p^T U_g,p)^T, made for this product alone: where a group has
         many tokens, they are smaller than y, which adding the low-rank part reads and writes. Without GEGLU the library
-        alone goes on from there: no tile was ever faster."""
+        alone goes on from there: tiles gain 4 % at most on whole weights, and lose mostly."""
         from pipelines.engine import kernels
 
         if not self.geglu:

@@ -116,9 +116,8 @@ class Stage:
             for name, attn in texts.items()
         }
         self.text_rows = 0
-        self._texts: list[RowText | None] | None = (
-            None  # whose keys and values are kept; None where that is not known
-        )
+        # Whose keys and values are kept; None where that is not known.
+        self._texts: list[RowText | None] | None = None
         self._seats: list[Marked | None] = [None] * bucket.groups
         self._rehearsed = False
         self._recording: Recording[Found] | None = None
@@ -206,11 +205,11 @@ class Stage:
     def _renew_texts(self, call: Call, rows: Sequence[int]) -> None:
         """See to it that keys and values are those of the call's texts and mixes; rows: where its rows sit."""
         packing = self.packings.get("text")
-        changed = packing is not None or self.bucket.texts_multiplied
+        reached = packing is not None or self.bucket.texts_multiplied
         texts: list[RowText | None] = [None] * self.bucket.rows
         uses: list[tuple[Use, ...]] = [()] * self.bucket.rows
         for row, text, own in zip(rows, call.texts, call.uses, strict=True):
-            texts[row], uses[row] = RowText(text, self._bank.marked(own) if changed else None), own
+            texts[row], uses[row] = RowText(text, self._bank.marked(own) if reached else None), own
         if texts == self._texts:
             return
         self._texts = None  # what is being written counts as nothing

@@ -17,12 +17,12 @@ from pipelines.adapters import Adapter, AdapterMetadata, LoadReport, LowRank
 from pipelines.checkpoints import load_checkpoint
 from pipelines.engine.attention import join_weights
 from pipelines.engine.call import Call
+from pipelines.engine.planner import TEXT_TOKENS
 from pipelines.home import Home
 from studio.bench.speed.workload import SUFFIXES, Layers, Row, adapter_name
 
 RANDOM = {"sdxl": "sdxl", "sd15": "sd1"}
 """Models made here from a published configuration, with random weights: time does not depend on values."""
-TEXT_TOKENS = 77
 
 
 @dataclass

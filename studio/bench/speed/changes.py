@@ -36,7 +36,7 @@ class Changes:
     """What `count` random changes did after a warm-up. replays: steps that replayed a recording.
 
     bytes_early, bytes_late: the most device memory (0 on a CPU) that tensors took after a change of the first half and
-    after one of the second: what a call keeps of its texts depends on its rows, so single changes differ.
+    after one of the second, its predictions let go.
     worst: largest relative difference to merged weights among the pictures that were compared.
     """
 

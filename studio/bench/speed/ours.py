@@ -59,7 +59,6 @@ class Ours:
     def run(self, steps: Sequence[Sequence[Row]], inputs: Inputs) -> Callable[[], Tensor]:
         """The steps in turn; gives the last one's predictions, [rows, channels, h, w]. A single step is one of a run
         in which nothing changes."""
-
         work = []
         for index, rows in enumerate(steps):
             parts = []
