@@ -183,6 +183,7 @@ def test_the_form_is_kept_over_a_reload_and_a_dropped_picture_brings_its_setting
     prompt, method = studio.page.locator("#prompt textarea"), studio.page.locator("#method")
     studio.write("a raccoon in a spacesuit <lora:passing:0.5>")
     studio.page.get_by_role("button", name="Turn tags into rows").click()
+    expect(studio.rows).to_have_count(1)
     studio.add("raccoon", "spacesuit")
     studio.method("switch")
     studio.steps(6)
