@@ -10,7 +10,12 @@ from typing import Any
 import yaml
 
 from pipelines.errors import SetupError
+from pipelines.home.answers import answered
+from pipelines.home.files import exists, is_folder, is_regular, read_text
 from pipelines.home.settings import Roots
+
+LARGEST = 2**18
+"""Bytes of an `extra_model_paths.yaml`."""
 
 KINDS: Mapping[str, tuple[str, ...]] = {
     "models": ("checkpoints", "diffusers"),
@@ -32,14 +37,14 @@ def import_paths(path: str | Path) -> Roots:
 
     path: an `extra_model_paths.yaml`, or the folder of a ComfyUI, webui (Forge, A1111) or Fooocus
         installation.
-    Raises SetupError where nothing can be found there.
+    Raises SetupError where nothing can be found there, or a folder does not answer.
     """
-    path = Path(path).expanduser()
-    if path.is_file():
-        roots = _from_yaml(path)
-    elif path.is_dir():
+    path = Path(os.path.expanduser(path))
+    if is_folder(path):
         extra = path / "extra_model_paths.yaml"
-        roots = _from_layout(path) + (_from_yaml(extra) if extra.is_file() else Roots())
+        roots = _from_layout(path) + (_from_yaml(extra) if is_regular(extra) else Roots())
+    elif exists(path):
+        roots = _from_yaml(path)
     else:
         raise SetupError(f"{path} does not exist; give ComfyUI's extra_model_paths.yaml or a webui's folder")
     if not roots:
@@ -59,8 +64,8 @@ def _from_layout(folder: Path) -> Roots:
 def _from_yaml(file: Path) -> Roots:
     """ComfyUI's format: sections of `key: folder`, a folder a line, counted from the section's base."""
     try:
-        sections = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        sections = yaml.safe_load(read_text(file, LARGEST)) or {}
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise SetupError(f"{file} cannot be read: {error}; mend it or give another file") from error
     if not isinstance(sections, dict):
         raise SetupError(f"{file} holds no sections; give ComfyUI's extra_model_paths.yaml")
@@ -72,15 +77,25 @@ def _from_yaml(file: Path) -> Roots:
 
 
 def _section(file: Path, section: Mapping[str, Any], keys: tuple[str, ...]) -> tuple[Path, ...]:
-    base = file.parent / _expanded(str(section.get("base_path") or ""))
-    lines = [line.strip() for key in keys for line in str(section.get(key) or "").splitlines()]
+    base = file.parent / _expanded(_said(section, "base_path"))
+    lines = [line.strip() for key in keys for line in _said(section, key).splitlines()]
     return _existing([base / _expanded(line) for line in lines if line])
 
 
+def _said(section: Mapping[str, Any], key: str) -> str:
+    """A text, and nothing else: what is made of aliases may be endless once it is written out."""
+    value = section.get(key)
+    return value if isinstance(value, str) else ""
+
+
 def _expanded(text: str) -> Path:
-    return Path(os.path.expandvars(text)).expanduser()
+    return Path(os.path.expanduser(os.path.expandvars(text)))
 
 
 def _existing(folders: list[Path]) -> tuple[Path, ...]:
     """Those that exist, each once, also where upper and lower case name the same folder."""
-    return tuple(dict.fromkeys(folder.resolve() for folder in folders if folder.is_dir()))
+    return tuple(dict.fromkeys(_real(folder) for folder in folders if is_folder(folder)))
+
+
+def _real(folder: Path) -> Path:
+    return answered(folder, lambda: Path(os.path.realpath(folder)))

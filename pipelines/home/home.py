@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import platformdirs
 
 from pipelines import assets
 from pipelines.errors import AdapterFileError, ModelError, SetupError
+from pipelines.home import files
+from pipelines.home.answers import NoAnswer, is_silent, silent
 from pipelines.home.names import Entry, find, name_entries, near, scan
 from pipelines.home.settings import Roots, Settings, read_settings, write_folders
 
@@ -100,19 +103,27 @@ class Home:
         own = scan((self.path / "vae", *self.roots.vae), _is_vae)
         return name_entries([Entry("", path) for path in own])
 
-    def find_model(self, source: str | Path, *, paths: bool = True) -> Entry | None:
+    @property
+    def silent(self) -> tuple[str, ...]:
+        """What was left out of the last lists, since it does not answer at present: folders, or some within them."""
+        own = (self.path / name for name in ("models", "loras", "vae"))
+        return silent([*own, *self.roots.models, *self.roots.loras, *self.roots.vae])
+
+    def find_model(
+        self, source: str | Path, *, paths: bool = True, entries: Sequence[Entry] | None = None
+    ) -> Entry | None:
         """A model by name or, where `paths` allows it, by path; None where it can only be a hub id.
 
-        Embedded names win, then paths, then names in the folders.
-        Raises ModelError for an unknown or ambiguous name.
+        Embedded names win, then paths, then names in the folders. entries: what `models` gave, if it was asked.
+        Raises ModelError for an unknown or ambiguous name, and NoAnswer for a path that does not answer.
         """
         name = str(source)
         for model in assets.embedded_models():
             if isinstance(source, str) and model.name.casefold() == name.casefold():
                 return Entry(model.name, model.path, embedded=True)
-        if paths and (path := Path(source).expanduser()).exists():
+        if paths and files.exists(path := _expanded(source)):
             return _at(path)
-        entries = self.models()
+        entries = self.models() if entries is None else entries
         found = find(name, entries)
         if isinstance(found, Entry):
             return found
@@ -132,10 +143,10 @@ class Home:
 
         model: name of the loaded model; of two adapters of one name, the one made for it is meant.
         entries: what `loras` gave, for many look-ups in a row.
-        Raises AdapterFileError for an unknown or ambiguous name.
+        Raises AdapterFileError for an unknown or ambiguous name, and NoAnswer for a path that does not answer.
         """
-        path = Path(source).expanduser()
-        if paths and (path.is_file() or (path / "adapter_config.json").is_file()):
+        path = _expanded(source)
+        if paths and (files.is_regular(path) or files.is_regular(path / "adapter_config.json")):
             return _at(path)
         entries = self.loras() if entries is None else entries
         found = find(str(source), entries, model)
@@ -147,9 +158,9 @@ class Home:
     def find_vae(self, source: str | Path, *, paths: bool = True) -> Entry:
         """A VAE by name or, where `paths` allows it, by path.
 
-        Raises ModelError for an unknown or ambiguous name.
+        Raises ModelError for an unknown or ambiguous name, and NoAnswer for a path that does not answer.
         """
-        if paths and (path := Path(source).expanduser()).exists():
+        if paths and files.exists(path := _expanded(source)):
             return _at(path)
         entries = self.vaes()
         found = find(str(source), entries)
@@ -170,26 +181,42 @@ class Home:
         similar = near(name, entries)
         hint = f"did you mean {' or '.join(map(repr, similar))}? " if similar else ""
         own = self.path / {"model": "models", "LoRA": "loras", "VAE": "vae"}[kind]
-        away = [str(root) for root in roots if not root.is_dir()]
-        missing = f" (not there at present: {', '.join(away)})" if away else ""
         flag = {"model": "--model-dir", "LoRA": "--lora-dir", "VAE": "config.toml"}[kind]
         return (
-            f"unknown {kind} {name!r}: {hint}Put the file into {own}, name further folders with "
-            f"{flag}{missing}, or give its path"
+            f"unknown {kind} {name!r}: {hint}{_left_out((own, *roots))}Put the file into {own}, name further folders "
+            f"with {flag}{_away(roots)}, or give its path"
         )
 
 
+def _left_out(roots: Sequence[Path]) -> str:
+    """Which folders could not be looked into for now."""
+    return "".join(f"The folder {at} does not answer; try again once it does. " for at in silent(roots))
+
+
+def _away(roots: Sequence[Path]) -> str:
+    """Which folders are not there."""
+    away = [str(root) for root in roots if not is_silent(root) and not files.is_folder(root)]
+    return f" (not there at present: {', '.join(away)})" if away else ""
+
+
 def _given(kind: str, folders: Iterable[str | Path]) -> tuple[Path, ...]:
-    paths = tuple(Path(folder).expanduser().absolute() for folder in folders)
+    """Those that do not answer may be there, and are looked into once they do."""
+    paths = tuple(_expanded(folder).absolute() for folder in folders)
     for path in paths:
-        if not path.is_dir():
-            raise SetupError(f"the {kind} folder {path} does not exist; check the path")
+        with suppress(NoAnswer):
+            if not files.is_folder(path):
+                raise SetupError(f"the {kind} folder {path} does not exist; check the path")
     return paths
+
+
+def _expanded(source: str | Path) -> Path:
+    """A path; the home of a user who is not known stays as it is written."""
+    return Path(os.path.expanduser(source))
 
 
 def _at(path: Path) -> Entry:
     path = path.absolute()
-    return Entry(path.name if path.is_dir() else path.stem, path)
+    return Entry(path.name if files.is_folder(path) else path.stem, path)
 
 
 def _is_file_name(name: str) -> bool:
@@ -201,8 +228,12 @@ def _is_weights(folder: Path, name: str, is_folder: bool) -> bool:
 
 
 def _is_model(folder: Path, name: str, is_folder: bool) -> bool:
-    return (folder / name / "model_index.json").is_file() if is_folder else _is_weights(folder, name, False)
+    return _holds(folder, name, "model_index.json") if is_folder else _is_weights(folder, name, False)
 
 
 def _is_vae(folder: Path, name: str, is_folder: bool) -> bool:
-    return (folder / name / "config.json").is_file() if is_folder else _is_weights(folder, name, False)
+    return _holds(folder, name, "config.json") if is_folder else _is_weights(folder, name, False)
+
+
+def _holds(folder: Path, name: str, file: str) -> bool:
+    return os.path.isfile(os.path.join(folder, name, file))

@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import difflib
 import os
+import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence, Set
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+
+from pipelines.home.answers import Call, NoAnswer, ask, is_silent, sign
+from pipelines.home.files import is_whole_text
 
 
 @dataclass(frozen=True)
@@ -37,30 +42,132 @@ def scan(roots: Sequence[Path], wanted: Wanted) -> list[Path]:
     """What is wanted under the roots, sorted by path within each; no file is opened.
 
     Links are followed as long as they stay under a root; hidden folders are left out, and so is all inside a
-    folder that is itself wanted. Roots that do not exist are empty.
+    folder that is itself wanted, whatever is neither a folder nor a regular file, and names that no text can hold.
+    Roots that do not exist are empty, and so are those that do not answer (see `answers`), until they do.
     """
-    inside = [os.path.realpath(root) for root in roots]
-    seen: set[str] = set()
-    return [path for root in roots for path in sorted(_walk(str(root), inside, seen, wanted))]
+    walks = [_Walk(str(root), folders=[str(root)]) for root in roots]
+    calls = [_ask(walk.named, partial(_walk, walk, wanted)) for walk in walks]  # all at once
+    walks = [
+        _told(walk, call, partial(_walk, wanted=wanted)) for walk, call in zip(walks, calls, strict=True)
+    ]
+    inside = [walk.root for walk in walks if walk.root]
+    seen = {real for walk in walks for real in walk.files}
+    found: list[Path] = []
+    taken: set[str] = set()
+    for walk in walks:
+        files = [file for real, listed in walk.files.items() if real not in taken for file in listed]
+        taken |= walk.files.keys()
+        if walk.links:
+            follow = partial(_follow, inside=inside, seen=frozenset(seen), wanted=wanted)
+            links = _Walk(f"{walk.named} (its links)", links=walk.links)
+            links = _told(links, _ask(links.named, partial(follow, links)), follow)
+            files += [file for listed in links.files.values() for file in listed]
+            seen |= links.files.keys()
+        found += sorted(map(Path, files))
+    return found
 
 
-def _walk(folder: str, inside: Sequence[str], seen: set[str], wanted: Wanted) -> Iterator[Path]:
-    real = os.path.realpath(folder)
-    if real in seen:  # a root inside another, or a link in a circle
-        return
-    seen.add(real)
+@dataclass
+class _Walk:
+    """What was found so far below a folder. named: as it was given; root: where it really is. folders, links: to be
+    looked at. files: real folder -> what is wanted in it. ended: nobody waits for the rest."""
+
+    named: str
+    root: str = ""
+    folders: list[str] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
+    files: dict[str, list[str]] = field(default_factory=dict)
+    ended: bool = False
+
+    def without_what_hangs(self) -> _Walk:
+        """To be gone on with elsewhere: the thread that walked it hangs in a folder that it took off the lists."""
+        self.ended = True
+        files = {real: list(listed) for real, listed in list(self.files.items())}
+        return _Walk(self.named, self.root, list(self.folders), list(self.links), files)
+
+
+def _ask(named: str, work: Callable[[], None]) -> Call[None] | None:
     try:
-        entries = list(os.scandir(folder))
-    except OSError:
-        return
-    for entry in entries:
-        if entry.name.startswith(".") or (entry.is_symlink() and not _within(entry.path, inside)):
+        return ask(named, work)
+    except NoAnswer:
+        return None
+
+
+def _told(walk: _Walk, call: Call[None] | None, go_on: Callable[[_Walk], None]) -> _Walk:
+    """The walk when it is over. It goes on beside what does not answer; nothing is found where that is the root."""
+    while call is not None:
+        try:
+            call.result()
+            break
+        except NoAnswer:
+            walk = walk.without_what_hangs()
+            call = _ask(walk.named, partial(go_on, walk))
+    return walk
+
+
+def _walk(walk: _Walk, wanted: Wanted) -> None:
+    """A root and the folders in it. No link is followed: one may lead to a folder that does not answer."""
+    walk.root = walk.root or os.path.realpath(walk.named)
+    _list(walk, wanted, frozenset())
+
+
+def _follow(walk: _Walk, inside: Sequence[str], seen: Set[str], wanted: Wanted) -> None:
+    """What links lead to, as long as it lies inside the roots; of folders, those that were not seen."""
+    while (walk.links or walk.folders) and not walk.ended:
+        _list(walk, wanted, seen)
+        if not walk.links:
+            break
+        link = walk.links.pop()
+        sign(link)
+        try:
+            target = os.path.join(os.path.dirname(link), os.readlink(link))
+            if is_silent(link) or is_silent(target) or not _within(link, inside):
+                continue
+            mode = os.stat(link).st_mode
+        except (OSError, ValueError):  # it leads nowhere, or in a circle
             continue
-        is_folder = entry.is_dir()
-        if wanted(Path(folder), entry.name, is_folder):
-            yield Path(entry.path)
-        elif is_folder:
-            yield from _walk(entry.path, inside, seen, wanted)
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            continue
+        folder, name = os.path.split(link)
+        if wanted(Path(folder), name, stat.S_ISDIR(mode)):
+            walk.files[link] = [link]
+        elif stat.S_ISDIR(mode):
+            walk.folders.append(link)
+
+
+def _list(walk: _Walk, wanted: Wanted, seen: Set[str]) -> None:
+    """Lists the folders of a walk and those in them."""
+    while walk.folders and not walk.ended:
+        folder = walk.folders.pop()
+        sign(folder)
+        if is_silent(folder):
+            continue
+        try:
+            real = os.path.realpath(folder)
+            if real in seen or real in walk.files:  # a root inside another, or a link in a circle
+                continue
+            if folder != walk.named and wanted(Path(folder).parent, os.path.basename(folder), True):
+                walk.files[real] = [folder]
+                continue
+            entries = list(os.scandir(folder))
+        except (OSError, ValueError):
+            continue
+        sign()
+        files, path = walk.files.setdefault(real, []), Path(folder)
+        for entry in entries:
+            if entry.name.startswith(".") or not is_whole_text(entry.name):
+                continue
+            try:
+                if entry.is_symlink():
+                    walk.links.append(entry.path)
+                elif not entry.is_dir(follow_symlinks=False):
+                    if entry.is_file(follow_symlinks=False) and wanted(path, entry.name, False):
+                        files.append(entry.path)
+                else:
+                    walk.folders.append(entry.path)
+            except OSError:
+                continue
+            sign()
 
 
 def _within(path: str, roots: Iterable[str]) -> bool:
@@ -86,8 +193,10 @@ def find(name: str, entries: Sequence[Entry], model: str | None = None) -> Entry
     `model` come before others, and those of another embedded model come last.
     """
     wanted = name.replace("\\", "/").removesuffix(".safetensors").strip("/")
+    stem = wanted.rpartition("/")[2].casefold()
+    likely = [(e, _spellings(e.path)) for e in entries if _stem(e.path).casefold() == stem]
     for spelled in (str, str.casefold):
-        matches = [e for e in entries if spelled(wanted) in {spelled(s) for s in _spellings(e.path)}]
+        matches = [e for e, spellings in likely if spelled(wanted) in {spelled(s) for s in spellings}]
         for group in (
             [e for e in matches if model is not None and e.model == model],
             [e for e in matches if e.model is None or model is None],
@@ -101,7 +210,9 @@ def find(name: str, entries: Sequence[Entry], model: str | None = None) -> Entry
 
 
 def near(name: str, entries: Sequence[Entry], count: int = 3) -> list[str]:
-    """The names most like this one."""
+    """The names most like this one; none for one longer than names are."""
+    if len(name) > _LONGEST:
+        return []
     names = {entry.name.casefold(): entry.name for entry in entries}
     stems = {entry.name.casefold().rpartition("/")[2]: entry.name for entry in entries}
     table = stems | names
@@ -111,6 +222,13 @@ def near(name: str, entries: Sequence[Entry], count: int = 3) -> list[str]:
 
 def _spellings(path: Path) -> list[str]:
     """From the bare stem to the whole path: every way to write a file's name."""
-    stem = path.name.removesuffix(".safetensors")
+    stem = _stem(path)
     folders = [part for part in path.parts[:-1] if part != path.anchor]
     return [stem, *("/".join([*folders[-count:], stem]) for count in range(1, len(folders) + 1))]
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".safetensors")
+
+
+_LONGEST = 300  # letters; to compare thousands of names with a longer one takes too long

@@ -26,8 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import SetupError
+from pipelines.home.files import read_text
 
 CONFIG_FILE = "config.toml"
+LARGEST = 2**20
+"""Bytes of it."""
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "half": "float16"}
 """Short names of the precisions -> their names in torch."""
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
@@ -70,10 +73,10 @@ def read_settings(home: Path) -> Settings:
     """The settings in a home; all empty where it has no config.toml. Raises SetupError for a faulty one."""
     file = home / CONFIG_FILE
     try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
+        content = tomllib.loads(read_text(file, LARGEST))
     except FileNotFoundError:
         return Settings()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SetupError(f"{file} cannot be read: {error}; mend it or take it away") from error
     _refuse_unknown(file, "", content, [f.name for f in fields(Settings)])
     folders = content.get("folders", {})
@@ -98,7 +101,10 @@ def read_settings(home: Path) -> Settings:
 
 
 def write_folders(home: Path, roots: Roots) -> Path:
-    """Puts the folders into config.toml, which is made if need be; all outside [folders] stays as it is."""
+    """Puts the folders into config.toml, which is made if need be; all outside [folders] stays as it is.
+
+    Raises SetupError where config.toml cannot be read.
+    """
     file = home / CONFIG_FILE
     table = ["[folders]"]
     for name, folders in zip(("models", "loras", "vae"), roots.lists, strict=True):
@@ -106,7 +112,12 @@ def write_folders(home: Path, roots: Roots) -> Path:
         table.append(
             f"{name} = [{', '.join(json.dumps(str(folder), ensure_ascii=False) for folder in folders)}]"
         )
-    before = file.read_text(encoding="utf-8") if file.is_file() else ""
+    try:
+        before = read_text(file, LARGEST)
+    except FileNotFoundError:
+        before = ""
+    except (OSError, ValueError) as error:
+        raise SetupError(f"{file} cannot be read: {error}; mend it or take it away") from error
     others = re.sub(r"(?ms)^[ \t]*\[folders\].*?(?=^[ \t]*\[|\Z)", "", before).strip()
     text = "\n".join([*([others, ""] if others else []), *table, ""])
     home.mkdir(parents=True, exist_ok=True)
