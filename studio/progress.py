@@ -22,6 +22,9 @@ class Teller:
         if not self.quiet:
             self.console.print(text)
 
+    def warn(self, text: str) -> None:
+        self.console.print(f"warning: {text}")
+
     def error(self, text: str) -> None:
         self.console.print(f"error: {text}")
 

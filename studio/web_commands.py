@@ -16,8 +16,9 @@ COMMANDS = ("web", "gc")
 
 WEB_HELP = """Everything stays on this computer: the studio is reached at 127.0.0.1 alone, unless --listen is given.
 Programs can use it too: its functions through gradio_client (see the API link on the page), /sdapi/v1 as A1111's
-front ends expect it, and MCP with --mcp. Logins: --auth, one NAME:PASSWORD a line in --auth-file, or by commas in
-LORA_STUDIO_AUTH."""
+front ends expect it, and MCP with --mcp. Logins: one NAME:PASSWORD a line in --auth-file, or --auth NAME, which asks
+for the password. --auth NAME:PASSWORD and LORA_STUDIO_AUTH (by commas) are for trying things out: other programs on
+this computer can read them, so --listen refuses them."""
 
 
 def add(
@@ -44,7 +45,7 @@ def add(
     )
     group.add_argument("--exact-port", action="store_true", help="do not take the next free port")
     group.add_argument(
-        "--auth", action="append", default=[], metavar="NAME:PASSWORD", help="who may log in; may be repeated"
+        "--auth", action="append", default=[], metavar="NAME", help="who may log in; asks for the password"
     )
     group.add_argument("--auth-file", metavar="FILE", help="logins, one NAME:PASSWORD a line")
     group.add_argument("--mcp", action="store_true", help="offer the functions to MCP clients too")
@@ -87,11 +88,14 @@ def run(args: Namespace, home: Home, teller: Teller) -> int:
 
     if not 0 <= args.port < 2**16 or args.max_upload < 1:
         raise SetupError("--port must lie in 0 … 65535, and --max-upload must be at least 1")
+    host = "0.0.0.0" if args.listen else args.host
     serving = Serving(
-        host="0.0.0.0" if args.listen else args.host,
+        host=host,
         port=args.port,
         exact=args.exact_port,
-        users=read_users(args.auth, args.auth_file),
+        users=read_users(
+            args.auth, args.auth_file, listening=not Serving(host=host).loopback, warn=teller.warn
+        ),
         mcp=args.mcp,
         open_browser=args.open,
         largest=args.max_upload * 2**20,

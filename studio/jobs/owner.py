@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 PROGRAMS = "programs"
 """Owner of what is asked for through an API where nobody logs in."""
 
@@ -11,3 +13,8 @@ def owner_of(login: str | None, browser: str | None = None) -> str:
     if login:
         return f"login:{login}"
     return f"browser:{browser}" if browser else PROGRAMS
+
+
+def folder_of(owner: str) -> str:
+    """The name of a folder that holds one owner's files alone, so that a path says whose they are."""
+    return hashlib.sha256(owner.encode("utf-8", "surrogatepass")).hexdigest()[:32]

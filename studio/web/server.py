@@ -17,16 +17,19 @@ from typing import Any
 import fastapi
 import gradio as gr
 import httpx
-from starlette.routing import Mount
+from starlette.routing import Mount, Route
 
 from pipelines.errors import SetupError
 from pipelines.home import Home
 from studio.jobs import HomeLock, Trainings, Worker
 from studio.jobs.gate import Trust
-from studio.jobs.owner import owner_of
 from studio.opening import Opening
 from studio.web import sdapi
 from studio.web.closing import ClosingServer
+from studio.web.door import routes, uploads
+from studio.web.door.claims import Claims
+from studio.web.door.events import confine, keep_made_files_at_home
+from studio.web.door.files import Files
 from studio.web.guard import LOOPBACK, Guard, Rules
 from studio.web.look import Look
 
@@ -66,8 +69,8 @@ def serve(serving: Serving, home: Home, opening: Opening, trust: Trust, say: Cal
     """Serves until interrupted. The address goes to stdout. Raises SetupError."""
     if not serving.loopback and not serving.users:
         raise SetupError(
-            f"others could reach the studio at {serving.host}: give those who may a login with --auth NAME:PASSWORD, "
-            "--auth-file or LORA_STUDIO_AUTH"
+            f"others could reach the studio at {serving.host}: give those who may a login, with --auth-file FILE (one "
+            "NAME:PASSWORD a line) or --auth NAME (which asks for the password)"
         )
     if serving.mcp:
         _require_mcp()
@@ -75,6 +78,7 @@ def serve(serving: Serving, home: Home, opening: Opening, trust: Trust, say: Cal
         address = _address(serving, listening)
         lock.tell(address)
         worker = Worker(home, opening=opening, trust=trust)
+        keep_made_files_at_home(Files(worker))
         trainings = Trainings(home, opening=opening, trust=trust)
         worker.start()
         try:
@@ -95,8 +99,11 @@ def make_app(worker: Worker, trainings: Trainings, serving: Serving) -> fastapi.
 
 def mounted(pages: gr.Blocks, look: Look, worker: Worker, serving: Serving) -> fastapi.FastAPI:
     """Gradio's pages at /, our own routes before them, and the guard before all."""
+    files, claims = Files(worker), Claims()
     app = fastapi.FastAPI(title="LoRA Studio", docs_url=None, redoc_url=None, openapi_url=None)
-    app.include_router(sdapi.router(worker))
+    calls = sdapi.router(worker)
+    app.include_router(calls)
+    app.include_router(uploads.router(files, serving.largest))
     gr.mount_gradio_app(
         app,
         pages,
@@ -104,8 +111,8 @@ def mounted(pages: gr.Blocks, look: Look, worker: Worker, serving: Serving) -> f
         server_name=serving.host,
         server_port=serving.port,
         auth=list(serving.users.items()) or None,
-        allowed_paths=[str(path) for path in served_folders(worker.home)],
-        show_error=True,
+        allowed_paths=[str(folder) for folder in files.shown],
+        show_error=worker.trust.paths,  # an error that nobody foresaw may name files of this computer
         max_file_size=serving.largest,
         run_history=False,
         ssr_mode=False,
@@ -119,25 +126,26 @@ def mounted(pages: gr.Blocks, look: Look, worker: Worker, serving: Serving) -> f
         favicon_path=look.favicon,
     )
     pages._queue.sleep_when_free = QUEUE_REST
+    confine(pages, files, claims if serving.users else None)
     rules = Rules(
-        serving.hosts,
-        serving.users,
-        serving.largest,
-        _cookie_login(app),
-        lambda file, login: worker.may_see(file, owner_of(login)),
+        hosts=serving.hosts,
+        users=serving.users,
+        largest=serving.largest,
+        cookie_login=_cookie_login(app),
+        may_see=files.may_see,
+        ways=(*routes.GRADIO, *(routes.MCP if serving.mcp else ()), *_ways(calls)),
+        claims=claims,
     )
     app.add_middleware(Guard, rules=rules)
     return app
 
 
-def served_folders(home: Home) -> list[Path]:
-    """What pages may show files from: pictures, previews, and small pictures that the pages make."""
+def _ways(own: fastapi.APIRouter) -> list[routes.Way]:
+    """The ways to routes of ours, as the router has them."""
     return [
-        home.outputs,
-        home.cache / "previews",
-        home.cache / "live",
-        home.cache / "web",
-        home.cache / "training",
+        routes.Way(route.path, tuple(sorted(route.methods or ())), body="json" if "POST" in (route.methods or ()) else "")
+        for route in own.routes
+        if isinstance(route, Route)
     ]
 
 

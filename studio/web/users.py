@@ -1,38 +1,84 @@
-"""Who may log in: names and passwords, from flags, a file, or the environment."""
+"""Who may log in: names and passwords, from a file, a prompt, or, for trying things out, flags and the environment."""
 
 from __future__ import annotations
 
 import base64
 import binascii
+import getpass
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+import stat
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from pipelines.errors import SetupError
 
 ENVIRONMENT = "LORA_STUDIO_AUTH"
+RIGHT_WAY = "write them into a file for --auth-file, one NAME:PASSWORD a line, or give --auth NAME and type the password"
+LARGEST_FILE = 2**20
+"""Bytes of a file with logins."""
 
 
-def read_users(flags: Iterable[str], file: str | None) -> dict[str, str]:
-    """Name -> password: of `--auth NAME:PASSWORD`, of a file with one a line, of LORA_STUDIO_AUTH (by commas).
+def read_users(
+    flags: Iterable[str],
+    file: str | None,
+    *,
+    listening: bool = False,
+    warn: Callable[[str], None] = lambda text: None,
+) -> dict[str, str]:
+    """Name -> password: of `--auth NAME`, which asks for the password, of a file with one NAME:PASSWORD a line, of
+    `--auth NAME:PASSWORD` and of LORA_STUDIO_AUTH (by commas).
 
-    All three are added up; {} means that nobody needs to log in. Raises SetupError.
+    All are added up; {} means that nobody needs to log in. listening: whether other computers can reach the studio;
+    then passwords in arguments and in the environment, which other programs on this computer can read, are refused,
+    else `warn` is told of them. Raises SetupError.
     """
     users: dict[str, str] = {}
+    open_to_all: list[str] = []
     for text in flags:
-        users |= _user(text, "--auth")
+        if ":" in text:
+            open_to_all.append("--auth NAME:PASSWORD")
+            users |= _user(text, "--auth")
+        else:
+            users |= _asked(text)
     if file is not None:
-        try:
-            lines = Path(file).expanduser().read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise SetupError(f"--auth-file {file} cannot be read ({error}); check the path") from error
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(_lines(file, warn), 1):
             if line.strip() and not line.startswith("#"):
                 users |= _user(line.strip(), f"{file}, line {number}")
     for text in filter(None, os.environ.get(ENVIRONMENT, "").split(",")):
+        open_to_all.append(ENVIRONMENT)
         users |= _user(text.strip(), ENVIRONMENT)
+    for where in dict.fromkeys(open_to_all):
+        said = f"{where}: programs on this computer can read the password"
+        if listening:
+            raise SetupError(f"{said}, so it is not taken where others can reach the studio; {RIGHT_WAY}")
+        warn(f"{said}; {RIGHT_WAY}")
     return users
+
+
+def _lines(file: str, warn: Callable[[str], None]) -> list[str]:
+    path = Path(file).expanduser()
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST_FILE:
+            raise SetupError(f"--auth-file {file} is no plain file of lines; check the path")
+        if os.name == "posix" and found.st_mode & 0o077:
+            warn(f"--auth-file {file}: other users of this computer can read it; chmod 600 {file}")
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SetupError(f"--auth-file {file} cannot be read ({error}); check the path") from error
+
+
+def _asked(name: str) -> dict[str, str]:
+    """A name alone: its password is typed, and seen by nobody."""
+    if not name.strip() or not sys.stdin.isatty():
+        raise SetupError(
+            "--auth: write a name and a password with a colon between them, as in ann:secret, or a name alone where "
+            "the password can be typed"
+        )
+    password = getpass.getpass(f"password for {name.strip()}: ")
+    return _user(f"{name}:{password}", "--auth")
 
 
 def _user(text: str, where: str) -> dict[str, str]:
@@ -50,8 +96,8 @@ def knows(users: Mapping[str, str], name: str, password: str) -> bool:
     return same and expected is not None
 
 
-def basic_login(users: Mapping[str, str], header: str | None) -> str | None:
-    """The name in an `Authorization: Basic …` header with the right password, else None."""
+def basic_pair(header: str | None) -> tuple[str, str] | None:
+    """Name and password in an `Authorization: Basic …` header (RFC 7617); None where it holds none."""
     scheme, _, encoded = (header or "").partition(" ")
     if scheme.lower() != "basic":
         return None
@@ -59,4 +105,4 @@ def basic_login(users: Mapping[str, str], header: str | None) -> str | None:
         name, _, password = base64.b64decode(encoded, validate=True).decode("utf-8").partition(":")
     except (binascii.Error, UnicodeDecodeError):
         return None
-    return name if knows(users, name, password) else None
+    return name, password

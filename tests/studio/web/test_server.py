@@ -22,9 +22,10 @@ from studio.jobs import Trainings
 from studio.jobs.owner import owner_of
 from studio.web import server
 from studio.web.closing import ClosingServer
+from studio.web.door.files import Files
 from studio.web.guard import OF_THE_LOGIN_PAGE
 from studio.web.look import Look
-from studio.web.server import Serving, make_app, served_folders
+from studio.web.server import Serving, make_app
 from studio.web.users import read_users
 
 SMALL = {"width": 32, "height": 32, "steps": 2}
@@ -139,12 +140,12 @@ def test_files_are_confined(running: Any, client: httpx.Client) -> None:
     assert client.get(f"/gradio_api/file={home.path / 'studio.sqlite'}").status_code == 403
     assert client.get(f"/gradio_api/file={home.path / 'loras' / 'fox.safetensors'}").status_code == 403
     assert client.get("/gradio_api/file=/etc/passwd").status_code == 403
-    assert all(folder.is_relative_to(home.path) for folder in served_folders(home))
+    assert all(folder.is_relative_to(home.path) for folder in Files(running.worker).shown)
 
 
 def test_listening_to_others_needs_a_login(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["web", "--listen"]) == 2
-    assert "--auth NAME:PASSWORD" in capsys.readouterr().err
+    assert "--auth-file FILE" in capsys.readouterr().err
     assert not home.exists()
 
 

@@ -1,0 +1,226 @@
+"""The one broker of files: whose each one is, and which of them a client may name.
+
+Uploads lie in `uploads/<owner>/…` in the home, readable by nobody else on the computer, so a path says whose it is.
+What pages show lies in folders of which each has its rule. Anything else is nobody's, whatever a client writes.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import RequestError
+from studio.jobs import Worker
+from studio.jobs.owner import PROGRAMS, folder_of
+
+LIFETIME = 86_400.0
+"""Seconds for which an upload stays after it was last used."""
+SWEEP_EVERY = 600.0
+MOST_HELD = 2 * 2**30
+"""Bytes of uploads that one owner may have at a time."""
+MOST_DEEP = 64
+"""Levels of lists and objects in what a client sends."""
+LONGEST_PATH = 4096
+FILE_DATA = "gradio.FileData"
+NOT_YOURS = "a file that is named here is not yours, or not here any more; upload it again"
+
+
+class Files:
+    """The files of one home. Safe for several threads; two brokers of one home agree.
+
+    owner, everywhere: as `owner_of` gives it; None where nobody logs in, and whoever reaches the studio is its user.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self.uploads = _closed(worker.home.made(worker.home.path) / "uploads")
+        self._lock = threading.Lock()
+        self._swept = 0.0
+
+    @property
+    def shown(self) -> tuple[Path, ...]:
+        """The folders that hold what pages show, uploads among them."""
+        return tuple(folder for folder, _ in self._rules())
+
+    def _rules(self) -> Iterator[tuple[Path, Callable[[Path, str], bool]]]:
+        """Folder -> whether a file, by its path in there, is an owner's."""
+        home, worker = self._worker.home, self._worker
+
+        def of_job(inside: Path, owner: str) -> bool:
+            return worker.view(inside.name.partition("-")[0], owner) is not None
+
+        def of_folder(inside: Path, owner: str) -> bool:
+            return inside.parts[0] == folder_of(owner)
+
+        yield home.outputs, lambda inside, owner: worker.may_see(home.outputs / inside, owner)
+        yield home.cache / "previews", of_job
+        yield home.cache / "live", of_job
+        yield home.cache / "training", of_folder
+        yield self.uploads, of_folder
+        yield home.cache / "web", lambda inside, owner: True  # small pictures of the library and of the first screen
+
+    # -- who may have what -------------------------------------------------------------------------------
+
+    def may_see(self, path: str | Path, owner: str | None) -> bool:
+        """Whether a file is there and an owner's, as its path stands and as it is once links are followed."""
+        return self._found(str(path), owner) is not None
+
+    def _found(self, path: str, owner: str | None) -> Path | None:
+        """The regular file behind a path that an owner may have; nothing outside our own folders is looked at."""
+        if not path or len(path) > LONGEST_PATH or "\0" in path or not os.path.isabs(path):
+            return None
+        plain = Path(os.path.normpath(path))
+        for folder, belongs in self._rules():
+            places = [folder, Path(os.path.realpath(folder))]
+            if not any(plain.is_relative_to(place) for place in places):
+                continue
+            try:
+                real = Path(os.path.realpath(plain))
+                inside = real.relative_to(places[1])
+                regular = stat.S_ISREG(real.stat().st_mode)
+            except (OSError, ValueError):  # gone, a link in a circle, or one that leads out
+                return None
+            if regular and inside.parts and (owner is None or belongs(inside, owner)):
+                return real
+            return None
+        return None
+
+    def admitted(self, value: Any, owner: str | None, depth: int = 0) -> Any:
+        """What a client sent, with every file in it named as it is, and nothing else said of it.
+
+        Raises RequestError for a file that is not the owner's, for an address instead of a file, and for what lies
+        deeper than `MOST_DEEP`.
+        """
+        if depth > MOST_DEEP:
+            raise RequestError(f"what was sent lies deeper than {MOST_DEEP} levels; send it flat")
+        if isinstance(value, list | tuple):
+            return [self.admitted(one, owner, depth + 1) for one in value]
+        if not isinstance(value, dict):
+            return value
+        if _names_file(value):
+            return self._file_data(value, owner)
+        return {key: self.admitted(one, owner, depth + 1) for key, one in value.items()}
+
+    def _file_data(self, value: dict[str, Any], owner: str | None) -> dict[str, Any]:
+        """https://www.gradio.app/docs/gradio/filedata, with nothing in it that was not looked at."""
+        path, url = value.get("path"), value.get("url")
+        if path is None and isinstance(url, str) and url.startswith("data:"):
+            return {"path": None, "url": url, "meta": {"_type": FILE_DATA}}
+        found = self._found(path, owner) if isinstance(path, str) else None
+        if found is None:
+            raise RequestError(NOT_YOURS)
+        self._touch(found)
+        name = value.get("orig_name")
+        return {
+            "path": str(found),
+            "url": None,
+            "size": found.stat().st_size,
+            "orig_name": Path(name).name[:255] if isinstance(name, str) else found.name,
+            "mime_type": None,
+            "is_stream": False,
+            "meta": {"_type": FILE_DATA},
+        }
+
+    # -- uploads -----------------------------------------------------------------------------------------
+
+    def folder(self, owner: str | None) -> Path:
+        """Where an owner's uploads go: there, and closed to other users of the computer. Raises RequestError."""
+        self._sweep()
+        try:
+            made = _closed(_closed(self.uploads) / folder_of(owner or PROGRAMS))
+            held = sum(_size(file) for file in made.rglob("*"))
+        except OSError as error:
+            raise RequestError(f"uploads cannot be kept ({error.strerror}); is the disk full?") from error
+        if held > MOST_HELD:
+            raise RequestError(
+                f"your uploads take {held / 2**30:.1f} GiB of the {MOST_HELD / 2**30:.0f} GiB allowed; "
+                f"they go {LIFETIME / 3600:.0f} hours after they were last used"
+            )
+        return made
+
+    def place(self, name: str, owner: str | None) -> Path:
+        """A new place among an owner's files, for one that the studio makes. Raises RequestError."""
+        folder = self.folder(owner) / secrets.token_hex(16)
+        folder.mkdir(mode=0o700)
+        return folder / Path(name).name
+
+    def lent(self, file: Path, owner: str | None) -> Path:
+        """A copy of a file that its owner may be shown. Raises RequestError."""
+        copy = self.place(file.name, owner)
+        try:
+            shutil.copyfile(file, copy)
+        except OSError as error:
+            raise RequestError(f"{file.name} cannot be shown ({error.strerror})") from error
+        return copy
+
+    def _touch(self, file: Path) -> None:
+        """It is used, so it stays."""
+        if file.is_relative_to(os.path.realpath(self.uploads)):
+            os.utime(file)
+
+    def _sweep(self) -> None:
+        """Deletes uploads that nobody has used for long."""
+        now = time.time()
+        with self._lock:
+            if now - self._swept < SWEEP_EVERY:
+                return
+            self._swept = now
+        for folder, folders, files in os.walk(self.uploads, topdown=False):
+            for name in files:
+                file = Path(folder, name)
+                try:
+                    if now - file.lstat().st_mtime > LIFETIME:
+                        file.unlink()
+                except OSError:
+                    continue
+            for name in folders:
+                empty = Path(folder, name)
+                try:
+                    if now - empty.lstat().st_mtime > LIFETIME:
+                        empty.rmdir()
+                except OSError:  # it is not empty
+                    continue
+
+
+def _closed(folder: Path) -> Path:
+    """The folder, made where it is not there, which no other user of the computer can look into."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    folder.chmod(0o700)
+    return folder
+
+
+def _names_file(value: dict[str, Any]) -> bool:
+    """Whether Gradio, or a function of ours, could take the object for a file."""
+    meta = value.get("meta")
+    typed = isinstance(meta, dict) and meta.get("_type") == FILE_DATA
+    return typed or "path" in value or isinstance(value.get("url"), str)
+
+
+def harmless(value: Any) -> Any:
+    """What goes out, with no object left in it that Gradio would take for a file of the server and open.
+
+    Pages name the files that they show as paths. An object of that shape comes from a header, a note or a record.
+    """
+    if isinstance(value, list):
+        return [harmless(one) for one in value]
+    if isinstance(value, tuple):
+        return tuple(harmless(one) for one in value)
+    if not isinstance(value, dict):
+        return value
+    is_file = "path" in value and "meta" in value
+    return {key: harmless(one) for key, one in value.items() if not (is_file and key == "meta")}
+
+
+def _size(file: Path) -> int:
+    try:
+        found = file.lstat()
+    except OSError:
+        return 0
+    return found.st_size if stat.S_ISREG(found.st_mode) else 0
