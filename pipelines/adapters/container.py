@@ -23,6 +23,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pipelines.errors import AdapterFileError
+from pipelines.home import files
+from pipelines.home.answers import answered
 
 HEADER_LIMIT = 32 * 2**20
 """The longest header believed, in bytes; real ones, thumbnails included, stay below a tenth of it."""
@@ -62,15 +64,15 @@ class Header:
 
 def adapter_path(path: Path) -> Path:
     """The weights file meant by `path`: itself, or the one inside a folder that PEFT or diffusers wrote."""
-    if path.is_dir():
+    if files.is_folder(path):
         for name in ("adapter_model.safetensors", "pytorch_lora_weights.safetensors"):
-            if (path / name).is_file():
+            if files.is_regular(path / name):
                 return path / name
         raise AdapterFileError(
             f"{path}: this folder holds neither adapter_model.safetensors nor "
             "pytorch_lora_weights.safetensors; give the .safetensors file itself"
         )
-    if not path.exists():
+    if not files.exists(path):
         raise AdapterFileError(f"{path}: there is no such file; check the name and the folder")
     return path
 
@@ -100,11 +102,15 @@ class Opened:
 
 
 def open_header(path: Path) -> Opened:
-    """The header's text: a few kilobytes read, however large the file. Raises AdapterFileError."""
-    try:
-        with path.open("rb") as file:
+    """The header's text: a few kilobytes read, however large the file. Raises AdapterFileError and NoAnswer."""
+
+    def read() -> tuple[int, bytes]:
+        with files.open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
-            text = _text(path.name, size, file)
+            return size, _text(path.name, size, file)
+
+    try:
+        size, text = answered(path, read)
     except OSError as error:
         raise AdapterFileError(f"{path.name}: cannot be read ({error.strerror or error})") from error
     return Opened(path.name, size, text, *_cut(text))
@@ -116,13 +122,16 @@ def read_header(path: Path) -> Header:
 
 
 def read_tensors(path: Path, header: Header) -> tuple[dict[str, Tensor], str]:
-    """Every tensor, and the file's sha256. The file is read once, so both speak of the same bytes."""
+    """Every tensor, and the file's sha256. The file is read once, so both speak of the same bytes.
+
+    Raises AdapterFileError and NoAnswer.
+    """
     if header.size > SIZE_LIMIT:
         raise AdapterFileError(
             f"{path.name}: {header.size / 2**30:.0f} GB is no adapter's size (at most {SIZE_LIMIT / 2**30:.0f})"
         )
     try:
-        data = path.read_bytes()
+        data = files.read_regular(path, SIZE_LIMIT)
     except OSError as error:
         raise AdapterFileError(f"{path.name}: cannot be read ({error.strerror or error})") from error
     try:
@@ -154,10 +163,12 @@ def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
 
 
 def sha256(path: Path) -> str:
-    """The sha256 of a whole file, 64 hex digits; its first twelve are the short hash other tools show."""
+    """The sha256 of a whole file, 64 hex digits; its first twelve are the short hash other tools show.
+
+    Raises AdapterFileError and NoAnswer.
+    """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return files.sha256_of(path)
     except OSError as error:
         raise AdapterFileError(f"{path.name}: cannot be read ({error.strerror or error})") from error
 
@@ -198,32 +209,36 @@ def _cut(text: bytes) -> tuple[bytes | None, Mapping[str, str] | None]:
             plain = "__metadata__" not in decoded and "\\" not in decoded  # an escape may spell the name
             return (decoded.encode(), {}) if plain else (None, None)
         metadata, end = _DECODER.raw_decode(decoded, first.end())
+        texts = _texts(metadata)
     except (ValueError, RecursionError):
         return None, None
     follow = _NEXT_KEY.match(decoded, end)
     if follow is None:
         return None, None
-    return b"{" + decoded[follow.end() - 1 :].encode(), _texts(metadata)
+    return b"{" + decoded[follow.end() - 1 :].encode(), texts
 
 
 def _parse(name: str, size: int, text: bytes) -> Header:
     try:
         fields = json.loads(text, object_pairs_hook=_unique)
+        metadata = _texts(fields.pop("__metadata__", None))
     except (ValueError, RecursionError) as error:
         raise AdapterFileError(
             f"{name}: the header is not valid JSON ({error}); download it again"
         ) from error
-    metadata = fields.pop("__metadata__", None)
     tensors = {key: _entry(name, key, value) for key, value in fields.items()}
     _check_layout(name, tensors, size - 8 - len(text))
-    return Header(tensors, _texts(metadata), size)
+    return Header(tensors, metadata, size)
 
 
 def _texts(metadata: object) -> Mapping[str, str]:
     """The metadata as the format wants it, texts alone."""
     if not isinstance(metadata, dict):
         return {}
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+    return {
+        files.whole_text(key): files.whole_text(value) if isinstance(value, str) else json.dumps(value)
+        for key, value in metadata.items()
+    }
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -244,7 +259,9 @@ def _entry(name: str, key: str, value: object) -> Entry:
     """One header entry, checked for itself."""
     match value:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]} if (
-            all(type(length) is int and 0 <= length < 2**40 for length in shape) and len(shape) <= 8
+            len(shape) <= 8
+            and all(type(length) is int and 0 <= length < 2**40 for length in shape)
+            and 0 <= start <= end < 2**63
         ):
             entry = Entry(dtype, tuple(shape), start, end)
         case _:

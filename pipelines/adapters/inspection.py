@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.adapters.adapter import AdapterMetadata, span
-from pipelines.adapters.container import adapter_path, open_header
+from pipelines.adapters.container import Opened, adapter_path, open_header
 from pipelines.adapters.kinds import flora
 from pipelines.adapters.metadata import describe
 from pipelines.adapters.origin import Origin, origin_by_metadata
@@ -18,6 +18,7 @@ from pipelines.adapters.peft_settings import peft_settings
 from pipelines.adapters.sidecars import Sidecars, read_sidecars
 from pipelines.adapters.structure import Structure, read_structure
 from pipelines.errors import AdapterFormatError
+from pipelines.home.answers import answered
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,9 @@ class Inspection:
 
 
 def inspect_file(path: Path) -> Inspection:
-    """Look at one file. Raises AdapterFileError where it is no readable safetensors file at all."""
-    path = adapter_path(path)
-    opened = open_header(path)
+    """Look at one file. Raises AdapterFileError where it is no readable safetensors file at all, and NoAnswer."""
+    path, opened, beside = answered(path, lambda: _opened(path))
     structure, metadata = read_structure(opened)
-    beside = read_sidecars(path)
     return Inspection(
         path=path,
         size=opened.size,
@@ -114,6 +113,12 @@ def inspect_file(path: Path) -> Inspection:
         sidecars=beside,
         stated=metadata,
     )
+
+
+def _opened(path: Path) -> tuple[Path, Opened, Sidecars]:
+    """The weights file, its header and the notes beside it, unread."""
+    path = adapter_path(path)
+    return path, open_header(path), read_sidecars(path)
 
 
 def _refused_settings(path: Path, metadata: Mapping[str, str], structure: Structure) -> str:

@@ -7,7 +7,6 @@ sometimes huge, sometimes broken: whatever does not parse counts as absent.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -15,6 +14,7 @@ from collections.abc import Iterable, Mapping
 
 from pipelines.adapters.adapter import AdapterMetadata
 from pipelines.adapters.sidecars import Sidecars
+from pipelines.home.files import parse_json
 
 CATEGORIES = (
     "character", "style", "background", "clothing", "object", "concept", "pose", "celebrity", "animal",
@@ -164,7 +164,7 @@ def _number(value: object) -> float | None:
         return None
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
 
@@ -176,6 +176,6 @@ def _whole(value: object) -> int | None:
 
 def _json(text: str) -> object:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return None

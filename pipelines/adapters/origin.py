@@ -17,7 +17,7 @@ from pipelines.family import FAMILIES, SDXL
 
 _INPUT_AXES: Mapping[str, int] = {part: axis for kind in KINDS for part, axis in kind.input_axes.items()}
 _CONTEXT = re.compile(r".*attn2[._](?:processor[._])?to_[kv]")
-_DEEP = re.compile(r".*transformer_blocks[._](\d+)[._]")
+_DEEP = re.compile(r".*transformer_blocks[._](\d{1,9})[._]")
 
 _FOREIGN = tuple(
     (label, re.compile(pattern))

@@ -7,7 +7,6 @@ Two places: `adapter_config.json` in a folder that PEFT wrote, and the safetenso
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from typing import Any
 
 from pipelines.adapters.keys import COMPONENTS
 from pipelines.errors import AdapterFormatError
+from pipelines.home.files import is_regular, parse_json, read_text
 
 METADATA_KEY = "lora_adapter_metadata"
 CONFIG_NAME = "adapter_config.json"
@@ -52,7 +52,7 @@ class PeftSettings:
 
 
 def peft_settings(path: Path, metadata: Mapping[str, str]) -> dict[str, PeftSettings]:
-    """Settings per component, for a file at `path` with this metadata. Raises AdapterFormatError.
+    """Settings per component, for a file at `path` with this metadata. Raises AdapterFormatError and NoAnswer.
 
     What the file itself carries wins over its neighbour.
     """
@@ -70,10 +70,10 @@ def peft_settings(path: Path, metadata: Mapping[str, str]) -> dict[str, PeftSett
             )
         }
     config = path.parent / CONFIG_NAME
-    if path.name.startswith("adapter_model") and config.is_file():
+    if path.name.startswith("adapter_model") and is_regular(config):
         try:
-            text = config.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(config)
+        except (OSError, ValueError) as error:
             raise AdapterFormatError(
                 f"{path.name}: {CONFIG_NAME} beside it cannot be read ({error})"
             ) from error
@@ -84,8 +84,8 @@ def peft_settings(path: Path, metadata: Mapping[str, str]) -> dict[str, PeftSett
 
 def _object(file: str, what: str, text: str) -> dict[str, Any]:
     try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError):
+        fields = parse_json(text)
+    except ValueError:
         fields = None
     if not isinstance(fields, dict):
         raise AdapterFormatError(
@@ -111,7 +111,7 @@ def _settings(where: str, fields: Mapping[str, Any]) -> PeftSettings:
     pattern = fields.get("alpha_pattern") or {}
     alpha = fields.get("lora_alpha")
     if not isinstance(pattern, dict) or not all(
-        _is_number(value) for value in (*pattern.values(), alpha or 0)
+        _is_number(value) for value in (*pattern.values(), 0 if alpha is None else alpha)
     ):
         raise AdapterFormatError(
             f"{where}: lora_alpha and alpha_pattern must be finite numbers; repair the settings"
@@ -129,4 +129,4 @@ def _settings(where: str, fields: Mapping[str, Any]) -> PeftSettings:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300

@@ -6,11 +6,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from pipelines.home.answers import answered
+from pipelines.home.files import parse_json, read_text
 
 PREVIEWS = (
     ".preview.png",
@@ -43,7 +45,11 @@ class Sidecars:
 
 
 def read_sidecars(path: Path) -> Sidecars:
-    """The notes beside an adapter file. Broken ones count as absent: they never stop a load."""
+    """The notes beside an adapter file. Broken ones count as absent: they never stop a load. Raises NoAnswer."""
+    return answered(path, lambda: _read(path))
+
+
+def _read(path: Path) -> Sidecars:
     # Texts, since to make a Path takes longer than to ask whether it is there.
     stem = os.path.join(path.parent, path.stem)
     found = {ending: Path(stem + ending) for ending in _NOTES if os.path.isfile(stem + ending)}
@@ -65,16 +71,14 @@ _NOTES = (".json", ".civitai.info", ".metadata.json", ".txt")
 
 def _text(file: Path | None) -> str:
     try:
-        if file is None or file.stat().st_size > _LIMIT:
-            return ""
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError):
+        return "" if file is None else read_text(file, _LIMIT)
+    except (OSError, ValueError):
         return ""
 
 
 def _json(file: Path | None) -> Mapping[str, object]:
     try:
-        value = json.loads(_text(file) or "{}")
-    except (ValueError, RecursionError):
+        value = parse_json(_text(file) or "{}")
+    except ValueError:
         return {}
     return value if isinstance(value, dict) else {}

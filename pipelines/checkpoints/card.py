@@ -7,7 +7,6 @@ A card is optional and so is every key of it. Defaults come from the card, else 
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from pipelines.errors import ModelError, RequestError
 from pipelines.family import FAMILIES, Defaults, Family
+from pipelines.home.files import parse_json, read_text
 from pipelines.schedulers import canonical
 
 CARD_FILE = "studio.json"
@@ -48,10 +48,10 @@ class ModelCard:
 def read_card(folder: Path) -> ModelCard | None:
     """The card in a model's folder, or None where there is none. Raises ModelError for an unreadable one."""
     file = folder / CARD_FILE
-    if not file.is_file():
-        return None
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(read_text(file))
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError) as error:
         raise ModelError(f"{file} cannot be read ({error}); mend it or take it away") from error
     if not isinstance(content, dict):
@@ -96,7 +96,9 @@ def _card(content: Mapping[str, Any]) -> ModelCard:
         raise ValueError(f'"family" is {family!r}; it must be one of {", ".join(FAMILIES)}')
     scheduler = content.get("scheduler")
     guidance = content.get("guidance_scale")
-    if guidance is not None and (isinstance(guidance, bool) or not isinstance(guidance, int | float)):
+    if guidance is not None and (
+        isinstance(guidance, bool) or not isinstance(guidance, int | float) or not -1e6 < guidance < 1e6
+    ):
         raise ValueError(f'"guidance_scale" is {guidance!r}; it must be a number')
     vocabulary = {
         category: MappingProxyType({word: _texts(synonyms, word) for word, synonyms in words.items()})

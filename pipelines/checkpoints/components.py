@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import os
+import stat
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ import torch
 
 from pipelines.errors import ModelError
 from pipelines.family import Family
+from pipelines.home.answers import answered, sign
+from pipelines.home.files import NoRegularFile, parse_json, read_text
 from pipelines.schedulers import Scheduler
 
 
@@ -36,9 +39,9 @@ class Components:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a model's folder. Raises ModelError where it is missing or malformed."""
+    """A JSON object from a model's folder. Raises ModelError where it is missing or malformed, and NoAnswer."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(read_text(file))
     except FileNotFoundError as error:
         raise ModelError(
             f"{file.parent} has no {file.name}; a diffusers model folder holds model_index.json and one "
@@ -49,6 +52,30 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelError(f"{file} holds no JSON object; copy or download the model again")
     return content
+
+
+def refuse_other_than_files(folder: Path) -> None:
+    """Raises ModelError for a pipe, a socket or a device in a model's folder, before another library opens it by its
+    name and waits for ever; NoAnswer where the folder does not answer."""
+    answered(folder, lambda: _look_through(folder, deep=True))
+
+
+def _look_through(folder: Path, *, deep: bool) -> None:
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be read ({error.strerror}); copy or download it again") from error
+    for entry in entries:
+        sign()
+        try:
+            mode = entry.stat().st_mode
+        except OSError:  # a link to nowhere: to be told of by whoever needs it
+            continue
+        if stat.S_ISDIR(mode):
+            if deep:
+                _look_through(Path(entry.path), deep=False)
+        elif not stat.S_ISREG(mode):
+            raise ModelError(f"{NoRegularFile(entry.path, mode).strerror}: {entry.path}")
 
 
 def vae_dtype(dtype: torch.dtype, vae_config: Mapping[str, Any]) -> torch.dtype:

@@ -16,11 +16,14 @@ from pipelines.checkpoints.components import (
     make_model_scheduler,
     quietly,
     read_json,
+    refuse_other_than_files,
     vae_dtype,
 )
 from pipelines.checkpoints.weights import read_header
 from pipelines.errors import ModelError
 from pipelines.family import SDXL, Family, family_of
+from pipelines.home.answers import answered
+from pipelines.home.files import is_folder
 
 CLASSES = {
     "unet": ("UNet2DConditionModel",),
@@ -40,6 +43,7 @@ def load_folder(folder: Path, dtype: torch.dtype) -> Components:
     """Loads a local diffusers folder; nothing is fetched. Raises ModelError for what cannot be run."""
     import diffusers
 
+    refuse_other_than_files(folder)
     index = read_json(folder / "model_index.json")
     family = folder_family(folder, index)
     variant = folder_variant(folder, dtype)
@@ -97,7 +101,8 @@ def folder_family(folder: Path, index: Mapping[str, Any]) -> Family:
         family = family_of(unet_config)
     except ModelError as error:
         raise ModelError(f"{label} ({kind}): {error}") from error
-    if family is SDXL and not all((index.get(name) or [None])[0] for name in family.text_encoders):
+    encoders = [index.get(name) or [None] for name in family.text_encoders]
+    if family is SDXL and not all(isinstance(entry, list) and entry[0] for entry in encoders):
         raise ModelError(
             f"{label} is an SDXL refiner (it has one text encoder only); load the SDXL base model"
         )
@@ -122,7 +127,7 @@ def folder_variant(folder: Path, dtype: torch.dtype) -> str | None:
     """ "fp16" where the folder's UNet has such files and they are wanted, or are all there is; else None."""
     plain, half = weight_files(folder / "unet", None), weight_files(folder / "unet", "fp16")
     if not plain and not half:
-        pickled = any((folder / "unet").glob("*.bin"))
+        pickled = answered(folder, lambda: any((folder / "unet").glob("*.bin")))
         raise ModelError(
             f"{folder} has no .safetensors weights in its unet folder"
             + ("; .bin files are not read, because they may run code" if pickled else "")
@@ -133,7 +138,7 @@ def folder_variant(folder: Path, dtype: torch.dtype) -> str | None:
 def folder_files(folder: Path, dtype: torch.dtype) -> tuple[Path, ...]:
     """The weight files that loading in `dtype` reads, in a fixed order."""
     variant = folder_variant(folder, dtype)
-    parts = [part for part in CLASSES if "tokenizer" not in part and (folder / part).is_dir()]
+    parts = [part for part in CLASSES if "tokenizer" not in part and is_folder(folder / part)]
     return tuple(file for part in parts for file in _part_files(folder, part, variant))
 
 
@@ -156,7 +161,7 @@ def _part_files(folder: Path, part: str, variant: str | None) -> tuple[Path, ...
 def weight_files(folder: Path, variant: str | None) -> tuple[Path, ...]:
     """A component's weight files of one variant, shards included."""
     found = []
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted(answered(folder, lambda: list(folder.glob("*.safetensors")))):
         match = re.fullmatch(
             r"(?:diffusion_pytorch_model|model)(\.fp16)?(-\d+-of-\d+)?(\.fp16)?\.safetensors", file.name
         )

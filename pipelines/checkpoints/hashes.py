@@ -10,6 +10,10 @@ from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+from pipelines.home.answers import answered
+from pipelines.home.files import parse_json, read_text, sha256_of
 
 REMEMBERED_BYTES = 64 * 2**20
 """Size from which a file's hash is kept beyond the process; smaller ones are read again in no time."""
@@ -28,14 +32,13 @@ def short_hash(files: Iterable[Path], folder: Path | None = None) -> str:
 
 
 def _remembered(file: Path, folder: Path | None) -> str:
-    file = file.resolve()
-    stat = file.stat()
+    file, stat = answered(file, lambda: (file.resolve(), file.stat()))
     stamp = [str(file), stat.st_size, stat.st_mtime_ns]
     if folder is None or stat.st_size < REMEMBERED_BYTES:
         return _sha256(file, stat.st_size, stat.st_mtime_ns)
     note = folder / f"{hashlib.sha256(str(file).encode()).hexdigest()[:16]}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):  # not there, or torn: the file is read anew
-        said = json.loads(note.read_bytes())
+        said: Any = parse_json(read_text(note))
         if said["of"] == stamp:
             return str(said["sha256"])
     found = _sha256(file, stat.st_size, stat.st_mtime_ns)
@@ -52,5 +55,4 @@ def _remembered(file: Path, folder: Path | None) -> str:
 
 @cache
 def _sha256(file: Path, size: int, changed: int) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return sha256_of(file)

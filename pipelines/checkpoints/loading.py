@@ -26,6 +26,7 @@ from pipelines.checkpoints.weights import memory_needed, refuse_if_too_large
 from pipelines.errors import ModelError
 from pipelines.family import SD2, Defaults, Family
 from pipelines.home import Home
+from pipelines.home.files import is_folder
 from pipelines.schedulers import Scheduler, name_of
 
 Notify = Callable[[str], None]
@@ -99,8 +100,9 @@ def load_checkpoint(
     vae_path = None if vae is None else home.find_vae(vae).path
     label = str(source) if found is None else found.name
     path = fetch(str(source), dtype, allow_downloads, progress) if found is None else found.path
-    files = folder_files(path, dtype) if path.is_dir() else (path,)
-    facts = None if path.is_dir() else examine(path)
+    folder = is_folder(path)
+    files = folder_files(path, dtype) if folder else (path,)
+    facts = None if folder else examine(path)
     refuse_if_too_large(label, memory_needed(files, dtype), notify)
     if facts is None:
         parts, card = _folder_parts(path, dtype, vae_path), read_card(path)

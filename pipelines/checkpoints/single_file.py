@@ -7,7 +7,6 @@ SD2.x or SDXL text-to-image model is refused by its own name.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,10 @@ from pipelines.checkpoints.components import (
 from pipelines.checkpoints.weights import Header, read_header
 from pipelines.errors import ModelError
 from pipelines.family import SD1, SD2, SDXL, Family
+from pipelines.home.files import read_text
 
+LARGEST_NOTE = 2**18
+"""Bytes of the .yaml that may stand beside a checkpoint."""
 UNET = "model.diffusion_model."
 VAE = ("first_stage_model.", "vae.")
 FIRST_CONV = f"{UNET}input_blocks.0.0.weight"
@@ -174,7 +176,7 @@ def _family(name: str, header: Header) -> Family:
             if any(re.search(pattern, key) for key in keys):
                 raise ModelError(f"{name} {what}; as a model, SD1.x, SD2.x and SDXL checkpoints can be used")
         raise ModelError(f"{name} is not a checkpoint that is understood; use an SD1.x, SD2.x or SDXL one")
-    channels = keys[FIRST_CONV][1]
+    channels = next(iter(keys[FIRST_CONV][1:]), 0)
     if channels != 4:
         what = CHANNELS.get(channels, f"takes {channels} input channels")
         raise ModelError(f"{name} {what}, which is not supported; use a plain text-to-image checkpoint")
@@ -220,13 +222,21 @@ def _prediction_type(file: Path, header: Header, family: Family) -> str:
 def _parameterization(file: Path) -> str:
     """What a Stability configuration beside the checkpoint says; "" where it says nothing."""
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        model: Mapping[str, Any] = content["model"]["params"]
+        content = yaml.safe_load(read_text(file, LARGEST_NOTE))
+        said = content["model"]["params"].get("parameterization", "eps")
     except FileNotFoundError:
         return ""
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        yaml.YAMLError,
+    ) as error:
         raise ModelError(f"{file} cannot be read ({first_line(error)}); mend it or take it away") from error
-    return str(model.get("parameterization", "eps")).lower()
+    return said.lower() if isinstance(said, str) else "eps"
 
 
 def _scheduler(config: Path, facts: Facts) -> Any:

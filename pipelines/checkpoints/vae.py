@@ -8,10 +8,18 @@ from typing import Any
 import torch
 
 from pipelines import assets
-from pipelines.checkpoints.components import first_line, quietly, read_json, refuse_incomplete, vae_dtype
+from pipelines.checkpoints.components import (
+    first_line,
+    quietly,
+    read_json,
+    refuse_incomplete,
+    refuse_other_than_files,
+    vae_dtype,
+)
 from pipelines.checkpoints.weights import read_header
 from pipelines.errors import ModelError
 from pipelines.family import Family
+from pipelines.home.files import is_folder, is_regular
 
 DECODER_INPUTS = (
     "decoder.conv_in.weight",
@@ -33,8 +41,9 @@ def load_vae(path: Path, family: Family, dtype: torch.dtype, model_folder: Path 
     autoencoder: Any = diffusers.AutoencoderKL
     try:
         with quietly():
-            if path.is_dir():
-                folder = path / "vae" if (path / "vae" / "config.json").is_file() else path
+            if is_folder(path):
+                folder = path / "vae" if is_regular(path / "vae" / "config.json") else path
+                refuse_other_than_files(folder)
                 settings = {"dtype": vae_dtype(dtype, read_json(folder / "config.json"))}
                 vae = autoencoder.from_pretrained(
                     str(folder), use_safetensors=True, local_files_only=True, **settings

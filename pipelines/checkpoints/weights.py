@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import os
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 
 from pipelines.errors import ModelError
+from pipelines.home.answers import answered, sign
+from pipelines.home.files import NoRegularFile, open_regular, parse_json
 
 LARGEST_HEADER = 100 * 2**20
 """Bytes; the same limit that safetensors itself sets."""
@@ -34,26 +37,54 @@ class Header:
 
 
 def read_header(file: Path) -> Header:
-    """Reads the header alone. Raises ModelError for a file that is missing, cut short or not safetensors."""
+    """Reads the header alone. Raises ModelError for a file that is missing, cut short or not safetensors, and
+    NoAnswer."""
     try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            start = stream.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-            if length > min(LARGEST_HEADER, size - 8):
-                raise ValueError("it is cut short or no safetensors file")
-            content = json.loads(stream.read(length))
-        metadata = content.pop("__metadata__", {})
-        end = max((entry["data_offsets"][1] for entry in content.values()), default=0)
-        if 8 + length + end > size:
-            raise ValueError(f"it is cut short: {size} bytes where {8 + length + end} belong")
-        return Header({key: tuple(entry["shape"]) for key, entry in content.items()}, metadata)
+        size, content = answered(file, lambda: _content(file))
+        return _header(size, content)
     except FileNotFoundError as error:
         raise ModelError(f"{file} does not exist; check the path") from error
+    except NoRegularFile as error:
+        raise ModelError(f"{file} cannot be used: {error.strerror}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
             f"{file.name} cannot be read as a safetensors file ({error}); download it again"
         ) from error
+
+
+def _content(file: Path) -> tuple[int, bytes]:
+    """The file's size, and the JSON of its header."""
+    with open_regular(file) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        start = stream.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        if length > min(LARGEST_HEADER, size - 8):
+            raise ValueError("it is cut short or no safetensors file")
+        sign()
+        return size, stream.read(length)
+
+
+def _header(size: int, text: bytes) -> Header:
+    """Raises ValueError, KeyError, TypeError and AttributeError for what is no header."""
+    content: Any = parse_json(text)
+    if not isinstance(content, dict):
+        raise ValueError("its header is no JSON object")
+    metadata = content.pop("__metadata__", None)
+    shapes = {key: tuple(entry["shape"]) for key, entry in content.items()}
+    ends = [entry["data_offsets"][1] for entry in content.values()]
+    if not all(_is_count(number) for shape in shapes.values() for number in shape) or not all(
+        _is_count(end) for end in ends
+    ):
+        raise ValueError("its header holds other numbers than sizes")
+    needed = 8 + len(text) + max(ends, default=0)
+    if needed > size:
+        raise ValueError(f"it is cut short: {size} bytes where {needed} belong")
+    texts = metadata.items() if isinstance(metadata, dict) else ()
+    return Header(shapes, {key: value for key, value in texts if isinstance(value, str)})
+
+
+def _is_count(number: object) -> bool:
+    return type(number) is int and 0 <= number < 2**63
 
 
 @dataclass(frozen=True)
