@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipelines.errors import RenderError
+from pipelines.faults import forget_tensors, out_of_memory
 from pipelines.model import Model
 
 OutputType = Literal["pil", "np", "pt", "latent"]
@@ -137,19 +138,21 @@ def _pixels(vae: Any, latents: Tensor) -> tuple[Tensor, bool]:
     latents = latents.to(vae.dtype)
     try:
         return vae.decode(latents, return_dict=False)[0], False
-    except torch.OutOfMemoryError:
-        if len(latents) > 1:
+    except Exception as error:
+        if not out_of_memory(error) or len(latents) > 1:
             raise
+        forget_tensors(error)
     side = max(latents.shape[-2:]) // 2
     while True:
         torch.cuda.empty_cache()
         try:
             with tiles(vae, side):
                 return vae.decode(latents, return_dict=False)[0], True
-        except torch.OutOfMemoryError:
+        except Exception as error:
             side //= 2
-            if side < SMALLEST_TILE:
+            if not out_of_memory(error) or side < SMALLEST_TILE:
                 raise
+            forget_tensors(error)
 
 
 @contextmanager

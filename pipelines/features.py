@@ -135,6 +135,10 @@ class Features:
     def get(self, memory: Memory, device: torch.device) -> Tensor:
         return self._kept[memory].to(device)
 
+    def move(self, device: torch.device) -> None:
+        """All that is remembered, to a device; `on_host` says where what comes later goes."""
+        self._kept = {memory: feature.to(device) for memory, feature in self._kept.items()}
+
     def keep_only(self, memories: frozenset[Memory]) -> None:
         self._kept = {memory: feature for memory, feature in self._kept.items() if memory in memories}
 

@@ -24,6 +24,7 @@ from pipelines.engine.engine import Engine
 from pipelines.engine.store import AdapterStore, Known
 from pipelines.errors import RenderError
 from pipelines.family import Cut, FamilyName
+from pipelines.faults import SMALLER, forget_tensors, out_of_memory
 from pipelines.features import cuts_of, feature_shape
 from pipelines.request import Facts
 from pipelines.text.encoder import Embedding, TextAsk, TextEncoder
@@ -212,15 +213,17 @@ class Model:
             piece = rows[done : done + -(-left // -(-left // at_once))]
             try:
                 found.append(work(piece))
-            except torch.OutOfMemoryError as error:
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise
+                forget_tensors(error)
                 waited = self._side_settled()
                 torch.cuda.empty_cache()
                 if waited:  # what worked beside held memory that is free now
                     continue
                 if len(piece) == 1:
                     raise RenderError(
-                        "the device's memory does not hold even one row of this size; make the picture smaller, "
-                        "use a half-precision dtype, or turn on low memory mode"
+                        f"the device's memory does not hold even one row of this size; {SMALLER}"
                     ) from error
                 at_once = len(piece) // 2
                 continue

@@ -5,7 +5,11 @@
                  +- texts ---+ encoded ahead, in batches, each distinct one once
 
 On CUDA texts are encoded, pictures decoded and the next round prepared while the device is still at work on the round.
-A round advances every picture in flight by one UNet evaluation. Between rounds pictures join, leave and are cancelled.
+A round advances every picture in flight by one UNet evaluation; where the calls of one owner's pictures, or of one
+shape, take much longer than others', these rest until the others have had as many seconds of the device.
+Between rounds pictures join, leave, are cancelled and are set aside.
+
+What is done for several pictures at once and fails, is done again for each by itself: only the guilty one fails.
 `StudioPipeline`, the web worker, the batch script and Ray actors are thin users of this class.
 """
 
@@ -15,8 +19,8 @@ import heapq
 import itertools
 import time
 from collections import defaultdict, deque
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 
 import torch
@@ -24,13 +28,14 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor
 
-from composers.plan import Plan, Prompt
+from composers.plan import Prompt
 from pipelines.decoding import Decoder, Decoding, OutputType
 from pipelines.denoise import Row, evaluate, fold, rows_of
-from pipelines.engine.store import Hold
-from pipelines.errors import RenderError, RequestError, StudioError
+from pipelines.errors import AdapterFileError, RenderError, RequestError, StudioError
 from pipelines.events import Cancelled, Event, Failed, Finished, Started, Stepped
-from pipelines.features import Features, Passes, most_kept, passes_of
+from pipelines.faults import own_error
+from pipelines.features import Features, most_kept, passes_of
+from pipelines.flight import Aside, Flight, Group, Shape, set_aside, take_up
 from pipelines.model import Model
 from pipelines.pace import Pace
 from pipelines.record import Cost, make_record
@@ -39,41 +44,18 @@ from pipelines.schedulers import make_scheduler
 from pipelines.text.encoder import Embedding
 from pipelines.texts import Asks, Texts
 from pipelines.trajectory import Trajectory, open_trajectory
+from pipelines.turns import Shares, Turns
 
 LOOK_AHEAD = {"cpu": 4, "cuda": 32}
 """Pictures whose texts are encoded before their turn. Where encoding takes seconds, few: a round waits for it."""
 MOST_DECODINGS = 4
 """Decodes under way before the rounds wait for the oldest."""
-Shape = tuple[int, int, int]
 AHEAD = 4
 """Waiting pictures whose adapters are brought to the device before their turn."""
-
-
-@dataclass
-class _Job:
-    id: int
-    owner: Hashable
-    priority: int
-    request: Request
-    plans: tuple[Plan, ...]
-    passes: tuple[Passes, ...]
-    shape: Shape
-    features: Features
-    trajectory: Trajectory | None = None
-    cost: Cost = field(default_factory=Cost)
-    began: float = 0.0
-    asks: Asks | None = None
-    unspeakable: bool = False
-    hold: Hold | None = None  # of its adapters on the device; let go when the job is
-
-    @property
-    def adapters(self) -> tuple[str, ...]:
-        return tuple(use.adapter for use in self.request.uses)
-
-    @property
-    def rows(self) -> int:
-        """The rows it needs in its next round."""
-        return len((self.trajectory.plan if self.trajectory else self.plans[0]).lanes)
+SLACK = 1.0
+"""Seconds of the device that an owner, or one of an owner's shapes, may be ahead of the others before it rests."""
+PATIENCE = 16
+"""Rounds that a picture waits for room in its shape's calls before it makes calls of its own."""
 
 
 class Session:
@@ -83,15 +65,17 @@ class Session:
         self.model = model
         self.output_type = output_type
         self._ids = itertools.count(1)
-        self._waiting: list[_Job] = []
-        self._flying: list[_Job] = []
-        self._served: dict[Hashable, int] = defaultdict(int)
+        self._waiting: list[Flight] = []
+        self._flying: list[Flight] = []
+        self._turns = Turns()
+        self._seconds: Shares[Hashable] = Shares()
+        self._seconds_of: defaultdict[Hashable, Shares[Group]] = defaultdict(Shares)
         self._feature_room = 0
         self._events: list[Event] = []
         self._pace = Pace()
         self._texts = Texts(model)
         self._decoder = Decoder(model, output_type)
-        self._decodings: deque[tuple[dict[int, _Job], Decoding]] = deque()
+        self._decodings: deque[tuple[dict[int, Flight], Decoding]] = deque()
         self._processor = VaeImageProcessor(vae_scale_factor=model.checkpoint.vae_scale_factor)
 
     def submit(self, request: Request, owner: Hashable = "", priority: int = 0) -> int:
@@ -105,7 +89,7 @@ class Session:
         shape = self.model.latent_shape(resolved.width, resolved.height)
         plans = resolved.plans()
         passes = passes_of(plans, remembering=resolved.cut is not None)
-        job = _Job(next(self._ids), owner, priority, resolved, plans, passes, shape, Features())
+        job = Flight(next(self._ids), owner, priority, resolved, plans, passes, shape, Features())
         if resolved.cut is not None:
             job.cost.feature_bytes = most_kept(passes) * self.model.feature_bytes(shape, resolved.cut)
         self._waiting.append(job)
@@ -117,15 +101,48 @@ class Session:
             for place, job in decoding.items():
                 if job.id == id:
                     del decoding[place]
-                    self._events.append(Cancelled(id))
+                    self._cancelled(job)
                     return True
         for jobs in (self._waiting, self._flying):
             for job in jobs:
                 if job.id == id:
                     jobs.remove(job)
-                    self._events.append(Cancelled(id))
+                    self._cancelled(job)
                     return True
         return False
+
+    def _cancelled(self, job: Flight) -> None:
+        job.let_go()
+        self._events.append(Cancelled(job.id))
+
+    def suspend(self) -> dict[int, Aside]:
+        """Take all pictures in flight off the device; id -> what `resume` takes, in this session or in another of the
+        same model. Those that wait or are being decoded stay."""
+        found = {}
+        for job in self._flying:
+            try:
+                hashes = {name: self.model.adapter(name).report.sha256 for name in job.adapters}
+                found[job.id] = set_aside(job, hashes)
+            except Exception as error:
+                self._lost(job, own_error(error, "the picture could not be set aside"))
+        self._flying = []
+        return found
+
+    def resume(self, aside: Aside) -> int:
+        """Go on with a picture that was set aside, where it was, as soon as it is its turn; its id from now on.
+
+        Its adapters are loaded. Raises AdapterFileError where one of them is another file by now.
+        """
+        for name, digest in aside.adapters.items():
+            known = self.model.store.known.get(name)
+            if known is None or known.report.sha256 != digest:
+                raise AdapterFileError(
+                    f"LoRA {name!r} was changed while a picture with it was set aside; ask for the picture again"
+                )
+        job = aside.flight
+        job.id, job.began = next(self._ids), time.perf_counter() - aside.seconds
+        self._waiting.append(job)
+        return job.id
 
     @property
     def idle(self) -> bool:
@@ -135,8 +152,8 @@ class Session:
         """One round: admit, one UNet evaluation for every picture in flight, decode those that are done, encode the
         texts of those that come next."""
         self._admit()
-        for shape in dict.fromkeys(job.shape for job in self._flying):
-            self._round([job for job in self._flying if job.shape == shape], shape)
+        for jobs in self._due():
+            self._round(jobs)
         done = [job for job in self._flying if job.trajectory is not None and job.trajectory.done]
         self._flying = [job for job in self._flying if job not in done]
         self._decode(done)
@@ -158,23 +175,42 @@ class Session:
 
         What features a picture will remember is reserved here for its whole run. A picture whose features do not fit
         beside those in flight waits; one whose features never fit keeps them on the host.
+
+        A picture of more rows than a call may hold makes calls of its own, one such picture an owner. So does, after
+        some rounds, one that is next and finds no room, where it needs much of it or its owner has nothing in flight.
         """
+        self._turns.among((job.owner, job.priority) for job in self._waiting)
+        limits = {shape: self.model.rows_at_once(shape) for shape in {job.shape for job in self._waiting}}
+        together = [job for job in self._flying if not job.apart]
         room = {
-            shape: self.model.rows_at_once(shape)
-            - sum(job.rows for job in self._flying if job.shape == shape)
-            for shape in {job.shape for job in self._waiting}
+            shape: limit - sum(job.rows for job in together if job.shape == shape)
+            for shape, limit in limits.items()
         }
-        flying_shapes = {job.shape for job in self._flying}
+        flying_shapes = {job.shape for job in together}
+        flying_owners = {job.owner for job in self._flying}
+        apart = {job.owner for job in self._flying if job.apart}
         reserved = sum(job.cost.feature_bytes for job in self._flying if not job.features.on_host)
         if not reserved and self._waiting:
             self._feature_room = self.model.feature_room()
-        chosen: list[_Job] = []
+        chosen: list[Flight] = []
         closed: set[Shape] = set()
-        while candidates := [job for job in self._waiting if job.shape not in closed]:
+        passed: set[int] = set()
+        while candidates := [
+            job for job in self._waiting if job.shape not in closed and job.id not in passed
+        ]:
             job = min(candidates, key=self._turn)
-            if job.rows > room[job.shape] and job.shape in flying_shapes:
-                closed.add(job.shape)
+            whale = job.rows > limits[job.shape]
+            job.apart = whale and job.owner not in apart
+            if whale and not job.apart:
+                passed.add(job.id)
                 continue
+            if not whale and job.rows > room[job.shape] and job.shape in flying_shapes:
+                job.passed += 1
+                entitled = 2 * job.rows > limits[job.shape] or job.owner not in flying_owners
+                if job.passed <= PATIENCE or not entitled or job.owner in apart:
+                    closed.add(job.shape)
+                    continue
+                job.apart = True
             if (self._flying or chosen) and not self.model.store.fits(job.adapters):
                 closed.add(job.shape)
                 continue
@@ -185,49 +221,71 @@ class Session:
                     continue
                 reserved += job.cost.feature_bytes
             self._waiting.remove(job)
-            self._served[job.owner] += 1
+            self._turns.serve(job.owner, job.priority, job.work)
             try:
                 job.hold = self.model.store.hold(job.adapters)
-            except StudioError as error:
-                self._events.append(Failed(job.id, error))
+            except Exception as error:
+                self._lost(job, own_error(error, "its adapters could not be brought to the device"))
                 continue
-            job.cost.paged = job.hold.paged
-            room[job.shape] -= job.rows
-            flying_shapes.add(job.shape)
+            job.cost.paged += job.hold.paged
+            flying_owners.add(job.owner)
+            if job.apart:
+                apart.add(job.owner)
+            else:
+                room[job.shape] -= job.rows
+                flying_shapes.add(job.shape)
             chosen.append(job)
-        soon = heapq.nsmallest(AHEAD, self._waiting, key=self._turn)
-        self.model.store.prefetch(name for job in soon for name in job.adapters)
-        if not self._waiting:
-            self._served.clear()
-        self._prepare(chosen)
+        self._prefetch()
+        self._prepare([job for job in chosen if not job.parked])
+        self._return([job for job in chosen if job.parked])
 
-    def _prepare(self, jobs: Sequence[_Job]) -> None:
+    def _prefetch(self) -> None:
+        soon = heapq.nsmallest(AHEAD, self._waiting, key=self._turn)
+        with suppress(Exception):  # whoever needs them is told when it is admitted
+            self.model.store.prefetch(name for job in soon for name in job.adapters)
+
+    def _prepare(self, jobs: Sequence[Flight]) -> None:
         """Encode the text of all, one call a text encoder; where that fails, one by one, so that the bad one
         fails alone."""
+        if not jobs:
+            return
         try:
             self._open(jobs)
-        except StudioError as error:
+        except Exception as error:
             if len(jobs) == 1:
-                self._events.append(Failed(jobs[0].id, error))
+                self._lost(jobs[0], own_error(error, "the picture could not be begun"))
                 return
             for job in jobs:
                 self._prepare([job])
 
-    def _open(self, jobs: Sequence[_Job]) -> None:
+    def _open(self, jobs: Sequence[Flight]) -> None:
         texts = self._texts.encode([self._asks(job) for job in jobs])
         opened = [self._trajectory(job, own.embeddings) for job, own in zip(jobs, texts, strict=True)]
         for job, own in zip(jobs, texts, strict=True):
             job.cost.shared = not own.alone
         for job, trajectory in zip(jobs, opened, strict=True):
             job.trajectory, job.began = trajectory, time.perf_counter()
-            self._flying.append(job)
-            self._events.append(Started(job.id, job.request))
+            self._begin(job)
 
-    def _turn(self, job: _Job) -> tuple[int, int, int]:
+    def _return(self, jobs: Sequence[Flight]) -> None:
+        """Those that were set aside are in flight again."""
+        for job in jobs:
+            try:
+                take_up(job, self.model.device)
+            except Exception as error:
+                self._lost(job, own_error(error, "the picture could not be taken up again"))
+            else:
+                self._begin(job)
+
+    def _begin(self, job: Flight) -> None:
+        self._flying.append(job)
+        self._events.append(Started(job.id, job.request))
+
+    def _turn(self, job: Flight) -> tuple[int, float, int, int]:
         """Who comes first: by priority, then owners in turn, then first come first served."""
-        return (-job.priority, self._served[job.owner], job.id)
+        return (*self._turns.key(job.owner, job.priority), job.id)
 
-    def _asks(self, job: _Job) -> Asks:
+    def _asks(self, job: Flight) -> Asks:
         """What the picture wants encoded. Raises RequestError where an adapter has been unloaded since it was asked
         for, and PromptError."""
         for use in job.request.uses:
@@ -245,19 +303,19 @@ class Session:
         window = LOOK_AHEAD.get(self.model.device.type, 4)
         coming = heapq.nsmallest(window, self._waiting, key=self._turn)
         fits = self.model.store.fits  # encoding needs the adapters on the device, beside those in flight
-        coming = [job for job in coming if not job.unspeakable and fits(job.adapters)]
+        coming = [job for job in coming if not (job.unspeakable or job.parked) and fits(job.adapters)]
         try:
             asks = [self._asks(job) for job in coming]
             if not all(self._texts.has(own) for own in asks[: window // 2]):
                 self._texts.encode(asks)
-        except StudioError:
+        except Exception:
             for job in coming:
                 try:
                     self._texts.encode([self._asks(job)])
-                except StudioError:
+                except Exception:
                     job.unspeakable = True  # it fails when it is admitted
 
-    def _trajectory(self, job: _Job, texts: Mapping[Prompt, Embedding]) -> Trajectory:
+    def _trajectory(self, job: Flight, texts: Mapping[Prompt, Embedding]) -> Trajectory:
         request, encoded = job.request, None
         if request.init_image is not None:
             image = request.init_image.convert("RGB")
@@ -285,24 +343,63 @@ class Session:
 
     # -- a round -----------------------------------------------------------------------------------------
 
-    def _round(self, jobs: Sequence[_Job], shape: Shape) -> None:
-        trajectories = [job.trajectory for job in jobs if job.trajectory is not None]
+    def _due(self) -> list[list[Flight]]:
+        """The pictures in flight by the calls that they share, but for those whose owners, or whose owner's shapes,
+        have had more of the device than others in flight."""
+        groups: dict[Group, list[Flight]] = {}
+        for job in self._flying:
+            groups.setdefault(job.group, []).append(job)
+        owners = {job.owner for job in self._flying}
+        self._seconds.among(owners)
+        for owner in [owner for owner in self._seconds_of if owner not in owners]:
+            del self._seconds_of[owner]
+        for owner in owners:
+            own = {job.group for job in self._flying if job.owner == owner}
+            self._seconds_of[owner].among(own)
+        return [jobs for group, jobs in groups.items() if not self._rests(group, jobs)]
+
+    def _rests(self, group: Group, jobs: Sequence[Flight]) -> bool:
+        """Whether a group lets others go first: its least served owner speaks for it."""
+        ahead = self._seconds.ahead
+        owner = min((job.owner for job in jobs), key=ahead)
+        return ahead(owner) > SLACK or self._seconds_of[owner].ahead(group) > SLACK
+
+    def _spent(self, shares: Sequence[tuple[Flight, int]], seconds: float) -> None:
+        """Add a call's seconds on the device to the pictures' costs and their owners' shares, by their rows in it."""
+        together = sum(rows for _, rows in shares)
+        for job, rows in shares:
+            own = seconds * rows / together
+            job.cost.device_seconds += own
+            self._seconds.charge(job.owner, own)
+            if job.owner in self._seconds_of:
+                self._seconds_of[job.owner].charge(job.group, own)
+
+    def _round(self, jobs: Sequence[Flight]) -> None:
+        """One UNet evaluation of each; where the shared one fails, one by one, so that the bad one fails alone."""
         try:
-            predictions = self._evaluate(jobs, rows_of(trajectories), shape)
-        except RenderError as error:
-            self._fail(jobs, error)
+            trajectories = [job.trajectory for job in jobs if job.trajectory is not None]
+            predictions = self._evaluate(jobs, rows_of(trajectories), jobs[0].shape)
+        except Exception as error:
+            if len(jobs) == 1:
+                self._fail(jobs[0], own_error(error, "a step failed"))
+                return
+            for job in jobs:
+                self._round([job])
             return
         first = 0
         for job, trajectory in zip(jobs, trajectories, strict=True):
             last = first + len(trajectory.lanes)
-            folded = fold(trajectory.plan, predictions[first:last], job.request.guidance_rescale)
-            step = trajectory.step
-            trajectory.advance(folded)
+            own = predictions[first:last]
             first = last
-            if trajectory.done or trajectory.step > step:
-                self._events.append(self._stepped(job, trajectory, step + 1))
+            try:
+                step = trajectory.step
+                trajectory.advance(fold(trajectory.plan, own, job.request.guidance_rescale))
+                if trajectory.done or trajectory.step > step:
+                    self._events.append(self._stepped(job, trajectory, step + 1))
+            except Exception as error:
+                self._fail(job, own_error(error, "a step failed"))
 
-    def _evaluate(self, jobs: Sequence[_Job], rows: Sequence[Row], shape: Shape) -> Tensor:
+    def _evaluate(self, jobs: Sequence[Flight], rows: Sequence[Row], shape: Shape) -> Tensor:
         """[rows, channels, h, w]: the rows in full in one call, those that run shallow in one a cut."""
         found: list[Tensor | None] = [None] * len(rows)
         for cut in (None, *dict.fromkeys(row.cut for row in rows if row.shallow)):
@@ -310,21 +407,21 @@ class Session:
             if not places:
                 continue
             some = [rows[place] for place in places]
-            shares = [(job.cost, sum(row.trajectory is job.trajectory for row in some)) for job in jobs]
-            with self._pace.lap(self.model.device, partial(_share, shares)):
+            shares = [(job, sum(row.trajectory is job.trajectory for row in some)) for job in jobs]
+            with self._pace.lap(self.model.device, partial(self._spent, shares)):
                 predictions, calls = self.model.evaluate(partial(evaluate, self.model), some, shape)
             for place, prediction in zip(places, predictions, strict=True):
                 found[place] = prediction
             first = 0
-            for job, (cost, own) in zip(jobs, shares, strict=True):
+            for job, own in shares:
                 last = first + own
-                _charge(cost, first, last, calls, shallow=cut is not None)
+                _charge(job.cost, first, last, calls, shallow=cut is not None)
                 if self.model.engine.stats.why and last > first:
                     job.cost.reasons.add(self.model.engine.stats.why)
                 first = last
         return torch.stack([prediction for prediction in found if prediction is not None])
 
-    def _stepped(self, job: _Job, trajectory: Trajectory, step: int) -> Stepped:
+    def _stepped(self, job: Flight, trajectory: Trajectory, step: int) -> Stepped:
         latents = trajectory.latents
         return Stepped(job.id, step, job.request.executed_steps, latents, partial(self._preview, latents))
 
@@ -335,19 +432,36 @@ class Session:
         assert isinstance(image, Image.Image)
         return image
 
-    def _fail(self, jobs: Iterable[_Job], error: StudioError) -> None:
-        for job in jobs:
-            self._flying.remove(job)
-            self._events.append(Failed(job.id, error))
+    def _fail(self, job: Flight, error: StudioError) -> None:
+        self._flying.remove(job)
+        self._lost(job, error)
+
+    def _lost(self, job: Flight, error: StudioError) -> None:
+        job.let_go()
+        self._events.append(Failed(job.id, error))
 
     # -- the end -----------------------------------------------------------------------------------------
 
-    def _decode(self, jobs: Sequence[_Job]) -> None:
+    def _decode(self, jobs: Sequence[Flight]) -> None:
         """Start decoding together what has one shape."""
         for shape in dict.fromkeys(job.shape for job in jobs):
-            group = [job for job in jobs if job.shape == shape]
-            latents = torch.cat([job.trajectory.latents for job in group if job.trajectory is not None])
-            self._decodings.append((dict(enumerate(group)), self._decoder.start(latents)))
+            self._start_decoding([job for job in jobs if job.shape == shape])
+
+    def _start_decoding(self, jobs: Sequence[Flight]) -> None:
+        """Where the shared one cannot be started, one by one."""
+        try:
+            latents = torch.cat([job.trajectory.latents for job in jobs if job.trajectory is not None])
+            self._decodings.append((dict(enumerate(jobs)), self._decoder.start(latents)))
+        except Exception as error:
+            self._decode_apart(jobs, error)
+
+    def _decode_apart(self, jobs: Sequence[Flight], error: Exception) -> None:
+        """A decode of these has failed: of one alone it is told, several are decoded again, each by itself."""
+        if len(jobs) == 1:
+            self._lost(jobs[0], own_error(error, "the picture could not be decoded"))
+            return
+        for job in jobs:
+            self._start_decoding([job])
 
     def _gather(self) -> None:
         """Take in what is decoded; where there is nothing else to do, or too much under way, wait for it."""
@@ -358,20 +472,29 @@ class Session:
             jobs, decoding = self._decodings.popleft()
             try:
                 images = decoding.pictures()
-            except RenderError as error:
-                self._events += [Failed(job.id, error) for job in jobs.values()]
+            except Exception as error:
+                self._decode_apart(list(jobs.values()), error)
                 continue
             self._pace.settle()  # the device has done all their calls
-            self._events += [self._finished(job, images[place], decoding) for place, job in jobs.items()]
+            for place, job in jobs.items():
+                self._finish(job, images[place], decoding)
 
-    def _finished(self, job: _Job, image: object, decoding: Decoding) -> Event:
+    def _finish(self, job: Flight, image: object, decoding: Decoding) -> None:
+        try:
+            event = self._finished(job, image, decoding)
+        except Exception as error:
+            event = Failed(job.id, own_error(error, "the picture's record could not be made"))
+        job.let_go()
+        self._events.append(event)
+
+    def _finished(self, job: Flight, image: object, decoding: Decoding) -> Event:
         if image is None:
             return Failed(job.id, _not_finite(self.model, job.request))
         seconds = time.perf_counter() - job.began
         record = make_record(job.request, self.model, job.cost, seconds, self._notes(job, decoding))
         return Finished(job.id, image, record)
 
-    def _notes(self, job: _Job, decoding: Decoding) -> tuple[str, ...]:
+    def _notes(self, job: Flight, decoding: Decoding) -> tuple[str, ...]:
         notes = []
         limit = self.model.found_limits.get(job.shape)
         if limit is not None:
@@ -390,13 +513,6 @@ class Session:
                 "seams can show, very faintly"
             )
         return (*notes, *sorted(job.cost.reasons))
-
-
-def _share(shares: Sequence[tuple[Cost, int]], seconds: float) -> None:
-    """Add a call's seconds on the device to the pictures' costs, by their rows in it."""
-    together = sum(rows for _, rows in shares)
-    for cost, rows in shares:
-        cost.device_seconds += seconds * rows / together
 
 
 def _charge(cost: Cost, first: int, last: int, calls: Sequence[int], *, shallow: bool) -> None:

@@ -211,8 +211,12 @@ def test_a_request_that_fails_to_prepare_fails_alone(model: Model) -> None:
 
 def test_a_picture_that_is_not_finite_fails_alone(model: Model) -> None:
     session = Session(model)
-    good, bad = session.submit(ask(1)), session.submit(ask(2, adapters=[Use("a", 1e30)]))
-    events = list(session.drain())
+    good, bad = session.submit(ask(1)), session.submit(ask(2, adapters=[Use("a", 1.0)]))
+    events = session.step()
+    in_flight = next(job for job in session._flying if job.id == bad)
+    assert in_flight.trajectory is not None
+    in_flight.trajectory.latents[0, 0, 0, 0] = float("inf")  # as strengths beyond reason make it
+    events += list(session.drain())
     [failed] = [event for event in events if isinstance(event, Failed)]
     assert failed.id == bad
     assert "lower the adapters' strengths" in str(failed.error)

@@ -1,0 +1,62 @@
+"""Errors that nobody foresaw, and memory that runs out: what they become for whoever asked for the picture."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+
+import torch
+
+from pipelines.errors import RenderError, StudioError
+
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "bad_alloc",
+)
+"""What torch's allocators say in a plain RuntimeError, on the CPU and on Apple's GPUs."""
+SMALLER = "make the picture smaller, use a half-precision dtype, or turn on low memory mode"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the device or of the host."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(said in str(error).lower() for said in _OUT_OF_MEMORY)
+
+
+def own_error(error: Exception, doing: str) -> StudioError:
+    """The error as the picture's owner is told it: a StudioError as it is, any other as a RenderError with its cause.
+
+    doing: what failed, as in "its text could not be encoded". What is no StudioError is logged with its trace. The
+    trace stays, without the tensors that it would keep alive.
+    """
+    if isinstance(error, StudioError):
+        own = error
+    elif out_of_memory(error):
+        own = RenderError(f"{doing}: memory ran out; {SMALLER}")
+        own.__cause__ = error
+    else:
+        trace = "".join(traceback.format_exception(error))  # as text: a log that keeps the trace keeps tensors
+        logging.getLogger(__name__).error("%s\n%s", doing, trace)
+        own = RenderError(
+            f"{doing}: {type(error).__name__}: {error}; try it once more, and report it if it fails again"
+        )
+        own.__cause__ = error
+    forget_tensors(error)
+    return own
+
+
+def forget_tensors(error: BaseException) -> None:
+    """Empties the frames of the error's trace, and of those of its causes; called by whoever caught it, whose own
+    frame is still at work and leaves the trace."""
+    if error.__traceback__ is not None:
+        error.__traceback__ = error.__traceback__.tb_next
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        traceback.clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__

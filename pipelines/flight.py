@@ -1,0 +1,138 @@
+"""One picture of a session from its asking to its last step, and how it is set aside in the middle.
+
+A picture that is set aside lies in the host's memory: its latents, its scheduler's and its generator's state, its
+remembered features and its texts. It goes on with the same bits, in another session and with the model loaded anew.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from composers.plan import Plan
+from pipelines.engine.store import Hold
+from pipelines.features import Features, Passes
+from pipelines.record import Cost
+from pipelines.request import Request
+from pipelines.texts import Asks
+from pipelines.trajectory import Trajectory
+
+Shape = tuple[int, int, int]
+Group = tuple[Shape, int]
+"""Pictures that share UNet calls: those of one latent shape; the id of one that flies apart, else 0."""
+
+
+@dataclass
+class Flight:
+    """One picture that a session was asked for.
+
+    began: when it was first in flight, in seconds of `time.perf_counter`. hold: of its adapters on the device.
+    apart: it makes its own UNet calls. passed: rounds in which it was next and found no room.
+    parked: it was set aside, and its trajectory lies in the host's memory.
+    """
+
+    id: int
+    owner: Hashable
+    priority: int
+    request: Request
+    plans: tuple[Plan, ...]
+    passes: tuple[Passes, ...]
+    shape: Shape
+    features: Features
+    trajectory: Trajectory | None = None
+    cost: Cost = field(default_factory=Cost)
+    began: float = 0.0
+    asks: Asks | None = None
+    unspeakable: bool = False
+    hold: Hold | None = None
+    apart: bool = False
+    passed: int = 0
+    parked: bool = False
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        return tuple(use.adapter for use in self.request.uses)
+
+    @property
+    def rows(self) -> int:
+        """The rows it needs in its next round."""
+        return len((self.trajectory.plan if self.trajectory else self.plans[0]).lanes)
+
+    @property
+    def group(self) -> Group:
+        return (self.shape, self.id if self.apart else 0)
+
+    @property
+    def work(self) -> float:
+        """What all its steps cost, in UNet rows times latent cells."""
+        return float(sum(len(plan.lanes) for plan in self.plans) * self.shape[1] * self.shape[2])
+
+    def let_go(self) -> None:
+        """Nothing more comes of it: its adapters, features and latents are let go."""
+        if self.hold is not None:
+            self.hold.release()
+        self.hold = self.trajectory = self.asks = None
+        self.features.keep_only(frozenset())
+
+
+@dataclass(frozen=True)
+class Aside:
+    """A picture that was set aside in mid-flight. adapters: name -> hash of the file that it was begun with."""
+
+    flight: Flight
+    adapters: Mapping[str, str]
+    seconds: float
+
+
+def set_aside(flight: Flight, hashes: Mapping[str, str]) -> Aside:
+    """Takes a picture in flight off the device."""
+    assert flight.trajectory is not None
+    if flight.hold is not None:
+        flight.hold.release()
+        flight.hold = None
+    trajectory = flight.trajectory
+    trajectory.latents = trajectory.latents.cpu()
+    trajectory.texts = {prompt: text.to(torch.device("cpu")) for prompt, text in trajectory.texts.items()}
+    _move(trajectory.scheduler, _parked)
+    flight.features.move(torch.device("cpu"))
+    flight.parked, flight.apart, flight.passed = True, False, 0
+    return Aside(flight, hashes, time.perf_counter() - flight.began)
+
+
+def take_up(flight: Flight, device: torch.device) -> None:
+    """Brings a picture that was set aside to the device, where it goes on."""
+    assert flight.trajectory is not None
+    trajectory = flight.trajectory
+    trajectory.latents = trajectory.latents.to(device)
+    trajectory.texts = {prompt: text.to(device) for prompt, text in trajectory.texts.items()}
+    _move(
+        trajectory.scheduler, lambda value: value.on_host.to(device) if isinstance(value, _Parked) else value
+    )
+    if not flight.features.on_host:
+        flight.features.move(device)
+    flight.parked = False
+
+
+@dataclass(frozen=True)
+class _Parked:
+    """A tensor of a scheduler's that belongs on the device. Those that it keeps on the host stay as they are."""
+
+    on_host: Tensor
+
+
+def _parked(value: Any) -> Any:
+    return _Parked(value.cpu()) if isinstance(value, Tensor) and value.device.type != "cpu" else value
+
+
+def _move(scheduler: Any, moved: Any) -> None:
+    """Applies `moved` to each value that a scheduler remembers between steps, in its lists and tuples too."""
+    for name, value in list(vars(scheduler).items()):
+        if isinstance(value, list | tuple):
+            setattr(scheduler, name, type(value)(moved(one) for one in value))
+        elif isinstance(value, Tensor | _Parked):
+            setattr(scheduler, name, moved(value))
