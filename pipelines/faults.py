@@ -30,8 +30,8 @@ def out_of_memory(error: BaseException) -> bool:
 def own_error(error: Exception, doing: str) -> StudioError:
     """The error as the picture's owner is told it: a StudioError as it is, any other as a RenderError with its cause.
 
-    doing: what failed, as in "its text could not be encoded". What is no StudioError is logged with its trace. The
-    trace stays, without the tensors that it would keep alive.
+    doing: what failed, as in "its text could not be encoded". What is no StudioError is logged with its trace, which
+    the error itself keeps no longer: tensors would stay alive with it.
     """
     if isinstance(error, StudioError):
         own = error
@@ -50,13 +50,11 @@ def own_error(error: Exception, doing: str) -> StudioError:
 
 
 def forget_tensors(error: BaseException) -> None:
-    """Empties the frames of the error's trace, and of those of its causes; called by whoever caught it, whose own
-    frame is still at work and leaves the trace."""
-    if error.__traceback__ is not None:
-        error.__traceback__ = error.__traceback__.tb_next
+    """Takes the traces from an error and its causes: their frames, and those that called them, keep tensors alive."""
     seen: set[int] = set()
     link: BaseException | None = error
     while link is not None and id(link) not in seen:
         seen.add(id(link))
         traceback.clear_frames(link.__traceback__)
+        link.__traceback__ = None
         link = link.__cause__ or link.__context__
