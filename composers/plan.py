@@ -9,11 +9,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any, ClassVar, Literal
 
 from composers.errors import ComposerError
+from composers.shown import shown
 
 Role = Literal["positive", "negative"]
 Band = Literal["high", "low"]
@@ -31,20 +34,20 @@ class Schedule:
     points: tuple[tuple[float, float], ...]
 
     def __post_init__(self) -> None:
+        if not all(isinstance(point, tuple | list) and len(point) == 2 for point in self.points):
+            raise ComposerError(f"schedule {shown(self.points)} must be pairs of a start and a factor")
         starts = [start for start, _ in self.points]
-        if starts != sorted(set(starts)) or not all(0 <= start < 1 for start in starts):
-            raise ComposerError(f"schedule starts {starts} must rise strictly within [0, 1)")
+        sound = all(_is_finite(start) and 0 <= start < 1 for start in starts)
+        if not sound or starts != sorted(set(starts)):
+            raise ComposerError(f"schedule starts {shown(starts)} must rise strictly within [0, 1)")
         for _, factor in self.points:
-            if not math.isfinite(factor):
-                raise ComposerError(f"schedule factor {factor} must be a finite number")
+            if not _is_finite(factor):
+                raise ComposerError(f"schedule factor {shown(factor)} must be a finite number")
 
     def factor(self, step: Step) -> float:
         """The factor at a step, whose time is index/count."""
-        current = 1.0
-        for start, factor in self.points:
-            if step.index / step.count >= start - 1e-9:
-                current = factor
-        return current
+        begun = bisect_right(self.points, step.index / step.count, key=lambda point: point[0] - 1e-9)
+        return self.points[begun - 1][1] if begun else 1.0
 
 
 @dataclass(frozen=True)
@@ -70,13 +73,23 @@ class Use:
     band: Band | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.adapter, str):
+            raise ComposerError(f"adapter={shown(self.adapter)} must be a name")
+        if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in self.blocks):
+            raise ComposerError(
+                f"adapter {shown(self.adapter)}: blocks={shown(self.blocks)} must be pairs of a name and a factor"
+            )
         numbers = [self.weight, *(factor for _, factor in self.blocks)]
         if self.text_weight is not None:
             numbers.append(self.text_weight)
-        if not all(math.isfinite(number) for number in numbers):
-            raise ComposerError(f"adapter {self.adapter!r}: weights must be finite numbers, got {numbers}")
+        if not all(map(_is_finite, numbers)):
+            raise ComposerError(
+                f"adapter {shown(self.adapter)}: weights must be finite numbers, got {shown(numbers)}"
+            )
         if self.band not in (None, "high", "low"):
-            raise ComposerError(f"adapter {self.adapter!r}: band={self.band!r} must be high, low or None")
+            raise ComposerError(
+                f"adapter {shown(self.adapter)}: band={shown(self.band)} must be high, low or None"
+            )
 
     def block_factor(self, module: str) -> float:
         """The factor of the block that holds `module` (a dotted module name inside the UNet)."""
@@ -107,6 +120,14 @@ class Mix:
         uses = tuple(uses)
         seen = {"merged": self.uses, "first": self.uses[:1], "per_adapter": uses}[self.text]
         return Lane(Prompt("positive", text_uses(seen)), uses, share, fresh)
+
+
+def _is_finite(value: object) -> bool:
+    """Whether it is a number, and one that a float can hold."""
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def text_uses(uses: Iterable[Use]) -> tuple[Use, ...]:
@@ -253,14 +274,14 @@ class Composer(ABC):
                 )
 
     def _check(self, name: str, value: object, knob: Knob, default: object) -> None:
-        where = f"{self.name}: {name}={value!r}"
+        where = f"{self.name}: {name}={shown(value)}"
         if knob.choices and value not in knob.choices:
             raise ComposerError(f"{where} must be one of {', '.join(knob.choices)}")
         if knob.low is None and knob.high is None:
             return
         wanted = "a whole number" if type(default) is int else "a number"
         whole_enough = isinstance(value, int) or (isinstance(value, float) and type(default) is not int)
-        if isinstance(value, bool) or not whole_enough or not math.isfinite(value):  # type: ignore[arg-type]
+        if not whole_enough or not _is_finite(value):
             raise ComposerError(f"{where} must be {wanted}")
         low, high = -math.inf if knob.low is None else knob.low, math.inf if knob.high is None else knob.high
         if not low <= value <= high:  # type: ignore[operator]

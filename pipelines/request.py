@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-import math
 import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
@@ -12,13 +12,27 @@ from PIL import Image
 
 from composers.merge import Merge
 from composers.plan import Band, Composer, Mix, Plan, Step, TextMode, Use, text_uses
+from composers.shown import shown
 from pipelines.blocks import Layout, placed, use_of
+from pipelines.bounds import (
+    LONGEST_NAME,
+    LONGEST_PROMPT,
+    MOST_ADAPTERS,
+    MOST_BLOCKS,
+    MOST_POINTS,
+    STRONGEST,
+    check_pixels,
+    check_text,
+    check_words,
+)
 from pipelines.errors import RequestError
 from pipelines.family import Cut, Defaults
 from pipelines.schedulers import canonical
 from pipelines.text.prompt import take_tags
 
 LARGEST_SIDE = 16384
+FARTHEST = 4 * LARGEST_SIDE
+"""Pixels: SDXL's size conditioning may tell of a picture larger than any that is drawn."""
 MOST_STEPS = 1000
 SEEDS = 2**32
 
@@ -55,10 +69,10 @@ class Request:
     """One picture. None means: as the model's card, its folder or its family says.
 
     prompt: A1111 weights (`(word:1.2)`, `[word]`, BREAK) and `<lora:name:0.8>` tags are understood; tags
-        join `adapters` when the request is admitted.
+        join `adapters` when the request is admitted. At most 20000 characters, and 1000 without a space.
     negative_prompt: None is diffusers' meaning (zeros where the model forces them for empty prompts, else
         the encoded empty text); "" is the encoded empty text.
-    adapters: names with strengths, or `Use`s in order.
+    adapters: names with strengths, or `Use`s in order; at most 100, strengths and factors in -100 … 100.
     seed: 0 … 2**64 - 1; None draws one in 0 … 2**32 - 1.
     steps: 1 … 1000. guidance_scale: <= 1 means none. guidance_rescale: 0 … 1.
     width, height: pixels. scheduler: a name of `pipelines.schedulers`, or an alias.
@@ -67,10 +81,10 @@ class Request:
     reuse: evaluate each lane in full every so many steps (1 … 100; 1 is always) and on remembered features
         between, for the methods that do not plan this themselves; a new turn of Switch starts in full. None is off.
     cut: where features are remembered, "published" or "deep", see `pipelines.features`; None is the family's.
-    original_size, crop, target_size: SDXL's size conditioning, (height, width) and (top, left) in pixels;
-        None is the picture's own size.
+    original_size, crop, target_size: SDXL's size conditioning, (height, width) and (top, left) in pixels,
+        0 … 65536 (crop from -65536 on); None is the picture's own size.
 
-    Raises RequestError.
+    Every bound is judged here, before any work (`pipelines.bounds`). Raises RequestError and PromptError.
     """
 
     prompt: str
@@ -96,14 +110,18 @@ class Request:
     target_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.prompt, str) or not isinstance(self.negative_prompt, str | None):
-            raise RequestError("the prompt and the negative prompt must be text (or None for the negative)")
+        for name, text in (("prompt", self.prompt), ("negative_prompt", self.negative_prompt)):
+            if text is not None or name == "prompt":
+                check_words(name, check_text(name, text, LONGEST_PROMPT))
         if not isinstance(self.composer, Composer):
             raise RequestError(
-                f"composer={self.composer!r} must be a method such as Switch(), not a {_kind(self.composer)}"
+                f"composer={shown(self.composer)} must be a method such as Switch(), not a {_kind(self.composer)}"
             )
+        for setting in dataclasses.fields(self.composer):
+            if isinstance(value := getattr(self.composer, setting.name), str):
+                check_text(f"{self.composer.name}: {setting.name}", value, LONGEST_NAME)
         if self.text_mode not in ("merged", "first", "per_adapter"):
-            raise RequestError(f"text_mode={self.text_mode!r} must be merged, first or per_adapter")
+            raise RequestError(f"text_mode={shown(self.text_mode)} must be merged, first or per_adapter")
         object.__setattr__(self, "adapters", _uses(self.adapters))
         _whole("seed", self.seed, 0, 2**64 - 1)
         _whole("steps", self.steps, 1, MOST_STEPS)
@@ -117,21 +135,19 @@ class Request:
                 "set its refresh and interval"
             )
         if self.cut not in (None, "published", "deep"):
-            raise RequestError(f"cut={self.cut!r} must be published or deep")
+            raise RequestError(f"cut={shown(self.cut)} must be published or deep")
         _number("guidance_scale", self.guidance_scale, 0, 1000)
         _number("guidance_rescale", self.guidance_rescale, 0, 1)
         _number("strength", self.strength, 0, 1)
         if self.scheduler is not None:
-            canonical(self.scheduler)
+            canonical(check_text("scheduler", self.scheduler, LONGEST_NAME))
         if self.init_image is not None and not isinstance(self.init_image, Image.Image):
             raise RequestError(f"init_image must be a PIL image, not a {_kind(self.init_image)}")
-        for name, pair in (
-            ("original_size", self.original_size),
-            ("crop", self.crop),
-            ("target_size", self.target_size),
-        ):
-            if pair is not None and (len(pair) != 2 or not all(isinstance(side, int) for side in pair)):
-                raise RequestError(f"{name}={pair!r} must be two whole numbers of pixels, (height, width)")
+        if self.init_image is not None:
+            check_pixels("init_image", *self.init_image.size)
+        _pair("original_size", self.original_size, 0)
+        _pair("crop", self.crop, -FARTHEST)
+        _pair("target_size", self.target_size, 0)
 
     @property
     def uses(self) -> tuple[Use, ...]:
@@ -223,18 +239,49 @@ class Request:
 
 def _uses(adapters: Mapping[str, float] | Sequence[Use]) -> tuple[Use, ...]:
     """The adapters as uses; a name that stands twice is refused."""
+    if not isinstance(adapters, Mapping | Sequence) or isinstance(adapters, str):
+        raise RequestError(f"adapters must be {{name: strength}} or a list of Use, found {shown(adapters)}")
+    if len(adapters) > MOST_ADAPTERS:
+        raise RequestError(
+            f"{len(adapters)} adapters are more than one picture may have ({MOST_ADAPTERS}); leave some out"
+        )
     if isinstance(adapters, Mapping):
         for name, weight in adapters.items():
-            _number(f"weight of adapter {name!r}", weight, -100, 100)
+            check_text("the name of an adapter", name, LONGEST_NAME)
+            _number(f"weight of adapter {name!r}", weight, -STRONGEST, STRONGEST)
         adapters = [Use(name, float(weight)) for name, weight in adapters.items()]
     seen: set[str] = set()
     for use in adapters:
         if not isinstance(use, Use):
-            raise RequestError(f"adapters must be {{name: strength}} or a list of Use, found {use!r}")
+            raise RequestError(f"adapters must be {{name: strength}} or a list of Use, found {shown(use)}")
+        _check_use(use)
         if use.adapter.lower() in seen:
             raise RequestError(f"adapter {use.adapter!r} stands twice in this request; give it one strength")
         seen.add(use.adapter.lower())
     return tuple(adapters)
+
+
+def _check_use(use: Use) -> None:
+    """Raises RequestError for names and numbers beyond their bounds."""
+    check_text("the name of an adapter", use.adapter, LONGEST_NAME)
+    where = f"of adapter {use.adapter!r}"
+    points = use.schedule.points if use.schedule is not None else ()
+    for what, entries, most in (("blocks", use.blocks, MOST_BLOCKS), ("moments", points, MOST_POINTS)):
+        if len(entries) > most:
+            raise RequestError(f"{len(entries)} {what} {where} are more than {most}; leave some out")
+    for what, number in (("weight", use.weight), ("text_weight", use.text_weight)):
+        _bounded(f"{what} {where}", number)
+    for block, factor in use.blocks:
+        check_text(f"the name of a block {where}", block, LONGEST_NAME)
+        _bounded(f"block {block!r} {where}", factor)
+    for start, factor in points:
+        _bounded(f"schedule {where} from {start:g} on", factor)
+
+
+def _bounded(name: str, strength: float | None) -> None:
+    """`Use` and `Schedule` have seen to it that it is a finite number."""
+    if strength is not None and not -STRONGEST <= strength <= STRONGEST:
+        raise RequestError(f"{name}={strength!r} must be a number in {-STRONGEST:g} … {STRONGEST:g}")
 
 
 def _named(use: Use, facts: Facts) -> Use:
@@ -286,19 +333,24 @@ def _whole(name: str, value: object, low: int, high: int) -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise RequestError(f"{name}={value!r} must be a whole number in {low} … {high}")
+        raise RequestError(f"{name}={shown(value)} must be a whole number in {low} … {high}")
+
+
+def _pair(name: str, value: object, low: int) -> None:
+    if value is None:
+        return
+    sides = value if isinstance(value, tuple | list) else ()
+    if len(sides) != 2 or any(isinstance(side, bool) or not isinstance(side, int) for side in sides):
+        raise RequestError(f"{name}={shown(value)} must be two whole numbers of pixels, (height, width)")
+    if not all(low <= side <= FARTHEST for side in sides):
+        raise RequestError(f"{name}={shown(value)} must be two numbers of pixels in {low} … {FARTHEST}")
 
 
 def _number(name: str, value: object, low: float, high: float) -> None:
     if value is None:
         return
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not math.isfinite(value)
-        or not low <= value <= high
-    ):
-        raise RequestError(f"{name}={value!r} must be a number in {low:g} … {high:g}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise RequestError(f"{name}={shown(value)} must be a number in {low:g} … {high:g}")
 
 
 def _kind(value: object) -> str:

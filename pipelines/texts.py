@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from composers.plan import Plan, Prompt
+from pipelines.bounds import MOST_CHUNKS_OF_A_PICTURE
 from pipelines.engine.store import Known
+from pipelines.errors import PromptError
 from pipelines.model import Model
 from pipelines.request import Request
 from pipelines.text.encoder import Embedding, TextAsk
@@ -63,9 +65,16 @@ class Texts:
         self._kept: OrderedDict[_Key, _Kept] = OrderedDict()
 
     def asks(self, request: Request, plans: Sequence[Plan]) -> Asks:
-        """What a resolved request wants encoded, all of it with equally many chunks. Raises PromptError."""
+        """What a resolved request wants encoded, all of it with equally many chunks. Raises PromptError, also where
+        all its chunks together are too many."""
         prompts = list(dict.fromkeys(lane.prompt for plan in plans for lane in plan.lanes))
         level = self._model.text.level(_ask(request, prompt) for prompt in prompts)
+        chunks = sum(ask.chunks for ask in level)
+        if chunks > MOST_CHUNKS_OF_A_PICTURE:
+            raise PromptError(
+                f"the picture's {len(level)} texts have {chunks} chunks of tokens, more than "
+                f"{MOST_CHUNKS_OF_A_PICTURE}; shorten the prompts, or take text_mode=merged"
+            )
         return dict(zip(prompts, level, strict=True))
 
     def has(self, asks: Asks) -> bool:

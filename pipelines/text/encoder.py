@@ -25,12 +25,14 @@ import torch
 from torch import Tensor
 
 from composers.plan import Use
-from pipelines.errors import ModelError, RequestError
+from pipelines.bounds import LONGEST_PROMPT, MOST_CHUNKS, check_text, check_words
+from pipelines.errors import ModelError, PromptError, RequestError
 from pipelines.family import Family
 from pipelines.text.prompt import Run, parse
 
 COMMA_REACH = 20  # tokens: how far a cut may move back to a comma (A1111's default)
 SMALLEST_GROWTH = 0.1  # no rescaling beyond tenfold, whatever the weights
+ROWS_AT_ONCE = 64  # chunks in one forward: SDXL keeps every layer's states of each, 6.5 MB in 16 bits
 
 
 @dataclass(frozen=True)
@@ -104,21 +106,30 @@ class _Encoder:
         return int(min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings))
 
     def tokens(self, text: str) -> list[list[tuple[int, float]]]:
-        """The prompt's (token id, weight) pairs, one list per section between BREAKs."""
+        """The prompt's (token id, weight) pairs, one list per section between BREAKs. Raises PromptError and
+        RequestError for texts that are too long to be split."""
+        check_text("the prompt", text, LONGEST_PROMPT)
         return [[pair for run in section for pair in self._run(run)] for section in parse(text).sections]
 
     def _run(self, run: Run) -> list[tuple[int, float]]:
+        check_words("the prompt", run.text)  # again, for brackets that are gone may have joined words
         ids = self.tokenizer(run.text, add_special_tokens=False, verbose=False).input_ids
         return [(token, run.weight) for token in ids]
 
     def chunks(self, text: str, at_least: int = 1) -> list[Chunk]:
-        """The prompt's rows, filled up with empty ones to `at_least`."""
+        """The prompt's rows, filled up with empty ones to `at_least`. Raises PromptError for more than MOST_CHUNKS."""
         size = self.length - 2
         comma = self.tokenizer.convert_tokens_to_ids(",</w>")
         sections = self.tokens(text)
         if len(sections) > 1 and not sections[-1]:  # a BREAK at the end opens no chunk
             sections.pop()
         cut = [piece for section in sections for piece in cut_tokens(section, size, comma)]
+        if len(cut) > MOST_CHUNKS:
+            tokens = sum(map(len, sections))
+            raise PromptError(
+                f"the prompt has {tokens} tokens, {len(cut)} chunks of {self.length}; at most {MOST_CHUNKS} chunks are "
+                f"encoded: shorten it to about {MOST_CHUNKS * size} tokens"
+            )
         cut += [[]] * (at_least - len(cut))
         return [self._framed(piece, size) for piece in cut]
 
@@ -157,7 +168,10 @@ class TextEncoder:
             self._encoders.append(_Encoder(name, model, tokenizer))
 
     def count_tokens(self, text: str) -> tuple[int, int]:
-        """(tokens, chunks) of a prompt without tags; begin, end and padding tokens are not counted."""
+        """(tokens, chunks) of a prompt without tags; begin, end and padding tokens are not counted.
+
+        Raises PromptError and RequestError for one that is too long.
+        """
         tokens = sum(len(section) for section in self._encoders[0].tokens(text))
         return tokens, self.chunks(TextAsk(text))
 
@@ -212,31 +226,50 @@ class TextEncoder:
         chunks = [encoder.chunks(ask.text or "", ask.chunks) for ask in asks]
         rows = [[(chunk.ids, ask.uses) for chunk in own] for ask, own in zip(asks, chunks, strict=True)]
         order = {row: index for index, row in enumerate(dict.fromkeys(row for own in rows for row in own))}
-        ids = torch.tensor([ids for ids, _ in order], device=encoder.model.device)  # [rows, 77]
-        layered = self.family.size_conditioned or any(ask.clip_skip is not None for ask in asks)
-        with self.lanes.active(encoder.name, [uses for _, uses in order]):
-            output = encoder.model(ids, attention_mask=self._mask(encoder, ids), output_hidden_states=layered)
-        pooled: Tensor | None = None  # [rows, pooled width]: SDXL's, of its second encoder
-        if self.family.size_conditioned:
-            pooled = getattr(output, "text_embeds", None)
+        skips = dict.fromkeys(ask.clip_skip for ask in asks)
+        layers, pooled = self._forwards(encoder, list(order), list(skips))
         embeddings = []
         for ask, own, own_rows in zip(asks, chunks, rows, strict=True):
             places = [order[row] for row in own_rows]
-            states = self._layer(encoder, output, ask.clip_skip, places)  # [chunks, 77, width]
+            states = layers[ask.clip_skip][places]  # [chunks, 77, width]
             if any(chunk.weighted for chunk in own):
                 states = weigh(states, torch.tensor([chunk.weights for chunk in own], device=states.device))
             first = None if pooled is None else pooled[places[0]]
             embeddings.append(Embedding(states.flatten(0, 1), first))
         return embeddings
 
-    def _layer(self, encoder: _Encoder, output: Any, clip_skip: int | None, rows: list[int]) -> Tensor:
-        """The hidden states that condition the UNet, of these rows.  # [rows, 77, width]
+    def _forwards(
+        self,
+        encoder: _Encoder,
+        rows: Sequence[tuple[tuple[int, ...], tuple[Use, ...]]],
+        skips: list[int | None],
+    ) -> tuple[dict[int | None, Tensor], Tensor | None]:
+        """(tokens, adapters) of each row -> by clip_skip the states that condition the UNet [rows, 77, width], and the
+        pooled ones [rows, pooled width], SDXL's of its second encoder. At most ROWS_AT_ONCE rows in one forward."""
+        layers: dict[int | None, list[Tensor]] = {skip: [] for skip in skips}
+        pooled: list[Tensor] = []
+        layered = self.family.size_conditioned or any(skip is not None for skip in skips)
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            some = rows[start : start + ROWS_AT_ONCE]
+            ids = torch.tensor([ids for ids, _ in some], device=encoder.model.device)  # [rows, 77]
+            with self.lanes.active(encoder.name, [uses for _, uses in some]):
+                output = encoder.model(
+                    ids, attention_mask=self._mask(encoder, ids), output_hidden_states=layered
+                )
+            for skip in skips:
+                layers[skip].append(self._layer(encoder, output, skip))
+            if self.family.size_conditioned and getattr(output, "text_embeds", None) is not None:
+                pooled.append(output.text_embeds)
+        return {skip: _joined(states) for skip, states in layers.items()}, _joined(pooled) if pooled else None
+
+    def _layer(self, encoder: _Encoder, output: Any, clip_skip: int | None) -> Tensor:
+        """The hidden states that condition the UNet.  # [rows, 77, width]
 
         SDXL reads them below the final norm, one layer before the last; the others after it, from the last
         layer or, skipping, from an earlier one (diffusers' `encode_prompt` of each family).
         """
         if clip_skip is None and not self.family.size_conditioned:
-            last: Tensor = output.last_hidden_state[rows]
+            last: Tensor = output.last_hidden_state
             return last
         nearest = 2 if self.family.size_conditioned else 1
         back, most = nearest + (clip_skip or 0), len(output.hidden_states)
@@ -244,7 +277,7 @@ class TextEncoder:
             raise RequestError(
                 f"clip_skip={clip_skip}: this model's {encoder.name} can skip 0 to {most - nearest} layers"
             )
-        states: Tensor = output.hidden_states[-back][rows]
+        states: Tensor = output.hidden_states[-back]
         if not self.family.size_conditioned:
             # transformers keeps the norm in `text_model` in some of its classes and versions, bare in others
             states = getattr(encoder.model, "text_model", encoder.model).final_layer_norm(states)
@@ -268,15 +301,19 @@ def cut_tokens(
     unless the next token is itself a comma. No tokens make one empty chunk.
     """
     pieces: list[list[tuple[int, float]]] = []
-    rest = list(tokens)
-    while len(rest) > size:
-        cut = size
-        commas = [place for place in range(max(size - reach, 0), size) if rest[place][0] == comma]
-        if commas and rest[size][0] != comma:
-            cut = commas[-1] + 1
-        pieces.append(rest[:cut])
-        rest = rest[cut:]
-    return [*pieces, rest]
+    begin = 0
+    while len(tokens) - begin > size:
+        end = begin + size
+        commas = [place for place in range(max(end - reach, begin), end) if tokens[place][0] == comma]
+        if commas and tokens[end][0] != comma:
+            end = commas[-1] + 1
+        pieces.append(list(tokens[begin:end]))
+        begin = end
+    return [*pieces, list(tokens[begin:])]
+
+
+def _joined(pieces: list[Tensor]) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 def weigh(states: Tensor, weights: Tensor) -> Tensor:

@@ -18,11 +18,13 @@ read: they are weighted words.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from pipelines.bounds import MOST_CHUNKS
 from pipelines.errors import PromptError
 from pipelines.text.tags import LoraTag, Moment, take_tags, write_tag
 
@@ -34,7 +36,7 @@ _MARK = re.compile(
     r"""
       \\(?P<literal>[()\[\]\\])
     | (?P<open>[(\[])
-    | :\s*(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+))\s*\)
+    | :\s*(?P<weight>[+-]?(?:\d++(?:\.\d*+)?|\.\d++))\s*\)
     | (?P<close>[)\]])
     | (?:(?<!\s)\s+)?\b(?P<break>BREAK)\b\s*
     """,
@@ -74,9 +76,10 @@ class ParsedPrompt:
 def parse(text: str) -> ParsedPrompt:
     """A prompt without tags -> its words and weights.
 
-    Raises PromptError for a weight that is not a finite number, and for more than 200 open brackets.
+    Raises PromptError for a weight that is not a finite number, for more than 200 open brackets, and for more
+    BREAKs than chunks may be. Its time is linear in the text's length.
     """
-    pieces: list[list[Run]] = [[]]  # by section
+    pieces = [_Section()]
     pending: dict[str, list[tuple[int, int]]] = {"(": [], "[": []}  # where each open bracket stands
     end = 0
     for mark in _MARK.finditer(text):
@@ -85,9 +88,11 @@ def parse(text: str) -> ParsedPrompt:
         if mark["literal"]:
             _add(pieces, mark["literal"])
         elif mark["break"]:
-            pieces.append([])
+            pieces.append(_Section())
+            if len(pieces) > MOST_CHUNKS + 1:  # one at the end opens no chunk
+                raise PromptError(f"more than {MOST_CHUNKS} chunks are opened by BREAK; take some out")
         elif mark["open"]:
-            pending[mark["open"]].append((len(pieces) - 1, len(pieces[-1])))
+            pending[mark["open"]].append((len(pieces) - 1, pieces[-1].begin()))
             if len(pending[mark["open"]]) > DEEPEST:
                 raise PromptError(
                     f"more than {DEEPEST} {mark['open']!r} are open at once; close some, or write \\{mark['open']}"
@@ -104,37 +109,59 @@ def parse(text: str) -> ParsedPrompt:
     for bracket, factor in (("(", STRONGER), ("[", WEAKER)):
         for start in pending[bracket]:
             _weigh(pieces, start, factor)
-    return ParsedPrompt(tuple(_joined(section) for section in pieces))
+    return ParsedPrompt(tuple(_runs(section) for section in pieces))
 
 
-def _add(pieces: list[list[Run]], text: str) -> None:
+class _Section:
+    """Words between two BREAKs, in stretches that no bracket divides: their words, and one weight for each."""
+
+    def __init__(self) -> None:
+        self.words: list[list[str]] = []
+        self.weights: list[float] = []
+        self._open = False  # whether more words belong to the last stretch
+
+    def begin(self) -> int:
+        """The place of the stretch that begins here."""
+        self._open = False
+        return len(self.words)
+
+    def add(self, text: str) -> None:
+        if not self._open:
+            self.words.append([])
+            self.weights.append(1.0)
+            self._open = True
+        self.words[-1].append(text)
+
+    def weigh(self, start: int, factor: float) -> None:
+        """Multiply the weight of everything from `start` on."""
+        self.weights[start:] = [weight * factor for weight in self.weights[start:]]
+        self._open = False
+
+
+def _add(pieces: list[_Section], text: str) -> None:
     if text:
-        pieces[-1].append(Run(text))
+        pieces[-1].add(text)
 
 
-def _weigh(pieces: list[list[Run]], start: tuple[int, int], factor: float) -> None:
-    """Multiply the weight of everything from `start` (section, run) on."""
+def _weigh(pieces: list[_Section], start: tuple[int, int], factor: float) -> None:
+    """Multiply the weight of everything from `start` (section, stretch) on."""
     first, offset = start
     for index in range(first, len(pieces)):
-        section = pieces[index]
-        for place in range(offset if index == first else 0, len(section)):
-            run = section[place]
-            section[place] = Run(run.text, run.weight * factor)
-            if not math.isfinite(section[place].weight):
-                raise PromptError(
-                    f"the weight of {run.text.strip()!r} is too large; give weights of about 0.1 to 2"
-                )
+        pieces[index].weigh(offset if index == first else 0, factor)
 
 
-def _joined(section: list[Run]) -> tuple[Run, ...]:
+def _runs(section: _Section) -> tuple[Run, ...]:
     """Neighbours of equal weight become one run, so that they are tokenised as one text."""
-    joined: list[Run] = []
-    for run in section:
-        if joined and joined[-1].weight == run.weight:
-            joined[-1] = Run(joined[-1].text + run.text, run.weight)
-        else:
-            joined.append(run)
-    return tuple(joined)
+    runs: list[Run] = []
+    stretches = zip(section.weights, section.words, strict=True)
+    for weight, own in itertools.groupby(stretches, key=lambda stretch: stretch[0]):
+        text = "".join(word for _, words in own for word in words)
+        if not math.isfinite(weight):
+            raise PromptError(
+                f"the weight of {text.strip()[:60]!r} is too large; give weights of about 0.1 to 2"
+            )
+        runs.append(Run(text, weight))
+    return tuple(runs)
 
 
 __all__ = ["LoraTag", "Moment", "ParsedPrompt", "Run", "parse", "take_tags", "write_tag"]

@@ -27,6 +27,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from composers.plan import Schedule, Use
+from composers.shown import shown
+from pipelines.bounds import LONGEST_NAME, MOST_ADAPTERS, MOST_BLOCKS, MOST_POINTS
 from pipelines.errors import PromptError
 
 Blocks = tuple[tuple[str, float], ...]
@@ -37,7 +39,7 @@ NAMED = ("te", "unet", "dyn", "lbw", "start", "stop", "step")
 _TAG = re.compile(
     r"<\s*(?P<kind>lora|lyco|hypernet)\s*:(?P<body>(?:\\.|[^<>\\\n])*)(?P<end>>)?", re.IGNORECASE
 )
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
+_NUMBER = re.compile(r"[+-]?(?:\d++(?:\.\d*+)?|\.\d++)(?:[eE][+-]?\d++)?")
 _CLOSING = re.compile(r"[)\]]|:\s*[-+.\d]+\s*\)")
 _SEPARATORS = " \t\r\n\f\v,"
 
@@ -83,7 +85,7 @@ class LoraTag:
         """
         if self.dyn is not None:
             raise PromptError(
-                f"{self.source or self.name}: a dynamic rank (dyn={self.dyn}) is not supported; drop it"
+                f"{_shortened(self.source or self.name)}: a dynamic rank (dyn={self.dyn}) is not supported; drop it"
             )
         if blocks is None:
             blocks = self._blocks()
@@ -93,9 +95,11 @@ class LoraTag:
         if not self.lbw:
             return ()
         blocks = [entry.rsplit("@", 1) for entry in self.lbw.split(",")]
+        if len(blocks) > MOST_BLOCKS:
+            raise _malformed(self.source or self.name, f"{len(blocks)} blocks are more than {MOST_BLOCKS}")
         if not all(len(entry) == 2 and entry[0].strip() and _finite(entry[1]) for entry in blocks):
             raise PromptError(
-                f"{self.source or self.name}: lbw={self.lbw} is not a known block list; "
+                f"{_shortened(self.source or self.name)}: lbw={_shortened(self.lbw)} is not a known block list; "
                 "name the blocks, as in lbw=mid_block@1,up_blocks.1@0.5"
             )
         return tuple((name.strip(), float(factor)) for name, factor in blocks)
@@ -105,13 +109,15 @@ class LoraTag:
             return None
         if steps is None and any(moment.unit == "step" for moment, _ in self.factors):
             raise PromptError(
-                f"{self.source or self.name}: step numbers need the run's step count; "
+                f"{_shortened(self.source or self.name)}: step numbers need the run's step count; "
                 "write fractions of the steps, as in stop=0.5"
             )
         points = [(moment.fraction(steps or 1), factor) for moment, factor in self.factors]
         starts = [start for start, _ in points]
         if starts != sorted(set(starts)) or starts[0] < 0:
-            raise PromptError(f"{self.source or self.name}: the moments {starts} must rise from 0 on")
+            raise PromptError(
+                f"{_shortened(self.source or self.name)}: the moments {shown(starts)} must rise from 0 on"
+            )
         reached = tuple(point for point in points if point[0] < 1)
         return Schedule(reached) if reached else None
 
@@ -120,12 +126,17 @@ def take_tags(text: str) -> tuple[str, tuple[LoraTag, ...]]:
     """A prompt -> the prompt without its adapter tags, and the tags in order.
 
     Commas and white space around a tag are tidied; a text without tags comes back as it is, and so does
-    every other `<…>`. Raises PromptError for a malformed tag and for `<hypernet:…>`.
+    every other `<…>`. Raises PromptError for a malformed tag, for `<hypernet:…>`, and for more tags than a picture may
+    have adapters.
     """
     kept = ""
     tags: list[LoraTag] = []
     end = 0
     for match in _TAG.finditer(text):
+        if len(tags) == MOST_ADAPTERS:
+            raise PromptError(
+                f"the prompt has more than {MOST_ADAPTERS} adapter tags, the most of one picture; take some out"
+            )
         between = text[end : match.start()]
         kept = _seam(kept, between) if tags and between.strip(_SEPARATORS) else kept + between
         tags.append(_read(match))
@@ -156,21 +167,24 @@ def write_tag(use: Use) -> str:
 def _read(match: re.Match[str]) -> LoraTag:
     """One match of the tag pattern -> the tag. Raises PromptError."""
     source = match[0].strip()
+    told = _shortened(source)
     if match["kind"].lower() == "hypernet":
-        raise PromptError(f"{source}: hypernetworks are not supported; remove the tag")
+        raise PromptError(f"{told}: hypernetworks are not supported; remove the tag")
     if match["end"] is None:
-        raise PromptError(f"the tag {_shortened(source)!r} is not closed by '>'; {RIGHT_FORM}")
+        raise PromptError(f"the tag {told!r} is not closed by '>'; {RIGHT_FORM}")
     name, *rest = (re.sub(r"\\([:<>\\])", r"\1", part).strip() for part in _split(match["body"]))
     if not name:
         raise _malformed(source, "it names no adapter")
+    if len(name) > LONGEST_NAME:
+        raise _malformed(source, f"its name has {len(name)} characters, more than {LONGEST_NAME}")
     named, positional = _sorted_parts(source, rest)
     weight, text_weight, factors = _strengths(source, named, positional)
     limits = _limits(source, named)
     if factors and limits:
         raise _malformed(source, "give either strengths with moments (w@pos) or start=, stop=, step=")
     rank = named.get("dyn", positional[2])
-    if rank is not None and not (rank.isascii() and rank.isdigit() and int(rank) > 0):
-        raise _malformed(source, f"dyn={rank} is not a rank")
+    if rank is not None and not (re.fullmatch("[0-9]{1,9}", rank) and int(rank) > 0):
+        raise _malformed(source, f"dyn={_shortened(rank)} is not a rank")
     dyn = None if rank is None else int(rank)
     return LoraTag(name, weight, text_weight, factors or limits, named.get("lbw", ""), dyn, source)
 
@@ -190,7 +204,7 @@ def _sorted_parts(source: str, parts: list[str]) -> tuple[dict[str, str], list[s
             positional.append(part)
         elif key.lower() not in NAMED:
             raise _malformed(
-                source, f"{key}= is not known (known: {', '.join(name + '=' for name in NAMED)})"
+                source, f"{_shortened(key)}= is not known (known: {', '.join(name + '=' for name in NAMED)})"
             )
         elif key.lower() in named:
             raise _malformed(source, f"{key}= is given twice")
@@ -244,7 +258,7 @@ def _limits(source: str, named: dict[str, str]) -> tuple[tuple[Moment, float], .
     if step is not None:
         start, dash, stop = (piece.strip() for piece in step.partition("-"))
         if not dash:
-            raise _malformed(source, f"step={step} is not a range such as step=0.2-0.6")
+            raise _malformed(source, f"step={_shortened(step)} is not a range such as step=0.2-0.6")
     factors: list[tuple[Moment, float]] = []
     if start is not None:
         begin = _boundary(source, "start", start)
@@ -256,23 +270,29 @@ def _limits(source: str, named: dict[str, str]) -> tuple[tuple[Moment, float], .
 
 
 def _boundary(source: str, key: str, text: str) -> Moment:
-    if re.fullmatch(r"\d+", text):
+    if re.fullmatch(r"\d++", text) and math.isfinite(float(text)):
         return Moment(float(text), "step") if float(text) else Moment(0.0)
     at = _number(source, key, text)
     if not 0 <= at <= 1:
-        raise _malformed(source, f"{key}={text} is neither a fraction of the steps (0 … 1) nor a step number")
+        raise _malformed(
+            source, f"{key}={_shortened(text)} is neither a fraction of the steps (0 … 1) nor a step number"
+        )
     return Moment(at)
 
 
 def _points(source: str, key: str, text: str) -> list[tuple[Moment, float]]:
     """`w@pos,…` (commas or semicolons) -> (moment, w)."""
     points: list[tuple[Moment, float]] = []
-    for entry in re.split("[,;]", text):
+    entries = re.split("[,;]", text)
+    if len(entries) > MOST_POINTS:
+        raise _malformed(source, f"{len(entries)} moments are more than {MOST_POINTS}")
+    for entry in entries:
         value, _, place = entry.partition("@")
         at = _number(source, key, place)
         if at < 0 or (at > 1 and at != int(at)):
             raise _malformed(
-                source, f"{place.strip()} is neither a fraction of the steps (0 … 1) nor a step number"
+                source,
+                f"{_shortened(place.strip())} is neither a fraction of the steps (0 … 1) nor a step number",
             )
         points.append((Moment(at, "step" if at > 1 else "fraction"), _number(source, key, value)))
     return points
@@ -284,7 +304,7 @@ def _finite(text: str) -> bool:
 
 def _number(source: str, key: str, text: str) -> float:
     if not _finite(text):
-        raise _malformed(source, f"{text.strip()!r} ({key}) is not a number")
+        raise _malformed(source, f"{_shortened(text.strip())!r} ({key}) is not a number")
     return float(text)
 
 
@@ -298,7 +318,9 @@ def _malformed(source: str, why: str) -> PromptError:
 
 
 def _shortened(source: str) -> str:
-    return source if len(source) <= 120 else source[:119] + "…"
+    """For a message, which every program must be able to write."""
+    short = source if len(source) <= 120 else source[:119] + "…"
+    return short.encode("utf-8", "backslashreplace").decode()
 
 
 def _seam(left: str, right: str) -> str:

@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 
+from pipelines.bounds import LONGEST_WORD
 from pipelines.errors import StudioError
 from pipelines.text.tags import take_tags
 
@@ -20,6 +21,10 @@ GLUE = frozenset((
 """Words that only hold a prompt together."""
 
 
+MOST_TOLD = 30
+"""Unknown words that are looked up; whoever pastes a text in another language need not read them all."""
+
+
 def known(vocabulary: Vocabulary, triggers: Iterable[str] = ()) -> frozenset[str]:
     """Single words, in lower case: those of the vocabulary, their synonyms, and those that adapters bring."""
     phrases = [word for words in vocabulary.values() for word in words]
@@ -28,7 +33,8 @@ def known(vocabulary: Vocabulary, triggers: Iterable[str] = ()) -> frozenset[str
 
 
 def unknown(prompt: str, vocabulary: Vocabulary, triggers: Iterable[str] = ()) -> dict[str, str]:
-    """The prompt's words that the model does not know, each with the nearest one that it does, or ""."""
+    """The first MOST_TOLD of the prompt's words that the model does not know, each with the nearest one that it
+    does, or ""."""
     if not vocabulary:
         return {}
     try:
@@ -37,10 +43,12 @@ def unknown(prompt: str, vocabulary: Vocabulary, triggers: Iterable[str] = ()) -
         return {}
     familiar = known(vocabulary, triggers)
     found: dict[str, str] = {}
-    for word in _words(prompt):
+    for word in dict.fromkeys(_words(prompt)):
+        if len(found) == MOST_TOLD:
+            break
         if word not in familiar and word.rstrip("s") not in familiar and not word.isdigit():
-            near = difflib.get_close_matches(word, familiar - GLUE, n=1, cutoff=0.7)
-            found[word] = near[0] if near else ""
+            near = difflib.get_close_matches(word[:LONGEST_WORD], familiar - GLUE, n=1, cutoff=0.7)
+            found[word[:LONGEST_WORD]] = near[0] if near else ""
     return found
 
 

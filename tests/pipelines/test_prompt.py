@@ -1,12 +1,15 @@
 """Prompt syntax and adapter tags, from tables; what A1111 does with a bracket was read off its behaviour."""
 
 import itertools
+from contextlib import suppress
 
 import pytest
 
 from composers.plan import Schedule, Use
 from pipelines.errors import PromptError
 from pipelines.text.prompt import LoraTag, Moment, parse, take_tags, write_tag
+
+from ..budget import cheap
 
 W, S = 1 / 1.1, 1.1
 
@@ -98,6 +101,68 @@ def test_hostile_prompts_are_read_in_good_time() -> None:
         parse(text)
     with pytest.raises(PromptError, match="200"):
         parse("(a" * 30000)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(" * 100_000,
+        "[" * 100_000,
+        "(" * 200 + "\\(" * 50_000,
+        "(" * 199 + "BREAK " * 20_000,
+        ":" + "1" * 100_000,
+        "(a:" + "1." * 50_000,
+        ": 1" * 50_000,
+        "\\" * 100_000,
+        " \t" * 50_000,
+    ],
+    ids=lambda text: text[:6],
+)
+def test_reading_takes_time_in_proportion_to_the_text(text: str) -> None:
+    with cheap(), suppress(PromptError):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<lora:a:1>" * 50_000,
+        "<lora:" * 100_000,
+        "<" + " " * 100_000,
+        "<lora:a:" + "1" * 100_000 + "x>",
+        "<lora:a:" + "1@0," * 50_000 + ">",
+        "<lora:a:1:lbw=" + "b@1," * 50_000 + ">",
+        "<lora:a:1:dyn=" + "1" * 5_000 + ">",
+        "<lora:a:1:dyn=\u00b2>",
+        "<lora:a:1:start=" + "9" * 5_000 + ">",
+        "<lora:a:" + "x=" * 50_000 + ">",
+        "<lora:" + "\\" * 100_000 + ">",
+        "<lora:" + "a" * 1001 + ">",
+        "<lora:a:\ud800>",
+    ],
+    ids=lambda text: text[:20].encode("unicode-escape").decode(),
+)
+def test_hostile_tags_are_refused_in_few_words_and_good_time(text: str) -> None:
+    said = ""
+    with cheap():
+        try:
+            for tag in take_tags(text)[1]:
+                tag.use(steps=20)
+        except PromptError as error:
+            said = str(error)
+    assert len(said.encode()) < 500
+
+
+def test_a_prompt_may_hold_as_many_tags_as_a_picture_may_have_adapters() -> None:
+    assert len(take_tags("".join(f"<lora:a{n}:1>" for n in range(100)))[1]) == 100
+    with pytest.raises(PromptError, match="more than 100 adapter tags"):
+        take_tags("".join(f"<lora:a{n}:1>" for n in range(101)))
+
+
+def test_a_prompt_may_open_as_many_chunks_as_are_encoded() -> None:
+    assert len(parse("a BREAK " * 64).sections) == 65
+    with pytest.raises(PromptError, match="more than 64 chunks"):
+        parse("a BREAK " * 65)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from composers import Composite, Schedule, StudioError, Switch, Use
+from composers import BLora, Composite, Schedule, StudioError, Switch, Use
+from composers.plan import Step
 from pipelines.family import SDXL, Defaults
 from pipelines.request import Facts, Request
 
@@ -43,12 +44,85 @@ FACTS = Facts(
         ({"init_image": "picture.png"}, "must be a PIL image"),
         ({"crop": (1, 2, 3)}, "crop=\\(1, 2, 3\\)"),
         ({"negative_prompt": 3}, "must be text"),
+        ({"negative_prompt": "a\ud800"}, r"negative_prompt: '\\ud800' at place 2 is half a character"),
+        ({"negative_prompt": "a\0b"}, "holds a NUL character"),
+        ({"negative_prompt": "a " * 10_001}, "negative_prompt has 20002 characters, more than 20000"),
+        ({"negative_prompt": "a" * 1001}, "has 1001 characters without a space, more than 1000"),
+        ({"negative_prompt": "!" * 1001}, "has 1001 characters without a space"),
+        ({"adapters": {"\ud800": 1.0}}, "the name of an adapter: "),
+        ({"adapters": {"a" * 1001: 1.0}}, "the name of an adapter has 1001 characters"),
+        ({"adapters": {3: 1.0}}, "the name of an adapter=3 must be text"),
+        ({"adapters": {f"a{n}": 1.0 for n in range(101)}}, "101 adapters are more than one picture may have"),
+        ({"adapters": "fox"}, "found 'fox'"),
+        ({"adapters": 7}, "found 7"),
+        ({"adapters": [Use("fox", 101.0)]}, "weight of adapter 'fox'=101.0 must be a number in -100 … 100"),
+        ({"adapters": [Use("fox", text_weight=-1e9)]}, "text_weight of adapter 'fox'"),
+        ({"adapters": [Use("fox", blocks=(("mid_block", 1e6),))]}, "block 'mid_block' of adapter 'fox'"),
+        ({"adapters": [Use("fox", blocks=(("\ud800", 1.0),))]}, "the name of a block of adapter 'fox'"),
+        ({"adapters": [Use("fox", blocks=(("a", 1.0),) * 1001)]}, "1001 blocks of adapter 'fox'"),
+        (
+            {"adapters": [Use("fox", schedule=Schedule(tuple((n / 2000, 1.0) for n in range(1001))))]},
+            "1001 moments of adapter 'fox'",
+        ),
+        ({"adapters": [Use("fox", schedule=Schedule(((0.5, 1e6),)))]}, "schedule of adapter 'fox' from 0.5"),
+        ({"composer": BLora(content="\ud800")}, "blora: content: "),
+        ({"scheduler": 5}, "scheduler=5 must be text"),
+        ({"scheduler": "e" * 10_000}, "scheduler has 10000 characters"),
+        ({"text_mode": ["merged"]}, "text_mode="),
+        ({"guidance_scale": 10**400}, "guidance_scale="),
+        ({"steps": 10**5000}, "steps=a number of about 49.. digits must be a whole number in 1"),
+        ({"original_size": (10**30, 5)}, "original_size=.* must be two numbers of pixels in 0 … 65536"),
+        ({"original_size": (-1, 5)}, "original_size"),
+        ({"target_size": (True, 5)}, "target_size"),
+        ({"target_size": (5, 65537)}, "target_size"),
+        ({"target_size": 5}, "target_size=5 must be two whole numbers"),
+        ({"crop": (0, 10**400)}, "crop"),
+        ({"init_image": Image.new("1", (10_000, 8_001))}, "10000x8001 pixels, 80 million; at most 80"),
     ],
     ids=lambda value: value if isinstance(value, str) else " and ".join(value),
 )
 def test_refused_when_made(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(StudioError, match=message):
         Request("a fox", **settings)
+
+
+def test_what_a_request_may_hold_at_most() -> None:
+    """The bounds themselves are legal: what was drawn with them is drawn again."""
+    uses = [
+        Use(f"a{n}", 100.0, -100.0, (("b" * 1000, 100.0),), Schedule(((0.0, -100.0),))) for n in range(100)
+    ]
+    Request("word " * 4000, negative_prompt="a" * 1000, adapters=uses)
+    Request("狐" * 1000, crop=(-65536, 65536), original_size=(0, 65536), target_size=(65536, 0))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"adapter": 3},
+        {"weight": "1"},
+        {"weight": 10**400},
+        {"weight": True},
+        {"weight": None},
+        {"text_weight": "1"},
+        {"blocks": ("mid_block",)},
+        {"blocks": (("mid_block", "1"),)},
+        {"band": ["high"]},
+    ],
+)
+def test_a_use_of_other_types_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(StudioError, match="adapter"):
+        Use(**({"adapter": "fox"} | settings))
+
+
+@pytest.mark.parametrize("points", [((0.0,),), ((0.0, "1"),), (("0", 1.0),), ((math.nan, 1.0),), (5,)])
+def test_a_schedule_of_other_types_is_refused(points: Any) -> None:
+    with pytest.raises(StudioError, match="schedule"):
+        Schedule(points)
+
+
+def test_a_schedule_holds_each_factor_until_the_next() -> None:
+    schedule = Schedule(((0.25, 0.5), (0.5, 0.0)))
+    assert [schedule.factor(Step(index, 8, 1.0)) for index in range(8)] == [1, 1, 0.5, 0.5, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,11 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from composers.plan import Use
-from pipelines.errors import ModelError, RequestError
+from pipelines.errors import ModelError, RequestError, StudioError
 from pipelines.family import SD1, SDXL, Family
-from pipelines.text.encoder import Embedding, NoLanes, TextAsk, TextEncoder, cut_tokens, weigh
+from pipelines.text.encoder import ROWS_AT_ONCE, Embedding, NoLanes, TextAsk, TextEncoder, cut_tokens, weigh
+
+from ..budget import cheap
 
 COMMA = 9
 
@@ -280,6 +282,37 @@ def test_cuts_prefer_commas(commas: list[int], length: int, lengths: list[int]) 
     pieces = cut_tokens(tokens, 75, COMMA)
     assert [len(piece) for piece in pieces] == lengths
     assert [pair for piece in pieces for pair in piece] == tokens
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("f " * 4801, "has 4801 tokens, 65 chunks of 77; at most 64 chunks are encoded"),
+        ("\U0001f98a " * 10_000, "at most 64 chunks"),
+        ("a BREAK " * 70, "more than 64 chunks"),
+        ("a" * 1001, "1001 characters without a space"),
+        ("\\(" * 1001, "1001 characters without a space"),
+        ("(a:1)" * 1001, "1001 characters without a space"),  # words that only brackets divide become one
+        ("a " * 50_000, "100000 characters, more than 20000"),
+        ("a\ud800", "half a character"),
+    ],
+)
+def test_what_is_too_long_is_refused_before_it_is_encoded(sd1: TextEncoder, text: str, said: str) -> None:
+    with cheap(), pytest.raises(StudioError, match=said):
+        sd1.count_tokens(text)
+    with cheap(), pytest.raises(StudioError, match=said):
+        sd1.level([TextAsk(text)])
+
+
+def test_as_many_chunks_as_may_be_are_encoded_in_forwards_of_bounded_size(sdxl_parts: dict[str, Any]) -> None:
+    lanes = Recorder(sdxl_parts)
+    encoder = encoder_of(SDXL, sdxl_parts, lanes=lanes)
+    chunks = [f"{one} " * 40 + f"{other} " * 35 for one in "abcdefgh" for other in "ijklmnopq"]
+    asks = [TextAsk("".join(chunks[:64]), (Use("fox", 0.5),)), TextAsk("".join(chunks[8:]), clip_skip=1)]
+    together = encoder.encode(asks)
+    assert [len(rows) for _, rows in lanes.calls] == [ROWS_AT_ONCE, 64] * 2
+    for ask, embedding in zip(asks, together, strict=True):
+        assert same(embedding, encoder.encode([ask])[0])
 
 
 def test_a_comma_moves_the_cut(sd1: TextEncoder) -> None:

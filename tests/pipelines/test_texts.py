@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from composers.plan import Prompt, Use
 from pipelines import Request, StudioPipeline
+from pipelines.errors import PromptError
 from pipelines.events import Event, Failed, Finished
 from pipelines.model import Model
 from pipelines.session import LOOK_AHEAD, Session
@@ -144,3 +147,18 @@ def test_what_is_kept_is_bounded(model: Model) -> None:
     spoken = texts.encode(pictures)
     assert [len(own.embeddings) for own in spoken] == [2] * 4  # those asked for come back, kept or not
     assert [texts.has(asks) for asks in pictures] == [False, False, False, True]
+
+
+def test_all_texts_of_a_picture_together_are_bounded(model: Model, encoded: list[int]) -> None:
+    """Eleven adapters, each with its own two texts of 64 chunks, would be 1408 rows."""
+    request = ask("a, " * 2300, adapters={"a": 1.0}).resolved(model.facts)
+    plans = request.plans()
+    [one] = {plan.lanes[0] for plan in plans}
+    lanes = tuple(
+        replace(one, prompt=Prompt(role, (Use("a", 0.1 * n),)))
+        for n in range(1, 12)
+        for role in ("positive", "negative")
+    )
+    with pytest.raises(PromptError, match=r"22 texts have .* chunks of tokens, more than 1024"):
+        Texts(model).asks(request, [replace(plans[0], lanes=lanes)])
+    assert encoded == []

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from pipelines import Request, StudioPipeline
 from pipelines.checkpoints.card import ModelCard
-from pipelines.text.vocabulary import unknown
+from pipelines.text.vocabulary import MOST_TOLD, unknown
+
+from ..budget import cheap
 
 WORDS = {"character": {"fox": ("vixen",), "owl": ()}, "background": {"snowy forest": ()}}
 
@@ -32,3 +34,13 @@ def test_the_record_lists_them_and_the_render_goes_on(
     card = ModelCard(vocabulary={key: dict(words) for key, words in WORDS.items()})
     pipe.model.checkpoint = replace(pipe.model.checkpoint, card=card, label="small")
     assert pipe(request).records[0].notes == ("small does not know these words: dragon, foxx (nearest: fox)",)
+
+
+def test_a_text_in_another_language_is_not_looked_up_word_by_word() -> None:
+    many = {f"word{n}{n * 7}": () for n in range(500)}
+    with cheap():
+        found = unknown(
+            " ".join(f"{chr(97 + n % 26)}{chr(97 + n // 26 % 26)}mot" for n in range(4000)), {"c": many}
+        )
+        assert len(found) == MOST_TOLD
+        assert list(unknown("a" * 1_000_000, {"c": many})) == ["a" * 1000]
