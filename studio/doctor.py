@@ -6,7 +6,6 @@ import os
 import platform
 import sys
 import time
-from pathlib import Path
 
 import torch
 
@@ -14,6 +13,8 @@ from pipelines import Request, StudioError
 from pipelines.assets import embedded_models
 from pipelines.checkpoints.weights import free_memory
 from pipelines.home import Home
+from pipelines.home.answers import is_silent
+from pipelines.home.files import is_folder
 from pipelines.record import device_name, versions
 from studio.opening import BUILT_IN, Opening, open_pipeline, pick_device
 
@@ -65,7 +66,14 @@ def _folders(home: Home, problems: list[str]) -> None:
     ):
         also = f", also from {', '.join(map(str, roots))}" if roots else ""
         print(f"{kind:<13} {len(entries)}{also}")
-        problems += [f"the {kind} folder {root} does not exist" for root in roots if not Path(root).is_dir()]
+        problems += [
+            f"the {kind} folder {root} does not exist"
+            for root in roots
+            if not is_silent(root) and not is_folder(root)
+        ]
+    problems += [
+        f"the folder {folder} does not answer; see to its drive or network" for folder in home.silent
+    ]
 
 
 def _gib(size: int) -> str:

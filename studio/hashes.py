@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
-from hashlib import file_digest
 from pathlib import Path
 
 from pipelines.adapters import sha256
 from pipelines.adapters.container import read_header
-from pipelines.errors import AdapterError
+from pipelines.errors import AdapterError, AdapterFileError
+from pipelines.home.answers import NoAnswer, answered
+from pipelines.home.files import open_regular, sha256_of
 
 
 def short_hash(path: Path) -> str:
     """The twelve digits by which A1111 and Civitai know an adapter: `sshs_model_hash` of its metadata, else
-    the sha256 of all that follows its header. Raises AdapterError."""
+    the sha256 of all that follows its header. Raises AdapterError and NoAnswer."""
     return _short_hash(path, *_stamp(path))
 
 
 def _stamp(path: Path) -> tuple[int, int]:
     """What is remembered holds until the file changes."""
     try:
-        stat = path.stat()
+        stat = answered(path, path.stat)
     except OSError:  # whoever reads it next says why
         return (0, 0)
     return (stat.st_size, stat.st_mtime_ns)
@@ -34,9 +35,12 @@ def _short_hash(path: Path, size: int, changed: int) -> str:
 
 
 def _body_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        file.seek(8 + int.from_bytes(file.read(8), "little"))
-        return file_digest(file, "sha256").hexdigest()
+    try:
+        with open_regular(path) as file:
+            length = int.from_bytes(answered(path, lambda: file.read(8)), "little")
+        return sha256_of(path, 8 + length)
+    except OSError as error:
+        raise AdapterFileError(f"{path.name}: cannot be read ({error.strerror or error})") from error
 
 
 @cache
@@ -47,16 +51,17 @@ def _file_hash(path: Path, size: int, changed: int) -> str:
 def is_adapter(path: Path, digest: str, size: int | None = None) -> bool:
     """Whether the file is the one that a hash means: its own sha256 or the start of one, or A1111's short hash.
 
-    size: the file's bytes, where they are known; then only files of that size are read.
+    size: the file's bytes, where they are known; then only files of that size are read. False for one that cannot be
+    read, or does not answer.
     """
     digest = digest.lower()
     try:
-        if size is not None and path.stat().st_size != size:
+        if size is not None and answered(path, path.stat).st_size != size:
             return False
         if len(digest) == 12 and short_hash(path) == digest:
             return True
         return _file_hash(path, *_stamp(path)).startswith(digest)
-    except (OSError, AdapterError):
+    except (OSError, AdapterError, NoAnswer):
         return False
 
 

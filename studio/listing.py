@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,15 +14,15 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.adapters import Inspection, inspect_file
-from pipelines.checkpoints.components import read_json
-from pipelines.checkpoints.folders import folder_family
-from pipelines.checkpoints.single_file import examine
 from pipelines.errors import StudioError
 from pipelines.home import Entry, Home
+from pipelines.home.answers import each
+from pipelines.home.files import exists
 from pipelines.home.foreign_folders import import_paths as read_foreign
+from studio.jobs.job import ModelEntry
+from studio.jobs.models import list_models
 from studio.library.fit import Fit, fit_of
 from studio.metadata import CHUNK, PARAMETERS, read_texts
-from studio.opening import BUILT_IN
 from studio.progress import Teller
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -29,8 +30,8 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 def models(home: Home, *, as_json: bool) -> int:
     """Every model: its name, what it is, where it is."""
-    default = home.settings.model or BUILT_IN
-    rows = [_model(entry, default) for entry in home.models()]
+    rows = [_model(entry) for entry in list_models(home)]
+    _tell_silent(home)
     if as_json:
         _print_json(rows)
         return 0
@@ -41,41 +42,29 @@ def models(home: Home, *, as_json: bool) -> int:
     return 0
 
 
-def _model(entry: Entry, default: str) -> dict[str, Any]:
-    notes = [
-        word for word, true in (("built in", entry.embedded), ("default", entry.name == default)) if true
-    ]
+def _model(entry: ModelEntry) -> dict[str, Any]:
+    notes = [word for word, true in (("built in", entry.embedded), ("default", entry.default)) if true]
     return {
         "name": entry.name,
-        "base": model_base(entry.path),
-        "megabytes": round(_bytes(entry.path) / 2**20),
+        "base": entry.base if entry.usable else f"cannot be used: {entry.base}",
+        "megabytes": round(entry.size / 2**20),
         "note": ", ".join(notes),
         "path": str(entry.path),
     }
 
 
-def model_base(path: Path) -> str:
-    """The family of a model, from its configuration or header; why it cannot be used otherwise."""
-    try:
-        family = (
-            folder_family(path, read_json(path / "model_index.json"))
-            if path.is_dir()
-            else examine(path).family
-        )
-        return family.label
-    except StudioError as error:
-        return f"cannot be used: {error}"
-
-
-def _bytes(path: Path) -> int:
-    files = path.rglob("*.safetensors") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files)
+def _tell_silent(home: Home) -> None:
+    for folder in home.silent:
+        print(f"the folder {folder} does not answer; what lies in it is left out for now", file=sys.stderr)
 
 
 def loras(home: Home, model: str | None, *, as_json: bool) -> int:
     """Every LoRA, or those that a model may take."""
     fit = None if model is None else fit_of(model, home)
-    rows = [row for entry in home.loras() if (row := _lora(entry, fit)) is not None]
+    entries = {entry.path: entry for entry in home.loras()}
+    seen = each(entries, lambda path: _lora(entries[path], fit))
+    rows = [row for path in entries if (row := seen.get(path)) is not None]
+    _tell_silent(home)
     if as_json:
         _print_json(rows)
         return 0
@@ -126,12 +115,12 @@ def inspect(files: Sequence[str], home: Home, teller: Teller, *, as_json: bool) 
 
 
 def _inspected(file: str, home: Home) -> Inspection | dict[str, Any]:
-    path = Path(file).expanduser()
+    path = Path(os.path.expanduser(file))
     if path.suffix.lower() in PICTURES:
         texts = read_texts(path)
         ours = json.loads(texts[CHUNK]) if CHUNK in texts else None
         return {"path": str(path), PARAMETERS: texts.get(PARAMETERS), CHUNK: ours}
-    return inspect_file(path if path.exists() else home.find_lora(file).path)
+    return inspect_file(path if exists(path) else home.find_lora(file).path)
 
 
 def _shown(result: Inspection | dict[str, Any]) -> str:

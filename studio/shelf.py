@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 from composers.plan import Use
@@ -27,6 +28,24 @@ class Known:
     size: int | None = None
 
 
+class Names(dict[Path, str]):
+    """File -> the name it is loaded by, no two alike. Safe for several threads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.Lock()
+        self._taken: set[str] = set()
+
+    def claim(self, path: Path, wishes: Iterable[str]) -> str:
+        """The name of a file: the one it has, else the first wish that no other file has."""
+        with self._lock:
+            if path not in self:
+                name = next(name for name in wishes if name.casefold() not in self._taken)
+                self._taken.add(name.casefold())
+                self[path] = name
+            return self[path]
+
+
 class Shelf:
     """Looks adapters up, remembers which are needed, and loads them.
 
@@ -42,21 +61,19 @@ class Shelf:
         *,
         known: Mapping[str, Known] | None = None,
         say: Callable[[str], None] = lambda text: None,
-        names: dict[Path, str] | None = None,
+        names: Names | None = None,
         paths: bool = True,
     ) -> None:
         self._home = home
         self._model = model
         self._known = known or {}
         self._say = say
+        self._entries: tuple[Entry, ...] | None = None
         self._found: dict[str, Entry] = {}
-        self._names: dict[Path, str] = {} if names is None else names
+        self._lost: dict[str, AdapterFileError] = {}
+        self._preferred: dict[Path, float | None] = {}
+        self._names = Names() if names is None else names
         self._paths = paths
-
-    @cached_property
-    def _entries(self) -> tuple[Entry, ...]:
-        """Thousands of files perhaps, listed once."""
-        return self._home.loras()
 
     @property
     def found(self) -> tuple[Entry, ...]:
@@ -66,7 +83,7 @@ class Shelf:
     @property
     def files(self) -> Mapping[str, Path]:
         """Name -> file of every adapter that is needed."""
-        return {name: path for path, name in self._names.items()}
+        return {name: path for path, name in dict(self._names).items()}  # other threads add to it
 
     def missing(self, wanted: Iterable[Wanted], prompt: object = "") -> list[AdapterFileError]:
         """Why adapters cannot be found, those of the prompt's tags included; empty where all are here."""
@@ -87,9 +104,7 @@ class Shelf:
         Raises AdapterFileError for an unknown or ambiguous name, with near matches.
         """
         path = self._path(wanted.adapter, paths=True)
-        preferred = None
-        if wanted.weight is None:
-            preferred = inspect_file(path).metadata.preferred_weight
+        preferred = self._preferred_weight(path) if wanted.weight is None else None
         return wanted.use(self._names[path], preferred)
 
     def read_tags(self, prompt: str) -> str:
@@ -99,7 +114,7 @@ class Shelf:
             path = self._path(tag.name, paths=False)
             rest = _after_name(tag.source)
             if not rest:
-                preferred = inspect_file(path).metadata.preferred_weight
+                preferred = self._preferred_weight(path)
                 rest = "" if preferred is None else f":{preferred:g}"
             name = re.sub(r"([:<>\\])", r"\\\1", self._names[path])
             prompt = prompt.replace(tag.source, f"<lora:{name}{rest}>", 1)
@@ -107,27 +122,42 @@ class Shelf:
 
     def load(self, pipe: StudioPipeline) -> list[LoadReport]:
         """Loads every adapter that is needed. Raises AdapterError."""
-        return [pipe.load_lora_weights(path, adapter_name=name) for path, name in self._names.items()]
+        return [pipe.load_lora_weights(path, adapter_name=name) for name, path in self.files.items()]
+
+    def _preferred_weight(self, path: Path) -> float | None:
+        """Read once, so that all pictures of a job get the same one."""
+        if path not in self._preferred:
+            self._preferred[path] = inspect_file(path).metadata.preferred_weight
+        return self._preferred[path]
+
+    def _listed(self) -> tuple[Entry, ...]:
+        """Thousands of files perhaps, listed once."""
+        if self._entries is None:  # no `cached_property`: one lock of Python 3.11's serves all shelves
+            self._entries = self._home.loras()
+        return self._entries
 
     def _path(self, name: str, *, paths: bool) -> Path:
         """The file of that name, noted as needed under a name that no other needed file has."""
         key = name.casefold()
+        if key in self._lost:
+            raise self._lost[key]
         if key not in self._found:
-            self._found[key] = self._look_up(name, paths=paths)
+            try:
+                self._found[key] = self._look_up(name, paths=paths)
+            except AdapterFileError as error:
+                self._lost[key] = error
+                raise
         path = self._found[key].path
-        if path not in self._names:
-            taken = {other.casefold() for other in self._names.values()}
-            names = ["/".join([*path.parts[-1 - up : -1], path.stem]) for up in range(len(path.parts))]
-            if key in self._known:  # as the picture calls it, since a method's settings may name it
-                names.insert(0, name)
-            self._names[path] = next(own for own in names if own.casefold() not in taken)
+        wishes = ("/".join([*path.parts[-1 - up : -1], path.stem]) for up in range(len(path.parts)))
+        # as the picture calls it, since a method's settings may name it
+        self._names.claim(path, chain([name] if key in self._known else [], wishes))
         return path
 
     def _look_up(self, name: str, *, paths: bool) -> Entry:
         known = self._known.get(name.casefold())
         try:
             entry = self._home.find_lora(
-                name, self._model, paths=paths and self._paths, entries=self._entries
+                name, self._model, paths=paths and self._paths, entries=self._listed()
             )
         except AdapterFileError as error:
             if known is None:
@@ -152,7 +182,7 @@ class Shelf:
         return entry
 
     def _by_hash(self, known: Known) -> Entry | None:
-        entries = {entry.path: entry for entry in self._entries}
+        entries = {entry.path: entry for entry in self._listed()}
         path = find_adapter(entries, known.digest, known.size)
         return None if path is None else entries[path]
 

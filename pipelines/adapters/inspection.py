@@ -17,7 +17,7 @@ from pipelines.adapters.origin import Origin, origin_by_metadata
 from pipelines.adapters.peft_settings import peft_settings
 from pipelines.adapters.sidecars import Sidecars, read_sidecars
 from pipelines.adapters.structure import Structure, read_structure
-from pipelines.errors import AdapterFormatError
+from pipelines.errors import AdapterFileError, AdapterFormatError
 from pipelines.home.answers import answered
 
 
@@ -97,6 +97,15 @@ class Inspection:
 def inspect_file(path: Path) -> Inspection:
     """Look at one file. Raises AdapterFileError where it is no readable safetensors file at all, and NoAnswer."""
     path, opened, beside = answered(path, lambda: _opened(path))
+    try:
+        return _inspected(path, opened, beside)
+    except _ODDITIES as error:  # nobody foresaw it; a list of thousands must not end at one file
+        raise AdapterFileError(
+            f"{path.name}: cannot be made sense of ({type(error).__name__}: {error}); take it away"
+        ) from error
+
+
+def _inspected(path: Path, opened: Opened, beside: Sidecars) -> Inspection:
     structure, metadata = read_structure(opened)
     return Inspection(
         path=path,
@@ -113,6 +122,9 @@ def inspect_file(path: Path) -> Inspection:
         sidecars=beside,
         stated=metadata,
     )
+
+
+_ODDITIES = (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError)
 
 
 def _opened(path: Path) -> tuple[Path, Opened, Sidecars]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from queue import SimpleQueue
@@ -129,6 +130,66 @@ def answered(path: str | Path, work: Callable[[], T]) -> T:
     if _call_here() is not None:
         return work()
     return _begun(root_of(path), _text(path), work).result()
+
+
+def each(
+    paths: Iterable[Path],
+    look: Callable[[Path], T],
+    told: Callable[[Path, T], None] = lambda path, value: None,
+) -> dict[Path, T]:
+    """What `look` gives for each path, those under one root on one thread. What does not answer is left out.
+
+    told: is called with each, as it comes. Raises what `look` raises.
+    """
+    roots: dict[Path, str] = {}
+    batches: dict[str, _Batch[T]] = {}
+    for path in paths:
+        folder = path.parent
+        if folder not in roots:
+            roots[folder] = root_of(path)
+        batches.setdefault(roots[folder], _Batch(look, told)).left.append(path)
+    given: dict[Path, T] = {}
+    for root, batch in batches.items():
+        while batch.left:
+            try:
+                call = _begun(root, root, batch.run)
+            except NoAnswer:
+                break
+            try:
+                call.result()
+            except NoAnswer:  # what it looked at is left out, and the rest is looked at by another thread
+                given |= batch.given
+                batch = batch.without_what_hangs()
+        given |= batch.given
+    return given
+
+
+class _Batch(Generic[T]):
+    """Paths to be looked at one after another. left: to be looked at; given: what came of the others."""
+
+    def __init__(self, look: Callable[[Path], T], told: Callable[[Path, T], None]) -> None:
+        self.left: deque[Path] = deque()
+        self.given: dict[Path, T] = {}
+        self._look, self._told = look, told
+        self._ended = False
+
+    def run(self) -> None:
+        while self.left and not self._ended:
+            path = self.left.popleft()
+            if is_silent(path):
+                continue
+            sign(str(path))
+            value = self._look(path)
+            if not self._ended:
+                self.given[path] = value
+                self._told(path, value)
+
+    def without_what_hangs(self) -> _Batch[T]:
+        self._ended = True
+        rest = _Batch(self._look, self._told)
+        rest.left.extend(list(self.left))
+        self.given = dict(self.given)
+        return rest
 
 
 def sign(at: str | None = None) -> None:

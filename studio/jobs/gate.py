@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from pipelines.adapters import inspect_file
 from pipelines.errors import (
@@ -17,21 +17,29 @@ from pipelines.errors import (
 )
 from pipelines.home import Entry, Home
 from pipelines.request import Facts
-from studio.library.fit import fit_of
+from studio.library.fit import fit_of_entry
 from studio.opening import Opening, model_name
 from studio.recipe import Draft, placed
 from studio.shelf import Shelf
 
 MOST_PICTURES = 10_000
 """Of one job."""
+MOST_MISSING = 20
+"""Adapters that one answer names which are not here."""
 
 
 @dataclass(frozen=True)
 class ModelKey:
-    """Which model a job wants. source: a name in the home, a path, or a hub id; vae: another VAE."""
+    """Which model a job wants. source: a name in the home, a path, or a hub id; vae: another VAE.
+
+    found: whether it was looked for when the job was asked for; entry: where it was then, None for a hub id. So one
+    submission looks through the folders once.
+    """
 
     source: str
     vae: str | None = None
+    entry: Entry | None = field(default=None, compare=False, repr=False)
+    found: bool = field(default=False, compare=False, repr=False)
 
     @property
     def shown(self) -> str:
@@ -49,27 +57,28 @@ class Trust:
 def model_key(model: str | None, vae: str | None, home: Home, trust: Trust) -> ModelKey:
     """The model, found: by its name, else by its path, else as a hub id. Raises ModelError and SetupError."""
     source = model_name(Opening(model), home)
-    entry = find_model(source, home, trust)
+    listed = home.models()
+    entry = find_model(source, home, trust, listed)
     if vae is not None:
         home.find_vae(vae, paths=trust.paths)
     if entry is None:
-        return ModelKey(source, vae)
-    return ModelKey(entry.name if _is_listed(entry, home) else str(entry.path), vae)
+        return ModelKey(source, vae, found=True)
+    is_listed = any(entry.path == other.path and entry.name == other.name for other in listed)
+    return ModelKey(entry.name if is_listed else str(entry.path), vae, entry, found=True)
 
 
-def find_model(source: str, home: Home, trust: Trust) -> Entry | None:
-    """The model's entry; None for a hub id that may be fetched. Raises ModelError and SetupError."""
-    entry = home.find_model(source, paths=trust.paths)
+def find_model(source: str, home: Home, trust: Trust, listed: Sequence[Entry] | None = None) -> Entry | None:
+    """The model's entry; None for a hub id that may be fetched. listed: what `Home.models` gave, if it was asked.
+
+    Raises ModelError and SetupError.
+    """
+    entry = home.find_model(source, paths=trust.paths, entries=listed)
     if entry is None and not trust.downloads:
         raise SetupError(
             f"{source} is on the hub, and this studio fetches nothing; start it with --allow-downloads, or choose one "
             "of its models"
         )
     return entry
-
-
-def _is_listed(entry: Entry, home: Home) -> bool:
-    return any(entry.path == other.path and entry.name == other.name for other in home.models())
 
 
 def check(drafts: Sequence[Draft], key: ModelKey, home: Home, shelf: Shelf, facts: Facts | None) -> None:
@@ -87,6 +96,9 @@ def check(drafts: Sequence[Draft], key: ModelKey, home: Home, shelf: Shelf, fact
     for draft in drafts:
         for error in shelf.missing(draft.wanted, draft.values.get("prompt")):
             missing[str(placed(error, draft.where))] = None
+        if len(missing) >= MOST_MISSING:
+            missing = dict.fromkeys([*list(missing)[:MOST_MISSING], "and perhaps more"])
+            break
     if missing:
         raise AdapterFileError("\n".join(missing))
     requests = [draft.build(shelf.use, shelf.read_tags) for draft in drafts]
@@ -104,7 +116,8 @@ def check(drafts: Sequence[Draft], key: ModelKey, home: Home, shelf: Shelf, fact
 def _refuse_misfits(entries: Iterable[Entry], key: ModelKey, home: Home) -> None:
     """Raises AdapterError for a file that the model cannot take, as far as headers tell."""
     try:
-        fit = fit_of(key.source, home)
+        entry = key.entry if key.found else home.find_model(key.source)
+        fit = None if entry is None else fit_of_entry(entry)
     except ModelError:  # not on this computer yet, or to be told of by whoever loads it
         fit = None
     for entry in entries:

@@ -5,47 +5,45 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from pipelines.home import Home
 from pipelines.request import Facts
 from studio.jobs.gate import ModelKey, Trust, check, find_model
 from studio.jobs.queue import Work
 from studio.recipe import Draft
-from studio.shelf import Shelf
+from studio.shelf import Names, Shelf
 
 
 class Shelves:
-    """Safe for several threads: adapters are looked up one job at a time.
+    """Safe for several threads, and nobody waits for another's files: what they share are the names alone.
 
     home: the folders as they are now. trust: what jobs may name.
     """
 
     def __init__(self, home: Callable[[], Home], trust: Trust) -> None:
         self._home, self._trust = home, trust
-        self._lock = threading.Lock()
-        self._names: defaultdict[ModelKey, dict[Path, str]] = defaultdict(dict)
+        self._lock = threading.Lock()  # guards the mapping, and is never held while files are looked at
+        self._names: defaultdict[ModelKey, Names] = defaultdict(Names)
 
-    def names(self, key: ModelKey) -> dict[Path, str]:
+    def names(self, key: ModelKey) -> Names:
         """File -> name of the adapters that a model's jobs have asked for."""
         with self._lock:
             return self._names[key]
 
     def checked(self, drafts: Sequence[Draft], key: ModelKey, facts: Facts | None) -> Shelf:
         """A shelf on which every adapter of these drafts was found. Raises StudioError for what cannot be drawn."""
-        with self._lock:
-            shelf = self._new(key)
-            check(drafts, key, self._home(), shelf, facts)
+        shelf = self._new(key)
+        check(drafts, key, self._home(), shelf, facts)
         return shelf
 
     def of(self, work: Work) -> Shelf:
-        """A job's shelf; a new one where an earlier server took the job."""
+        """A job's shelf; a new one where an earlier server took the job. Raises StudioError where its model is gone."""
         if work.shelf is None:
-            with self._lock:
-                work.shelf = self._new(work.key)
+            work.shelf = self._new(work.key)
         return work.shelf
 
     def _new(self, key: ModelKey) -> Shelf:
-        entry = find_model(key.source, self._home(), self._trust)
+        home = self._home()
+        entry = key.entry if key.found else find_model(key.source, home, self._trust)
         label = None if entry is None else entry.name
-        return Shelf(self._home(), label, names=self._names[key], paths=self._trust.paths)
+        return Shelf(home, label, names=self.names(key), paths=self._trust.paths)

@@ -6,10 +6,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from pipelines import StudioError
 from pipelines.adapters import Inspection, inspect_file
 from pipelines.home import Entry
+from pipelines.home.answers import answered
+from pipelines.home.files import whole_text
 from studio.library.fit import Fit
 
 
@@ -84,25 +87,20 @@ def read_card(entry: Entry) -> Card:
 
 def read_card_and_metadata(entry: Entry) -> tuple[Card, Mapping[str, str]]:
     """As `read_card`, with the metadata that stand in the header; none of a file that cannot be read."""
+    known: dict[str, Any] = {"made_for": entry.model, "embedded": entry.embedded}
     try:
-        stat = entry.path.stat()
+        stat = answered(entry.path, entry.path.stat)
+        known |= {"size": stat.st_size, "modified": stat.st_mtime}
+        seen = inspect_file(entry.path)
+        return Card(entry.name, entry.path, **known, **_told(seen)), seen.stated
+    except StudioError as error:
+        why = str(error)
     except OSError as error:  # a link to nowhere, or gone by now
         why = f"{entry.path.name}: cannot be read ({error.strerror})"
-        return Card(entry.name, entry.path, error=why), {}
-    known = {
-        "made_for": entry.model,
-        "embedded": entry.embedded,
-        "size": stat.st_size,
-        "modified": stat.st_mtime,
-    }
-    try:
-        seen = inspect_file(entry.path)
-    except StudioError as error:
-        return Card(entry.name, entry.path, error=str(error), **known), {}  # type: ignore[arg-type]
-    return Card(entry.name, entry.path, **known, **_told(seen)), seen.stated  # type: ignore[arg-type]
+    return Card(entry.name, entry.path, **known, error=whole_text(why)), {}
 
 
-def _told(seen: Inspection) -> dict[str, object]:
+def _told(seen: Inspection) -> dict[str, Any]:
     said = seen.metadata
     return {
         "title": said.title,

@@ -11,6 +11,7 @@ from pipelines.checkpoints.single_file import examine
 from pipelines.errors import ModelError
 from pipelines.family import FAMILIES, FamilyName
 from pipelines.home import Entry, Home
+from pipelines.home.files import is_folder
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,24 @@ class Fit:
 
 
 def fit_of(model: str, home: Home, *, paths: bool = True) -> Fit:
-    """paths: whether a path may stand for a name. Raises ModelError for a model that is not here or cannot be used."""
+    """paths: whether a path may stand for a name. Raises ModelError for a model that is not here or cannot be used,
+    and NoAnswer."""
     entry = home.find_model(model, paths=paths)
     if entry is None:
         raise ModelError(f"{model} is on the hub; its LoRAs can be listed once it is in a models folder")
-    if not entry.path.is_dir():
+    return fit_of_entry(entry)
+
+
+def fit_of_entry(entry: Entry) -> Fit:
+    """As `fit_of`, of a model that was found."""
+    if not is_folder(entry.path):
         family = examine(entry.path).family
         return Fit(entry, family.name, family.context_width)
     family = folder_family(entry.path, read_json(entry.path / "model_index.json"))
-    return Fit(entry, family.name, int(read_json(entry.path / "unet" / "config.json")["cross_attention_dim"]))
+    width = read_json(entry.path / "unet" / "config.json").get("cross_attention_dim")
+    if type(width) is not int:
+        raise ModelError(
+            f"{entry.name}: its UNet's cross_attention_dim is {width!r}, where a whole number belongs; copy or "
+            "download the model again"
+        )
+    return Fit(entry, family.name, width)

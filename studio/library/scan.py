@@ -21,6 +21,8 @@ from pipelines.adapters import inspect_file
 from pipelines.adapters.container import read_header
 from pipelines.errors import AdapterFileError, AdapterFormatError
 from pipelines.home import Entry, Home
+from pipelines.home.answers import NoAnswer, answered, each, is_silent, sign
+from pipelines.home.files import open_regular
 from studio.hashes import is_adapter
 from studio.library.card import Card, card_from_json, card_to_json, read_card, read_card_and_metadata
 from studio.library.fit import Fit
@@ -90,42 +92,21 @@ class Library:
 
     def __init__(self, home: Callable[[], Home]) -> None:
         self._home = home
-        self._lock = threading.Lock()
         self._known: dict[Path, tuple[Stamp, Card]] | None = None
         self._listed: tuple[float, list[Card]] = (-RECENT, [])
-        self._asked = threading.Lock()
+        self._asked = threading.Lock()  # guards the two below, and is never held while files are looked at
         self._coming: Future[list[Card]] | None = None
+        self._after: Future[list[Card]] | None = None
         self._so_far = Glance([], whole=False)
 
     def cards(self) -> list[Card]:
-        """All files as they are now, by name."""
-        home = self._home()
-        with self._lock:
-            entries = home.loras()
-            if self._known is None:
-                self._known = _read_cache(home)
-            known, stamps = self._known, _stamps(entries)
-            fresh = [entry for entry in entries if known.get(entry.path, ("", None))[0] != stamps[entry.path]]
-            unread = {entry.path for entry in fresh}
-            found = [
-                replace(known[entry.path][1], name=entry.name)  # it depends on what else is there
-                for entry in entries
-                if entry.path not in unread
-            ]
-            stated: dict[Path, Mapping[str, str]] = {}
-            for number, entry in enumerate(fresh):
-                self._so_far = Glance(found, False, number, len(fresh))
-                card, stated[entry.path] = read_card_and_metadata(entry)
-                known[entry.path] = (stamps[entry.path], card)
-                found.append(card)
-            gone = known.keys() - stamps.keys()
-            for path in gone:
-                del known[path]
-            if fresh or gone:
-                _write_cache(home, known, stated, gone)
-            found = sorted(found, key=_by_name)
-            self._listed, self._so_far = (time.monotonic(), found), Glance(found)
-        return list(found)
+        """All files as they are now, by name. What does not answer is left out (see `Home.silent`)."""
+        with self._asked:
+            if self._coming is None or self._coming.done():
+                coming = self._begin()
+            else:  # it may be past what has changed since: all who come meanwhile share the one after it
+                coming = self._after = self._after or Future()
+        return list(self._told(coming))
 
     def glance(self, wait: float = PATIENCE, *, again: bool = True) -> Glance:
         """As `cards`, but where that takes longer than `wait` seconds, what has been read by then; the rest is read
@@ -135,24 +116,82 @@ class Library:
             if coming is None:
                 if not again and self._so_far.whole:
                     return self._so_far
-                coming = self._coming = Future()
-                threading.Thread(target=self._read, args=(coming,), name="library", daemon=True).start()
+                coming = self._begin()
         futures.wait([coming], wait)
         if not coming.done():
             seen = self._so_far
             return replace(seen, cards=sorted(seen.cards, key=_by_name), whole=False)
-        if coming.exception() is not None:  # it is told once, then looked for again
-            self._coming = None
-        return Glance(coming.result())
+        return Glance(self._told(coming))
+
+    def _begin(self) -> Future[list[Card]]:
+        self._coming = Future()
+        threading.Thread(target=self._read, args=(self._coming,), name="library", daemon=True).start()
+        return self._coming
+
+    def _told(self, coming: Future[list[Card]]) -> list[Card]:
+        """What was found. What went wrong is told once, then looked for again."""
+        try:
+            return coming.result()
+        except BaseException:
+            with self._asked:
+                if self._coming is coming:
+                    self._coming = None
+            raise
 
     def _read(self, coming: Future[list[Card]]) -> None:
-        try:
-            found = self.cards()
-        except BaseException as error:  # it is whoever looks next that should learn of it
-            coming.set_exception(error)
-        else:
-            self._coming = None
-            coming.set_result(found)
+        """One look after another while somebody waits for it: what is known belongs to this thread alone."""
+        after: Future[list[Card]] | None = coming
+        while after is not None:
+            coming = after
+            found: list[Card] = []
+            failed: BaseException | None = None
+            try:
+                found = self._look()
+            except BaseException as error:  # it is whoever looks next that should learn of it
+                failed = error
+            with self._asked:
+                after, self._after = self._after, None
+                if after is not None or failed is None:
+                    self._coming = after
+            if failed is not None:
+                coming.set_exception(failed)
+            else:
+                coming.set_result(found)
+
+    def _look(self) -> list[Card]:
+        home = self._home()
+        entries = home.loras()
+        if self._known is None:
+            self._known = _read_cache(home)
+        known, stamps = self._known, _stamps(entries)
+        fresh = {
+            entry.path: entry
+            for entry in entries
+            if entry.path in stamps and known.get(entry.path, ("", None))[0] != stamps[entry.path]
+        }
+        found = [
+            replace(known[entry.path][1], name=entry.name)  # it depends on what else is there
+            for entry in entries
+            if entry.path in stamps and entry.path not in fresh
+        ]
+        stated: dict[Path, Mapping[str, str]] = {}
+        self._so_far = Glance(found, False, 0, len(fresh))
+
+        def read(path: Path, seen: tuple[Card, Mapping[str, str]]) -> None:
+            found.append(seen[0])
+            self._so_far = Glance(found, False, self._so_far.read + 1, len(fresh))
+
+        seen = each(fresh, lambda path: read_card_and_metadata(fresh[path]), read)
+        for path, (card, metadata) in seen.items():
+            known[path], stated[path] = (stamps[path], card), metadata
+        gone = {path for path in known.keys() - stamps.keys() if not is_silent(path)}
+        for path in gone:
+            del known[path]
+        if stated or gone:
+            _write_cache(home, known, stated, gone)
+        found = sorted(found, key=_by_name)
+        self._listed, self._so_far = (time.monotonic(), found), Glance(found)
+        return found
 
     def _recent(self) -> list[Card]:
         """As `cards`, but not looked for again while somebody types."""
@@ -161,14 +200,18 @@ class Library:
 
     def with_metadata(self) -> list[tuple[Card, Mapping[str, str]]]:
         """The readable files with the metadata that stand in their headers, which the cache on disk keeps: together
-        they are too large to be held in memory. Raises AdapterFileError for a file that goes away meanwhile."""
+        they are too large to be held in memory. A file that goes away meanwhile is left out."""
         cards = [card for card in self.cards() if card.readable]
         stated = _read_metadata(self._home())
-        return [
-            # another program on this home, with other folders, may have taken a row out
-            (card, stated[card.path] if card.path in stated else read_header(card.path).metadata)
-            for card in cards
-        ]
+        # another program on this home, with other folders, may have taken a row out
+        stated |= {
+            path: metadata
+            for path, metadata in each(
+                (card.path for card in cards if card.path not in stated), _metadata
+            ).items()
+            if metadata is not None
+        }
+        return [(card, stated[card.path]) for card in cards if card.path in stated]
 
     def search(
         self,
@@ -217,7 +260,7 @@ class Library:
         name: what it was called where it comes from. A file that is here already is not copied again; one of the
         same name gets the next free one. Raises AdapterError with the reason for what is no LoRA.
         """
-        if file.stat().st_size > LARGEST_ADDED:
+        if answered(file, file.stat).st_size > LARGEST_ADDED:
             raise AdapterFileError(
                 f"{file.name} is larger than {LARGEST_ADDED / 2**30:.0f} GB, no LoRA's size"
             )
@@ -231,7 +274,8 @@ class Library:
         folder = home.made(home.path / "loras")
         stem = slug(Path(name or file.name).name.removesuffix(".safetensors"))
         added = write_whole(folder / f"{stem}.safetensors", lambda path: _copy(file, path), force=False)
-        return next(card for card in self.cards() if card.path == added)
+        listed = next((card for card in self.cards() if card.path == added), None)
+        return listed or read_card(Entry(added.stem, added))
 
 
 def _by_name(card: Card) -> str:
@@ -245,16 +289,30 @@ def _same(digest: str, stated: str) -> bool:
     )
 
 
+def _metadata(path: Path) -> Mapping[str, str] | None:
+    try:
+        return read_header(path).metadata
+    except AdapterFileError:
+        return None
+
+
 def _same_bytes(first: Path, second: Path) -> bool:
-    with first.open("rb") as one, second.open("rb") as other:
-        while (chunk := one.read(2**20)) == other.read(2**20):
-            if not chunk:
-                return True
-    return False
+    def compare() -> bool:
+        with open_regular(first) as one, open_regular(second) as other:
+            while (chunk := one.read(2**20)) == other.read(2**20):
+                sign()
+                if not chunk:
+                    return True
+        return False
+
+    try:
+        return answered(first, compare)
+    except (OSError, NoAnswer):
+        return False
 
 
 def _copy(source: Path, target: Path) -> None:
-    with source.open("rb") as file, target.open("wb") as copy:
+    with open_regular(source) as file, target.open("wb") as copy:
         while chunk := file.read(2**22):
             copy.write(chunk)
 
@@ -263,26 +321,31 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _stamps(entries: Sequence[Entry]) -> dict[Path, Stamp]:
-    """A text for each file that changes with it and with the notes beside it. Each folder is listed once."""
-    listings: dict[Path, dict[str, str]] = {}
+    """A text for each file that changes with it and with the notes beside it. Each folder is listed once; files in
+    those that do not answer have none."""
+    listings = each(dict.fromkeys(entry.path.parent for entry in entries), _listing)
     stamps = {}
     for entry in entries:
-        folder = entry.path.parent
-        if folder not in listings:
-            listings[folder] = _listing(folder)
-        listed, stem = listings[folder], entry.path.name.removesuffix(".safetensors")
+        listed, stem = listings.get(entry.path.parent), entry.path.name.removesuffix(".safetensors")
+        if listed is None:
+            continue
         beside = (f"{ending}={listed[stem + ending]}" for ending in NOTES if stem + ending in listed)
         stamps[entry.path] = ";".join([listed.get(entry.path.name, ""), *beside])
     return stamps
 
 
 def _listing(folder: Path) -> dict[str, str]:
-    found = {}
-    for entry in os.scandir(folder):
+    found: dict[str, str] = {}
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:  # gone by now
+        return found
+    for entry in entries:
         try:
             stat = entry.stat()
         except OSError:  # a link to nowhere, or gone by now
             continue
+        sign()
         found[entry.name] = f"{stat.st_size}.{stat.st_mtime_ns}"
     return found
 
@@ -317,7 +380,7 @@ def _read_cache(home: Home) -> dict[Path, tuple[Stamp, Card]]:
     return known
 
 
-def _read_metadata(home: Home) -> dict[Path, dict[str, str]]:
+def _read_metadata(home: Home) -> dict[Path, Mapping[str, str]]:
     with closing(_open(home)) as database:
         rows = database.execute("SELECT path, metadata FROM cards")
         return {Path(path): json.loads(text) for path, text in rows}

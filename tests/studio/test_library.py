@@ -287,7 +287,7 @@ def test_a_scan_that_fails_after_everybody_looked_is_told_to_whoever_looks_next(
         raise PermissionError("the folder is closed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(library, "cards", fail)
+        patch.setattr(library, "_look", fail)
         assert not library.glance(0.01).whole
         go.set()
         with pytest.raises(PermissionError, match="the folder is closed"):
