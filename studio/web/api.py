@@ -22,7 +22,7 @@ from starlette.concurrency import run_in_threadpool
 from composers.registry import methods as all_methods
 from composers.registry import parse as parse_composer
 from pipelines import StudioError
-from pipelines.adapters import inspect_file
+from pipelines.adapters import Inspection, inspect_file
 from pipelines.errors import RequestError
 from pipelines.home import Home
 from pipelines.request import SEEDS
@@ -34,6 +34,7 @@ from studio.library.fit import Fit, fit_of
 from studio.opening import Opening, model_name
 from studio.recipe import Draft, plain_draft
 from studio.restore import restore
+from studio.web.door.events import login_of
 
 LOOK_EVERY = 0.1
 """Seconds between two looks at a job."""
@@ -188,9 +189,7 @@ class Functions:
                 All that its header and the notes beside it say.
             """
             with _told():
-                seen = inspect_file(worker.home.find_lora(name, paths=False).path).to_dict()
-                seen.pop("path")
-                return seen
+                return told_of(inspect_file(worker.home.find_lora(name, paths=False).path))
 
         def picture_info(picture: dict[str, Any]) -> dict[str, Any]:
             """What a picture was made with: by LoRA Studio, A1111, ComfyUI, InvokeAI and others.
@@ -255,7 +254,7 @@ def _told() -> Iterator[None]:
 
 
 def _owner(request: gr.Request | None) -> str:
-    return owner_of(getattr(request, "username", None))
+    return owner_of(login_of(request))
 
 
 def _draft(
@@ -318,12 +317,13 @@ async def _waited(worker: Worker, id: str, owner: str, seconds: float) -> dict[s
         if view is None:
             raise gr.Error(f"you have no job {id!r}", print_exception=False)
         if view.state.over or time.monotonic() >= until:
-            return job_to_dict(view)
+            return job_to_dict(view, paths=worker.trust.paths)
         await asyncio.sleep(LOOK_EVERY)
 
 
-def job_to_dict(view: JobView) -> dict[str, Any]:
-    """A job as JSON can hold it; a picture's `url` is its address on this server."""
+def job_to_dict(view: JobView, *, paths: bool = True) -> dict[str, Any]:
+    """A job as JSON can hold it; a picture's `url` is its address on this server, and `file`, where paths may be told,
+    its place on this computer."""
     return {
         "id": view.id,
         "state": str(view.state),
@@ -338,7 +338,7 @@ def job_to_dict(view: JobView) -> dict[str, Any]:
                 "seed": picture.seed,
                 "step": picture.step,
                 "steps": picture.count,
-                "file": None if picture.file is None else str(picture.file),
+                "file": None if picture.file is None or not paths else str(picture.file),
                 "url": None if picture.file is None else f"/gradio_api/file={quote(str(picture.file))}",
                 "error": picture.error,
                 "record": picture.record,
@@ -346,6 +346,13 @@ def job_to_dict(view: JobView) -> dict[str, Any]:
             for picture in view.pictures
         ],
     }
+
+
+def told_of(seen: Inspection) -> dict[str, Any]:
+    """What a file says, without its place on this computer."""
+    said = {name: value for name, value in seen.to_dict().items() if name != "path"}
+    preview = seen.sidecars.preview
+    return {**said, "preview": None if preview is None else preview.name}
 
 
 def _fit(home: Home, model: str) -> Fit | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -20,6 +21,8 @@ from studio.web import (
     library_page,
 )
 from studio.web.desk import Desk
+from studio.web.door.events import login_of
+from studio.web.door.files import Files
 from studio.web.form import Form
 from studio.web.gallery_page import Ways
 from studio.web.kept_form import PutBack, put_back
@@ -41,6 +44,7 @@ def build(worker: Worker, trainings: Trainings) -> gr.Blocks:
         desk = Desk(
             worker,
             trainings,
+            Files(worker),
             gr.BrowserState("", storage_key="lora-studio-owner", secret=BROWSER_KEY),
             gr.BrowserState(None, storage_key="lora-studio-form", secret=BROWSER_KEY),
             gr.State(model_name(Opening(), worker.home)),  # as the picker will say: rows are not drawn twice
@@ -70,10 +74,12 @@ def build(worker: Worker, trainings: Trainings) -> gr.Blocks:
         def opened(got: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
             owner = got[desk.browser] or secrets.token_urlsafe(18)
             showcase.start()
-            kept = put_back(got[desk.form], request.username, worker.home, worker.trust, worker.library.named)
+            kept = put_back(
+                got[desk.form], login_of(request), worker.home, worker.trust, worker.library.named
+            )
             back = kept or PutBack(Form())
             for note in back.notes:
-                gr.Warning(note, duration=None)
+                gr.Warning(escape(note, quote=False), duration=None)
             model = desk.chosen(back.model)
             choice, found = picker.choices(desk, model)
             return {

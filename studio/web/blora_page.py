@@ -13,7 +13,7 @@ from pipelines import StudioError
 from pipelines.adapters import inspect_file
 from studio.jobs import Lesson, TrainingView, Worker
 from studio.web import blora
-from studio.web.desk import Desk, told, who
+from studio.web.desk import Desk, plain, told, who
 
 CAVEAT = (
     "A B-LoRA is learned from **one picture**. Content and style sit in different blocks of the model, so one part "
@@ -38,7 +38,7 @@ class _Learning:
 
     learners: tuple[_Learner, ...]
     steps: gr.Slider
-    said: gr.Markdown
+    said: gr.HTML
     samples: gr.Gallery
     stop: gr.Button
 
@@ -56,7 +56,7 @@ class _Learning:
             label="Steps",
             info="0: the recipe's own (220 on a small model, 1000 on SDXL)",
         )
-        said = gr.Markdown(elem_id="training-said", elem_classes="live", container=False)
+        said = gr.HTML(elem_id="training-said", elem_classes="live", container=False)
         samples = gr.Gallery(
             label="As they stand",
             columns=2,
@@ -81,7 +81,7 @@ class _Mixing:
     seed: gr.Number
     matrix: gr.Checkbox
     draw: gr.Button
-    status: gr.Markdown
+    status: gr.HTML
     pictures: gr.Gallery
     job: gr.State
 
@@ -100,7 +100,7 @@ class _Mixing:
             seed = gr.Number(value=7, label="Seed", precision=0, minimum=0)
             matrix = gr.Checkbox(label="A small matrix of strengths", value=False)
         draw = gr.Button("Draw", variant="primary", elem_id="blora-draw")
-        status = gr.Markdown(elem_id="blora-status", elem_classes="live", container=False)
+        status = gr.HTML(elem_id="blora-status", elem_classes="live", container=False)
         pictures = gr.Gallery(
             label="Pictures", columns=len(blora.MATRIX), object_fit="contain", elem_id="blora-pictures"
         )
@@ -136,7 +136,7 @@ def _learn(desk: Desk, learning: _Learning) -> None:
             desk.trainings.start(
                 who(browser, request), lesson, model=desk.worker.model_state().source or None
             )
-        return f"{name} is in the queue"
+        return plain(f"{name} is in the queue")
 
     def stop_all(browser: str | None, request: gr.Request) -> None:
         owner = who(browser, request)
@@ -223,7 +223,7 @@ def _look(desk: Desk, learning: _Learning, mixing: _Mixing) -> None:
         fresh = gr.Dropdown(choices=names) if names else gr.skip()
         status, drawn = _job(desk.worker, job, owner)
         return (
-            "\n".join(f"- {blora.told(view)}" for view in views),
+            plain("", [blora.told(view) for view in views]) if views else "",
             gr.Gallery(value=_samples(views), visible=bool(_samples(views))),
             gr.Button(visible=at_work),
             fresh,
@@ -295,11 +295,11 @@ def _job(worker: Worker, job: str, owner: str) -> tuple[Any, Any]:
         return "", gr.skip()
     files = [(str(picture.file or picture.preview), picture.label) for picture in view.pictures]
     files = [(file, label) for file, label in files if file != "None"]
-    return view.error or view.message, files
+    return plain(view.error or view.message), files
 
 
 def _triggers(worker: Worker, name: str) -> Sequence[str]:
     if not name:
         return ()
     with told():
-        return inspect_file(worker.home.find_lora(name).path).metadata.triggers
+        return inspect_file(worker.home.find_lora(name, paths=False).path).metadata.triggers

@@ -11,10 +11,11 @@ from composers import methods
 from pipelines.schedulers import scheduler_names
 from studio.jobs.inputs import with_kept_input
 from studio.web import method_settings, mix, rows, scrub, words
-from studio.web.desk import Desk, told, who
+from studio.web.desk import Desk, told, who, whose_files
+from studio.web.door.events import login_of
 from studio.web.fields import Fields
 from studio.web.form import OWN, Form, composed, left_out, row_sweep
-from studio.web.job_file import job_file, written
+from studio.web.job_file import FILE, job_file, written
 from studio.web.kept_form import kept
 from studio.web.live import SMALL_MODEL, Live
 from studio.web.rows import MixStates
@@ -250,12 +251,13 @@ def _ask(desk: Desk, fields: Fields, states: MixStates, viewer: Viewer, buttons:
 
     buttons.reuse_seed.click(kept_seed, [viewer.job, desk.browser], fields.seed, api_visibility="private")
 
-    def as_file(got: dict[Any, Any]) -> str:
+    def as_file(got: dict[Any, Any], request: gr.Request) -> str:
         form = with_example(fields.read(got), desk.worker.model_state())
         with told():
             kept = [with_kept_input(draft, desk.worker.home) for draft in composed(form).drafts]
             models = [desk.chosen(got[desk.model])] * len(kept)
-            return written(job_file(kept, models, form.vae))
+            place = desk.files.place(FILE, whose_files(request))
+            return written(job_file(kept, models, form.vae), place)
 
     buttons.job_file.click(
         as_file, fields.components | {desk.model}, buttons.job_file_ready, api_visibility="private"
@@ -275,7 +277,7 @@ def _keep(desk: Desk, fields: Fields, buttons: Buttons) -> None:
             return gr.skip()
         form = fields.read({**got, fields.init_image: None})
         cards = desk.worker.library.glance(wait=0, again=False).cards
-        return kept(form, got[desk.model], request.username, cards)
+        return kept(form, got[desk.model], login_of(request), cards)
 
     gr.on(
         [component.change for component in [*kept_fields, desk.model]],

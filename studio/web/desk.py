@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
@@ -17,15 +18,19 @@ from studio.jobs.owner import owner_of
 from studio.library.card import Card
 from studio.library.fit import Fit, fit_of
 from studio.opening import Opening, model_name
+from studio.web.door.events import login_of
+from studio.web.door.files import Files
 
 
 @dataclass(frozen=True)
 class Desk:
-    """browser: holds the browser's random id. form: what the browser keeps of the Compose form (`kept_form`).
-    model: holds the chosen model's name, "" for the default. opened: whether the page knows whose it is."""
+    """files: whose the files are. browser: holds the browser's random id. form: what the browser keeps of the Compose
+    form (`kept_form`). model: holds the chosen model's name, "" for the default. opened: whether the page knows whose
+    it is."""
 
     worker: Worker
     trainings: Trainings
+    files: Files
     browser: gr.BrowserState
     form: gr.BrowserState
     model: gr.State
@@ -49,16 +54,30 @@ class Desk:
 
 def who(browser: str | None, request: gr.Request) -> str:
     """The owner of what is asked for."""
-    return owner_of(request.username, browser)
+    return owner_of(login_of(request), browser)
+
+
+def whose_files(request: gr.Request) -> str | None:
+    """The owner of files that go to a page; None where nobody logs in: a browser's id does not come with its files."""
+    login = login_of(request)
+    return owner_of(login) if login else None
 
 
 @contextmanager
 def told() -> Iterator[None]:
-    """Within: a StudioError becomes the message that the page shows."""
+    """Within: a StudioError becomes the message that the page shows, which takes messages for HTML."""
     try:
         yield
     except StudioError as error:
-        raise gr.Error(str(error), duration=None, print_exception=False) from error
+        raise gr.Error(escape(str(error), quote=False), duration=None, print_exception=False) from error
+
+
+def plain(text: str, lines: Iterable[str] = ()) -> str:
+    """A paragraph and a list as HTML, of texts that mean no more than what they say: files and pictures wrote some."""
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return (f'<p class="small-note">{escape(text)}</p>' if text else "") + (
+        f"<ul>{items}</ul>" if items else ""
+    )
 
 
 def address(file: Path) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
 from studio.web.form import OWN, Form
 
@@ -61,12 +60,16 @@ class Fields:
             vae=got[self.vae] or "",
         )
 
-    def filled(self, form: Form, structure: int) -> dict[Any, Any]:
+    def filled(
+        self, form: Form, structure: int, lend: Callable[[Path], Path] | None = None
+    ) -> dict[Any, Any]:
         """What puts a form on the page. structure: the state's present number.
 
-        The page gets the initial picture itself and not its place in the home, which it may not show.
+        lend: makes a copy of the initial picture that the page may show, since the home's own it may not. Without it
+        no picture is put there. Raises RequestError.
         """
         image = Path(form.init_image) if form.init_image else None
+        shown = lend(image) if lend is not None and image is not None and image.is_file() else None
         return {
             self.prompt: form.prompt,
             self.negative: form.negative,
@@ -83,9 +86,7 @@ class Fields:
             self.scheduler: form.scheduler,
             self.rescale: form.rescale,
             self.clip_skip: form.clip_skip,
-            self.init_image: Image.open(image).convert("RGB")
-            if image is not None and image.is_file()
-            else None,
+            self.init_image: None if shown is None else str(shown),
             self.strength: form.strength,
             self.vae: form.vae,
         }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +14,10 @@ from pipelines.errors import RequestError
 from studio.jobs import GalleryPicture, JobView
 from studio.recipe import Draft, read_draft
 from studio.restore import restore
-from studio.web.desk import Desk, told, who
+from studio.web.desk import Desk, plain, told, who, whose_files
 from studio.web.fields import Fields
 from studio.web.form import form_of, left_out
-from studio.web.job_file import job_file, written
+from studio.web.job_file import FILE, job_file, written
 from studio.web.submitting import submit
 from studio.web.viewer import Viewer
 
@@ -48,7 +47,7 @@ class _Page:
     everything: gr.DownloadButton
     job_file: gr.DownloadButton
     dropped: gr.File
-    note: gr.Markdown
+    note: gr.HTML
     reuse: gr.Button
     who_did: gr.Button
     delete: gr.Button
@@ -85,7 +84,7 @@ class _Page:
                     height=110,
                     elem_id="drop",
                 )
-                note = gr.Markdown(elem_id="restored", elem_classes="live", container=False)
+                note = gr.HTML(elem_id="restored", elem_classes="live", container=False)
                 with gr.Row():
                     reuse = gr.Button("Reuse settings", variant="primary", elem_id="reuse")
                     who_did = gr.Button("Who did this?", elem_id="gallery-who-did-this")
@@ -107,8 +106,7 @@ def add(desk: Desk, fields: Fields, here: gr.Tab, ways: Ways) -> None:
     _show(desk, page, here)
     _take_settings(desk, fields, page, ways)
     _ask_who_did(desk, page, ways)
-    page.everything.click(zipped, page.shown, page.everything, api_visibility="private")
-    page.job_file.click(as_job_file, [page.shown, page.chosen], page.job_file, api_visibility="private")
+    _take_away(desk, page)
 
 
 def _show(desk: Desk, page: _Page, here: gr.Tab) -> None:
@@ -176,37 +174,36 @@ def _show(desk: Desk, page: _Page, here: gr.Tab) -> None:
 def _take_settings(desk: Desk, fields: Fields, page: _Page, ways: Ways) -> None:
     """The settings of the chosen picture, or of one that is dropped, go into the Compose form."""
 
-    def fill(draft: Draft, vae: str | None, structure: int, model: str) -> dict[Any, Any]:
+    def fill(
+        draft: Draft, vae: str | None, structure: int, model: str, request: gr.Request
+    ) -> dict[Any, Any]:
+        owner = whose_files(request)
         with told():
-            form = form_of(draft, vae)
-        return {
-            **fields.filled(form, structure),
-            desk.model: model,
-            ways.tabs: gr.Tabs(selected=ways.compose),
-        }
+            filled = fields.filled(form_of(draft, vae), structure, lambda file: desk.files.lent(file, owner))
+        return {**filled, desk.model: model, ways.tabs: gr.Tabs(selected=ways.compose)}
 
     filled: list[Any] = [*fields.components, desk.model, ways.tabs]
 
     def reused(got: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
         with told():
             draft, job = _asked_by(desk, got[page.shown], got[page.chosen], got[desk.browser], request)
-        return fill(draft, job.vae, got[fields.structure], job.model)
+        return fill(draft, job.vae, got[fields.structure], job.model, request)
 
     page.reuse.click(
         reused, {page.shown, page.chosen, fields.structure, desk.browser}, filled, api_visibility="private"
     )
 
-    def taken(got: dict[Any, Any]) -> dict[Any, Any]:
+    def taken(got: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
         if got[page.dropped] is None:
             return {page.note: ""}
         with told():
             found = restore(Path(got[page.dropped]), desk.worker.home, desk.worker.library)
-        lines = [f"Settings of a picture by {found.program}, put into **Compose**."]
-        lines += [f"- **missing:** {one}" for one in found.missing] + [f"- {text}" for text in found.notes]
+        lines = [f"missing: {one}" for one in found.missing] + list(found.notes)
+        model = found.model or got[desk.model]
         return {
-            **fill(found.draft, found.vae, got[fields.structure], found.model or got[desk.model]),
-            ways.tabs: gr.skip() if found.missing or found.notes else gr.Tabs(selected=ways.compose),
-            page.note: "\n".join(lines),
+            **fill(found.draft, found.vae, got[fields.structure], model, request),
+            ways.tabs: gr.skip() if lines else gr.Tabs(selected=ways.compose),
+            page.note: plain(f"Settings of a picture by {found.program}, put into Compose.", lines),
         }
 
     page.dropped.upload(
@@ -248,26 +245,31 @@ def _asked_by(
     return read_draft(picture.draft, ""), job
 
 
-def zipped(pictures: Sequence[GalleryPicture]) -> str:
-    """All pictures, with their metadata, in one file."""
-    with told():
-        if not pictures:
-            raise RequestError("there is no picture here yet; press Refresh, or draw one")
-    file = Path(tempfile.mkdtemp(prefix="lora-studio-")) / "pictures.zip"
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for number, picture in enumerate(pictures, 1):
-            archive.write(picture.file, f"{number:03d}_{picture.file.name}")
-    return str(file)
+def _take_away(desk: Desk, page: _Page) -> None:
+    """Files for the browser to fetch: all pictures that are shown, with their metadata; and a job file."""
 
+    def zipped(pictures: Sequence[GalleryPicture], request: gr.Request) -> str:
+        with told():
+            if not pictures:
+                raise RequestError("there is no picture here yet; press Refresh, or draw one")
+            file = desk.files.place("pictures.zip", whose_files(request))
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            for number, picture in enumerate(pictures, 1):
+                archive.write(picture.file, f"{number:03d}_{picture.file.name}")
+        return str(file)
 
-def as_job_file(pictures: Sequence[GalleryPicture], chosen: int) -> str:
-    """The chosen picture, or all that are shown, as a file that `lora-studio batch` renders."""
-    with told():
-        picked = [_picked(pictures, chosen)] if chosen >= 0 else list(pictures)
-        if not picked:
-            raise RequestError("there is no picture here yet; press Refresh, or draw one")
-        drafts = [read_draft(picture.draft, "") for picture in picked]
-    return written(job_file(drafts, [str(picture.record["model"]) for picture in picked]))
+    def as_job_file(pictures: Sequence[GalleryPicture], chosen: int, request: gr.Request) -> str:
+        """The chosen picture, or all that are shown, as a file that `lora-studio batch` renders."""
+        with told():
+            picked = [_picked(pictures, chosen)] if chosen >= 0 else list(pictures)
+            if not picked:
+                raise RequestError("there is no picture here yet; press Refresh, or draw one")
+            drafts = [read_draft(picture.draft, "") for picture in picked]
+            place = desk.files.place(FILE, whose_files(request))
+        return written(job_file(drafts, [str(picture.record["model"]) for picture in picked]), place)
+
+    page.everything.click(zipped, page.shown, page.everything, api_visibility="private")
+    page.job_file.click(as_job_file, [page.shown, page.chosen], page.job_file, api_visibility="private")
 
 
 def _picked(pictures: Sequence[GalleryPicture], chosen: int) -> GalleryPicture:

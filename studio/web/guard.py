@@ -187,7 +187,9 @@ class Guard:
     # -- what --------------------------------------------------------------------------------------------
 
     def _check_length(self, way: Way, headers: Headers) -> int:
-        largest = min(self._rules.largest, {"event": LARGEST_EVENT, "json": LARGEST_JSON}.get(way.body, 2**62))
+        largest = min(
+            self._rules.largest, {"event": LARGEST_EVENT, "json": LARGEST_JSON}.get(way.body, 2**62)
+        )
         largest = LARGEST_LOGIN if way.body in ("", "login") else largest
         length = headers.get("content-length", "0")
         if not (length.isascii() and length.isdecimal()) or int(length[:20]) > largest:

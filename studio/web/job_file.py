@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,9 +32,8 @@ def job_file(drafts: Sequence[Draft], models: Sequence[str], vae: str | None = N
     return head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
 
 
-def written(text: str) -> str:
+def written(text: str, file: Path) -> str:
     """The text as a file for the browser to fetch; its path."""
-    file = Path(tempfile.mkdtemp(prefix="lora-studio-")) / FILE
     file.write_text(text, encoding="utf-8")
     return str(file)
 

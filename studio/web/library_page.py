@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from studio.library.fit import Fit
 from studio.library.scan import Choice, Glance
 from studio.restore import Restored, restore
 from studio.web import mix
-from studio.web.desk import Desk, told
+from studio.web.api import told_of
+from studio.web.desk import Desk, plain, told
 from studio.web.fields import Fields
 from studio.web.thumbs import thumb
+from studio.web.words import words_of
 
 SHOWN = 120
 ANY = "any"
@@ -38,11 +41,11 @@ class _Page:
     fitting: gr.Checkbox
     refresh: gr.Button
     cards: gr.Gallery
-    found: gr.Markdown
-    title: gr.Markdown
+    found: gr.HTML
+    title: gr.HTML
     use: gr.Button
     report: gr.Button
-    reported: gr.Markdown
+    reported: gr.HTML
     details: gr.JSON
     dropped: gr.File
     picture: gr.File
@@ -70,17 +73,15 @@ class _Page:
                     label="LoRAs", columns=5, object_fit="cover", height=620, allow_preview=False, elem_id="library",
                     format="png",
                 )  # fmt: skip
-                found = gr.Markdown(
-                    elem_classes=["live", "small-note"], container=False, elem_id="library-found"
-                )
+                found = gr.HTML(elem_classes=["live", "small-note"], container=False, elem_id="library-found")
             with gr.Column(scale=5, min_width=320):
-                title = gr.Markdown("Choose a LoRA.", elem_id="library-title")
+                title = gr.HTML("<p>Choose a LoRA.</p>", elem_id="library-title", container=False)
                 with gr.Row():
                     use = gr.Button(
                         "Add to the mix", variant="primary", elem_id="library-add", interactive=False
                     )
                     report = gr.Button("Load report", elem_id="library-report", interactive=False)
-                reported = gr.Markdown(elem_id="library-reported", container=False)
+                reported = gr.HTML(elem_id="library-reported", container=False)
                 details = gr.JSON(label="What the file says", max_height=420, elem_id="library-details")
                 dropped = gr.File(
                     label="Drop a LoRA file to add it",
@@ -149,7 +150,7 @@ class _Listing:
         return (
             _pictures(self._desk, page, fit),
             tuple(card.name for card in page),
-            f"{len(matching)} of {len(everything)} files{more}{_reading(seen)}",
+            plain(f"{len(matching)} of {len(everything)} files{more}{_reading(seen)}"),
             gr.Dropdown(choices=[ANY, *sorted({card.family for card in everything})]),
             gr.Dropdown(choices=[ANY, *sorted({card.category for card in everything if card.category})]),
             gr.Dropdown(choices=[ANY, *sorted({kind for card in everything for kind in card.kinds})]),
@@ -190,8 +191,7 @@ def _choose(desk: Desk, page: _Page) -> None:
         with told():
             card = desk.worker.library.card(name, desk.chosen(model))
         why = card.misfit(desk.fit(model))
-        said = dict(inspect_file(card.path).to_dict()) if card.readable else {"error": card.error}
-        said.pop("path", None)
+        said = told_of(inspect_file(card.path)) if card.readable else {"error": card.error}
         said["short_hash"] = short_hash(card.path) if card.readable else ""
         readable = gr.Button(interactive=card.readable)
         return name, _title(card, why), gr.Button(interactive=not why), readable, "", said
@@ -211,7 +211,7 @@ def _choose(desk: Desk, page: _Page) -> None:
             read = desk.worker.call(
                 lambda pipe: read_adapter(card.path, pipe.model.layers, card.name).report, model=model or None
             )
-            return f"```text\n{read.result()}\n```"
+            return f"<pre>{escape(str(read.result()))}</pre>"
 
     page.report.click(
         loaded,
@@ -229,7 +229,7 @@ def _use(desk: Desk, fields: Fields, page: _Page) -> None:
         with told():
             card = desk.worker.library.card(name, desk.chosen(model))
         weight = 1.0 if card.preferred_weight is None else card.preferred_weight
-        gr.Info(f"{card.name} is in the mix")
+        gr.Info(f"{escape(card.name)} is in the mix")
         return mix.added(tuple(rows), card.name, weight), structure + 1
 
     page.use.click(
@@ -268,7 +268,7 @@ def _bring(desk: Desk, page: _Page, listing: _Listing) -> None:
             return (*[gr.skip()] * len(listing.outputs), gr.skip())
         with told():
             card = desk.worker.library.add(Path(file), Path(file).name)
-        gr.Info(f"{card.name} is in the library")
+        gr.Info(f"{escape(card.name)} is in the library")
         return (*listing.looked(*rest), None)
 
     page.dropped.upload(
@@ -310,12 +310,11 @@ def _reading(seen: Glance) -> str:
 def _made_with(restored: Restored) -> str:
     """What a dropped picture says of its LoRAs: those shown, those not here, those found under another name."""
     count = len(restored.draft.wanted)
-    lines = [
+    said = (
         f"A picture by {restored.program}, made with {count or 'no'} LoRA{'' if count == 1 else 's'} that "
         f"{'is' if count == 1 else 'are'} here. Refresh shows all files again."
-    ]
-    lines += [f"- **missing:** {one}" for one in restored.missing] + [f"- {note}" for note in restored.notes]
-    return "\n".join(lines)
+    )
+    return plain(said, [f"missing: {one}" for one in restored.missing] + list(restored.notes))
 
 
 def _caption(card: Card, fit: Fit | None) -> str:
@@ -323,23 +322,22 @@ def _caption(card: Card, fit: Fit | None) -> str:
 
 
 def _title(card: Card, why: str) -> str:
-    lines = [f"### {card.title or card.name}"]
+    """What a file says of itself, as HTML that holds its words and nothing that a browser would fetch or run."""
+    lines = [f"<h3>{escape(card.title or card.name)}</h3>"]
     if why:
-        lines.append(f"**Does not fit:** {why}")
+        lines.append(f"<p><strong>Does not fit:</strong> {escape(why)}</p>")
     if card.triggers:
-        lines.append(f"Trigger words: {', '.join(card.triggers)}")
+        lines.append(f"<p>Trigger words: {escape(', '.join(card.triggers))}</p>")
     strength = "" if card.preferred_weight is None else f" · recommended strength {card.preferred_weight:g}"
     ranks = (
         ""
         if card.ranks is None
         else f" · rank {' to '.join(str(rank) for rank in dict.fromkeys(card.ranks))}"
     )
-    lines.append(
-        f"{', '.join(card.kinds)} for {card.made_for or card.family_label}{ranks}, {card.layers} layers{strength}"
-    )
-    if card.description:
-        lines.append(card.description)
-    return "\n\n".join(lines)
+    kinds, made_for = ", ".join(card.kinds), card.made_for or card.family_label
+    lines.append(f"<p>{escape(f'{kinds} for {made_for}{ranks}, {card.layers} layers{strength}')}</p>")
+    lines += [f"<p>{escape(part)}</p>" for part in words_of(card.description)]
+    return "".join(lines)
 
 
 def _blank(desk: Desk) -> Path:

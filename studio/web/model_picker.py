@@ -112,6 +112,8 @@ class ModelPicker:
 
         def pointed(text: str) -> tuple[Any, ...]:
             with told():
+                if not desk.worker.trust.paths:
+                    raise RequestError("folders of this computer are its owner's to add, with --model-dir")
                 path = Path(text.strip()).expanduser().absolute()
                 if not text.strip() or not path.is_dir():
                     raise RequestError(f"{text!r} is no folder on this computer; check the path")

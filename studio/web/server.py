@@ -11,7 +11,6 @@ import time
 import webbrowser
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import fastapi
@@ -142,11 +141,10 @@ def mounted(pages: gr.Blocks, look: Look, worker: Worker, serving: Serving) -> f
 
 def _ways(own: fastapi.APIRouter) -> list[routes.Way]:
     """The ways to routes of ours, as the router has them."""
-    return [
-        routes.Way(route.path, tuple(sorted(route.methods or ())), body="json" if "POST" in (route.methods or ()) else "")
-        for route in own.routes
-        if isinstance(route, Route)
+    found = [
+        (route.path, tuple(sorted(route.methods or ()))) for route in own.routes if isinstance(route, Route)
     ]
+    return [routes.Way(path, methods, body="json" if "POST" in methods else "") for path, methods in found]
 
 
 def _cookie_login(app: fastapi.FastAPI) -> Callable[[Mapping[str, str]], str | None]:

@@ -24,9 +24,8 @@ NOBODY = "nobody"
 
 def login_of(request: Any) -> str | None:
     """The name by which a request is logged in: Gradio's own request, or Starlette's, as MCP hands it over."""
-    while request is not None and not isinstance(getattr(request, "scope", None), dict):
-        request = getattr(request, "request", None)
-    return None if request is None else request.scope.get(LOGIN)
+    asked = request.request if isinstance(request, gr.Request) else request
+    return None if asked is None else asked.scope.get(LOGIN)
 
 
 def confine(pages: gr.Blocks, files: Files, claims: Claims | None) -> None:
@@ -35,7 +34,9 @@ def confine(pages: gr.Blocks, files: Files, claims: Claims | None) -> None:
     made = str(files.uploads / "made")
     for block in pages.blocks.values():
         block.GRADIO_CACHE = made
-    gr.set_static_paths([str(folder) for folder in files.shown])  # shown from where they lie, and never copied
+    gr.set_static_paths(
+        [str(folder) for folder in files.shown]
+    )  # shown from where they lie, and never copied
     _check_inputs(pages, files, named=claims is not None)
     _check_outputs(pages)
     if claims is not None:

@@ -64,7 +64,10 @@ class Files:
         yield home.cache / "live", of_job
         yield home.cache / "training", of_folder
         yield self.uploads, of_folder
-        yield home.cache / "web", lambda inside, owner: True  # small pictures of the library and of the first screen
+        yield (
+            home.cache / "web",
+            lambda inside, owner: True,
+        )  # small pictures of the library and of the first screen
 
     # -- who may have what -------------------------------------------------------------------------------
 

@@ -36,7 +36,10 @@ def router(files: Files, largest: int) -> fastapi.APIRouter:
         except MultiPartException as error:
             status = 413 if "maximum allowed size" in error.message else 400
             return JSONResponse({"detail": error.message, "error": error.message}, status_code=status)
-        except (OSError, TypeError) as error:  # a full disk, a name that no disk takes, a part that is no file
+        except (
+            OSError,
+            TypeError,
+        ) as error:  # a full disk, a name that no disk takes, a part that is no file
             why = f"the file cannot be kept ({getattr(error, 'strerror', None) or 'it is no file'}); try another name"
             return JSONResponse({"detail": why, "error": why}, status_code=400)
         moving = BackgroundTask(move_uploaded_files_to_cache, late, places) if late else None
