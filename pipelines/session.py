@@ -117,15 +117,16 @@ class Session:
 
     def suspend(self) -> dict[int, Aside]:
         """Take all pictures in flight off the device; id -> what `resume` takes, in this session or in another of the
-        same model. Those that wait or are being decoded stay."""
+        same model. Those that are not begun or are being decoded stay."""
         found = {}
-        for job in self._flying:
+        for job in [*self._flying, *(job for job in self._waiting if job.parked)]:
             try:
                 hashes = {name: self.model.adapter(name).report.sha256 for name in job.adapters}
                 found[job.id] = set_aside(job, hashes)
             except Exception as error:
                 self._lost(job, own_error(error, "the picture could not be set aside"))
         self._flying = []
+        self._waiting = [job for job in self._waiting if not job.parked]
         return found
 
     def resume(self, aside: Aside) -> int:
@@ -143,6 +144,15 @@ class Session:
         job.id, job.began = next(self._ids), time.perf_counter() - aside.seconds
         self._waiting.append(job)
         return job.id
+
+    def close(self) -> None:
+        """Lets go of all that is here; the session is not used any more."""
+        for job in [
+            *self._waiting,
+            *self._flying,
+            *(job for jobs, _ in self._decodings for job in jobs.values()),
+        ]:
+            job.let_go()
 
     @property
     def idle(self) -> bool:

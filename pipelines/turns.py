@@ -44,8 +44,8 @@ class Shares(Generic[Party]):
 class Turns:
     """Who is next: a higher priority first, then owners by what they have had, then whoever was served longest ago.
 
-    A higher priority goes first while its pictures have not had more than those that wait below it: together they
-    get half at most, as long as others wait.
+    A higher priority goes first while its pictures have not had more than those that wait below it. Beyond that half
+    they take turns like all others.
     """
 
     def __init__(self) -> None:

@@ -55,11 +55,9 @@ class Calls:
             self._waiting.remove(call)
         return call
 
-    def first_key(self) -> ModelKey | None:
-        return self._waiting[0].key if self._waiting else None
-
-    def other_than(self, key: ModelKey) -> ModelKey | None:
-        return next((call.key for call in self._waiting if call.key != key), None)
+    def models(self) -> list[ModelKey]:
+        """The models that calls wait for, in the order they came."""
+        return list(dict.fromkeys(call.key for call in self._waiting))
 
     def fail(self, key: ModelKey, error: StudioError) -> None:
         """The model cannot be had."""

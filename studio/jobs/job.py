@@ -60,6 +60,8 @@ class PictureRow:
     """One picture of a job as it is stored. draft: as `studio.recipe.read_draft` reads it, its seed included.
 
     file: where it was saved, from the home's folder if it lies inside. record: see `pipelines.record`.
+    suspect: it was in the making when the studio died, and was not tried alone to the end since.
+    deaths: how often it was so, and no other picture was.
     """
 
     job: str
@@ -71,6 +73,8 @@ class PictureRow:
     file: str | None
     record: Mapping[str, Any] | None
     ended: float | None
+    suspect: bool = False
+    deaths: int = 0
 
 
 @dataclass(frozen=True)

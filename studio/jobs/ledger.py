@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
+import sys
 import threading
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,16 +40,37 @@ class Ledger:
             work.running = True
             self.store.begin(work.job.id)
 
+    def hand_over(self, task: Task) -> None:
+        """Before anything is done for a picture: on the disk, so that a death of the studio is laid to the right
+        ones."""
+        self.begin(task.work)
+        self.store.hand_over(task.work.job.id, task.index)
+
+    def take_back(self, task: Task) -> None:
+        """A picture waits again that was handed over."""
+        task.state = JobState.QUEUED
+        self.store.take_back(task.work.job.id, task.index)
+
     def saved(self, made: Made, file: Path) -> None:
-        """On the saver's thread."""
+        """On the saver's thread. The file of a picture that was stopped meanwhile is deleted."""
         with self.changed:
             task = made.task
-            self.store.finish_picture(
-                task.work.job.id, task.index, stored(file, self._home), made.record.to_dict()
-            )
+            record = made.record.to_dict()
+            if not self.store.finish_picture(task.work.job.id, task.index, stored(file, self._home), record):
+                file.unlink(missing_ok=True)
             self._leave(task)
             self._settle(task.work)
             self.tell()
+
+    def stop(self, work: Work) -> list[Task]:
+        """Ends a job, on the disk when this returns; its pictures that were not done."""
+        self.store.stop(work.job.id)
+        tasks = list(work.tasks.values())
+        work.forget_waiting()
+        for task in tasks:
+            self._leave(task)
+        self._settle(work)
+        return tasks
 
     def failed(self, task: Task, why: str) -> None:
         with self.changed:
@@ -54,17 +78,25 @@ class Ledger:
             self.tell()
 
     def end(self, tasks: Sequence[Task], state: JobState, error: str = "") -> None:
-        """Pictures that come to nothing."""
+        """Pictures that come to nothing. Where the disk does not take it, they are drawn again at the next start."""
         if not tasks:
             return
         work = tasks[0].work
-        self.store.end_pictures(work.job.id, [task.index for task in tasks], state, error)
-        for task in tasks:
-            self._leave(task)
-        self._settle(work)
+        try:
+            self.store.end_pictures(work.job.id, [task.index for task in tasks], state, error)
+            for task in tasks:
+                self._leave(task)
+            self._settle(work)
+        except sqlite3.Error:
+            traceback.print_exc(file=sys.stderr)
+            for task in tasks:
+                self._leave(task)
+            if not work.tasks:
+                self.queue.remove(work.job.id)
 
     def _leave(self, task: Task) -> None:
-        task.work.tasks.pop(task.index, None)
+        if task.alive:
+            task.work.tasks.pop(task.index)
         self._previews.drop(task)
 
     def _settle(self, work: Work) -> None:
@@ -90,7 +122,9 @@ class Ledger:
                 except StudioError as error:
                     self.store.end_pictures(job.id, [row.index], JobState.FAILED, str(error))
                 else:
-                    work.add([Task(work, row.index, row.label, draft)])
+                    work.add(
+                        [Task(work, row.index, row.label, draft, suspect=row.suspect, deaths=row.deaths)]
+                    )
         self._settle(work)
 
     def tell(self) -> None:

@@ -7,11 +7,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image
 
-from pipelines import Stepped, StudioError
+from pipelines import Stepped
+from pipelines.faults import forget_tensors
 from pipelines.home import Home
 from studio.jobs.queue import Task
 from studio.outputs import write_whole
@@ -63,13 +65,14 @@ class Previews:
             self._next = ended + REST * (ended - began)
 
     def _draw(self, task: Task, event: Stepped) -> None:
+        file = self.folder / f"{task.work.job.id}-{task.index}-{event.step}.webp"
         try:
             image = event.preview()
-        except StudioError:  # the picture itself will tell, when it is decoded
+            image.thumbnail((LARGEST, LARGEST), Image.Resampling.BILINEAR)
+            write_whole(file, lambda path: image.save(path, format="WEBP", quality=80), force=True)
+        except Exception as error:  # the picture itself will tell, when it is decoded and saved
+            forget_tensors(error)
             return
-        image.thumbnail((LARGEST, LARGEST), Image.Resampling.BILINEAR)
-        file = self.folder / f"{task.work.job.id}-{task.index}-{event.step}.webp"
-        write_whole(file, lambda path: image.save(path, format="WEBP", quality=80), force=True)
         self._retire(task.preview)
         task.preview = file
 
@@ -86,7 +89,8 @@ class Previews:
             if file is not None:
                 self._old.append((now + KEPT, file))
             while self._old and self._old[0][0] <= now:
-                self._old.popleft()[1].unlink(missing_ok=True)
+                with suppress(OSError):
+                    self._old.popleft()[1].unlink(missing_ok=True)
 
 
 def _key(task: Task) -> tuple[str, int]:

@@ -1,7 +1,11 @@
 """What waits and what is in the making, in memory, and who is next. Pure: no model, no thread, no file.
 
 Owners take turns: the next picture is one of whoever was served least while anybody waited, and of the oldest of
-their jobs. Live pictures, which somebody watches while moving a slider, come before all others.
+their jobs; what counts is what pictures cost. Live pictures, which somebody watches while moving a slider, come before
+all others, as long as they have not cost more than these.
+
+A suspect is a picture that was in the making when something broke. It is made alone, so that nobody else's breaks
+with it. What can be made beside one another is a side: a model's suspects are one, its other pictures another.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines import Request
+from pipelines.turns import Turns
 from studio.jobs.gate import ModelKey
 from studio.jobs.job import Job, JobState
 from studio.recipe import Draft
@@ -19,11 +24,25 @@ from studio.shelf import Shelf
 
 LIVE = "live"
 """The kind of jobs whose pictures are looked at and not kept."""
+USUAL = (512, 30)
+"""Pixels of a side and steps of a picture that says nothing of them, until it is known what it costs."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """Pictures that are made at one time. alone: they are suspects, made one after another."""
+
+    key: ModelKey
+    alone: bool = False
 
 
 @dataclass
 class Task:
-    """One picture that is not done. id: the session's, once it was handed over. request: the resolved one."""
+    """One picture that is not done. id: the session's, once it was handed over. request: the resolved one.
+
+    suspect: it was in the making when something broke. deaths: how often the studio died while it alone was.
+    cost: what it was charged with, in UNet rows times steps times pixels.
+    """
 
     work: Work
     index: int
@@ -35,6 +54,14 @@ class Task:
     step: int = 0
     count: int = 0
     preview: Path | None = None
+    suspect: bool = False
+    deaths: int = 0
+    cost: float = 0.0
+
+    @property
+    def alive(self) -> bool:
+        """Whether it was neither finished nor stopped."""
+        return self.work.tasks.get(self.index) is self
 
     @property
     def steps_left(self) -> int:
@@ -52,6 +79,7 @@ class Work:
     key: ModelKey
     tasks: dict[int, Task] = field(default_factory=dict)
     waiting: deque[Task] = field(default_factory=deque)
+    suspects: deque[Task] = field(default_factory=deque)
     shelf: Shelf | None = None
     running: bool = False
     pace: float | None = None
@@ -60,7 +88,16 @@ class Work:
     def add(self, tasks: Iterable[Task]) -> None:
         for task in tasks:
             self.tasks[task.index] = task
-            self.waiting.append(task)
+            (self.suspects if task.suspect else self.waiting).append(task)
+
+    def put_back(self, task: Task, *, suspect: bool) -> None:
+        """A picture that was handed over waits again, before the others of its job; it is drawn from its seed."""
+        task.state, task.id, task.request, task.step, task.suspect = JobState.QUEUED, None, None, 0, suspect
+        (self.suspects if suspect else self.waiting).appendleft(task)
+
+    def forget_waiting(self) -> None:
+        self.waiting.clear()
+        self.suspects.clear()
 
     @property
     def priority(self) -> int:
@@ -78,38 +115,59 @@ class Queue:
 
     def __init__(self) -> None:
         self.works: dict[str, Work] = {}
-        self._served: Counter[str] = Counter()
+        self._turns = Turns()
 
     def add(self, work: Work) -> None:
         self.works[work.job.id] = work
 
     def remove(self, id: str) -> None:
         self.works.pop(id, None)
-        if not any(work.waiting for work in self.works.values()):
-            self._served.clear()
 
     def next(self, key: ModelKey | None = None, owners: Iterable[str] | None = None) -> Work | None:
-        """Whose picture is next: of one model, or of any; of some owners, or of any."""
+        """Whose picture is next: of one model, or of any; of some owners, or of any. Suspects are left aside."""
         chosen = None if owners is None else set(owners)
+        waiting = [work for work in self.works.values() if work.waiting]
+        self._turns.among((work.job.owner, work.priority) for work in waiting)
         ready = [
             work
-            for work in self.works.values()
-            if work.waiting and key in (None, work.key) and (chosen is None or work.job.owner in chosen)
+            for work in waiting
+            if key in (None, work.key) and (chosen is None or work.job.owner in chosen)
         ]
         return min(
-            ready, key=lambda work: (-work.priority, self._served[work.job.owner], work.job.seq), default=None
+            ready,
+            key=lambda work: (*self._turns.key(work.job.owner, work.priority), work.job.seq),
+            default=None,
         )
 
     def take(self, work: Work) -> Task:
         """The next picture of a job; it does not wait any more."""
-        self._served[work.job.owner] += 1
-        return work.waiting.popleft()
+        task = work.waiting.popleft()
+        task.cost = _expected(task.draft)
+        self._turns.serve(work.job.owner, work.priority, task.cost)
+        return task
 
-    def other_than(self, key: ModelKey) -> ModelKey | None:
-        """The model of the first job that waits for another one."""
-        others = (work for work in self.works.values() if work.waiting and work.key != key)
-        first = min(others, key=lambda work: (-work.priority, work.job.seq), default=None)
-        return None if first is None else first.key
+    def take_suspect(self, key: ModelKey) -> Task | None:
+        """The next one, with which the studio died least often; it does not wait any more."""
+        suspects = [task for work in self.works.values() if work.key == key for task in work.suspects]
+        task = min(suspects, key=lambda task: (task.deaths, task.work.job.seq, task.index), default=None)
+        if task is not None:
+            task.work.suspects.remove(task)
+        return task
+
+    def costs(self, task: Task, cost: float) -> None:
+        """It is known now what a picture costs, in UNet rows times steps times pixels."""
+        self._turns.correct(task.work.job.owner, task.work.priority, cost - task.cost)
+        task.cost = cost
+
+    def sides(self) -> list[Side]:
+        """Those for which something waits, by their first jobs; a model's suspects before its other pictures."""
+        found: dict[Side, None] = {}
+        for work in sorted(self.works.values(), key=lambda work: (-work.priority, work.job.seq)):
+            if work.suspects:
+                found[Side(work.key, alone=True)] = None
+            if work.waiting:
+                found[Side(work.key)] = None
+        return list(found)
 
     def owners_waiting(self, key: ModelKey) -> set[str]:
         return {work.job.owner for work in self.works.values() if work.waiting and work.key == key}
@@ -128,3 +186,16 @@ class Queue:
         """All pictures that are not done."""
         for work in self.works.values():
             yield from work.tasks.values()
+
+
+def _expected(draft: Draft) -> float:
+    """What a picture is likely to cost, in UNet rows times steps times pixels, from what was asked for."""
+    width, height, steps = (
+        value if isinstance(value, int) else usual
+        for value, usual in (
+            (draft.values.get("width"), USUAL[0]),
+            (draft.values.get("height"), USUAL[0]),
+            (draft.values.get("steps"), USUAL[1]),
+        )
+    )
+    return 2.0 * steps * width * height

@@ -14,6 +14,7 @@ import torch
 from pipelines import Event, Failed, Finished, Session, Started, Stepped, StudioPipeline
 from pipelines.checkpoints.hub import Progress
 from pipelines.errors import AdapterFileError
+from pipelines.flight import Aside
 from pipelines.home import Home
 from pipelines.request import Facts
 from pipelines.spectrum import cached
@@ -99,6 +100,35 @@ class Resident:
         self._tasks[task.id] = task
         self._rows_waiting[task.id] = rows
 
+    def cost(self, task: Task) -> float:
+        """Of a picture that was given, in UNet rows times steps times pixels."""
+        request = task.request
+        assert request is not None
+        assert request.width is not None
+        assert request.height is not None
+        return float(sum(len(plan.lanes) for plan in request.plans()) * request.width * request.height)
+
+    def resume(self, task: Task, aside: Aside) -> None:
+        """Goes on with a picture that was set aside. Raises AdapterError where its adapters are not what they were."""
+        assert task.request is not None
+        self._load([use.adapter for use in task.request.uses])
+        task.id = self._session.resume(aside)
+        self._tasks[task.id] = task
+        self._rows_waiting[task.id] = aside.flight.rows
+
+    def suspend(self) -> tuple[list[tuple[Task, Aside]], list[Task]]:
+        """Takes all off the device that is not being decoded: what was in flight, to be resumed, and what was not
+        begun."""
+        asides = self._session.suspend()
+        begun = [(self._tasks[id], aside) for id, aside in asides.items()]
+        waiting = [self._tasks[id] for id in self._rows_waiting if id not in asides]
+        for task, _ in begun:
+            assert task.id is not None
+            self._forget(task.id)
+        for task in waiting:
+            self.cancel(task)
+        return begun, waiting
+
     def cancel(self, task: Task) -> bool:
         """Takes a picture out before its next UNet call; False where it is not in the session (any more)."""
         if task.id is None or not self._session.cancel(task.id):
@@ -128,6 +158,7 @@ class Resident:
         lost = self.tasks
         self._tasks.clear()
         self._rows_waiting.clear()
+        self._session.close()
         self._session = Session(self.pipe.model)
         return lost
 

@@ -1,22 +1,31 @@
 """The thread that owns the device: it picks the model whose turn it is, hands pictures over, and steps.
 
-A model is drained before another is loaded; while jobs wait for another one, the one at work takes no new pictures
-after TURN seconds.
+A model is drained before another is loaded. While jobs wait for another one, the one at work takes no new pictures
+when its turn is over; what is in flight half a turn later is set aside, and goes on where it was at the next turn.
+
+Suspects take turns with the other pictures of their model as another model's pictures do: see `studio.jobs.queue`.
+When a round breaks, all that was in it is drawn again from its seeds, one picture after the other; one that breaks
+alone fails.
 """
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 from PIL import Image
 
 from pipelines import Event, Failed, Finished, Started, Stepped, StudioError
 from pipelines.errors import ModelError
+from pipelines.faults import forget_tensors, own_error
+from pipelines.flight import Aside
 from pipelines.home import Home
 from pipelines.request import Facts
 from studio.jobs.calls import Call, Calls
@@ -24,7 +33,7 @@ from studio.jobs.gate import ModelKey, Trust
 from studio.jobs.job import Job, JobState, ModelState
 from studio.jobs.ledger import Ledger
 from studio.jobs.previews import Previews
-from studio.jobs.queue import Task
+from studio.jobs.queue import Side, Task
 from studio.jobs.resident import Resident
 from studio.jobs.saving import Made, Saver
 from studio.jobs.shelves import Shelves
@@ -33,7 +42,9 @@ from studio.opening import Opening
 from studio.recipe import placed
 
 TURN = 30.0
-"""Seconds that a model goes on taking pictures while jobs wait for another one."""
+"""Seconds that a model goes on taking pictures while jobs wait for another one, at least."""
+LOADS = 4.0
+"""How many times as long as its loading took a model's turn is, at least."""
 PACE_MEMORY = 0.8
 """How much of a job's pace comes from before the last round."""
 
@@ -72,6 +83,10 @@ class Rounds:
         self._opening, self._trust = opening, trust
         self._cancelled: list[Task] = []
         self._facts: tuple[ModelKey, Facts] | None = None
+        self._side: Side | None = None
+        self._aside: dict[Side, deque[tuple[Task, Aside]]] = {}
+        self._worked: dict[Side, float] = {}
+        self._turn = TURN
         self._others_since: float | None = None
         self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
 
@@ -93,7 +108,7 @@ class Rounds:
             self._thread.join()
 
     def cancel(self, tasks: Iterable[Task]) -> None:
-        """Takes pictures out before the next UNet call."""
+        """Takes pictures that were stopped out before the next UNet call."""
         with self._changed:
             self._cancelled += tasks
 
@@ -112,80 +127,117 @@ class Rounds:
                     break
             try:
                 self._stop_cancelled()
-                self._choose_model()
+                self._choose_side()
                 self._run_calls()
                 self._feed()
+                self._stop_cancelled()
                 self._round()
-            except Exception as error:  # a fault of ours costs what is in flight, not the studio
-                self._break(error)
+            except Exception:  # a fault of ours; what is in flight goes on
+                traceback.print_exc(file=sys.stderr)
+                time.sleep(1)  # so that one that comes again and again does not fill the log
         if self.resident is not None:
             self.resident.close()
 
     @property
     def _busy(self) -> bool:
         at_work = self.resident is not None and not self.resident.idle
-        return at_work or bool(self._cancelled or self._calls) or self._queue.next() is not None
+        return at_work or bool(self._cancelled or self._calls or self._sides())
 
     def _stop_cancelled(self) -> None:
         with self._changed:
             cancelled, self._cancelled = self._cancelled, []
-            for task in cancelled:
-                if self.resident is not None and self.resident.cancel(task):
-                    self._ledger.end([task], JobState.CANCELLED)
+        for task in cancelled:
+            if self.resident is not None:
+                self.resident.cancel(task)
+        for side, resting in self._aside.items():
+            self._aside[side] = deque((task, aside) for task, aside in resting if task.alive)
 
-    def _choose_model(self) -> None:
-        """Loads the model whose turn it is, once the one at work is drained."""
-        resident = self.resident
+    def _sides(self) -> list[Side]:
+        """All for which something waits but calls of the model at work; the one longest ago at work first."""
         with self._changed:
-            if resident is None:
-                first = self._queue.next()
-                target = first.key if first is not None else self._calls.first_key()
-            else:
-                target = self._queue.other_than(resident.key) or self._calls.other_than(resident.key)
-        if target is None:
+            found = dict.fromkeys(self._queue.sides())
+            found |= dict.fromkeys(side for side, resting in self._aside.items() if resting)
+            found |= dict.fromkeys(
+                Side(key) for key in self._calls.models() if self.resident is None or key != self.resident.key
+            )
+        return sorted(found, key=lambda side: self._worked.get(side, 0.0))
+
+    def _choose_side(self) -> None:
+        """Turns to what is next, once what is at work is drained or its time is over."""
+        resident = self.resident
+        here = None if resident is None else self._side
+        others = [side for side in self._sides() if side != here]
+        if not others:
             self._others_since = None
-        elif resident is None or (resident.idle and not self._takes_more(resident)):
-            self._switch(target)
+        elif resident is None or (resident.idle and not self._takes_more()):
+            self._switch(others[0])
         elif self._others_since is None:
             self._others_since = time.monotonic()
+        elif not resident.idle and time.monotonic() - self._others_since > 1.5 * self._turn:
+            self._set_aside(resident)
 
-    def _takes_more(self, resident: Resident) -> bool:
-        """Whether the model at work goes on with further pictures: it has some, and its turn is not over."""
+    def _takes_more(self) -> bool:
+        """Whether the side at work goes on with further pictures: it has some, and its turn is not over."""
         since = self._others_since
-        if since is not None and time.monotonic() - since > TURN:
+        if since is not None and time.monotonic() - since > self._turn:
             return False
         with self._changed:
-            return self._queue.next(resident.key) is not None or self._calls.next(resident.key) is not None
+            calls = self.resident is not None and self._calls.next(self.resident.key) is not None
+            return calls or self._side in self._sides()
 
-    def _switch(self, key: ModelKey) -> None:
+    def _set_aside(self, resident: Resident) -> None:
+        assert self._side is not None
+        begun, waiting = resident.suspend()
+        self._aside.setdefault(self._side, deque()).extend(begun)
+        with self._changed:
+            for task in waiting:
+                if task.alive:
+                    task.work.put_back(task, suspect=task.suspect)
+            for task in [*(task for task, _ in begun), *waiting]:
+                self._ledger.take_back(task)
+        self._ledger.tell()
+
+    def _switch(self, side: Side) -> None:
+        if self._side is not None:
+            self._worked[self._side] = time.monotonic()
+        self._side, self._others_since = side, None
+        key = side.key
+        if self.resident is not None and self.resident.key == key:
+            return
         if self.resident is not None:
             self.resident.close()
-        self.resident = self._facts = self._others_since = None
+        self.resident = self._facts = None
         with self._changed:
             first = self._queue.next(key)
             if first is not None:
                 self._ledger.begin(first)
         self._show(ModelState(source=key.source, loading=f"loading {key.shown} …", since=time.time()))
-        opening = replace(self._opening, source=key.source, vae=key.vae)
+        began = time.monotonic()
+        with suppress(sqlite3.Error):
+            self._ledger.store.begin_loading(key.source, key.vae)
         try:
             resident = Resident(
                 key,
                 self._shelves.names(key),
                 self._home(),
-                opening,
+                replace(self._opening, source=key.source, vae=key.vae),
                 self._trust,
                 self._loading,
                 self._downloading,
             )
         except _Closing:  # what waits for the model goes on at the next start
-            return
-        except StudioError as error:
-            self._not_loaded(key, placed(error, key.shown))
-        except (RuntimeError, OSError, ValueError, MemoryError) as error:  # torch's and diffusers' own
-            self._not_loaded(key, ModelError(f"{key.shown} cannot be loaded: {error}"))
+            self._end_loading(key, loaded=False)
+        except Exception as error:  # torch's and diffusers' own too
+            self._not_loaded(key, _no_model(error, key))
         else:
+            self._end_loading(key, loaded=True)
+            self._turn = max(TURN, LOADS * (time.monotonic() - began))
             self.resident = resident
             self._publish()
+
+    def _end_loading(self, key: ModelKey, *, loaded: bool) -> None:
+        with suppress(sqlite3.Error):  # it is looked at only after a death
+            self._ledger.store.end_loading(key.source, key.vae, loaded=loaded)
 
     def _loading(self, text: str) -> None:
         self._show(replace(self.state, loading=text, share=None))
@@ -194,6 +246,11 @@ class Rounds:
         """Raises _Closing to end a download that the studio would have to wait for."""
         if self.closing:
             raise _Closing
+        key = self._side.key if self._side is not None else None
+        if (
+            key is not None and not self.state.share
+        ):  # to end a server in the middle of a download is no death
+            self._end_loading(key, loaded=False)
         size = f"{total / 1e9:.1f} GB" if total >= 1e9 else f"{total / 1e6:.0f} MB"
         text = f"downloading {self.state.source}: {done / total:.0%} of {size}"
         if text != self.state.loading:
@@ -202,10 +259,14 @@ class Rounds:
     def _not_loaded(self, key: ModelKey, error: StudioError) -> None:
         """Whatever waits for this model fails with the reason."""
         self._show(ModelState(source=key.source, error=str(error)))
+        self._end_loading(key, loaded=True)
         with self._changed:
+            for side in [side for side in self._aside if side.key == key]:
+                for task, _ in self._aside.pop(side):
+                    self._ledger.end([task], JobState.FAILED, str(error))
             for work in [work for work in self._queue.works.values() if work.key == key]:
-                waiting = list(work.waiting)
-                work.waiting.clear()
+                waiting = [*work.waiting, *work.suspects]
+                work.forget_waiting()
                 self._ledger.end(waiting, JobState.FAILED, str(error))
             self._calls.fail(key, error)
 
@@ -219,38 +280,69 @@ class Rounds:
             return self._calls.take(key)
 
     def _feed(self) -> None:
-        """Hands over as many pictures as there are rows for, and one of everybody who has none there yet."""
-        resident = self.resident
-        if resident is None:
+        """Hands over what was set aside, then as many pictures as there are rows for, and one of everybody who has
+        none there yet. Of suspects, one when the one before is done."""
+        resident, side = self.resident, self._side
+        if resident is None or side is None:
             return
         adapters = len(resident.facts.adapters)
-        while self._takes_more(resident):
+        while self._takes_more() and not (side.alone and resident.tasks):
+            resting = self._aside.get(side)
+            if resting:
+                self._hand_over(resident, *resting.popleft())
+                continue
             with self._changed:
-                unseen = self._queue.owners_waiting(resident.key) - resident.owners_waiting
-                work = self._queue.next(resident.key, None if resident.hungry else unseen)
-                if work is None:
-                    break
-                task = self._queue.take(work)
-                self._ledger.begin(work)
-            try:
-                resident.give(task, self._shelves.of(work))
-            except StudioError as error:
-                self._ledger.failed(task, str(error))
+                task = self._queue.take_suspect(side.key) if side.alone else self._next_task(resident)
+            if task is None:
+                break
+            self._hand_over(resident, task)
         if len(resident.facts.adapters) != adapters:
             self._publish()
+
+    def _next_task(self, resident: Resident) -> Task | None:
+        unseen = self._queue.owners_waiting(resident.key) - resident.owners_waiting
+        work = self._queue.next(resident.key, None if resident.hungry else unseen)
+        return None if work is None else self._queue.take(work)
+
+    def _hand_over(self, resident: Resident, task: Task, aside: Aside | None = None) -> None:
+        """To the session; whatever goes wrong is of this picture alone."""
+        if not task.alive:
+            return
+        try:
+            self._ledger.hand_over(task)
+            if aside is not None:
+                resident.resume(task, aside)
+                return
+            resident.give(task, self._shelves.of(task.work))
+            with self._changed:
+                self._queue.costs(task, resident.cost(task))
+        except Exception as error:
+            self._fail(task, own_error(error, "the picture could not be begun"))
+
+    def _fail(self, task: Task, error: StudioError) -> None:
+        if self.resident is not None:
+            self.resident.cancel(task)
+        self._ledger.failed(task, str(error))
 
     def _round(self) -> None:
         resident = self.resident
         if resident is None or resident.idle:
             return
         began = time.monotonic()
-        told = resident.step()
+        try:
+            told = resident.step()
+        except Exception as error:
+            self._break(resident, error)
+            return
         seconds = time.monotonic() - began
         steps: dict[str, int] = {}
         for task, event in told:
-            self._take(task, event, resident)
             if isinstance(event, Stepped):
                 steps[task.work.job.id] = steps.get(task.work.job.id, 0) + 1
+            try:
+                self._take(task, event, resident)
+            except Exception as error:
+                self._fail(task, own_error(error, "the picture's progress could not be noted"))
         for id, count in steps.items():
             work = self._queue.works.get(id)
             if work is not None:
@@ -264,7 +356,7 @@ class Rounds:
             case Started():
                 task.state = JobState.RUNNING
                 self._ledger.store.start_picture(task.work.job.id, task.index)
-            case Finished():
+            case Finished() if task.alive:
                 assert isinstance(event.image, Image.Image)
                 assert task.request is not None
                 setup = Setup(task.work.key.vae, self._opening.low_memory)
@@ -273,14 +365,22 @@ class Rounds:
             case Failed():
                 self._ledger.failed(task, str(event.error))
 
-    def _break(self, error: Exception) -> None:
-        """What was in flight fails with what is known; the session starts over."""
+    def _break(self, resident: Resident, error: Exception) -> None:
+        """The session is lost and starts over. A picture that was alone in it fails; several are suspects, and are
+        drawn again."""
         traceback.print_exc(file=sys.stderr)
-        if self.resident is None:
-            time.sleep(1)  # so that a fault that comes again and again does not fill the log
+        forget_tensors(error)
+        lost = [task for task in resident.start_over() if task.alive]
+        if len(lost) == 1:
+            self._ledger.failed(lost[0], f"the studio has a fault: {type(error).__name__}: {error}")
             return
-        for task in self.resident.start_over():
-            self._ledger.failed(task, f"the studio has a fault: {type(error).__name__}: {error}")
+        with self._changed:
+            for task in reversed(lost):
+                task.work.put_back(task, suspect=True)
+                self._ledger.take_back(task)
+        self._ledger.tell()
+        if not lost:
+            time.sleep(1)
 
     def _show(self, state: ModelState) -> None:
         self.state = state
@@ -288,8 +388,17 @@ class Rounds:
 
     def _publish(self) -> None:
         assert self.resident is not None
-        self._facts = (self.resident.key, self.resident.facts)
-        self._show(self.resident.state())
+        try:
+            self._facts = (self.resident.key, self.resident.facts)
+            self._show(self.resident.state())
+        except Exception:  # it is at work all the same
+            traceback.print_exc(file=sys.stderr)
+
+
+def _no_model(error: Exception, key: ModelKey) -> StudioError:
+    if isinstance(error, StudioError):
+        return placed(error, key.shown)
+    return ModelError(f"{key.shown} cannot be loaded: {error or type(error).__name__}")
 
 
 def _notes(job: Job) -> tuple[str, ...]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
 from PIL import Image
 
-from pipelines import Record, Request, StudioError
+from pipelines import Record, Request
+from pipelines.faults import own_error
 from pipelines.home import Home
 from pipelines.text.tags import take_tags
 from studio.jobs.queue import LIVE, Task
@@ -50,13 +52,15 @@ class Saver:
         """Hands a picture over; waits where the disk cannot keep up."""
         self._pending.append(self._thread.submit(self._save, made))
         while self._pending and (self._pending[0].done() or len(self._pending) > MOST_PENDING):
-            self._pending.popleft().result()
+            wait([self._pending.popleft()])
 
     def close(self) -> None:
         """Returns when all is on the disk."""
         self._thread.shutdown(wait=True)
 
     def _save(self, made: Made) -> None:
+        """Whatever goes wrong is of this picture alone; nothing is raised."""
+        file = None
         try:
             file = save_picture(
                 made.image,
@@ -66,10 +70,12 @@ class Saver:
                 adapters=made.adapters,
                 setup=made.setup,
             )
-        except StudioError as error:
-            self._failed(made.task, str(error))
-            return
-        self._done(made, file)
+            self._done(made, file)
+        except Exception as error:
+            if file is not None:  # it lies there, but nobody can be told of it
+                with suppress(OSError):
+                    file.unlink(missing_ok=True)
+            self._failed(made.task, _why(error))
 
     def _file(self, made: Made) -> Path:
         job = made.task.work.job
@@ -80,6 +86,15 @@ class Saver:
         )
         [file] = plan_files(None, self._home.outputs / date.today().isoformat(), [sheet], force=False)
         return file
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, OSError):
+        said = error.strerror or str(error)
+        return (
+            f"the picture could not be saved ({said}); make room on the disk, and let the studio write there"
+        )
+    return str(own_error(error, "the picture could not be saved"))
 
 
 def live_folder(home: Home) -> Path:

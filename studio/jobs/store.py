@@ -18,8 +18,10 @@ from typing import Any
 from pipelines.errors import SetupError
 from studio.jobs.job import Job, JobState, PictureRow
 
-MOST_ATTEMPTS = 3
-"""A job that was interrupted so often, without finishing a picture between, is not begun again."""
+MOST_DEATHS = 3
+"""A picture that was alone in the making so often when the studio died is not begun again."""
+MOST_LOADS = 5
+"""A model that was being loaded so often when the studio died is not loaded again for what waits for it now."""
 
 MIGRATIONS = (
     """
@@ -38,11 +40,22 @@ MIGRATIONS = (
     CREATE INDEX pictures_by_end ON pictures (ended);
     CREATE INDEX pictures_by_file ON pictures (file);
     """,
+    """
+    ALTER TABLE pictures ADD COLUMN at_work INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE pictures ADD COLUMN suspect INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE pictures ADD COLUMN deaths INTEGER NOT NULL DEFAULT 0;
+    UPDATE pictures SET at_work = 1 WHERE state = 'running';
+    CREATE TABLE loading (
+        model TEXT NOT NULL, vae TEXT NOT NULL, at_work INTEGER NOT NULL DEFAULT 0, deaths INTEGER NOT NULL DEFAULT 0,
+        PRIMARY KEY (model, vae)
+    );
+    """,
 )
 """Each takes the database one version further; none is ever changed."""
 
 _JOB = "seq, id, owner, kind, title, model, vae, settings, state, error, attempts, created, began, ended"
-_PICTURE = "job, place, label, draft, state, error, file, record, ended"
+_PICTURE = "job, place, label, draft, state, error, file, record, ended, suspect, deaths"
+_NOT_OVER = f"state IN ('{JobState.QUEUED}', '{JobState.RUNNING}')"
 
 
 @dataclass(frozen=True)
@@ -88,10 +101,11 @@ class Store:
             self._database.execute("BEGIN IMMEDIATE")
             try:
                 yield self._database
+                self._database.execute("COMMIT")
             except BaseException:
-                self._database.execute("ROLLBACK")
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
                 raise
-            self._database.execute("COMMIT")
 
     def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         with self._lock:
@@ -112,6 +126,7 @@ class Store:
         settings: Mapping[str, object],
     ) -> Job:
         """A new job, queued."""
+        plain = [json.dumps(picture.draft) for picture in pictures]  # before anybody has to wait for the lock
         with self._writing() as database:
             database.execute(
                 "INSERT INTO jobs (id, owner, kind, title, model, vae, settings, state, created) "
@@ -121,8 +136,8 @@ class Store:
             database.executemany(
                 "INSERT INTO pictures (job, place, label, draft, state) VALUES (?, ?, ?, ?, ?)",
                 [
-                    (id, place, picture.label, json.dumps(picture.draft), JobState.QUEUED)
-                    for place, picture in enumerate(pictures)
+                    (id, place, picture.label, draft, JobState.QUEUED)
+                    for place, (picture, draft) in enumerate(zip(pictures, plain, strict=True))
                 ],
             )
         job = self.job(id)
@@ -185,38 +200,90 @@ class Store:
         with self._writing() as database:
             database.execute("DELETE FROM jobs WHERE kind = ?", (kind,))
 
+    def stop(self, id: str) -> None:
+        """Cancels a job and all its pictures that are not over: on the disk when this returns."""
+        with self._writing() as database:
+            stopped = database.execute(
+                f"UPDATE pictures SET state = ?, ended = ? WHERE job = ? AND {_NOT_OVER}",
+                (JobState.CANCELLED, time.time(), id),
+            )
+            if stopped.rowcount:
+                database.execute(
+                    "UPDATE jobs SET state = ?, ended = ? WHERE id = ?", (JobState.CANCELLED, time.time(), id)
+                )
+
+    def begin_loading(self, model: str, vae: str | None) -> None:
+        """From now on this model may be what kills the process."""
+        with self._writing() as database:
+            database.execute(
+                "INSERT INTO loading (model, vae, at_work) VALUES (?, ?, 1) "
+                "ON CONFLICT (model, vae) DO UPDATE SET at_work = 1",
+                (model, vae or ""),
+            )
+
+    def end_loading(self, model: str, vae: str | None, *, loaded: bool) -> None:
+        """loaded: it did not kill the process; else nothing is known."""
+        with self._writing() as database:
+            database.execute(
+                "UPDATE loading SET at_work = 0, deaths = CASE WHEN ? THEN 0 ELSE deaths END "
+                "WHERE model = ? AND vae = ?",
+                (loaded, model, vae or ""),
+            )
+
+    # -- after the end of a server -----------------------------------------------------------------------
+
     def recover(self, *, interrupted: bool) -> None:
         """Running jobs and pictures go back to the queue.
 
-        interrupted: the server before this one was killed, so this counts as an attempt of those that were
-        running; after the third, what was running fails.
+        interrupted: the server before this one died, if anything was in the making: it was killed, or something
+        killed it. Nobody is guilty for that alone. Pictures in the making become suspects, to be tried alone; one
+        that was alone in the making at the third such death fails. So does what waits for a model that was being
+        loaded at the fifth.
         """
         with self._writing() as database:
-            if not interrupted:
-                database.execute(
-                    "UPDATE jobs SET attempts = attempts - 1 WHERE state = ? AND attempts > 0",
-                    (JobState.RUNNING,),
-                )
-            for (id,) in database.execute(
-                "SELECT id FROM jobs WHERE state = ? AND attempts >= ?", (JobState.RUNNING, MOST_ATTEMPTS)
-            ).fetchall():
-                self._give_up(database, id)
+            if interrupted:
+                self._suspect(database)
+                self._give_up_loading(database)
+            database.execute("UPDATE pictures SET at_work = 0 WHERE at_work")
+            database.execute("UPDATE loading SET at_work = 0")
             for table in ("jobs", "pictures"):
                 database.execute(
                     f"UPDATE {table} SET state = ? WHERE state = ?", (JobState.QUEUED, JobState.RUNNING)
                 )
 
-    def _give_up(self, database: sqlite3.Connection, id: str) -> None:
-        """The pictures that were in the making fail, or all where none was; the rest may go on."""
-        why = f"the studio was interrupted {MOST_ATTEMPTS} times while this was being made"
-        [[begun]] = database.execute(
-            "SELECT count(*) FROM pictures WHERE job = ? AND state = ?", (id, JobState.RUNNING)
-        ).fetchall()
+    def _suspect(self, database: sqlite3.Connection) -> None:
+        at_work = f"at_work AND {_NOT_OVER}"
+        database.execute(f"UPDATE pictures SET suspect = 1 WHERE {at_work}")
+        [[together]] = database.execute(f"SELECT count(*) FROM pictures WHERE {at_work}").fetchall()
+        if together != 1:
+            return
+        database.execute(f"UPDATE pictures SET deaths = deaths + 1 WHERE {at_work}")
         database.execute(
-            "UPDATE pictures SET state = ?, error = ?, ended = ? WHERE job = ? AND state = ?",
-            (JobState.FAILED, why, time.time(), id, JobState.RUNNING if begun else JobState.QUEUED),
+            f"UPDATE pictures SET state = ?, error = ?, ended = ? WHERE {at_work} AND deaths >= ?",
+            (
+                JobState.FAILED,
+                f"the studio died {MOST_DEATHS} times while it made this picture and no other; make it smaller, or "
+                "look into the server's log",
+                time.time(),
+                MOST_DEATHS,
+            ),
         )
-        database.execute("UPDATE jobs SET attempts = 0 WHERE id = ?", (id,))
+
+    def _give_up_loading(self, database: sqlite3.Connection) -> None:
+        database.execute("UPDATE loading SET deaths = deaths + 1 WHERE at_work")
+        for model, vae in database.execute(
+            "SELECT model, vae FROM loading WHERE at_work AND deaths >= ?", (MOST_LOADS,)
+        ).fetchall():
+            database.execute(
+                f"UPDATE pictures SET state = ?, error = ?, ended = ? WHERE {_NOT_OVER} AND job IN "
+                "(SELECT id FROM jobs WHERE model = ? AND coalesce(vae, '') = ?)",
+                (
+                    JobState.FAILED,
+                    f"the studio died {MOST_LOADS} times while it loaded {model}; is there enough memory for it?",
+                    *(time.time(), model, vae),
+                ),
+            )
+            database.execute("DELETE FROM loading WHERE model = ? AND vae = ?", (model, vae))
 
     # -- pictures ----------------------------------------------------------------------------------------
 
@@ -226,26 +293,45 @@ class Store:
             for row in self._rows(f"SELECT {_PICTURE} FROM pictures WHERE job = ? ORDER BY place", job)
         ]
 
+    def hand_over(self, job: str, index: int) -> None:
+        """From now on this picture may be what kills the process."""
+        with self._writing() as database:
+            database.execute("UPDATE pictures SET at_work = 1 WHERE job = ? AND place = ?", (job, index))
+
+    def take_back(self, job: str, index: int) -> None:
+        """A picture that was handed over waits again."""
+        with self._writing() as database:
+            database.execute(
+                f"UPDATE pictures SET state = ?, at_work = 0 WHERE job = ? AND place = ? AND {_NOT_OVER}",
+                (JobState.QUEUED, job, index),
+            )
+
     def start_picture(self, job: str, index: int) -> None:
         with self._writing() as database:
             database.execute(
-                "UPDATE pictures SET state = ? WHERE job = ? AND place = ?", (JobState.RUNNING, job, index)
+                f"UPDATE pictures SET state = ?, at_work = 1 WHERE job = ? AND place = ? AND {_NOT_OVER}",
+                (JobState.RUNNING, job, index),
             )
 
-    def finish_picture(self, job: str, index: int, file: str, record: Mapping[str, Any]) -> None:
+    def finish_picture(self, job: str, index: int, file: str, record: Mapping[str, Any]) -> bool:
+        """False, and nothing changes, where the picture was stopped or deleted meanwhile."""
         with self._writing() as database:
-            database.execute(
-                "UPDATE pictures SET state = ?, file = ?, record = ?, ended = ? WHERE job = ? AND place = ?",
+            finished = database.execute(
+                "UPDATE pictures SET state = ?, file = ?, record = ?, ended = ?, at_work = 0, suspect = 0 "
+                f"WHERE job = ? AND place = ? AND {_NOT_OVER}",
                 (JobState.DONE, file, json.dumps(record), time.time(), job, index),
             )
             database.execute(
                 "UPDATE jobs SET attempts = 1 WHERE id = ? AND state = ?", (job, JobState.RUNNING)
             )
+        return finished.rowcount > 0
 
     def end_pictures(self, job: str, indices: Sequence[int], state: JobState, error: str = "") -> None:
+        """Those that are not over come to nothing."""
         with self._writing() as database:
             database.executemany(
-                "UPDATE pictures SET state = ?, error = ?, ended = ? WHERE job = ? AND place = ?",
+                f"UPDATE pictures SET state = ?, error = ?, ended = ?, at_work = 0 "
+                f"WHERE job = ? AND place = ? AND {_NOT_OVER}",
                 [(state, error, time.time(), job, index) for index in indices],
             )
 
@@ -301,8 +387,8 @@ def _job(row: Sequence[Any]) -> Job:
 
 
 def _picture(row: Sequence[Any]) -> PictureRow:
-    job, place, label, draft, state, error, file, record, ended = row
+    job, place, label, draft, state, error, file, record, ended, suspect, deaths = row
     return PictureRow(
         *(job, place, label, json.loads(draft), JobState(state), error, file),
-        *(None if record is None else json.loads(record), ended),
+        *(None if record is None else json.loads(record), ended, bool(suspect), deaths),
     )

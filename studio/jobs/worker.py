@@ -23,7 +23,7 @@ from pipelines.request import SEEDS
 from studio.jobs.calls import Calls
 from studio.jobs.gate import Trust, model_key
 from studio.jobs.inputs import with_kept_input
-from studio.jobs.job import GalleryPicture, Job, JobState, JobView, ModelEntry, ModelState
+from studio.jobs.job import GalleryPicture, Job, JobView, ModelEntry, ModelState
 from studio.jobs.ledger import Ledger
 from studio.jobs.models import list_models
 from studio.jobs.previews import Previews
@@ -38,6 +38,9 @@ from studio.opening import Opening
 from studio.recipe import Draft, plain_draft
 
 T = TypeVar("T")
+
+MOST_LIVE = 4
+"""Live jobs of one owner that may wait or be in the making; an older one is stopped when another comes."""
 
 
 class Worker:
@@ -117,33 +120,41 @@ class Worker:
         shelf = self._shelves.checked(seeded, key, self._rounds.facts(key))
         kept = [with_kept_input(draft, self.home) for draft in seeded]
         named = [*labels, *[""] * len(kept)]
+        job = self._store.add(
+            secrets.token_hex(8),
+            owner,
+            [NewPicture(label, plain_draft(draft)) for label, draft in zip(named, kept, strict=False)],
+            kind=kind,
+            title=title or str(kept[0].values.get("prompt", ""))[:80],
+            model=key.source,
+            vae=key.vae,
+            settings=settings or {},
+        )
+        work = Work(job, key, shelf=shelf)
+        work.add(Task(work, place, named[place], draft) for place, draft in enumerate(kept))
         with self._changed:
-            job = self._store.add(
-                secrets.token_hex(8),
-                owner,
-                [NewPicture(label, plain_draft(draft)) for label, draft in zip(named, kept, strict=False)],
-                kind=kind,
-                title=title or str(kept[0].values.get("prompt", ""))[:80],
-                model=key.source,
-                vae=key.vae,
-                settings=settings or {},
-            )
-            work = Work(job, key, shelf=shelf)
-            work.add(Task(work, place, named[place], draft) for place, draft in enumerate(kept))
             self._queue.add(work)
+            if kind == LIVE:
+                self._forget_old_live(owner)
             self._ledger.tell()
         return job.id
 
+    def _forget_old_live(self, owner: str) -> None:
+        """Of an owner's live jobs only the newest go on."""
+        live = [work for work in self._queue.works.values() if work.priority and work.job.owner == owner]
+        for work in sorted(live, key=lambda work: work.job.seq)[:-MOST_LIVE]:
+            self.cancel(work.job.id, owner)
+
     def cancel(self, id: str, owner: str) -> bool:
-        """Stops a job before its next UNet call; finished pictures stay. False where there is nothing to stop."""
+        """Stops a job before its next UNet call; finished pictures stay. False where there is nothing to stop.
+
+        When this returns, the stop is on the disk: no restart begins the job again.
+        """
         with self._changed:
             work = self._queue.works.get(id)
             if work is None or work.job.owner != owner:
                 return False
-            waiting = list(work.waiting)
-            work.waiting.clear()
-            self._ledger.end(waiting, JobState.CANCELLED)
-            self._rounds.cancel(work.tasks.values())
+            self._rounds.cancel(self._ledger.stop(work))
             self._ledger.tell()
             return True
 
@@ -153,7 +164,6 @@ class Worker:
             return False
         self.cancel(id, owner)
         with self._changed:
-            self._changed.wait_for(lambda: id not in self._queue.works or self._rounds.closing, timeout=60)
             for row in self._store.pictures_of(id):
                 self._delete_file(row.file)
             self._store.delete(id)
@@ -208,17 +218,15 @@ class Worker:
 
     def view(self, id: str, owner: str) -> JobView | None:
         """One job; None where the owner has no such job. Whoever looks gets previews for some seconds."""
-        with self._changed:
-            job = self._owned(id, owner)
-            if job is None:
-                return None
-            self._previews.watch(id)
-            return self._view(job)
+        job = self._owned(id, owner)
+        if job is None:
+            return None
+        self._previews.watch(id)
+        return self._view(job)
 
     def views(self, owner: str, *, limit: int = 50, before: str | None = None) -> list[JobView]:
         """An owner's jobs, the newest first; `before`: only those older than that one."""
-        with self._changed:
-            return [self._view(job) for job in self._store.jobs_of(owner, limit, before)]
+        return [self._view(job) for job in self._store.jobs_of(owner, limit, before)]
 
     def pictures(
         self, owner: str, *, limit: int = 100, offset: int = 0, search: str = ""
@@ -259,12 +267,12 @@ class Worker:
         return job if job is not None and job.owner == owner else None
 
     def _view(self, job: Job) -> JobView:
-        work = self._queue.works.get(job.id)
-        state = self._rounds.state
-        loading = state.loading if work is not None and state.source == work.key.source else ""
-        return job_view(
-            job, self._store.pictures_of(job.id), work, self._queue.position(job.id), loading, self.home
-        )
+        rows = self._store.pictures_of(job.id)
+        with self._changed:
+            work = self._queue.works.get(job.id)
+            state = self._rounds.state
+            loading = state.loading if work is not None and state.source == work.key.source else ""
+            return job_view(job, rows, work, self._queue.position(job.id), loading, self.home)
 
     def _delete_file(self, file: str | None) -> None:
         if file is not None:

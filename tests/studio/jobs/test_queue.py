@@ -6,18 +6,23 @@ import pytest
 
 from studio.jobs.gate import ModelKey
 from studio.jobs.job import Job, JobState
-from studio.jobs.queue import LIVE, Queue, Task, Work
+from studio.jobs.queue import LIVE, Queue, Side, Task, Work
 from studio.recipe import Draft
 
 ONE, OTHER = ModelKey("one"), ModelKey("other")
 
 
-def work(seq: int, owner: str, pictures: int = 3, *, key: ModelKey = ONE, kind: str = "compose") -> Work:
+def work(
+    seq: int, owner: str, pictures: int = 3, *, key: ModelKey = ONE, kind: str = "compose", size: int = 64
+) -> Work:
     job = Job(
         seq, f"job{seq}", owner, kind, "", key.source, None, {}, JobState.QUEUED, "", 0, 0.0, None, None
     )
     made = Work(job, key)
-    made.add(Task(made, place, "", Draft({"seed": place})) for place in range(pictures))
+    made.add(
+        Task(made, place, "", Draft({"seed": place, "width": size, "height": size, "steps": 4}))
+        for place in range(pictures)
+    )
     return made
 
 
@@ -40,7 +45,32 @@ def test_a_large_job_does_not_hold_up_another_owner(queue: Queue) -> None:
     queue.add(work(1, "ann", 500))
     assert taken(queue, 2) == ["ann", "ann"]
     queue.add(work(2, "bob", 2))
-    assert taken(queue, 4) == ["bob", "bob", "ann", "ann"]
+    assert taken(queue, 5) == ["bob", "ann", "bob", "ann", "ann"]
+
+
+def test_what_counts_is_what_pictures_cost(queue: Queue) -> None:
+    queue.add(work(1, "ann", 9, size=128))
+    queue.add(work(2, "bob", 9, size=64))
+    assert taken(queue, 10) == ["ann", *["bob"] * 4, "ann", *["bob"] * 4]
+
+
+def test_the_real_cost_replaces_what_was_expected(queue: Queue) -> None:
+    queue.add(work(1, "ann", 9))
+    queue.add(work(2, "bob", 9))
+    chosen = queue.next()
+    assert chosen is not None
+    task = queue.take(chosen)
+    queue.costs(task, 3.5 * task.cost)  # it composes many adapters
+    assert taken(queue, 6) == ["bob", "bob", "bob", "bob", "ann", "bob"]
+
+
+def test_who_comes_later_or_comes_back_starts_level_with_the_others(queue: Queue) -> None:
+    queue.add(work(1, "ann", 500))
+    taken(queue, 100)
+    queue.add(work(2, "bob", 1))
+    assert taken(queue, 3) == ["bob", "ann", "ann"]
+    queue.add(work(3, "bob", 100))
+    assert taken(queue, 20).count("bob") in (10, 11)
 
 
 def test_an_owners_jobs_are_done_in_order(queue: Queue) -> None:
@@ -67,9 +97,53 @@ def test_positions_follow_the_turns(queue: Queue) -> None:
     assert [queue.position(f"job{seq}") for seq in (1, 2, 3, 4)] == [0, 1, 3, 2]
 
 
-def test_the_other_model_that_waited_longest_is_next(queue: Queue) -> None:
-    queue.add(work(1, "ann"))
-    assert queue.other_than(ONE) is None
-    queue.add(work(2, "bob", key=OTHER))
-    assert queue.other_than(ONE) == OTHER
-    assert queue.other_than(OTHER) == ONE
+def test_a_stream_of_live_pictures_gets_half_at_most_while_another_waits(queue: Queue) -> None:
+    queue.add(work(1, "live", 500, kind=LIVE))
+    queue.add(work(2, "ann", 500))
+    owners = taken(queue, 100)
+    assert owners[0] == "live"
+    assert owners.count("ann") == 50
+
+
+def test_live_pictures_of_many_leave_everybody_a_fair_share(queue: Queue) -> None:
+    for seq in range(1, 9):
+        queue.add(work(seq, f"live{seq}", 500, kind=LIVE))
+    queue.add(work(9, "ann", 500))
+    assert taken(queue, 90).count("ann") == 10
+
+
+def test_cheap_live_pictures_hardly_hold_up_expensive_ones(queue: Queue) -> None:
+    queue.add(work(1, "ann", 500, size=256))
+    queue.add(work(2, "bob", 500, kind=LIVE, size=64))
+    assert taken(queue, 18) == ["bob", "ann", *["bob"] * 16]
+
+
+def test_live_pictures_need_not_wait_for_one_another(queue: Queue) -> None:
+    queue.add(work(1, "ann", 2, kind=LIVE))
+    queue.add(work(2, "bob", 2, kind=LIVE))
+    assert taken(queue, 4) == ["ann", "bob", "ann", "bob"]
+
+
+def test_each_models_suspects_are_a_side_of_their_own(queue: Queue) -> None:
+    first, second = work(1, "ann"), work(2, "bob", key=OTHER)
+    queue.add(first)
+    queue.add(second)
+    assert queue.sides() == [Side(ONE), Side(OTHER)]
+    first.put_back(queue.take(first), suspect=True)
+    assert queue.sides() == [Side(ONE, alone=True), Side(ONE), Side(OTHER)]
+    assert taken(queue, 1) == ["bob"]
+    suspect = queue.take_suspect(ONE)
+    assert suspect is not None
+    assert (suspect.index, suspect.suspect) == (0, True)
+    assert queue.take_suspect(ONE) is None
+
+
+def test_the_suspect_with_which_the_studio_died_least_often_is_tried_first(queue: Queue) -> None:
+    own = work(1, "ann")
+    queue.add(own)
+    for deaths in (0, 1, 2):
+        task = queue.take(own)
+        task.deaths = 2 - deaths
+        own.put_back(task, suspect=True)
+    tried = [queue.take_suspect(ONE) for _ in range(3)]
+    assert [task.deaths for task in tried if task is not None] == [0, 1, 2]

@@ -1,0 +1,276 @@
+"""Nobody's picture is harmed by another's: faults, stops and deaths of the studio, as their owners see them."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import Session
+from studio.jobs import JobState, Worker
+from studio.jobs.ledger import Ledger
+from studio.jobs.resident import Resident
+from studio.jobs.store import Store
+
+from .conftest import draft
+
+Opened = Callable[..., Any]
+BAD = 666
+"""The seed of the picture that something is wrong with."""
+
+
+def breaking_rounds(monkeypatch: pytest.MonkeyPatch, bad: Callable[[set[int]], bool]) -> list[set[int]]:
+    """The session itself breaks, where `bad` of the seeds in flight; the seeds of every round."""
+    rounds: list[set[int]] = []
+    step = Session.step
+
+    def faulty(self: Session) -> Any:
+        events = step(self)
+        seeds = {job.request.seed for job in self._flying if job.request.seed is not None}
+        rounds.append(seeds)
+        if bad(seeds):
+            raise ZeroDivisionError("a fault of ours")
+        return events
+
+    monkeypatch.setattr(Session, "step", faulty)
+    return rounds
+
+
+def test_a_round_that_breaks_costs_the_guilty_picture_alone(
+    studio: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds = breaking_rounds(monkeypatch, lambda seeds: BAD in seeds)
+    paused = studio.pause()
+    anns = studio.ask("ann", *(draft(seed=seed) for seed in (1, 2)))
+    bobs = studio.ask("bob", draft(seed=3), draft(seed=BAD), draft(seed=4))
+    paused.set()
+    ann, bob = studio.over(anns, "ann"), studio.over(bobs, "bob")
+    assert ann.state is JobState.DONE
+    assert [str(picture.state) for picture in bob.pictures] == ["done", "failed", "done"]
+    assert "ZeroDivisionError: a fault of ours" in bob.error
+    assert sum(BAD in seeds for seeds in rounds) == 2  # with the others, and alone
+    assert all(len(seeds) <= 1 for seeds in rounds[rounds.index({1, 2, 3, 4, BAD}) + 1 :])
+
+
+def test_pictures_that_broke_only_together_are_all_made(studio: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    breaking_rounds(monkeypatch, lambda seeds: len(seeds) > 1)
+    paused = studio.pause()
+    id = studio.ask("ann", *(draft(seed=seed) for seed in range(3)))
+    paused.set()
+    assert studio.over(id, "ann").state is JobState.DONE
+    assert studio.over(studio.ask("bob", draft(seed=9)), "bob").state is JobState.DONE
+
+
+def test_a_fault_that_always_comes_ends_each_picture_once(
+    studio: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds = breaking_rounds(monkeypatch, bool)
+    id = studio.ask("ann", *(draft(seed=seed) for seed in range(3)))
+    view = studio.over(id, "ann")
+    assert {str(picture.state) for picture in view.pictures} == {"failed"}
+    assert len([seeds for seeds in rounds if seeds]) <= 6
+
+
+def test_a_stop_of_a_suspect_is_kept(studio: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    breaking_rounds(monkeypatch, lambda seeds: len(seeds) > 1)
+    paused = studio.pause()
+    long = studio.ask("ann", draft(seed=1, steps=900))
+    short = studio.ask("bob", draft(seed=2))
+    paused.set()
+    studio.until(long, "ann", lambda view: view.pictures[0].step > 3)
+    assert studio.worker.cancel(long, "ann")
+    assert studio.over(short, "bob").state is JobState.DONE
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("x"), MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_a_fault_in_handing_over_is_of_that_picture_alone(
+    studio: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    give = Resident.give
+
+    def faulty(self: Resident, task: Any, shelf: Any) -> None:
+        if task.draft.values["seed"] == BAD:
+            raise error
+        give(self, task, shelf)
+
+    monkeypatch.setattr(Resident, "give", faulty)
+    paused = studio.pause()
+    good = studio.ask("ann", draft(seed=1), draft(seed=2))
+    bad = studio.ask("bob", draft(seed=BAD))
+    paused.set()
+    assert studio.over(good, "ann").state is JobState.DONE
+    assert "could not be begun" in studio.over(bad, "bob").error
+
+
+def test_a_fault_in_noting_progress_is_of_that_picture_alone(
+    studio: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = Store.start_picture
+    paused = studio.pause()
+    good = studio.ask("ann", draft(seed=1))
+    bad = studio.ask("bob", draft(seed=BAD, steps=500))
+
+    def faulty(self: Store, job: str, index: int) -> None:
+        if job == bad:
+            raise OSError("the disk is full")
+        start(self, job, index)
+
+    monkeypatch.setattr(Store, "start_picture", faulty)
+    paused.set()
+    assert studio.over(good, "ann").state is JobState.DONE
+    assert "the disk is full" in studio.over(bad, "bob").error
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyError("x"), MemoryError()])
+def test_a_picture_that_cannot_be_saved_fails_alone(
+    studio: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    import studio.jobs.saving as saving
+
+    save = saving.save_picture
+
+    def faulty(image: Any, file: Path, **options: Any) -> Path:
+        if options["record"].seed == BAD:
+            raise error
+        return save(image, file, **options)
+
+    monkeypatch.setattr(saving, "save_picture", faulty)
+    id = studio.ask("ann", draft(seed=1), draft(seed=BAD), draft(seed=2))
+    view = studio.over(id, "ann")
+    assert [str(picture.state) for picture in view.pictures] == ["done", "failed", "done"]
+    assert "could not be saved" in view.error
+    assert studio.over(studio.ask("ann", draft(seed=3)), "ann").state is JobState.DONE
+    assert studio.worker.running
+
+
+def test_a_picture_that_cannot_be_noted_as_saved_leaves_no_file(
+    studio: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def faulty(*_: object) -> bool:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "finish_picture", faulty)
+        view = studio.over(studio.ask("ann", draft(seed=1)), "ann")
+    assert "No space left on device" in view.error
+    assert not list(studio.home.outputs.rglob("*.png"))
+    assert studio.over(studio.ask("ann", draft(seed=3)), "ann").state is JobState.DONE
+
+
+def test_a_preview_that_cannot_be_drawn_harms_nobody(studio: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("studio.jobs.previews.write_whole", lambda *_, **__: 1 // 0)
+    id = studio.ask("ann", draft(steps=30))
+    assert studio.over(id, "ann").state is JobState.DONE
+
+
+def test_a_state_that_cannot_be_told_harms_nobody(studio: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Resident, "state", lambda self: 1 // 0)
+    assert studio.over(studio.ask("ann", draft("a fox", "fox")), "ann").state is JobState.DONE
+
+
+def test_a_model_that_nobody_foresaw_is_reported_once(studio: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = itertools.count()
+
+    def faulty(*_: object, **__: object) -> None:
+        next(tried)
+        raise KeyError("conv_in")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("studio.jobs.resident.open_pipeline", faulty)
+        view = studio.over(studio.ask("ann", draft()), "ann")
+    assert "cannot be loaded" in view.error
+    assert next(tried) == 1
+    assert studio.over(studio.ask("ann", draft()), "ann").state is JobState.DONE
+
+
+# -- stops -----------------------------------------------------------------------------------------------
+
+
+def read_anew(studio: Any, id: str) -> list[str]:
+    """The states of a job's pictures, as a server that starts after the power is cut reads them."""
+    store = Store(studio.home.database)
+    try:
+        store.recover(interrupted=True)
+        assert id not in [job.id for job in store.unfinished()]
+        return [str(row.state) for row in store.pictures_of(id)]
+    finally:
+        store.close()
+
+
+def test_a_stop_is_on_the_disk_before_it_is_answered(studio: Any) -> None:
+    id = studio.ask("ann", draft(seed=1, steps=900), draft(seed=2, steps=900), draft(seed=3))
+    studio.until(id, "ann", lambda view: view.pictures[0].step > 0)
+    held, go = threading.Event(), threading.Event()
+    studio.worker.call(lambda pipe: (held.set(), go.wait(60)), model=studio.model)
+    assert held.wait(60)  # the device's thread can do nothing about it
+    assert studio.worker.cancel(id, "ann")
+    assert studio.worker.view(id, "ann").state is JobState.CANCELLED
+    states = read_anew(studio, id)
+    go.set()
+    assert states[:2] == ["cancelled", "cancelled"]
+
+
+def test_a_picture_that_is_finished_while_it_is_stopped_stays_stopped(
+    studio: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saving, go = threading.Event(), threading.Event()
+    saved = Ledger.saved
+
+    def slowly(self: Ledger, made: Any, file: Path) -> None:
+        saving.set()
+        assert go.wait(60)
+        saved(self, made, file)
+
+    monkeypatch.setattr(studio.worker._saver, "_done", lambda *made: slowly(studio.worker._ledger, *made))
+    id = studio.ask("ann", draft(seed=1))
+    assert saving.wait(60)
+    [file] = studio.home.outputs.rglob("*.png")
+    assert studio.worker.cancel(id, "ann")
+    go.set()
+    studio.over(studio.ask("bob", draft(seed=2)), "bob")
+    assert [str(picture.state) for picture in studio.worker.view(id, "ann").pictures] == ["cancelled"]
+    assert not file.exists()
+
+
+def test_a_job_that_is_deleted_in_the_making_is_gone_at_once(studio: Any) -> None:
+    id = studio.ask("ann", draft(seed=1, steps=900))
+    studio.until(id, "ann", lambda view: view.pictures[0].step > 0)
+    assert studio.worker.delete(id, "ann")
+    assert studio.worker.view(id, "ann") is None
+    assert read_anew(studio, id) == []
+    assert studio.over(studio.ask("bob", draft(seed=2)), "bob").state is JobState.DONE
+    assert len(list(studio.home.outputs.rglob("*.png"))) == 1
+
+
+# -- deaths ----------------------------------------------------------------------------------------------
+
+
+def test_suspects_of_an_earlier_server_are_made_alone_before_the_others(
+    open_studio: Opened, studio_home: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds = breaking_rounds(monkeypatch, lambda seeds: False)
+    first = open_studio()
+    first.pause()
+    id = first.ask("ann", *(draft(seed=seed) for seed in range(5)))
+    store = first.worker._store
+    for index in (1, 3):
+        store.hand_over(id, index)
+    monkeypatch.setattr(store, "recover", lambda **_: None)  # it is not closed, it dies
+    first.worker._rounds.closing = True
+    first.worker._store.close()
+    second = Worker(studio_home)
+    try:
+        second.start()
+        version = -1
+        while not second.view(id, "ann").state.over:  # type: ignore[union-attr]
+            version = second.wait(version, 60)
+    finally:
+        second.close()
+    in_order = [seeds for seeds, _ in itertools.groupby(seeds for seeds in rounds if seeds)]
+    assert in_order == [{1}, {3}, {0, 2, 4}]
