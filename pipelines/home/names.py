@@ -45,7 +45,7 @@ def scan(roots: Sequence[Path], wanted: Wanted) -> list[Path]:
     folder that is itself wanted, whatever is neither a folder nor a regular file, and names that no text can hold.
     Roots that do not exist are empty, and so are those that do not answer (see `answers`), until they do.
     """
-    walks = [_Walk(str(root), folders=[str(root)]) for root in roots]
+    walks = [_Walk(str(root), folders=[(str(root), "")]) for root in roots]
     calls = [_ask(walk.named, partial(_walk, walk, wanted)) for walk in walks]  # all at once
     walks = [
         _told(walk, call, partial(_walk, wanted=wanted)) for walk, call in zip(walks, calls, strict=True)
@@ -69,12 +69,16 @@ def scan(roots: Sequence[Path], wanted: Wanted) -> list[Path]:
 
 @dataclass
 class _Walk:
-    """What was found so far below a folder. named: as it was given; root: where it really is. folders, links: to be
-    looked at. files: real folder -> what is wanted in it. ended: nobody waits for the rest."""
+    """What was found so far below a folder.
+
+    named: as it was given; root: where it really is. folders: to be looked at, each with where it really is ("" where
+    that is to be found out); links: to be followed. files: real folder -> what is wanted in it. ended: nobody waits
+    for the rest.
+    """
 
     named: str
     root: str = ""
-    folders: list[str] = field(default_factory=list)
+    folders: list[tuple[str, str]] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
     files: dict[str, list[str]] = field(default_factory=dict)
     ended: bool = False
@@ -132,18 +136,18 @@ def _follow(walk: _Walk, inside: Sequence[str], seen: Set[str], wanted: Wanted) 
         if wanted(Path(folder), name, stat.S_ISDIR(mode)):
             walk.files[link] = [link]
         elif stat.S_ISDIR(mode):
-            walk.folders.append(link)
+            walk.folders.append((link, ""))
 
 
 def _list(walk: _Walk, wanted: Wanted, seen: Set[str]) -> None:
     """Lists the folders of a walk and those in them."""
     while walk.folders and not walk.ended:
-        folder = walk.folders.pop()
+        folder, real = walk.folders.pop()
         sign(folder)
         if is_silent(folder):
             continue
         try:
-            real = os.path.realpath(folder)
+            real = real or os.path.realpath(folder)
             if real in seen or real in walk.files:  # a root inside another, or a link in a circle
                 continue
             if folder != walk.named and wanted(Path(folder).parent, os.path.basename(folder), True):
@@ -163,8 +167,9 @@ def _list(walk: _Walk, wanted: Wanted, seen: Set[str]) -> None:
                 elif not entry.is_dir(follow_symlinks=False):
                     if entry.is_file(follow_symlinks=False) and wanted(path, entry.name, False):
                         files.append(entry.path)
-                else:
-                    walk.folders.append(entry.path)
+                else:  # on Windows, one that is no link may lead elsewhere all the same
+                    below = os.path.join(real, entry.name) if os.name == "posix" else ""
+                    walk.folders.append((entry.path, below))
             except OSError:
                 continue
             sign()

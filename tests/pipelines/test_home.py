@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import platformdirs
@@ -11,9 +14,11 @@ import pytest
 
 from pipelines import assets
 from pipelines.errors import AdapterFileError, ModelError, SetupError
-from pipelines.home import Home
+from pipelines.home import Home, answers
 from pipelines.home.foreign_folders import import_paths
 from pipelines.home.settings import Roots, Settings
+
+from .folders import ODD, dead, in_time
 
 
 @pytest.fixture(autouse=True)
@@ -250,3 +255,145 @@ def test_comfyui_and_webui_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (comfy / "extra_model_paths.yaml").write_text("a: [")
     with pytest.raises(SetupError, match="cannot be read"):
         import_paths(comfy)
+
+
+@pytest.mark.parametrize("make", ODD)
+def test_what_is_no_file_is_in_no_list_and_stops_none(home: Home, make: Callable[[Path], None]) -> None:
+    touch(home.path / "loras" / "sound.safetensors", home.path / "models" / "sound.safetensors")
+    touch(home.path / "vae" / "sound.safetensors")
+    for kind in ("loras", "models", "vae"):
+        make(home.path / kind / "odd.safetensors")
+        (home.path / kind / "folder").mkdir()
+    make(home.path / "models" / "folder" / "model_index.json")
+    make(home.path / "vae" / "folder" / "config.json")
+    assert names(in_time(home.loras))[3:] == ["sound"]
+    assert names(in_time(home.models))[2:] == ["sound"]
+    assert names(in_time(home.vaes)) == ["sound"]
+    for find, error in ((home.find_lora, AdapterFileError), (home.find_model, ModelError)):
+        with pytest.raises(error):
+            in_time(lambda find=find: find("odd"))
+
+
+@pytest.mark.parametrize("make", ODD[:-2])
+def test_a_config_that_is_no_file_is_refused(
+    home: Home, make: Callable[[Path], None], tmp_path: Path
+) -> None:
+    home.path.mkdir()
+    make(home.path / "config.toml")
+    with pytest.raises(SetupError, match=r"config.toml cannot be read: .*not a file"):
+        in_time(lambda: Home.resolve(home.path))
+    with pytest.raises(SetupError, match=r"config.toml cannot be read"):
+        in_time(lambda: home.add_folders(Roots(loras=(tmp_path,))))
+    make(tmp_path / "extra_model_paths.yaml")
+    with pytest.raises(SetupError):
+        in_time(lambda: import_paths(tmp_path / "extra_model_paths.yaml"))
+    with pytest.raises(SetupError):
+        in_time(lambda: import_paths(tmp_path))
+
+
+def test_a_config_without_end_is_refused(home: Home, tmp_path: Path) -> None:
+    touch(home.path / "config.toml")
+    for text in ("model = " + "[" * 10_000, "# " + "x" * 2**20, "lora_ram = " + "9" * 5000):
+        (home.path / "config.toml").write_text(text)
+        with pytest.raises(SetupError):
+            in_time(lambda: Home.resolve(home.path))
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]  # each names the one before ten times over
+    lines += [f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]" for a, b in itertools.pairwise("abcdefghi")]
+    paths = tmp_path / "paths.yaml"
+    for text in ("\n".join([*lines, "s: {base_path: *i, loras: *i}"]), "[" * 10_000, "#" * 2**19):
+        paths.write_text(text)
+        with pytest.raises(SetupError):
+            in_time(lambda: import_paths(paths))
+
+
+def test_names_that_no_text_can_hold_are_left_out(home: Home) -> None:
+    touch(home.path / "loras" / "sound.safetensors")
+    (home.path / "loras" / os.fsdecode(b"\xff.safetensors")).touch()
+    assert names(home.loras())[3:] == ["sound"]
+
+
+def test_folders_may_lie_deeper_than_calls_may_nest(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(home.path / "loras" / "sound.safetensors")
+    deep = home.path / "loras" / "/".join("d" * 1200)
+    subprocess.run(["mkdir", "-p", deep], check=True)
+    try:
+        assert names(home.loras())[3:] == ["sound"]
+    finally:
+        subprocess.run(["rm", "-rf", home.path / "loras"], check=True)  # Python's own way nests calls
+
+
+@pytest.mark.parametrize("name", ["a\0b", "~nobody-of-this-name/x", "x" * 5000, "x" * 10**6])
+def test_a_name_that_can_be_none_is_not_found(home: Home, name: str) -> None:
+    touch(home.path / "loras" / "sound.safetensors", home.path / "models" / "sound.safetensors")
+    with pytest.raises(AdapterFileError):
+        in_time(lambda: home.find_lora(name))
+    with pytest.raises(ModelError):
+        in_time(lambda: home.find_model(name))
+    with pytest.raises(ModelError):
+        in_time(lambda: home.find_vae(name))
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "PATIENCE", 0.4)
+
+
+def test_a_folder_that_does_not_answer_is_left_out_told_and_listed_again_once_it_answers(
+    home: Home, tmp_path: Path, impatient: None
+) -> None:
+    share = tmp_path / "share"
+    touch(home.path / "loras" / "near.safetensors", share / "far.safetensors", share / "m.safetensors")
+    home = Home.resolve(home.path, lora_dirs=[share], model_dirs=[share])
+    assert names(home.loras())[3:] == ["near", "far", "m"]
+    with dead(share) as held:
+        assert names(in_time(home.loras))[3:] == ["near"]
+        assert home.silent == (str(share),)
+        began = time.monotonic()
+        for _ in range(50):  # nobody waits for what is known not to answer, and no thread is spent on it
+            assert names(home.loras())[3:] == ["near"]
+            assert names(home.models())[2:] == []
+        assert time.monotonic() - began < 5
+        assert held.calls == 1
+        assert home.find_lora("near").name == "near"
+        with pytest.raises(
+            AdapterFileError, match=rf"unknown LoRA 'far': .*{share} does not answer; try again"
+        ):
+            home.find_lora("far")
+        with pytest.raises(ModelError, match=rf"The folder {share} does not answer; try again once it does"):
+            home.find_model("m")
+        with pytest.raises(SetupError, match="does not answer"):
+            home.find_lora(share / "far.safetensors")
+        with pytest.raises(SetupError, match="does not answer"):
+            home.find_model(share / "m.safetensors")
+        with pytest.raises(SetupError, match="does not answer"):
+            import_paths(share)
+        assert Home.resolve(home.path, lora_dirs=[share]).roots.loras == (share,)
+    in_time(lambda: [time.sleep(0.01) for _ in iter(lambda: bool(home.silent), False)])
+    assert names(home.loras())[3:] == ["near", "far", "m"]
+
+
+def test_a_share_within_a_folder_takes_only_its_own_files_from_the_list(
+    home: Home, tmp_path: Path, impatient: None
+) -> None:
+    touch(*(home.path / "loras" / folder / f"{folder}.safetensors" for folder in ("a", "share", "z")))
+    touch(home.path / "models" / "share" / "model_index.json", home.path / "models" / "m.safetensors")
+    with dead(home.path / "loras" / "share"), dead(home.path / "models" / "share"):
+        assert names(in_time(home.loras))[3:] == ["a", "z"]
+        assert names(in_time(home.loras))[3:] == ["a", "z"]
+        assert names(in_time(home.models))[2:] == ["m"]
+        assert set(home.silent) == {str(home.path / kind / "share") for kind in ("loras", "models")}
+
+
+def test_a_link_into_what_does_not_answer_takes_only_itself_from_the_list(
+    home: Home, tmp_path: Path, impatient: None
+) -> None:
+    share = tmp_path / "share"
+    touch(home.path / "loras" / "near.safetensors", share / "far.safetensors")
+    (home.path / "loras" / "linked.safetensors").symlink_to(share / "far.safetensors")
+    (home.path / "loras" / "alias.safetensors").symlink_to("near.safetensors")
+    (home.path / "loras" / "folder").symlink_to(share)
+    for one in (home, Home.resolve(home.path, lora_dirs=[share])):
+        with dead(share):
+            assert names(in_time(one.loras))[3:] == ["alias", "near"]
+    in_time(lambda: [time.sleep(0.01) for _ in iter(lambda: bool(answers.silent()), False)])
+    assert {"linked", "alias", "near"} < set(names(one.loras()))
