@@ -46,7 +46,7 @@ def read_header(file: Path) -> Header:
         raise ModelError(f"{file} does not exist; check the path") from error
     except NoRegularFile as error:
         raise ModelError(f"{file} cannot be used: {error.strerror}") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ModelError(
             f"{file.name} cannot be read as a safetensors file ({error}); download it again"
         ) from error
@@ -65,7 +65,7 @@ def _content(file: Path) -> tuple[int, bytes]:
 
 
 def _header(size: int, text: bytes) -> Header:
-    """Raises ValueError, KeyError, TypeError and AttributeError for what is no header."""
+    """Raises ValueError, LookupError, TypeError and AttributeError for what is no header."""
     content: Any = parse_json(text)
     if not isinstance(content, dict):
         raise ValueError("its header is no JSON object")
