@@ -6,7 +6,8 @@
     Lora hashes: "fox: 0123456789ab"
 
 The last line (one line, broken here) holds the settings, if at least three `Key: value` pairs stand in it; a
-value with a comma, a colon or a line break is written as a JSON string. Other programs know more keys than we
+value with a comma, a colon or a line break is written as a JSON string. Reading takes time in proportion to the text,
+whatever stands in it. Other programs know more keys than we
 do; what they say is listed in `Parameters.ignored`, so that nobody is told more than was understood.
 """
 
@@ -20,7 +21,13 @@ from dataclasses import dataclass, field
 FEWEST_PAIRS = 3
 NEGATIVE = "Negative prompt:"
 
-_PAIR = re.compile(r'\s*(?P<key>\w[\w /+.-]*?)\s*:\s*(?P<value>"(?:[^"\\]|\\.)*"|[^,]*)\s*(?:,|$)')
+MOST_PAIRS = 1_000
+"""Settings of one picture; a line with more of them is taken for prompt."""
+
+# possessive throughout: what has matched is never tried anew, so that no text takes the square of its length
+_KEY = re.compile(r"\s*+(?P<key>\w[\w /+.-]*+)\s*+:\s*+")
+_QUOTED = re.compile(r'(?P<value>"(?:[^"\\]|\\.)*+")\s*+(?:,|$)')
+_BARE = re.compile(r"(?P<value>[^,]*+)(?:,|$)")
 _SPECIAL = re.compile(r'[,:\n"]')
 
 READ = ("Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "Size", "Model", "Model hash", "Lora hashes",
@@ -121,13 +128,16 @@ def pairs(text: str) -> dict[str, str]:
 def _pairs(line: str) -> dict[str, str]:
     """`Key: value, …` -> values by key; nothing where anything else stands in the line."""
     found: dict[str, str] = {}
-    place = 0
-    while place < len(line.rstrip(" ,")):
-        match = _PAIR.match(line, place)
-        if match is None or match.end() == place:
+    place, end = 0, len(line.rstrip(" ,"))
+    while place < end:
+        key = _KEY.match(line, place)
+        if key is None or len(found) == MOST_PAIRS:
             return {}
-        found[match["key"]] = _unquoted(match["value"].strip())
-        place = match.end()
+        value = _QUOTED.match(line, key.end()) or _BARE.match(line, key.end())
+        if value is None:
+            return {}
+        found[key["key"].rstrip()] = _unquoted(value["value"].strip())
+        place = value.end()
     return found
 
 
@@ -167,13 +177,14 @@ def _plain(number: float | None) -> str | None:
 
 
 def _whole(text: str | None) -> int | None:
-    return int(text) if text is not None and re.fullmatch(r"\d+", text) else None
+    return int(text) if text is not None and re.fullmatch(r"[0-9]{1,20}", text) else None
 
 
 def _real(text: str | None) -> float | None:
-    return float(text) if text is not None and re.fullmatch(r"\d+(\.\d+)?", text) else None
+    found = text is not None and re.fullmatch(r"[0-9]{1,20}(\.[0-9]{1,60})?", text)
+    return float(found[0]) if found else None
 
 
 def _size(text: str) -> tuple[int, int] | None:
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    match = re.fullmatch(r"([0-9]{1,9})x([0-9]{1,9})", text)
     return (int(match[1]), int(match[2])) if match else None

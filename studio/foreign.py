@@ -5,19 +5,32 @@ What it leaves out is read here: LoRA loaders, ComfyUI's picture size, and Comfy
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sd_parsers import ParserManager
 from sd_parsers.data import PromptInfo
-from sd_parsers.exceptions import ParserError
 from sd_parsers.parsers import ComfyUIParser
 
-from pipelines.errors import RequestError
+from pipelines.bounds import LONGEST_NAME
+from pipelines.errors import RequestError, StudioError
 from studio.metadata import Remembered
-from studio.recipe import Draft, Wanted
+from studio.pictures import MOST_SAID
+from studio.plain import read_json
+from studio.recipe import Draft, Wanted, checked
+
+LONGEST_LINE = 10_000
+"""Characters of a text that sd-parsers searches by patterns, some of which take the square of its length."""
+LONGEST_NUMBER = 100
+"""Characters."""
+SEARCHED = ("parameters", "Dream", "Source")
+MOST_NODES = 5_000
+MOST_LINKS = 20_000
+"""Of a workflow."""
+MOST_WORK = 3_000_000
+"""Values that may be copied while a workflow is searched: from each sampler for its texts, with what lies between."""
 
 COMFY_SAMPLERS: Mapping[str, str] = {
     "dpmpp_2m karras": "DPM++ 2M Karras",
@@ -34,18 +47,18 @@ COMFY_SAMPLERS: Mapping[str, str] = {
 
 def read_foreign(file: Path, texts: Mapping[str, str]) -> tuple[Remembered, str]:
     """What a picture says, and the program that made it. texts: its text chunks. Raises RequestError."""
-    info = _parsed(file, texts)
+    info, prompt, negative = _parsed(file, texts)
     program = str(info.generator.value)
     sampler = info.samplers[0] if info.samplers else None
     settings: Mapping[str, Any] = {**info.metadata, **(sampler.parameters if sampler else {})}
     width, height = _size(settings, info.raw_parameters)
     values: dict[str, Any] = {
-        "prompt": info.full_prompt,
-        "negative_prompt": info.full_negative_prompt or None,
+        "prompt": _text(prompt),
+        "negative_prompt": _text(negative) or None,
         "steps": _whole(settings, "steps"),
         "seed": _whole(settings, "seed", "noise_seed"),
         "guidance_scale": _real(settings, "cfg_scale", "cfg", "guidance_scale"),
-        "scheduler": _sampler_name(sampler.name if sampler else None, settings),
+        "scheduler": _sampler_name(_text(sampler.name) if sampler else "", settings),
         "width": width,
         "height": height,
     }
@@ -56,11 +69,19 @@ def read_foreign(file: Path, texts: Mapping[str, str]) -> tuple[Remembered, str]
         tuple(_loras(info.raw_parameters)),
         where=file.name,
     )
-    return Remembered(draft, ours=False, model=model, model_hash=digest, notes=(note,)), program
+    return Remembered(
+        checked(draft),
+        ours=False,
+        model=model[:LONGEST_NAME],
+        model_hash=digest[:LONGEST_NAME],
+        notes=(note,),
+    ), program
 
 
-def _parsed(file: Path, texts: Mapping[str, str]) -> PromptInfo:
+def _parsed(file: Path, texts: Mapping[str, str]) -> tuple[PromptInfo, object, object]:
+    """What sd-parsers finds, and its two prompts. Raises RequestError."""
     info: PromptInfo | None
+    _check_texts(file, texts)
     try:
         nodes = comfy_nodes(texts)
         if nodes and "workflow" not in texts:
@@ -68,16 +89,49 @@ def _parsed(file: Path, texts: Mapping[str, str]) -> PromptInfo:
             info = ComfyUIParser().parse({"prompt": nodes, "workflow": links})
         else:
             info = ParserManager().parse(file)
-    except (ParserError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        if info is not None and (info.samplers or info.metadata):
+            return info, info.full_prompt, info.full_negative_prompt
+    except Exception as error:  # what sd-parsers raises over a damaged text is nobody's promise
         raise RequestError(
-            f"{file.name}: what it says about itself cannot be understood ({error}); set it up by hand"
+            f"{file.name}: what it says about itself cannot be understood ({str(error)[:200]}); set it up by hand"
         ) from error
-    if info is None or not (info.samplers or info.metadata):
+    raise RequestError(
+        f"{file.name} does not say how it was made; give the file as it was saved, messengers and image hosts strip it"
+    )
+
+
+def _check_texts(file: Path, texts: Mapping[str, str]) -> None:
+    """Raises RequestError for what would take too long to be searched."""
+    for name in SEARCHED:
+        if len(texts.get(name, "")) > LONGEST_LINE:
+            raise RequestError(
+                f"{file.name}: its text {name!r} has {len(texts[name])} characters, more than {LONGEST_LINE}; "
+                "set it up by hand"
+            )
+    for name, text in texts.items():
+        if text.lstrip()[:1] in ("{", "["):
+            _read(text, f"{file.name}: its text {name!r}")
+    nodes = comfy_nodes(texts)
+    drawn = _json(texts.get("workflow"))
+    links = drawn.get("links") if isinstance(drawn, Mapping) else None
+    inputs = [own for node in nodes.values() if isinstance(own := node.get("inputs"), Mapping)]
+    samplers = sum("steps" in own or "cfg" in own for own in inputs)
+    samplers += sum("Sampler" in _text(node.get("class_type")) for node in nodes.values())
+    told = sum(
+        any(isinstance(own.get(key), str) for key in ("text", "positive", "negative")) for own in inputs
+    )
+    values = sum(map(len, inputs))
+    drawn_links = len(links) if isinstance(links, list) else 0
+    if len(nodes) > MOST_NODES or drawn_links > MOST_LINKS or samplers * (told + 1) * values > MOST_WORK:
         raise RequestError(
-            f"{file.name} does not say how it was made; give the file as it was saved, messengers and image hosts "
-            "strip it"
+            f"{file.name}: its workflow has {len(nodes)} nodes, {samplers} samplers and {told} prompts, too many to be "
+            "searched; set it up by hand"
         )
-    return info
+
+
+def _text(value: object) -> str:
+    """ "" for what is none."""
+    return value if isinstance(value, str) else ""
 
 
 def _model(info: PromptInfo) -> tuple[str, str]:
@@ -91,7 +145,7 @@ def _model(info: PromptInfo) -> tuple[str, str]:
             return name, ""
     model = info.samplers[0].model if info.samplers else None
     if model is not None and isinstance(model.name, str | None):
-        return model.name or "", model.hash or ""
+        return model.name or "", _text(model.hash)
     said = _json(info.raw_parameters.get("invokeai_metadata"))  # InvokeAI from 4 on
     own = said.get("model") if isinstance(said, Mapping) else None
     name = own.get("name") if isinstance(own, Mapping) else None
@@ -132,7 +186,8 @@ def _loras(raw: Mapping[str, Any]) -> list[Wanted]:
             for name, weight, text in _comfy_loras(inputs):
                 found.setdefault(name.casefold(), Wanted(name, weight, text))
     invoke = _json(raw.get("invokeai_metadata"))
-    for lora in (invoke.get("loras") or []) if isinstance(invoke, Mapping) else []:
+    loras = invoke.get("loras") if isinstance(invoke, Mapping) else None
+    for lora in loras if isinstance(loras, list) else []:
         model = lora.get("model") or lora.get("lora") if isinstance(lora, Mapping) else None
         called = (model.get("name") or model.get("model_name")) if isinstance(model, Mapping) else None
         if isinstance(called, str):
@@ -166,11 +221,11 @@ def _stem(name: str) -> str:
     return name.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".safetensors")
 
 
-def _sampler_name(name: str | None, settings: Mapping[str, Any]) -> str | None:
+def _sampler_name(name: str, settings: Mapping[str, Any]) -> str | None:
     """ComfyUI names solver and spacing apart."""
     if not name:
         return None
-    spacing = str(settings.get("scheduler") or "").lower()
+    spacing = _text(settings.get("scheduler")).lower()
     both = f"{name} {spacing}" if spacing == "karras" and "karras" not in name.lower() else name
     return COMFY_SAMPLERS.get(both.lower(), both)
 
@@ -179,9 +234,15 @@ def _json(value: object) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
+        return _read(value, "the text")
+    except StudioError:
         return None
+
+
+def _read(text: str, where: str) -> Any:
+    return read_json(
+        text, where, most=MOST_SAID, finite=False
+    )  # ComfyUI writes NaN for what is never the same
 
 
 def _whole(values: Mapping[str, Any], *names: str) -> int | None:
@@ -190,12 +251,17 @@ def _whole(values: Mapping[str, Any], *names: str) -> int | None:
 
 
 def _real(values: Mapping[str, Any], *names: str) -> float | None:
+    """A finite number; the first of these names that has one."""
     for name in names:
         value = values.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             continue
-        try:
-            return float(value)
-        except ValueError:
+        if isinstance(value, str) and len(value) > LONGEST_NUMBER:
             continue
+        try:
+            number = float(value)
+        except (ValueError, OverflowError):
+            continue
+        if math.isfinite(number):
+            return number
     return None

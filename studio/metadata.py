@@ -16,23 +16,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from composers.registry import parse as parse_composer
+from composers.shown import shown
 from pipelines import Record, Request
+from pipelines.bounds import LONGEST_NAME, MOST_ADAPTERS
 from pipelines.errors import RequestError, StudioError
 from pipelines.schedulers import MODEL_OWN
 from pipelines.text.tags import write_tag
-from studio import a1111
+from studio import a1111, pictures
 from studio.hashes import short_hash
 from studio.outputs import write_whole
-from studio.recipe import Draft, plain_request, read_draft
+from studio.plain import read_json
+from studio.recipe import LONGEST_METHOD, Draft, checked, plain_request, read_draft
 from studio.shelf import Known
 
 CHUNK = "lora-studio"
 PARAMETERS = "parameters"
 VERSION = 1
+MOST_TOLD = 40
+"""Settings of another program that are named one by one."""
 
 
 @dataclass(frozen=True)
@@ -132,15 +137,8 @@ def _parameters(request: Request, record: Record, adapters: Mapping[str, Path]) 
 
 
 def read_texts(file: Path) -> dict[str, str]:
-    """The text chunks of a picture. Raises RequestError where it is none."""
-    try:
-        with Image.open(file) as image:
-            image.load()  # text may stand behind the pixels
-            return {str(name): text for name, text in image.info.items() if isinstance(text, str)}
-    except FileNotFoundError as error:
-        raise RequestError(f"{file} does not exist; check the path") from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise RequestError(f"{file} cannot be read as a picture ({error})") from error
+    """The text chunks of a picture. Raises RequestError where it is none, or too large (see `studio.pictures`)."""
+    return pictures.texts(file, str(file))
 
 
 def read_picture(file: Path) -> Remembered:
@@ -162,28 +160,49 @@ def read_picture(file: Path) -> Remembered:
 
 def _ours(name: str, text: str) -> Remembered:
     try:
-        content = json.loads(text)
+        content = read_json(text, f"its {CHUNK!r} text", most=pictures.MOST_SAID)
         if content["version"] > VERSION:
             raise RequestError(
                 f"{name} was written by a newer LoRA Studio; update with pip install -U lora-studio"
             )
-        adapters, setup, record = content["adapters"], content["setup"], content["record"]
+        setup, record, request = content["setup"], content["record"], content["request"]
+        mark = request.pop("init_image", None)  # never a path: a picture may not name files of this computer
+        vae = setup["vae"]
         return Remembered(
-            draft=read_draft(content["request"], name),
+            draft=read_draft(request, name),
             ours=True,
-            model=record["model"],
-            model_hash=record["model_hash"],
-            known={key.casefold(): Known(said["sha256"], said["size"]) for key, said in adapters.items()},
-            setup=Setup(setup["vae"], bool(setup["low_memory"])),
-            init_image=content["request"].get("init_image"),
+            model=_name(record["model"]),
+            model_hash=_name(record["model_hash"]),
+            known=_known(content["adapters"]),
+            setup=Setup(None if vae is None else _name(vae), bool(setup["low_memory"])),
+            init_image=mark if isinstance(mark, dict) else None,
             record=record,
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, StudioError):
+        if isinstance(error, StudioError) and str(error).startswith(name):
             raise
         raise RequestError(
-            f"{name}: its {CHUNK!r} text is damaged ({error!r}); use an untouched copy"
+            f"{name}: its {CHUNK!r} text is damaged ({shown(error)}); use an untouched copy"
         ) from error
+
+
+def _name(said: object) -> str:
+    """Of a file, or a hash. Raises ValueError for anything else."""
+    if not isinstance(said, str) or len(said) > LONGEST_NAME:
+        raise ValueError(f"{shown(said)} is no name")
+    return said
+
+
+def _known(adapters: Mapping[str, Any]) -> dict[str, Known]:
+    """The hashes and sizes of the picture's adapters, by their names in lower case. Raises ValueError."""
+    if len(adapters) > MOST_ADAPTERS:
+        raise ValueError(f"{len(adapters)} adapters are more than {MOST_ADAPTERS}")
+    for said in adapters.values():
+        if not isinstance(said["size"], int | None):
+            raise ValueError(f"{shown(said['size'])} is no size of a file")
+    return {
+        _name(key).casefold(): Known(_name(said["sha256"]), said["size"]) for key, said in adapters.items()
+    }
 
 
 def _foreign(name: str, said: a1111.Parameters) -> Remembered:
@@ -206,17 +225,19 @@ def _foreign(name: str, said: a1111.Parameters) -> Remembered:
         "made by another program, whose noise and rounding differ: expect a similar picture, not the same"
     ]
     if said.ignored:
-        notes.append(f"not taken over: {', '.join(said.ignored)}")
-    if said.composition is not None:
+        told = [key[:60] for key in said.ignored[:MOST_TOLD]]
+        more = len(said.ignored) - len(told)
+        notes.append(f"not taken over: {', '.join(told)}{f' and {more} more' if more else ''}")
+    if said.composition is not None and len(said.composition) <= LONGEST_METHOD:
         try:
             values["composer"] = parse_composer(said.composition)
         except StudioError as error:
             notes.append(f"composition not taken over: {error}")
     return Remembered(
-        draft=Draft({key: value for key, value in values.items() if value is not None}, where=name),
+        draft=checked(Draft({key: value for key, value in values.items() if value is not None}, where=name)),
         ours=False,
-        model=said.model or "",
-        model_hash=said.model_hash or "",
+        model=(said.model or "")[:LONGEST_NAME],
+        model_hash=(said.model_hash or "")[:LONGEST_NAME],
         known={key.casefold(): Known(digest) for key, digest in said.lora_hashes.items()},
         init_image={} if said.denoising is not None and "Hires upscale" not in said.ignored else None,
         notes=tuple(notes),

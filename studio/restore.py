@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import StudioError
+from pipelines.bounds import MOST_ADAPTERS
 from pipelines.errors import AdapterFileError, ModelError, PromptError
 from pipelines.home import Home
 from pipelines.home.names import near
@@ -121,6 +122,9 @@ def _tags_as_rows(draft: Draft, notes: list[str]) -> Draft:
         _, tags = take_tags(prompt)
     except PromptError as error:
         notes.append(f"the prompt's LoRA tags cannot be read: {error}")
+        return draft
+    if len(tags) + len(draft.wanted) > MOST_ADAPTERS:
+        notes.append(f"the prompt's LoRA tags stay in it: a picture may have {MOST_ADAPTERS} adapters")
         return draft
     named = {wanted.adapter.casefold() for wanted in draft.wanted}
     rows = list(draft.wanted)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from studio.a1111 import Parameters, read, write
+from studio.a1111 import Parameters, pairs, read, write
+
+from ..budget import cheap
 
 ODD = [
     "a fox",
@@ -88,3 +90,45 @@ def test_nonsense_values_say_nothing(last: str) -> None:
     said = read(f"a fox\n{last}")
     assert said.prompt == "a fox"
     assert (said.seed, said.size, said.cfg_scale) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        " " * 100_000 + "x",
+        "Steps" + " " * 100_000 + "x",
+        "a " * 50_000,
+        "a:" * 50_000,
+        "a:1," * 25_000,
+        'a:",' * 25_000,
+        'a:"\\' * 25_000,
+        'a:"' + "\\" * 100_000,
+        'a: "' * 25_000,
+        "a:" + "," * 100_000,
+        "\t" * 100_000,
+        "é" * 100_000 + ":",
+        "a:1, " * 900 + 'b: "' + "x" * 100_000,
+        "Lora hashes: " + ":" * 100_000,
+    ],
+    ids=lambda line: line[:8],
+)
+def test_reading_takes_time_in_proportion_to_the_text(line: str) -> None:
+    with cheap():
+        read(f"a fox\n{line}")
+        pairs(line)
+
+
+@pytest.mark.parametrize(
+    "number", ["9" * 5000, "\u00b2", "\u0663", "9" * 400 + ".5", "1e5", "-1", "inf", "0x10"]
+)
+def test_numbers_that_are_none_say_nothing(number: str) -> None:
+    said = read(
+        f"a\nSteps: {number}, CFG scale: {number}, Seed: {number}, Size: {number}x{number}, Clip skip: x"
+    )
+    assert (said.steps, said.cfg_scale, said.seed, said.size, said.clip_skip) == (None,) * 5
+
+
+def test_a_line_of_more_settings_than_any_program_has_is_prompt() -> None:
+    line = ", ".join(f"key{n}: {n}" for n in range(1001))
+    assert read(line).prompt == line
+    assert len(pairs(line.rpartition(",")[0])) == 1000

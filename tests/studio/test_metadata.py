@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,8 @@ from pipelines.errors import RequestError
 from studio import a1111
 from studio.hashes import find_adapter, is_adapter, short_hash
 from studio.metadata import CHUNK, PARAMETERS, Remembered, Setup, read_picture, read_texts, save_picture
+
+from ..budget import cheap
 
 ODD_PROMPTS = [
     "a fox, in the snow",
@@ -182,3 +186,107 @@ def test_adapters_are_known_again_by_every_hash_in_use(files: dict[str, Path]) -
         assert find_adapter(files.values(), digest) == files["fox"]
     assert not is_adapter(files["fox"], whole, size=1)
     assert find_adapter(files.values(), "0" * 64) is None
+
+
+def ours(**changed: object) -> str:
+    content = {
+        "version": 1,
+        "request": {"prompt": "a"},
+        "adapters": {"fox": {"sha256": "ab" * 32, "size": 5}},
+        "setup": {"vae": None, "low_memory": False},
+        "record": {"model": "m", "model_hash": "h"},
+    }
+    return json.dumps(content | changed)
+
+
+def said_by(tmp_path: Path, **texts: str) -> Remembered:
+    info = PngInfo()
+    for name, text in texts.items():
+        info.add_text(name.replace("_", "-"), text)
+    file = tmp_path / "odd.png"
+    Image.new("RGB", (8, 8)).save(file, pnginfo=info)
+    return read_picture(file)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        ours(record=[]),
+        ours(record={"model": 5, "model_hash": "h"}),
+        ours(record={"model": "m" * 1001, "model_hash": "h"}),
+        ours(setup={"vae": ["x"], "low_memory": False}),
+        ours(adapters={"fox": {"sha256": 5, "size": 5}}),
+        ours(adapters={"fox": {"sha256": "ab", "size": "5"}}),
+        ours(adapters={f"a{n}": {"sha256": "ab", "size": 5} for n in range(101)}),
+        ours(request=[]),
+        ours(request={"prompt": "a" * 20_001}),
+        ours(request={"prompt": "\ud800"}),
+        ours(request={"prompt": "a", "steps": {"x": 1}}),
+        ours(version="1"),
+        ours(record={"model": "m", "model_hash": "h", "more": float("nan")}),
+        '{"version": ' + "9" * 5000 + "}",
+    ],
+    ids=lambda text: text[:60],
+)
+def test_a_picture_of_ours_that_was_tampered_with_is_refused(tmp_path: Path, text: str) -> None:
+    with cheap(), pytest.raises(RequestError) as caught:
+        said_by(tmp_path, lora_studio=text)
+    assert len(str(caught.value).encode()) < 1000
+
+
+def test_a_picture_names_no_file_of_this_computer(tmp_path: Path) -> None:
+    request = {"prompt": "a", "init_image": str(tmp_path / "secret.png")}
+    remembered = said_by(tmp_path, lora_studio=ours(request=request))
+    assert remembered.draft.init_image is None
+    assert remembered.init_image is None
+
+
+def test_what_a_foreign_picture_says_is_bounded(tmp_path: Path) -> None:
+    line = "Steps: 20, Sampler: Euler, Seed: 1"
+    with cheap(), pytest.raises(RequestError, match=r"odd\.png: prompt has 20001 characters"):
+        said_by(tmp_path, parameters=f"{'a' * 20_001}\n{line}")
+    many = ", ".join(f"{'key' * 50}{n}: {n}" for n in range(900))
+    remembered = said_by(tmp_path, parameters=f"a\n{line}, {many}")
+    assert "and 860 more" in remembered.notes[1]
+    assert len(remembered.notes[1]) < 5000
+    hashes = said_by(tmp_path, parameters=f'a\n{line}, Model: {"m" * 5000}, Composition: "{"x" * 5000}"')
+    assert len(hashes.model) == 1000
+
+
+def test_text_that_unpacks_to_more_than_pictures_say_is_refused(tmp_path: Path) -> None:
+    info = PngInfo()
+    info.add_text(PARAMETERS, "a" * 50_000_000, zip=True)
+    file = tmp_path / "bomb.png"
+    Image.new("RGB", (8, 8)).save(file, pnginfo=info)
+    with cheap(), pytest.raises(RequestError, match="cannot be read as a picture"):
+        read_texts(file)
+    info = PngInfo()
+    for number in range(5):
+        info.add_text(f"text{number}", "a" * 1_000_000)
+    Image.new("RGB", (8, 8)).save(file, pnginfo=info)
+    with cheap(), pytest.raises(RequestError, match="says 5000000 characters about itself; at most 4000000"):
+        read_texts(file)
+
+
+def test_a_picture_too_large_to_be_decoded_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "large.png"
+    Image.new("1", (10_000, 8_001)).save(file)
+    with cheap(), pytest.raises(RequestError, match="10000x8001 pixels"):
+        read_texts(file)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_a_damaged_picture_is_refused_whatever_is_wrong_with_it(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "odd"
+    noise = np.random.default_rng(1)
+    Image.fromarray(noise.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(file, format=kind)
+    whole = file.read_bytes()
+    for _ in range(100):
+        broken = bytearray(whole)
+        for place in noise.integers(0, len(whole), 5):
+            broken[place] = noise.integers(256)
+        file.write_bytes(bytes(broken[: noise.integers(1, len(whole) + 1)]))
+        with suppress(RequestError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            read_texts(file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,10 @@ from pipelines.errors import RequestError
 from pipelines.home import Home
 from studio.hashes import short_hash
 from studio.library.scan import Library
+from studio.recipe import plain_draft
 from studio.restore import Restored, restore
+
+from ..budget import cheap
 
 A1111 = """a fox on a hill <lora:fox:0.6> <lora:gone:1>
 Negative prompt: blurry
@@ -123,6 +127,11 @@ def test_comfyui(own: Home, tmp_path: Path) -> None:
     assert (gone.name, gone.near[0]) == ("foxx", "fox")
 
 
+def test_comfyui_writes_numbers_that_are_none(own: Home, tmp_path: Path) -> None:
+    nodes = COMFY | {"12": {"class_type": "X", "inputs": {}, "is_changed": [float("nan")]}}
+    assert read(own, tmp_path, prompt=json.dumps(nodes)).draft.values["steps"] == 25
+
+
 def test_invokeai(own: Home, tmp_path: Path) -> None:
     found = read(own, tmp_path, invokeai_metadata=json.dumps(INVOKE))
     assert "Invoke" in found.program
@@ -143,3 +152,62 @@ def test_what_is_no_picture_is_refused(own: Home, tmp_path: Path) -> None:
     file.write_text("no picture")
     with pytest.raises(RequestError, match="cannot be read as a picture"):
         restore(file, own, Library(lambda: own))
+
+
+def node(kind: str, **inputs: object) -> dict[str, object]:
+    return {"class_type": kind, "inputs": inputs}
+
+
+DEEP = {str(n): node("X", model=[str(n + 1), 0], positive=[str(n + 1), 0]) for n in range(3000)}
+MANY = {
+    str(n): node("KSampler", sampler_name="a", steps=1, cfg=1, positive=[str(n - 1), 0]) for n in range(3000)
+}
+WIDE = {
+    "s": node("WanVideoSampler", positive=["0", 0]),
+    **{str(n): node("X", text="t", next=[str(n + 1), 0]) for n in range(4000)},
+}
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        {
+            "prompt": json.dumps(
+                {"0": node("KSampler", sampler_name="a", steps=1, cfg=1, positive=["1", 0])} | DEEP
+            )
+        },
+        {"prompt": json.dumps(MANY)},
+        {"prompt": json.dumps(WIDE)},
+        {"prompt": "[" * 100_000},
+        {"prompt": json.dumps(COMFY), "workflow": "[" * 100_000},
+        {"prompt": json.dumps(COMFY), "workflow": json.dumps({"links": [[1, 2, 3, 4, 5, [6]]] * 1000})},
+        {
+            "prompt": json.dumps(COMFY),
+            "workflow": json.dumps({"links": [[0, n, 0, n + 1, 0, "M"] for n in range(90_000)]}),
+        },
+        {"prompt": json.dumps({"3": node("KSampler", sampler_name=["a"], steps="9" * 5000, cfg=10**400)})},
+        {"prompt": json.dumps({str(n): node("LoraLoader", lora_name=f"a{n}") for n in range(2000)} | COMFY)},
+        {"parameters": "{" + "Hashes:{" * 50_000},
+        {"Dream": '"a"' + " " * 100_000},
+        {"Dream": '"' + "[" * 100_000 + '"'},
+        {"Comment": json.dumps({"sampler": 5}), "Description": "a", "Source": "a" + " " * 100_000},
+        {"invokeai_metadata": json.dumps(INVOKE | {"loras": 5})},
+        {
+            "invokeai_metadata": json.dumps(
+                INVOKE | {"seed": 10**400, "steps": "1e999", "positive_prompt": ["a"]}
+            )
+        },
+        {"invokeai_metadata": json.dumps(INVOKE | {"positive_prompt": "\ud800"})},
+        {"invokeai_metadata": json.dumps(INVOKE | {"positive_prompt": "a" * 50_000})},
+        {"invokeai_metadata": "[" * 100_000},
+        {"invokeai_metadata": "5"},
+    ],
+    ids=lambda texts: " ".join(text[:40] for text in texts.values()),
+)
+def test_what_a_hostile_picture_says_is_read_or_refused_in_good_time(
+    own: Home, tmp_path: Path, texts: dict[str, str]
+) -> None:
+    with cheap(), suppress(RequestError):
+        found = read(own, tmp_path, **texts)
+        assert len(found.draft.wanted) <= 100
+        json.dumps(plain_draft(found.draft), allow_nan=False).encode()

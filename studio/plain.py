@@ -1,0 +1,88 @@
+"""What a stranger's text holds, once it is read: bounded in length, depth and number before anybody looks at it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from composers.shown import shown
+from pipelines.bounds import check_text
+from pipelines.errors import RequestError, SetupError
+
+MOST_VALUES = 1_000_000
+"""Values of one document, those in others counted too, and those that an alias stands for."""
+DEEPEST = 40
+"""Lists and objects in one another: far more than anything here has."""
+LONGEST_FILE = 64 * 2**20
+"""Bytes of a file of text."""
+
+
+def check_plain(
+    value: object,
+    where: str,
+    *,
+    longest: int,
+    most: int = MOST_VALUES,
+    deepest: int = DEEPEST,
+    finite: bool = True,
+) -> None:
+    """Raises RequestError for more than `most` values, values more than `deepest` deep, texts that are longer than
+    `longest` or cannot be written, and (`finite`) numbers that are not. Never looks at more than `most` values."""
+    pending: list[tuple[object, int]] = [([value], -1)]
+    seen = 0
+    while pending:
+        whole, depth = pending.pop()
+        parts = (*whole.keys(), *whole.values()) if isinstance(whole, dict) else whole
+        assert isinstance(parts, list | tuple)
+        for one in parts:
+            if isinstance(one, str):
+                check_text(where, one, longest)
+            elif isinstance(one, dict | list | tuple):
+                if depth + 1 == deepest:
+                    raise RequestError(f"{where} is nested more than {deepest} deep; make it flat")
+                seen += len(one) * 2 if isinstance(one, dict) else len(one)
+                if seen > most:
+                    raise RequestError(f"{where} holds more than {most} values; split it")
+                pending.append((one, depth + 1))
+            elif finite and isinstance(one, float) and not math.isfinite(one):
+                raise RequestError(f"{where}: {one} is no number; write one")
+
+
+def read_text(file: Path, longest: int = LONGEST_FILE) -> str:
+    """A file of UTF-8 text. Raises SetupError where it cannot be read, and RequestError where it is too large."""
+    try:
+        if not file.is_file() and file.exists():
+            raise SetupError(f"{file} is no file; give one")
+        if file.stat().st_size > longest:
+            raise RequestError(
+                f"{file} has {file.stat().st_size / 2**20:.0f} MB; at most {longest // 2**20} are read: split it"
+            )
+        return file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise SetupError(f"{file} cannot be read ({error.strerror}); check the path") from error
+
+
+def read_json(
+    text: str,
+    where: str,
+    *,
+    pairs: Callable[[list[tuple[str, Any]]], Any] | None = None,
+    most: int = MOST_VALUES,
+    finite: bool = True,
+) -> Any:
+    """What JSON holds; its texts may be as long as it is. Raises RequestError, also for too many values, which are
+    counted before any is made. pairs: makes an object of its pairs."""
+    signs = text.count(",") + text.count("[") + text.count("{")
+    if signs > 5 * most:  # commas stand in texts too
+        raise RequestError(f"{where} holds {signs} values or so, far more than {most}; split it")
+    try:
+        content = json.loads(text, object_pairs_hook=pairs)
+    except json.JSONDecodeError as error:
+        raise RequestError(f"{where} is not valid JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{where} is not valid JSON: {shown(str(error))[1:-1]}") from error
+    check_plain(content, where, longest=max(len(text), 1), most=most, finite=finite)
+    return content
