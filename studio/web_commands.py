@@ -83,6 +83,7 @@ def run(args: Namespace, home: Home, teller: Teller) -> int:
     from pipelines.errors import SetupError
     from studio.jobs.gate import Trust
     from studio.opening import opening_of
+    from studio.web.closing import end_hanging
     from studio.web.server import Serving, serve
     from studio.web.users import read_users
 
@@ -103,4 +104,6 @@ def run(args: Namespace, home: Home, teller: Teller) -> int:
     trusted = serving.loopback or args.allow_downloads
     opening = replace(opening_of(args), source=None)
     settings = replace(home.settings, model=args.model) if args.model else home.settings
-    return serve(serving, replace(home, settings=settings), opening, Trust(trusted, trusted), teller.say)
+    code = serve(serving, replace(home, settings=settings), opening, Trust(trusted, trusted), teller.say)
+    end_hanging(code)
+    return code

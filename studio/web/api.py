@@ -7,12 +7,15 @@ They submit jobs and look at them, as the pages do; waiting for a picture never 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, get_args, get_type_hints
 from urllib.parse import quote
 
 import gradio as gr
@@ -21,8 +24,10 @@ from starlette.concurrency import run_in_threadpool
 
 from composers.registry import methods as all_methods
 from composers.registry import parse as parse_composer
+from composers.shown import shown
 from pipelines import StudioError
 from pipelines.adapters import Inspection, inspect_file
+from pipelines.bounds import LONGEST_PROMPT, MOST_ADAPTERS, check_text
 from pipelines.errors import RequestError
 from pipelines.home import Home
 from pipelines.request import SEEDS
@@ -32,7 +37,7 @@ from studio.jobs.owner import owner_of
 from studio.library.card import Card
 from studio.library.fit import Fit, fit_of
 from studio.opening import Opening, model_name
-from studio.recipe import Draft, plain_draft
+from studio.recipe import Draft, counted, plain_draft
 from studio.restore import restore
 from studio.web.door.events import login_of
 
@@ -45,7 +50,63 @@ LONGEST_WAIT = 3600.0
 def add(worker: Worker) -> None:
     """Adds the functions to the page that is being built."""
     for function in Functions(worker).all():
-        offer(function, api_name=function.__name__, queue=False, concurrency_limit=None)
+        offer(checked(function), api_name=function.__name__, queue=False, concurrency_limit=None)
+
+
+def checked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function behind a gate: Gradio hands over whatever was sent, of any type and size.
+
+    What is not as the function's annotations say raises RequestError, which is told like any other.
+    """
+    hints = get_type_hints(function)
+    names = list(inspect.signature(function).parameters)
+
+    def judged(values: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
+        given = {**dict(zip(names, values, strict=False)), **named}
+        with _told():
+            return {name: _as_said(name, value, hints[name]) for name, value in given.items()}
+
+    if inspect.iscoroutinefunction(function):
+
+        @wraps(function)
+        async def later(*values: Any, **named: Any) -> Any:
+            return await function(**judged(values, named))
+
+        return later
+
+    @wraps(function)
+    def now(*values: Any, **named: Any) -> Any:
+        return function(**judged(values, named))
+
+    return now
+
+
+def _as_said(name: str, value: Any, kind: Any) -> Any:
+    """The value, where it is of that kind and within bounds. Raises RequestError."""
+    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    if value is None and NoneType in kinds:
+        return None
+    if gr.Request in kinds or dict[str, Any] in kinds:
+        return value
+    if list[str] in kinds:
+        if not isinstance(value, list) or len(value) > MOST_ADAPTERS:
+            raise RequestError(f"{name}={shown(value)} must be a list of at most {MOST_ADAPTERS} texts")
+        return [
+            check_text(f"{name}, entry {place}", one, LONGEST_PROMPT) for place, one in enumerate(value, 1)
+        ]
+    if str in kinds:
+        return check_text(name, value, LONGEST_PROMPT)
+    if bool in kinds:
+        if not isinstance(value, bool):
+            raise RequestError(f"{name}={shown(value)} must be true or false")
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -(2**64) <= value <= 2**64:
+        raise RequestError(f"{name}={shown(value)} must be a number in -2**64 … 2**64")
+    if int in kinds:
+        if value != int(value):
+            raise RequestError(f"{name}={shown(value)} must be a whole number")
+        return int(value)
+    return float(value)
 
 
 class Functions:
@@ -287,8 +348,8 @@ def _method(text: str) -> Any:
 
 
 def _counted(draft: Draft, seed: int, count: int) -> list[Draft]:
-    first = random.randrange(SEEDS) if seed == -1 else seed
-    return [draft.with_value("seed", first + place) for place in range(count)]
+    with _told():
+        return counted(draft, count, random.randrange(SEEDS) if seed == -1 else seed)
 
 
 async def _asked(
@@ -315,7 +376,7 @@ async def _waited(worker: Worker, id: str, owner: str, seconds: float) -> dict[s
     while True:
         view = await run_in_threadpool(worker.view, id, owner)
         if view is None:
-            raise gr.Error(f"you have no job {id!r}", print_exception=False)
+            raise gr.Error(f"you have no job {shown(id)}", print_exception=False)
         if view.state.over or time.monotonic() >= until:
             return job_to_dict(view, paths=worker.trust.paths)
         await asyncio.sleep(LOOK_EVERY)

@@ -3,10 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import sys
+import threading
+import time
 
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+
+PATIENCE = 3.0
+"""Seconds that threads have to end once all is closed."""
+
+
+def end_hanging(code: int) -> None:
+    """Ends the process with `code` where threads hang that nothing can end, such as one that waits for a file of a
+    network that is gone. Python would wait for them for ever."""
+    until = time.monotonic() + PATIENCE
+    mine = threading.current_thread()
+    for thread in threading.enumerate():
+        if thread is not mine and not thread.daemon:
+            thread.join(max(0.0, until - time.monotonic()))
+            if thread.is_alive():
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
 
 
 class ClosingServer(uvicorn.Server):

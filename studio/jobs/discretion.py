@@ -1,0 +1,30 @@
+"""What is said to people who use the studio from elsewhere: the same words, without places on this computer."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pipelines.home import Home
+
+_PATH = re.compile(r"(?<![\w.:/\\])(?:~|[A-Za-z]:)?(?:[/\\][^\s/\\:;,'\"()<>|]+)+[/\\]?")
+"""An absolute path, up to a sign that ends one in a sentence. An address has a colon before its slashes."""
+_PARTS = re.compile(r"[/\\]")
+
+
+def without_places(text: str, home: Home) -> str:
+    """The text with every absolute path cut down to its last part.
+
+    Folders of the home are known, so that paths with spaces in them are found too.
+    """
+    roots = home.roots
+    known = {home.path, *roots.models, *roots.loras, *roots.vae, Path.home()}
+    for folder in sorted(map(str, known), key=len, reverse=True):
+        text = re.sub(rf"{re.escape(folder)}(?:[/\\])", "", text)
+        text = re.sub(rf"{re.escape(folder)}(?![\w.-])", Path(folder).name, text)
+    return _PATH.sub(lambda match: _last(match[0]), text)
+
+
+def _last(path: str) -> str:
+    parts = [part for part in _PARTS.split(path) if part and part != "~"]
+    return parts[-1] if len(parts) > 1 else path

@@ -1,0 +1,32 @@
+"""What people elsewhere are told names no place on this computer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.home import Home
+from studio.jobs.discretion import without_places
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("{home}/loras/fox.safetensors: truncated", "loras/fox.safetensors: truncated"),
+        ("unknown LoRA 'fo': Put the file into {home}/loras, or …", "unknown LoRA 'fo': Put the file into loras, or …"),
+        ("'{more}/a b.safetensors' is gone", "'a b.safetensors' is gone"),
+        ("no such file: '/etc/ssl/private/key.pem'", "no such file: 'key.pem'"),
+        ("see https://huggingface.co/a/b/c for 3/4 of it", "see https://huggingface.co/a/b/c for 3/4 of it"),
+        ("write <lora:name:0.8> or a</b>", "write <lora:name:0.8> or a</b>"),
+        (r"C:\Users\ann\x.png is no picture", "x.png is no picture"),
+        ("~/secret/x.png", "x.png"),
+        ("a fox", "a fox"),
+    ],
+)
+def test_paths_are_cut_down_to_their_last_part(tmp_path: Path, said: str, told: str) -> None:
+    home, more = tmp_path / "my home", tmp_path / "more models"
+    for folder in (home, more):
+        folder.mkdir()
+    known = Home.resolve(home, lora_dirs=[more])
+    assert without_places(said.format(home=home, more=more), known) == told
