@@ -2,7 +2,7 @@
 that nothing can end. So the files of users are asked for on threads of their own, and whoever asks waits for
 PATIENCE seconds without a sign of life.
 
-    path -> its root -> at most MOST calls at a time -> the answer, or NoAnswer
+    path -> its root -> at most MOST calls that wait for a first sign of life -> the answer, or NoAnswer
 
 While a call hangs, what it looks at is silent, with all below: further calls are refused at once, so that no thread is
 spent on it. Where MOST calls hang under one root, all of it is silent. It answers again as soon as they end.
@@ -24,7 +24,7 @@ from pipelines.errors import SetupError
 PATIENCE = 2.0
 """Seconds without a sign of life after which a folder counts as one that does not answer."""
 MOST = 4
-"""Calls under one root at a time, so that few threads hang when it goes away."""
+"""Calls under one root at a time that had no sign of life yet, so that few threads hang when it goes away."""
 
 _SLICE = 0.05  # seconds; waiting is counted in these, so that a process that stood still blames no folder
 _KEPT = 4  # helpers that wait for further work
@@ -225,14 +225,15 @@ def root_of(path: str | Path) -> str:
 def _begun(root: str, at: str, work: Callable[[], T]) -> Call[T]:
     call = Call(root, at, work)
     with _CHANGED:
-        enough = time.monotonic() + PATIENCE  # the calls before this one may take long, and get answers
+        enough = time.monotonic() + 2 * PATIENCE
         while True:
             beside = [other for other in _CALLS if other.root == root]
             if any(other.hangs and _is_under(at, other.at) for other in _CALLS):
                 raise NoAnswer(at)
             if sum(other.hangs for other in beside) >= MOST:
                 raise NoAnswer(root)
-            if len(beside) < MOST or time.monotonic() > enough:
+            # those that had a sign of life may take long: whoever hashes large files holds up nobody
+            if sum(not other.signs for other in beside) < MOST or time.monotonic() > enough:
                 break
             _CHANGED.wait(_SLICE)
         _CALLS.append(call)

@@ -101,6 +101,25 @@ def test_calls_beside_each_other_are_few_and_all_come_to_their_end(tmp_path: Pat
     assert 1 <= most <= MOST
 
 
+def test_what_takes_long_holds_up_nobody(tmp_path: Path) -> None:
+    go = threading.Event()
+
+    def long() -> None:
+        while not go.wait(0.02):
+            sign()
+
+    threads = [threading.Thread(target=answered, args=(tmp_path / "a", long)) for _ in range(MOST + 2)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.1)
+    began = time.monotonic()
+    assert answered(tmp_path / "a", lambda: 7) == 7
+    assert time.monotonic() - began < 0.3
+    go.set()
+    for thread in threads:
+        thread.join(20)
+
+
 def test_of_many_paths_what_does_not_answer_is_left_out_alone(tmp_path: Path) -> None:
     go, told = threading.Event(), []
     paths = [tmp_path / "x" / name for name in "abc"] + [tmp_path / "y" / "d"]
