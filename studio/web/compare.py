@@ -7,14 +7,18 @@ from typing import Any
 import gradio as gr
 
 from composers import methods
+from composers.shown import shown
+from pipelines.bounds import check_text
 from pipelines.errors import RequestError
 from studio.web import scrub
 from studio.web.desk import Desk, who
 from studio.web.fields import Fields
-from studio.web.form import ALL, compared, left_out, sweep
+from studio.web.form import ALL, MOST_COMPARED, compared, left_out, sweep, whole
 from studio.web.submitting import asker
 from studio.web.viewer import Viewer
 
+LONGEST_LINE = 5_000
+"""Characters of the strengths."""
 KINDS = ("compare", "sweep", "leave-one-out")
 
 
@@ -65,7 +69,7 @@ def add(desk: Desk, fields: Fields) -> Viewer:
     for button, make, kind in (
         (compare, lambda got, form: compared(form, got[chosen], _numbers(got[factors])), "compare"),
         (who_did, lambda got, form: left_out(form), "leave-one-out"),
-        (swept, lambda got, form: sweep(form, got[name], got[low], got[high], int(got[count])), "sweep"),
+        (swept, lambda got, form: sweep(form, got[name], got[low], got[high], pictures(got[count])), "sweep"),
     ):
         button.click(
             asker(desk, fields, make, kind),
@@ -116,13 +120,19 @@ def add(desk: Desk, fields: Fields) -> Viewer:
     return viewer
 
 
-def _numbers(text: str) -> list[float]:
+def pictures(value: object) -> int:
+    """How many a sweep has. Raises RequestError."""
+    return whole(value, "the pictures of a sweep", 1, MOST_COMPARED)
+
+
+def _numbers(text: object) -> list[float]:
     """ "0.6, 0.8, 1" -> numbers. Raises RequestError."""
+    text = check_text("the strengths", text, LONGEST_LINE)
     try:
         found = [float(part) for part in text.replace(";", ",").split(",") if part.strip()]
     except ValueError as error:
         raise RequestError(
-            f"strengths {text!r} must be numbers with commas between them, as in 0.6, 0.8, 1"
+            f"strengths {shown(text)} must be numbers with commas between them, as in 0.6, 0.8, 1"
         ) from error
     if not found:
         raise RequestError("give at least one strength, as in 1")

@@ -8,14 +8,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from composers.registry import settings_of
+from composers.registry import build, settings_of
+from composers.registry import methods as all_methods
+from composers.shown import shown
+from pipelines.bounds import STRONGEST
 from pipelines.errors import RequestError
 from pipelines.request import SEEDS
 from pipelines.text.tags import take_tags
-from studio.recipe import Draft
+from studio.recipe import Draft, check_count, counted
 from studio.web import methods, mix
 
 OWN = "the model's own"
+MOST_COMPARED = 500
+"""Pictures of one comparison or one sweep."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ class Form:
 
 def draft_of(form: Form) -> Draft:
     """The form as a job asks for it; its seed may be drawn later. Raises StudioError for settings of a method."""
+    if form.method not in all_methods():
+        build(shown(form.method), {})  # which says what methods there are
     tags = mix.preset_tags(form.rows)
     values: dict[str, Any] = {
         "prompt": f"{form.prompt} {tags}".strip(),
@@ -74,9 +81,7 @@ class Asked:
 
 def composed(form: Form) -> Asked:
     """One picture a seed, rising from the first. Raises StudioError."""
-    draft = draft_of(form)
-    first = _seeded(form).seed
-    drafts = [draft.with_value("seed", first + place) for place in range(max(form.count, 1))]
+    drafts = counted(draft_of(form), max(form.count, 1), _seeded(form).seed)
     return Asked(drafts, before=mix.weights_before(form.rows))
 
 
@@ -94,6 +99,13 @@ def form_of(draft: Draft, vae: str | None = None) -> Form:
     values = draft.values
     composer = values.get("composer")
     _, tags = take_tags(str(values.get("prompt", "")))
+
+    def number(name: str, default: float) -> float:
+        value = values.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
+            return default  # a stranger's: Request would refuse it
+        return value
+
     rows = tuple(mix.row_of(wanted) for wanted in draft.wanted)
     prompt, rows = (
         mix.taken_from(str(values.get("prompt", "")), rows) if tags else (values.get("prompt", ""), rows)
@@ -104,16 +116,16 @@ def form_of(draft: Draft, vae: str | None = None) -> Form:
         method=composer.name if composer is not None else "merge",
         method_values=settings_of(composer) if composer is not None else {},
         rows=rows,
-        seed=int(values.get("seed", -1)),
-        steps=int(values.get("steps", 0)),
-        guidance=float(values.get("guidance_scale", -1)),
-        width=int(values.get("width", 0)),
-        height=int(values.get("height", 0)),
+        seed=int(number("seed", -1)),
+        steps=int(number("steps", 0)),
+        guidance=float(number("guidance_scale", -1)),
+        width=int(number("width", 0)),
+        height=int(number("height", 0)),
         scheduler=str(values.get("scheduler", OWN)),
-        rescale=float(values.get("guidance_rescale", 0)),
-        clip_skip=int(values.get("clip_skip") or 0),
+        rescale=float(number("guidance_rescale", 0)),
+        clip_skip=int(number("clip_skip", 0)),
         init_image=None if draft.init_image is None else str(draft.init_image),
-        strength=float(values.get("strength", Form.strength)),
+        strength=float(number("strength", Form.strength)),
         vae=vae or "",
     )
 
@@ -125,6 +137,9 @@ def compared(form: Form, names: Sequence[str], factors: Sequence[float] = (1.0,)
     """
     if not names:
         raise RequestError("tick at least one method to compare")
+    check_count(len(names) * len(factors), "methods x strengths", MOST_COMPARED)
+    for factor in factors:
+        real(factor, "a strength's factor")
     seeded = _seeded(form)
     drafts, labels = [], []
     for name in names:
@@ -157,6 +172,12 @@ def sweep(form: Form, name: str, low: float, high: float, count: int) -> Asked:
     """The strength of one LoRA of the mix, or of all ("all"), over a range, at one seed. Raises StudioError."""
     if not mix.active(form.rows):
         raise RequestError("the mix is empty; add the LoRA whose strength is to be swept")
+    if name not in (ALL, *(row.name for row in form.rows)):
+        raise RequestError(
+            f"the mix has no LoRA {shown(name)} whose strength could be swept; choose one of its own"
+        )
+    check_count(count, "the pictures of a sweep", MOST_COMPARED)
+    low, high = real(low, "the first strength"), real(high, "the last strength")
     seeded = _seeded(form)
     drafts, labels = [], []
     for place in range(count):
@@ -188,6 +209,22 @@ def row_sweep(form: Form, name: str) -> Asked:
 
 ALL = "all"
 """In a sweep: every LoRA's strength by one factor."""
+
+
+def real(value: object, what: str, low: float = -STRONGEST, high: float = STRONGEST) -> float:
+    """A number that a page sent. Raises RequestError for what is none, or lies outside."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise RequestError(f"{what}={shown(value)} must be a number in {low:g} … {high:g}")
+    return float(value)
+
+
+def whole(value: object, what: str, low: int, high: int) -> int:
+    """A whole number that a page sent, which may come as 3.0. Raises RequestError for what is none, or lies outside."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise RequestError(f"{what}={shown(value)} must be a whole number in {low} … {high}")
+    return value
 
 
 def _seeded(form: Form) -> Form:

@@ -11,17 +11,23 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from composers import methods as all_methods
+from composers.shown import shown
 from pipelines import StudioError
 from pipelines.home import Home
 from pipelines.schedulers import scheduler_names
 from studio.jobs.gate import Trust, model_key
 from studio.library.card import Card
+from studio.plain import check_plain
 from studio.recipe import Draft, Wanted, plain_draft, read_draft
 from studio.web import methods, mix
 from studio.web.form import OWN, Form
 
 FORMAT = 1
 """Of what is kept: one more whenever it comes to mean something else."""
+LONGEST_KEPT = 100_000
+"""Characters of a text: a prompt that is too long to be drawn comes back all the same, to be shortened."""
+MOST_KEPT = 20_000
+"""Values of a form."""
 UNREADABLE = "What this browser kept of the form cannot be read, so the form begins anew."
 SCALARS = tuple(
     (field.name, field.default)
@@ -66,6 +72,7 @@ def put_back(
             raise ValueError("another version's form")
         if value["user"] != (user or ""):
             return None
+        check_plain(value, "the form", longest=LONGEST_KEPT, most=MOST_KEPT, deepest=10)
         form, model = _form(value), _of_type("", value["model"])
         files = {row["name"]: row["file"] for row in value["rows"]}
     except (StudioError, KeyError, TypeError, ValueError, OverflowError):
@@ -129,6 +136,8 @@ def _form(plain: Mapping[str, Any]) -> Form:
     values = dict(plain["method_values"])
     methods.built(said["method"], values)
     rows = tuple(_row(row) for row in plain["rows"])
+    if len(rows) > mix.MOST_ROWS:
+        raise ValueError("more rows than there can be")
     if len({row.name.casefold() for row in rows}) < len(rows):
         raise ValueError("one LoRA twice")
     return Form(**said, method_values=values, rows=rows)
@@ -159,4 +168,4 @@ def _of_type(like: Any, value: object) -> Any:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if number if isinstance(like, float) or type(like) is int else type(value) is type(like):
         return type(like)(value)
-    raise TypeError(f"{value!r} is not of {like!r}'s kind")
+    raise TypeError(f"{shown(value)} is not of {like!r}'s kind")

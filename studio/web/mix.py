@@ -8,11 +8,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from composers.plan import Mix, Use
+from composers.shown import shown
+from pipelines.bounds import STRONGEST
+from pipelines.errors import RequestError
 from pipelines.text.tags import LoraTag, take_tags
 from studio.recipe import Wanted
 
 LOWEST, HIGHEST = -2.0, 2.0
 """Strengths that a slider offers; what a picture or a tag brings may lie beyond."""
+MOST_ROWS = 200
+"""Of the mix, those that are off among them; twice as many as one picture may have adapters."""
 ROUNDING = 0.01
 """A total this near to what was wished for is that: rounded weights do not add up to it exactly."""
 CUSTOM = "custom"
@@ -69,7 +74,10 @@ def row_of(wanted: Wanted) -> Row:
 
 
 def added(rows: Rows, name: str, weight: float = 1.0) -> Rows:
-    """With one more LoRA at the end; one that is there already is switched on and keeps its place."""
+    """With one more LoRA at the end; one that is there already is switched on and keeps its place. Raises
+    RequestError for more rows than a page can hold."""
+    if len(rows) >= MOST_ROWS:
+        raise RequestError(f"the mix has {len(rows)} rows, the most there can be; take some out first")
     rows = _as_edited(rows)
     if any(row.name.casefold() == name.casefold() for row in rows):
         return tuple(replace(row, on=True) if row.name.casefold() == name.casefold() else row for row in rows)
@@ -91,13 +99,22 @@ def moved(rows: Rows, place: int, by: int) -> Rows:
 
 
 def changed(rows: Rows, place: int, **edits: Any) -> Rows:
-    """One row with other values of its fields: on, weight, text_weight (None is "as weight"), preset."""
+    """One row with other values of its fields: on, weight, text_weight (None is "as weight"), preset. Raises
+    RequestError for a strength that is none."""
     if not 0 <= place < len(rows):
         return rows
+    for name in edits.keys() & {"weight", "text_weight"}:
+        if edits[name] is not None or name == "weight":
+            _check_strength(name, edits[name])
     edited = replace(rows[place], **edits)
     if (edited.on, edited.weight) != (rows[place].on, rows[place].weight):
         rows, edited = _as_edited(rows), replace(edited, before=None)
     return (*rows[:place], edited, *rows[place + 1 :])
+
+
+def _check_strength(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -STRONGEST <= value <= STRONGEST:
+        raise RequestError(f"{name}={shown(value)} must be a number in {-STRONGEST:g} … {STRONGEST:g}")
 
 
 def _as_edited(rows: Rows) -> Rows:

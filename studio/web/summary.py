@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
 import gradio as gr
 
-from composers import ComposerError
 from pipelines import StudioError
+from pipelines.bounds import LONGEST_PROMPT, MOST_ADAPTERS
+from pipelines.errors import RequestError
+from pipelines.request import MOST_STEPS
 from pipelines.text.tags import take_tags
 from pipelines.text.vocabulary import unknown as unknown_words
 from studio.jobs import ModelState
@@ -20,6 +22,8 @@ from studio.web.desk import Desk
 from studio.web.fields import Fields
 from studio.web.form import Form
 
+MOST_CELLS = 10_000
+"""Of the schedule as a table, which is left out where it would have more."""
 GAUGE = 2.0
 """Total strength that fills the gauge."""
 
@@ -45,7 +49,7 @@ class Summary:
             return {
                 self.gauge: gauge_html(form.rows),
                 self.cost: cost_html(form, state),
-                self.unknown: words.unknown_html(unknown_words(form.prompt, state.vocabulary, triggers)),
+                self.unknown: _unknown(form.prompt, state, triggers),
                 self.tags: gr.Button(visible=_has_tags(form.prompt)),
                 self.triggers: words.completions("triggers", [(word, word) for word in triggers]),
             }
@@ -88,18 +92,38 @@ def cost_html(form: Form, state: ModelState) -> str:
     defaults = state.defaults
     steps = form.steps or (defaults.steps if defaults else 20)
     guidance = form.guidance if form.guidance >= 0 else defaults.guidance_scale if defaults else 7.0
-    members = mix.uses_of(form.rows)
     try:
+        if not 1 <= steps <= MOST_STEPS:
+            raise RequestError(f"steps={steps} must be a whole number in 1 … {MOST_STEPS}")
+        members = mix.uses_of(form.rows)
+        if len(members) > MOST_ADAPTERS:
+            raise RequestError(f"{len(members)} LoRAs are more than one picture may have ({MOST_ADAPTERS})")
+        if len(members) * steps > MOST_CELLS:
+            return (
+                f'<p class="small-note">{len(members)} LoRAs over {steps} steps are too many to be shown.</p>'
+            )
         plans = method_room.schedule(
             method_room.built(form.method, form.method_values), members, steps, guidance
         )
-    except ComposerError as error:
+    except StudioError as error:
         return f'<p class="small-note">{escape(str(error))}</p>'
     names = [use.adapter for use in members.uses]
     return f'<p class="small-note">{method_room.cost(plans)}</p>{method_room.timeline(plans, names)}'
 
 
+def _unknown(prompt: str, state: ModelState, triggers: Sequence[str]) -> str:
+    """Words that the model does not know; for a prompt that is too long, that alone."""
+    if len(prompt) > LONGEST_PROMPT:
+        return (
+            f'<p class="unknown small-note">The prompt has {len(prompt)} characters; at most {LONGEST_PROMPT} are '
+            "drawn.</p>"
+        )
+    return words.unknown_html(unknown_words(prompt, state.vocabulary, triggers))
+
+
 def _has_tags(prompt: str) -> bool:
+    if len(prompt) > LONGEST_PROMPT:
+        return False
     try:
         return bool(take_tags(prompt)[1])
     except StudioError:

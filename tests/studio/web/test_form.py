@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipelines.errors import RequestError
+from pipelines.errors import RequestError, StudioError
 from studio.batch.jobfile import read_jobs
 from studio.batch.plan import Ground, plan
 from studio.batch.problems import Problems
 from studio.batch.variants import Wildcards
-from studio.recipe import plain_draft
+from studio.jobs import ModelState
+from studio.recipe import Draft, plain_draft
 from studio.web import mix
-from studio.web.form import Form, composed, form_of, live, row_sweep
+from studio.web.compare import _numbers
+from studio.web.compare import pictures as pictures_of
+from studio.web.form import Form, compared, composed, form_of, live, row_sweep, sweep
 from studio.web.job_file import job_file
 from studio.web.mix import Row
+from studio.web.summary import cost_html
+
+from ...budget import cheap
 
 FORM = Form(
     prompt="a {fox} in__snow__, (crown:1.2) | ünder the sun",
@@ -105,3 +114,64 @@ def test_a_pictures_settings_come_back_with_its_vae_and_what_it_began_with(tmp_p
     assert (again.prompt, again.method, again.seed, again.vae) == (FORM.prompt, "switch", 7, "my vae")
     assert [(row.name, row.weight) for row in again.rows] == [("fox", 0.8), ("hat", 1.1)]
     assert (again.init_image, again.strength) == (str(start), 0.4)
+
+
+NAN, INF = math.nan, math.inf
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda: composed(replace(FORM, count=10**9)), "count=1000000000: at most 10000 pictures"),
+        (lambda: composed(replace(FORM, count=10**5000)), "count=a number of about"),
+        (lambda: composed(replace(FORM, seed=2**64 - 1)), "the last of 3 seeds would lie beyond"),
+        (lambda: composed(replace(FORM, seed=10**30)), "seed="),
+        (lambda: composed(replace(FORM, method="swich")), "did you mean 'switch'"),
+        (
+            lambda: compared(FORM, ["merge"], [1.0] * 10**6),
+            "methods x strengths=1000000: at most 500 pictures",
+        ),
+        (lambda: compared(FORM, ["merge"], [NAN]), "a strength's factor=nan must be a number"),
+        (lambda: compared(FORM, ["merge"], [INF]), "a strength's factor=inf"),
+        (lambda: compared(FORM, ["merge"], ["1"]), "a strength's factor='1'"),
+        (lambda: compared(FORM, ["merge" * 10**6]), "unknown method"),
+        (lambda: sweep(FORM, "fox", 0, 1, 10**9), "the pictures of a sweep=1000000000: at most 500"),
+        (lambda: sweep(FORM, "fox", NAN, 1, 5), "the first strength=nan"),
+        (lambda: sweep(FORM, "fox", 0, None, 5), "the last strength=None"),
+        (lambda: sweep(FORM, "owl" * 10**6, 0, 1, 5), "the mix has no LoRA"),
+        (lambda: _numbers("1," * 10_000), "the strengths has 20000 characters"),
+        (lambda: _numbers("1, x"), "must be numbers with commas"),
+        (lambda: _numbers(None), "the strengths=None must be text"),
+        (lambda: pictures_of(NAN), "the pictures of a sweep=nan"),
+        (lambda: pictures_of(None), "the pictures of a sweep=None"),
+        (lambda: pictures_of("7"), "the pictures of a sweep='7'"),
+        (lambda: pictures_of(2.5), "the pictures of a sweep=2.5"),
+    ],
+)
+def test_what_a_page_may_post_is_judged_before_anything_is_made(ask: Callable[[], Any], said: str) -> None:
+    with cheap(), pytest.raises(StudioError, match=said):
+        ask()
+
+
+def test_a_slider_may_say_a_whole_number_with_a_point() -> None:
+    assert pictures_of(7.0) == 7
+
+
+def test_a_strangers_settings_that_are_no_numbers_leave_the_form_as_it_is() -> None:
+    odd = {
+        "seed": "7",
+        "steps": NAN,
+        "width": 10**5000,
+        "guidance_scale": INF,
+        "strength": None,
+        "clip_skip": (1,),
+    }
+    assert form_of(Draft(odd)) == Form()
+
+
+def test_a_run_of_a_thousand_million_steps_is_not_drawn_as_a_table() -> None:
+    with cheap():
+        assert "steps=1000000000 must be" in cost_html(replace(FORM, steps=10**9), ModelState())
+        many = tuple(Row(f"a{n}") for n in range(101))
+        assert "101 LoRAs are more than" in cost_html(replace(FORM, rows=many), ModelState())
+        assert "too many to be shown" in cost_html(replace(FORM, rows=many[:99], steps=999), ModelState())

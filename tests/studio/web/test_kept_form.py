@@ -112,6 +112,8 @@ def test_it_belongs_to_whoever_is_logged_in(own: Home) -> None:
         {"format": 0}, {"prompt": None}, {"seed": "7"}, {"count": True}, {"method": "swich"},
         {"method_values": {"interval": -3}}, {"method_values": 5}, {"scheduler": "Eule"}, {"rows": None}, {"rows": [1]},
         {"rows": [{"name": "fox"}]}, {"model": 3}, {"width": 1e999},
+        {"guidance": float("nan")}, {"guidance": 10**400}, {"prompt": "a" * 100_001}, {"prompt": "\ud800"},
+        {"rows": [{"name": f"a{n}"} for n in range(10_000)]}, {"method_values": {"x": [[[[[[[[[[[1]]]]]]]]]]]}},
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_told_and_the_form_begins_anew(own: Home, broken: dict[str, Any]) -> None:
@@ -122,7 +124,7 @@ def test_what_cannot_be_read_is_told_and_the_form_begins_anew(own: Home, broken:
     "broken",
     [
         {"weight": "1"}, {"on": 1}, {"preset": "nowhere"}, {"wanted": {"adapter": "fox", "no": 1}}, {"name": "HAT"},
-        {"wanted": {"adapter": "fox", "schedule": 3}},
+        {"wanted": {"adapter": "fox", "schedule": 3}}, {"weight": float("nan")}, {"text_weight": float("inf")},
     ],
 )  # fmt: skip
 def test_nor_can_a_row_be_of_anything(own: Home, broken: dict[str, Any]) -> None:

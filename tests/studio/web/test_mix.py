@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import pytest
+
+from pipelines.errors import RequestError
 from studio.web import mix
 from studio.web.mix import Row
 
@@ -53,3 +59,19 @@ def test_tags_become_rows_and_leave_the_prompt() -> None:
         ("b", 0.5, None),
         ("c", 0.9, 0.2),
     ]
+
+
+@pytest.mark.parametrize("value", [None, "1", math.nan, math.inf, 101, -1e9, True, [1]])
+def test_a_strength_that_is_none_is_refused(value: Any) -> None:
+    rows = (Row("fox"),)
+    with pytest.raises(RequestError, match="weight="):
+        mix.changed(rows, 0, weight=value)
+    if value is not None:
+        with pytest.raises(RequestError, match="text_weight="):
+            mix.changed(rows, 0, text_weight=value)
+
+
+def test_a_mix_has_rows_that_a_page_can_hold() -> None:
+    rows = tuple(Row(f"a{n}") for n in range(mix.MOST_ROWS))
+    with pytest.raises(RequestError, match="200 rows"):
+        mix.added(rows, "one more")
