@@ -167,7 +167,9 @@ def _unquoted(text: str) -> str:
     if len(text) < 2 or not (text[0] == text[-1] == '"'):
         return text
     try:
-        return str(json.loads(text))
+        found = str(json.loads(text))
+        found.encode()  # an escape may stand for half a character, which no program can write
+        return found
     except ValueError:
         return text
 

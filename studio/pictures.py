@@ -23,9 +23,9 @@ FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000
 
 
 def upright(source: Path | IO[bytes], name: str) -> Image.Image:
-    """The picture as RGB, turned as its camera says. Raises RequestError."""
+    """The picture, turned as its camera says. Raises RequestError."""
     with _opened(source, name) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return ImageOps.exif_transpose(image)
 
 
 def texts(source: Path | IO[bytes], name: str) -> dict[str, str]:

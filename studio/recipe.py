@@ -137,7 +137,7 @@ def placed(error: StudioError, where: str) -> StudioError:
 
 def read_init_image(path: Path) -> Image.Image:
     """A picture to start from, upright; of several in one file the first. Raises RequestError."""
-    return pictures.upright(path, f"init image {path}")
+    return pictures.upright(path, f"init image {path}").convert("RGB")
 
 
 def check_count(count: object, what: str = "count", most: int = MOST_PICTURES) -> int:

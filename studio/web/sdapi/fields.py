@@ -15,13 +15,21 @@ from typing import Any
 
 from composers.registry import methods
 from composers.registry import parse as parse_composer
+from composers.shown import shown
+from pipelines.bounds import LONGEST_NAME, LONGEST_PROMPT, check_text
 from pipelines.errors import RequestError
 from pipelines.request import SEEDS
 from pipelines.schedulers import canonical
-from studio.recipe import Draft
+from studio.pictures import LARGEST_FILE
+from studio.plain import check_plain
+from studio.recipe import LONGEST_METHOD, Draft, counted
 
 MOST_AT_ONCE = 1000
 """Pictures of one request."""
+MOST_SAID = 10_000
+"""Values of one field."""
+LONGEST_PICTURE = 4 * LARGEST_FILE // 3 + 100
+"""Characters of a picture as base64 text."""
 OUR_SCRIPT = "lora studio"
 """In `alwayson_scripts`: {"LoRA Studio": {"args": ["switch:interval=3"]}} chooses the method."""
 
@@ -86,10 +94,7 @@ class Asked:
 
     def drafts(self, init_image: Path | None) -> list[Draft]:
         """One a picture, with rising seeds."""
-        seed = self.draft.values["seed"]
-        return [
-            Draft({**self.draft.values, "seed": seed + place}, (), init_image) for place in range(self.count)
-        ]
+        return counted(Draft(self.draft.values, (), init_image), self.count, self.draft.values["seed"])
 
 
 def read_asked(body: Mapping[str, Any], *, with_image: bool) -> Asked:
@@ -98,15 +103,16 @@ def read_asked(body: Mapping[str, Any], *, with_image: bool) -> Asked:
     images = body.get("init_images") or []
     if with_image and (not isinstance(images, list) or len(images) != 1 or not isinstance(images[0], str)):
         raise RequestError("init_images must be a list with one picture in it, as base64 text")
-    count = _whole(body, "batch_size", 1) * _whole(body, "n_iter", 1)
-    if not 1 <= count <= MOST_AT_ONCE:
-        raise RequestError(f"batch_size x n_iter is {count}; it must lie in 1 … {MOST_AT_ONCE}")
+    batch, times = _whole(body, "batch_size", 1), _whole(body, "n_iter", 1)
+    count = batch * times
+    if min(batch, times) < 1 or count > MOST_AT_ONCE:
+        raise RequestError(f"batch_size x n_iter is {shown(count)}; it must lie in 1 … {MOST_AT_ONCE}")
     override = body.get("override_settings") or {}
     check_options(override)
     seed = _whole(body, "seed", -1)
     values: dict[str, Any] = {
-        "prompt": _text(body, "prompt"),
-        "negative_prompt": _text(body, "negative_prompt") or None,
+        "prompt": _text(body, "prompt", LONGEST_PROMPT),
+        "negative_prompt": _text(body, "negative_prompt", LONGEST_PROMPT) or None,
         "seed": random.randrange(SEEDS) if seed == -1 else seed,
         "steps": body.get("steps"),
         "guidance_scale": body.get("cfg_scale"),
@@ -134,8 +140,11 @@ def check_options(options: object) -> None:
     for name in options:
         if name not in OPTIONS:
             raise RequestError(
-                f"the setting {name!r} cannot be changed; those that can: {', '.join(OPTIONS)}"
+                f"the setting {shown(name)} cannot be changed; those that can: {', '.join(OPTIONS)}"
             )
+    for name in ("sd_model_checkpoint", "sd_vae"):
+        if options.get(name) is not None:
+            check_text(name, options[name], LONGEST_NAME)
     clip_skip(options)
 
 
@@ -145,7 +154,7 @@ def clip_skip(options: Mapping[str, Any]) -> int | None:
     if value in (None, 1):
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise RequestError(f"CLIP_stop_at_last_layers={value!r} must be a whole number above 0")
+        raise RequestError(f"CLIP_stop_at_last_layers={shown(value)} must be a whole number above 0")
     return value - 1
 
 
@@ -155,14 +164,16 @@ def _refuse(body: Mapping[str, Any], *, with_image: bool) -> None:
         if name in _REFUSED:
             what, neutral = _REFUSED[name]
             if value and value not in neutral:
-                raise RequestError(f"{name}={value!r}: not offered here ({what}); leave the field out")
+                raise RequestError(f"{name}={shown(value)}: not offered here ({what}); leave the field out")
         elif name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise RequestError(f"unknown field {name!r}{f'; did you mean {near[0]!r}?' if near else ''}")
+            near = difflib.get_close_matches(name[:LONGEST_NAME], known, n=1)
+            raise RequestError(f"unknown field {shown(name)}{f'; did you mean {near[0]!r}?' if near else ''}")
+        elif name != "init_images":
+            check_plain(value, name, longest=LONGEST_PROMPT, most=MOST_SAID)
     if not with_image and body.get("init_images"):
         raise RequestError("init_images belong to /sdapi/v1/img2img")
     if _whole(body, "resize_mode", 0) not in (0, 1):
-        raise RequestError(f"resize_mode={body['resize_mode']!r} is not offered; 0 stretches, 1 crops")
+        raise RequestError(f"resize_mode={shown(body['resize_mode'])} is not offered; 0 stretches, 1 crops")
 
 
 def _scheduler(body: Mapping[str, Any]) -> str | None:
@@ -184,26 +195,24 @@ def _method(body: Mapping[str, Any]) -> Any:
             if not script or not (isinstance(script, Mapping) and script.get("args")):
                 continue
             raise RequestError(
-                f"alwayson_scripts: the script {name!r} is not here; leave it out. {OUR_SCRIPT.title()!r} takes a "
+                f"alwayson_scripts: the script {shown(name)} is not here; leave it out. {OUR_SCRIPT.title()!r} takes a "
                 f"method: {', '.join(methods())}"
             )
         args = script.get("args") if isinstance(script, Mapping) else None
         if not isinstance(args, list) or len(args) != 1 or not isinstance(args[0], str):
             raise RequestError(f'alwayson_scripts: {name!r} takes one text, as in ["switch:interval=3"]')
-        return parse_composer(args[0])
+        return parse_composer(check_text("the method", args[0], LONGEST_METHOD))
     return None
 
 
-def _text(body: Mapping[str, Any], name: str) -> str:
+def _text(body: Mapping[str, Any], name: str, longest: int = LONGEST_NAME) -> str:
     value = body.get(name)
-    if not isinstance(value, str | None):
-        raise RequestError(f"{name}={value!r} must be text")
-    return value or ""
+    return "" if value is None else check_text(name, value, longest)
 
 
 def _whole(body: Mapping[str, Any], name: str, default: int) -> int:
     value = body.get(name)
     value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, int):
-        raise RequestError(f"{name}={value!r} must be a whole number")
+        raise RequestError(f"{name}={shown(value)} must be a whole number")
     return value

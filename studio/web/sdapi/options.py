@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from composers.shown import shown as short
 from pipelines.errors import RequestError
 from studio.jobs import Worker
 from studio.web.sdapi.fields import check_options
@@ -21,7 +22,9 @@ class Options:
 def model_name(said: object) -> str:
     """A1111 says "name [hash]", "name.safetensors", or the name."""
     if not isinstance(said, str):
-        raise RequestError(f"sd_model_checkpoint={said!r} must be a name; /sdapi/v1/sd-models lists them")
+        raise RequestError(
+            f"sd_model_checkpoint={short(said)} must be a name; /sdapi/v1/sd-models lists them"
+        )
     return said.partition(" [")[0].strip()
 
 

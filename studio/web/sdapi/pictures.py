@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import io
 import json
 import tempfile
@@ -14,17 +13,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from starlette.concurrency import run_in_threadpool
 
+from pipelines.bounds import check_pixels
 from pipelines.errors import RequestError
-from studio import a1111
+from studio import a1111, pictures
 from studio.jobs import JobState, JobView, Worker
 from studio.metadata import PARAMETERS, read_texts
-from studio.web.sdapi.fields import Asked, clip_skip, read_asked
+from studio.web.sdapi.fields import LONGEST_PICTURE, Asked, clip_skip, read_asked
 from studio.web.sdapi.options import Options, model_name
 
 KIND = "sdapi"
+LONGEST_HEAD = 200
+"""Characters of `data:image/png;base64,` and its like."""
 LOOK_EVERY = 0.05
 """Seconds between two looks at a job."""
 
@@ -74,35 +76,29 @@ def _submit(worker: Worker, owner: str, own: Options, asked: Asked) -> str:
 def _init_image(asked: Asked, folder: Path) -> Path:
     assert asked.init_image is not None
     file = folder / "init.png"
-    image = _picture(asked.init_image, "init_images")
+    image = pictures.upright(io.BytesIO(_bytes(asked.init_image, "init_images")), "init_images")
     size = (asked.draft.values.get("width"), asked.draft.values.get("height"))
     if asked.resize == 1 and all(isinstance(side, int) and 0 < side <= 16384 for side in size):
+        check_pixels("the initial image, cropped to width and height,", *size)  # type: ignore[arg-type]
         image = ImageOps.fit(image, size)  # type: ignore[arg-type]
     image.convert("RGB").save(file)
     return file
 
 
-def _picture(text: str, where: str) -> Image.Image:
-    """A picture from base64 text, with or without `data:image/png;base64,` in front. Raises RequestError."""
+def _bytes(text: str, where: str) -> bytes:
+    """What base64 text stands for, with or without `data:image/png;base64,` in front. Raises RequestError."""
+    if len(text) > LONGEST_PICTURE:
+        raise RequestError(
+            f"{where}: {len(text) / 1e6:.0f} million characters of base64 text are more than "
+            f"{LONGEST_PICTURE / 1e6:.0f} million; send a smaller picture"
+        )
+    start = text.find(",", 0, LONGEST_HEAD) + 1 if text.startswith("data:") else 0
     try:
-        image = Image.open(io.BytesIO(_bytes(text)))
-        image.load()
-    except (
-        binascii.Error,
-        ValueError,
-        OSError,
-        UnidentifiedImageError,
-        Image.DecompressionBombError,
-    ) as error:
+        return base64.b64decode(text[start:] if start else text, validate=True)
+    except ValueError as error:
         raise RequestError(
             f"{where}: no picture that can be read ({error}); send it as base64 text"
         ) from error
-    return ImageOps.exif_transpose(image)
-
-
-def _bytes(text: str) -> bytes:
-    head, comma, rest = text.partition(",")
-    return base64.b64decode(rest if comma and head.startswith("data:") else text, validate=True)
 
 
 def _result(view: JobView, asked: Asked, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -198,17 +194,10 @@ def png_info(body: Mapping[str, Any]) -> dict[str, Any]:
     image = body.get("image")
     if not isinstance(image, str) or not image:
         raise RequestError("image must be a picture as base64 text")
-    try:
-        data = _bytes(image)
-    except (binascii.Error, ValueError) as error:
-        raise RequestError(f"image: no base64 text ({error})") from error
-    with tempfile.NamedTemporaryFile(suffix=".png") as file:
-        file.write(data)
-        file.flush()
-        texts = read_texts(Path(file.name))
+    texts = pictures.texts(io.BytesIO(_bytes(image, "image")), "image")
     info = texts.pop(PARAMETERS, "")
     said = a1111.read(info)
-    parameters = {key: value for key, value in a1111.pairs(info).items()}
+    parameters = a1111.pairs(info)
     if info:
         parameters = {"Prompt": said.prompt, "Negative prompt": said.negative_prompt or "", **parameters}
     return {"info": info, "items": texts | ({PARAMETERS: info} if info else {}), "parameters": parameters}

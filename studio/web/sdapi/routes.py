@@ -8,6 +8,7 @@ import fastapi
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
+from composers.shown import shown
 from pipelines import StudioError
 from pipelines.errors import RequestError
 from pipelines.schedulers import SAMPLERS
@@ -118,7 +119,8 @@ async def _answered(work: Any) -> JSONResponse:
     try:
         return JSONResponse(await work)
     except StudioError as error:
-        content = {"error": type(error).__name__, "detail": str(error), "body": "", "errors": str(error)}
+        told = str(error).encode("utf-8", "backslashreplace").decode()
+        content = {"error": type(error).__name__, "detail": told, "body": "", "errors": told}
         return JSONResponse(content, status_code=422)
 
 
@@ -126,7 +128,7 @@ async def _body(request: fastapi.Request) -> dict[str, Any]:
     try:
         body = await request.json()
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"the body is not valid JSON: {error}") from error
+        raise RequestError(f"the body is not valid JSON: {shown(str(error))[1:-1]}") from error
     if not isinstance(body, dict):
         raise RequestError("the body must be a JSON object")
     return body

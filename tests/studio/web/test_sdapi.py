@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from pipelines.schedulers import scheduler_names
 from studio.jobs.owner import PROGRAMS
@@ -149,3 +150,94 @@ def test_options_choose_the_model(running: Any, client: httpx.Client) -> None:
     unknown = client.post("/sdapi/v1/options", json={"sd_model_checkpoint": "nothing-like-it"})
     assert unknown.status_code == 422
     assert client.post("/sdapi/v1/options", json={"CLIP_stop_at_last_layers": 1}).status_code == 200
+
+
+GARBAGE: list[Any] = [
+    True, -1, 0, 10**400, 1e308, float("nan"), float("inf"), "", "x", "\ud800", "a\0b", "x" * 50_000, [], [1],
+    [[[]]], {}, {"x": {"y": [1]}}, ["x" * 50_000] * 10, json.loads("[" * 500 + "]" * 500),
+]  # fmt: skip
+FIELDS = (
+    "prompt", "negative_prompt", "seed", "sampler_name", "scheduler", "steps", "cfg_scale", "width", "height",
+    "batch_size", "n_iter", "denoising_strength", "init_images", "resize_mode", "override_settings",
+    "alwayson_scripts", "comments", "mask", "eta", "script_args", "send_images",
+)  # fmt: skip
+
+
+def posted(client: httpx.Client, path: str, body: str | bytes) -> httpx.Response:
+    """What httpx itself would not write as JSON: NaN, half characters, anything."""
+    return client.post(f"/sdapi/v1/{path}", content=body, headers={"content-type": "application/json"})
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_whatever_a_field_holds_the_answer_is_a_picture_or_a_reason(client: httpx.Client, field: str) -> None:
+    for value in GARBAGE:
+        body = json.dumps({"prompt": "a", **SMALL, "save_images": False, field: value})
+        answer = posted(client, "txt2img", body)
+        assert answer.status_code in (200, 422), (value, answer.text)
+        if answer.status_code == 422:
+            assert len(answer.content) < 5000, value
+            assert answer.json()["detail"]
+
+
+@pytest.mark.parametrize("name", ["sd_model_checkpoint", "sd_vae", "CLIP_stop_at_last_layers", "other"])
+def test_whatever_an_option_is_set_to_the_answer_is_a_reason(client: httpx.Client, name: str) -> None:
+    for value in GARBAGE:
+        for path, body in (
+            ("options", {name: value}),
+            ("txt2img", {"prompt": "a", **SMALL, "override_settings": {name: value}}),
+        ):
+            answer = posted(client, path, json.dumps(body))
+            assert answer.status_code in (200, 422), (path, value, answer.text)
+            assert answer.status_code == 200 or len(answer.content) < 5000
+    assert client.post("/sdapi/v1/options", json={"CLIP_stop_at_last_layers": 1}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "body", ["[" * 100_000, "[]", "5", "{", '{"a": ' + "9" * 5000 + "}", "\xff", '{"\\ud800": 1}']
+)
+def test_whatever_the_body_is_the_answer_is_a_reason(client: httpx.Client, body: str) -> None:
+    for path in ("txt2img", "img2img", "options", "png-info"):
+        answer = posted(client, path, body.encode("latin-1"))
+        assert answer.status_code == 422, answer.text
+        assert len(answer.content) < 2000
+
+
+def as_text(image: Image.Image, **settings: Any) -> str:
+    file = io.BytesIO()
+    image.save(file, format="PNG", **settings)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "x" * 3, "\ud800", "data:image/png;base64,", "data:" + "," * 10_000, "aaaa" * 10_000, 5, None, [], "é",
+        as_text(Image.new("1", (10_000, 8_001))),
+    ],
+    ids=lambda image: str(image)[:20].encode("unicode-escape").decode(),
+)  # fmt: skip
+def test_whatever_a_picture_is_the_answer_is_a_reason(client: httpx.Client, image: object) -> None:
+    for path, body in (
+        ("png-info", {"image": image}),
+        ("img2img", {"prompt": "a", "init_images": [image], **SMALL}),
+    ):
+        answer = posted(client, path, json.dumps(body))
+        assert answer.status_code == 422, answer.text
+        assert len(answer.content) < 2000
+
+
+def test_a_pictures_text_of_half_characters_can_be_answered(client: httpx.Client) -> None:
+    info = PngInfo()
+    info.add_text("parameters", 'a\nSteps: 2, Sampler: Euler, Seed: 1, Odd: "\\ud800"')
+    answer = client.post(
+        "/sdapi/v1/png-info", json={"image": as_text(Image.new("RGB", (8, 8)), pnginfo=info)}
+    )
+    assert answer.status_code == 200
+    assert answer.json()["parameters"]["Seed"] == "1"
+
+
+def test_an_initial_image_is_cropped_to_no_more_than_a_picture_may_have(client: httpx.Client) -> None:
+    body = {"prompt": "a", "init_images": [as_text(Image.new("RGB", (8, 8)))], "resize_mode": 1, "steps": 2}
+    answer = client.post("/sdapi/v1/img2img", json={**body, "width": 16384, "height": 16384})
+    assert answer.status_code == 422
+    assert "16384x16384 pixels, 268 million" in answer.json()["detail"]
