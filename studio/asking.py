@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 from argparse import Namespace
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from composers.registry import parse as parse_composer
+from pipelines.bounds import LONGEST_NAME, check_text
 from pipelines.checkpoints.card import read_card
 from pipelines.checkpoints.folders import folder_files
 from pipelines.checkpoints.hashes import short_hash
@@ -20,7 +22,7 @@ from pipelines.errors import ModelError, RequestError
 from pipelines.home import Entry, Home
 from pipelines.request import SEEDS
 from studio.metadata import Remembered
-from studio.recipe import Draft, Wanted, read_requests
+from studio.recipe import MOST_PICTURES, Draft, Wanted, check_count, counted, placed, read_requests
 
 _STRENGTHS = re.compile(r"(?P<name>.+)=(?P<weight>[^=]*)", re.DOTALL)
 
@@ -52,9 +54,10 @@ def flag_draft(args: Namespace) -> Draft:
 
 
 def parse_lora(text: str) -> Wanted:
-    """`NAME`, `NAME=0.8` or `NAME=0.8:0.5` (UNet, text encoder); a path may stand for the name."""
+    """`NAME`, `NAME=0.8` or `NAME=0.8:0.5` (UNet, text encoder); a path may stand for the name. Raises RequestError."""
+    check_text("a LoRA", text, LONGEST_NAME)
     match = _STRENGTHS.fullmatch(text)
-    if match is None or Path(text).expanduser().exists():
+    if match is None or os.path.exists(os.path.expanduser(text)):  # which, unlike Path's, raise nothing
         return Wanted(text)
     try:
         weight, colon, text_weight = match["weight"].partition(":")
@@ -85,8 +88,15 @@ def ask(args: Namespace, remembered: Remembered | None, example: Callable[[], st
         bases = [base.with_value("prompt", prompt) for prompt in prompts]
     if args.composer:
         methods = [parse_composer(text) for text in args.composer]
+        check_count(len(bases) * len(methods), "prompts x methods")
         bases = [base.with_value("composer", method) for base in bases for method in methods]
-    return [_later(base, place) for base in bases for place in range(args.count)]
+    total = len(bases) * check_count(args.count, "--count")
+    if total > MOST_PICTURES:
+        raise RequestError(
+            f"prompts x methods x --count come to {total} pictures, more than {MOST_PICTURES}; ask for fewer, or use "
+            "lora-studio batch"
+        )
+    return [draft for base in bases for draft in _counted(base, args.count)]
 
 
 def _seeded(draft: Draft, shared: int | None) -> Draft:
@@ -96,9 +106,11 @@ def _seeded(draft: Draft, shared: int | None) -> Draft:
     return draft.with_value("seed", random.randrange(SEEDS) if shared is None else shared)
 
 
-def _later(draft: Draft, place: int) -> Draft:
-    seed = draft.values["seed"]
-    return draft.with_value("seed", seed + place) if place and isinstance(seed, int) else draft
+def _counted(draft: Draft, count: int) -> list[Draft]:
+    try:
+        return counted(draft, count, draft.values["seed"])
+    except RequestError as error:
+        raise placed(error, draft.where) from error
 
 
 def first_example(model: str, entry: Entry | None) -> str:

@@ -93,14 +93,13 @@ def _opening(args: Namespace, remembered: Remembered | None, home: Home, teller:
         opening = replace(opening, source=remembered_model(remembered, home, teller.say))
     if opening.vae is None and not args.model:
         opening = replace(opening, vae=remembered.setup.vae)
-    if opening.dtype is None and _same_kind_of_device(remembered, opening, home):
-        opening = replace(opening, dtype=remembered.record["dtype"])
+    dtype = remembered.record.get("dtype")
+    if opening.dtype is None and isinstance(dtype, str) and _same_kind_of_device(remembered, opening, home):
+        opening = replace(opening, dtype=dtype)
     return replace(opening, low_memory=opening.low_memory or remembered.setup.low_memory)
 
 
 def _same_kind_of_device(remembered: Remembered, opening: Opening, home: Home) -> bool:
-    if "dtype" not in remembered.record:
-        return False
     was_cpu = str(remembered.record.get("device", "")).startswith("cpu")
     return was_cpu == (pick_device(opening.device or home.settings.device or "auto").type == "cpu")
 

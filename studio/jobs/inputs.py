@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,9 @@ def with_kept_input(draft: Draft, home: Home) -> Draft:
         return draft
     read_init_image(draft.init_image)
     source = draft.init_image
-    kept = inputs_folder(home) / f"{sha256(source)[:32]}{source.suffix.lower()}"
+    suffix = source.suffix.lower()
+    suffix = suffix if re.fullmatch(r"\.[a-z0-9]{1,8}", suffix) else ""  # whoever uploads it chooses its name
+    kept = inputs_folder(home) / f"{sha256(source)[:32]}{suffix}"
     if not kept.exists():
         write_whole(kept, lambda path: _copy(source, path), force=True)
     return replace(draft, init_image=kept)
