@@ -106,6 +106,7 @@ class Decoder:
         mean, std = model.latent_statistics(latents.device)
         scaled = latents * std / model.vae.config.scaling_factor + mean
         pixels = latents[0, 0].numel() * model.checkpoint.vae_scale_factor**2
+        model.needs.require(model.needs.decoded * pixels)
         beside = model.side_stream is not None
 
         def decoded(some: Sequence[Tensor]) -> None:

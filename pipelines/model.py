@@ -26,6 +26,7 @@ from pipelines.errors import RenderError
 from pipelines.family import Cut, FamilyName
 from pipelines.faults import SMALLER, forget_tensors, out_of_memory
 from pipelines.features import cuts_of, feature_shape
+from pipelines.memory import Needs, needs
 from pipelines.request import Facts
 from pipelines.text.encoder import Embedding, TextAsk, TextEncoder
 
@@ -129,7 +130,12 @@ class Model:
         defaults = self.checkpoint.defaults
         native = self.latent_shape(defaults.width, defaults.height)
         guess = ROWS_AT_ONCE.get(self.device.type, 8) * native[1] * native[2] // (shape[1] * shape[2])
-        return max(guess, 2)
+        return self.needs.rows(shape[1] * shape[2], max(guess, 2))
+
+    @property
+    def needs(self) -> Needs:
+        """What pictures need of memory at the least."""
+        return needs(self.unet, self.vae, self.checkpoint.vae_scale_factor, self.device, self.dtype)
 
     @property
     def side_stream(self) -> torch.cuda.Stream | None:
@@ -175,6 +181,7 @@ class Model:
     ) -> tuple[Tensor, list[int]]:
         """All rows through the UNet in calls of at most `rows_at_once`: ([rows, …], rows of each call)."""
         asked = self.rows_at_once(shape)
+        self.needs.require(self.needs.row(shape[1] * shape[2]))
         with self.at_work(self.unet):
             found, sizes, held = self.in_pieces(evaluate, rows, asked)
         if held < asked:
@@ -184,6 +191,7 @@ class Model:
     @torch.inference_mode()
     def encode_image(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """[1, 3, height, width] pixels in -1 … 1 -> [1, channels, h, w] float32: the VAE's sample, scaled."""
+        self.needs.require(self.needs.encoded * pixels.shape[-2] * pixels.shape[-1])
         with self.at_work(self.vae):
             distribution = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
             latents: Tensor = distribution.sample(generator).float()

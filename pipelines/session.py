@@ -86,6 +86,7 @@ class Session:
         resolved = request.resolved(self.model.facts)
         assert resolved.width is not None
         assert resolved.height is not None
+        self.model.needs.refuse(resolved.width, resolved.height, encoding=resolved.init_image is not None)
         shape = self.model.latent_shape(resolved.width, resolved.height)
         plans = resolved.plans()
         passes = passes_of(plans, remembering=resolved.cut is not None)

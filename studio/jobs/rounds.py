@@ -27,6 +27,7 @@ from pipelines.errors import ModelError
 from pipelines.faults import forget_tensors, own_error
 from pipelines.flight import Aside
 from pipelines.home import Home
+from pipelines.memory import Needs
 from pipelines.request import Facts
 from studio.jobs.calls import Call, Calls
 from studio.jobs.gate import ModelKey, Trust
@@ -82,7 +83,7 @@ class Rounds:
         self._shelves = shelves
         self._opening, self._trust = opening, trust
         self._cancelled: list[Task] = []
-        self._facts: tuple[ModelKey, Facts] | None = None
+        self._facts: tuple[ModelKey, Facts, Needs] | None = None
         self._side: Side | None = None
         self._aside: dict[Side, deque[tuple[Task, Aside]]] = {}
         self._worked: dict[Side, float] = {}
@@ -116,6 +117,11 @@ class Rounds:
         """What is known of a model, where it is the one that is loaded."""
         facts = self._facts
         return facts[1] if facts is not None and facts[0] == key else None
+
+    def needs(self, key: ModelKey) -> Needs | None:
+        """What a model's pictures need of memory, where it is the one that is loaded."""
+        facts = self._facts
+        return facts[2] if facts is not None and facts[0] == key else None
 
     # -- the thread --------------------------------------------------------------------------------------
 
@@ -389,7 +395,7 @@ class Rounds:
     def _publish(self) -> None:
         assert self.resident is not None
         try:
-            self._facts = (self.resident.key, self.resident.facts)
+            self._facts = (self.resident.key, self.resident.facts, self.resident.pipe.model.needs)
             self._show(self.resident.state())
         except Exception:  # it is at work all the same
             traceback.print_exc(file=sys.stderr)

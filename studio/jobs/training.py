@@ -30,6 +30,8 @@ from studio.outputs import write_whole
 from studio.recipe import read_init_image
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
+STOPPING = 10.0
+"""Seconds that a training's process is given to end."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,10 @@ class Trainings:
         return id
 
     def cancel(self, id: int, owner: str) -> bool:
-        """Stops a training; nothing of it stays. False where there is nothing to stop."""
+        """Stops a training; nothing of it stays. False where there is nothing to stop.
+
+        When this returns, its process is gone and so is what it had written, unless that takes very long.
+        """
         with self._changed:
             task = self._tasks.get(id)
             if task is None or task.owner != owner or task.view.state.over:
@@ -144,7 +149,9 @@ class Trainings:
             task.stop = True
             if task.view.state is JobState.QUEUED:
                 task.view = replace(task.view, state=JobState.CANCELLED)
+                task.lesson.picture.unlink(missing_ok=True)
             self._changed.notify_all()
+            self._changed.wait_for(lambda: task.view.state.over, STOPPING)
         return True
 
     def view(self, id: int, owner: str) -> TrainingView | None:
@@ -212,6 +219,8 @@ class Trainings:
             last = _Told(error="the training process ended by itself; is there enough memory?")
         finally:
             process.terminate()
+            process.join(STOPPING / 2)
+            process.kill()
             process.join()
             ours.close()
         self._settle(task, last)
@@ -247,6 +256,7 @@ class Trainings:
                 state_file(task.out).unlink(missing_ok=True)
             task.view = replace(view, seconds_left=None)
             task.lesson.picture.unlink(missing_ok=True)
+            self._changed.notify_all()
 
 
 # -- in the process --------------------------------------------------------------------------------------

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from pipelines import StudioPipeline
+from pipelines.errors import RequestError
 from pipelines.home import Home
 from pipelines.home.settings import Roots
 from pipelines.request import SEEDS
 from studio.jobs.calls import Calls
-from studio.jobs.gate import Trust, model_key
+from studio.jobs.gate import ModelKey, Trust, model_key
 from studio.jobs.inputs import with_kept_input
 from studio.jobs.job import GalleryPicture, Job, JobView, ModelEntry, ModelState
 from studio.jobs.ledger import Ledger
@@ -35,7 +36,7 @@ from studio.jobs.store import NewPicture, Store
 from studio.jobs.views import gallery_picture, job_view, located, stored
 from studio.library.scan import Library
 from studio.opening import Opening
-from studio.recipe import Draft, plain_draft
+from studio.recipe import Draft, placed, plain_draft
 
 T = TypeVar("T")
 
@@ -118,6 +119,7 @@ class Worker:
         key = model_key(model, vae, self.home, self.trust)
         seeded = [_seeded(draft) for draft in drafts]
         shelf = self._shelves.checked(seeded, key, self._rounds.facts(key))
+        self._refuse_too_large(seeded, key)
         kept = [with_kept_input(draft, self.home) for draft in seeded]
         named = [*labels, *[""] * len(kept)]
         job = self._store.add(
@@ -138,6 +140,22 @@ class Worker:
                 self._forget_old_live(owner)
             self._ledger.tell()
         return job.id
+
+    def _refuse_too_large(self, drafts: Sequence[Draft], key: ModelKey) -> None:
+        """Raises RequestError for a size that has no room in memory, as far as the model is known."""
+        needs = self._rounds.needs(key)
+        sizes = {
+            (width, height, draft.init_image is not None): draft.where
+            for draft in drafts
+            if isinstance(width := draft.values.get("width"), int)
+            and isinstance(height := draft.values.get("height"), int)
+        }
+        for (width, height, encoding), where in sizes.items():
+            try:
+                if needs is not None:
+                    needs.refuse(width, height, encoding=encoding)
+            except RequestError as error:
+                raise placed(error, where) from error
 
     def _forget_old_live(self, owner: str) -> None:
         """Of an owner's live jobs only the newest go on."""

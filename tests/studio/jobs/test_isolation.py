@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pipelines import Session
+from pipelines.errors import RequestError
 from studio.jobs import JobState, Worker
 from studio.jobs.ledger import Ledger
 from studio.jobs.resident import Resident
@@ -274,3 +275,23 @@ def test_suspects_of_an_earlier_server_are_made_alone_before_the_others(
         second.close()
     in_order = [seeds for seeds, _ in itertools.groupby(seeds for seeds in rounds if seeds)]
     assert in_order == [{1}, {3}, {0, 2, 4}]
+
+
+# -- sizes -----------------------------------------------------------------------------------------------
+
+
+def test_a_size_without_room_is_refused_at_the_gate(studio: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.memory.free", lambda device, wanted=0: min(wanted, 10**9))
+    studio.worker.load(studio.model).result(60)
+    with pytest.raises(RequestError, match=r"16384 x 16384 pixels need .* would fit"):
+        studio.ask("ann", draft(seed=1), draft(width=16384, height=16384))
+    assert studio.worker.views("ann") == []
+
+
+def test_a_size_without_room_fails_alone_where_the_model_was_not_loaded_yet(
+    studio: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.memory.free", lambda device, wanted=0: min(wanted, 10**9))
+    view = studio.over(studio.ask("ann", draft(seed=1), draft(width=16384, height=16384)), "ann")
+    assert [str(picture.state) for picture in view.pictures] == ["done", "failed"]
+    assert "16384 x 16384 pixels need" in view.error

@@ -64,7 +64,9 @@ def test_a_training_leaves_an_adapter_with_its_picture_as_preview(
     assert not trainings.cancel(second, "ben")
     assert trainings.view(second, "ben") is None
     assert trainings.cancel(second, "ann")
-    assert until(trainings, second, lambda view: view.state.over).state is JobState.CANCELLED
+    stopped = trainings.view(second, "ann")
+    assert stopped is not None
+    assert stopped.state is JobState.CANCELLED  # it is over when the stop is answered
     assert [file.name for file in view.file.parent.iterdir() if "other" in file.name] == []
 
 

@@ -1,0 +1,166 @@
+"""What a picture's size needs of memory at the least, and how much there is: so that what cannot be is refused before
+any work.
+
+On a CPU nobody is told in time: the system ends the process, and everybody's pictures with it. The needs are lower
+bounds, so that nothing is refused that would have worked: they count the tensors that one UNet row, or the VAE, holds
+at one moment at its largest level, and four fifths of them only. Attention is not among them: torch's works block by
+block, on CPUs too.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from pipelines.errors import RenderError, RequestError
+
+SURE = 0.8
+"""The part of what is counted that is needed in any case."""
+SMALL = 256 * 2**20
+"""Bytes that are not worth asking the system about."""
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Of one model. cell: bytes a latent cell of one UNet row; decoded, encoded: bytes a pixel, 0 where unknown.
+
+    scale: pixels of a latent cell's side. unit: sizes are multiples of so many pixels.
+    """
+
+    device: torch.device
+    cell: float
+    decoded: float
+    encoded: float
+    scale: int
+    unit: int
+
+    def row(self, cells: int) -> int:
+        """Bytes for one UNet row of so many latent cells."""
+        return int(self.cell * cells)
+
+    def picture(self, width: int, height: int, *, encoding: bool = False) -> int:
+        """Bytes for a picture of this size, one row at a time. encoding: it has an initial image."""
+        pixels = width * height
+        own = (self.row(pixels // self.scale**2), self.decoded * pixels, self.encoded * pixels * encoding)
+        return int(max(own))
+
+    def refuse(self, width: int, height: int, *, encoding: bool = False) -> None:
+        """Raises RequestError for a size that this computer cannot draw."""
+        need = self.picture(width, height, encoding=encoding)
+        have = limit(self.device) if self.device.type == "cuda" else free(self.device, need)
+        if need <= have:
+            return
+        shrink = math.sqrt(have / need / 2)  # by twice the least, which is enough
+        near = [max(int(side * shrink) // self.unit, 1) * self.unit for side in (width, height)]
+        raise RequestError(
+            f"{width} x {height} pixels need {need / 1e9:.1f} GB of memory at the least, and {have / 1e9:.1f} GB are "
+            f"there ({self.device}); {near[0]} x {near[1]} would fit"
+        )
+
+    def require(self, need: float) -> None:
+        """Raises RenderError where so many bytes are not there any more. On a GPU the allocator tells."""
+        if self.device.type == "cuda":
+            return
+        have = free(self.device, int(need))
+        if int(need) > have:
+            raise RenderError(
+                f"{need / 1e9:.1f} GB of memory are needed at the least, and only {have / 1e9:.1f} GB are free now; "
+                "make the picture smaller, or ask for it again when the computer has less to do"
+            )
+
+    def rows(self, cells: int, asked: int) -> int:
+        """UNet rows that have room in one call, `asked` at most; at least one."""
+        need = 2 * self.row(cells)  # twice the least, for it is the least
+        if self.device.type != "cpu" or asked * need <= SMALL:
+            return asked
+        return max(min(asked, free(self.device, asked * need) // need), 1)
+
+
+def needs(unet: Any, vae: Any, scale: int, device: torch.device, dtype: torch.dtype) -> Needs:
+    """Of a model's parts, from what their configurations say."""
+    tiled = bool(getattr(vae, "use_tiling", False))
+    pixel = {"decode": 0.0, "encode": 0.0} if tiled or device.type == "cuda" else _vae_values(vae.config)
+    width = int(vae.dtype.itemsize)
+    return Needs(
+        device,
+        SURE * dtype.itemsize * _unet_values(unet.config),
+        SURE * width * pixel["decode"],
+        SURE * width * pixel["encode"],
+        scale,
+        scale,
+    )
+
+
+def _unet_values(config: Mapping[str, Any]) -> float:
+    """Numbers that a row holds at once a latent cell, at the level and the layer that hold most.
+
+    A resnet of the last up block holds its input, that joined with a skip, the same normed and activated, what it
+    makes, and the skips to come. A feed-forward layer holds its input twice, eight times that for the gated
+    projection, and twice four times for the gate and the product.
+    """
+    channels = [int(number) for number in config["block_out_channels"]]
+    layers = config.get("layers_per_block", 2)
+    first_layers = int(layers[0]) if isinstance(layers, Sequence) else int(layers)
+    outer, inner = channels[0], channels[min(1, len(channels) - 1)]
+    skips = (first_layers + 1) * outer
+    found = [3.0 * (inner + outer) + inner + outer + skips]
+    blocks = config.get("down_block_types") or ()
+    for level, (kind, width) in enumerate(zip(blocks, channels, strict=False)):
+        if "CrossAttn" in str(kind):
+            found.append(19.0 * width / 4**level + skips)
+    return max(found)
+
+
+def _vae_values(config: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers that the VAE holds at once a pixel: at the resnet that takes the second level's channels back to the
+    first's, and at the encoder's first. 0 for a VAE of another kind."""
+    channels = config.get("block_out_channels")
+    if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL" or not channels:
+        return {"decode": 0.0, "encode": 0.0}
+    outer, inner = int(channels[0]), int(channels[min(1, len(channels) - 1)])
+    return {"decode": 3.0 * inner + outer, "encode": 4.0 * outer}
+
+
+def free(device: torch.device, wanted: int = sys.maxsize) -> int:
+    """Bytes that can be had now, swap space included. What is wanted, where that is too little to ask for."""
+    if wanted <= SMALL or device.type not in ("cpu", "cuda"):
+        return wanted
+    if device.type == "cuda":
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + held
+    have = int(psutil.virtual_memory().available) + _swap()
+    return min(have, _left_of_group())
+
+
+def limit(device: torch.device) -> int:
+    """Bytes that there are at all. On Windows the driver lets a GPU use the host's memory too."""
+    if device.type != "cuda":
+        return int(psutil.virtual_memory().total) + _swap()
+    own = int(torch.cuda.get_device_properties(device).total_memory)
+    return own + int(psutil.virtual_memory().total) if sys.platform == "win32" else own
+
+
+def _swap() -> int:
+    with suppress(Exception):  # where the system does not tell, there is none
+        return int(psutil.swap_memory().free)
+    return 0
+
+
+def _left_of_group() -> int:
+    """Bytes that a container lets its processes take still; what files fill in the cache can be taken."""
+    with suppress(OSError, ValueError, KeyError):
+        most = int((_CGROUP / "memory.max").read_text())  # "max" is none
+        used = int((_CGROUP / "memory.current").read_text())
+        lines = (_CGROUP / "memory.stat").read_text().splitlines()
+        stat = dict(line.split() for line in lines)
+        return max(most - used + int(stat["inactive_file"]) + int(stat["active_file"]), 0)
+    return sys.maxsize

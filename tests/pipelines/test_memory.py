@@ -1,0 +1,156 @@
+"""What a size needs of memory is known before any work, and never said to be more than it is."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines import Request, StudioPipeline
+from pipelines import memory as memory_module
+from pipelines.errors import RenderError, RequestError
+from pipelines.events import Failed
+from pipelines.memory import Needs, _unet_values, _vae_values
+from pipelines.session import Session
+
+CPU = torch.device("cpu")
+SD15 = {
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+}
+SDXL = {
+    "block_out_channels": (320, 640, 1280),
+    "layers_per_block": 2,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+}
+SD_VAE = {"block_out_channels": (128, 256, 512, 512)}
+
+
+@pytest.fixture(scope="module")
+def pipe() -> StudioPipeline:
+    return StudioPipeline.from_pretrained("tiny-sdxl")
+
+
+@pytest.fixture
+def little(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """little(bytes): so much memory is free from now on."""
+
+    def leave(have: int) -> None:
+        monkeypatch.setattr(memory_module, "free", lambda device, wanted=sys.maxsize: have)
+
+    return leave
+
+
+def peak(work: Callable[[], object]) -> int:
+    """Bytes that this process grows by in between."""
+
+    def now(name: str) -> int:
+        found = re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())
+        assert found is not None
+        return int(found[1]) * 1024
+
+    Path("/proc/self/clear_refs").write_text("5")
+    before = now("VmRSS")
+    work()
+    return now("VmHWM") - before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+@pytest.mark.parametrize("what", ["unet", "decode", "encode"])
+def test_the_needs_are_less_than_what_is_really_taken_and_not_much_less(
+    what: str, pipe: StudioPipeline
+) -> None:
+    needs, side = pipe.model.needs, 512
+    shape = pipe.model.latent_shape(side, side)
+    request = Request("a", seed=1, steps=1, width=side, height=side, guidance_scale=1.0, scheduler="Euler")
+    pipe(Request("a", seed=1, steps=1))  # what is taken once is taken before
+    with torch.inference_mode():
+        if what == "unet":
+            need, taken = needs.row(shape[1] * shape[2]), peak(lambda: pipe(request, output_type="latent"))
+        elif what == "decode":
+            need = int(needs.decoded * side**2)
+            taken = peak(lambda: pipe.model.vae.decode(torch.randn(1, *shape)))
+        else:
+            need = int(needs.encoded * side**2)
+            taken = peak(lambda: pipe.model.vae.encode(torch.randn(1, 3, side, side)))
+    assert need <= taken <= 3 * need
+
+
+def test_real_models_need_what_is_known_of_them() -> None:
+    """float32, at the size they were made for. What they really take on a CPU: 0.2 and 0.9 GB a row, 1.5 and 6 GB
+    for the VAE."""
+    rows = [4 * _unet_values(config) * (side // 8) ** 2 for config, side in ((SD15, 512), (SDXL, 1024))]
+    assert [round(row / 1e9, 2) for row in rows] == [0.12, 0.31]
+    decoded = [4 * _vae_values(SD_VAE)["decode"] * side**2 for side in (512, 1024)]
+    assert [round(number / 1e9, 1) for number in decoded] == [0.9, 3.8]
+    assert _vae_values({"_class_name": "AutoencoderTiny", "block_out_channels": (64,)})["decode"] == 0
+
+
+def test_what_has_no_room_is_refused_before_any_work(
+    pipe: StudioPipeline, little: Callable[[int], None]
+) -> None:
+    little(16 * 10**9)
+    began = time.monotonic()
+    with pytest.raises(RequestError) as caught:
+        pipe([Request("a", seed=1), Request("a", width=16384, height=16384)])
+    assert time.monotonic() - began < 1
+    said = str(caught.value)
+    assert said.startswith(
+        "16384 x 16384 pixels need 192.4 GB of memory at the least, and 16.0 GB are there (cpu)"
+    )
+    [near] = re.findall(r"; (\d+) x \1 would fit", said)
+    pipe.model.needs.refuse(int(near), int(near))
+
+
+def test_the_size_that_would_fit_has_the_pictures_shape(little: Callable[[int], None]) -> None:
+    little(10**9)
+    needs = Needs(CPU, cell=4000.0, decoded=3000.0, encoded=0.0, scale=8, unit=8)
+    with pytest.raises(RequestError, match="816 x 200 would fit"):
+        needs.refuse(8192, 2048)
+
+
+def test_usual_sizes_are_never_asked_about(pipe: StudioPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_module, "psutil", None)
+    pipe(Request("a", steps=1, seed=1, width=256, height=256))
+    assert pipe.model.rows_at_once(pipe.model.latent_shape(128, 128)) == 32
+
+
+def test_few_rows_stand_in_a_call_where_memory_is_short(
+    pipe: StudioPipeline, little: Callable[[int], None]
+) -> None:
+    shape = pipe.model.latent_shape(512, 512)
+    need = pipe.model.needs.row(shape[1] * shape[2])
+    large = pipe.model.latent_shape(1024, 1024)
+    little(2 * 2**30)
+    assert pipe.model.rows_at_once(shape) == 2
+    assert pipe.model.rows_at_once(large) == 2
+    little(3 * 4 * need)  # for one of the large and a half
+    assert pipe.model.rows_at_once(large) == 1
+
+
+def test_memory_that_is_gone_by_the_time_fails_that_picture_alone(
+    pipe: StudioPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session(pipe.model)
+    good = session.submit(Request("a", seed=1, steps=2))
+    bad = session.submit(Request("a", seed=2, steps=2, width=1024, height=1024))
+    have = 200 * 10**6
+    monkeypatch.setattr(
+        memory_module, "free", lambda device, wanted=sys.maxsize: have if wanted > have else wanted
+    )
+    failed = {event.id: event.error for event in session.drain() if isinstance(event, Failed)}
+    assert list(failed) == [bad] != [good]
+    assert isinstance(failed[bad], RenderError)
+    assert "only 0.2 GB are free now" in str(failed[bad])
+
+
+def test_tiles_need_no_memory_for_the_whole_picture(sdxl_folder: Path) -> None:
+    pipe = StudioPipeline.from_pretrained(sdxl_folder)
+    pipe.enable_vae_tiling()
+    assert pipe.model.needs.decoded == pipe.model.needs.encoded == 0
