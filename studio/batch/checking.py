@@ -9,7 +9,7 @@ from pathlib import Path
 
 from composers.plan import Use
 from pipelines import Request, StudioPipeline
-from pipelines.errors import AdapterError, ModelError
+from pipelines.errors import AdapterError, ModelError, StudioError
 from pipelines.home import Entry, Home
 from pipelines.text.prompt import parse
 from studio.batch.manifest import Outcome, is_whole
@@ -137,5 +137,5 @@ def _made_by(file: Path, request: Request, model_hash: str) -> Mapping[str, obje
         record: Mapping[str, object] = content["record"]
         same = content["request"] == json.loads(json.dumps(plain_request(request)))
         return record if same and record["model_hash"] == model_hash else None
-    except (ValueError, KeyError, TypeError):
+    except (StudioError, ValueError, KeyError, TypeError, RecursionError):
         return None

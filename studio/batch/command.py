@@ -19,6 +19,7 @@ from studio.batch.run import Batch, Order
 from studio.batch.schema import schema
 from studio.interruption import noted
 from studio.opening import opening_of
+from studio.plain import check_plain
 from studio.progress import Teller, duration
 
 TEXTS = ("prompt", "negative_prompt", "name", "model")
@@ -131,8 +132,12 @@ def _override(text: str) -> tuple[str, Any]:
     if name in TEXTS:
         return name, value
     try:
-        return name, yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        content = yaml.safe_load(value)
+        check_plain(content, f"--set {name}", longest=len(value))
+        return name, content
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        if isinstance(error, RequestError):
+            raise
         raise RequestError(
             f"--set {text}: the value cannot be read; check its brackets and quotes"
         ) from error

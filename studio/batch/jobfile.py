@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +19,13 @@ from typing import Any
 
 import yaml
 
+from composers.shown import shown
 from pipelines.errors import RequestError, SetupError
 from studio.asking import parse_lora
 from studio.batch.problems import Problems, nearest
 from studio.batch.prompts import plain_wanted, read_line
-from studio.batch.values import PAIRS
+from studio.batch.values import MOST_VALUES, PAIRS
+from studio.plain import LONGEST_FILE, check_plain, read_json, read_text
 from studio.recipe import FIELDS
 
 OWN_FIELDS = ("name", "model", "count", "variants")
@@ -30,6 +33,14 @@ OWN_FIELDS = ("name", "model", "count", "variants")
 JOB_FIELDS = (*FIELDS, *OWN_FIELDS)
 SECTIONS = ("defaults", "jobs")
 KINDS = (".jsonl", ".yaml", ".yml", ".json", ".csv", ".txt")
+LONGEST_YAML = 16 * 2**20
+"""Bytes; YAML takes a hundred times as long to be read as the others."""
+MOST_NODES = 500_000
+"""Values of a YAML file as it is written."""
+LONGEST_SCALAR = 100
+"""Characters of a number or a date in YAML."""
+MOST_FIELDS = 100
+"""Of one job: far more than there are."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +72,8 @@ def read_jobs(path: Path, problems: Problems) -> JobFile:
     if kind not in KINDS:
         raise SetupError(f"{path}: jobs are read from {', '.join(KINDS)} files; give it one of these endings")
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise SetupError(f"{path} cannot be read ({error.strerror}); check the path") from error
-    except ValueError as error:
+        text = read_text(path, LONGEST_YAML if kind in (".yaml", ".yml") else LONGEST_FILE)
+    except UnicodeDecodeError as error:
         raise SetupError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
     reader = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".txt": _prompts}.get(kind, _yaml)
     defaults = Entry({}, path.name)
@@ -74,6 +83,11 @@ def read_jobs(path: Path, problems: Problems) -> JobFile:
             defaults = entry
         else:
             entries.append(entry)
+        if len(entries) > MOST_VALUES:
+            problems.add(entry.where, f"the file holds more than {MOST_VALUES} jobs; split it")
+            break
+        if problems.full:
+            break
     if not entries and not problems.messages:
         problems.add(path.name, "it holds no job; write at least one")
     return JobFile(path.name, path.parent.absolute(), defaults, tuple(entries))
@@ -87,9 +101,12 @@ def from_objects(jobs: Sequence[Mapping[str, Any]]) -> JobFile:
 
 def check_names(entry: Entry, problems: Problems) -> None:
     """Fields that do not exist."""
+    if len(entry.fields) > MOST_FIELDS:
+        problems.add(entry.where, f"{len(entry.fields)} fields are more than a job has; split it")
+        return
     for name in entry.fields:
         if name not in JOB_FIELDS:
-            problems.add(entry.at(name), f"unknown field {name!r}; {nearest(name, JOB_FIELDS)}")
+            problems.add(entry.at(name), f"unknown field {shown(name)}; {nearest(name, JOB_FIELDS)}")
 
 
 Read = Iterator[tuple[Entry, bool]]
@@ -102,9 +119,9 @@ def _jsonl(text: str, name: str, problems: Problems) -> Read:
             continue
         where = f"{name}, line {number}"
         try:
-            content = json.loads(line, object_pairs_hook=_once)
-        except (ValueError, RecursionError) as error:
-            problems.add(where, f"it is not valid JSON: {_json_error(error)}; one object a line")
+            content = read_json(line, "it", pairs=_once)
+        except RequestError as error:
+            problems.add(where, f"{_json_error(error)}; one object a line")
             continue
         if isinstance(content, dict) and list(content) == ["defaults"]:
             yield from _entry(content["defaults"], (where, {}), problems, is_default=True)
@@ -114,9 +131,9 @@ def _jsonl(text: str, name: str, problems: Problems) -> Read:
 
 def _json(text: str, name: str, problems: Problems) -> Read:
     try:
-        content = json.loads(text, object_pairs_hook=_once)
-    except (ValueError, RecursionError) as error:
-        problems.add(name, f"it is not valid JSON: {error}")
+        content = read_json(text, "it", pairs=_once)
+    except RequestError as error:
+        problems.add(name, error)
         return
     defaults, jobs = _sections(content, name, problems)
     yield from _entry(defaults, (f"{name}, defaults", {}), problems, is_default=True)
@@ -125,10 +142,11 @@ def _json(text: str, name: str, problems: Problems) -> Read:
 
 
 def _yaml(text: str, name: str, problems: Problems) -> Read:
-    loader = yaml.SafeLoader(text)
+    loader = _Loader(text)
     try:
         root = loader.get_single_node()
         content = None if root is None else _plain(loader, root)
+        check_plain(content, "it", longest=max(len(text), 1))
     except (yaml.YAMLError, RequestError, ValueError, RecursionError) as error:
         problems.add(name, _yaml_error(error))
         return
@@ -145,13 +163,37 @@ def _yaml(text: str, name: str, problems: Problems) -> Read:
         yield from _entry(job, _yaml_place(node, name), problems)
 
 
+class _Loader(yaml.SafeLoader):
+    """Counts the values while it reads them. Raises RequestError for too many."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self._nodes += 1
+        if self._nodes > MOST_NODES:
+            raise RequestError(f"it holds more than {MOST_NODES} values; split it, or write .jsonl")
+        found: yaml.Node | None = super().compose_node(parent, index)
+        return found
+
+
 def _plain(loader: yaml.SafeLoader, root: yaml.Node) -> Any:
-    """The node's value; a key that stands twice is refused (YAML would keep the last one silently)."""
+    """The node's value; a key that stands twice is refused (YAML would keep the last one silently), and so are aliases
+    that stand for too many values."""
+    _check_aliases(root)
     pending = [root]
     seen: set[int] = set()
     while pending:
         node = pending.pop()
-        if id(node) in seen or isinstance(node, yaml.ScalarNode):
+        if isinstance(node, yaml.ScalarNode):
+            if len(node.value) > LONGEST_SCALAR and not node.tag.endswith(":str"):
+                line = node.start_mark.line + 1
+                raise RequestError(
+                    f"line {line}: {shown(node.value)} is too long for what it is; write it in quotes"
+                )
+            continue
+        if id(node) in seen:
             continue
         seen.add(id(node))
         if isinstance(node, yaml.SequenceNode):
@@ -159,12 +201,39 @@ def _plain(loader: yaml.SafeLoader, root: yaml.Node) -> Any:
             continue
         keys: set[str] = set()
         for key, value in node.value:
-            name = str(key.value)
+            name = str(key.value) if isinstance(key, yaml.ScalarNode) else f"node {id(key)}"
             if name in keys and name != "<<":
-                raise RequestError(f"line {key.start_mark.line + 1}: {name!r} stands twice; keep one")
+                raise RequestError(f"line {key.start_mark.line + 1}: {shown(name)} stands twice; keep one")
             keys.add(name)
             pending.append(value)
     return loader.construct_document(root)
+
+
+def _check_aliases(root: yaml.Node) -> None:
+    """Raises RequestError where aliases stand for more than MOST_NODES values, or for what they are part of."""
+    sizes: dict[int, int] = {}
+    within: set[int] = set()
+    pending = [(root, False)]
+    while pending:
+        node, done = pending.pop()
+        if isinstance(node, yaml.ScalarNode) or id(node) in sizes:
+            continue
+        pairs = isinstance(node, yaml.MappingNode)
+        parts = [part for pair in node.value for part in pair] if pairs else node.value
+        if done:
+            within.discard(id(node))
+            sizes[id(node)] = 1 + sum(sizes.get(id(part), 1) for part in parts)
+            if sizes[id(node)] > MOST_NODES:
+                raise RequestError(
+                    f"line {node.start_mark.line + 1}: its aliases make it {shown(sizes[id(node)])} values, more than "
+                    f"{MOST_NODES}"
+                )
+        elif id(node) in within:
+            raise RequestError(f"line {node.start_mark.line + 1}: an alias stands inside what it stands for")
+        else:
+            within.add(id(node))
+            pending.append((node, True))
+            pending += [(part, False) for part in parts]
 
 
 def _yaml_nodes(node: yaml.Node) -> dict[str, yaml.Node]:
@@ -198,6 +267,9 @@ def _csv(text: str, name: str, problems: Problems) -> Read:
                 continue
             if not header:
                 header = [cell.strip() for cell in row]
+                if len(header) > MOST_FIELDS:
+                    problems.add(where, f"{len(header)} headings are more than a job has fields; split it")
+                    return
                 check_names(Entry(dict.fromkeys(header), where), problems)
                 continue
             if len(row) > len(header):
@@ -229,8 +301,8 @@ def _cell(key: str, text: str) -> Any:
 
 def _pair(key: str, text: str) -> list[int]:
     sides = text.lower().replace("x", " ").replace(",", " ").split()
-    if len(sides) != 2 or not all(side.isdecimal() for side in sides):
-        raise RequestError(f"{key}: {text!r} must be two whole numbers of pixels, as in 1024x1024")
+    if len(sides) != 2 or not all(side.isdecimal() and len(side) < 10 for side in sides):
+        raise RequestError(f"{key}: {shown(text)} must be two whole numbers of pixels, as in 1024x1024")
     return [int(side) for side in sides]
 
 
@@ -254,7 +326,7 @@ def _sections(content: Any, name: str, problems: Problems) -> tuple[Any, list[An
     if isinstance(content, dict) and isinstance(content.get("jobs"), list):
         for key in content:
             if key not in SECTIONS:
-                problems.add(name, f"unknown section {key!r}; {nearest(key, SECTIONS)}")
+                problems.add(name, f"unknown section {shown(key)}; {nearest(key, SECTIONS)}")
         return content.get("defaults") or {}, content["jobs"]
     problems.add(
         name, "it must be a list of jobs, or hold the sections defaults: and jobs:, jobs being a list"
@@ -267,7 +339,7 @@ def _entry(content: Any, place: Place, problems: Problems, *, is_default: bool =
     where, lines = place
     if not isinstance(content, dict):
         what = "the defaults" if is_default else "a job"
-        problems.add(where, f'{what} must be an object, as in {{"prompt": "a fox"}}, not {content!r:.60}')
+        problems.add(where, f'{what} must be an object, as in {{"prompt": "a fox"}}, not {shown(content)}')
         return
     yield Entry({str(key): value for key, value in content.items()}, where, lines), is_default
 
@@ -275,10 +347,14 @@ def _entry(content: Any, place: Place, problems: Problems, *, is_default: bool =
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        twice = next(key for key, _ in pairs if sum(key == other for other, _ in pairs) > 1)
-        raise ValueError(f"{twice!r} stands twice")
+        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"{shown(twice)} stands twice")
     return found
 
 
-def _json_error(error: Exception) -> str:
-    return f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+def _json_error(error: RequestError) -> str:
+    """Without the line, which is another one in the file."""
+    cause = error.__cause__
+    if isinstance(cause, json.JSONDecodeError):
+        return f"it is not valid JSON: {cause.msg} at column {cause.colno}"
+    return str(error)

@@ -85,7 +85,7 @@ class Manifest:
         if whole < len(content):  # a line without its end was being written when the run was ended
             self._file.truncate(whole)
         for line in content[:whole].splitlines():
-            with suppress(ValueError, KeyError, TypeError):
+            with suppress(ValueError, KeyError, TypeError, RecursionError):
                 entry = json.loads(line)
                 self.entries[entry["key"]] = entry
 

@@ -12,20 +12,23 @@ import re
 import string
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from composers.errors import StudioError
+from composers.shown import shown
+from pipelines.bounds import LONGEST_NAME, check_text
 from pipelines.errors import RequestError, SetupError
 from pipelines.request import SEEDS, Request
 from pipelines.text.tags import take_tags
 from studio.batch.jobfile import JOB_FIELDS, Entry, JobFile, check_names
 from studio.batch.problems import Problems
 from studio.batch.values import MOST_VALUES, alternatives, products
-from studio.batch.variants import Template, Wildcards, draw, every, read_template
+from studio.batch.variants import Template, Wildcards, draw, every, read_template, size
 from studio.outputs import slug
-from studio.recipe import FIELDS, Draft, read_draft, read_init_image
+from studio.recipe import FIELDS, Draft, check_count, read_draft, read_init_image
 
 TEMPLATE = "{index:05d}_{name}_{seed}"
 NAME_FIELDS = ("index", "name", "seed", "prompt", "composer", "model")
@@ -78,15 +81,54 @@ def plan(jobs: JobFile, ground: Ground, problems: Problems) -> list[Job]:
     checked = _Checked(jobs.folder, ground.wildcards)
     planned: list[Job] = []
     seen: Counter[str] = Counter()
-    for entry in jobs.entries:
+    for entry in _countable(jobs, given, checked, problems):
         check_names(entry, problems)
         for fields in _expanded(entry, jobs.defaults, given, checked, problems):
-            planned.append(_job(len(planned) + 1, fields, entry.where, jobs.folder, ground, seen))
-        if len(planned) > MOST_VALUES:
-            problems.add(entry.where, f"the batch comes to more than {MOST_VALUES} pictures; split the file")
+            with problems.gathered(entry.where):
+                planned.append(_job(len(planned) + 1, fields, entry.where, jobs.folder, ground, seen))
+        if problems.full:
             break
     _refuse_same_names(planned, ground.template, problems)
     return planned
+
+
+def _countable(jobs: JobFile, given: Entry, checked: _Checked, problems: Problems) -> list[Entry]:
+    """The entries that come to a sound number of pictures, and none where all together do not; the rest is noted.
+    Counts pictures and makes none."""
+    found: list[Entry] = []
+    total = 0
+    for entry in jobs.entries:
+        own = _count(_merged(entry, jobs.defaults, given), checked)
+        if own > MOST_VALUES:
+            problems.add(
+                entry.where, f"its lists come to {shown(own)} pictures, more than {MOST_VALUES}; shorten them"
+            )
+            continue
+        found.append(entry)
+        total += own
+        if total > MOST_VALUES:
+            problems.add(entry.where, f"the batch comes to more than {MOST_VALUES} pictures; split the file")
+            return []
+    return found
+
+
+def _merged(entry: Entry, defaults: Entry, given: Entry) -> dict[str, Any]:
+    return {**defaults.fields, **entry.fields, **given.fields}
+
+
+def _count(merged: Mapping[str, Any], checked: _Checked) -> int:
+    """How many pictures an entry comes to; what is wrong in it counts as one, and is told later."""
+    choices: dict[str, list[Any]] = {}
+    for field, value in merged.items():
+        if value is not None and field in JOB_FIELDS:
+            with suppress(RequestError):
+                choices[field] = alternatives(field, value)
+    times = sum(n if isinstance(n, int) and n > 0 else 1 for n in choices.pop("count", [1]))
+    prompts = choices.pop("prompt", [""])
+    texts = 0
+    for variants in choices.pop("variants", ["random"]):
+        texts += sum(checked.variants(prompt) for prompt in prompts) if variants == "all" else len(prompts)
+    return math.prod(map(len, choices.values())) * times * texts
 
 
 # -- one entry -> the fields of its pictures ---------------------------------------------------------------
@@ -102,7 +144,7 @@ class _Checked:
         self.templates: dict[str, Template] = {}
 
     def error(self, field: str, value: object) -> StudioError | None:
-        key = (field, json.dumps(value, default=repr))
+        key = (field, json.dumps(_spelled(value), default=repr))
         if key not in self._found:
             try:
                 self._check(field, value)
@@ -111,18 +153,29 @@ class _Checked:
                 self._found[key] = error
         return self._found[key]
 
+    def variants(self, prompt: object) -> int:
+        """How many texts a prompt stands for; 1 for what is none."""
+        if not isinstance(prompt, str):
+            return 1
+        try:
+            return size(read_template(prompt, self._wildcards))[0]
+        except StudioError:
+            return 1
+
     def _check(self, field: str, value: object) -> None:
         """Raises StudioError. Request is the gate; only what it does not know is judged here."""
         if field in ("name", "model") and not (isinstance(value, str) and value.strip()):
-            raise RequestError(f"{field}={value!r} must be text")
-        if field == "count" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise RequestError(f"count={value!r} must be a whole number above 0")
+            raise RequestError(f"{field}={shown(value)} must be text")
+        if field in ("name", "model"):
+            check_text(field, value, LONGEST_NAME)
+        if field == "count":
+            check_count(value, most=MOST_VALUES)
         if field == "variants" and value not in VARIANTS:
-            raise RequestError(f"variants={value!r} must be {' or '.join(VARIANTS)}")
+            raise RequestError(f"variants={shown(value)} must be {' or '.join(VARIANTS)}")
         if field not in FIELDS:
             return
         if field == "init_image" and not isinstance(value, str):
-            raise RequestError(f"init_image={value!r} must be a path, counted from the job file")
+            raise RequestError(f"init_image={shown(value)} must be a path, counted from the job file")
         draft = self._draft(field, value)
         if draft.init_image is not None:
             read_init_image(draft.init_image)
@@ -143,7 +196,7 @@ def _expanded(
     entry: Entry, defaults: Entry, given: Entry, checked: _Checked, problems: Problems
 ) -> Iterator[dict[str, Any]]:
     """The fields of each picture of one entry, without seeds where none is said."""
-    merged = {**defaults.fields, **entry.fields, **given.fields}
+    merged = _merged(entry, defaults, given)
     choices: dict[str, list[Any]] = {}
     before = len(problems.messages)
     for field, value in merged.items():
@@ -157,8 +210,6 @@ def _expanded(
                 problems.add(source.at(field), error)
     if "prompt" not in merged:
         problems.add(entry.where, "it says no prompt; give it one, or the defaults")
-    if (size := math.prod(map(len, choices.values()))) > MOST_VALUES:
-        problems.add(entry.where, f"its lists come to {size} pictures, more than {MOST_VALUES}; shorten them")
     if len(problems.messages) > before or "prompt" not in choices:
         return
     for fields in products(choices):
@@ -225,6 +276,13 @@ def _hash(fields: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _spelled(value: Any) -> Any:
+    """With keys that JSON can hold."""
+    if isinstance(value, Mapping):
+        return {f"{type(key).__name__} {key}": _spelled(item) for key, item in value.items()}
+    return [_spelled(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def _canonical(value: Any) -> Any:
     """5 and 5.0 are one value."""
     if isinstance(value, Mapping):
@@ -241,6 +299,8 @@ def _canonical(value: Any) -> Any:
 
 def check_template(template: str) -> None:
     """Raises SetupError for fields that do not exist and for names that lead out of the folder."""
+    if re.search(r"\{[^{}]*\d{4}[^{}]*\}", template) or len(template) > LONGEST_NAME:
+        raise SetupError(f"--name {template[:100]}: no name is that long; write a shorter one")
     try:
         fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
         for name in fields:

@@ -7,8 +7,11 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from pipelines.bounds import LONGEST_NAME
 from pipelines.errors import RequestError, StudioError
 
+MOST_PROBLEMS = 1_000
+"""Mistakes that are kept; whoever made more of them need not read all."""
 MOST_PLACES = 5
 """Places of one and the same mistake that are named one by one."""
 
@@ -18,10 +21,19 @@ class Problems:
 
     def __init__(self) -> None:
         self._places: dict[str, dict[str, None]] = {}  # what -> where
+        self._count = 0
 
     def add(self, where: str, error: StudioError | str) -> None:
+        if self.full:
+            return
+        self._count += 1
         what = str(error).removeprefix(f"{where}: ") if where else str(error)
         self._places.setdefault(what, {})[where] = None
+
+    @property
+    def full(self) -> bool:
+        """Whether no more are kept, so that reading on makes no sense."""
+        return self._count >= MOST_PROBLEMS
 
     @property
     def messages(self) -> list[str]:
@@ -61,5 +73,5 @@ def _place(message: str) -> tuple[int, ...]:
 def nearest(name: object, known: Iterable[str]) -> str:
     """ "did you mean 'seed'?", or all that is known where nothing is near."""
     known = tuple(known)
-    near = difflib.get_close_matches(str(name).lower(), known, n=1)
+    near = difflib.get_close_matches(str(name)[:LONGEST_NAME].lower(), known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"

@@ -9,6 +9,7 @@ with # is a comment.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -51,6 +52,8 @@ OPTIONS = {
 }
 """Option -> the job's field; the last four are put together from several or split into several."""
 
+MOST_OPTIONS = 200
+"""Of one line."""
 NO_MEANING = ("styles", "subseed", "subseed_strength", "seed_resize_from_h", "seed_resize_from_w", "restore_faces",
               "tiling", "sampler_index", "outpath_samples", "outpath_grids", "do_not_save_samples",
               "do_not_save_grid", "prompt_for_display")  # fmt: skip
@@ -59,6 +62,8 @@ NO_MEANING = ("styles", "subseed", "subseed_strength", "seed_resize_from_h", "se
 def read_line(line: str) -> dict[str, Any]:
     """The fields of one line. Raises RequestError."""
     prompt, *options = _OPTION.split(line)
+    if len(options) > MOST_OPTIONS:
+        raise RequestError(f"{len(options)} options are more than one line may have ({MOST_OPTIONS})")
     fields: dict[str, Any] = {"prompt": prompt.strip()} if prompt.strip() else {}
     repeats: list[str] = []
     loras: list[Wanted] = []
@@ -78,10 +83,7 @@ def read_line(line: str) -> dict[str, Any]:
         elif not (key == "seed" and text == "-1"):  # A1111's word for "draw one"
             fields[OPTIONS[key]] = text
     if repeats:
-        product = 1
-        for repeat in repeats:
-            product *= int(repeat)
-        fields["count"] = product
+        fields["count"] = math.prod(map(int, repeats))
     if loras:
         fields["adapters"] = [plain_wanted(wanted) for wanted in loras]
     return fields
@@ -91,7 +93,7 @@ def _check(name: str, key: str, text: str) -> None:
     if key in NO_MEANING:
         raise RequestError(f"--{name} means nothing here; take it out")
     if key not in OPTIONS:
-        raise RequestError(f"unknown option --{name}; {nearest(key, OPTIONS)}")
+        raise RequestError(f"unknown option --{name[:40]}; {nearest(key, OPTIONS)}")
     if not text:
         raise RequestError(f"--{name} needs a value, as in --{name} …; or take it out")
 
@@ -111,13 +113,13 @@ def _unquoted(text: str) -> str:
 
 
 def _count(name: str, text: str) -> str:
-    if not text.isdecimal() or int(text) < 1:
-        raise RequestError(f"--{name} {text}: it must be a whole number above 0")
+    if not re.fullmatch(r"\d{1,9}", text) or int(text) < 1:
+        raise RequestError(f"--{name} {text[:40]}: it must be a whole number above 0")
     return text
 
 
 def _size(text: str) -> tuple[str, str]:
     width, _, height = text.lower().partition("x")
     if not (width.isdecimal() and height.isdecimal()):
-        raise RequestError(f"--size {text}: it must be WxH in pixels, as in 512x768")
+        raise RequestError(f"--size {text[:40]}: it must be WxH in pixels, as in 512x768")
     return width, height

@@ -14,22 +14,22 @@ from typing import Any, get_args
 from composers import Knob, methods
 from composers.plan import TextMode, Use
 from pipelines.family import Cut
-from pipelines.request import LARGEST_SIDE, MOST_STEPS, Request
+from pipelines.request import FARTHEST, LARGEST_SIDE, MOST_STEPS, Request
 from pipelines.schedulers import MODEL_OWN, scheduler_names
 from studio.batch.plan import VARIANTS
-from studio.batch.values import WHOLE
+from studio.batch.values import MOST_VALUES, WHOLE
 
 FILE = Path(__file__).with_name("jobs.schema.json")
 Schema = dict[str, Any]
 
-_BOUNDS: dict[str, tuple[float, float | None]] = {
+_BOUNDS: dict[str, tuple[float, float]] = {
     "seed": (0, 2**64 - 1),
     "steps": (1, MOST_STEPS),
     "width": (1, LARGEST_SIDE),
     "height": (1, LARGEST_SIDE),
     "clip_skip": (0, 100),
     "reuse": (1, 100),
-    "count": (1, None),
+    "count": (1, MOST_VALUES),
     "guidance_scale": (0, 1000),
     "guidance_rescale": (0, 1),
     "strength": (0, 1),
@@ -115,14 +115,14 @@ def _one(name: str) -> Schema:
     """One value of a field."""
     if name in _BOUNDS:
         low, high = _BOUNDS[name]
-        bounds: Schema = {"type": "integer" if name in WHOLE else "number", "minimum": low}
-        return bounds if high is None else {**bounds, "maximum": high}
+        return {"type": "integer" if name in WHOLE else "number", "minimum": low, "maximum": high}
     if name == "adapters":
         return {"$ref": "#/$defs/mix"}
     if name == "composer":
         return {"$ref": "#/$defs/method"}
     if name in ("original_size", "crop", "target_size"):
-        return {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2}
+        side = {"type": "integer", "minimum": -FARTHEST if name == "crop" else 0, "maximum": FARTHEST}
+        return {"type": "array", "items": side, "minItems": 2, "maxItems": 2}
     if name == "text_mode":
         return {"enum": list(get_args(TextMode))}
     if name == "cut":

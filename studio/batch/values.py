@@ -24,7 +24,10 @@ PAIRS = ("original_size", "crop", "target_size")
 MOST_VALUES = 100_000
 """Values a field, and pictures a batch, may come to."""
 
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+LONGEST_RANGE = 100
+"""Characters of one number or range."""
+
+_NUMBER = r"[+-]?(?:\d++(?:\.\d*+)?|\.\d++)(?:[eE][+-]?\d++)?"
 _RANGE = re.compile(
     rf"(?P<first>{_NUMBER})\s*-\s*(?P<last>{_NUMBER})"
     rf"(?:\s*\(\s*(?P<step>{_NUMBER})\s*\)|\s*\[\s*(?P<count>\d+)\s*\])?"
@@ -32,16 +35,22 @@ _RANGE = re.compile(
 
 
 def numbers(text: str, *, whole: bool) -> list[Any]:
-    """'1, 3, 5-7' -> [1, 3, 5, 6, 7]; see above for ranges. Raises RequestError."""
+    """'1, 3, 5-7' -> [1, 3, 5, 6, 7]; see above for ranges. Raises RequestError, for more than MOST_VALUES before
+    they are made."""
     found: list[float] = []
     for part in text.split(","):
-        found += _numbers(part.strip(), whole)
+        found += _numbers(part.strip(), whole, MOST_VALUES - len(found))
     if whole:
         return [int(number) for number in found]
     return found
 
 
-def _numbers(text: str, whole: bool) -> list[float]:
+def _numbers(text: str, whole: bool, room: int) -> list[float]:
+    """room: how many there may be."""
+    if len(text) > LONGEST_RANGE:
+        raise RequestError(f"{text[:40]!r}… is no number and no range; write 5, or 1-5")
+    if not room:
+        raise RequestError(f"there are more than {MOST_VALUES} values; a field holds {MOST_VALUES} at most")
     if re.fullmatch(_NUMBER, text):
         number = float(text)
         if whole and not number.is_integer():
@@ -54,28 +63,33 @@ def _numbers(text: str, whole: bool) -> list[float]:
             f"{text!r} is no number and no range; write 5, 1-5, 1-5 (+2), 1-5 [3], or several with commas"
         )
     first, last = float(match["first"]), float(match["last"])
+    if not (math.isfinite(first) and math.isfinite(last)):
+        raise RequestError(f"{text!r} leads to a number too large to be held")
     if match["count"] is not None:
-        found = _so_many(first, last, int(match["count"]))
+        found = _so_many(first, last, int(match["count"]), room)
     else:
         step = float(match["step"]) if match["step"] is not None else math.copysign(1, last - first)
-        found = _stepped(text, first, last, step)
+        if not math.isfinite(step):
+            raise RequestError(f"{text!r} has a step too large to be held")
+        found = _stepped(text, first, last, step, room)
     return [round(number) if whole else round(number, 10) for number in found]
 
 
-def _so_many(first: float, last: float, count: int) -> list[float]:
-    if not 1 <= count <= MOST_VALUES:
+def _so_many(first: float, last: float, count: int, room: int) -> list[float]:
+    if not 1 <= count <= room:
         raise RequestError(f"a range holds 1 … {MOST_VALUES} values, not {count}")
     return [first + (last - first) * place / max(count - 1, 1) for place in range(count)]
 
 
-def _stepped(text: str, first: float, last: float, step: float) -> list[float]:
+def _stepped(text: str, first: float, last: float, step: float, room: int) -> list[float]:
     if step == 0 or (last - first) * step < 0:
         raise RequestError(
             f"{text!r} never arrives: the step {step:g} does not lead from {first:g} to {last:g}"
         )
-    count = math.floor((last - first) / step + 1e-9) + 1
-    if count > MOST_VALUES:
-        raise RequestError(f"{text!r} holds {count} values; a range holds {MOST_VALUES} at most")
+    length = (last - first) / step + 1e-9
+    if not length < room:
+        raise RequestError(f"{text!r} holds {length + 1:.15g} values; a field holds {MOST_VALUES} at most")
+    count = math.floor(length) + 1
     return [first + step * place for place in range(count)]
 
 
@@ -107,7 +121,16 @@ def _alternatives(field: str, value: object) -> list[Any]:
 def _any_of(field: str, values: list[Any]) -> list[Any]:
     if not values:
         raise RequestError("an empty list leaves nothing to draw; give it a value or take the field away")
-    return [one for value in values for one in _alternatives(field, value)]
+    found: list[Any] = []
+    for value in values:
+        found += _alternatives(field, value)
+        _refuse_many(len(found))
+    return found
+
+
+def _refuse_many(count: int) -> None:
+    if count > MOST_VALUES:
+        raise RequestError(f"its lists come to {count} values, more than {MOST_VALUES}; shorten them")
 
 
 def _mixes(value: object) -> list[Any]:
@@ -124,6 +147,7 @@ def _mixes(value: object) -> list[Any]:
         else [entry]
         for entry in value
     ]
+    _refuse_many(math.prod(map(len, entries)))
     return [list(mix) for mix in itertools.product(*entries)]
 
 
@@ -136,6 +160,7 @@ def _strengths(value: object) -> list[Any]:
 def _products(value: Mapping[str, Any]) -> list[dict[str, Any]]:
     """An object whose values may be lists -> one object a combination."""
     choices = [item if isinstance(item, list) else [item] for item in value.values()]
+    _refuse_many(math.prod(map(len, choices)))
     return [dict(zip(value, combination, strict=True)) for combination in itertools.product(*choices)]
 
 

@@ -11,21 +11,28 @@ read a `%` or an open brace, takes an unknown wildcard for text, and warns with 
 from __future__ import annotations
 
 import difflib
-import itertools
 import random
 import re
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from composers.shown import shown
+from pipelines.bounds import LONGEST_PROMPT
 from pipelines.errors import PromptError, SetupError
 from studio.batch.values import MOST_VALUES
+from studio.plain import read_text
 
 DEEPEST = 20
-_WILDCARD = re.compile(r"(?<![\w\\])__(?P<name>[\w-]+(?:[/ .][\w-]+)*?)__(?!\w)")
+MOST_DRAWN = 100_000
+"""Words and choices of one text that is drawn."""
+MOST_WRITTEN = 50_000_000
+"""Characters of all texts of one template."""
+LARGEST_WORDS = 16 * 2**20
+"""Bytes of a wildcard's file."""
+_WILDCARD = re.compile(r"(?<![\w\\])__(?P<name>[\w-]{1,100}(?:[/ .][\w-]{1,100}){0,20}?)__(?!\w)")
 _ESCAPED = re.compile(r"\\(?:__|[{}|])")
-_LIKELIHOOD = re.compile(r"\s*(?P<weight>\d+\.?\d*|\.\d+)::")
-_MANY = re.compile(r"\s*[\d-]+\$\$")
+_LIKELIHOOD = re.compile(r"\s*+(?P<weight>\d{1,20}(?:\.\d{0,20}+)?|\.\d{1,20})::")
+_MANY = re.compile(r"\s*+[\d-]++\$\$")
 
 
 @dataclass(frozen=True)
@@ -69,13 +76,21 @@ class Wildcards:
                 f"__{name}__: {hint}Put {name}.txt {place}, or write \\__ for plain underscores"
             )
         try:
-            text = path.read_text(encoding="utf-8-sig")
-        except (OSError, ValueError) as error:
+            text = read_text(path, LARGEST_WORDS)
+        except UnicodeDecodeError as error:
             raise SetupError(f"{path} cannot be read ({error}); it must be text, one value a line") from error
         lines = [line.strip() for line in text.splitlines()]
         lines = [line for line in lines if line and not line.startswith("#")]
         if not lines:
             raise PromptError(f"__{name}__: {path} holds no line; write one value a line")
+        if len(lines) > MOST_VALUES:
+            raise PromptError(
+                f"__{name}__: {path} holds {len(lines)} lines, more than {MOST_VALUES}; split it"
+            )
+        if (longest := max(map(len, lines))) > LONGEST_PROMPT:
+            raise PromptError(
+                f"__{name}__: {path} holds a line of {longest} characters, more than {LONGEST_PROMPT}; shorten it"
+            )
         return lines
 
     def _known(self) -> dict[str, Path]:
@@ -86,7 +101,12 @@ class Wildcards:
 
 
 def read_template(text: str, wildcards: Wildcards, depth: int = 0) -> Template:
-    """A prompt as words and choices. Raises PromptError for a brace without its pair and an unknown wildcard."""
+    """A prompt as words and choices. Raises PromptError for a brace without its pair and an unknown wildcard, and for
+    a text of more than LONGEST_PROMPT characters."""
+    if len(text) > LONGEST_PROMPT:
+        raise PromptError(
+            f"the prompt has {len(text)} characters, more than {LONGEST_PROMPT}; put choices into a wildcard's file"
+        )
     if depth > DEEPEST:
         raise PromptError(
             f"wildcards and choices are nested more than {DEEPEST} deep; does a file name itself?"
@@ -104,20 +124,21 @@ def literal(text: str) -> str:
 def _until(text: str, start: int, wildcards: Wildcards, depth: int, *, inside: bool) -> tuple[Template, int]:
     """The template from `start` to the end, or to the `|` or `}` that ends an option."""
     parts: list[str | Choice] = []
-    words = ""
+    words: list[str] = []
     place = start
     while place < len(text):
         wildcard = _WILDCARD.match(text, place)
         if escaped := _ESCAPED.match(text, place):
             length = escaped.end() - place
-            words, place = words + text[place + 1 : place + length], place + length
+            words.append(text[place + 1 : place + length])
+            place += length
         elif text[place] == "{" or wildcard:
             if wildcard:
                 choice, place = wildcards.choice(wildcard["name"], depth), wildcard.end()
             else:
                 choice, place = _choice(text, place, wildcards, depth)
-            parts += [words, choice] if words else [choice]
-            words = ""
+            parts += ["".join(words), choice] if words else [choice]
+            words = []
         elif text[place] == "}" and not inside:
             raise PromptError(
                 f"a '}}' without its '{{' before {text[place + 1 : place + 20]!r}; write \\}} for a brace"
@@ -125,8 +146,9 @@ def _until(text: str, start: int, wildcards: Wildcards, depth: int, *, inside: b
         elif text[place] in "|}" and inside:
             break
         else:
-            words, place = words + text[place], place + 1
-    return (tuple([*parts, words] if words else parts), place)
+            words.append(text[place])
+            place += 1
+    return (tuple([*parts, "".join(words)] if words else parts), place)
 
 
 def _choice(text: str, start: int, wildcards: Wildcards, depth: int) -> tuple[Choice, int]:
@@ -162,26 +184,69 @@ def draw(template: Template, seed: int) -> str:
 
 
 def _drawn(template: Template, source: random.Random) -> str:
-    return "".join(
-        part if isinstance(part, str) else _drawn(source.choices(part.options, part.weights)[0], source)
-        for part in template
-    )
+    words: list[str] = []
+    pending: list[str | Choice] = list(reversed(template))
+    length = drawn = 0
+    while pending:
+        part = pending.pop()
+        drawn += 1
+        if isinstance(part, str):
+            words.append(part)
+            length += len(part)
+        else:
+            pending += reversed(source.choices(part.options, part.weights)[0])
+        if length > LONGEST_PROMPT or drawn > MOST_DRAWN:  # files that name each other can grow without end
+            raise PromptError(
+                f"what is drawn for the prompt grows beyond {LONGEST_PROMPT} characters; shorten the wildcards' lines"
+            )
+    return "".join(words)
 
 
 def every(template: Template) -> list[str]:
-    """All texts, in order; a choice on the left varies slowest. Raises PromptError for too many."""
-    found = list(itertools.islice(_all(template), MOST_VALUES + 1))
-    if len(found) > MOST_VALUES:
-        raise PromptError(f"the prompt has more than {MOST_VALUES} variants; use variants: random")
+    """All texts, in order; a choice on the left varies slowest. Raises PromptError for too many, before any is made."""
+    count, length = size(template)
+    if count > MOST_VALUES:
+        raise PromptError(
+            f"the prompt has {shown(count)} variants, more than {MOST_VALUES}; use variants: random"
+        )
+    if length > MOST_WRITTEN:
+        raise PromptError(
+            f"the prompt's {count} variants have {shown(length)} characters, more than {MOST_WRITTEN}; use variants: "
+            "random"
+        )
+    return _all(template)
+
+
+def size(template: Template) -> tuple[int, int]:
+    """How many texts it stands for, and how many characters they have together. Makes none of them."""
+    return _size(template, {})
+
+
+def _size(template: Template, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """known: choices that were counted, by identity; wildcards share theirs."""
+    count, length = 1, 0
+    for part in template:
+        if isinstance(part, str):
+            own, written = 1, len(part)
+        elif id(part) in known:
+            own, written = known[id(part)]
+        else:
+            sizes = [_size(option, known) for option in part.options]
+            own, written = sum(own for own, _ in sizes), sum(written for _, written in sizes)
+            known[id(part)] = (own, written)
+        count, length = count * own, length * own + written * count
+        if count > 10**100:  # so that the numbers themselves stay small
+            count = 10**100
+        if length > 10**100:
+            length = 10**100
+    return count, length
+
+
+def _all(template: Template) -> list[str]:
+    found = [""]
+    for part in template:
+        texts = (
+            [part] if isinstance(part, str) else [text for option in part.options for text in _all(option)]
+        )
+        found = [head + tail for head in found for tail in texts]
     return found
-
-
-def _all(template: Sequence[str | Choice]) -> Iterator[str]:
-    if not template:
-        yield ""
-        return
-    first, rest = template[0], template[1:]
-    heads = [first] if isinstance(first, str) else (text for option in first.options for text in _all(option))
-    for head in heads:
-        for tail in _all(rest):
-            yield head + tail

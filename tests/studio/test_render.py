@@ -113,7 +113,10 @@ def test_bad_input_is_refused_with_its_remedy(render: Run, loras: Path, flags: l
 
 
 def test_a_picture_that_fails_fails_alone(render: Run, loras: Path, tmp_path: Path) -> None:
-    entries = [{"prompt": "a", "seed": 1}, {"prompt": "b", "seed": 2, "adapters": {"fox": 1e30}}]
+    entries = [
+        {"prompt": "a", "seed": 1},
+        {"prompt": f"(a hat:{'9' * 38})", "seed": 2, "adapters": {"fox": 1}},
+    ]
     (tmp_path / "many.json").write_text(json.dumps(entries))
     ran = render("--requests", tmp_path / "many.json", "--out", f"{tmp_path}/{{seed}}.png", "--json")
     assert ran.code == 1
