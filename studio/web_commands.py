@@ -53,7 +53,7 @@ def add(
     group.add_argument(
         "--allow-downloads",
         action="store_true",
-        help="with --listen: users may name hub ids and paths of this computer",
+        help="with --listen or logins: users may name hub ids and paths of this computer",
     )
     group.add_argument("--max-upload", type=int, metavar="MB", default=256, help="default: 256")
     group.add_argument("--quiet", "-q", action="store_true", help="print the address only")
@@ -101,7 +101,8 @@ def run(args: Namespace, home: Home, teller: Teller) -> int:
         open_browser=args.open,
         largest=args.max_upload * 2**20,
     )
-    trusted = serving.loopback or args.allow_downloads
+    # Whoever has to log in is not this computer's owner: the address may stand behind a proxy or a tunnel.
+    trusted = (serving.loopback and not serving.users) or args.allow_downloads
     opening = replace(opening_of(args), source=None)
     settings = replace(home.settings, model=args.model) if args.model else home.settings
     code = serve(serving, replace(home, settings=settings), opening, Trust(trusted, trusted), teller.say)

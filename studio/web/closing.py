@@ -12,7 +12,6 @@ import time
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-
 PATIENCE = 3.0
 """Seconds that threads have to end once all is closed."""
 

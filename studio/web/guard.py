@@ -100,7 +100,7 @@ class Guard:
             self._check_logout(way, headers)
             length = self._check_length(way, headers)
             self._check_type(way, headers, length)
-            self._check_names(scope, named, login)
+            self._check_names(scope, named, headers, login)
             self._check_file(named, login)
             if way.body == "event":
                 receive = await self._event(receive, login)
@@ -202,8 +202,10 @@ class Guard:
         if way.body in ("event", "json") and kind != "application/json" and (length or kind):
             raise _Refused(415, f"the content type must be application/json, not {kind or 'nothing'}")
 
-    def _check_names(self, scope: Scope, named: Mapping[str, str], login: str | None) -> None:
-        """A session, or an event, in the address is one's own; and an address asks for nothing of other servers."""
+    def _check_names(
+        self, scope: Scope, named: Mapping[str, str], headers: Headers, login: str | None
+    ) -> None:
+        """A session, or an event, in the address or in MCP's header is one's own."""
         query = scope.get("query_string", b"")
         if len(query) > MOST_QUERY:
             raise _Refused(414, "the address is too long")
@@ -212,6 +214,7 @@ class Guard:
             raise _Refused(404, "this studio keeps no such links")
         mine = [*asked.get("session_hash", []), *asked.get("session_id", [])]
         mine += [named[part] for part in ("session", "event") if part in named]
+        mine += headers.getlist("mcp-session-id")
         self._check_mine(mine, login)
 
     def _check_mine(self, names: Sequence[object], login: str | None) -> None:

@@ -15,7 +15,10 @@ from pathlib import Path
 from pipelines.errors import SetupError
 
 ENVIRONMENT = "LORA_STUDIO_AUTH"
-RIGHT_WAY = "write logins into a file for --auth-file, one NAME:PASSWORD a line, or give --auth NAME and type the password"
+RIGHT_WAY = (
+    "write logins into a file for --auth-file, one NAME:PASSWORD a line, "
+    "or give --auth NAME and type the password"
+)
 LARGEST_FILE = 2**20
 """Bytes of a file with logins."""
 

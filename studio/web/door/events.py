@@ -31,9 +31,8 @@ def login_of(request: Any) -> str | None:
 def confine(pages: gr.Blocks, files: Files, claims: Claims | None) -> None:
     """Lets no event of these pages open a file that is not its owner's. claims: None where nobody logs in."""
     pages.has_launched = True  # as `launch()` says; Gradio checks paths only then, and mounting leaves it out
-    made = str(files.uploads / "made")
     for block in pages.blocks.values():
-        block.GRADIO_CACHE = made
+        block.GRADIO_CACHE = str(files.made)
     gr.set_static_paths(
         [str(folder) for folder in files.shown]
     )  # shown from where they lie, and never copied
@@ -100,4 +99,4 @@ def _replace(owner: object, name: str, function: Callable[..., Any]) -> None:
 
 def keep_made_files_at_home(files: Files) -> None:
     """For blocks that are made later, while the pages are open. Of the whole process, so a server's alone."""
-    os.environ["GRADIO_TEMP_DIR"] = str(files.uploads / "made")
+    os.environ["GRADIO_TEMP_DIR"] = str(files.made)

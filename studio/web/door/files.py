@@ -45,6 +45,11 @@ class Files:
         self._swept = 0.0
 
     @property
+    def made(self) -> Path:
+        """Where Gradio puts what it makes of uploads, which nobody is shown."""
+        return _closed(_closed(self.uploads) / "made")
+
+    @property
     def shown(self) -> tuple[Path, ...]:
         """The folders that hold what pages show, uploads among them."""
         return tuple(folder for folder, _ in self._rules())
@@ -183,7 +188,7 @@ class Files:
                         file.unlink()
                 except OSError:
                     continue
-            for name in folders:
+            for name in folders if folder != str(self.uploads) else ():
                 empty = Path(folder, name)
                 try:
                     if now - empty.lstat().st_mtime > LIFETIME:

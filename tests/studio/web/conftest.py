@@ -7,8 +7,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import httpx
@@ -16,10 +18,12 @@ import pytest
 import uvicorn
 
 from pipelines.home import Home
-from studio.jobs import Worker
+from studio.jobs import Trainings, Worker
+from studio.jobs.owner import owner_of
+from studio.recipe import Draft
 from studio.web import api
 from studio.web.look import Look
-from studio.web.server import Serving, mounted
+from studio.web.server import Serving, make_app, mounted
 
 
 @dataclass(frozen=True)
@@ -86,3 +90,65 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, sdxl_folder: Path) -> Iter
 def client(running: Running) -> Iterator[httpx.Client]:
     with running.client() as opened:
         yield opened
+
+
+USERS = {"ann": "secret of ann", "bob": "secret of bob"}
+
+
+@dataclass(frozen=True)
+class House:
+    """The whole studio, with logins. pages: its events. anns: a finished picture and an upload of hers."""
+
+    address: str
+    app: Any
+    pages: gr.Blocks
+    worker: Worker
+    anns: tuple[Path, Path]
+
+    @contextmanager
+    def client(self, name: str | None = None, **options: Any) -> Iterator[httpx.Client]:
+        with httpx.Client(base_url=self.address, timeout=60, trust_env=False, **options) as opened:
+            if name is not None:
+                answer = opened.post("/login", data={"username": name, "password": USERS[name]})
+                assert answer.status_code == 200, answer.text
+            yield opened
+
+
+@pytest.fixture(scope="session")
+def house(tmp_path_factory: pytest.TempPathFactory, sdxl_folder: Path) -> Iterator[House]:
+    folder = tmp_path_factory.mktemp("house")
+    home = Home.resolve(folder, model_dirs=[sdxl_folder.parent])
+    worker, trainings = Worker(home), Trainings(home)
+    worker.start()
+    app = make_app(worker, trainings, Serving(users=USERS, mcp=True))
+    [pages] = [
+        route.app.get_blocks() for route in app.routes if hasattr(getattr(route, "app", None), "get_blocks")
+    ]
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.05)
+    address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    draft = Draft({"prompt": "a fox", "width": 32, "height": 32, "steps": 2})
+    job = worker.submit(owner_of("ann"), [draft], model=sdxl_folder.name)
+    until = time.monotonic() + 120
+    while not (view := worker.view(job, owner_of("ann"))).state.over:  # type: ignore[union-attr]
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert view is not None
+    assert view.finished, view.error
+    [picture] = view.finished
+    assert picture.file is not None
+    built = House(address, app, pages, worker, (picture.file, picture.file))
+    with built.client("ann") as ann:
+        [upload] = ann.post(
+            "/gradio_api/upload", files={"files": ("mine.png", picture.file.read_bytes())}
+        ).json()
+    yield House(address, app, pages, worker, (picture.file, Path(upload)))
+    server.should_exit = True
+    thread.join(30)
+    trainings.close()
+    worker.close()

@@ -5,96 +5,28 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import httpx
 import pytest
-import uvicorn
 from PIL import Image
 
-from pipelines.home import Home
-from studio.jobs import Trainings, Worker
 from studio.jobs.owner import owner_of
-from studio.recipe import Draft
 from studio.web.door.attempts import FREE, Attempts
 from studio.web.door.claims import Claims
 from studio.web.door.files import LIFETIME, NOT_YOURS, Files, harmless
 from studio.web.door.routes import GRADIO, MCP, way_to
 from studio.web.door.uploads import router as uploads
-from studio.web.server import Serving, make_app
 from studio.web.words import words_of
 
+from .conftest import USERS, House
+from .roads import FILE, outcome, takers, told
 from .test_server import paths_of
-
-USERS = {"ann": "secret of ann", "bob": "secret of bob"}
-FILE = {"_type": "gradio.FileData"}
-
-
-@dataclass(frozen=True)
-class House:
-    """The whole studio, with logins. pages: its events. anns: a finished picture and an upload of hers."""
-
-    address: str
-    app: Any
-    pages: gr.Blocks
-    worker: Worker
-    anns: tuple[Path, Path]
-
-    @contextmanager
-    def client(self, name: str | None = None, **options: Any) -> Iterator[httpx.Client]:
-        with httpx.Client(base_url=self.address, timeout=60, trust_env=False, **options) as opened:
-            if name is not None:
-                answer = opened.post("/login", data={"username": name, "password": USERS[name]})
-                assert answer.status_code == 200, answer.text
-            yield opened
-
-
-@pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory, sdxl_folder: Path) -> Iterator[House]:
-    folder = tmp_path_factory.mktemp("house")
-    home = Home.resolve(folder, model_dirs=[sdxl_folder.parent])
-    worker, trainings = Worker(home), Trainings(home)
-    worker.start()
-    app = make_app(worker, trainings, Serving(users=USERS, mcp=True))
-    [pages] = [
-        route.app.get_blocks() for route in app.routes if hasattr(getattr(route, "app", None), "get_blocks")
-    ]
-    listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.05)
-    address = f"http://127.0.0.1:{listening.getsockname()[1]}"
-    draft = Draft({"prompt": "a fox", "width": 32, "height": 32, "steps": 2})
-    job = worker.submit(owner_of("ann"), [draft], model=sdxl_folder.name)
-    until = time.monotonic() + 120
-    while not (view := worker.view(job, owner_of("ann"))).state.over:  # type: ignore[union-attr]
-        assert time.monotonic() < until
-        time.sleep(0.05)
-    assert view is not None
-    assert view.finished, view.error
-    [picture] = view.finished
-    assert picture.file is not None
-    built = House(address, app, pages, worker, (picture.file, picture.file))
-    with built.client("ann") as ann:
-        [upload] = ann.post(
-            "/gradio_api/upload", files={"files": ("mine.png", picture.file.read_bytes())}
-        ).json()
-    yield House(address, app, pages, worker, (picture.file, Path(upload)))
-    server.should_exit = True
-    thread.join(30)
-    trainings.close()
-    worker.close()
 
 
 @pytest.fixture(scope="module")
@@ -189,46 +121,6 @@ def names(path: str) -> list[Any]:
     ]
 
 
-def outcome(client: httpx.Client, house: House, road: str, number: int, data: list[Any]) -> str:
-    """What an event answers, by one of the roads to it; its results and its errors are text."""
-    function = house.pages.fns[number]
-    session = f"walk{threading.get_ident()}{client.cookies.get('x', '')}{id(client)}"
-    body: dict[str, Any] = {"data": data, "fn_index": number, "session_hash": session, "trigger_id": None}
-    if road in ("run", "api"):
-        return client.post(f"/gradio_api/{road}/predict", json=body).text
-    if road == "queue":
-        client.post("/gradio_api/queue/join", json=body)
-        return _told(client, f"/gradio_api/queue/data?session_hash={session}")
-    name = str(function.api_name)
-    if road == "v2":
-        begun = client.post(f"/gradio_api/call/v2/{name}", json={"picture": data[0]})
-    else:
-        begun = client.post(f"/gradio_api/call/{name}", json={"data": data})
-    event = begun.json().get("event_id") if begun.status_code == 200 else None
-    return _told(client, f"/gradio_api/call/{name}/{event}") if event else begun.text
-
-
-def _told(client: httpx.Client, path: str) -> str:
-    """What a stream of events tells, to its end."""
-    heard = []
-    with client.stream("GET", path) as answer:
-        for line in answer.iter_lines():
-            heard.append(line)
-            if "process_completed" in line or (line.startswith("data") and heard[-2:-1] != ["event: heartbeat"]):
-                if "process_starts" not in line and "estimation" not in line:
-                    break
-    return "\n".join(heard)
-
-
-def takers(house: House) -> list[tuple[int, Any]]:
-    """The events that are given anything by a client."""
-    return [
-        (number, function)
-        for number, function in house.pages.fns.items()
-        if any(not block.stateful for block in function.inputs) and function.fn is not None
-    ]
-
-
 def copies_of(secret: bytes, house: House) -> list[Path]:
     return [
         file
@@ -259,7 +151,7 @@ def test_no_road_leads_to_a_file_that_is_not_ones_own(
     os.mkfifo(fifo)
     [number] = [n for n, function in house.pages.fns.items() if function.api_name == "picture_info"]
     for path in named_by_an_attacker(house, fifo):
-        for value in names(path):
+        for value in names(path)[: None if road == "run" else 1]:  # all roads end in one place
             answer = outcome(bob, house, road, number, [value])
             assert NOT_YOURS in answer or "must be an uploaded file" in answer, (path, value, answer)
             assert not path or len(path) < 3 or path not in answer
@@ -372,6 +264,13 @@ def test_gradio_has_the_parts_that_the_door_hangs_on(house: House) -> None:
     )
 
 
+def test_a_dropped_picture_is_read_by_the_pages_own_events(house: House, ann: httpx.Client) -> None:
+    """Gradio makes a file of its own of what its components are given."""
+    [number] = [n for n, function in house.pages.fns.items() if function.name == "made_with"]
+    answer = outcome(ann, house, "run", number, [{"path": str(house.anns[1]), "meta": FILE}, None])
+    assert "A picture by LoRA Studio" in answer
+
+
 def test_what_goes_out_names_no_file_of_the_server() -> None:
     said = {"note": [{"path": "/etc/passwd", "meta": FILE, "orig_name": "x"}], "meta": "kept", "path": "kept"}
     assert harmless({"a": 1, "meta": {"b": 2}}) == {"a": 1, "meta": {"b": 2}}
@@ -446,7 +345,7 @@ def test_a_session_is_its_logins(house: House, ann: httpx.Client, bob: httpx.Cli
         == 403
     )
     assert bob.get(f"/gradio_api/call/models/{begun}").status_code == 403
-    assert "complete" in _told(ann, f"/gradio_api/call/models/{begun}")
+    assert "complete" in told(ann, f"/gradio_api/call/models/{begun}")
 
 
 @pytest.mark.parametrize("name", ["", "a b", "../x", "x" * 200, 7, None, ["a"], {"a": 1}])

@@ -17,10 +17,8 @@ from studio.jobs import JobState
 from studio.jobs.owner import owner_of
 from studio.recipe import Draft
 
-from .test_door import House, takers
-from .test_door import house as house  # noqa: PLC0414
-
-pytest_plugins: list[str] = []
+from .conftest import House
+from .roads import takers
 
 POISONS: dict[str, Any] = {
     "a megabyte in one word": "x" * 2**20,
@@ -50,7 +48,7 @@ def test_every_event_answers_whatever_is_sent(house: House, poison: str) -> None
     slow = {}
     with house.client("bob") as bob:
         for number, function in takers(house):
-            if function.fn.__name__ in ("loaded", "chosen"):  # they may load a model, which takes its time
+            if function.name in ("loaded", "chosen"):  # they may load a model, which takes its time
                 continue
             data = [None if block.stateful else value for block in function.inputs]
             body = json.dumps({"data": data, "fn_index": number, "session_hash": f"poison{number}"})
@@ -58,7 +56,10 @@ def test_every_event_answers_whatever_is_sent(house: House, poison: str) -> None
             headers = {"content-type": "application/json"}
             answer = bob.post("/gradio_api/run/predict", content=body, headers=headers)
             seconds = time.monotonic() - began
-            assert answer.status_code in (200, 400, 403, 404, 413, 422, 500), (function.name, answer.text[:200])
+            assert answer.status_code in (200, 400, 403, 404, 413, 422, 500), (
+                function.name,
+                answer.text[:200],
+            )
             if seconds > LONGEST:
                 slow[str(function.name)] = round(seconds, 1)
     assert slow == {}
@@ -73,7 +74,9 @@ def test_a_victim_draws_while_poison_rains(house: House, sdxl_folder: Any) -> No
             while not stop.is_set():
                 for prompt in ("x" * 2**20, "\ud800", "(" * 50_000, "a" * 19_000):
                     for size in (32, 16384, 10**30):
-                        call = {"data": [prompt, [], "", "merge", -1, 2, -1, size, size, "", 2_000_000, "", 0]}
+                        call = {
+                            "data": [prompt, [], "", "merge", -1, 2, -1, size, size, "", 2_000_000, "", 0]
+                        }
                         headers = {"content-type": "application/json"}
                         bob.post("/gradio_api/run/compose", content=json.dumps(call), headers=headers)
                         if stop.is_set():
@@ -95,7 +98,9 @@ def test_a_victim_draws_while_poison_rains(house: House, sdxl_folder: Any) -> No
         raining.join()
 
 
-@pytest.mark.parametrize("body", [{"count": 2_000_000}, {"seed": 2**64}, {"loras": ["a"] * 100_000}, {"wait_seconds": 1e308}])
+@pytest.mark.parametrize(
+    "body", [{"count": 2_000_000}, {"seed": 2**64}, {"loras": ["a"] * 100_000}, {"wait_seconds": 1e308}]
+)
 def test_the_loop_stays_free(house: House, body: dict[str, Any]) -> None:
     """A function for programs runs where everybody's requests are answered; it never counts to millions there."""
     slowest = 0.0
