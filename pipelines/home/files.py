@@ -138,19 +138,18 @@ def _open(path: str | Path) -> io.BufferedReader:
     if not stat.S_ISREG(mode):
         raise NoRegularFile(path, mode)
     sign()
-    file = open(path, "rb", opener=_opener)  # noqa: SIM115
-    sign()
-    return file
-
-
-def _opener(path: str, flags: int) -> int:
-    """Not even a pipe that took a file's place just now is waited for."""
-    opened = os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    opened = os.open(path, _FLAGS)
     mode = os.fstat(opened).st_mode
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(mode):  # not even a pipe that took the file's place just now is waited for
         os.close(opened)
         raise NoRegularFile(path, mode)
-    return opened
+    sign()
+    return open(opened, "rb")
+
+
+_FLAGS = os.O_RDONLY | sum(
+    getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOCTTY")
+)
 
 
 def _too_large(path: str | Path, limit: int) -> OSError:
