@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
@@ -10,6 +11,7 @@ from composers import methods
 from composers.shown import shown
 from pipelines.bounds import check_text
 from pipelines.errors import RequestError
+from studio.jobs import PictureView
 from studio.web import scrub
 from studio.web.desk import Desk, who
 from studio.web.fields import Fields
@@ -88,15 +90,19 @@ def add(desk: Desk, fields: Fields) -> Viewer:
         api_visibility="private",
     )
 
-    def offered(job: str, browser: str | None, request: gr.Request) -> tuple[Any, ...]:
+    def finished(job: str, browser: str | None, request: gr.Request) -> dict[str, PictureView]:
+        """The job's pictures by their numbers; a page names no files."""
         view = desk.worker.view(job, who(browser, request)) if job else None
-        done = view.finished if view is not None else ()
-        choices = [(picture.label, str(picture.file)) for picture in done]
-        files = [file for _, file in choices]
+        return {str(picture.index): picture for picture in (view.finished if view is not None else ())}
+
+    def offered(job: str, browser: str | None, request: gr.Request) -> tuple[Any, ...]:
+        done = finished(job, browser, request)
+        choices = [(picture.label, number) for number, picture in done.items()]
+        ends = (choices[0][1], choices[-1][1]) if choices else (None, None)
         return (
-            gr.Dropdown(choices=choices, value=files[0] if files else None),
-            gr.Dropdown(choices=choices, value=files[-1] if files else None),
-            gr.ImageSlider((files[0], files[-1]) if len(files) > 1 else None, visible=len(files) > 1),
+            gr.Dropdown(choices=choices, value=ends[0]),
+            gr.Dropdown(choices=choices, value=ends[1]),
+            gr.ImageSlider(_pair(done, *ends) if len(done) > 1 else None, visible=len(done) > 1),
         )
 
     gr.on(
@@ -108,16 +114,25 @@ def add(desk: Desk, fields: Fields) -> Viewer:
         trigger_mode="always_last",
         api_visibility="private",
     )
+    def chosen_pair(one: Any, other: Any, job: str, browser: str | None, request: gr.Request) -> Any:
+        return _pair(finished(job, browser, request), one, other)
+
     for side in (left, right):
         side.input(
-            lambda one, other: (one, other) if one and other else None,
-            [left, right],
+            chosen_pair,
+            [left, right, viewer.job, desk.browser],
             slider,
             show_progress="hidden",
             api_visibility="private",
         )
 
     return viewer
+
+
+def _pair(done: Mapping[str, PictureView], one: Any, other: Any) -> tuple[str, str] | None:
+    """The files of two pictures, by their numbers; None where one of them is not there."""
+    files = [done[str(number)].file for number in (one, other) if str(number) in done]
+    return (str(files[0]), str(files[1])) if len(files) == 2 else None
 
 
 def pictures(value: object) -> int:

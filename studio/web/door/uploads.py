@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import fastapi
 from fastapi.responses import JSONResponse
-from gradio.route_utils import MultiPartException, move_uploaded_files_to_cache, upload_fn
+from gradio.route_utils import move_uploaded_files_to_cache, upload_fn
 from gradio.routes import file_upload_statuses
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
+from starlette.formparsers import MultiPartException
 
 from pipelines.errors import StudioError
 from studio.jobs.owner import owner_of
