@@ -19,11 +19,9 @@ from pipelines.home import Entry, Home
 from pipelines.request import Facts
 from studio.library.fit import fit_of_entry
 from studio.opening import Opening, model_name
-from studio.recipe import Draft, placed
+from studio.recipe import MOST_PICTURES, Draft, placed
 from studio.shelf import Shelf
 
-MOST_PICTURES = 10_000
-"""Of one job."""
 MOST_MISSING = 20
 """Adapters that one answer names which are not here."""
 
