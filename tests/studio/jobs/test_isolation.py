@@ -12,10 +12,12 @@ import pytest
 
 from pipelines import Session
 from pipelines.errors import RequestError
-from studio.jobs import JobState, Worker
+from pipelines.home import Home
+from studio.jobs import LIVE, JobState, Worker
 from studio.jobs.ledger import Ledger
 from studio.jobs.resident import Resident
 from studio.jobs.store import Store
+from studio.jobs.worker import MOST_LIVE
 
 from .conftest import draft
 
@@ -295,3 +297,72 @@ def test_a_size_without_room_fails_alone_where_the_model_was_not_loaded_yet(
     view = studio.over(studio.ask("ann", draft(seed=1), draft(width=16384, height=16384)), "ann")
     assert [str(picture.state) for picture in view.pictures] == ["done", "failed"]
     assert "16384 x 16384 pixels need" in view.error
+
+
+# -- turns -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_models(studio: Any, sd_folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The other model's name. A turn is over at once."""
+    home = studio.worker.home
+    studio.worker.home = Home.resolve(home.path, model_dirs=[sd_folder.parent, *home.roots.models])
+    monkeypatch.setattr("studio.jobs.rounds.TURN", 0.2)
+    monkeypatch.setattr("studio.jobs.rounds.LOADS", 0.0)
+    return sd_folder.name
+
+
+def test_a_very_long_picture_does_not_hold_up_another_model(
+    studio: Any, two_models: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = studio.ask("ann", draft("a fox", "fox", seed=1, steps=400))
+    studio.until(long, "ann", lambda view: view.pictures[0].step > 5)
+    calls = studio.count_calls()
+    other = studio.over(studio.ask("bob", draft(seed=2), model=two_models), "bob")
+    assert other.state is JobState.DONE
+    half = studio.worker.view(long, "ann")
+    assert not half.state.over
+    assert 5 < half.pictures[0].step < 400
+    before = calls.count
+    done = studio.over(long, "ann")
+    assert done.state is JobState.DONE
+    assert done.pictures[0].record["unet_calls"] == 400  # none was made twice
+    assert before < 400
+
+
+def test_a_picture_that_was_set_aside_can_be_stopped_and_is_no_suspect(studio: Any, two_models: str) -> None:
+    long = studio.ask("ann", draft(seed=1, steps=900))
+    studio.until(long, "ann", lambda view: view.pictures[0].step > 5)
+    others = studio.ask("bob", draft(seed=2, steps=900), model=two_models)
+    studio.until(others, "bob", lambda view: view.pictures[0].step > 2)
+    store = Store(studio.home.database)
+    [row] = store.pictures_of(long)
+    assert row.state is JobState.QUEUED
+    store.close()
+    assert studio.worker.cancel(long, "ann")
+    assert studio.worker.cancel(others, "bob")
+    assert studio.over(studio.ask("eve", draft(seed=3)), "eve").state is JobState.DONE
+
+
+def test_suspects_leave_the_others_their_turns(
+    studio: Any, two_models: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    breaking_rounds(monkeypatch, lambda seeds: {1, 2} <= seeds)
+    paused = studio.pause()
+    suspects = studio.ask("ann", draft(seed=1, steps=300), draft(seed=2, steps=300))
+    paused.set()
+    studio.until(suspects, "ann", lambda view: any(picture.step > 20 for picture in view.pictures))
+    innocent = studio.over(studio.ask("bob", draft(seed=3)), "bob")
+    assert innocent.state is JobState.DONE
+    assert not studio.worker.view(suspects, "ann").state.over
+    assert studio.over(suspects, "ann").state is JobState.DONE
+
+
+def test_of_an_owners_live_jobs_only_the_newest_go_on(studio: Any) -> None:
+    paused = studio.pause()
+    ids = [studio.ask("ann", draft(seed=seed), kind=LIVE) for seed in range(MOST_LIVE + 2)]
+    bobs = studio.ask("bob", draft(seed=9), kind=LIVE)
+    paused.set()
+    assert studio.over(bobs, "bob").state is JobState.DONE
+    states = [str(studio.over(id, "ann").state) for id in ids]
+    assert states == ["cancelled"] * 2 + ["done"] * MOST_LIVE
