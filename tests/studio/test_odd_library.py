@@ -15,12 +15,14 @@ from safetensors.torch import save_file
 
 from pipelines.errors import AdapterError, AdapterFileError, SetupError
 from pipelines.home import Home, answers
+from studio import doctor
 from studio.hashes import is_adapter, short_hash
 from studio.library import scan
 from studio.library.fit import fit_of
 from studio.library.scan import Library
 
 from ..pipelines.folders import ODD, dead, in_time
+from .conftest import Run
 
 Make = Callable[[Path], None]
 KEY = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
@@ -169,3 +171,30 @@ def test_the_model_of_a_fit_is_read_in_time(home: Path, own: Home, sdxl_folder: 
     in_time(lambda: [time.sleep(0.01) for _ in iter(lambda: bool(answers.silent()), False)])
     with pytest.raises(Exception, match="cross_attention_dim is"):
         fit_of("odd", own)
+
+
+def test_lists_on_the_command_line_tell_what_does_not_answer(own: Home, share: Path, run: Run) -> None:
+    make_pipe = own.path / "loras" / "odd.safetensors"
+    os.mkfifo(make_pipe)
+    with dead(share):
+        for command, shown in (("loras", "near"), ("models", "tiny-sdxl")):
+            where = {"loras": "--lora-dir", "models": "--model-dir"}[command]
+            ran = in_time(lambda command=command, where=where: run(command, where, share))
+            assert ran.code == 0
+            assert shown in ran.out
+            assert "far" not in ran.out
+            assert f"the folder {share} does not answer; what lies in it is left out for now" in ran.err
+    ran = in_time(lambda: run("inspect", make_pipe))
+    assert ran.code == 2
+    assert (
+        "odd.safetensors: cannot be read (it is a pipe, not a file; take it away or give a file)" in ran.err
+    )
+
+
+def test_the_doctor_tells_what_does_not_answer(
+    own: Home, share: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "_test_picture", lambda home, problems: None)
+    with dead(share):
+        assert in_time(lambda: doctor.run(own)) == 1
+    assert f"the folder {share} does not answer; see to its drive or network" in capsys.readouterr().out
