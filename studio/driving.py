@@ -21,7 +21,7 @@ from pipelines import (
     StudioError,
     StudioPipeline,
 )
-from pipelines.errors import RenderError
+from pipelines.faults import forget_tensors, own_error
 from studio.interruption import noted
 from studio.metadata import Setup, save_picture
 from studio.outputs import write_whole
@@ -150,9 +150,10 @@ class Drive:
         preview = file.with_name(f"{file.stem}.preview.png")
         try:
             image = event.preview()
-        except RenderError:  # the picture itself will tell, when it is decoded
+            write_whole(preview, lambda path: image.save(path, format="PNG"), force=True)
+        except Exception as error:  # the picture itself will tell, when it is decoded and saved
+            forget_tensors(error)
             return
-        write_whole(preview, lambda path: image.save(path, format="PNG"), force=True)
         self._previews.add(preview)
 
     def _save(self, place: int, event: Finished) -> None:
@@ -167,8 +168,8 @@ class Drive:
                 setup=self._saving.setup,
                 force=self._saving.force,
             )
-        except StudioError as error:
-            self._fail(place, error)
+        except Exception as error:  # it is of this picture alone
+            self._fail(place, own_error(error, "the picture could not be saved"))
             return
         self.outcome.finished[place] = Picture(file, event.image, event.record)
         self._on_file(file)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipelines import Failed, Finished, Record, Request, Session, Started, StudioError, StudioPipeline
+from pipelines import Failed, Finished, Record, Request, Session, Started, StudioPipeline
+from pipelines.faults import own_error
 from pipelines.text.tags import take_tags
 
 AHEAD = 2
@@ -116,8 +117,8 @@ class Worker:
             self.pipe.store.ensure(names)
             resolved = request.resolved(self.pipe.model.facts)
             id = self._session.submit(resolved)
-        except StudioError as error:
-            return Rendered(key, error=str(error))
+        except Exception as error:
+            return Rendered(key, error=str(own_error(error, "the picture could not be begun")))
         assert resolved.width is not None
         assert resolved.height is not None
         shape = self.pipe.model.latent_shape(resolved.width, resolved.height)

@@ -187,3 +187,45 @@ def test_gc_deletes_what_no_job_needs(home: Path, capsys: pytest.CaptureFixture[
     assert not picture.exists()
     assert list(inputs.iterdir()) == []
     assert "job a  old" in capsys.readouterr().out
+
+
+DEADLY = """
+import os, signal, sys
+import pipelines.session as session
+from pipelines.home import Home
+from studio.jobs import Worker
+from studio.recipe import Draft
+real = session.evaluate
+def deadly(model, rows):
+    if any(row.trajectory.request.seed == 666 for row in rows):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(model, rows)
+session.evaluate = deadly
+worker = Worker(Home.resolve(sys.argv[1], model_dirs=[sys.argv[2]]))
+if not worker.views("ann"):
+    small = {"prompt": "a fox", "steps": 2, "width": 32, "height": 32}
+    worker.submit("ann", [Draft(small | {"seed": seed}) for seed in (1, 666, 2)], model=sys.argv[3])
+worker.start()
+version = -1
+while not worker.views("ann")[0].state.over:
+    version = worker.wait(version, 60)
+worker.close()
+"""
+
+
+def test_a_picture_that_kills_the_process_is_found_and_costs_nobody_theirs(
+    home: Path, sdxl_folder: Path
+) -> None:
+    command = [sys.executable, "-c", DEADLY, str(home), str(sdxl_folder.parent), sdxl_folder.name]
+    codes = []
+    while not codes or (codes[-1] and len(codes) < 9):
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+        codes.append(ended.returncode)
+        assert codes[-1] in (0, -signal.SIGKILL), ended.stderr
+    assert codes == [-signal.SIGKILL] * 4 + [0]  # with the others, and three times alone
+    store = Store(home / "studio.sqlite")
+    [job] = store.jobs_of("ann", 1)
+    rows = store.pictures_of(job.id)
+    store.close()
+    assert [str(row.state) for row in rows] == ["done", "failed", "done"]
+    assert "died 3 times while it made this picture and no other" in job.error
