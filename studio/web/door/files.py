@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pipelines.bounds import check_text
 from pipelines.errors import RequestError
 from studio.jobs import Worker
 from studio.jobs.owner import PROGRAMS, folder_of
@@ -27,6 +28,8 @@ MOST_HELD = 2 * 2**30
 """Bytes of uploads that one owner may have at a time."""
 MOST_DEEP = 64
 """Levels of lists and objects in what a client sends."""
+LONGEST_TEXT = 2 * 2**20
+"""Characters of one text that a page sends; what it is for has bounds of its own."""
 LONGEST_PATH = 4096
 FILE_DATA = "gradio.FileData"
 NOT_YOURS = "a file that is named here is not yours, or not here any more; upload it again"
@@ -103,18 +106,23 @@ class Files:
     def admitted(self, value: Any, owner: str | None, depth: int = 0) -> Any:
         """What a client sent, with every file in it named as it is, and nothing else said of it.
 
-        Raises RequestError for a file that is not the owner's, for an address instead of a file, and for what lies
-        deeper than `MOST_DEEP`.
+        Raises RequestError for a file that is not the owner's, for an address instead of a file, for text that nobody
+        could write down again, and for what lies deeper than `MOST_DEEP`.
         """
         if depth > MOST_DEEP:
             raise RequestError(f"what was sent lies deeper than {MOST_DEEP} levels; send it flat")
+        if isinstance(value, str):
+            return check_text("what was sent", value, LONGEST_TEXT)
         if isinstance(value, list | tuple):
             return [self.admitted(one, owner, depth + 1) for one in value]
         if not isinstance(value, dict):
             return value
         if _names_file(value):
             return self._file_data(value, owner)
-        return {key: self.admitted(one, owner, depth + 1) for key, one in value.items()}
+        return {
+            check_text("a name of what was sent", key, LONGEST_PATH): self.admitted(one, owner, depth + 1)
+            for key, one in value.items()
+        }
 
     def _file_data(self, value: dict[str, Any], owner: str | None) -> dict[str, Any]:
         """https://www.gradio.app/docs/gradio/filedata, with nothing in it that was not looked at."""
