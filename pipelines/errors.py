@@ -11,6 +11,7 @@ StudioError                      (composers.errors)
 │   └── AdapterMismatchError     it is sound but made for another model
 ├── ModelError                   a checkpoint that cannot be found, read or run
 ├── SetupError                   folders, configuration, device
+│   └── NoAnswer                 a folder that does not answer (pipelines.home.answers)
 └── RenderError                  the run itself: a picture that is not finite, memory exhausted at one row
 """
 

@@ -47,6 +47,13 @@ class Desk:
         except ModelError:
             return None
 
+    def unanswered(self) -> list[str]:
+        """What the lists leave out, since it does not answer; its places are told to this computer's owner alone."""
+        silent = self.worker.home.silent
+        if silent and not self.worker.trust.paths:
+            return ["A folder of this studio does not answer at present; its files are left out."]
+        return [f"{folder} does not answer at present; its files are left out." for folder in silent]
+
     def fitting(self, model: str) -> list[Card]:
         """The library's cards that fit the model, by name."""
         return self.worker.library.search(fit=self.fit(model), fitting_only=True)

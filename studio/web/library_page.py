@@ -150,7 +150,9 @@ class _Listing:
         return (
             _pictures(self._desk, page, fit),
             tuple(card.name for card in page),
-            plain(f"{len(matching)} of {len(everything)} files{more}{_reading(seen)}"),
+            plain(
+                f"{len(matching)} of {len(everything)} files{more}{_reading(seen)}", self._desk.unanswered()
+            ),
             gr.Dropdown(choices=[ANY, *sorted({card.family for card in everything})]),
             gr.Dropdown(choices=[ANY, *sorted({card.category for card in everything if card.category})]),
             gr.Dropdown(choices=[ANY, *sorted({kind for card in everything for kind in card.kinds})]),

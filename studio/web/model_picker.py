@@ -15,7 +15,7 @@ from pipelines.errors import RequestError
 from pipelines.home.settings import Roots
 from studio.jobs import ModelEntry
 from studio.jobs.gate import Trust
-from studio.web.desk import Desk, told
+from studio.web.desk import Desk, plain, told
 
 SMALL = (
     " <strong>Small built-in demo model</strong>: it knows its own little world and no other words than those listed "
@@ -134,7 +134,7 @@ class ModelPicker:
         entries = desk.worker.models()
         usable = [(_label(entry), entry.name) for entry in entries if entry.usable]
         picked = gr.Dropdown(choices=usable) if chosen is None else gr.Dropdown(choices=usable, value=chosen)
-        return picked, _found(entries)
+        return picked, _found(entries) + plain("", desk.unanswered())
 
 
 def model_line(desk: Desk) -> str:
