@@ -187,10 +187,15 @@ class Session:
         What features a picture will remember is reserved here for its whole run. A picture whose features do not fit
         beside those in flight waits; one whose features never fit keeps them on the host.
 
-        A picture of more rows than a call may hold makes calls of its own, one such picture an owner. So does, after
-        some rounds, one that is next and finds no room, where it needs much of it or its owner has nothing in flight.
+        A picture of more rows than a call may hold makes calls of its own, one such picture an owner; where there are
+        several owners, so does one of more than half as many. One that is next and finds no room lets nobody overtake
+        it for some rounds; then, where there are several owners, it makes its own calls if its owner has nothing in
+        flight, else the others go on.
         """
         self._turns.among((job.owner, job.priority) for job in self._waiting)
+        several = len({job.owner for job in [*self._waiting, *self._flying]}) > 1
+        for job in self._flying:
+            job.apart = job.apart or (several and 2 * job.rows > self.model.rows_at_once(job.shape))
         limits = {shape: self.model.rows_at_once(shape) for shape in {job.shape for job in self._waiting}}
         together = [job for job in self._flying if not job.apart]
         room = {
@@ -210,16 +215,18 @@ class Session:
             job for job in self._waiting if job.shape not in closed and job.id not in passed
         ]:
             job = min(candidates, key=self._turn)
-            whale = job.rows > limits[job.shape]
+            whale = (1 + several) * job.rows > limits[job.shape]
             job.apart = whale and job.owner not in apart
             if whale and not job.apart:
                 passed.add(job.id)
                 continue
             if not whale and job.rows > room[job.shape] and job.shape in flying_shapes:
                 job.passed += 1
-                entitled = 2 * job.rows > limits[job.shape] or job.owner not in flying_owners
-                if job.passed <= PATIENCE or not entitled or job.owner in apart:
+                if job.passed <= PATIENCE or not several:
                     closed.add(job.shape)
+                    continue
+                if job.owner in flying_owners:
+                    passed.add(job.id)
                     continue
                 job.apart = True
             if (self._flying or chosen) and not self.model.store.fits(job.adapters):

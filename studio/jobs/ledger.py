@@ -103,10 +103,8 @@ class Ledger:
         """Ends a job that has nothing left to do."""
         if work.tasks or work.job.id not in self.queue.works:
             return
-        rows = self.store.pictures_of(work.job.id)
-        states = {row.state for row in rows}
+        states, errors = self.store.outcome(work.job.id)
         state = next((s for s in (JobState.CANCELLED, JobState.FAILED) if s in states), JobState.DONE)
-        errors = dict.fromkeys(row.error for row in rows if row.state is JobState.FAILED)
         self.store.end(work.job.id, state, "\n".join(errors))
         self.queue.remove(work.job.id)
         self.tell()

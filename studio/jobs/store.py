@@ -293,6 +293,14 @@ class Store:
             for row in self._rows(f"SELECT {_PICTURE} FROM pictures WHERE job = ? ORDER BY place", job)
         ]
 
+    def outcome(self, job: str) -> tuple[set[JobState], list[str]]:
+        """The states of a job's pictures, and why some failed, each reason once."""
+        rows = self._rows(
+            "SELECT state, error FROM pictures WHERE job = ? GROUP BY state, error ORDER BY min(place)", job
+        )
+        failed = [error for state, error in rows if state == JobState.FAILED]
+        return {JobState(state) for state, _ in rows}, failed
+
     def hand_over(self, job: str, index: int) -> None:
         """From now on this picture may be what kills the process."""
         with self._writing() as database:

@@ -193,6 +193,31 @@ def test_a_picture_of_more_rows_than_a_call_holds_closes_the_door_to_nobody(mode
     assert wide[1] not in started  # one such picture an owner
 
 
+def test_a_picture_of_many_rows_does_not_swell_the_calls_of_other_owners(model: Model) -> None:
+    model.row_limit = 6
+    large = ask(1, adapters={"a": 1.0, "b": 1.0}, composer=Composite(), steps=5)
+    for owners, largest in ((("ann", "bob"), 2), (("ann", "ann"), 6)):
+        session = Session(model, output_type="latent")
+        session.submit(large, owner=owners[0])
+        small = session.submit(ask(2, steps=3), owner=owners[1])
+        [record] = [
+            event.record for event in session.drain() if isinstance(event, Finished) and event.id == small
+        ]
+        assert record.largest_call == largest
+
+
+def test_one_that_finds_no_room_does_not_hold_up_the_others_for_long(model: Model) -> None:
+    model.row_limit = 8
+    session = Session(model, output_type="latent")
+    for seed in (1, 2, 3):
+        session.submit(ask(seed, steps=200), owner="ann")
+    session.step()
+    session.submit(ask(4, adapters={"a": 1.0, "b": 1.0}, composer=Composite(), steps=200), owner="ann")
+    small = session.submit(ask(5, steps=2), owner="bob")
+    events = [event for _ in range(PATIENCE + 8) for event in session.step()]
+    assert [event.id for event in events if isinstance(event, Finished)] == [small]
+
+
 def test_who_has_nothing_in_flight_finds_room_before_long(model: Model) -> None:
     model.row_limit = 4
     session = Session(model, output_type="latent")
@@ -217,11 +242,11 @@ def test_who_has_much_in_flight_waits_as_ever(model: Model) -> None:
 
 
 def test_owners_are_served_by_what_their_pictures_cost(model: Model) -> None:
-    model.row_limit = 2
+    model.row_limit = 4
     session = Session(model, output_type="latent")
     long = [session.submit(ask(seed, steps=12), owner="ann") for seed in (1, 2)]
     short = [session.submit(ask(seed, steps=3), owner="bob") for seed in range(3, 8)]
-    order = [event.id for event in session.drain() if isinstance(event, Finished)]
+    order = [event.id for event in session.drain() if isinstance(event, Started)]
     assert order == [long[0], *short[:4], long[1], short[4]]
 
 
