@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from studio.asking import parse_lora
 from studio.batch.problems import Problems, nearest
 from studio.batch.prompts import plain_wanted, read_line
 from studio.batch.values import MOST_VALUES, PAIRS
-from studio.plain import LONGEST_FILE, check_plain, read_json, read_text
+from studio.plain import DEEPEST, LONGEST_FILE, check_plain, read_json, read_text
 from studio.recipe import FIELDS
 
 OWN_FIELDS = ("name", "model", "count", "variants")
@@ -39,6 +40,7 @@ MOST_NODES = 500_000
 """Values of a YAML file as it is written."""
 LONGEST_SCALAR = 100
 """Characters of a number or a date in YAML."""
+_BRACKETS = re.compile(r"(?:[\[{]\s*+){200}")
 MOST_FIELDS = 100
 """Of one job: far more than there are."""
 
@@ -85,6 +87,7 @@ def read_jobs(path: Path, problems: Problems) -> JobFile:
             entries.append(entry)
         if len(entries) > MOST_VALUES:
             problems.add(entry.where, f"the file holds more than {MOST_VALUES} jobs; split it")
+            entries.clear()
             break
         if problems.full:
             break
@@ -142,6 +145,9 @@ def _json(text: str, name: str, problems: Problems) -> Read:
 
 
 def _yaml(text: str, name: str, problems: Problems) -> Read:
+    if _BRACKETS.search(text):  # which PyYAML takes the square of their number for
+        problems.add(name, f"it is nested more than {DEEPEST} deep; make it flat")
+        return
     loader = _Loader(text)
     try:
         root = loader.get_single_node()
@@ -159,22 +165,26 @@ def _yaml(text: str, name: str, problems: Problems) -> Read:
     nodes = _yaml_nodes(root)
     yield from _entry(defaults, _yaml_place(nodes.get("defaults"), name), problems, is_default=True)
     job_nodes = root.value if isinstance(root, yaml.SequenceNode) else getattr(nodes.get("jobs"), "value", [])
-    for job, node in zip(jobs, job_nodes, strict=True):
+    for job, node in zip(jobs, job_nodes if jobs else [], strict=True):
         yield from _entry(job, _yaml_place(node, name), problems)
 
 
 class _Loader(yaml.SafeLoader):
-    """Counts the values while it reads them. Raises RequestError for too many."""
+    """Counts the values and their depth while it reads them. Raises RequestError for too many."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self._nodes = 0
+        self._nodes = self._depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         self._nodes += 1
         if self._nodes > MOST_NODES:
             raise RequestError(f"it holds more than {MOST_NODES} values; split it, or write .jsonl")
+        if self._depth > DEEPEST:
+            raise RequestError(f"it is nested more than {DEEPEST} deep; make it flat")
+        self._depth += 1
         found: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
         return found
 
 
@@ -322,16 +332,24 @@ def _prompts(text: str, name: str, problems: Problems) -> Read:
 def _sections(content: Any, name: str, problems: Problems) -> tuple[Any, list[Any]]:
     """(defaults, jobs) of a document."""
     if isinstance(content, list):
-        return {}, content
+        return {}, _not_too_many(content, name, problems)
     if isinstance(content, dict) and isinstance(content.get("jobs"), list):
         for key in content:
             if key not in SECTIONS:
                 problems.add(name, f"unknown section {shown(key)}; {nearest(key, SECTIONS)}")
-        return content.get("defaults") or {}, content["jobs"]
+        return content.get("defaults") or {}, _not_too_many(content["jobs"], name, problems)
     problems.add(
         name, "it must be a list of jobs, or hold the sections defaults: and jobs:, jobs being a list"
     )
     return {}, []
+
+
+def _not_too_many(jobs: list[Any], name: str, problems: Problems) -> list[Any]:
+    """The jobs; none where they are too many, which is noted."""
+    if len(jobs) <= MOST_VALUES:
+        return jobs
+    problems.add(name, f"the file holds {len(jobs)} jobs, more than {MOST_VALUES}; split it")
+    return []
 
 
 def _entry(content: Any, place: Place, problems: Problems, *, is_default: bool = False) -> Read:

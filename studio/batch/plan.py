@@ -198,7 +198,7 @@ def _expanded(
     """The fields of each picture of one entry, without seeds where none is said."""
     merged = _merged(entry, defaults, given)
     choices: dict[str, list[Any]] = {}
-    before = len(problems.messages)
+    before = problems.count
     for field, value in merged.items():
         source = next(e for e in (given, entry, defaults) if field in e.fields)
         if value is None or field not in JOB_FIELDS:  # `check_names` has told of that
@@ -210,7 +210,7 @@ def _expanded(
                 problems.add(source.at(field), error)
     if "prompt" not in merged:
         problems.add(entry.where, "it says no prompt; give it one, or the defaults")
-    if len(problems.messages) > before or "prompt" not in choices:
+    if problems.count > before or problems.full or "prompt" not in choices:
         return
     for fields in products(choices):
         yield from _pictures(fields, checked.templates[fields["prompt"]])

@@ -11,29 +11,31 @@ from pipelines.bounds import LONGEST_NAME
 from pipelines.errors import RequestError, StudioError
 
 MOST_PROBLEMS = 1_000
-"""Mistakes that are kept; whoever made more of them need not read all."""
+"""Different mistakes that are kept; whoever made more of them need not read all."""
+MOST_FOUND = 100_000
+"""Mistakes at all places together."""
 MOST_PLACES = 5
 """Places of one and the same mistake that are named one by one."""
 
 
 class Problems:
-    """The mistakes found so far, each once, in the order they were found."""
+    """The mistakes found so far, each once, in the order they were found. count: how often one was found."""
 
     def __init__(self) -> None:
         self._places: dict[str, dict[str, None]] = {}  # what -> where
-        self._count = 0
+        self.count = 0
 
     def add(self, where: str, error: StudioError | str) -> None:
         if self.full:
             return
-        self._count += 1
+        self.count += 1
         what = str(error).removeprefix(f"{where}: ") if where else str(error)
         self._places.setdefault(what, {})[where] = None
 
     @property
     def full(self) -> bool:
         """Whether no more are kept, so that reading on makes no sense."""
-        return self._count >= MOST_PROBLEMS
+        return len(self._places) >= MOST_PROBLEMS or self.count >= MOST_FOUND
 
     @property
     def messages(self) -> list[str]:

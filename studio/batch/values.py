@@ -34,12 +34,12 @@ _RANGE = re.compile(
 )
 
 
-def numbers(text: str, *, whole: bool) -> list[Any]:
-    """'1, 3, 5-7' -> [1, 3, 5, 6, 7]; see above for ranges. Raises RequestError, for more than MOST_VALUES before
-    they are made."""
+def numbers(text: str, *, whole: bool, most: int = MOST_VALUES) -> list[Any]:
+    """'1, 3, 5-7' -> [1, 3, 5, 6, 7]; see above for ranges. Raises RequestError, for more than `most` before they are
+    made."""
     found: list[float] = []
     for part in text.split(","):
-        found += _numbers(part.strip(), whole, MOST_VALUES - len(found))
+        found += _numbers(part.strip(), whole, most - len(found))
     if whole:
         return [int(number) for number in found]
     return found
@@ -50,7 +50,7 @@ def _numbers(text: str, whole: bool, room: int) -> list[float]:
     if len(text) > LONGEST_RANGE:
         raise RequestError(f"{text[:40]!r}… is no number and no range; write 5, or 1-5")
     if not room:
-        raise RequestError(f"there are more than {MOST_VALUES} values; a field holds {MOST_VALUES} at most")
+        raise RequestError("there are too many values before it; shorten them")
     if re.fullmatch(_NUMBER, text):
         number = float(text)
         if whole and not number.is_integer():
@@ -77,7 +77,7 @@ def _numbers(text: str, whole: bool, room: int) -> list[float]:
 
 def _so_many(first: float, last: float, count: int, room: int) -> list[float]:
     if not 1 <= count <= room:
-        raise RequestError(f"a range holds 1 … {MOST_VALUES} values, not {count}")
+        raise RequestError(f"a range may hold 1 … {room} values here, not {count}")
     return [first + (last - first) * place / max(count - 1, 1) for place in range(count)]
 
 
@@ -88,7 +88,8 @@ def _stepped(text: str, first: float, last: float, step: float, room: int) -> li
         )
     length = (last - first) / step + 1e-9
     if not length < room:
-        raise RequestError(f"{text!r} holds {length + 1:.15g} values; a field holds {MOST_VALUES} at most")
+        told = math.floor(length) + 1 if length < 1e15 else f"{length:g}"
+        raise RequestError(f"{text!r} holds {told} values; there may be {room} here")
     count = math.floor(length) + 1
     return [first + step * place for place in range(count)]
 

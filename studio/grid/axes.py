@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from composers.shown import shown
+from pipelines.bounds import LONGEST_PROMPT, check_text
 from pipelines.errors import RequestError
 from pipelines.text.tags import take_tags
 from studio.asking import parse_lora
@@ -39,6 +41,10 @@ TEXTS = {
 }
 NAMES = (*NUMBERS, *TEXTS, "lora", "weight", "prompt")
 SETTING = "="
+MOST_CELLS = 2500
+"""Pictures of a grid, and so the values of one axis."""
+LONGEST_AXIS = 100_000
+"""Characters."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +57,13 @@ class Axis:
 
 def read_axis(text: str) -> Axis:
     """Raises RequestError for an unknown axis and for values that cannot be read."""
+    check_text("an axis", text, LONGEST_AXIS)
     name, equals, values = text.partition("=")
     name, values = name.strip(), values.strip()
     if not equals or not values:
-        raise RequestError(f"axis {text!r}: write NAME=VALUES, as in seed=1-4; axes are {', '.join(NAMES)}")
+        raise RequestError(
+            f"axis {shown(text)}: write NAME=VALUES, as in seed=1-4; axes are {', '.join(NAMES)}"
+        )
     kind, _, target = name.partition(":")
     key = kind.lower().replace("-", "_")
     try:
@@ -69,12 +78,24 @@ def read_axis(text: str) -> Axis:
         if key == "prompt" and not target:
             return _prompt_axis(split_values(values))
     except RequestError as error:
-        raise RequestError(f"axis {text!r}: {error}") from error
-    raise RequestError(f"axis {text!r}: unknown axis {name!r}; {nearest(key, NAMES)}")
+        raise RequestError(f"axis {shown(text)}: {error}") from error
+    raise RequestError(f"axis {shown(text)}: unknown axis {shown(name)}; {nearest(key, NAMES)}")
 
 
 def split_values(text: str, key: str = "") -> list[str]:
-    """By | where there is one, else by commas; a method's further settings stay with it (switch:interval=3,…)."""
+    """By | where there is one, else by commas; a method's further settings stay with it (switch:interval=3,…).
+
+    Raises RequestError for more than MOST_CELLS.
+    """
+    if text.count("|") + text.count(",") >= 10 * MOST_CELLS:
+        raise RequestError(f"it has more than {MOST_CELLS} values; shorten it")
+    parts = _split(text, key)
+    if len(parts) > MOST_CELLS:
+        raise RequestError(f"it has {len(parts)} values, more than {MOST_CELLS}; shorten it")
+    return parts
+
+
+def _split(text: str, key: str) -> list[str]:
     if "|" in text:
         return [part.strip() for part in text.split("|") if part.strip()]
     parts: list[str] = []
@@ -94,7 +115,7 @@ def split_values(text: str, key: str = "") -> list[str]:
 
 def _number_axis(key: str, values: str) -> Axis:
     field = NUMBERS[key]
-    found = numbers(values.replace("|", ","), whole=field in WHOLE)
+    found = numbers(values.replace("|", ","), whole=field in WHOLE, most=MOST_CELLS)
     return Axis(
         key, tuple((f"{value:g}" if value < 1e6 else str(value), _set(field, value)) for value in found)
     )
@@ -107,7 +128,7 @@ def _set(field: str, value: object) -> Change:
 def _weight_axis(target: str, values: str) -> Axis:
     """The strength of one adapter, or (weight=…) of all."""
     cells = []
-    for value in numbers(values.replace("|", ","), whole=False):
+    for value in numbers(values.replace("|", ","), whole=False, most=MOST_CELLS):
         cells.append((f"{value:g}", _weighted(target, value)))
     return Axis(f"weight of {target}" if target else "weight", tuple(cells))
 
@@ -153,12 +174,18 @@ def _prompt_axis(values: list[str]) -> Axis:
 
     def replaced(value: str) -> Change:
         def change(fields: Fields) -> Fields:
-            if sought not in fields["prompt"]:
+            prompt = fields["prompt"]
+            if sought not in prompt:
                 raise RequestError(
-                    f"prompt=…: {sought!r} does not stand in the prompt {fields['prompt']!r}; "
+                    f"prompt=…: {shown(sought)} does not stand in the prompt {shown(prompt)}; "
                     "the first value is what the others replace"
                 )
-            return {**fields, "prompt": fields["prompt"].replace(sought, value)}
+            length = len(prompt) + prompt.count(sought) * (len(value) - len(sought))
+            if length > LONGEST_PROMPT:
+                raise RequestError(
+                    f"prompt=…: with {shown(value)} the prompt has {length} characters, more than {LONGEST_PROMPT}"
+                )
+            return {**fields, "prompt": prompt.replace(sought, value)}
 
         return change
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+from composers.shown import shown
 from pipelines.errors import RequestError
 from pipelines.home import Home
 from studio.asking import first_example, flag_draft
@@ -24,11 +25,14 @@ from studio.opening import model_name, opening_of
 from studio.outputs import write_whole
 from studio.progress import Teller
 
+WIDEST_CELL = 4_096
 CELLS = "{index:04d}_{name}_{seed}"
 
 
 def run(args: Namespace, home: Home, teller: Teller) -> int:
     """The exit code: 0 all done, 1 some failed, 130 interrupted. Raises StudioError for bad input (2)."""
+    if args.cell is not None and not 1 <= args.cell <= WIDEST_CELL:
+        raise RequestError(f"--cell {shown(args.cell)} must be a number of pixels in 1 … {WIDEST_CELL}")
     axes = [None if text is None else read_axis(text) for text in (args.x, args.y, args.z)]
     grid = make_grid(_fields(args, home), axes, args.title)
     out = Path(args.out).expanduser() if args.out else home.outputs / date.today().isoformat() / "grid"

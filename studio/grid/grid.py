@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,8 @@ from typing import Any
 
 from pipelines.errors import RequestError
 from studio.batch.manifest import Outcome
-from studio.grid.axes import Axis
+from studio.grid.axes import MOST_CELLS, Axis
 
-MOST_CELLS = 2500
 ONE = Axis("", (("", lambda fields: fields),))
 """The axis of a direction that has none."""
 
@@ -51,10 +51,9 @@ class Grid:
 
     def jobs(self) -> list[dict[str, Any]]:
         """The cells as jobs, in the order of `places`. Raises RequestError for a change that cannot be made."""
-        if len(self.places) > MOST_CELLS:
-            raise RequestError(
-                f"the grid has {len(self.places)} cells, more than {MOST_CELLS}; shorten an axis"
-            )
+        count = math.prod(len(axis.cells) for axis in (self.x, self.y, self.z))
+        if count > MOST_CELLS:
+            raise RequestError(f"the grid has {count} cells, more than {MOST_CELLS}; shorten an axis")
         jobs = []
         for place in self.places:
             fields: Mapping[str, Any] = self.fields

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from functools import cache
@@ -14,14 +15,16 @@ from studio.grid.grid import Cell, Grid
 
 GAP = 8
 PAPER, INK, MUTED, MISSING = "#ffffff", "#1c1c22", "#5c5c66", "#ececf0"
+MOST_PIXELS = 400_000_000
+"""Of a sheet, about 1.2 GB while it is drawn; the cells of a larger one are shown smaller."""
 SMALLEST_CELL = 160
 """Cells are shown enlarged to about this width, by whole factors, so that small pictures stay crisp."""
 
 
 def draw_sheet(grid: Grid, cells: Sequence[Cell], width: int | None = None) -> Image.Image:
     """The grid as one picture. width: of a cell, in pixels; None is the pictures' own, or twice that, and so on."""
-    side = _cell_size(cells, width)
     columns, rows, sheets = len(grid.x.cells), len(grid.y.cells), len(grid.z.cells)
+    side = _fitting(_cell_size(cells, width), columns * rows * sheets)
     font = _font(max(13, side[0] // 12))
     line = round(font.size * 1.35)
     left = GAP + _row_label_width(grid, side, font)
@@ -92,6 +95,12 @@ def _cell_size(cells: Sequence[Cell], width: int | None) -> tuple[int, int]:
         factor = max(1, -(-SMALLEST_CELL // own[0]))
         return own[0] * factor, own[1] * factor
     return width, max(round(own[1] * width / own[0]), 1)
+
+
+def _fitting(side: tuple[int, int], count: int) -> tuple[int, int]:
+    """The size of so many cells that fit onto a sheet."""
+    factor = math.sqrt(min(MOST_PIXELS / (side[0] * side[1] * count), 1.0))
+    return max(int(side[0] * factor), 1), max(int(side[1] * factor), 1)
 
 
 def _label(name: str, value: str) -> str:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipelines.errors import PromptError, RequestError, SetupError
+from pipelines.errors import PromptError, RequestError, SetupError, StudioError
 from studio.batch import schema as schemas
 from studio.batch.jobfile import JOB_FIELDS, read_jobs
 from studio.batch.plan import Ground, Job, check_template, plan
 from studio.batch.problems import Problems
 from studio.batch.prompts import read_line
 from studio.batch.values import alternatives, numbers
-from studio.batch.variants import Wildcards, draw, every, read_template
+from studio.batch.variants import Wildcards, draw, every, read_template, size
+
+from ..budget import cheap
 
 
 def planned(file: Path, **settings: Any) -> tuple[list[Job], list[str]]:
@@ -323,3 +327,176 @@ def test_the_schema_judges_as_the_program_does() -> None:
     assert len(bad) == len(structural)
     for text in bad:
         assert not validator.is_valid(json.loads(text)), text
+
+
+def laughs(first: str, again: str) -> str:
+    """YAML's billion laughs: each line holds the one before ten times."""
+    lines = [
+        f"a0: &a0 {first}",
+        *(f"a{n}: &a{n} {again.format(', '.join([f'*a{n - 1}'] * 10))}" for n in range(1, 12)),
+    ]
+    return "\n".join([*lines, "jobs: [{prompt: a, seed: *a11}]"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.jsonl", '{"prompt": "a", "count": 1000000000000}', "comes to|come to 1000000000000 pictures"),
+        ("a.jsonl", '{"prompt": "a", "count": 1e12}', "count=1000000000000.0 must be a whole number"),
+        ("a.jsonl", '{"prompt": "a", "count": ' + "9" * 4000 + "}", "come to"),
+        ("a.jsonl", '{"prompt": "a", "seed": "1-1e12"}', "holds 1000000000000 values"),
+        (
+            "a.jsonl",
+            '{"prompt": "a", "seed": "1-100000", "steps": "1-1000", "width": [8, 16]}',
+            "come to 200000000",
+        ),
+        (
+            "a.jsonl",
+            '{"prompt": "a", "seed": "' + "1-100000," * 1000 + '1"}',
+            "there may be 0 here|too many values",
+        ),
+        ("a.jsonl", '{"prompt": "a", "seed": "' + "9" * 50_000 + '"}', "is no number"),
+        ("a.jsonl", '{"prompt": "a", "seed": "1-9e999"}', "too large to be held"),
+        ("a.jsonl", '{"prompt": "a", "seed": ["1-60000", "1-60000"]}', "come to 120000 values"),
+        (
+            "a.jsonl",
+            json.dumps({"prompt": "a", "adapters": {f"a{n}": "0-1 [10]" for n in range(50)}}),
+            "more than 100000; shorten",
+        ),
+        (
+            "a.jsonl",
+            json.dumps(
+                {"prompt": "a", "adapters": [{"adapter": f"a{n}", "weight": "0-1 [10]"} for n in range(50)]}
+            ),
+            "more than 100000; shorten",
+        ),
+        ("a.jsonl", '{"prompt": "' + "{a|b}" * 3000 + '", "variants": "all"}', "come to"),
+        ("a.jsonl", '{"prompt": "a' + "a" * 20_000 + '"}', "prompt has 20001 characters"),
+        ("a.jsonl", "[" * 100_000, "not valid JSON"),
+        ("a.jsonl", '{"prompt": "a", "crop": ' + "[" * 60 + "]" * 60 + "}", "nested more than 40 deep"),
+        ("a.jsonl", '{"prompt": "a\\ud800"}', "half a character"),
+        ("a.jsonl", '{"prompt": "a", "strength": NaN}', "nan is no number"),
+        (
+            "a.jsonl",
+            json.dumps({f"field{n}": 1 for n in range(100_000)}),
+            "100000 fields are more than a job has",
+        ),
+        ("a.jsonl", "{" + '"a": 1,' * 100_000 + '"a": 1}', "'a' stands twice"),
+        (
+            "a.json",
+            json.dumps({"defaults": {"seed": "1-60000"}, "jobs": [{"prompt": "a"}] * 1000}),
+            "split the file",
+        ),
+        ("a.json", "[" + "{}," * 120_000 + "{}]", "120001 jobs, more than 100000"),
+        ("a.json", "[" + "," * 6_000_000 + "]", "far more than 1000000"),
+        ("a.yaml", laughs("[x, x]", "[{}]"), "its aliases make it .* values, more than 500000"),
+        ("a.yaml", laughs("{x: 1}", "{{<<: [{}]}}"), "its aliases make it .* values, more than 500000"),
+        ("a.yaml", "&a [*a]", "inside what it stands for"),
+        ("a.yaml", "[" * 20_000, "nested more than 40 deep"),
+        ("a.yaml", "[a,\n" * 20_000, "nested more than 40 deep"),
+        ("a.yaml", "\n".join(" " * n + "- " for n in range(1000)) + "a", "nested more than 40 deep"),
+        ("a.yaml", "- {prompt: a, seed: " + "9" * 5000 + "}", "too long for what it is"),
+        (
+            "a.yaml",
+            "- {prompt: a, seed: 1" + ":1" * 50_000 + "}",
+            "too long for what it is|must be one value",
+        ),
+        ("a.yaml", "- {prompt: a, adapters: {2020-01-01: x}}", "must be a number|is no number"),
+        ("a.yaml", "- {prompt: 2020-99-99}", "month must be"),
+        ("a.yaml", "- {prompt: a, strength: .nan}", "nan is no number"),
+        ("a.csv", ",".join(f"h{n}" for n in range(100_000)) + "\n1", "headings are more than"),
+        ("a.csv", "prompt\n" + "a" * 200_000, "field larger than field limit"),
+        ("a.csv", "prompt,crop\na," + "9" * 5000 + "x1", "crop"),
+        ("a.txt", "a --count " + "9" * 5000, "is no number"),
+        ("a.txt", "a --n_iter " + "9" * 5000, "must be a whole number above 0"),
+        ("a.txt", "a --size " + "9" * 5000 + "x8", "is no number"),
+        ("a.txt", "a" + " --n_iter 999999" * 150, "come to"),
+        ("a.txt", "a" + " --lora a" * 100_000, "100000 options are more than"),
+        ("a.txt", "a --" + "b" * 100_000, "unknown option"),
+    ],
+    ids=lambda text: text[:40].encode("unicode-escape").decode(),
+)
+def test_what_a_file_comes_to_is_counted_before_it_is_made(
+    tmp_path: Path, name: str, text: str, said: str
+) -> None:
+    file = written(tmp_path, name, text)
+    with cheap(megabytes=300 if len(text) > 1_000_000 else 100):
+        jobs, messages = planned(file)
+    assert len(jobs) < 2
+    assert any(re.search(said, message) for message in messages), messages[:3]
+    assert all(len(message.encode()) < 1000 for message in messages)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.yaml", "a.json", "a.csv", "a.txt"])
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, name: str) -> None:
+    with (tmp_path / name).open("wb") as large:
+        large.truncate(2**40)
+    with cheap(), pytest.raises(RequestError, match="1048576 MB; at most"):
+        planned(tmp_path / name)
+
+
+def test_of_very_many_mistakes_the_first_are_told(tmp_path: Path) -> None:
+    _, messages = planned(written(tmp_path, "a.jsonl", '{"prompt": 1}\n{"zeed": 2}\n{\n' * 20_000))
+    assert len(messages) == 4  # those, and that there is no prompt
+    _, messages = planned(
+        written(tmp_path, "b.jsonl", "\n".join(f'{{"prompt": "a", "steps": {-n}}}' for n in range(5_000)))
+    )
+    assert len(messages) == 1_000
+
+
+def test_a_prompts_texts_are_counted_and_none_is_made(tmp_path: Path) -> None:
+    assert size(read_template("a {b|cc|} {d|{e|f}}", Wildcards(None))) == (9, 9 * 3 + 9 + 9)
+    assert sum(map(len, every(read_template("a {b|cc|} {d|{e|f}}", Wildcards(None))))) == 45
+    folder = tmp_path / "wildcards"
+    folder.mkdir()
+    for level in range(12):
+        line = f"__w{level + 1}__, " * 50 if level < 11 else "a\nb"
+        (folder / f"w{level}.txt").write_text(line)
+    template = read_template("__w0__", Wildcards(folder))
+    with cheap():
+        assert size(template)[0] == 10**100
+        with pytest.raises(PromptError, match="variants, more than 100000"):
+            every(template)
+        with pytest.raises(PromptError, match="grows beyond 20000 characters"):
+            draw(template, 1)
+        with pytest.raises(PromptError, match="characters, more than 50000000"):
+            every(read_template("a" * 10_000 + "{a|b}" * 16, Wildcards(None)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{" * 20_000,
+        "{a|" * 19 + "}" * 19,
+        "{" + "1" * 19_000 + "|b}",
+        "{" + "9" * 400 + "::a|b}",
+        " __a" * 5_000,
+        "__" + "a-" * 9_000,
+        "\\{" * 10_000,
+        "{|}" * 6_000,
+        "x" * 19_000 + "}",
+    ],
+    ids=lambda text: text[:8],
+)
+def test_a_hostile_template_is_read_or_refused_in_good_time(text: str) -> None:
+    with cheap(), suppress(PromptError):
+        template = read_template(text, Wildcards(None))
+        draw(template, 1)
+        size(template)
+
+
+def test_a_wildcards_file_is_bounded(tmp_path: Path) -> None:
+    wildcards = Wildcards(tmp_path)
+    (tmp_path / "long.txt").write_text("a" * 20_001)
+    (tmp_path / "many.txt").write_text("a\n" * 100_001)
+    with (tmp_path / "large.txt").open("wb") as large:
+        large.truncate(2**40)
+    for name, said in (("long", "a line of 20001"), ("many", "100001 lines"), ("large", "1048576 MB")):
+        with cheap(), pytest.raises(StudioError, match=said):
+            read_template(f"__{name}__", wildcards)
+
+
+@pytest.mark.parametrize("template", ["{index:99999999999d}", "{seed:>999999}", "a" * 1001])
+def test_a_files_name_has_no_width_beyond_reason(template: str) -> None:
+    with cheap(), pytest.raises(SetupError, match="no name is that long"):
+        check_template(template)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,8 +20,10 @@ from studio.batch.manifest import MANIFEST
 from studio.grid.axes import read_axis
 from studio.grid.grid import Cell, make_grid
 from studio.grid.page import write_page
-from studio.grid.sheet import draw_sheet
+from studio.grid.sheet import MOST_PIXELS, _fitting, draw_sheet
 from studio.metadata import read_picture
+
+from ..budget import cheap
 
 BASE = {"prompt": "a fox {x|y}", "adapters": [{"adapter": "fox", "weight": 0.8}]}
 
@@ -46,6 +49,46 @@ def test_axes(text: str, labels: list[str] | None) -> None:
 def test_axes_that_cannot_be(text: str) -> None:
     with pytest.raises(RequestError, match="axis"):
         read_axis(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("seed=1-1e9", "'1-1e9' holds 1000000000 values; there may be 2500 here"),
+        ("seed=1-2501", "holds 2501 values"),
+        ("seed=0-1e999", "too large to be held"),
+        ("guidance=0-1 (1e-300)", "holds 1e+300 values"),
+        ("guidance=1-1 (1e999)", "a step too large"),
+        ("guidance=0-1 [9999999]", "1 … 2500 values"),
+        ("seed=1-2000,1-2000", "there may be 500 here"),
+        ("seed=" + "1," * 5000, "too many values"),
+        ("seed=" + "9" * 5000, "no number"),
+        ("sampler=" + "a," * 3000, "3000 values, more than 2500"),
+        ("sampler=" + "a|" * 40_000, "more than 2500"),
+        ("lora=" + "a" * 100_000, "an axis has 100005 characters"),
+        ("lora=a\ud800", "half a character"),
+        ("a" * 50_000 + "=1", "unknown axis"),
+    ],
+    ids=lambda text: text[:16].encode("unicode-escape").decode(),
+)
+def test_axes_are_counted_before_they_are_made(text: str, said: str) -> None:
+    with cheap(), pytest.raises(RequestError, match=re.escape(said)) as caught:
+        read_axis(text)
+    assert len(str(caught.value).encode()) < 1000
+
+
+def test_cells_are_counted_before_they_are_made() -> None:
+    with cheap(), pytest.raises(RequestError, match="has 15625000000 cells, more than 2500"):
+        jobs_of("seed=1-2500", "steps=1-2500", "guidance=1-2500")
+    with cheap(), pytest.raises(RequestError, match="the prompt has 1980000000 characters, more than 20000"):
+        jobs_of("prompt=a|" + "b" * 99_000, prompt="a" * 20_000)
+
+
+def test_a_sheet_is_no_larger_than_can_be_drawn() -> None:
+    assert _fitting((100, 50), 9) == (100, 50)
+    wide, high = _fitting((4096, 4096), 2500)
+    assert wide == high
+    assert 390e6 < wide * high * 2500 <= MOST_PIXELS
 
 
 def jobs_of(*axes: str, **fields: Any) -> list[dict[str, Any]]:
