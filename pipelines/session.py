@@ -18,7 +18,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -31,20 +31,22 @@ from torch import Tensor
 from composers.plan import Prompt
 from pipelines.decoding import Decoder, Decoding, OutputType
 from pipelines.denoise import Row, evaluate, fold, rows_of
+from pipelines.device_time import DeviceTime
 from pipelines.errors import AdapterFileError, RenderError, RequestError, StudioError
 from pipelines.events import Cancelled, Event, Failed, Finished, Started, Stepped
 from pipelines.faults import own_error
 from pipelines.features import Features, most_kept, passes_of
-from pipelines.flight import Aside, Flight, Group, Shape, set_aside, take_up
+from pipelines.flight import Aside, Flight, Shape, set_aside, take_up
 from pipelines.model import Model
+from pipelines.notes import charge, not_finite, notes_on
 from pipelines.pace import Pace
-from pipelines.record import Cost, make_record
+from pipelines.record import make_record
 from pipelines.request import Request
 from pipelines.schedulers import make_scheduler
 from pipelines.text.encoder import Embedding
 from pipelines.texts import Asks, Texts
 from pipelines.trajectory import Trajectory, open_trajectory
-from pipelines.turns import Shares, Turns
+from pipelines.turns import Turns
 
 LOOK_AHEAD = {"cpu": 4, "cuda": 32}
 """Pictures whose texts are encoded before their turn. Where encoding takes seconds, few: a round waits for it."""
@@ -52,8 +54,6 @@ MOST_DECODINGS = 4
 """Decodes under way before the rounds wait for the oldest."""
 AHEAD = 4
 """Waiting pictures whose adapters are brought to the device before their turn."""
-SLACK = 1.0
-"""Seconds of the device that an owner, or one of an owner's shapes, may be ahead of the others before it rests."""
 PATIENCE = 16
 """Rounds that a picture waits for room in its shape's calls before it makes calls of its own."""
 
@@ -68,8 +68,7 @@ class Session:
         self._waiting: list[Flight] = []
         self._flying: list[Flight] = []
         self._turns = Turns()
-        self._seconds: Shares[Hashable] = Shares()
-        self._seconds_of: defaultdict[Hashable, Shares[Group]] = defaultdict(Shares)
+        self._time = DeviceTime()
         self._feature_room = 0
         self._events: list[Event] = []
         self._pace = Pace()
@@ -163,7 +162,7 @@ class Session:
         """One round: admit, one UNet evaluation for every picture in flight, decode those that are done, encode the
         texts of those that come next."""
         self._admit()
-        for jobs in self._due():
+        for jobs in self._time.due(self._flying):
             self._round(jobs)
         done = [job for job in self._flying if job.trajectory is not None and job.trajectory.done]
         self._flying = [job for job in self._flying if job not in done]
@@ -361,37 +360,6 @@ class Session:
 
     # -- a round -----------------------------------------------------------------------------------------
 
-    def _due(self) -> list[list[Flight]]:
-        """The pictures in flight by the calls that they share, but for those whose owners, or whose owner's shapes,
-        have had more of the device than others in flight."""
-        groups: dict[Group, list[Flight]] = {}
-        for job in self._flying:
-            groups.setdefault(job.group, []).append(job)
-        owners = {job.owner for job in self._flying}
-        self._seconds.among(owners)
-        for owner in [owner for owner in self._seconds_of if owner not in owners]:
-            del self._seconds_of[owner]
-        for owner in owners:
-            own = {job.group for job in self._flying if job.owner == owner}
-            self._seconds_of[owner].among(own)
-        return [jobs for group, jobs in groups.items() if not self._rests(group, jobs)]
-
-    def _rests(self, group: Group, jobs: Sequence[Flight]) -> bool:
-        """Whether a group lets others go first: its least served owner speaks for it."""
-        ahead = self._seconds.ahead
-        owner = min((job.owner for job in jobs), key=ahead)
-        return ahead(owner) > SLACK or self._seconds_of[owner].ahead(group) > SLACK
-
-    def _spent(self, shares: Sequence[tuple[Flight, int]], seconds: float) -> None:
-        """Add a call's seconds on the device to the pictures' costs and their owners' shares, by their rows in it."""
-        together = sum(rows for _, rows in shares)
-        for job, rows in shares:
-            own = seconds * rows / together
-            job.cost.device_seconds += own
-            self._seconds.charge(job.owner, own)
-            if job.owner in self._seconds_of:
-                self._seconds_of[job.owner].charge(job.group, own)
-
     def _round(self, jobs: Sequence[Flight]) -> None:
         """One UNet evaluation of each; where the shared one fails, one by one, so that the bad one fails alone."""
         try:
@@ -426,14 +394,14 @@ class Session:
                 continue
             some = [rows[place] for place in places]
             shares = [(job, sum(row.trajectory is job.trajectory for row in some)) for job in jobs]
-            with self._pace.lap(self.model.device, partial(self._spent, shares)):
+            with self._pace.lap(self.model.device, partial(self._time.spent, shares)):
                 predictions, calls = self.model.evaluate(partial(evaluate, self.model), some, shape)
             for place, prediction in zip(places, predictions, strict=True):
                 found[place] = prediction
             first = 0
             for job, own in shares:
                 last = first + own
-                _charge(job.cost, first, last, calls, shallow=cut is not None)
+                charge(job.cost, first, last, calls, shallow=cut is not None)
                 if self.model.engine.stats.why and last > first:
                     job.cost.reasons.add(self.model.engine.stats.why)
                 first = last
@@ -507,56 +475,9 @@ class Session:
 
     def _finished(self, job: Flight, image: object, decoding: Decoding) -> Event:
         if image is None:
-            return Failed(job.id, _not_finite(self.model, job.request))
+            return Failed(job.id, not_finite(self.model, job.request))
         seconds = time.perf_counter() - job.began
-        record = make_record(job.request, self.model, job.cost, seconds, self._notes(job, decoding))
+        record = make_record(
+            job.request, self.model, job.cost, seconds, notes_on(self.model, job, tiled=decoding.tiled)
+        )
         return Finished(job.id, image, record)
-
-    def _notes(self, job: Flight, decoding: Decoding) -> tuple[str, ...]:
-        notes = []
-        limit = self.model.found_limits.get(job.shape)
-        if limit is not None:
-            notes.append(
-                f"device memory holds {limit} UNet rows a call at this size; larger batches are split"
-            )
-        if self.model.store.exceeds(job.adapters):
-            notes.append("its adapters alone are more than the device memory set aside for adapters")
-        if job.features.on_host and self.model.device.type != "cpu":
-            notes.append(
-                "remembered features were kept in the host's memory, the device's being too small for them"
-            )
-        if decoding.tiled:
-            notes.append(
-                "the picture was decoded tile by tile, the device's memory being too small for all of it; "
-                "seams can show, very faintly"
-            )
-        return (*notes, *sorted(job.cost.reasons))
-
-
-def _charge(cost: Cost, first: int, last: int, calls: Sequence[int], *, shallow: bool) -> None:
-    """Add to a picture's cost the calls, all in full or all shallow, in which its rows first … last stood."""
-    if shallow:
-        cost.shallow_rows += last - first
-    else:
-        cost.rows += last - first
-    start = 0
-    for size in calls:
-        inside = min(last, start + size) - max(first, start)
-        if inside > 0:
-            if shallow:
-                cost.shallow_calls += 1
-            else:
-                cost.calls += 1
-            cost.largest_call = max(cost.largest_call, size)
-            cost.shared = cost.shared or inside < size
-        start += size
-
-
-def _not_finite(model: Model, request: Request) -> RenderError:
-    strengths = ", ".join(f"{use.adapter} at {use.weight:g}" for use in request.uses)
-    remedy = "lower the adapters' strengths" if strengths else "try another scheduler or dtype"
-    if model.dtype == torch.float16:
-        remedy += " or render in bfloat16 or float32"
-    return RenderError(
-        f"seed {request.seed}: the picture is not finite ({strengths or 'no adapters'}, {model.dtype}); {remedy}"
-    )

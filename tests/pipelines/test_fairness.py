@@ -124,14 +124,14 @@ class Clock:
 
     def __init__(self, session: Session, cost: Callable[[int], float]) -> None:
         self.widths: list[int] = []
-        spent = session._spent
+        spent = session._time.spent
 
         def told(shares: Any, seconds: float) -> None:
             width = shares[0][0].shape[2]
             self.widths.append(width)
             spent(shares, cost(width))
 
-        session._spent = told  # type: ignore[method-assign]
+        session._time.spent = told  # type: ignore[method-assign]
 
 
 def test_a_slow_shape_gets_as_many_seconds_as_a_fast_one(model: Model) -> None:

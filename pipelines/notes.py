@@ -1,0 +1,62 @@
+"""What a picture has cost, and what its record says of how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from pipelines.errors import RenderError
+from pipelines.flight import Flight
+from pipelines.model import Model
+from pipelines.record import Cost
+from pipelines.request import Request
+
+
+def notes_on(model: Model, flight: Flight, *, tiled: bool) -> tuple[str, ...]:
+    """What a finished picture's record says of how it was made. tiled: it was decoded tile by tile."""
+    notes = []
+    limit = model.found_limits.get(flight.shape)
+    if limit is not None:
+        notes.append(f"device memory holds {limit} UNet rows a call at this size; larger batches are split")
+    if model.store.exceeds(flight.adapters):
+        notes.append("its adapters alone are more than the device memory set aside for adapters")
+    if flight.features.on_host and model.device.type != "cpu":
+        notes.append(
+            "remembered features were kept in the host's memory, the device's being too small for them"
+        )
+    if tiled:
+        notes.append(
+            "the picture was decoded tile by tile, the device's memory being too small for all of it; "
+            "seams can show, very faintly"
+        )
+    return (*notes, *sorted(flight.cost.reasons))
+
+
+def charge(cost: Cost, first: int, last: int, calls: Sequence[int], *, shallow: bool) -> None:
+    """Add to a picture's cost the calls, all in full or all shallow, in which its rows first … last stood."""
+    if shallow:
+        cost.shallow_rows += last - first
+    else:
+        cost.rows += last - first
+    start = 0
+    for size in calls:
+        inside = min(last, start + size) - max(first, start)
+        if inside > 0:
+            if shallow:
+                cost.shallow_calls += 1
+            else:
+                cost.calls += 1
+            cost.largest_call = max(cost.largest_call, size)
+            cost.shared = cost.shared or inside < size
+        start += size
+
+
+def not_finite(model: Model, request: Request) -> RenderError:
+    strengths = ", ".join(f"{use.adapter} at {use.weight:g}" for use in request.uses)
+    remedy = "lower the adapters' strengths" if strengths else "try another scheduler or dtype"
+    if model.dtype == torch.float16:
+        remedy += " or render in bfloat16 or float32"
+    return RenderError(
+        f"seed {request.seed}: the picture is not finite ({strengths or 'no adapters'}, {model.dtype}); {remedy}"
+    )
