@@ -40,6 +40,8 @@ from studio.plain import check_plain, read_json, read_text
 MOST_PICTURES = 10_000
 """Of one job."""
 HIGHEST_SEED = 2**64 - 1
+HUGE = 2**128
+"""Beyond every number of a request; Request says what each may be."""
 LONGEST_PATH = 4_096
 """Characters."""
 LONGEST_METHOD = 4_000
@@ -236,9 +238,11 @@ def _value(name: str, value: object, where: str) -> object:
     if isinstance(value, str):
         return check_text(f"{where}: {name}", value, LONGEST_PROMPT if name in PROMPTS else LONGEST_NAME)
     if isinstance(value, bool | int | float):
+        if not abs(value) <= HUGE:
+            raise RequestError(f"{where}: {name}={_shown(value)} must be a number that means something")
         return value
     if isinstance(value, list | tuple) and len(value) <= 2 and all(isinstance(v, int | float) for v in value):
-        return tuple(value)
+        return tuple(_value(name, side, where) for side in value)
     raise RequestError(f"{where}: {name}={_shown(value)} must be one value, or a pair of numbers")
 
 

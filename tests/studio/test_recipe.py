@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from dataclasses import fields
 from pathlib import Path
@@ -13,10 +14,12 @@ from PIL import Image
 from composers import Composite, Merge, Schedule, StudioError, Switch, Use
 from pipelines import Request
 from studio.recipe import (
+    FIELDS,
     USE_FIELDS,
     Draft,
     Wanted,
     counted,
+    plain_draft,
     plain_request,
     read_draft,
     read_init_image,
@@ -245,3 +248,27 @@ def test_methods_as_text_and_as_objects() -> None:
         ({"method": "switch", "interval": 3}, Switch(interval=3)),
     ):
         assert built(read_draft({"composer": value}, "here")).composer == method
+
+
+ANYTHING: list[object] = [
+    None, True, -1, 0, 1, 2.5, 10**400, 1 << 30_000, math.nan, math.inf, "", "x", "\ud800", "a\0", "x" * 30_000, [],
+    [1], [[1, 2]], [1, 2], [1, 2, 3], {}, {"a": 1}, {"method": "switch"}, {"method": "switch", "interval": math.nan},
+    {"method": ["x"]}, {"method": "blora", "content": "\ud800"}, {"method": "cmlora", "interval": 1 << 20_000}, ["fox"],
+    [{"adapter": "a", "weight": "x"}], [{"adapter": 5}], {"fox": None}, {5: 1}, "~x/a", (1, 2), {1, 2}, b"x", object(),
+    [{"adapter": "a", "blocks": {"m": 1}, "schedule": [[0, 1]], "pinned": True, "band": [1]}],
+    "switch:interval=999999999999999999999", "blora:content=\ud800", "switch:" + "a=1," * 500,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_whatever_a_field_holds_it_is_a_request_or_a_refusal(name: str) -> None:
+    """And what was read can be kept: as JSON, and as UTF-8."""
+    for value in ANYTHING:
+        said = ""
+        try:
+            draft = read_draft({name: value}, "here")
+            json.dumps(plain_draft(draft), allow_nan=False).encode()
+            json.dumps(plain_request(built(draft)), allow_nan=False).encode()
+        except StudioError as error:
+            said = str(error)
+        assert len(said.encode()) < 10_000
