@@ -39,7 +39,9 @@ def own_error(error: Exception, doing: str) -> StudioError:
         own = RenderError(f"{doing}: memory ran out; {SMALLER}")
         own.__cause__ = error
     else:
-        trace = "".join(traceback.format_exception(error))  # as text: a log that keeps the trace keeps tensors
+        trace = "".join(
+            traceback.format_exception(error)
+        )  # as text: a log that keeps the trace keeps tensors
         logging.getLogger(__name__).error("%s\n%s", doing, trace)
         own = RenderError(
             f"{doing}: {type(error).__name__}: {error}; try it once more, and report it if it fails again"

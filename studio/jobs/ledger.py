@@ -7,6 +7,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pipelines import StudioError
@@ -49,7 +50,8 @@ class Ledger:
     def take_back(self, task: Task) -> None:
         """A picture waits again that was handed over."""
         task.state = JobState.QUEUED
-        self.store.take_back(task.work.job.id, task.index)
+        with suppress(sqlite3.Error):  # after a death of the studio it would be tried alone, needlessly
+            self.store.take_back(task.work.job.id, task.index)
 
     def saved(self, made: Made, file: Path) -> None:
         """On the saver's thread. The file of a picture that was stopped meanwhile is deleted."""

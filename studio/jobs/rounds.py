@@ -252,11 +252,8 @@ class Rounds:
         """Raises _Closing to end a download that the studio would have to wait for."""
         if self.closing:
             raise _Closing
-        key = self._side.key if self._side is not None else None
-        if (
-            key is not None and not self.state.share
-        ):  # to end a server in the middle of a download is no death
-            self._end_loading(key, loaded=False)
+        if self._side is not None and not self.state.share:
+            self._end_loading(self._side.key, loaded=False)  # to kill a server that downloads tells nothing
         size = f"{total / 1e9:.1f} GB" if total >= 1e9 else f"{total / 1e6:.0f} MB"
         text = f"downloading {self.state.source}: {done / total:.0%} of {size}"
         if text != self.state.loading:
@@ -292,6 +289,8 @@ class Rounds:
         if resident is None or side is None:
             return
         adapters = len(resident.facts.adapters)
+        if side.alone and not resident.tasks:
+            self._saver.settle()  # so that nothing else is in the making
         while self._takes_more() and not (side.alone and resident.tasks):
             resting = self._aside.get(side)
             if resting:
@@ -376,8 +375,10 @@ class Rounds:
         drawn again."""
         traceback.print_exc(file=sys.stderr)
         forget_tensors(error)
-        lost = [task for task in resident.start_over() if task.alive]
-        if len(lost) == 1:
+        lost = resident.start_over()
+        alone = len(lost) == 1
+        lost = [task for task in lost if task.alive]
+        if alone and lost:
             self._ledger.failed(lost[0], f"the studio has a fault: {type(error).__name__}: {error}")
             return
         with self._changed:

@@ -54,6 +54,10 @@ class Saver:
         while self._pending and (self._pending[0].done() or len(self._pending) > MOST_PENDING):
             wait([self._pending.popleft()])
 
+    def settle(self) -> None:
+        """Returns when all that was handed over is on the disk."""
+        wait(self._pending)
+
     def close(self) -> None:
         """Returns when all is on the disk."""
         self._thread.shutdown(wait=True)
