@@ -27,6 +27,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from composers.plan import Use
+from composers.shown import shown
 from pipelines.adapters.names import sgm_names
 from pipelines.errors import PromptError, RequestError
 from pipelines.text.tags import LoraTag
@@ -228,8 +229,9 @@ def _vector(text: str, layout: Layout) -> Strengths:
     pieces = [piece.strip() for piece in text.split(",")]
     shapes = {1 + len(ids): ids for ids in (list(layout.numbered), layout.attended)}
     if len(pieces) not in shapes:
+        counts = " or ".join(map(str, sorted(shapes)))
         raise PromptError(
-            f"lbw={text}: {len(pieces)} numbers, but {layout.label} takes {' or '.join(map(str, sorted(shapes)))}: "
+            f"lbw={shown(text)}: {len(pieces)} numbers, but {layout.label} takes {counts}: "
             f"BASE, {', '.join(shapes[min(shapes)])}"
             + ("" if len(shapes) == 1 else ", or all IN and OUT blocks")
         )
@@ -237,10 +239,10 @@ def _vector(text: str, layout: Layout) -> Strengths:
         base, *numbers = (float(piece) for piece in pieces)
     except ValueError as error:
         raise PromptError(
-            f"lbw={text}: only numbers are read (R, U and X of the extension are random or inherited)"
+            f"lbw={shown(text)}: only numbers are read (R, U and X of the extension are random or inherited)"
         ) from error
     if not all(map(math.isfinite, (base, *numbers))):
-        raise PromptError(f"lbw={text}: every factor must be a finite number")
+        raise PromptError(f"lbw={shown(text)}: every factor must be a finite number")
     blocks = [
         (member, number)
         for block, number in zip(shapes[len(pieces)], numbers, strict=True)

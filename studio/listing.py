@@ -23,6 +23,7 @@ from studio.jobs.job import ModelEntry
 from studio.jobs.models import list_models
 from studio.library.fit import Fit, fit_of
 from studio.metadata import CHUNK, PARAMETERS, read_texts
+from studio.plain import read_json
 from studio.progress import Teller
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -118,7 +119,7 @@ def _inspected(file: str, home: Home) -> Inspection | dict[str, Any]:
     path = Path(os.path.expanduser(file))
     if path.suffix.lower() in PICTURES:
         texts = read_texts(path)
-        ours = json.loads(texts[CHUNK]) if CHUNK in texts else None
+        ours = read_json(texts[CHUNK], f"{file}: its {CHUNK!r} text") if CHUNK in texts else None
         return {"path": str(path), PARAMETERS: texts.get(PARAMETERS), CHUNK: ours}
     return inspect_file(path if exists(path) else home.find_lora(file).path)
 

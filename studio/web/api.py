@@ -37,7 +37,7 @@ from studio.jobs.owner import owner_of
 from studio.library.card import Card
 from studio.library.fit import Fit, fit_of
 from studio.opening import Opening, model_name
-from studio.recipe import Draft, counted, plain_draft
+from studio.recipe import LONGEST_METHOD, Draft, counted, plain_draft
 from studio.restore import restore
 from studio.web.door.events import login_of
 
@@ -344,7 +344,7 @@ def _draft(
 
 def _method(text: str) -> Any:
     with _told():
-        return parse_composer(text)
+        return parse_composer(check_text("method", text, LONGEST_METHOD))
 
 
 def _counted(draft: Draft, seed: int, count: int) -> list[Draft]:

@@ -9,7 +9,8 @@ from typing import Any
 
 import gradio as gr
 
-from studio.web.form import OWN, Form
+from studio.recipe import HIGHEST_SEED
+from studio.web.form import OWN, Form, real, whole
 
 
 @dataclass(frozen=True)
@@ -40,23 +41,33 @@ class Fields:
         return set(vars(self).values())
 
     def read(self, got: Mapping[Any, Any]) -> Form:
+        """Raises RequestError for what is no number where one must stand."""
+
+        def count(component: gr.Number | gr.Slider, what: str, empty: int = 0) -> int:
+            value = got[component]
+            return whole(empty if value is None else value, what, -1, HIGHEST_SEED)
+
+        def number(component: gr.Number | gr.Slider, what: str, empty: float = 0.0) -> float:
+            value = got[component]
+            return real(empty if value is None else value, what, -1e6, 1e6)
+
         return Form(
             prompt=got[self.prompt] or "",
             negative=got[self.negative] or "",
             method=got[self.method],
             method_values=got[self.method_values],
             rows=tuple(got[self.rows]),
-            seed=int(got[self.seed] if got[self.seed] is not None else -1),
-            count=int(got[self.count]),
-            steps=int(got[self.steps] or 0),
-            guidance=float(got[self.guidance] if got[self.guidance] is not None else -1),
-            width=int(got[self.width] or 0),
-            height=int(got[self.height] or 0),
+            seed=count(self.seed, "seed", -1),
+            count=count(self.count, "pictures", 1),
+            steps=count(self.steps, "steps"),
+            guidance=number(self.guidance, "guidance scale", -1),
+            width=count(self.width, "width"),
+            height=count(self.height, "height"),
             scheduler=got[self.scheduler] or OWN,
-            rescale=float(got[self.rescale] or 0),
-            clip_skip=int(got[self.clip_skip] or 0),
+            rescale=number(self.rescale, "guidance rescale"),
+            clip_skip=count(self.clip_skip, "clip skip"),
             init_image=got[self.init_image],
-            strength=float(got[self.strength]),
+            strength=number(self.strength, "strength", Form.strength),
             vae=got[self.vae] or "",
         )
 

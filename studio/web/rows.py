@@ -9,10 +9,13 @@ from typing import Any
 
 import gradio as gr
 
+from composers.shown import shown
+from pipelines.errors import RequestError
 from pipelines.home import Home
 from studio.library.card import Card
 from studio.web import mix, words
 from studio.web.desk import Desk, address
+from studio.web.form import real
 from studio.web.thumbs import thumb
 
 HINT = "Alt+↑ and Alt+↓ inside a row move it."
@@ -193,11 +196,9 @@ def _strength(text: str) -> float | None:
     if not text.strip():
         return None
     try:
-        return float(text)
+        return real(float(text), "text-encoder strength")
     except ValueError as error:
-        raise gr.Error(
-            f"text-encoder strength {text!r} must be a number, or empty", print_exception=False
-        ) from error
+        raise RequestError(f"text-encoder strength {shown(text)} must be a number, or empty") from error
 
 
 # -- texts ----------------------------------------------------------------------------------------------------

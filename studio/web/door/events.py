@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from html import escape
 from typing import Any
 
 import gradio as gr
 
-from pipelines.errors import RequestError
+from pipelines import StudioError
 from studio.jobs.owner import owner_of
 from studio.web.door.claims import Claims
 from studio.web.door.files import Files, harmless
@@ -29,7 +30,10 @@ def login_of(request: Any) -> str | None:
 
 
 def confine(pages: gr.Blocks, files: Files, claims: Claims | None) -> None:
-    """Lets no event of these pages open a file that is not its owner's. claims: None where nobody logs in."""
+    """Lets no event of these pages open a file that is not its owner's, and tells a StudioError as it is said.
+
+    claims: None where nobody logs in.
+    """
     pages.has_launched = True  # as `launch()` says; Gradio checks paths only then, and mounting leaves it out
     for block in pages.blocks.values():
         block.GRADIO_CACHE = str(files.made)
@@ -50,12 +54,20 @@ def _check_inputs(pages: gr.Blocks, files: Files, *, named: bool) -> None:
         login = login_of(request[0] if isinstance(request, list) and request else request)
         owner = (owner_of(login) if login else NOBODY) if named else None
         try:
-            inputs = files.admitted(inputs, owner)
-        except RequestError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-        return await process(block_fn, inputs, *rest, **named_rest)
+            return await process(block_fn, files.admitted(inputs, owner), *rest, **named_rest)
+        except StudioError as error:
+            said = str(error) if _is_for_programs(block_fn) else escape(str(error), quote=False)
+            raise gr.Error(files.discreet(said), duration=None, print_exception=False) from error
+        except gr.Error as error:
+            error.message = files.discreet(error.message)
+            raise
 
     _replace(pages, "process_api", process_api)
+
+
+def _is_for_programs(function: Any) -> bool:
+    """Whether its messages are read as they are; pages take them for HTML."""
+    return getattr(function, "api_visibility", "private") != "private"
 
 
 def _check_outputs(pages: gr.Blocks) -> None:

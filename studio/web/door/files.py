@@ -19,6 +19,7 @@ from typing import Any
 from pipelines.bounds import check_text
 from pipelines.errors import RequestError
 from studio.jobs import Worker
+from studio.jobs.discretion import without_places
 from studio.jobs.owner import PROGRAMS, folder_of
 
 LIFETIME = 86_400.0
@@ -56,6 +57,11 @@ class Files:
     def shown(self) -> tuple[Path, ...]:
         """The folders that hold what pages show, uploads among them."""
         return tuple(folder for folder, _ in self._rules())
+
+    def discreet(self, text: str) -> str:
+        """A message as clients may read it: without places on this computer, unless they may name some themselves."""
+        worker = self._worker
+        return text if worker.trust.paths else without_places(text, worker.home)
 
     def _rules(self) -> Iterator[tuple[Path, Callable[[Path, str], bool]]]:
         """Folder -> whether a file, by its path in there, is an owner's."""
