@@ -9,6 +9,8 @@ from pathlib import Path
 
 from pipelines.adapters import sha256
 from pipelines.home import Home
+from pipelines.home.answers import answered
+from pipelines.home.files import open_regular
 from studio.outputs import write_whole
 from studio.recipe import Draft, read_init_image
 
@@ -27,9 +29,10 @@ def with_kept_input(draft: Draft, home: Home) -> Draft:
     suffix = suffix if re.fullmatch(r"\.[a-z0-9]{1,8}", suffix) else ""  # whoever uploads it chooses its name
     kept = inputs_folder(home) / f"{sha256(source)[:32]}{suffix}"
     if not kept.exists():
-        write_whole(kept, lambda path: _copy(source, path), force=True)
+        answered(source, lambda: write_whole(kept, lambda path: _copy(source, path), force=True))
     return replace(draft, init_image=kept)
 
 
 def _copy(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target)
+    with open_regular(source) as given, target.open("wb") as kept:
+        shutil.copyfileobj(given, kept)

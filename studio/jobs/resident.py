@@ -16,6 +16,7 @@ from pipelines.checkpoints.hub import Progress
 from pipelines.errors import AdapterFileError
 from pipelines.flight import Aside
 from pipelines.home import Home
+from pipelines.home.answers import answered
 from pipelines.request import Facts
 from pipelines.spectrum import cached
 from pipelines.text.tags import take_tags
@@ -191,7 +192,7 @@ class Resident:
     def _refresh(self, name: str, path: Path, in_use: set[str]) -> None:
         """Forgets an adapter whose file has changed. Raises AdapterFileError while pictures still use it."""
         try:
-            now = path.stat()
+            now = answered(path, path.stat)
         except OSError as error:
             raise AdapterFileError(
                 f"LoRA {name!r}: {path} is gone ({error.strerror}); put it back"

@@ -23,8 +23,10 @@ from pipelines.adapters.writing import refuse_existing
 from pipelines.errors import RequestError
 from pipelines.home import Home
 from pipelines.training.run import state_file
+from studio.jobs.discretion import without_places
 from studio.jobs.gate import ModelKey, Trust, model_key
 from studio.jobs.job import JobState
+from studio.jobs.owner import folder_of
 from studio.opening import Opening
 from studio.outputs import write_whole
 from studio.recipe import read_init_image
@@ -167,8 +169,14 @@ class Trainings:
                 queued = task.view.state is JobState.QUEUED
                 before += queued
                 if task.owner == owner:
-                    found.append(replace(task.view, position=before if queued else 0))
+                    view = replace(task.view, position=before if queued else 0)
+                    found.append(view if self._trust.paths else self._discreet(view))
         return found[::-1]
+
+    def _discreet(self, view: TrainingView) -> TrainingView:
+        """Without places on this computer."""
+        model, error = without_places(view.model, self._home), without_places(view.error, self._home)
+        return replace(view, model=model, error=error)
 
     def close(self) -> None:
         """Stops what runs. What was queued is forgotten."""
@@ -204,7 +212,7 @@ class Trainings:
     def _train(self, task: _Task) -> None:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe(duplex=False)
-        samples = self._folder / f"{task.view.id}"
+        samples = self._folder / folder_of(task.owner) / f"{task.view.id}"
         arguments = (theirs, self._home, replace(self._opening, source=task.key.source), task.lesson)
         process = context.Process(target=_work, args=(*arguments, task.out, samples), daemon=True)
         process.start()

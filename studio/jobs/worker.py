@@ -22,6 +22,7 @@ from pipelines.home import Home
 from pipelines.home.settings import Roots
 from pipelines.request import SEEDS
 from studio.jobs.calls import Calls
+from studio.jobs.discretion import without_places
 from studio.jobs.gate import ModelKey, Trust, model_key
 from studio.jobs.inputs import with_kept_input
 from studio.jobs.job import GalleryPicture, Job, JobView, ModelEntry, ModelState
@@ -253,12 +254,13 @@ class Worker:
         rows = self._store.gallery(owner, limit, offset, search, without=(LIVE,))
         return [gallery_picture(row, self.home) for row in rows]
 
-    def may_see(self, file: Path, owner: str) -> bool:
-        """Whether a file is not somebody else's picture."""
-        path = file.resolve()
-        if not path.is_relative_to(self.home.outputs.resolve()):
-            return True
+    def is_of(self, file: Path, owner: str) -> bool:
+        """Whether a file among the outputs is an owner's finished picture."""
         return owner in self._store.owners_of(stored(file, self.home))
+
+    def discreet(self, text: str) -> str:
+        """A message as those who ask may read it: without places on this computer, unless they may name some."""
+        return text if self.trust.paths else without_places(text, self.home)
 
     def busy(self, but: str) -> bool:
         """Whether anybody has a job that is not over, one owner left aside."""
@@ -267,11 +269,12 @@ class Worker:
 
     def models(self) -> list[ModelEntry]:
         """The models that can be chosen by name."""
-        return list_models(self.home)
+        return [replace(entry, base=self.discreet(entry.base)) for entry in list_models(self.home)]
 
     def model_state(self) -> ModelState:
         """The model that is loaded, or being loaded."""
-        return self._rounds.state
+        state = self._rounds.state
+        return replace(state, error=self.discreet(state.error), loading=self.discreet(state.loading))
 
     def add_folders(self, roots: Roots) -> None:
         """Looks into further folders from now on; they are written into config.toml. Raises SetupError."""
@@ -290,7 +293,12 @@ class Worker:
             work = self._queue.works.get(job.id)
             state = self._rounds.state
             loading = state.loading if work is not None and state.source == work.key.source else ""
-            return job_view(job, rows, work, self._queue.position(job.id), loading, self.home)
+            view = job_view(job, rows, work, self._queue.position(job.id), loading, self.home)
+        if self.trust.paths:
+            return view
+        pictures = tuple(replace(picture, error=self.discreet(picture.error)) for picture in view.pictures)
+        error, message = self.discreet(view.error), self.discreet(view.message)
+        return replace(view, pictures=pictures, error=error, message=message)
 
     def _delete_file(self, file: str | None) -> None:
         if file is not None:

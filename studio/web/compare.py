@@ -114,6 +114,7 @@ def add(desk: Desk, fields: Fields) -> Viewer:
         trigger_mode="always_last",
         api_visibility="private",
     )
+
     def chosen_pair(one: Any, other: Any, job: str, browser: str | None, request: gr.Request) -> Any:
         return _pair(finished(job, browser, request), one, other)
 

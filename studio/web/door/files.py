@@ -19,7 +19,6 @@ from typing import Any
 from pipelines.bounds import check_text
 from pipelines.errors import RequestError
 from studio.jobs import Worker
-from studio.jobs.discretion import without_places
 from studio.jobs.owner import PROGRAMS, folder_of
 
 LIFETIME = 86_400.0
@@ -60,8 +59,7 @@ class Files:
 
     def discreet(self, text: str) -> str:
         """A message as clients may read it: without places on this computer, unless they may name some themselves."""
-        worker = self._worker
-        return text if worker.trust.paths else without_places(text, worker.home)
+        return self._worker.discreet(text)
 
     def _rules(self) -> Iterator[tuple[Path, Callable[[Path, str], bool]]]:
         """Folder -> whether a file, by its path in there, is an owner's."""
@@ -73,7 +71,7 @@ class Files:
         def of_folder(inside: Path, owner: str) -> bool:
             return inside.parts[0] == folder_of(owner)
 
-        yield home.outputs, lambda inside, owner: worker.may_see(home.outputs / inside, owner)
+        yield home.outputs, lambda inside, owner: worker.is_of(home.outputs / inside, owner)
         yield home.cache / "previews", of_job
         yield home.cache / "live", of_job
         yield home.cache / "training", of_folder

@@ -15,7 +15,7 @@ def models(worker: Worker) -> list[dict[str, Any]]:
             "model_name": model.name,
             "hash": None,
             "sha256": None,
-            "filename": str(model.path),
+            "filename": worker.discreet(str(model.path)),
             "config": None,
         }
         for model in worker.models()
@@ -24,18 +24,20 @@ def models(worker: Worker) -> list[dict[str, Any]]:
 
 
 def vaes(worker: Worker) -> list[dict[str, Any]]:
-    return [{"model_name": vae.name, "filename": str(vae.path)} for vae in worker.home.vaes()]
+    return [
+        {"model_name": vae.name, "filename": worker.discreet(str(vae.path))} for vae in worker.home.vaes()
+    ]
 
 
-def loras(library: Library) -> list[dict[str, Any]]:
+def loras(worker: Worker) -> list[dict[str, Any]]:
     return [
         {
             "name": card.name,
             "alias": card.title or card.name,
-            "path": str(card.path),
+            "path": worker.discreet(str(card.path)),
             "metadata": dict(metadata),
         }
-        for card, metadata in library.with_metadata()
+        for card, metadata in worker.library.with_metadata()
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import fastapi
@@ -23,6 +24,7 @@ def router(worker: Worker) -> fastapi.APIRouter:
     """All calls, for the server to mount."""
     routes = fastapi.APIRouter(prefix="/sdapi/v1", default_response_class=JSONResponse)
     set_by: dict[str, Options] = {}
+    answered = partial(_answered, worker)
 
     def of(request: fastapi.Request) -> tuple[str, Options]:
         owner = owner_of(request.scope.get(LOGIN))
@@ -30,16 +32,16 @@ def router(worker: Worker) -> fastapi.APIRouter:
 
     @routes.post("/txt2img")
     async def txt2img(request: fastapi.Request) -> JSONResponse:
-        return await _answered(_drawn(worker, request, *of(request), with_image=False))
+        return await answered(_drawn(worker, request, *of(request), with_image=False))
 
     @routes.post("/img2img")
     async def img2img(request: fastapi.Request) -> JSONResponse:
-        return await _answered(_drawn(worker, request, *of(request), with_image=True))
+        return await answered(_drawn(worker, request, *of(request), with_image=True))
 
     @routes.get("/progress")
     async def progress(request: fastapi.Request, skip_current_image: bool = False) -> JSONResponse:
         owner, _ = of(request)
-        return await _answered(run_in_threadpool(pictures.progress, worker, owner, not skip_current_image))
+        return await answered(run_in_threadpool(pictures.progress, worker, owner, not skip_current_image))
 
     @routes.post("/interrupt")
     async def interrupt(request: fastapi.Request) -> JSONResponse:
@@ -61,7 +63,7 @@ def router(worker: Worker) -> fastapi.APIRouter:
             changed = await _body(request)
             await run_in_threadpool(options.change, worker, own, changed)
 
-        return await _answered(setting())
+        return await answered(setting())
 
     @routes.get("/samplers")
     async def samplers() -> JSONResponse:
@@ -83,19 +85,19 @@ def router(worker: Worker) -> fastapi.APIRouter:
 
     @routes.get("/sd-models")
     async def models() -> JSONResponse:
-        return await _answered(run_in_threadpool(lists.models, worker))
+        return await answered(run_in_threadpool(lists.models, worker))
 
     @routes.get("/sd-vae")
     async def vaes() -> JSONResponse:
-        return await _answered(run_in_threadpool(lists.vaes, worker))
+        return await answered(run_in_threadpool(lists.vaes, worker))
 
     @routes.get("/loras")
     async def loras() -> JSONResponse:
-        return await _answered(run_in_threadpool(lists.loras, worker.library))
+        return await answered(run_in_threadpool(lists.loras, worker))
 
     @routes.post("/refresh-loras")
     async def refresh_loras() -> JSONResponse:
-        return await _answered(run_in_threadpool(lists.refresh, worker.library))
+        return await answered(run_in_threadpool(lists.refresh, worker.library))
 
     @routes.post("/png-info")
     async def png_info(request: fastapi.Request) -> JSONResponse:
@@ -103,7 +105,7 @@ def router(worker: Worker) -> fastapi.APIRouter:
             body = await _body(request)
             return await run_in_threadpool(pictures.png_info, body)
 
-        return await _answered(read())
+        return await answered(read())
 
     return routes
 
@@ -114,12 +116,12 @@ async def _drawn(
     return await pictures.render(worker, await _body(request), owner, own, with_image=with_image)
 
 
-async def _answered(work: Any) -> JSONResponse:
+async def _answered(worker: Worker, work: Any) -> JSONResponse:
     """What it gives, or the reason why not, in A1111's shape of an error."""
     try:
         return JSONResponse(await work)
     except StudioError as error:
-        told = str(error).encode("utf-8", "backslashreplace").decode()
+        told = worker.discreet(str(error)).encode("utf-8", "backslashreplace").decode()
         content = {"error": type(error).__name__, "detail": told, "body": "", "errors": told}
         return JSONResponse(content, status_code=422)
 

@@ -68,8 +68,8 @@ def test_two_owners_with_different_mixes_share_batches_and_see_only_their_own(st
     assert not studio.worker.delete(anns, "bob")
     assert [view.id for view in studio.worker.views("bob")] == [bobs]
     assert [picture.job for picture in studio.worker.pictures("bob")] == [bobs]
-    assert not studio.worker.may_see(ann.pictures[0].file, "bob")
-    assert studio.worker.may_see(ann.pictures[0].file, "ann")
+    assert not studio.worker.is_of(ann.pictures[0].file, "bob")
+    assert studio.worker.is_of(ann.pictures[0].file, "ann")
 
 
 def test_a_download_is_told_in_per_cent_and_does_not_hold_up_the_end(
