@@ -16,6 +16,8 @@ from pipelines.decoding import Decoder
 from pipelines.engine.bank import FormChoice
 from pipelines.engine.limits import Limits
 from pipelines.engine.reference import merged
+from pipelines.errors import StudioError
+from pipelines.events import Failed, Finished
 from pipelines.schedulers import scheduler_names
 from pipelines.session import Session
 
@@ -348,10 +350,10 @@ def test_a_round_never_waits_for_the_device(
     expected = [pipe(asked, output_type="latent").images for _ in range(2)][-1]
     whole_round = Session._round
 
-    def watched(session: Session, jobs: Any, shape: Any) -> None:
+    def watched(session: Session, jobs: Any) -> None:
         torch.cuda.set_sync_debug_mode("error")
         try:
-            whole_round(session, jobs, shape)
+            whole_round(session, jobs)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -374,3 +376,61 @@ def test_compiled_blocks_draw_the_same_picture(sdxl_folder: Path, make_lora: Cal
     for weight in (0.3, 0.6):
         pipe(Request("a bear", adapters={name: weight for name in MIX}, seed=2, steps=12))
     assert pipe.model.engine.stats.recompiles == compiled
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Request("a fox", adapters=MIX, seed=5, steps=8, scheduler="Euler a"),
+        Request("a fox", adapters=MIX, seed=5, steps=8, composer=CMLoRA()),
+        Request("a fox", adapters=MIX, seed=5, steps=8, scheduler="DPM++ 2M SDE", reuse=3),
+    ],
+    ids=["merge", "cmlora", "reuse"],
+)
+def test_a_picture_set_aside_goes_on_as_if_nothing_had_been(
+    sdxl_folder: Path, make_lora: Callable[..., Path], exact: None, request_: Request
+) -> None:
+    """It waits in the host's memory while the model is away, and goes on with the model loaded anew."""
+    expected = open_pipe(sdxl_folder, make_lora, torch.float32, "cuda")(
+        request_, output_type="latent"
+    ).images[0]
+    session = Session(open_pipe(sdxl_folder, make_lora, torch.float32, "cuda").model, output_type="latent")
+    first = session.submit(request_)
+    for _ in range(3):
+        session.step()
+    aside = session.suspend()[first]
+    assert session.idle
+    later = Session(open_pipe(sdxl_folder, make_lora, torch.float32, "cuda").model, output_type="latent")
+    later.resume(aside)
+    [finished] = [event for event in later.drain() if isinstance(event, Finished)]
+    assert relative(finished.image, expected) < 1e-5  # type: ignore[arg-type]
+
+
+def test_a_fault_on_the_device_thread_is_one_pictures_own(
+    sdxl_folder: Path, make_lora: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = open_pipe(sdxl_folder, make_lora, torch.float16, "cuda")
+    session = Session(pipe.model, output_type="latent")
+    ids = [session.submit(Request("a fox", seed=seed, steps=4)) for seed in (1, 2, 3)]
+    session.step()
+    broken = next(job for job in session._flying if job.id == ids[1])
+    assert broken.trajectory is not None
+
+    def breaks(prediction: Tensor) -> None:
+        raise RuntimeError("a fault that nobody foresaw")
+
+    monkeypatch.setattr(broken.trajectory, "advance", breaks)
+    events = list(session.drain())
+    assert {event.id for event in events if isinstance(event, Failed)} == {ids[1]}
+    assert {event.id for event in events if isinstance(event, Finished)} == {ids[0], ids[2]}
+
+
+def test_what_the_device_could_never_hold_is_refused_before_any_work(
+    sdxl_folder: Path, make_lora: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.memory.limit", lambda device: 8 * 2**30)
+    session = Session(open_pipe(sdxl_folder, make_lora, torch.float16, "cuda").model)
+    before = torch.cuda.memory_allocated()
+    with pytest.raises(StudioError, match="16384"):
+        session.submit(Request("a fox", width=16384, height=16384, steps=1))
+    assert torch.cuda.memory_allocated() - before < 100 * 2**20
