@@ -29,6 +29,7 @@ from pipelines.engine.bank import Bank
 from pipelines.engine.limits import Level, Limits, StoreStats
 from pipelines.errors import AdapterError, AdapterFileError
 from pipelines.family import FamilyName
+from pipelines.faults import out_of_memory
 
 
 @dataclass(frozen=True)
@@ -320,7 +321,9 @@ class AdapterStore:
             arriving.block.record_stream(current)
         try:
             self._bank.load(self._shelves.host[name].adapter, arriving.factors)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             raise AdapterError(
                 f"the device's memory has no room for {name!r}; set less aside for adapters (lora_vram), or draw "
                 "fewer or smaller pictures at once"
