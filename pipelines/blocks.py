@@ -28,7 +28,7 @@ from functools import cached_property
 
 from composers.plan import Use
 from composers.shown import shown
-from pipelines.adapters.names import sgm_names
+from pipelines.adapters.spellings import sgm_names
 from pipelines.errors import PromptError, RequestError
 from pipelines.text.tags import LoraTag
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from composers.plan import Lane, Plan, Role, Use
 from pipelines.engine.call import Call
-from pipelines.family import Cut
+from pipelines.families.family import Cut
 from pipelines.features import Passes
 from pipelines.model import Model
 from pipelines.pace import moved

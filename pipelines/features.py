@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from composers.plan import Lane, Plan
-from pipelines.family import Cut
+from pipelines.families.family import Cut
 
 Memory = tuple[object, ...]
 """`Lane.memory`: whose features they are."""

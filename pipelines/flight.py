@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from composers.plan import Plan
-from pipelines.engine.store import Hold
+from pipelines.engine.residency.store import Hold
 from pipelines.features import Features, Passes
 from pipelines.record import Cost
 from pipelines.request import Request

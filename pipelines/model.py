@@ -19,11 +19,11 @@ from composers.plan import Band
 from pipelines.adapters.adapter import LoadReport, ModelLayers, model_layers
 from pipelines.checkpoints import Checkpoint
 from pipelines.checkpoints.components import vae_dtype
-from pipelines.engine.bank import Bank, FormChoice
 from pipelines.engine.engine import Engine
-from pipelines.engine.store import AdapterStore, Known
+from pipelines.engine.residency.bank import Bank, FormChoice
+from pipelines.engine.residency.store import AdapterStore, Known
 from pipelines.errors import RenderError
-from pipelines.family import Cut, FamilyName
+from pipelines.families.family import Cut, FamilyName
 from pipelines.faults import SMALLER, forget_tensors, out_of_memory
 from pipelines.features import cuts_of, feature_shape
 from pipelines.memory import Needs, needs

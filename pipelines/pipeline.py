@@ -16,15 +16,15 @@ from pipelines.adapters.adapter import LoadReport
 from pipelines.checkpoints import load_checkpoint
 from pipelines.decoding import OutputType
 from pipelines.denoise import steady, uses_of
-from pipelines.engine import choosing
 from pipelines.engine.backends import AttentionChoice
-from pipelines.engine.bank import FormChoice
 from pipelines.engine.calibration import rates_of
 from pipelines.engine.planner import CallPlan, Planner, Rates
-from pipelines.engine.store import AdapterStore
+from pipelines.engine.products import autotune
+from pipelines.engine.residency.bank import FormChoice
+from pipelines.engine.residency.store import AdapterStore
 from pipelines.errors import AdapterError, RequestError, SetupError
 from pipelines.events import Event, Failed, Finished, Stepped
-from pipelines.family import FamilyName
+from pipelines.families.family import FamilyName
 from pipelines.features import passes_of
 from pipelines.home import Home
 from pipelines.model import Model
@@ -72,7 +72,7 @@ class StudioPipeline:
         """An embedded model's name, a diffusers folder, a .safetensors checkpoint, or a hub id.
 
         dtype: of the UNet and the text encoders; None is float32 on the CPU and becomes float16 when the
-            pipeline moves to a GPU. vae: another VAE, as a file or folder. form: see `pipelines.engine.bank`.
+            pipeline moves to a GPU. vae: another VAE, as a file or folder. form: see `pipelines.engine.residency.bank`.
         Raises ModelError.
         """
         checkpoint = load_checkpoint(source, dtype=dtype or torch.float32, vae=vae, home=home)
@@ -125,7 +125,7 @@ class StudioPipeline:
 
         graphs: record CUDA graphs and replay them (on by default on CUDA). compile: the UNet's repeated blocks
             through torch.compile: 3 to 25 seconds once for each size of call, then faster; what it makes is kept in
-            the home's cache. form: of the adapters' products, see `pipelines.engine.bank`; "auto" chooses the
+            the home's cache. form: of the adapters' products, see `pipelines.engine.residency.bank`; "auto" chooses the
             cheapest for each call. tf32: whether float32 products on a GPU may round to 10 bits of mantissa (a
             picture's latents then differ by about 1e-3); for the whole process; None leaves torch's setting.
             attention: which of torch's attention kernels comes first, see `pipelines.engine.backends`.
@@ -141,7 +141,7 @@ class StudioPipeline:
         if self.model.device.type == "cuda":
             self.calibrate()
         if kernels:
-            choosing.keep_in(self.home.cache)
+            autotune.keep_in(self.home.cache)
         self.model.engine.optimize(graphs=graphs, compile=compile, attention=attention, kernels=kernels)
 
     def calibrate(self) -> Rates:

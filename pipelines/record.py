@@ -48,8 +48,8 @@ class Record:
     feature_bytes: memory reserved for remembered features.
     shared: whether any call held rows of other pictures.
     seconds: from its first step to its pixels. device_seconds: its part of the UNet calls, by rows.
-    forms: the per-lane forms used (see `pipelines.engine.bank`).
-    adapters_paged: adapters that were brought onto the device for it (see `pipelines.engine.store`).
+    forms: the per-lane forms used (see `pipelines.engine.residency.bank`).
+    adapters_paged: adapters that were brought onto the device for it (see `pipelines.engine.residency.store`).
     """
 
     prompt: str

@@ -26,7 +26,7 @@ from pipelines.bounds import (
     check_words,
 )
 from pipelines.errors import RequestError
-from pipelines.family import Cut, Defaults
+from pipelines.families.family import Cut, Defaults
 from pipelines.schedulers import canonical
 from pipelines.text.prompt import take_tags
 

@@ -10,7 +10,7 @@ import torch
 
 from composers.plan import Plan, Prompt
 from pipelines.bounds import MOST_CHUNKS_OF_A_PICTURE
-from pipelines.engine.store import Known
+from pipelines.engine.residency.store import Known
 from pipelines.errors import PromptError
 from pipelines.model import Model
 from pipelines.request import Request

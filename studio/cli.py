@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: Namespace) -> int:
     """Imports what the command needs, and runs it."""
     from pipelines.home import Home
-    from studio.progress import Teller
+    from studio.terminal.progress import Teller
 
     teller = Teller(quiet=getattr(args, "quiet", False))
     home = Home.resolve(args.home, model_dirs=args.model_dir, lora_dirs=args.lora_dir)

@@ -16,7 +16,7 @@ from pipelines.home import Home
 from pipelines.home.answers import is_silent
 from pipelines.home.files import is_folder
 from pipelines.record import device_name, versions
-from studio.opening import BUILT_IN, Opening, open_pipeline, pick_device
+from studio.rendering.opening import BUILT_IN, Opening, open_pipeline, pick_device
 
 STEPS = 4
 

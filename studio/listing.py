@@ -19,12 +19,12 @@ from pipelines.home import Entry, Home
 from pipelines.home.answers import each
 from pipelines.home.files import exists
 from pipelines.home.foreign_folders import import_paths as read_foreign
+from studio.drafts.plain import read_json
 from studio.jobs.job import ModelEntry
-from studio.jobs.models import list_models
 from studio.library.fit import Fit, fit_of
-from studio.metadata import CHUNK, PARAMETERS, read_texts
-from studio.plain import read_json
-from studio.progress import Teller
+from studio.library.models import list_models
+from studio.pictures.metadata import CHUNK, PARAMETERS, read_texts
+from studio.terminal.progress import Teller
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 

@@ -8,11 +8,11 @@ from dataclasses import asdict
 
 from pipelines.engine.planner import CallPlan, Rates
 from pipelines.home import Home
-from studio.asking import ask, first_example
-from studio.opening import model_name, open_pipeline, opening_of
-from studio.progress import Teller
+from studio.drafts.flags import ask, first_example
+from studio.drafts.shelf import Shelf
 from studio.render import requests_of
-from studio.shelf import Shelf
+from studio.rendering.opening import model_name, open_pipeline, opening_of
+from studio.terminal.progress import Teller
 
 
 def run(args: Namespace, home: Home, teller: Teller) -> int:

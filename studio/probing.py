@@ -21,9 +21,9 @@ from pipelines.blora.scoring import pick_scorer
 from pipelines.blora.sheet import probe_sheet
 from pipelines.errors import RequestError
 from pipelines.home import Home
-from studio.opening import Opening, is_slow, open_pipeline
-from studio.outputs import write_whole
-from studio.progress import Teller
+from studio.pictures.files import write_whole
+from studio.rendering.opening import Opening, is_slow, open_pipeline
+from studio.terminal.progress import Teller
 
 
 def run(args: Namespace, home: Home, teller: Teller) -> int:

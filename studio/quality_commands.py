@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
     from pipelines.home import Home
-    from studio.progress import Teller
+    from studio.terminal.progress import Teller
 
 Commands: TypeAlias = "_SubParsersAction[Any]"
 """Where argparse keeps subcommands."""

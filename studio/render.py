@@ -22,16 +22,16 @@ from pipelines.adapters import LoadReport
 from pipelines.errors import AdapterFileError, RequestError
 from pipelines.home import Home
 from pipelines.text.tags import take_tags
-from studio.acceleration import proposals
-from studio.again import Comparison, compare
-from studio.asking import ask, first_example, is_repeat, remembered_model
-from studio.driving import Drive, Job, Outcome, Saving
-from studio.metadata import Remembered, Setup, read_picture
-from studio.opening import Opening, is_slow, model_name, open_pipeline, opening_of, pick_device
-from studio.outputs import Sheet, plan_files
-from studio.progress import Teller
-from studio.recipe import Draft, picture_mark, placed, read_init_image
-from studio.shelf import Shelf
+from studio.drafts.draft import Draft, picture_mark, placed, read_init_image
+from studio.drafts.flags import ask, first_example, is_repeat, remembered_model
+from studio.drafts.shelf import Shelf
+from studio.pictures.comparison import Comparison, compare
+from studio.pictures.files import Sheet, plan_files
+from studio.pictures.metadata import Remembered, Setup, read_picture
+from studio.rendering.acceleration import proposals
+from studio.rendering.once import Drive, Job, Outcome, Saving
+from studio.rendering.opening import Opening, is_slow, model_name, open_pipeline, opening_of, pick_device
+from studio.terminal.progress import Teller
 
 
 def run(args: Namespace, home: Home, teller: Teller) -> int:

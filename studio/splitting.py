@@ -11,7 +11,7 @@ from pipelines.blora.layouts import BlockMap, model_outline, published_layers
 from pipelines.blora.splitting import Split, split_file
 from pipelines.errors import AdapterMismatchError, RequestError
 from pipelines.home import Home
-from studio.progress import Teller
+from studio.terminal.progress import Teller
 
 
 def run(args: Namespace, home: Home, teller: Teller) -> int:

@@ -20,10 +20,10 @@ from pipelines.flora.training import train_flora
 from pipelines.home import Home
 from pipelines.training.recipe import Recipe
 from pipelines.training.run import Example, Progress, literal, state_file
-from studio.interruption import noted
-from studio.opening import Opening, open_pipeline
-from studio.outputs import write_whole
-from studio.progress import Teller
+from studio.pictures.files import write_whole
+from studio.rendering.opening import Opening, open_pipeline
+from studio.terminal.interruption import noted
+from studio.terminal.progress import Teller
 
 
 def run(args: Namespace, home: Home, teller: Teller) -> int:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
     from pipelines.home import Home
-    from studio.progress import Teller
+    from studio.terminal.progress import Teller
 
 COMMANDS = ("web", "gc")
 
@@ -82,10 +82,10 @@ def run(args: Namespace, home: Home, teller: Teller) -> int:
 
     from pipelines.errors import SetupError
     from studio.jobs.gate import Trust
-    from studio.opening import opening_of
-    from studio.web.closing import end_hanging
-    from studio.web.server import Serving, serve
-    from studio.web.users import read_users
+    from studio.rendering.opening import opening_of
+    from studio.web.door.closing import end_hanging
+    from studio.web.door.server import Serving, serve
+    from studio.web.door.users import read_users
 
     if not 0 <= args.port < 2**16 or args.max_upload < 1:
         raise SetupError("--port must lie in 0 … 65535, and --max-upload must be at least 1")

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from pipelines.family import FAMILIES, Family
+from pipelines.families.family import FAMILIES, Family
 
 
 @dataclass(frozen=True)

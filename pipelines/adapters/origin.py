@@ -13,7 +13,7 @@ from functools import lru_cache
 from pipelines.adapters.container import Entry
 from pipelines.adapters.keys import UNET, Contents
 from pipelines.adapters.kinds import KINDS
-from pipelines.family import FAMILIES, SDXL
+from pipelines.families.family import FAMILIES, SDXL
 
 _INPUT_AXES: Mapping[str, int] = {part: axis for kind in KINDS for part, axis in kind.input_axes.items()}
 _CONTEXT = re.compile(r".*attn2[._](?:processor[._])?to_[kv]")

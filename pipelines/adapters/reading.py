@@ -17,13 +17,13 @@ from pipelines.adapters.container import Header, adapter_path, read_header, read
 from pipelines.adapters.keys import Address, Contents, Key, sort_keys
 from pipelines.adapters.kinds import KINDS, Kind, RawLayer
 from pipelines.adapters.metadata import describe
-from pipelines.adapters.names import LayerNames, layer_names
 from pipelines.adapters.origin import Origin, origin_of, something_else
 from pipelines.adapters.peft_settings import PeftSettings, peft_settings
 from pipelines.adapters.reporting import Found, Place, report, some
 from pipelines.adapters.sidecars import read_sidecars
+from pipelines.adapters.spellings import LayerNames, layer_names
 from pipelines.errors import AdapterFileError, AdapterFormatError, AdapterMismatchError
-from pipelines.family import FamilyName
+from pipelines.families.family import FamilyName
 
 
 def read_adapter(path: Path, model: ModelLayers, name: str, *, family: FamilyName | None = None) -> Adapter:

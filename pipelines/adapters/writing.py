@@ -18,7 +18,7 @@ from pipelines.adapters.kinds import flora
 from pipelines.adapters.origin import origin_by_metadata
 from pipelines.adapters.peft_settings import METADATA_KEY
 from pipelines.errors import RequestError
-from pipelines.family import SDXL
+from pipelines.families.family import SDXL
 
 Naming = Literal["kohya", "peft"]
 

@@ -17,7 +17,7 @@ from pipelines.checkpoints.components import quietly, read_json
 from pipelines.checkpoints.folders import folder_family
 from pipelines.checkpoints.single_file import examine
 from pipelines.errors import ModelError
-from pipelines.family import SDXL, Family
+from pipelines.families.family import SDXL, Family
 from pipelines.home import Home
 
 BlockMap = Mapping[str, tuple[str, ...]]

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from pipelines.errors import ModelError, RequestError
-from pipelines.family import FAMILIES, Defaults, Family
+from pipelines.families.family import FAMILIES, Defaults, Family
 from pipelines.home.files import parse_json, read_text
 from pipelines.schedulers import canonical
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from pipelines.errors import ModelError
-from pipelines.family import Family
+from pipelines.families.family import Family
 from pipelines.home.answers import answered, sign
 from pipelines.home.files import NoRegularFile, parse_json, read_text
 from pipelines.schedulers import Scheduler

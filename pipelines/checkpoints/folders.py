@@ -21,7 +21,7 @@ from pipelines.checkpoints.components import (
 )
 from pipelines.checkpoints.weights import read_header
 from pipelines.errors import ModelError
-from pipelines.family import SDXL, Family, family_of
+from pipelines.families.family import SDXL, Family, family_of
 from pipelines.home.answers import answered
 from pipelines.home.files import is_folder
 

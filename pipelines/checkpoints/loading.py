@@ -24,7 +24,7 @@ from pipelines.checkpoints.single_file import Facts, examine, load_single_file
 from pipelines.checkpoints.vae import load_vae, refuse_misfit
 from pipelines.checkpoints.weights import memory_needed, refuse_if_too_large
 from pipelines.errors import ModelError
-from pipelines.family import SD2, Defaults, Family
+from pipelines.families.family import SD2, Defaults, Family
 from pipelines.home import Home
 from pipelines.home.files import is_folder
 from pipelines.schedulers import Scheduler, name_of

@@ -26,7 +26,7 @@ from pipelines.checkpoints.components import (
 )
 from pipelines.checkpoints.weights import Header, read_header
 from pipelines.errors import ModelError
-from pipelines.family import SD1, SD2, SDXL, Family
+from pipelines.families.family import SD1, SD2, SDXL, Family
 from pipelines.home.files import read_text
 
 LARGEST_NOTE = 2**18

@@ -18,7 +18,7 @@ from pipelines.checkpoints.components import (
 )
 from pipelines.checkpoints.weights import read_header
 from pipelines.errors import ModelError
-from pipelines.family import Family
+from pipelines.families.family import Family
 from pipelines.home.files import is_folder, is_regular
 
 DECODER_INPUTS = (

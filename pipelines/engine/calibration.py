@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from pipelines.engine.graphs import CudaGraphs
 from pipelines.engine.planner import LOW_RANK, Rates
+from pipelines.engine.products.graphs import CudaGraphs
 
 SECONDS = 0.03
 """Measured for at least so long, five times over."""

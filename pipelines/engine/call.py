@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from composers.plan import Use
-from pipelines.family import Cut
+from pipelines.families.family import Cut
 from pipelines.features import captured, shallow_pass
 
 

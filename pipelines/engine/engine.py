@@ -16,18 +16,18 @@ from typing import Any
 import torch
 
 from composers.plan import Use
-from pipelines.engine.attention import RowText, TextMemory, join_weights
 from pipelines.engine.backends import AttentionChoice, attention_by
-from pipelines.engine.bank import Bank, Rows, grouped
 from pipelines.engine.call import Call, Found, forward
 from pipelines.engine.compiling import compile_blocks, part_blocks
-from pipelines.engine.graphs import CudaGraphs, Recorder
-from pipelines.engine.layers import use_kernels
-from pipelines.engine.packing import Ranks, Taken
 from pipelines.engine.planner import FEWEST_STEADY, KindPlan, Load, Planner
+from pipelines.engine.products.attention import RowText, TextMemory, join_weights
+from pipelines.engine.products.graphs import CudaGraphs, Recorder
+from pipelines.engine.products.layers import use_kernels
+from pipelines.engine.residency.bank import Bank, Rows, grouped
+from pipelines.engine.residency.packing import Ranks, Taken
+from pipelines.engine.residency.table import KINDS, Kind
 from pipelines.engine.stage import Bucket, KindForm, Stage, room_for_rank, room_for_rows
-from pipelines.engine.table import KINDS, Kind
-from pipelines.family import Cut
+from pipelines.families.family import Cut
 from pipelines.features import shallow_modules
 
 MOST_STAGES = 24

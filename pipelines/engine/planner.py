@@ -18,9 +18,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from pipelines.engine.factors import Form, made_in_passing
-from pipelines.engine.packing import Ranks
-from pipelines.engine.table import Table
+from pipelines.engine.products.factors import Form, made_in_passing
+from pipelines.engine.residency.packing import Ranks
+from pipelines.engine.residency.table import Table
 
 TEXT_TOKENS = 77
 """Of a prompt that one pass of a text encoder reads."""

@@ -13,8 +13,8 @@ from torch import nn
 
 from composers.plan import Use
 from pipelines.adapters.adapter import Adapter
-from pipelines.engine.attention import part_attention
-from pipelines.engine.layers import LaneConv2d, LaneLinear, unwrap
+from pipelines.engine.products.attention import part_attention
+from pipelines.engine.products.layers import LaneConv2d, LaneLinear, unwrap
 
 
 def merged(

@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 
 from composers.plan import Use
-from pipelines.engine.attention import RowText
-from pipelines.engine.bank import Bank, Marked, Rows
 from pipelines.engine.call import Call, Found, forward
-from pipelines.engine.factors import Acting, Form
-from pipelines.engine.graphs import Recorder, Recording
-from pipelines.engine.layers import together
-from pipelines.engine.packing import DensePacking, Packing, Taken
-from pipelines.engine.table import Kind
-from pipelines.family import Cut
+from pipelines.engine.products.attention import RowText
+from pipelines.engine.products.factors import Acting, Form
+from pipelines.engine.products.graphs import Recorder, Recording
+from pipelines.engine.products.layers import together
+from pipelines.engine.residency.bank import Bank, Marked, Rows
+from pipelines.engine.residency.packing import DensePacking, Packing, Taken
+from pipelines.engine.residency.table import Kind
+from pipelines.families.family import Cut
 from pipelines.features import shallow_modules
 from pipelines.pace import moved
 

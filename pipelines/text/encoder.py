@@ -27,7 +27,7 @@ from torch import Tensor
 from composers.plan import Use
 from pipelines.bounds import LONGEST_PROMPT, MOST_CHUNKS, check_text, check_words
 from pipelines.errors import ModelError, PromptError, RequestError
-from pipelines.family import Family
+from pipelines.families.family import Family
 from pipelines.text.prompt import Run, parse
 
 COMMA_REACH = 20  # tokens: how far a cut may move back to a comma (A1111's default)

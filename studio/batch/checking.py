@@ -15,10 +15,10 @@ from pipelines.text.prompt import parse
 from studio.batch.manifest import Outcome, is_whole
 from studio.batch.plan import Job
 from studio.batch.problems import Problems
-from studio.metadata import CHUNK, read_texts
-from studio.outputs import next_name
-from studio.recipe import Wanted, plain_request
-from studio.shelf import Shelf
+from studio.drafts.draft import Wanted, plain_request
+from studio.drafts.shelf import Shelf
+from studio.pictures.files import next_name
+from studio.pictures.metadata import CHUNK, read_texts
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from studio.batch.plan import TEMPLATE
 from studio.batch.progress import metered, spell_pace
 from studio.batch.run import Batch, Order
 from studio.batch.schema import schema
-from studio.interruption import noted
-from studio.opening import opening_of
-from studio.plain import check_plain
-from studio.progress import Teller, duration
+from studio.drafts.plain import check_plain
+from studio.rendering.opening import opening_of
+from studio.terminal.interruption import noted
+from studio.terminal.progress import Teller, duration
 
 TEXTS = ("prompt", "negative_prompt", "name", "model")
 """Fields whose value is taken as it stands."""

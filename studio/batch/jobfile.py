@@ -22,12 +22,12 @@ import yaml
 
 from composers.shown import shown
 from pipelines.errors import RequestError, SetupError
-from studio.asking import parse_lora
 from studio.batch.problems import Problems, nearest
 from studio.batch.prompts import plain_wanted, read_line
 from studio.batch.values import MOST_VALUES, PAIRS
-from studio.plain import DEEPEST, LONGEST_FILE, check_plain, read_json, read_text
-from studio.recipe import FIELDS
+from studio.drafts.draft import FIELDS
+from studio.drafts.flags import parse_lora
+from studio.drafts.plain import DEEPEST, LONGEST_FILE, check_plain, read_json, read_text
 
 OWN_FIELDS = ("name", "model", "count", "variants")
 """What a job may say beyond Request's fields."""

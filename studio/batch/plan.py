@@ -27,8 +27,8 @@ from studio.batch.jobfile import JOB_FIELDS, Entry, JobFile, check_names
 from studio.batch.problems import Problems
 from studio.batch.values import MOST_VALUES, alternatives, products
 from studio.batch.variants import Template, Wildcards, draw, every, read_template, size
-from studio.outputs import slug
-from studio.recipe import FIELDS, Draft, check_count, read_draft, read_init_image
+from studio.drafts.draft import FIELDS, Draft, check_count, read_draft, read_init_image
+from studio.pictures.files import slug
 
 TEMPLATE = "{index:05d}_{name}_{seed}"
 NAME_FIELDS = ("index", "name", "seed", "prompt", "composer", "model")

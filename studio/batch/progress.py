@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from studio.batch.manifest import Outcome
 from studio.batch.worker import Fill
-from studio.progress import Teller, duration
+from studio.terminal.progress import Teller, duration
 
 WORDS_EVERY = 60.0
 """Seconds between lines where there is no terminal to draw a bar on."""

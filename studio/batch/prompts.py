@@ -14,9 +14,9 @@ import re
 from typing import Any
 
 from pipelines.errors import RequestError
-from studio.asking import parse_lora
 from studio.batch.problems import nearest
-from studio.recipe import Wanted
+from studio.drafts.draft import Wanted
+from studio.drafts.flags import parse_lora
 
 _OPTION = re.compile(r"(?:^|\s)--(?=[A-Za-z])")
 

@@ -23,8 +23,8 @@ from studio.batch.placement import Node, Share, share_of
 from studio.batch.queue import Held, Task, TaskQueue
 from studio.batch.remote import Assignment, FileMark, Opened, RemoteWorker, Reply
 from studio.batch.worker import Fill, Rendered
-from studio.metadata import Setup
-from studio.opening import Opening
+from studio.pictures.metadata import Setup
+from studio.rendering.opening import Opening
 
 TOKEN_REMEDY = (
     "check the address, and where the cluster asks for a token, put it into ~/.ray/auth_token or RAY_AUTH_TOKEN here "

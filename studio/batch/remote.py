@@ -21,9 +21,9 @@ from pipelines import Record, Request
 from pipelines.errors import ModelError
 from pipelines.home import Home
 from studio.batch.worker import Fill, Rendered, Worker
-from studio.hashes import find_adapter, is_adapter
-from studio.metadata import Setup, save_picture
-from studio.opening import Opening, open_pipeline
+from studio.library.hashes import find_adapter, is_adapter
+from studio.pictures.metadata import Setup, save_picture
+from studio.rendering.opening import Opening, open_pipeline
 
 MOST_ENCODING = 32
 """Finished pictures that may wait to become PNGs before rendering waits for them."""

@@ -27,8 +27,8 @@ from studio.batch.problems import Problems
 from studio.batch.variants import Wildcards
 from studio.batch.worker import Fill, Rendered, Worker
 from studio.batch.writer import Writer
-from studio.metadata import Setup
-from studio.opening import Opening, model_name, open_pipeline
+from studio.pictures.metadata import Setup
+from studio.rendering.opening import Opening, model_name, open_pipeline
 
 if TYPE_CHECKING:
     from studio.batch.ray_engine import RayEngine

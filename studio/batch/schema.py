@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from composers import Knob, methods
 from composers.plan import TextMode, Use
-from pipelines.family import Cut
+from pipelines.families.family import Cut
 from pipelines.request import FARTHEST, LARGEST_SIDE, MOST_STEPS, Request
 from pipelines.schedulers import MODEL_OWN, scheduler_names
 from studio.batch.plan import VARIANTS

@@ -20,7 +20,7 @@ from composers.shown import shown
 from pipelines.bounds import LONGEST_PROMPT
 from pipelines.errors import PromptError, SetupError
 from studio.batch.values import MOST_VALUES
-from studio.plain import read_text
+from studio.drafts.plain import read_text
 
 DEEPEST = 20
 MOST_DRAWN = 100_000

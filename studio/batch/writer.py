@@ -12,8 +12,8 @@ from pipelines import StudioError
 from studio.batch.manifest import Manifest, Outcome
 from studio.batch.plan import Job
 from studio.batch.worker import Rendered
-from studio.metadata import Setup, save_picture
-from studio.outputs import write_whole
+from studio.pictures.files import write_whole
+from studio.pictures.metadata import Setup, save_picture
 
 MOST_PENDING = 32
 """Finished pictures that may wait for the disk before rendering waits for them."""

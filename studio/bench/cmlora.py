@@ -29,8 +29,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from composers import Composer, Composite, Mix, Step, Use, build
 from pipelines import Record, Request, StudioPipeline, assets
 from pipelines.adapters import Adapter, AdapterMetadata, LoadReport, LowRank
-from pipelines.engine.bank import Bank
-from pipelines.family import Cut
+from pipelines.engine.residency.bank import Bank
+from pipelines.families.family import Cut
 from pipelines.features import captured, passes_of, shallow_modules, shallow_pass
 from pipelines.record import device_name
 

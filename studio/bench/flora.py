@@ -37,8 +37,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipelines.adapters import Hadamard
-from pipelines.engine import flora
-from pipelines.engine.graphs import CudaGraphs
+from pipelines.engine.products import multiplied
+from pipelines.engine.products.graphs import CudaGraphs
 from pipelines.record import device_name
 from studio.bench.speed.timing import Captured, Timing, take_turns
 
@@ -151,13 +151,13 @@ def measure(
         down = noise(lanes, rank, layer.inputs) / layer.inputs**0.5
         up = noise(lanes, rank, layer.outputs) * 0.2
         rows = {
-            f"a{lane}": flora.Rows.of(
+            f"a{lane}": multiplied.Rows.of(
                 Hadamard(1 + 0.2 * noise(rank, layer.inputs), 1 + 0.2 * noise(layer.outputs, rank), 1 / rank),
                 x,
             )
             for lane in range(lanes)
         }
-        factors = flora.gather(rows, [[(name, 1.0)] for name in rows])
+        factors = multiplied.gather(rows, [[(name, 1.0)] for name in rows])
         assert factors is not None
         ways = _ways(linear, x, down, up, factors)
         expected = torch.bmm(x.float(), (linear.weight.float() * _products_of(factors)).mT)
@@ -188,7 +188,7 @@ def measure(
 
 
 def _ways(
-    linear: nn.Linear, x: Tensor, down: Tensor, up: Tensor, factors: flora.Multiplied
+    linear: nn.Linear, x: Tensor, down: Tensor, up: Tensor, factors: multiplied.Multiplied
 ) -> dict[str, Callable[[], Tensor]]:
     def base() -> Tensor:
         return F.linear(x, linear.weight)
@@ -199,12 +199,12 @@ def _ways(
     return {
         "base": base,
         "LoRA": lora,
-        "products": lambda: flora.linear(linear, x, factors, "products"),
-        "weights": lambda: flora.linear(linear, x, factors, "weights"),
+        "products": lambda: multiplied.linear(linear, x, factors, "products"),
+        "weights": lambda: multiplied.linear(linear, x, factors, "weights"),
     }
 
 
-def _products_of(factors: flora.Multiplied) -> Tensor:
+def _products_of(factors: multiplied.Multiplied) -> Tensor:
     """M_n of every lane, [lanes, out, in] float32."""
     return torch.bmm(factors.outer.float().mT, factors.inner.float())
 

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-from pipelines.engine.choosing import Choice, available, clock, measured
-from pipelines.engine.factors import merging_product
-from pipelines.engine.products import IN_PASSING, LIBRARY, Operands
+from pipelines.engine.products.autotune import Choice, available, clock, measured
+from pipelines.engine.products.factors import merging_product
+from pipelines.engine.products.operands import IN_PASSING, LIBRARY, Operands
 from pipelines.errors import SetupError
 from pipelines.record import device_name
 

@@ -25,10 +25,10 @@ import numpy as np
 from PIL import Image
 
 from pipelines.home import Home
-from studio.again import TOLERANCE
 from studio.batch.manifest import Outcome
 from studio.batch.run import Batch, Order
-from studio.opening import Opening
+from studio.pictures.comparison import TOLERANCE
+from studio.rendering.opening import Opening
 
 LEAST_PSNR = 35.0
 """dB: half precision's floor between two ways to render one picture."""

@@ -13,10 +13,10 @@ from composers.shown import shown
 from pipelines.bounds import LONGEST_PROMPT, check_text
 from pipelines.errors import RequestError
 from pipelines.text.tags import take_tags
-from studio.asking import parse_lora
 from studio.batch.problems import nearest
 from studio.batch.prompts import plain_wanted
 from studio.batch.values import WHOLE, numbers
+from studio.drafts.flags import parse_lora
 
 Fields = Mapping[str, Any]
 Change = Callable[[Fields], Fields]

@@ -12,18 +12,18 @@ from zlib import crc32
 from composers.shown import shown
 from pipelines.errors import RequestError
 from pipelines.home import Home
-from studio.asking import first_example, flag_draft
 from studio.batch.command import render
 from studio.batch.manifest import Outcome
 from studio.batch.prompts import plain_wanted
 from studio.batch.run import Batch, Order
+from studio.drafts.flags import first_example, flag_draft
 from studio.grid.axes import read_axis
 from studio.grid.grid import Grid, make_grid
 from studio.grid.page import write_page
 from studio.grid.sheet import draw_sheet
-from studio.opening import model_name, opening_of
-from studio.outputs import write_whole
-from studio.progress import Teller
+from studio.pictures.files import write_whole
+from studio.rendering.opening import model_name, opening_of
+from studio.terminal.progress import Teller
 
 WIDEST_CELL = 4_096
 CELLS = "{index:04d}_{name}_{seed}"

@@ -17,10 +17,10 @@ from pipelines.errors import (
 )
 from pipelines.home import Entry, Home
 from pipelines.request import Facts
+from studio.drafts.draft import MOST_PICTURES, Draft, placed
+from studio.drafts.shelf import Shelf
 from studio.library.fit import fit_of_entry
-from studio.opening import Opening, model_name
-from studio.recipe import MOST_PICTURES, Draft, placed
-from studio.shelf import Shelf
+from studio.rendering.opening import Opening, model_name
 
 MOST_MISSING = 20
 """Adapters that one answer names which are not here."""

@@ -14,7 +14,7 @@ from studio.jobs.lock import HomeLock
 from studio.jobs.saving import live_folder
 from studio.jobs.store import Store
 from studio.jobs.views import located
-from studio.progress import Teller
+from studio.terminal.progress import Teller
 
 DAY = 86_400.0
 

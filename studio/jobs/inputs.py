@@ -11,8 +11,8 @@ from pipelines.adapters import sha256
 from pipelines.home import Home
 from pipelines.home.answers import answered
 from pipelines.home.files import open_regular
-from studio.outputs import write_whole
-from studio.recipe import Draft, read_init_image
+from studio.drafts.draft import Draft, read_init_image
+from studio.pictures.files import write_whole
 
 
 def inputs_folder(home: Home) -> Path:

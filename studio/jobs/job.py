@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from pipelines.family import Defaults
+from pipelines.families.family import Defaults
 
 
 class JobState(StrEnum):
@@ -57,7 +57,7 @@ class Job:
 
 @dataclass(frozen=True)
 class PictureRow:
-    """One picture of a job as it is stored. draft: as `studio.recipe.read_draft` reads it, its seed included.
+    """One picture of a job as it is stored. draft: as `studio.drafts.draft.read_draft` reads it, its seed included.
 
     file: where it was saved, from the home's folder if it lies inside. record: see `pipelines.record`.
     suspect: it was in the making when the studio died, and was not tried alone to the end since.

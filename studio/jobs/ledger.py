@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipelines import StudioError
 from pipelines.home import Home
+from studio.drafts.draft import read_draft
 from studio.jobs.gate import ModelKey
 from studio.jobs.job import Job, JobState
 from studio.jobs.previews import Previews
@@ -19,7 +20,6 @@ from studio.jobs.queue import Queue, Task, Work
 from studio.jobs.saving import Made
 from studio.jobs.store import Store
 from studio.jobs.views import stored
-from studio.recipe import read_draft
 
 
 class Ledger:

@@ -16,7 +16,7 @@ from pipelines import Stepped
 from pipelines.faults import forget_tensors
 from pipelines.home import Home
 from studio.jobs.queue import Task
-from studio.outputs import write_whole
+from studio.pictures.files import write_whole
 
 WATCHED = 5.0
 """Seconds for which one look counts."""

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from pipelines import Request
 from pipelines.turns import Turns
+from studio.drafts.draft import Draft
+from studio.drafts.shelf import Shelf
 from studio.jobs.gate import ModelKey
 from studio.jobs.job import Job, JobState
-from studio.recipe import Draft
-from studio.shelf import Shelf
 
 LIVE = "live"
 """The kind of jobs whose pictures are looked at and not kept."""

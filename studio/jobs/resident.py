@@ -20,11 +20,11 @@ from pipelines.home.answers import answered
 from pipelines.request import Facts
 from pipelines.spectrum import cached
 from pipelines.text.tags import take_tags
+from studio.drafts.shelf import Shelf
 from studio.jobs.gate import ModelKey, Trust
 from studio.jobs.job import ModelState
 from studio.jobs.queue import Task
-from studio.opening import Opening, open_pipeline
-from studio.shelf import Shelf
+from studio.rendering.opening import Opening, open_pipeline
 
 Stamp = tuple[int, int]
 

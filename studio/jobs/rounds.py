@@ -29,6 +29,7 @@ from pipelines.flight import Aside
 from pipelines.home import Home
 from pipelines.memory import Needs
 from pipelines.request import Facts
+from studio.drafts.draft import placed
 from studio.jobs.calls import Call, Calls
 from studio.jobs.gate import ModelKey, Trust
 from studio.jobs.job import Job, JobState, ModelState
@@ -38,9 +39,8 @@ from studio.jobs.queue import Side, Task
 from studio.jobs.resident import Resident
 from studio.jobs.saving import Made, Saver
 from studio.jobs.shelves import Shelves
-from studio.metadata import Setup
-from studio.opening import Opening
-from studio.recipe import placed
+from studio.pictures.metadata import Setup
+from studio.rendering.opening import Opening
 
 TURN = 30.0
 """Seconds that a model goes on taking pictures while jobs wait for another one, at least."""

@@ -17,8 +17,8 @@ from pipelines.faults import own_error
 from pipelines.home import Home
 from pipelines.text.tags import take_tags
 from studio.jobs.queue import LIVE, Task
-from studio.metadata import Setup, save_picture
-from studio.outputs import Sheet, plan_files
+from studio.pictures.files import Sheet, plan_files
+from studio.pictures.metadata import Setup, save_picture
 
 MOST_PENDING = 16
 """Finished pictures that may wait for the disk before rendering waits for them."""

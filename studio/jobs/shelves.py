@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 
 from pipelines.home import Home
 from pipelines.request import Facts
+from studio.drafts.draft import Draft
+from studio.drafts.shelf import Names, Shelf
 from studio.jobs.gate import ModelKey, Trust, check, find_model
 from studio.jobs.queue import Work
-from studio.recipe import Draft
-from studio.shelf import Names, Shelf
 
 
 class Shelves:

@@ -23,13 +23,13 @@ from pipelines.adapters.writing import refuse_existing
 from pipelines.errors import RequestError
 from pipelines.home import Home
 from pipelines.training.run import state_file
+from studio.drafts.draft import read_init_image
 from studio.jobs.discretion import without_places
 from studio.jobs.gate import ModelKey, Trust, model_key
 from studio.jobs.job import JobState
 from studio.jobs.owner import folder_of
-from studio.opening import Opening
-from studio.outputs import write_whole
-from studio.recipe import read_init_image
+from studio.pictures.files import write_whole
+from studio.rendering.opening import Opening
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
 STOPPING = 10.0
@@ -286,7 +286,7 @@ def _learn(told: Connection, home: Home, opening: Opening, lesson: Lesson, out: 
     from pipelines.blora.recipe import default_recipe
     from pipelines.blora.training import train_blora
     from pipelines.training.run import Progress
-    from studio.opening import open_pipeline
+    from studio.rendering.opening import open_pipeline
 
     pipe = open_pipeline(opening, home)
     recipe = default_recipe(pipe.model.unet)

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipelines.home import Home
 from studio.jobs.job import GalleryPicture, Job, JobState, JobView, PictureRow, PictureView
 from studio.jobs.queue import Task, Work
-from studio.progress import duration
+from studio.terminal.progress import duration
 
 
 def job_view(

@@ -21,13 +21,13 @@ from pipelines.errors import RequestError
 from pipelines.home import Home
 from pipelines.home.settings import Roots
 from pipelines.request import SEEDS
+from studio.drafts.draft import Draft, placed, plain_draft
 from studio.jobs.calls import Calls
 from studio.jobs.discretion import without_places
 from studio.jobs.gate import ModelKey, Trust, model_key
 from studio.jobs.inputs import with_kept_input
 from studio.jobs.job import GalleryPicture, Job, JobView, ModelEntry, ModelState
 from studio.jobs.ledger import Ledger
-from studio.jobs.models import list_models
 from studio.jobs.previews import Previews
 from studio.jobs.queue import LIVE, Task, Work
 from studio.jobs.rounds import Rounds
@@ -35,9 +35,9 @@ from studio.jobs.saving import Saver, live_folder
 from studio.jobs.shelves import Shelves
 from studio.jobs.store import NewPicture, Store
 from studio.jobs.views import gallery_picture, job_view, located, stored
+from studio.library.models import list_models
 from studio.library.scan import Library
-from studio.opening import Opening
-from studio.recipe import Draft, placed, plain_draft
+from studio.rendering.opening import Opening
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from pipelines.checkpoints.components import read_json
 from pipelines.checkpoints.folders import folder_family
 from pipelines.checkpoints.single_file import examine
 from pipelines.errors import ModelError
-from pipelines.family import FAMILIES, FamilyName
+from pipelines.families.family import FAMILIES, FamilyName
 from pipelines.home import Entry, Home
 from pipelines.home.files import is_folder
 

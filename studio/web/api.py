@@ -31,14 +31,14 @@ from pipelines.bounds import LONGEST_PROMPT, MOST_ADAPTERS, check_text
 from pipelines.errors import RequestError
 from pipelines.home import Home
 from pipelines.request import SEEDS
-from studio.asking import parse_lora
+from studio.drafts.draft import LONGEST_METHOD, Draft, counted, plain_draft
+from studio.drafts.flags import parse_lora
 from studio.jobs import JobView, Worker
 from studio.jobs.owner import owner_of
 from studio.library.card import Card
 from studio.library.fit import Fit, fit_of
-from studio.opening import Opening, model_name
-from studio.recipe import LONGEST_METHOD, Draft, counted, plain_draft
-from studio.restore import restore
+from studio.pictures.restore import restore
+from studio.rendering.opening import Opening, model_name
 from studio.web.door.events import login_of
 
 LOOK_EVERY = 0.1

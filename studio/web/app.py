@@ -10,25 +10,22 @@ from typing import Any
 import gradio as gr
 
 from studio.jobs import Trainings, Worker
-from studio.opening import Opening, model_name
-from studio.web import (
-    api,
-    blora_page,
-    compare,
-    compose,
-    frequency_page,
-    gallery_page,
-    library_page,
-)
-from studio.web.desk import Desk
+from studio.rendering.opening import Opening, model_name
+from studio.web import api
 from studio.web.door.events import login_of
 from studio.web.door.files import Files
-from studio.web.form import Form
-from studio.web.gallery_page import Ways
-from studio.web.kept_form import PutBack, put_back
-from studio.web.model_picker import ModelPicker, model_line
-from studio.web.showcase import Showcase
-from studio.web.watching import only_new
+from studio.web.form.form import Form
+from studio.web.form.kept import PutBack, put_back
+from studio.web.pages import blora as blora_page
+from studio.web.pages import compare, compose
+from studio.web.pages import frequency as frequency_page
+from studio.web.pages import gallery as gallery_page
+from studio.web.pages import library as library_page
+from studio.web.pages.gallery import Ways
+from studio.web.parts.desk import Desk
+from studio.web.parts.job_line import only_new
+from studio.web.parts.model_picker import ModelPicker, model_line
+from studio.web.parts.showcase import Showcase
 
 COMPOSE = "compose"
 COMPARE = "compare"

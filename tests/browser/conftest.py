@@ -23,8 +23,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
 
-from studio.metadata import read_picture
-from studio.web.showcase import METHODS
+from studio.pictures.metadata import read_picture
+from studio.web.parts.showcase import METHODS
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (

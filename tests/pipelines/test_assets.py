@@ -10,7 +10,7 @@ import pytest
 from pipelines import assets
 from pipelines.checkpoints.card import CARD_FILE, ModelCard, read_card, resolve_defaults
 from pipelines.errors import ModelError, SetupError
-from pipelines.family import SD1, SDXL, Defaults
+from pipelines.families.family import SD1, SDXL, Defaults
 
 
 def test_root_is_the_wheels_folder_else_the_checkouts(

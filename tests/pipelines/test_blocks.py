@@ -15,7 +15,7 @@ from pipelines import Request, StudioPipeline
 from pipelines.blocks import Layout, block_of, blocks_of, placed, read_strengths
 from pipelines.blora.layouts import published_layers
 from pipelines.errors import PromptError, RequestError
-from pipelines.family import FAMILIES
+from pipelines.families.family import FAMILIES
 
 IN = [f"IN{n:02d}" for n in range(12)]
 OUT = [f"OUT{n:02d}" for n in range(12)]

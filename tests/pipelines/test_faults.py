@@ -15,7 +15,7 @@ from torch import Tensor
 import pipelines.session as session_module
 from pipelines import Request, StudioPipeline
 from pipelines.decoding import Decoder, Decoding
-from pipelines.engine.store import AdapterStore
+from pipelines.engine.residency.store import AdapterStore
 from pipelines.errors import RenderError
 from pipelines.events import Event, Failed, Finished
 from pipelines.faults import out_of_memory, own_error

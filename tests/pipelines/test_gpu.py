@@ -13,9 +13,9 @@ from torch import Tensor
 from composers import CMLoRA, Composite, Merge, Switch, Use
 from pipelines import Request, StudioPipeline
 from pipelines.decoding import Decoder
-from pipelines.engine.bank import FormChoice
-from pipelines.engine.limits import Limits
 from pipelines.engine.reference import merged
+from pipelines.engine.residency.bank import FormChoice
+from pipelines.engine.residency.limits import Limits
 from pipelines.errors import StudioError
 from pipelines.events import Failed, Finished
 from pipelines.schedulers import scheduler_names

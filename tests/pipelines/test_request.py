@@ -10,7 +10,7 @@ from PIL import Image
 
 from composers import BLora, Composite, Schedule, StudioError, Switch, Use
 from composers.plan import Step
-from pipelines.family import SDXL, Defaults
+from pipelines.families.family import SDXL, Defaults
 from pipelines.request import Facts, Request
 
 FACTS = Facts(

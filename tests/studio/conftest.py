@@ -12,7 +12,7 @@ import pytest
 from pipelines import StudioPipeline
 from pipelines.home import Home
 from studio.cli import main
-from studio.opening import Opening, model_name, open_pipeline
+from studio.rendering.opening import Opening, model_name, open_pipeline
 
 
 @dataclass(frozen=True)

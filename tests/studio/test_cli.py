@@ -21,13 +21,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pipelines.assets import embedded_loras
-from pipelines.engine.limits import Limits
+from pipelines.engine.residency.limits import Limits
 from pipelines.errors import SetupError
 from pipelines.home import Home
 from studio import doctor
-from studio.metadata import read_picture
-from studio.opening import Opening, open_pipeline, pick_device, pick_dtype
-from studio.progress import Teller, duration
+from studio.pictures.metadata import read_picture
+from studio.rendering.opening import Opening, open_pipeline, pick_device, pick_dtype
+from studio.terminal.progress import Teller, duration
 
 Run = Callable[..., Any]
 

@@ -22,8 +22,8 @@ from composers.plan import Schedule
 from pipelines import Request, StudioPipeline
 from pipelines.checkpoints import hashes
 from pipelines.engine import calibration
-from pipelines.engine.choosing import Choice, Choices
 from pipelines.engine.planner import Rates
+from pipelines.engine.products.autotune import Choice, Choices
 from pipelines.errors import RequestError
 from pipelines.home import Home
 from pipelines.home.settings import Roots, read_settings
@@ -31,24 +31,24 @@ from pipelines.session import Session
 from pipelines.spectrum import cached
 from pipelines.training.recipe import Recipe
 from pipelines.training.state import Identity, load_state
-from studio.again import TOLERANCE
 from studio.batch.jobfile import read_jobs
 from studio.batch.manifest import MANIFEST
 from studio.batch.plan import Ground, Job, plan
 from studio.batch.problems import Problems
 from studio.batch.variants import Wildcards
+from studio.drafts.draft import Draft, Wanted, plain_draft, read_draft, read_requests
+from studio.drafts.shelf import Shelf
 from studio.jobs import JobState, JobView, Worker
 from studio.jobs.gate import Trust
 from studio.jobs.store import Store
 from studio.library.scan import Library
-from studio.metadata import read_picture
-from studio.recipe import Draft, Wanted, plain_draft, read_draft, read_requests
-from studio.restore import Restored, restore
-from studio.shelf import Shelf
-from studio.web import mix
-from studio.web.form import Form
-from studio.web.kept_form import PutBack, put_back
-from studio.web.showcase import METHODS, Showcase
+from studio.pictures.comparison import TOLERANCE
+from studio.pictures.metadata import read_picture
+from studio.pictures.restore import Restored, restore
+from studio.web.form import mix
+from studio.web.form.form import Form
+from studio.web.form.kept import PutBack, put_back
+from studio.web.parts.showcase import METHODS, Showcase
 
 from .conftest import Run
 

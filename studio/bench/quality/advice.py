@@ -14,7 +14,6 @@ import numpy as np
 from composers import methods
 from pipelines.errors import RequestError
 from pipelines.home import Home
-from studio.asking import parse_lora
 from studio.batch.values import numbers
 from studio.bench.quality.cells import Plan
 from studio.bench.quality.command import open_eyes, overrides, score, settled
@@ -25,12 +24,13 @@ from studio.bench.quality.methods import read_method
 from studio.bench.quality.results import SHALLOW
 from studio.bench.quality.sets import Suite, library_suite
 from studio.bench.quality.statistics import DRAWS, value_of
+from studio.drafts.flags import parse_lora
 from studio.grid.axes import Axis
 from studio.grid.grid import ONE, Cell, Grid
 from studio.grid.sheet import draw_sheet
-from studio.opening import model_name, opening_of
-from studio.outputs import write_whole
-from studio.progress import Teller
+from studio.pictures.files import write_whole
+from studio.rendering.opening import model_name, opening_of
+from studio.terminal.progress import Teller
 
 STRENGTHS = {"merge": (1.0, 0.8, 0.6)}
 OTHERS = (1.0, 0.8)

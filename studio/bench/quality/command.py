@@ -27,9 +27,9 @@ from studio.bench.quality.plots import over_cost, over_size
 from studio.bench.quality.references import shipped_references
 from studio.bench.quality.results import as_json, as_text, rows_of
 from studio.bench.quality.sets import Suite, library_suite, read_suite, set_file
-from studio.opening import BUILT_IN, Opening, model_name, opening_of, pick_device
-from studio.outputs import write_whole
-from studio.progress import Teller
+from studio.pictures.files import write_whole
+from studio.rendering.opening import BUILT_IN, Opening, model_name, opening_of, pick_device
+from studio.terminal.progress import Teller
 
 CLIP = "ViT-B-16:openai"
 """The paper's scorer, for pictures that are not of the embedded world."""

@@ -18,9 +18,9 @@ from studio.batch.command import render
 from studio.batch.manifest import MANIFEST, is_whole
 from studio.batch.run import Batch, Order
 from studio.bench.quality.cells import Cell, Plan
-from studio.opening import Opening
-from studio.outputs import write_whole
-from studio.progress import Teller
+from studio.pictures.files import write_whole
+from studio.rendering.opening import Opening
+from studio.terminal.progress import Teller
 
 TEMPLATE = "{name}_{seed}"
 

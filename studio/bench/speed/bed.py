@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from pipelines import assets
 from pipelines.adapters import Adapter, AdapterMetadata, LoadReport, LowRank
 from pipelines.checkpoints import load_checkpoint
-from pipelines.engine.attention import join_weights
 from pipelines.engine.call import Call
 from pipelines.engine.planner import TEXT_TOKENS
+from pipelines.engine.products.attention import join_weights
 from pipelines.home import Home
 from studio.bench.speed.workload import SUFFIXES, Layers, Row, adapter_name
 

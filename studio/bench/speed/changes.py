@@ -14,8 +14,8 @@ from torch import Tensor
 
 from composers import Mix, Use, build
 from pipelines.adapters import Adapter
-from pipelines.engine.bank import FormChoice
 from pipelines.engine.reference import merged
+from pipelines.engine.residency.bank import FormChoice
 from studio.bench.speed.bed import Bed, Inputs, random_adapter
 from studio.bench.speed.ours import CALLS_TO_WARM, Ours
 from studio.bench.speed.rivals import Mode, cut

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pipelines.engine import choosing
+from pipelines.engine.products import autotune
 from pipelines.errors import SetupError
 from pipelines.home import Home
 from pipelines.record import device_name
@@ -23,8 +23,8 @@ from studio.bench.speed.rivals import MODES, Mode
 from studio.bench.speed.run import Bench, Budget, Measured
 from studio.bench.speed.ways import RIVALS, Kind, Way
 from studio.bench.speed.workload import LAYERS, METHODS, SPREADS, Layers, Workload
-from studio.opening import pick_device, pick_dtype
-from studio.progress import Teller
+from studio.rendering.opening import pick_device, pick_dtype
+from studio.terminal.progress import Teller
 
 NATIVE = {"sdxl": 1024, "sd15": 512}
 """Pixels; all other models are measured at 128 unless told."""
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace, home: Home, teller: Teller) -> int:
         if size < 64 or size % 64:
             raise SetupError(f"--size {size} must be a multiple of 64 pixels")
     budget = Budget(args.budget)
-    choosing.keep_in(home.cache)
+    autotune.keep_in(home.cache)
     machine = Machine(home, device, dtype)
     if args.gates:
         return gates.run(machine, budget, args.repeats, teller)

@@ -7,7 +7,7 @@ from studio.bench.speed.bed import Bed, Machine
 from studio.bench.speed.run import Bench, Budget, Measured
 from studio.bench.speed.ways import Way
 from studio.bench.speed.workload import Workload
-from studio.progress import Teller
+from studio.terminal.progress import Teller
 
 MODEL = "tiny-sdxl"
 WORK = Workload(cells=8, images=8, members=3, rank=4, pool=5)

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from pipelines.adapters import Adapter
 from pipelines.denoise import steady
-from pipelines.engine.bank import Bank, FormChoice
 from pipelines.engine.call import Call
 from pipelines.engine.engine import Engine
-from pipelines.family import Cut
+from pipelines.engine.residency.bank import Bank, FormChoice
+from pipelines.families.family import Cut
 from pipelines.features import cuts_of
 from studio.bench.speed.bed import Bed, Inputs
 from studio.bench.speed.rivals import RUN_STEPS, Mode

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from composers import Use
 from pipelines.adapters import Adapter, LowRank
 from pipelines.engine.compiling import compile_blocks
-from pipelines.engine.graphs import Recorder
-from pipelines.engine.layers import use_kernels
+from pipelines.engine.products.graphs import Recorder
+from pipelines.engine.products.layers import use_kernels
 from studio.bench.speed.bed import Bed, Inputs
 from studio.bench.speed.timing import Captured, seconds_of
 from studio.bench.speed.workload import SUFFIXES, Row

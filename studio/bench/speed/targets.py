@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from pipelines.engine.bank import FormChoice
+from pipelines.engine.residency.bank import FormChoice
 from studio.bench.speed.bed import Bed, Machine
 from studio.bench.speed.changes import RESIDENT, Changes, Latencies, latencies, random_changes
 from studio.bench.speed.rivals import Mode

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from pipelines.engine.graphs import Recorder, Recording
+from pipelines.engine.products.graphs import Recorder, Recording
 
 Call = Callable[[], object]
 Key = TypeVar("Key")

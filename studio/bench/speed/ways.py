@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pipelines.engine.bank import FormChoice
 from pipelines.engine.engine import cuda_graphs
 from pipelines.engine.reference import merged
+from pipelines.engine.residency.bank import FormChoice
 from studio.bench.speed.bed import Bed, Inputs
 from studio.bench.speed.ours import CALLS_TO_WARM, Ours
 from studio.bench.speed.rivals import RUN_STEPS, Base, Mode, Peft, cut, pairs

@@ -17,7 +17,7 @@ from pipelines import StudioError
 from studio.jobs.owner import owner_of
 from studio.web.door.claims import Claims
 from studio.web.door.files import Files, harmless
-from studio.web.guard import LOGIN
+from studio.web.door.guard import LOGIN
 
 NOBODY = "nobody"
 """Whose an event is that no request stands behind: it owns no file."""

@@ -16,7 +16,7 @@ from starlette.formparsers import MultiPartException
 from pipelines.errors import StudioError
 from studio.jobs.owner import owner_of
 from studio.web.door.files import Files
-from studio.web.guard import LOGIN
+from studio.web.door.guard import LOGIN
 
 
 def router(files: Files, largest: int) -> fastapi.APIRouter:

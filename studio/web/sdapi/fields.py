@@ -20,9 +20,9 @@ from pipelines.bounds import LONGEST_NAME, LONGEST_PROMPT, check_text
 from pipelines.errors import RequestError
 from pipelines.request import SEEDS
 from pipelines.schedulers import canonical
-from studio.pictures import LARGEST_FILE
-from studio.plain import check_plain
-from studio.recipe import LONGEST_METHOD, Draft, counted
+from studio.drafts.draft import LONGEST_METHOD, Draft, counted
+from studio.drafts.picture_file import LARGEST_FILE
+from studio.drafts.plain import check_plain
 
 MOST_AT_ONCE = 1000
 """Pictures of one request."""

@@ -18,9 +18,10 @@ from starlette.concurrency import run_in_threadpool
 
 from pipelines.bounds import check_pixels
 from pipelines.errors import RequestError
-from studio import a1111, pictures
+from studio.drafts import picture_file
 from studio.jobs import JobState, JobView, Worker
-from studio.metadata import PARAMETERS, read_texts
+from studio.pictures import a1111
+from studio.pictures.metadata import PARAMETERS, read_texts
 from studio.web.sdapi.fields import LONGEST_PICTURE, Asked, clip_skip, read_asked
 from studio.web.sdapi.options import Options, model_name
 
@@ -76,7 +77,7 @@ def _submit(worker: Worker, owner: str, own: Options, asked: Asked) -> str:
 def _init_image(asked: Asked, folder: Path) -> Path:
     assert asked.init_image is not None
     file = folder / "init.png"
-    image = pictures.upright(io.BytesIO(_bytes(asked.init_image, "init_images")), "init_images")
+    image = picture_file.upright(io.BytesIO(_bytes(asked.init_image, "init_images")), "init_images")
     size = (asked.draft.values.get("width"), asked.draft.values.get("height"))
     if asked.resize == 1 and all(isinstance(side, int) and 0 < side <= 16384 for side in size):
         check_pixels("the initial image, cropped to width and height,", *size)  # type: ignore[arg-type]
@@ -194,7 +195,7 @@ def png_info(body: Mapping[str, Any]) -> dict[str, Any]:
     image = body.get("image")
     if not isinstance(image, str) or not image:
         raise RequestError("image must be a picture as base64 text")
-    texts = pictures.texts(io.BytesIO(_bytes(image, "image")), "image")
+    texts = picture_file.texts(io.BytesIO(_bytes(image, "image")), "image")
     info = texts.pop(PARAMETERS, "")
     said = a1111.read(info)
     parameters = a1111.pairs(info)

@@ -15,7 +15,7 @@ from pipelines.errors import RequestError
 from pipelines.schedulers import SAMPLERS
 from studio.jobs import Worker
 from studio.jobs.owner import owner_of
-from studio.web.guard import LOGIN
+from studio.web.door.guard import LOGIN
 from studio.web.sdapi import lists, options, pictures
 from studio.web.sdapi.options import Options
 

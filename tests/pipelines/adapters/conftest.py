@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from pipelines.adapters import Adapter, ModelLayers, model_layers, read_adapter
-from pipelines.family import SD1, SD2, SDXL
+from pipelines.families.family import SD1, SD2, SDXL
 
 SD1_UNET = {
     "block_out_channels": (8, 8, 16, 16),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipelines.adapters import Target, model_layers, read_adapter
-from pipelines.family import SDXL
+from pipelines.families.family import SDXL
 
 QUERY = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 KEY = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_k"

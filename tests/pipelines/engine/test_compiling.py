@@ -17,9 +17,9 @@ from torch._inductor.virtualized import V
 
 from composers import Use
 from pipelines import StudioPipeline
-from pipelines.engine.bank import FormChoice
 from pipelines.engine.compiling import BLOCKS, CompiledTransformer, arguments, compile_blocks, part_blocks
 from pipelines.engine.reference import merged
+from pipelines.engine.residency.bank import FormChoice
 
 from ..lanes import relative
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from composers import Use
 from pipelines.adapters import Adapter, AdapterMetadata, LoadReport, LowRank, read_adapter
 from pipelines.checkpoints import load_checkpoint
-from pipelines.engine import factors
-from pipelines.engine.bank import Bank, FormChoice
-from pipelines.engine.factors import Factors
-from pipelines.engine.layers import together, unwrap, wrap
+from pipelines.engine.products import factors
+from pipelines.engine.products.factors import Factors
+from pipelines.engine.products.layers import together, unwrap, wrap
 from pipelines.engine.reference import merged
+from pipelines.engine.residency.bank import Bank, FormChoice
 from pipelines.model import Model
 
 from ..lanes import assert_within_own_noise, relative, row_of, unet_inputs
@@ -196,7 +196,7 @@ def test_an_adapter_that_memory_does_not_hold_leaves_no_rows(
         return torch.cat(parts)
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.engine.rows.torch", SimpleNamespace(cat=cat))
+        patch.setattr("pipelines.engine.residency.rows.torch", SimpleNamespace(cat=cat))
         with pytest.raises(torch.OutOfMemoryError):
             bank.load(adapter)
     assert (bank.bytes, set(bank.adapters)) == (taken, resident)

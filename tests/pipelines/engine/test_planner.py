@@ -18,11 +18,11 @@ from pipelines.denoise import steady, uses_of
 from pipelines.engine import calibration
 from pipelines.engine.calibration import rates_of
 from pipelines.engine.engine import MEMORY_SHARE
-from pipelines.engine.factors import Form, made_in_passing
-from pipelines.engine.graphs import Reruns
-from pipelines.engine.packing import Ranks
 from pipelines.engine.planner import LOW_RANK, MEASURED, Estimate, Load, Planner, Rates, Work, estimates
-from pipelines.engine.table import Table
+from pipelines.engine.products.factors import Form, made_in_passing
+from pipelines.engine.products.graphs import Reruns
+from pipelines.engine.residency.packing import Ranks
+from pipelines.engine.residency.table import Table
 from pipelines.features import passes_of
 
 LAYER = Work(rows=16, tokens=1024, in_width=1280, out_width=1280)

@@ -15,12 +15,12 @@ import torch
 from composers import Composite, Switch, Use
 from pipelines import Request, StudioPipeline
 from pipelines.adapters import read_adapter
-from pipelines.engine.bank import FormChoice
 from pipelines.engine.call import Call, forward
 from pipelines.engine.engine import Engine
-from pipelines.engine.graphs import Reruns
-from pipelines.engine.packing import DensePacking
+from pipelines.engine.products.graphs import Reruns
 from pipelines.engine.reference import merged
+from pipelines.engine.residency.bank import FormChoice
+from pipelines.engine.residency.packing import DensePacking
 
 from ..lanes import relative
 

@@ -11,9 +11,9 @@ import pytest
 
 from pipelines import StudioPipeline
 from pipelines.home import Home
+from studio.drafts.draft import Draft, Wanted
 from studio.jobs import JobView, Worker
 from studio.jobs.gate import Trust
-from studio.recipe import Draft, Wanted
 
 PATIENCE = 60.0
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from studio.drafts.draft import Draft
 from studio.jobs.gate import ModelKey
 from studio.jobs.job import Job, JobState
 from studio.jobs.queue import LIVE, Queue, Side, Task, Work
-from studio.recipe import Draft
 
 ONE, OTHER = ModelKey("one"), ModelKey("other")
 

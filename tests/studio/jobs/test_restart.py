@@ -194,7 +194,7 @@ import os, signal, sys
 import pipelines.session as session
 from pipelines.home import Home
 from studio.jobs import Worker
-from studio.recipe import Draft
+from studio.drafts.draft import Draft
 real = session.evaluate
 def deadly(model, rows):
     if any(row.trajectory.request.seed == 666 for row in rows):

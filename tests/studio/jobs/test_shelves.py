@@ -16,11 +16,11 @@ import pytest
 from pipelines.errors import AdapterFileError, ModelError, SetupError
 from pipelines.home import Home, answers
 from pipelines.home import home as home_module
+from studio.drafts.shelf import Names
 from studio.jobs import gate, shelves
 from studio.jobs.gate import MOST_MISSING, Trust, model_key
-from studio.jobs.models import list_models
 from studio.jobs.shelves import Shelves
-from studio.shelf import Names
+from studio.library.models import list_models
 
 from ...pipelines.folders import ODD, dead, in_time
 from .conftest import draft

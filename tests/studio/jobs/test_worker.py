@@ -19,7 +19,7 @@ from pipelines.home import Home
 from studio.jobs import LIVE, HomeLock, JobState
 from studio.jobs.gate import Trust
 from studio.jobs.store import Store
-from studio.metadata import read_picture
+from studio.pictures.metadata import read_picture
 
 from .conftest import draft
 

@@ -18,12 +18,12 @@ import pytest
 import uvicorn
 
 from pipelines.home import Home
+from studio.drafts.draft import Draft
 from studio.jobs import Trainings, Worker
 from studio.jobs.owner import owner_of
-from studio.recipe import Draft
 from studio.web import api
-from studio.web.look import Look
-from studio.web.server import Serving, make_app, mounted
+from studio.web.door.server import Serving, make_app, mounted
+from studio.web.door.theme import Look
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What one layer computes: the forms of its product with its lanes' adapters."""

@@ -1,0 +1,307 @@
+"""The bank: the factors of all resident adapters, and the gates that select from it per lane.
+
+`Bank.active` is the one place where adapters are switched on, and it switches them off again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from composers.plan import Use
+from pipelines.adapters.adapter import Adapter, Hadamard, LayerFactors, LowRank
+from pipelines.engine.products import multiplied as flora
+from pipelines.engine.products.factors import Acting, Form
+from pipelines.engine.products.layers import Slot
+from pipelines.engine.residency.packing import DensePacking, Packing, Ranks, Reach, Taken
+from pipelines.engine.residency.rows import RowPool
+from pipelines.engine.residency.table import KINDS, Kind, Table
+
+FormChoice = Literal["auto", "lane-packed", "pool", "dense"]
+Rows = tuple[tuple[Use, ...], ...]
+Marked = tuple[tuple[Use, ...], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class _Selection:
+    rows: Rows
+    acting: tuple[tuple[Slot, Acting], ...]
+    multiplied: tuple[tuple[Slot, flora.Multiplied], ...]
+
+    @property
+    def forms(self) -> set[str]:
+        return {str(acting.form) for _, acting in self.acting} | (
+            {"multiplied"} if self.multiplied else set()
+        )
+
+
+class Bank:
+    """Adapters resident on one model's UNet and text encoders.
+
+    Wraps the components once, when it is made. `form` is the mathematical form of the per-lane product:
+    "lane-packed", "pool", "dense", or "auto", which pools while that costs at most twice the lane-packed arithmetic
+    (two dense products and no gather).
+    """
+
+    def __init__(self, components: Mapping[str, nn.Module], form: FormChoice = "auto") -> None:
+        self.form = form
+        self.adapters: dict[str, Adapter] = {}
+        self.version = 0  # of the set of resident adapters
+        self._serials: dict[str, int] = {}  # adapter -> the version that it came with
+        self._multiplying: set[str] = set()
+        self.tables: dict[str, Table] = {name: Table(model) for name, model in components.items()}
+        # A pool for every width, rows or not: a stage's buffers hold all layers of a kind, whoever reaches them.
+        widths = {width for table in self.tables.values() for width in table.widths}
+        self.pools = {width: RowPool(width, self._weight()) for width in sorted(widths)}
+        self._reach: dict[tuple[str, str], Reach] = {}  # (component, adapter)
+        self._blocks: dict[str, dict[int, tuple[int, int]]] = {}  # adapter -> width -> (first row, rows)
+        self._selected: dict[tuple[str, tuple[str, ...], tuple[Kind, ...]], _Selection] = {}
+
+    def load(self, adapter: Adapter, factors: Mapping[str, LayerFactors] | None = None) -> None:
+        """Make an adapter resident, or leave everything as it was where memory does not hold it. All its layers
+        exist in the model (the reader has seen to that).
+
+        factors: its layers' factors where they lie on the device already; None are the adapter's own.
+        """
+        assert adapter.name not in self.adapters, adapter.name
+        blocks: dict[int, tuple[int, int]] = {}
+        try:
+            reaches = self._insert(adapter.name, factors or adapter.layers, blocks)
+        except BaseException:
+            self._withdraw(adapter.name, blocks)
+            raise
+        for component, reach in reaches.items():
+            if reach.rank.any():
+                self._reach[component, adapter.name] = self._placed(component, reach, blocks)
+        self._blocks[adapter.name] = blocks
+        self.adapters[adapter.name] = adapter
+        self._serials[adapter.name] = self.version
+        if any(isinstance(own, Hadamard) for own in adapter.layers.values()):
+            self._multiplying.add(adapter.name)
+        self._changed()
+
+    def unload(self, name: str) -> None:
+        """Take an adapter out again; the base weights were never touched."""
+        del self.adapters[name], self._serials[name]
+        self._multiplying.discard(name)
+        self._withdraw(name, self._blocks.pop(name))
+        for component in self.tables:
+            self._reach.pop((component, name), None)
+        self._changed()
+
+    def to(self, device: torch.device) -> None:
+        """Move the factors to the device their layers work on, in their layers' dtype."""
+        like = self._weight().new_empty(0, device=device)
+        for pool in self.pools.values():
+            pool.to(like)
+        for table in self.tables.values():
+            for layer in table.layers:
+                layer.slot.to(like)
+        self._changed()
+
+    @property
+    def bytes(self) -> int:
+        """Device memory the factors take."""
+        slots = (layer.slot.bytes for table in self.tables.values() for layer in table.layers)
+        return sum(pool.used_bytes for pool in self.pools.values()) + sum(slots)
+
+    @contextmanager
+    def active(
+        self,
+        component: str,
+        rows: Sequence[tuple[Use, ...]],
+        modules: tuple[str, ...] = ("",),
+        kinds: tuple[Kind, ...] = KINDS,
+    ) -> Iterator[None]:
+        """Within: batch row i of `component` runs with the adapters `rows[i]`, at their `weight`.
+
+        modules: dotted names of the parts that will run, where that is not all of it. kinds: those of the layers.
+        """
+        selection = self._selection(component, tuple(rows), modules, kinds)
+        try:
+            for slot, acting in selection.acting:
+                slot.acting = acting
+            for slot, multiplied in selection.multiplied:
+                slot.multiplied = multiplied
+            yield
+        finally:
+            for slot, _ in selection.acting:
+                slot.acting = None
+            for slot, _ in selection.multiplied:
+                slot.multiplied = None
+
+    def forms(self, component: str, modules: tuple[str, ...] = ("",)) -> tuple[str, ...]:
+        """The forms that the last calls of `component`, or of these parts of it, used."""
+        found = [
+            selection.forms
+            for (own, parts, _), selection in self._selected.items()
+            if (own, parts) == (component, modules)
+        ]
+        return tuple(sorted(set().union(*found)))
+
+    def multiplies(self, uses: Sequence[Use]) -> bool:
+        """Whether any of these adapters multiplies weights (true FLoRA)."""
+        return any(use.adapter in self._multiplying for use in uses)
+
+    def multiplied_kinds(
+        self, component: str, rows: Sequence[tuple[Use, ...]], within: npt.NDArray[np.bool_]
+    ) -> frozenset[Kind]:
+        """The kinds of layers whose weights these adapters multiply. within: [layers] bool, those that will run."""
+        members = {use.adapter for lane in rows for use in lane if use.weight != 0} & self._multiplying
+        table = self.tables[component]
+        return frozenset(
+            table.kinds[place]
+            for place in np.flatnonzero(within)
+            if members and members & table.layers[place].slot.multiplying.keys()
+        )
+
+    def marked(self, uses: tuple[Use, ...]) -> Marked:
+        """The uses with the serial numbers of their adapters: equal marks stand for equal factors."""
+        return uses, tuple(self._serials[use.adapter] for use in uses)
+
+    def reaches(self, component: str) -> Mapping[str, Reach]:
+        """Adapter -> where its rows for this component stand."""
+        return {name: reach for (own, name), reach in self._reach.items() if own == component}
+
+    def choose(self, ranks: Ranks, *, multiplied: bool) -> Form:
+        """The form for one kind of layer in a call that runs layer by layer. multiplied: whether adapters of the call
+        multiply weights; whole weights would leave no place for the multiplied ones."""
+        if self.form == "dense" and multiplied:
+            return "lane-packed"
+        if self.form != "auto":
+            return self.form
+        return "pool" if ranks.pool <= 2 * ranks.lane else "lane-packed"
+
+    def _weight(self) -> Tensor:
+        """A layer's weight, in the dtype of all."""
+        return next(iter(self.tables.values())).layers[0].weight.detach()
+
+    def _insert(
+        self, name: str, layers: Mapping[str, LayerFactors], blocks: dict[int, tuple[int, int]]
+    ) -> dict[str, Reach]:
+        """Puts the factors into pools and slots. Each pool's block goes into `blocks` as soon as it is taken.
+
+        Returns, for each component, the layers' ranks and where their rows stand within the blocks.
+        """
+        rows: dict[int, list[Tensor]] = {}
+        counts: dict[int, int] = {}
+
+        def add(width: int, tensor: Tensor) -> int:
+            first = counts.get(width, 0)
+            rows.setdefault(width, []).append(tensor)
+            counts[width] = first + len(tensor)
+            return first
+
+        reaches: dict[str, Reach] = {}
+        for component, table in self.tables.items():
+            reaches[component] = Reach(*(np.zeros(len(table.layers), np.int64) for _ in range(3)))
+        for path, own in layers.items():
+            component, _, module = path.partition(".")
+            table = self.tables[component]
+            place = table.place[module]
+            if isinstance(own, Hadamard):
+                table.layers[place].slot.insert(name, own, table.layers[place].weight)
+                continue
+            reach = reaches[component]
+            reach.down[place] = add(table.in_width(place), own.down.flatten(1))
+            reach.up[place] = add(table.out_width(place), _scaled(own))
+            reach.rank[place] = own.rank
+        for width, parts in rows.items():
+            first = self.pools[width].insert(torch.cat([part.float() for part in parts]))
+            blocks[width] = (first, counts[width])
+        return reaches
+
+    def _withdraw(self, name: str, blocks: Mapping[int, tuple[int, int]]) -> None:
+        """Gives pools and slots back what an adapter took of them."""
+        for width, (first, count) in blocks.items():
+            self.pools[width].remove(first, count)
+        for table in self.tables.values():
+            for layer in table.layers:
+                layer.slot.remove(name)
+
+    def _placed(self, component: str, reach: Reach, blocks: Mapping[int, tuple[int, int]]) -> Reach:
+        """The reach with its rows counted from the pools' beginnings."""
+        table = self.tables[component]
+        for place in map(int, np.flatnonzero(reach.rank)):
+            reach.down[place] += blocks[table.in_width(place)][0]
+            reach.up[place] += blocks[table.out_width(place)][0]
+        return reach
+
+    def _changed(self) -> None:
+        self.version += 1
+        self._selected.clear()
+
+    def _selection(
+        self, component: str, rows: Rows, modules: tuple[str, ...], kinds: tuple[Kind, ...]
+    ) -> _Selection:
+        """What `rows` select, built anew only when they are not those of the last call of the same part."""
+        last = self._selected.get((component, modules, kinds))
+        if last is not None and last.rows == rows:
+            return last
+        missing = {use.adapter for lane in rows for use in lane} - self.adapters.keys()
+        assert not missing, f"{missing} are not resident"
+        table = self.tables[component]
+        groups = grouped(rows)
+        within = table.running(modules)
+        reaches = self.reaches(component)
+        multiplied = any(map(self.multiplies, rows))
+        acting: dict[int, Acting] = {}
+        for kind in kinds:
+            taken = Taken(table, kind, groups, reaches, within)
+            form = self.choose(taken.ranks, multiplied=multiplied)
+            draft = taken.draft(form)
+            if draft is None or not draft.covered.any():
+                continue
+            like = next(iter(self.pools.values())).rows  # where the layers work, wherever they rest
+            packing: Packing | DensePacking
+            if form == "dense":
+                packing = DensePacking(table, kind, groups=len(groups), layers=draft.covered, like=like)
+            else:
+                packing = Packing(
+                    table, kind, form, groups=len(groups), rank=draft.rank, layers=draft.covered, like=like
+                )
+            packing.fill(self.pools, draft)
+            acting |= packing.acting
+        selection = _Selection(
+            rows,
+            tuple((table.layers[place].slot, own) for place, own in acting.items()),
+            tuple(self._multiplied(table, rows, within, kinds)),
+        )
+        self._selected[component, modules, kinds] = selection
+        return selection
+
+    def _multiplied(
+        self, table: Table, rows: Rows, within: npt.NDArray[np.bool_], kinds: tuple[Kind, ...]
+    ) -> Iterator[tuple[Slot, flora.Multiplied]]:
+        members = {use.adapter for lane in rows for use in lane}
+        for place in np.flatnonzero(within):
+            slot, name = table.layers[place].slot, table.names[place]
+            mine = {adapter: own for adapter, own in slot.multiplying.items() if adapter in members}
+            if mine and table.kinds[place] in kinds:
+                gathered = flora.gather(mine, flora.strengths(rows, name))
+                if gathered is not None:
+                    yield slot, gathered
+
+
+def grouped(rows: Sequence[tuple[Use, ...]]) -> Rows:
+    """The mixes of the largest equal groups of neighbours that share one: of all, of pairs, else of single rows."""
+    for size in (len(rows), 2):
+        if (
+            size
+            and len(rows) % size == 0
+            and all(row == rows[place - place % size] for place, row in enumerate(rows))
+        ):
+            return tuple(rows[::size])
+    return tuple(rows)
+
+
+def _scaled(factors: LowRank) -> Tensor:
+    """[rank, out] float32, the scale multiplied in."""
+    return (factors.up.flatten(1).float() * factors.scale).T

@@ -1,0 +1,139 @@
+"""The layers of one component in the order in which the bank packs them.
+
+Layers of one kind that read equally wide inputs stand in one `Stack`, those that write equally wide outputs in one
+`Outs`, so that the factors of all of them are gathered with one indexed copy each.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from pipelines.engine.products.attention import join_attention
+from pipelines.engine.products.layers import LaneConv2d, LaneLayer, wrap
+
+Kind = Literal["attention", "text", "linear", "conv"]
+"""attention: a transformer's projections; text: keys and values of cross-attention; linear: all other linear layers."""
+KINDS: tuple[Kind, ...] = ("attention", "text", "linear", "conv")
+Places = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Units of layers that read one input each. layers: [units, layers a unit], places in `Table.layers`."""
+
+    kind: Kind
+    width: int
+    layers: Places
+
+
+@dataclass(frozen=True)
+class Outs:
+    """Layers that write equally wide outputs. layers: [layers], places in `Table.layers`."""
+
+    kind: Kind
+    width: int
+    layers: Places
+
+
+class Table:
+    """Wraps a component, in place, and lists its lane layers.
+
+    attention: name -> attention layer whose query, key and value are one unit. texts: the cross-attention among them.
+    levels: how often a layer's input has been halved; None where it has no positions (embeddings of the timestep).
+    sizes: of every kind, how many layers have a level, an input and an output width.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.attention: dict[str, Any] = join_attention(model)
+        self.texts = {name: layer for name, layer in self.attention.items() if layer.is_cross_attention}
+        wrapped = wrap(model)
+        self.names: tuple[str, ...] = tuple(wrapped)
+        self.layers: tuple[LaneLayer, ...] = tuple(wrapped.values())
+        self.place: Mapping[str, int] = {name: place for place, name in enumerate(self.names)}
+        self.kinds: tuple[Kind, ...] = tuple(self._kind(name) for name in self.names)
+        self.of_kind: Mapping[Kind, Places] = {
+            kind: np.array([place for place, own in enumerate(self.kinds) if own == kind], np.int64)
+            for kind in KINDS
+        }
+        self.levels: tuple[int | None, ...] = tuple(_level(name, model) for name in self.names)
+        self.sizes: Mapping[Kind, Counter[tuple[int | None, int, int]]] = {
+            kind: Counter(
+                (self.levels[place], self.in_width(place), self.out_width(place)) for place in places
+            )
+            for kind, places in self.of_kind.items()
+        }
+        self._running: dict[tuple[str, ...], npt.NDArray[np.bool_]] = {}
+        self.stacks, self.outs = self._stacks(), self._outs()
+
+    def running(self, modules: tuple[str, ...]) -> npt.NDArray[np.bool_]:
+        """[layers] bool: the layers in these parts of the component."""
+        if modules not in self._running:
+            parts = tuple(f"{part}." if part else "" for part in modules)
+            self._running[modules] = np.array([f"{name}.".startswith(parts) for name in self.names], bool)
+        return self._running[modules]
+
+    @property
+    def widths(self) -> set[int]:
+        """Of all inputs and outputs."""
+        return {part.width for part in self.stacks} | {part.width for part in self.outs}
+
+    def in_width(self, place: int) -> int:
+        return self.layers[place].weight[0].numel()
+
+    def out_width(self, place: int) -> int:
+        return self.layers[place].weight.shape[0]
+
+    def _kind(self, name: str) -> Kind:
+        if isinstance(self.layers[self.place[name]], LaneConv2d):
+            return "conv"
+        owner, _, own = name.rpartition(".")
+        if owner in self.texts and own in ("to_k", "to_v"):
+            return "text"
+        within = (owner, owner.rpartition(".")[0])  # to_out is a list of its own
+        return "attention" if any(part in self.attention for part in within) else "linear"
+
+    def _units(self) -> list[tuple[int, ...]]:
+        """Layers over one input, together; all others alone."""
+        units: list[tuple[int, ...]] = []
+        for name, layer in self.attention.items():
+            members = ("to_k", "to_v") if layer.is_cross_attention else ("to_q", "to_k", "to_v")
+            places = tuple(self.place[f"{name}.{own}"] for own in members if f"{name}.{own}" in self.place)
+            if len(places) == len(members) and len({self.out_width(place) for place in places}) == 1:
+                units.append(places)
+        joined = {place for unit in units for place in unit}
+        return units + [(place,) for place in range(len(self.layers)) if place not in joined]
+
+    def _stacks(self) -> tuple[Stack, ...]:
+        found: dict[tuple[Kind, int, int], list[tuple[int, ...]]] = {}
+        for unit in self._units():
+            found.setdefault((self.kinds[unit[0]], self.in_width(unit[0]), len(unit)), []).append(unit)
+        return tuple(
+            Stack(kind, width, np.array(units, np.int64)) for (kind, width, _), units in found.items()
+        )
+
+    def _outs(self) -> tuple[Outs, ...]:
+        found: dict[tuple[Kind, int], list[int]] = {}
+        for place, kind in enumerate(self.kinds):
+            found.setdefault((kind, self.out_width(place)), []).append(place)
+        return tuple(Outs(kind, width, np.array(places, np.int64)) for (kind, width), places in found.items())
+
+
+def _level(name: str, model: nn.Module) -> int | None:
+    """By the layer's block, for a UNet; 0 for other models."""
+    if "emb" in name:
+        return None
+    levels = len(getattr(model, "down_blocks", ()))
+    block, _, rest = name.partition(".")
+    if block == "mid_block":
+        return levels - 1
+    number = rest.partition(".")[0]
+    if block == "down_blocks":
+        return int(number)
+    return levels - 1 - int(number) if block == "up_blocks" else 0

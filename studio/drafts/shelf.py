@@ -1,0 +1,193 @@
+"""The adapters that a job asks for: found by name before anything is loaded, then loaded together."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from composers.plan import Use
+from pipelines import StudioPipeline
+from pipelines.adapters import LoadReport, inspect_file
+from pipelines.errors import AdapterFileError, PromptError
+from pipelines.home import Entry, Home
+from pipelines.text.tags import take_tags
+from studio.drafts.draft import Wanted
+from studio.library.hashes import find_adapter, is_adapter
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a picture says of an adapter that it was made with: its hash, and its size in bytes if that is known."""
+
+    digest: str
+    size: int | None = None
+
+
+class Names(dict[Path, str]):
+    """File -> the name it is loaded by, no two alike. Safe for several threads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.Lock()
+        self._taken: set[str] = set()
+
+    def claim(self, path: Path, wishes: Iterable[str]) -> str:
+        """The name of a file: the one it has, else the first wish that no other file has."""
+        with self._lock:
+            if path not in self:
+                name = next(name for name in wishes if name.casefold() not in self._taken)
+                self._taken.add(name.casefold())
+                self[path] = name
+            return self[path]
+
+
+class Shelf:
+    """Looks adapters up, remembers which are needed, and loads them.
+
+    model: name of the model they are for. known: name in lower case -> what a picture says of it; a file that
+    bears the hash is taken before one that bears the name. say: is told what a user should know.
+    names: file -> name, shared by shelves that load into one model. paths: whether a path may stand for a name.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        model: str | None,
+        *,
+        known: Mapping[str, Known] | None = None,
+        say: Callable[[str], None] = lambda text: None,
+        names: Names | None = None,
+        paths: bool = True,
+    ) -> None:
+        self._home = home
+        self._model = model
+        self._known = known or {}
+        self._say = say
+        self._entries: tuple[Entry, ...] | None = None
+        self._found: dict[str, Entry] = {}
+        self._lost: dict[str, AdapterFileError] = {}
+        self._preferred: dict[Path, float | None] = {}
+        self._names = Names() if names is None else names
+        self._paths = paths
+
+    @property
+    def found(self) -> tuple[Entry, ...]:
+        """The adapters that were looked up and are here."""
+        return tuple(self._found.values())
+
+    @property
+    def files(self) -> Mapping[str, Path]:
+        """Name -> file of every adapter that is needed."""
+        return {name: path for path, name in dict(self._names).items()}  # other threads add to it
+
+    def missing(self, wanted: Iterable[Wanted], prompt: object = "") -> list[AdapterFileError]:
+        """Why adapters cannot be found, those of the prompt's tags included; empty where all are here."""
+        names = [(one.adapter, True) for one in wanted]
+        with suppress(PromptError):  # `read_tags` raises it
+            names += [(tag.name, False) for tag in take_tags(prompt)[1]] if isinstance(prompt, str) else []
+        errors = []
+        for name, paths in names:
+            try:
+                self._path(name, paths=paths)
+            except AdapterFileError as error:
+                errors.append(error)
+        return errors
+
+    def use(self, wanted: Wanted) -> Use:
+        """The adapter under the name it will be loaded by, at its preferred weight where none is asked for.
+
+        Raises AdapterFileError for an unknown or ambiguous name, with near matches.
+        """
+        path = self._path(wanted.adapter, paths=True)
+        preferred = self._preferred_weight(path) if wanted.weight is None else None
+        return wanted.use(self._names[path], preferred)
+
+    def read_tags(self, prompt: str) -> str:
+        """The prompt with the names in its tags looked up; a tag without a weight gets the preferred one."""
+        _, tags = take_tags(prompt)
+        for tag in tags:
+            path = self._path(tag.name, paths=False)
+            rest = _after_name(tag.source)
+            if not rest:
+                preferred = self._preferred_weight(path)
+                rest = "" if preferred is None else f":{preferred:g}"
+            name = re.sub(r"([:<>\\])", r"\\\1", self._names[path])
+            prompt = prompt.replace(tag.source, f"<lora:{name}{rest}>", 1)
+        return prompt
+
+    def load(self, pipe: StudioPipeline) -> list[LoadReport]:
+        """Loads every adapter that is needed. Raises AdapterError."""
+        return [pipe.load_lora_weights(path, adapter_name=name) for name, path in self.files.items()]
+
+    def _preferred_weight(self, path: Path) -> float | None:
+        """Read once, so that all pictures of a job get the same one."""
+        if path not in self._preferred:
+            self._preferred[path] = inspect_file(path).metadata.preferred_weight
+        return self._preferred[path]
+
+    def _listed(self) -> tuple[Entry, ...]:
+        """Thousands of files perhaps, listed once."""
+        if self._entries is None:  # no `cached_property`: one lock of Python 3.11's serves all shelves
+            self._entries = self._home.loras()
+        return self._entries
+
+    def _path(self, name: str, *, paths: bool) -> Path:
+        """The file of that name, noted as needed under a name that no other needed file has."""
+        key = name.casefold()
+        if key in self._lost:
+            raise self._lost[key]
+        if key not in self._found:
+            try:
+                self._found[key] = self._look_up(name, paths=paths)
+            except AdapterFileError as error:
+                self._lost[key] = error
+                raise
+        path = self._found[key].path
+        wishes = ("/".join([*path.parts[-1 - up : -1], path.stem]) for up in range(len(path.parts)))
+        # as the picture calls it, since a method's settings may name it
+        self._names.claim(path, chain([name] if key in self._known else [], wishes))
+        return path
+
+    def _look_up(self, name: str, *, paths: bool) -> Entry:
+        known = self._known.get(name.casefold())
+        try:
+            entry = self._home.find_lora(
+                name, self._model, paths=paths and self._paths, entries=self._listed()
+            )
+        except AdapterFileError as error:
+            if known is None:
+                raise
+            same = self._by_hash(known)
+            if same is None:
+                raise AdapterFileError(
+                    f"{error}. The picture gives its hash as {known.digest[:12]}"
+                ) from error
+            self._say(f"LoRA {name!r} was found by its hash: it is called {same.name!r} here")
+            return same
+        if known is None or is_adapter(entry.path, known.digest):
+            return entry
+        same = self._by_hash(known)
+        if same is not None:
+            self._say(f"LoRA {name!r} of this picture is called {same.name!r} here (found by its hash)")
+            return same
+        self._say(
+            f"LoRA {name!r} is another file than the one this picture was made with (hash {known.digest[:12]}), "
+            "so the picture will differ"
+        )
+        return entry
+
+    def _by_hash(self, known: Known) -> Entry | None:
+        entries = {entry.path: entry for entry in self._listed()}
+        path = find_adapter(entries, known.digest, known.size)
+        return None if path is None else entries[path]
+
+
+def _after_name(source: str) -> str:
+    """What follows the name in a tag: "<lora:fox:0.8>" -> ":0.8"."""
+    match = re.match(r"<\s*\w+\s*:(?:\\.|[^:>\\])*(.*)>$", source, re.DOTALL)
+    return match[1].rstrip() if match else ""

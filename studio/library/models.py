@@ -1,0 +1,73 @@
+"""The models that can be chosen, each with what it is."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from stat import S_ISDIR
+
+from pipelines import StudioError
+from pipelines.checkpoints.components import read_json
+from pipelines.checkpoints.folders import folder_family
+from pipelines.checkpoints.single_file import examine
+from pipelines.home import Home
+from pipelines.home.answers import each, sign
+from studio.jobs.job import ModelEntry
+from studio.rendering.opening import BUILT_IN
+
+
+def list_models(home: Home) -> list[ModelEntry]:
+    """All of them; those that cannot be used say why, and what does not answer is left out (see `Home.silent`)."""
+    default = home.settings.model or BUILT_IN
+    entries = {entry.path: entry for entry in home.models()}
+    told = each(entries, _look)
+    return [
+        ModelEntry(
+            name=entry.name,
+            path=entry.path,
+            base=told[entry.path][0],
+            usable=told[entry.path][1],
+            embedded=entry.embedded,
+            default=entry.name == default,
+            size=told[entry.path][2],
+        )
+        for entry in entries.values()
+        if entry.path in told
+    ]
+
+
+def _look(path: Path) -> tuple[str, bool, int]:
+    """The family's label, or why the model cannot be used; whether it can; the bytes of its weights."""
+    try:
+        stat = path.stat()
+        return *_base(path, S_ISDIR(stat.st_mode), stat.st_mtime_ns), _bytes(path)
+    except OSError as error:  # gone by now
+        return f"{path.name} cannot be read ({error.strerror})", False, 0
+
+
+@lru_cache(4096)
+def _base(path: Path, is_folder: bool, changed: int) -> tuple[str, bool]:
+    try:
+        family = (
+            folder_family(path, read_json(path / "model_index.json")) if is_folder else examine(path).family
+        )
+        return family.label, True
+    except StudioError as error:
+        return str(error), False
+    except Exception as error:  # a fault of ours with one model takes the list from nobody
+        return f"{path.name} cannot be read ({type(error).__name__}: {error})", False
+
+
+def _bytes(path: Path) -> int:
+    """Of the weights in a file, or in a folder and the folders in it."""
+    if path.is_file():
+        return path.stat().st_size
+    size = 0
+    for folder, _, names in os.walk(path):
+        sign()
+        for name in names:
+            file = Path(folder, name)
+            if name.endswith(".safetensors") and file.is_file():
+                size += file.stat().st_size
+    return size

@@ -1,0 +1,267 @@
+"""How pictures of other programs were made: ComfyUI, InvokeAI, NovelAI, Fooocus, through the library sd-parsers.
+
+What it leaves out is read here: LoRA loaders, ComfyUI's picture size, and ComfyUI's pictures without a drawn workflow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sd_parsers import ParserManager
+from sd_parsers.data import PromptInfo
+from sd_parsers.parsers import ComfyUIParser
+
+from pipelines.bounds import LONGEST_NAME
+from pipelines.errors import RequestError, StudioError
+from studio.drafts.draft import Draft, Wanted, checked
+from studio.drafts.picture_file import MOST_SAID
+from studio.drafts.plain import read_json
+from studio.pictures.metadata import Remembered
+
+LONGEST_LINE = 10_000
+"""Characters of a text that sd-parsers searches by patterns, some of which take the square of its length."""
+LONGEST_NUMBER = 100
+"""Characters."""
+SEARCHED = ("parameters", "Dream", "Source")
+MOST_NODES = 5_000
+MOST_LINKS = 20_000
+"""Of a workflow."""
+MOST_WORK = 3_000_000
+"""Values that may be copied while a workflow is searched: from each sampler for its texts, with what lies between."""
+
+COMFY_SAMPLERS: Mapping[str, str] = {
+    "dpmpp_2m karras": "DPM++ 2M Karras",
+    "dpmpp_2m_sde karras": "DPM++ 2M SDE Karras",
+    "dpmpp_2m_sde_gpu": "DPM++ 2M SDE",
+    "dpmpp_2m_sde_gpu karras": "DPM++ 2M SDE Karras",
+    "dpmpp_3m_sde karras": "DPM++ 3M SDE Karras",
+    "dpmpp_3m_sde_gpu karras": "DPM++ 3M SDE Karras",
+    "euler_ancestral": "Euler a",
+    "dpm_2 karras": "DPM2 Karras",
+}
+"""ComfyUI's solver and spacing -> our name, where an alias does not do."""
+
+
+def read_foreign(file: Path, texts: Mapping[str, str]) -> tuple[Remembered, str]:
+    """What a picture says, and the program that made it. texts: its text chunks. Raises RequestError."""
+    info, prompt, negative = _parsed(file, texts)
+    program = str(info.generator.value)
+    sampler = info.samplers[0] if info.samplers else None
+    settings: Mapping[str, Any] = {**info.metadata, **(sampler.parameters if sampler else {})}
+    width, height = _size(settings, info.raw_parameters)
+    values: dict[str, Any] = {
+        "prompt": _text(prompt),
+        "negative_prompt": _text(negative) or None,
+        "steps": _whole(settings, "steps"),
+        "seed": _whole(settings, "seed", "noise_seed"),
+        "guidance_scale": _real(settings, "cfg_scale", "cfg", "guidance_scale"),
+        "scheduler": _sampler_name(_text(sampler.name) if sampler else "", settings),
+        "width": width,
+        "height": height,
+    }
+    model, digest = _model(info)
+    note = f"made by {program}, whose noise and rounding differ: expect a similar picture, not the same"
+    draft = Draft(
+        {key: value for key, value in values.items() if value is not None},
+        tuple(_loras(info.raw_parameters)),
+        where=file.name,
+    )
+    return Remembered(
+        checked(draft),
+        ours=False,
+        model=model[:LONGEST_NAME],
+        model_hash=digest[:LONGEST_NAME],
+        notes=(note,),
+    ), program
+
+
+def _parsed(file: Path, texts: Mapping[str, str]) -> tuple[PromptInfo, object, object]:
+    """What sd-parsers finds, and its two prompts. Raises RequestError."""
+    info: PromptInfo | None
+    _check_texts(file, texts)
+    try:
+        nodes = comfy_nodes(texts)
+        if nodes and "workflow" not in texts:
+            links = {"links": _links(nodes)}
+            info = ComfyUIParser().parse({"prompt": nodes, "workflow": links})
+        else:
+            info = ParserManager().parse(file)
+        if info is not None and (info.samplers or info.metadata):
+            return info, info.full_prompt, info.full_negative_prompt
+    except Exception as error:  # what sd-parsers raises over a damaged text is nobody's promise
+        raise RequestError(
+            f"{file.name}: what it says about itself cannot be understood ({str(error)[:200]}); set it up by hand"
+        ) from error
+    raise RequestError(
+        f"{file.name} does not say how it was made; give the file as it was saved, messengers and image hosts strip it"
+    )
+
+
+def _check_texts(file: Path, texts: Mapping[str, str]) -> None:
+    """Raises RequestError for what would take too long to be searched."""
+    for name in SEARCHED:
+        if len(texts.get(name, "")) > LONGEST_LINE:
+            raise RequestError(
+                f"{file.name}: its text {name!r} has {len(texts[name])} characters, more than {LONGEST_LINE}; "
+                "set it up by hand"
+            )
+    for name, text in texts.items():
+        if text.lstrip()[:1] in ("{", "["):
+            _read(text, f"{file.name}: its text {name!r}")
+    nodes = comfy_nodes(texts)
+    drawn = _json(texts.get("workflow"))
+    links = drawn.get("links") if isinstance(drawn, Mapping) else None
+    inputs = [own for node in nodes.values() if isinstance(own := node.get("inputs"), Mapping)]
+    samplers = sum("steps" in own or "cfg" in own for own in inputs)
+    samplers += sum("Sampler" in _text(node.get("class_type")) for node in nodes.values())
+    told = sum(
+        any(isinstance(own.get(key), str) for key in ("text", "positive", "negative")) for own in inputs
+    )
+    values = sum(map(len, inputs))
+    drawn_links = len(links) if isinstance(links, list) else 0
+    if len(nodes) > MOST_NODES or drawn_links > MOST_LINKS or samplers * (told + 1) * values > MOST_WORK:
+        raise RequestError(
+            f"{file.name}: its workflow has {len(nodes)} nodes, {samplers} samplers and {told} prompts, too many to be "
+            "searched; set it up by hand"
+        )
+
+
+def _text(value: object) -> str:
+    """ "" for what is none."""
+    return value if isinstance(value, str) else ""
+
+
+def _model(info: PromptInfo) -> tuple[str, str]:
+    """Its name and hash, "" where they are not said."""
+    for node in comfy_nodes(
+        info.raw_parameters
+    ).values():  # sd-parsers takes a LoRA loader's input for the model
+        inputs = node.get("inputs")
+        name = inputs.get("ckpt_name") if isinstance(inputs, Mapping) else None
+        if isinstance(name, str):
+            return name, ""
+    model = info.samplers[0].model if info.samplers else None
+    if model is not None and isinstance(model.name, str | None):
+        return model.name or "", _text(model.hash)
+    said = _json(info.raw_parameters.get("invokeai_metadata"))  # InvokeAI from 4 on
+    own = said.get("model") if isinstance(said, Mapping) else None
+    name = own.get("name") if isinstance(own, Mapping) else None
+    return (name if isinstance(name, str) else ""), ""
+
+
+def _size(settings: Mapping[str, Any], raw: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Width and height; ComfyUI has them in the node that makes the empty latents."""
+    places = [settings]
+    for node in comfy_nodes(raw).values():
+        inputs = node.get("inputs")
+        if isinstance(inputs, Mapping) and "Latent" in str(node.get("class_type")):
+            places.append(inputs)
+    for place in places:
+        width, height = _whole(place, "width"), _whole(place, "height")
+        if width and height:
+            return width, height
+    return None, None
+
+
+def _links(nodes: Mapping[str, Mapping[str, Any]]) -> list[list[Any]]:
+    """The links of a drawn workflow, from the nodes' inputs: [id, from, slot, to, slot, type]."""
+    found: list[list[Any]] = []
+    for target, node in nodes.items():
+        inputs = node.get("inputs")
+        for name, value in inputs.items() if isinstance(inputs, Mapping) else ():
+            if isinstance(value, list) and len(value) == 2:
+                found.append([len(found), str(value[0]), value[1], target, 0, str(name).upper()])
+    return found
+
+
+def _loras(raw: Mapping[str, Any]) -> list[Wanted]:
+    """ComfyUI's loader nodes in the order they are met, and InvokeAI's list."""
+    found: dict[str, Wanted] = {}
+    for node in comfy_nodes(raw).values():
+        inputs = node.get("inputs")
+        if isinstance(inputs, Mapping):
+            for name, weight, text in _comfy_loras(inputs):
+                found.setdefault(name.casefold(), Wanted(name, weight, text))
+    invoke = _json(raw.get("invokeai_metadata"))
+    loras = invoke.get("loras") if isinstance(invoke, Mapping) else None
+    for lora in loras if isinstance(loras, list) else []:
+        model = lora.get("model") or lora.get("lora") if isinstance(lora, Mapping) else None
+        called = (model.get("name") or model.get("model_name")) if isinstance(model, Mapping) else None
+        if isinstance(called, str):
+            found.setdefault(called.casefold(), Wanted(called, _real(lora, "weight")))
+    return list(found.values())
+
+
+def comfy_nodes(raw: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """ComfyUI's nodes by their numbers; {} in other pictures."""
+    nodes = _json(raw.get("prompt"))
+    if not isinstance(nodes, Mapping):
+        return {}
+    return {str(number): node for number, node in nodes.items() if isinstance(node, Mapping)}
+
+
+def _comfy_loras(inputs: Mapping[str, Any]) -> list[tuple[str, float | None, float | None]]:
+    """LoraLoader's inputs, and rgthree's power loader's ({"lora_1": {"on", "lora", "strength"}})."""
+    found: list[tuple[str, float | None, float | None]] = []
+    name = inputs.get("lora_name")
+    if isinstance(name, str):
+        weight = _real(inputs, "strength_model")
+        text = _real(inputs, "strength_clip")
+        found.append((_stem(name), weight, None if text == weight else text))
+    for value in inputs.values():
+        if isinstance(value, Mapping) and isinstance(value.get("lora"), str) and value.get("on", True):
+            found.append((_stem(value["lora"]), _real(value, "strength"), _real(value, "strengthTwo")))
+    return found
+
+
+def _stem(name: str) -> str:
+    return name.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".safetensors")
+
+
+def _sampler_name(name: str, settings: Mapping[str, Any]) -> str | None:
+    """ComfyUI names solver and spacing apart."""
+    if not name:
+        return None
+    spacing = _text(settings.get("scheduler")).lower()
+    both = f"{name} {spacing}" if spacing == "karras" and "karras" not in name.lower() else name
+    return COMFY_SAMPLERS.get(both.lower(), both)
+
+
+def _json(value: object) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return _read(value, "the text")
+    except StudioError:
+        return None
+
+
+def _read(text: str, where: str) -> Any:
+    return read_json(
+        text, where, most=MOST_SAID, finite=False
+    )  # ComfyUI writes NaN for what is never the same
+
+
+def _whole(values: Mapping[str, Any], *names: str) -> int | None:
+    number = _real(values, *names)
+    return int(number) if number is not None and number >= 0 and number == int(number) else None
+
+
+def _real(values: Mapping[str, Any], *names: str) -> float | None:
+    """A finite number; the first of these names that has one."""
+    for name in names:
+        value = values.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            continue
+        if isinstance(value, str) and len(value) > LONGEST_NUMBER:
+            continue
+        try:
+            number = float(value)
+        except (ValueError, OverflowError):
+            continue
+        if math.isfinite(number):
+            return number
+    return None

@@ -1,0 +1,347 @@
+"""The guard in front of every request: the right host, no foreign page behind it, a login where one is needed, one of
+the ways in, a body within its bound, a session and a file of one's own.
+
+Gradio's `auth` covers the routes of its pages. Everything else that this server answers (A1111's calls, MCP, and
+whatever is added) is refused here without a login, unless it is one of the few files that the login page is made of.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from http.cookies import CookieError, SimpleCookie
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from studio.jobs.owner import owner_of
+from studio.web.door.attempts import Attempts
+from studio.web.door.claims import Claims
+from studio.web.door.routes import GRADIO, Way, way_to
+from studio.web.door.users import basic_pair, knows
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+LOGIN = "studio.login"
+"""Where in a request's scope the name stands by which somebody is logged in (None: nobody needs to be)."""
+OF_THE_LOGIN_PAGE = tuple(way.path.partition("{")[0] for way in GRADIO if way.open and way.path != "/")
+"""What a browser may have before anybody has logged in, beside the first page."""
+LARGEST_EVENT = 4 * 2**20
+"""Bytes of what a page or a program sends with an event: files go another way."""
+LARGEST_JSON = 64 * 2**20
+"""Bytes of JSON for a route of ours, pictures as text in it."""
+LARGEST_LOGIN = 64 * 2**10
+MOST_QUERY = 16 * 2**10
+"""Bytes behind the question mark of an address."""
+
+_PAGE_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
+    "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
+)
+"""A page fetches nothing from elsewhere, whatever stands in a note, and no other site shows it in a frame."""
+_FILE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox; frame-ancestors 'none'"
+"""A file is looked at and never run, whatever it holds."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """hosts: names by which the server may be called, in lower case; None is any (which needs users).
+
+    users: name -> password; {} lets everybody in. largest: bytes of a body.
+    cookie_login: the name that a request's cookies are logged in by on gradio's login page.
+    may_see: whether somebody, by the name of an owner (None: nobody logs in), may have a file that gradio would serve.
+    ways: all that is answered. claims: whose each session is.
+    """
+
+    hosts: frozenset[str] | None
+    users: Mapping[str, str] = field(repr=False)
+    largest: int
+    cookie_login: Callable[[Mapping[str, str]], str | None]
+    may_see: Callable[[Path, str | None], bool]
+    ways: Sequence[Way]
+    claims: Claims
+    attempts: Attempts = field(default_factory=Attempts)
+
+
+@dataclass(frozen=True)
+class _Refused(Exception):
+    status: int
+    why: str
+    wait: float = 0.0
+
+
+class Guard:
+    """ASGI middleware."""
+
+    def __init__(self, app: ASGIApp, rules: Rules) -> None:
+        self._app = app
+        self._rules = rules
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        send = _with_headers(send, _FILE_POLICY if "/file=" in scope["path"] else _PAGE_POLICY)
+        try:
+            if scope["type"] != "http":
+                raise _Refused(404, "there is nothing here")
+            headers = Headers(scope=scope)
+            self._check_host(headers)
+            self._check_origin(scope, headers)
+            found = way_to(scope["path"], scope["method"], self._rules.ways)
+            login = scope[LOGIN] = self._login(scope, headers, found is not None and found[0].open)
+            if found is None:
+                raise _Refused(404, "there is nothing here")
+            way, named = found
+            self._check_logout(way, headers)
+            length = self._check_length(way, headers)
+            self._check_type(way, headers, length)
+            self._check_names(scope, named, headers, login)
+            self._check_file(named, login)
+            if way.body == "event":
+                receive = await self._event(receive, login)
+            elif way.body == "login":
+                receive, send = await self._logging_in(scope, receive, send)
+        except _Refused as refused:
+            await _answer(scope, send, refused)
+            return
+        await self._app(scope, _limited(receive, self._rules.largest), send)
+
+    # -- from where --------------------------------------------------------------------------------------
+
+    def _check_host(self, headers: Headers) -> None:
+        """A page of another site can point its own name at this computer (DNS rebinding); the name gives it away."""
+        host = _host(headers.get("host", ""))
+        if self._rules.hosts is not None and host not in self._rules.hosts:
+            raise _Refused(
+                421,
+                f"this studio is not called {host!r}; open it as {' or '.join(sorted(self._rules.hosts))}, or start "
+                "it with --listen and --auth-file",
+            )
+
+    def _check_origin(self, scope: Scope, headers: Headers) -> None:
+        """A page of another site must not act for whoever has this one open; it may only link to the first page.
+
+        `Sec-Fetch-Site` (https://www.w3.org/TR/fetch-metadata/) tells of requests that carry no origin.
+        """
+        origin = headers.get("origin")
+        if origin is not None and _netloc(origin) != headers.get("host", "").lower():
+            raise _Refused(403, f"requests from pages of {origin} are not answered")
+        site = headers.get("sec-fetch-site")
+        linked = headers.get("sec-fetch-mode") == "navigate" and scope["path"] == "/"
+        if site in ("cross-site", "same-site") and not linked:
+            raise _Refused(403, "requests from pages of other sites are not answered")
+
+    def _check_logout(self, way: Way, headers: Headers) -> None:
+        """A picture's address in another page must log nobody out: browsers ask for it without an origin."""
+        stated = headers.get("origin") is not None or headers.get("sec-fetch-site") in ("same-origin", "none")
+        if way.path == "/logout" and not stated:
+            raise _Refused(403, "to log out, say from where: send this server's address as Origin")
+
+    # -- who ---------------------------------------------------------------------------------------------
+
+    def _login(self, scope: Scope, headers: Headers, is_open: bool) -> str | None:
+        if not self._rules.users:
+            return None
+        name = self._rules.cookie_login(_cookies(headers))
+        name = name or self._basic_login(scope, headers.get("authorization"))
+        if name is None and not is_open:
+            raise _Refused(401, "log in first: on the page, or with HTTP Basic authentication")
+        return name
+
+    def _basic_login(self, scope: Scope, header: str | None) -> str | None:
+        """By HTTP Basic; every wrong password makes the next one wait."""
+        pair = basic_pair(header)
+        if pair is None:
+            return None
+        name, password = pair
+        self._begin_attempt(scope, name)
+        if not knows(self._rules.users, name, password):
+            return None
+        self._rules.attempts.succeeded(_address(scope), name)
+        return name
+
+    def _begin_attempt(self, scope: Scope, name: str) -> None:
+        wait = self._rules.attempts.begin(_address(scope), name)
+        if wait:
+            raise _Refused(429, f"too many wrong passwords; try again in {wait:.0f} s", max(wait, 1.0))
+
+    async def _logging_in(self, scope: Scope, receive: Receive, send: Send) -> tuple[Receive, Send]:
+        """The login page's form: as HTTP Basic, a failure makes the next one wait."""
+        body = await _read(receive, LARGEST_LOGIN)
+        names = parse_qs(body.decode("utf-8", "replace"), max_num_fields=100).get("username", [""])
+        name = names[-1].strip()
+        self._begin_attempt(scope, name)
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] < 400:
+                self._rules.attempts.succeeded(_address(scope), name)
+            await send(message)
+
+        return _replayed(body, receive), answer
+
+    # -- what --------------------------------------------------------------------------------------------
+
+    def _check_length(self, way: Way, headers: Headers) -> int:
+        largest = min(
+            self._rules.largest, {"event": LARGEST_EVENT, "json": LARGEST_JSON}.get(way.body, 2**62)
+        )
+        largest = LARGEST_LOGIN if way.body in ("", "login") else largest
+        length = headers.get("content-length", "0")
+        if not (length.isascii() and length.isdecimal()) or int(length[:20]) > largest:
+            flag = " (--max-upload)" if largest == self._rules.largest else ""
+            raise _Refused(413, f"the request is larger than the {largest / 2**20:.2g} MB allowed{flag}")
+        return int(length)
+
+    def _check_type(self, way: Way, headers: Headers, length: int) -> None:
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if way.body in ("event", "json") and kind != "application/json" and (length or kind):
+            raise _Refused(415, f"the content type must be application/json, not {kind or 'nothing'}")
+
+    def _check_names(
+        self, scope: Scope, named: Mapping[str, str], headers: Headers, login: str | None
+    ) -> None:
+        """A session, or an event, in the address or in MCP's header is one's own."""
+        query = scope.get("query_string", b"")
+        if len(query) > MOST_QUERY:
+            raise _Refused(414, "the address is too long")
+        asked = parse_qs(query.decode("latin-1"), keep_blank_values=True, max_num_fields=100)
+        if asked.get("deep_link"):
+            raise _Refused(404, "this studio keeps no such links")
+        mine = [*asked.get("session_hash", []), *asked.get("session_id", [])]
+        mine += [named[part] for part in ("session", "event") if part in named]
+        mine += headers.getlist("mcp-session-id")
+        self._check_mine(mine, login)
+
+    def _check_mine(self, names: Sequence[object], login: str | None) -> None:
+        if login is not None and not all(self._rules.claims.belongs(name, login) for name in names):
+            raise _Refused(403, "this session is somebody else's")
+
+    def _check_file(self, named: Mapping[str, str], login: str | None) -> None:
+        """Gradio serves a folder to everybody who is logged in, and fetches addresses; one's files are one's own."""
+        owner = owner_of(login) if self._rules.users and login else None
+        if "owned" in named and not self._rules.may_see(Path(named["owned"]), owner):
+            raise _Refused(403, "this file is not yours, or not here any more")
+
+    async def _event(self, receive: Receive, login: str | None) -> Receive:
+        """The body, read whole and looked into: plain JSON, of a session of one's own."""
+        body = await _read(receive, min(LARGEST_EVENT, self._rules.largest))
+        try:
+            said: Any = json.loads(body) if body else {}
+        except (ValueError, RecursionError) as error:
+            raise _Refused(400, f"the body is not valid JSON ({str(error)[:100]})") from error
+        if isinstance(said, dict):
+            names = [said[key] for key in ("session_hash", "event_id") if said.get(key) is not None]
+            self._check_mine(names, login)
+        return _replayed(body, receive)
+
+
+def _address(scope: Scope) -> str:
+    client = scope.get("client")
+    return str(client[0]) if client else ""
+
+
+def _host(text: str) -> str:
+    """Without its port."""
+    try:
+        return (urlsplit(f"//{text}").hostname or "").lower()
+    except ValueError:
+        return ""
+
+
+def _netloc(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
+
+
+def _cookies(headers: Headers) -> dict[str, str]:
+    try:
+        return {name: morsel.value for name, morsel in SimpleCookie(headers.get("cookie", "")).items()}
+    except CookieError:
+        return {}
+
+
+# -- bodies and headers ------------------------------------------------------------------------------------
+
+
+async def _read(receive: Receive, largest: int) -> bytes:
+    """The whole body. Raises _Refused for one that grows too large, or is broken off."""
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise _Refused(400, "the request was broken off")
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > largest:
+            raise _Refused(413, f"the request is larger than the {largest / 2**20:.2g} MB allowed")
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """The body once more, then whatever comes."""
+    told = False
+
+    async def next_message() -> Message:
+        nonlocal told
+        if told:
+            return await receive()
+        told = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return next_message
+
+
+def _limited(receive: Receive, largest: int) -> Receive:
+    """Bodies without a stated length are cut off where they grow too large."""
+    seen = 0
+
+    async def next_message() -> Message:
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        return message if seen <= largest else {"type": "http.disconnect"}
+
+    return next_message
+
+
+def _with_headers(send: Send, policy: str) -> Send:
+    """Every answer says what a browser may do with it."""
+    added = [
+        (b"content-security-policy", policy.encode()),
+        (b"x-frame-options", b"DENY"),
+        (b"x-content-type-options", b"nosniff"),
+        (b"referrer-policy", b"same-origin"),
+        (b"cross-origin-resource-policy", b"same-origin"),
+    ]
+
+    async def answer(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            names = {name for name, _ in added}
+            kept = [pair for pair in message.get("headers", []) if pair[0].lower() not in names]
+            message = {**message, "headers": [*kept, *added]}
+        await send(message)
+
+    return answer
+
+
+async def _answer(scope: Scope, send: Send, refused: _Refused) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008, "reason": refused.why[:120]})
+        return
+    headers = [(b"content-type", b"application/json")]
+    if refused.status == 401:
+        headers.append((b"www-authenticate", b'Basic realm="LoRA Studio"'))
+    if refused.wait:
+        headers.append((b"retry-after", str(int(refused.wait + 0.999)).encode()))
+    body = json.dumps({"detail": refused.why, "error": refused.why}).encode()
+    await send({"type": "http.response.start", "status": refused.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,57 @@
+"""Pictures as a job file, which `lora-studio batch` renders: the same pictures, without the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from studio.batch.variants import literal
+from studio.drafts.draft import Draft, plain_draft
+
+FILE = "jobs.yaml"
+
+
+def job_file(drafts: Sequence[Draft], models: Sequence[str], vae: str | None = None) -> str:
+    """The job file's text: one job a picture, seeds included. What all of them share stands once, as defaults.
+
+    models: of the pictures, in order. vae: what the command must be given, where it is not the models' own.
+    """
+    jobs = [
+        {"model": model, **_said(plain_draft(draft))} for draft, model in zip(drafts, models, strict=True)
+    ]
+    shared = {name: value for name, value in jobs[0].items() if all(job.get(name) == value for job in jobs)}
+    shared.pop("seed", None)
+    content: dict[str, Any] = {
+        "defaults": shared,
+        "jobs": [{name: value for name, value in job.items() if name not in shared} for job in jobs],
+    }
+    head = f"# lora-studio batch {FILE} --out pictures{f' --vae {vae!r}' if vae else ''}\n"
+    return head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
+
+
+def written(text: str, file: Path) -> str:
+    """The text as a file for the browser to fetch; its path."""
+    file.write_text(text, encoding="utf-8")
+    return str(file)
+
+
+def _said(job: dict[str, Any]) -> dict[str, Any]:
+    """A job without what says nothing, its prompt to the letter."""
+    adapters = [
+        {name: value for name, value in use.items() if value not in (None, [], (), False)}
+        for use in job["adapters"]
+    ]
+    said: dict[str, Any] = _plain({**job, "prompt": literal(job["prompt"]), "adapters": adapters})
+    return said
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, which is what YAML knows."""
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return value

@@ -1,0 +1,92 @@
+"""What every page works with: the worker, the trainings, and who is looking."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from urllib.parse import quote
+
+import gradio as gr
+
+from pipelines import StudioError
+from pipelines.errors import ModelError
+from studio.jobs import Trainings, Worker
+from studio.jobs.owner import owner_of
+from studio.library.card import Card
+from studio.library.fit import Fit, fit_of
+from studio.rendering.opening import Opening, model_name
+from studio.web.door.events import login_of
+from studio.web.door.files import Files
+
+
+@dataclass(frozen=True)
+class Desk:
+    """files: whose the files are. browser: holds the browser's random id. form: what the browser keeps of the Compose
+    form (`kept_form`). model: holds the chosen model's name, "" for the default. opened: whether the page knows whose
+    it is."""
+
+    worker: Worker
+    trainings: Trainings
+    files: Files
+    browser: gr.BrowserState
+    form: gr.BrowserState
+    model: gr.State
+    opened: gr.State
+
+    def chosen(self, model: str) -> str:
+        """The model's name, the default one's where none was chosen."""
+        return model_name(Opening(model or None), self.worker.home)
+
+    def fit(self, model: str) -> Fit | None:
+        """What an adapter must be to fit the model; None where headers cannot tell."""
+        try:
+            return fit_of(self.chosen(model), self.worker.home)
+        except ModelError:
+            return None
+
+    def unanswered(self) -> list[str]:
+        """What the lists leave out, since it does not answer; its places are told to this computer's owner alone."""
+        silent = self.worker.home.silent
+        if silent and not self.worker.trust.paths:
+            return ["A folder of this studio does not answer at present; its files are left out."]
+        return [f"{folder} does not answer at present; its files are left out." for folder in silent]
+
+    def fitting(self, model: str) -> list[Card]:
+        """The library's cards that fit the model, by name."""
+        return self.worker.library.search(fit=self.fit(model), fitting_only=True)
+
+
+def who(browser: str | None, request: gr.Request) -> str:
+    """The owner of what is asked for."""
+    return owner_of(login_of(request), browser)
+
+
+def whose_files(request: gr.Request) -> str | None:
+    """The owner of files that go to a page; None where nobody logs in: a browser's id does not come with its files."""
+    login = login_of(request)
+    return owner_of(login) if login else None
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Within: a StudioError becomes the message that the page shows, which takes messages for HTML."""
+    try:
+        yield
+    except StudioError as error:
+        raise gr.Error(escape(str(error), quote=False), duration=None, print_exception=False) from error
+
+
+def plain(text: str, lines: Iterable[str] = ()) -> str:
+    """A paragraph and a list as HTML, of texts that mean no more than what they say: files and pictures wrote some."""
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return (f'<p class="small-note">{escape(text)}</p>' if text else "") + (
+        f"<ul>{items}</ul>" if items else ""
+    )
+
+
+def address(file: Path) -> str:
+    """Where the page finds a file that it may show."""
+    return f"/gradio_api/file={quote(str(file))}"

@@ -1,0 +1,149 @@
+"""Live drafts: letting go of a strength redraws the picture in a few steps, at the same seed, and keeps nothing.
+
+A newer draft of a page cancels the one before it, which ends before its next UNet call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from pipelines import StudioError
+from pipelines.errors import ModelError
+from studio.jobs import LIVE, JobState, JobView, ModelState, Worker
+from studio.jobs.gate import model_key
+from studio.web.form import mix
+from studio.web.form.components import Fields
+from studio.web.form.form import DRAFT_STEPS, live
+from studio.web.parts.desk import Desk, address, who
+from studio.web.parts.job_viewer import Viewer
+from studio.web.parts.mix_rows import MixStates
+from studio.web.parts.submit import submit, with_example
+
+LOOK_EVERY = 0.08
+"""Seconds between two looks at a draft."""
+SEED = 7
+"""Of a draft where the form leaves it open and no picture is looked at."""
+KEPT = 3
+"""Drafts of a page that are not deleted yet: it may still be asking for their files."""
+MOST_PAGES = 500
+
+OTHER_MODEL = (
+    "A draft by this model may take a while; “Sweep its strength” in a row draws several in one pass."
+)
+SMALL_MODEL = f"Letting go of a strength redraws the mix in {DRAFT_STEPS} steps, at the same seed."
+
+
+class Drafts:
+    """The drafts of every open page. Safe for several threads."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._lock = threading.Lock()
+        self._of_page: OrderedDict[str, list[tuple[str, str]]] = OrderedDict()
+
+    def begin(self, page: str, owner: str, submit: Callable[[], str]) -> str:
+        """Cancels the page's draft and submits another one; its id. Raises StudioError."""
+        with self._lock:
+            earlier = self._of_page.pop(page, [])
+            for job, whose in earlier[-1:]:
+                self._worker.cancel(job, whose)
+            self._of_page[page] = earlier
+            job = submit()
+            earlier.append((job, owner))
+            gone = [earlier.pop(0) for _ in earlier[KEPT:]]
+            if len(self._of_page) > MOST_PAGES:
+                gone += self._of_page.popitem(last=False)[1]
+        for old, whose in gone:
+            self._worker.delete(old, whose)
+        return job
+
+
+@dataclass(frozen=True)
+class Live:
+    """on: whether drafts are drawn. panel: shows the newest one."""
+
+    on: gr.Checkbox
+    panel: gr.HTML
+
+    def for_model(self, state: ModelState) -> dict[Any, Any]:
+        """On where a draft takes a moment; where it may take long, off and said why."""
+        small = bool(state.vocabulary)
+        return {
+            self.on: gr.Checkbox(value=small, info=SMALL_MODEL if small else OTHER_MODEL),
+            self.panel: "",
+        }
+
+    def wire(self, desk: Desk, fields: Fields, states: MixStates, viewer: Viewer) -> None:
+        """Draws a draft whenever an edit of the mix is settled."""
+        drafts = Drafts(desk.worker)
+
+        async def draw(got: dict[Any, Any], request: gr.Request) -> AsyncIterator[dict[Any, Any]]:
+            if not got[self.on]:
+                yield {self.panel: ""}
+                return
+            owner = who(got[desk.browser], request)
+            state = desk.worker.model_state()
+            form = with_example(fields.read(got), state)
+            looked_at = desk.worker.view(got[viewer.job], owner) if got[viewer.job] else None
+            seed = looked_at.pictures[0].seed if looked_at is not None and looked_at.pictures else SEED
+
+            def begin() -> str:
+                key = model_key(
+                    got[desk.model] or None, form.vae or None, desk.worker.home, desk.worker.trust
+                )
+                if key.source != state.source:
+                    raise ModelError(
+                        f"{state.source or 'no model'} is at work, and a draft is not worth a change"
+                    )
+                return submit(desk, owner, form, live(form, seed), got[desk.model], LIVE)
+
+            try:
+                job = await asyncio.to_thread(drafts.begin, str(request.session_hash), owner, begin)
+            except StudioError as error:
+                yield {self.panel: f'<p class="small-note">No draft: {escape(str(error))}</p>'}
+                return
+            said = mix.as_text(mix.active(form.rows))
+            shown = ""
+            while (view := desk.worker.view(job, owner)) is not None and view.state is not JobState.CANCELLED:
+                html = _html(view, said)
+                if html not in ("", shown):
+                    shown = html
+                    yield {self.panel: html}
+                if view.state.over:
+                    return
+                await asyncio.sleep(LOOK_EVERY)
+
+        states.settled.change(
+            draw,
+            fields.components | {self.on, desk.browser, desk.model, viewer.job},
+            [self.panel],
+            trigger_mode="multiple",  # a newer one does not wait for the one that it takes the place of
+            concurrency_limit=None,
+            show_progress="hidden",
+            api_visibility="private",
+        )
+
+
+def _html(view: JobView, mix_said: str) -> str:
+    """The draft as it stands; "" before there is anything to see."""
+    [picture] = view.pictures
+    if view.state is JobState.FAILED:
+        return f'<p class="small-note">No draft: {escape(view.error)}</p>'
+    file = picture.file or picture.preview
+    if file is None or not file.is_file():
+        return ""
+    at = "" if view.state.over else f", step {picture.step} of {picture.count}"
+    caption = f"{mix_said} · seed {picture.seed}{at}"
+    alt = escape(f"Draft: {mix_said}", quote=True)
+    return (
+        f'<figure data-state="{view.state}"><img src="{address(file)}" alt="{alt}">'
+        f"<figcaption>Draft: {escape(caption)}</figcaption></figure>"
+    )

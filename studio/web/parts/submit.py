@@ -1,0 +1,49 @@
+"""Asking the worker for what stands in the form: one way for every page and button."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+
+from studio.jobs import ModelState
+from studio.web.form import mix
+from studio.web.form.components import Fields
+from studio.web.form.form import Asked, Form
+from studio.web.parts.desk import Desk, told, who
+
+
+def asker(
+    desk: Desk, fields: Fields, make: Callable[[Mapping[Any, Any], Form], Asked], kind: str
+) -> Callable[..., str]:
+    """A handler that submits what `make` asks for, of what it got and the form; it returns the job's id."""
+
+    def ask(got: dict[Any, Any], request: gr.Request) -> str:
+        form = with_example(fields.read(got), desk.worker.model_state())
+        with told():
+            return submit(desk, who(got[desk.browser], request), form, make(got, form), got[desk.model], kind)
+
+    return ask
+
+
+def submit(desk: Desk, owner: str, form: Form, asked: Asked, model: str, kind: str) -> str:
+    """The job's id. Raises StudioError, and then nothing is queued."""
+    return desk.worker.submit(
+        owner,
+        asked.drafts,
+        model=model or None,
+        vae=form.vae or None,
+        kind=kind,
+        labels=asked.labels,
+        title=f"{form.prompt[:60]} · {mix.as_text(mix.active(form.rows))}",
+        settings={"before": dict(asked.before)} if asked.before else None,
+    )
+
+
+def with_example(form: Form, state: ModelState) -> Form:
+    """An empty prompt draws the model's first example."""
+    if form.prompt.strip() or not state.examples:
+        return form
+    return replace(form, prompt=state.examples[0])

@@ -1,0 +1,136 @@
+"""What the form says of itself: total strength, the method's cost and schedule, words that the model does not know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from pipelines import StudioError
+from pipelines.bounds import LONGEST_PROMPT, MOST_ADAPTERS
+from pipelines.errors import RequestError
+from pipelines.request import MOST_STEPS
+from pipelines.text.tags import take_tags
+from pipelines.text.vocabulary import unknown as unknown_words
+from studio.jobs import ModelState
+from studio.web.form import methods as method_room
+from studio.web.form import mix
+from studio.web.form.components import Fields
+from studio.web.form.form import Form
+from studio.web.parts import words
+from studio.web.parts.desk import Desk
+
+MOST_CELLS = 10_000
+"""Of the schedule as a table, which is left out where it would have more."""
+GAUGE = 2.0
+"""Total strength that fills the gauge."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """gauge, cost, unknown: texts. tags: the button that is there while the prompt holds tags. triggers: the chosen
+    LoRAs' words, for the completion."""
+
+    gauge: gr.HTML
+    cost: gr.HTML
+    unknown: gr.HTML
+    tags: gr.Button
+    triggers: gr.HTML
+
+    def wire(self, desk: Desk, fields: Fields) -> None:
+        """Says it anew with every change."""
+
+        def say(got: Mapping[Any, Any]) -> dict[Any, Any]:
+            form = fields.read(got)
+            state = desk.worker.model_state()
+            triggers = _triggers(desk, form.rows)
+            return {
+                self.gauge: gauge_html(form.rows),
+                self.cost: cost_html(form, state),
+                self.unknown: _unknown(form.prompt, state, triggers),
+                self.tags: gr.Button(visible=_has_tags(form.prompt)),
+                self.triggers: words.completions("triggers", [(word, word) for word in triggers]),
+            }
+
+        gr.on(
+            [
+                component.change
+                for component in (
+                    fields.prompt,
+                    fields.rows,
+                    fields.method,
+                    fields.method_values,
+                    fields.steps,
+                    fields.guidance,
+                )
+            ],
+            say,
+            fields.components,
+            {self.gauge, self.cost, self.unknown, self.tags, self.triggers},
+            show_progress="hidden",
+            trigger_mode="always_last",
+            api_visibility="private",
+        )
+
+
+def gauge_html(rows: mix.Rows) -> str:
+    total = mix.total(rows)
+    before = sum(abs(weight) for weight in mix.weights_before(rows).values())
+    kind = "gauge high" if total > GAUGE else "gauge"
+    hint = " · strong: LoRAs may fight" if total > GAUGE else ""
+    hint += f" · normalised, it was {before:.2f}" if before else ""
+    return (
+        f'<div class="{kind}"><span>Total strength {total:.2f}{hint}</span>'
+        f'<span class="bar"><i style="width:{min(100 * total / GAUGE, 100):.0f}%"></i></span></div>'
+    )
+
+
+def cost_html(form: Form, state: ModelState) -> str:
+    """The method's cost and its schedule; what speaks against it, where something does."""
+    defaults = state.defaults
+    steps = form.steps or (defaults.steps if defaults else 20)
+    guidance = form.guidance if form.guidance >= 0 else defaults.guidance_scale if defaults else 7.0
+    try:
+        if not 1 <= steps <= MOST_STEPS:
+            raise RequestError(f"steps={steps} must be a whole number in 1 … {MOST_STEPS}")
+        members = mix.uses_of(form.rows)
+        if len(members) > MOST_ADAPTERS:
+            raise RequestError(f"{len(members)} LoRAs are more than one picture may have ({MOST_ADAPTERS})")
+        if len(members) * steps > MOST_CELLS:
+            return (
+                f'<p class="small-note">{len(members)} LoRAs over {steps} steps are too many to be shown.</p>'
+            )
+        plans = method_room.schedule(
+            method_room.built(form.method, form.method_values), members, steps, guidance
+        )
+    except StudioError as error:
+        return f'<p class="small-note">{escape(str(error))}</p>'
+    names = [use.adapter for use in members.uses]
+    return f'<p class="small-note">{method_room.cost(plans)}</p>{method_room.timeline(plans, names)}'
+
+
+def _unknown(prompt: str, state: ModelState, triggers: Sequence[str]) -> str:
+    """Words that the model does not know; for a prompt that is too long, that alone."""
+    if len(prompt) > LONGEST_PROMPT:
+        return (
+            f'<p class="unknown small-note">The prompt has {len(prompt)} characters; at most {LONGEST_PROMPT} are '
+            "drawn.</p>"
+        )
+    return words.unknown_html(unknown_words(prompt, state.vocabulary, triggers))
+
+
+def _has_tags(prompt: str) -> bool:
+    if len(prompt) > LONGEST_PROMPT:
+        return False
+    try:
+        return bool(take_tags(prompt)[1])
+    except StudioError:
+        return False
+
+
+def _triggers(desk: Desk, rows: mix.Rows) -> list[str]:
+    found = desk.worker.library.named(row.name for row in rows)
+    return list(dict.fromkeys(word for card in found for word in card.triggers))

@@ -1,0 +1,41 @@
+"""Small copies of the library's preview pictures, where the pages may show them from."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from pipelines import StudioError
+from pipelines.bounds import check_pixels
+from pipelines.home import Home
+from pipelines.home.answers import answered
+from pipelines.home.files import read_regular
+from studio.library.card import Card
+from studio.pictures.files import write_whole
+
+LARGEST = 64 * 2**20
+"""Bytes of a preview that is read."""
+SIDE = 256
+"""Pixels of the longer side."""
+
+
+def thumb(card: Card, home: Home) -> Path | None:
+    """The card's preview, made small once and again when it changes; None where there is none that can be read."""
+    if card.preview is None:
+        return None
+    try:
+        stat = answered(card.preview, card.preview.stat)
+        mark = hashlib.sha256(f"{card.preview}|{stat.st_mtime_ns}|{stat.st_size}".encode()).hexdigest()[:20]
+        file = home.made(home.cache / "web" / "thumbs") / f"{mark}.webp"
+        if not file.is_file():
+            with Image.open(io.BytesIO(read_regular(card.preview, LARGEST))) as image:
+                check_pixels(card.preview.name, *image.size)
+                small = ImageOps.exif_transpose(image).convert("RGB")
+            small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+            write_whole(file, lambda path: small.save(path, format="WEBP", quality=85), force=True)
+    except (OSError, ValueError, StudioError, Image.DecompressionBombError):
+        return None
+    return file

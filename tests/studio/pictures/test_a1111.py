@@ -1,0 +1,134 @@
+"""A1111's text: what we write is read back, and what other programs write is understood."""
+
+from __future__ import annotations
+
+import pytest
+
+from studio.pictures.a1111 import Parameters, pairs, read, write
+
+from ...budget import cheap
+
+ODD = [
+    "a fox",
+    "a fox, (red:1.2), [hat], <lora:fox:te=0.5:unet=0.8>",
+    'he said "hello: world", then left',
+    "first line\nsecond line\n\nfourth, with: a colon",
+    "ein Fuchs, 狐 🦊, naïve — “quoted”",
+    "Steps: a painting of steps, no settings",
+    "ends with a comma,",
+    "",
+]
+
+
+@pytest.mark.parametrize("prompt", ODD)
+@pytest.mark.parametrize("negative", [None, "blurry, low: quality", "two\nlines"])
+def test_what_is_written_is_read_back(prompt: str, negative: str | None) -> None:
+    said = Parameters(
+        prompt,
+        negative,
+        steps=20,
+        sampler="DPM++ 2M Karras",
+        cfg_scale=3.5,
+        seed=2**32 - 1,
+        size=(128, 96),
+        model='odd, "name": x',
+        model_hash="0123456789",
+        composition="switch:interval=3,convention=code",
+        lora_hashes={"fox": "0123456789ab", "folder/hat": "ba9876543210"},
+    )
+    assert read(write(said)) == said
+
+
+def test_values_are_quoted_as_a1111_does() -> None:
+    text = write(
+        Parameters(
+            "a fox",
+            steps=20,
+            sampler="Euler",
+            cfg_scale=7.0,
+            seed=1,
+            size=(64, 64),
+            lora_hashes={"fox": "ab" * 6},
+        )
+    )
+    assert text == (
+        'a fox\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 64x64, Lora hashes: "fox: abababababab"'
+    )
+
+
+def test_another_programs_text() -> None:
+    said = read(
+        "masterpiece, 1girl <lora:add_detail:0.7>,\nred hat\nNegative prompt: bad hands,\nblurry\n"
+        "Steps: 30, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 6.5, Seed: 1234567, Size: 832x1216, "
+        "Model hash: e3edb8a26f, Model: ghostmix_v20Bakedvae, VAE hash: 735e4c3a44, VAE: x.safetensors, "
+        'Clip skip: 2, TI hashes: "easynegative: c74b4e810b03", Lora hashes: "add_detail: 7c6bad76eb54", '
+        "Version: v1.10.1"
+    )
+    assert said.prompt == "masterpiece, 1girl <lora:add_detail:0.7>,\nred hat"
+    assert said.negative_prompt == "bad hands,\nblurry"
+    assert (said.steps, said.sampler, said.cfg_scale, said.seed) == (30, "DPM++ 2M Karras", 6.5, 1234567)
+    assert (said.size, said.clip_skip) == ((832, 1216), 2)
+    assert (said.model, said.model_hash) == ("ghostmix_v20Bakedvae", "e3edb8a26f")
+    assert said.lora_hashes == {"add_detail": "7c6bad76eb54"}
+    assert said.ignored == ("VAE hash", "VAE", "TI hashes")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a fox", "a fox\nin the snow: cold", "a: b, c: d", "", "\n\n", "a: b, c: d, and so on: x, !"],
+)
+def test_a_text_without_settings_is_all_prompt(text: str) -> None:
+    said = read(text)
+    assert said.steps is None
+    assert said.prompt == text.strip("\n")
+
+
+@pytest.mark.parametrize(
+    "last", ["Steps: many, Sampler: Euler, Seed: -1", "Steps: 1, Size: big, CFG scale: nan"]
+)
+def test_nonsense_values_say_nothing(last: str) -> None:
+    said = read(f"a fox\n{last}")
+    assert said.prompt == "a fox"
+    assert (said.seed, said.size, said.cfg_scale) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        " " * 100_000 + "x",
+        "Steps" + " " * 100_000 + "x",
+        "a " * 50_000,
+        "a:" * 50_000,
+        "a:1," * 25_000,
+        'a:",' * 25_000,
+        'a:"\\' * 25_000,
+        'a:"' + "\\" * 100_000,
+        'a: "' * 25_000,
+        "a:" + "," * 100_000,
+        "\t" * 100_000,
+        "é" * 100_000 + ":",
+        "a:1, " * 900 + 'b: "' + "x" * 100_000,
+        "Lora hashes: " + ":" * 100_000,
+    ],
+    ids=lambda line: line[:8],
+)
+def test_reading_takes_time_in_proportion_to_the_text(line: str) -> None:
+    with cheap():
+        read(f"a fox\n{line}")
+        pairs(line)
+
+
+@pytest.mark.parametrize(
+    "number", ["9" * 5000, "\u00b2", "\u0663", "9" * 400 + ".5", "1e5", "-1", "inf", "0x10"]
+)
+def test_numbers_that_are_none_say_nothing(number: str) -> None:
+    said = read(
+        f"a\nSteps: {number}, CFG scale: {number}, Seed: {number}, Size: {number}x{number}, Clip skip: x"
+    )
+    assert (said.steps, said.cfg_scale, said.seed, said.size, said.clip_skip) == (None,) * 5
+
+
+def test_a_line_of_more_settings_than_any_program_has_is_prompt() -> None:
+    line = ", ".join(f"key{n}: {n}" for n in range(1001))
+    assert read(line).prompt == line
+    assert len(pairs(line.rpartition(",")[0])) == 1000

@@ -1,0 +1,69 @@
+"""Names of pictures, and files that are written whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.errors import SetupError
+from studio.pictures.files import Sheet, plan_files, write_whole
+
+TWO = [Sheet(7, "a fox, red", "merge", "tiny-sdxl"), Sheet(8, "../../etc/passwd", "switch", "a/b")]
+
+
+def test_a_folder_goes_on_counting(tmp_path: Path) -> None:
+    assert [file.name for file in plan_files(None, tmp_path / "new", TWO, force=False)] == [
+        "00001_7.png",
+        "00002_8.png",
+    ]
+    (tmp_path / "00041_3.png").touch()
+    assert [file.name for file in plan_files(str(tmp_path), tmp_path, TWO, force=False)] == [
+        "00042_7.png",
+        "00043_8.png",
+    ]
+
+
+def test_a_template(tmp_path: Path) -> None:
+    files = plan_files(f"{tmp_path}/{{index:02d}}-{{prompt}}-{{composer}}.png", tmp_path, TWO, force=False)
+    assert files == [tmp_path / "01-a-fox-red-merge.png", tmp_path / "02-etc-passwd-switch.png"]
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("fox.png", "names one file for 2 pictures"),
+        ("{prompt:.0}.png", "gives several pictures one name"),
+        ("{sead}.png", "no field {sead}"),
+        ("{index.png", "brace"),
+        ("{index.real}.png", "no field"),
+        ("{}.png", "no field"),
+        ("{seed}.jpg", "written as PNG"),
+    ],
+)
+def test_names_that_cannot_be(tmp_path: Path, out: str, said: str) -> None:
+    with pytest.raises(SetupError, match=said.replace("{", r"\{").replace("}", r"\}")):
+        plan_files(f"{tmp_path}/{out}", tmp_path, TWO, force=False)
+
+
+def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
+    file = tmp_path / "fox.png"
+    file.write_text("precious")
+    with pytest.raises(SetupError, match="--force"):
+        plan_files(str(file), tmp_path, TWO[:1], force=False)
+    assert plan_files(str(file), tmp_path, TWO[:1], force=True) == [file]
+    # a file that came to be while the picture was made
+    written = write_whole(file, lambda path: path.write_text("new") and None, force=False)
+    assert (file.read_text(), written.name, written.read_text()) == ("precious", "fox~2.png", "new")
+    assert write_whole(file, lambda path: path.write_text("new") and None, force=True) == file
+    assert file.read_text() == "new"
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    def fails(path: Path) -> None:
+        path.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(SetupError, match="No space left"):
+        write_whole(tmp_path / "fox.png", fails, force=False)
+    assert list(tmp_path.iterdir()) == []

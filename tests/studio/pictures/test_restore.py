@@ -1,0 +1,213 @@
+"""Settings restored from pictures: ours, A1111's, ComfyUI's, InvokeAI's; what is missing is named."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from pipelines.errors import RequestError
+from pipelines.home import Home
+from studio.drafts.draft import plain_draft
+from studio.library.hashes import short_hash
+from studio.library.scan import Library
+from studio.pictures.restore import Restored, restore
+
+from ...budget import cheap
+
+A1111 = """a fox on a hill <lora:fox:0.6> <lora:gone:1>
+Negative prompt: blurry
+Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 6, Seed: 7, Size: 512x768, Model hash: 0123456789,
+Model: some-checkpoint, Lora hashes: "fox: {fox}, gone: 00112233aabb", Version: v1.9.4"""
+
+COMFY = {
+    "3": {
+        "class_type": "KSampler",
+        "inputs": {
+            "seed": 11, "steps": 25, "cfg": 5.5, "sampler_name": "dpmpp_2m", "scheduler": "karras", "denoise": 1,
+            "model": ["11", 0], "positive": ["6", 0], "negative": ["7", 0], "latent_image": ["5", 0],
+        },
+    },
+    "4": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sub/random-sdxl.safetensors"}},
+    "5": {"class_type": "EmptyLatentImage", "inputs": {"width": 640, "height": 512, "batch_size": 1}},
+    "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a hat on a hill", "clip": ["11", 1]}},
+    "7": {"class_type": "CLIPTextEncode", "inputs": {"text": "blurry", "clip": ["11", 1]}},
+    "8": {"class_type": "VAEDecode", "inputs": {"samples": ["3", 0], "vae": ["4", 2]}},
+    "9": {"class_type": "SaveImage", "inputs": {"filename_prefix": "ComfyUI", "images": ["8", 0]}},
+    "10": {
+        "class_type": "LoraLoader",
+        "inputs": {
+            "lora_name": "styles\\\\hat.safetensors", "strength_model": 0.8, "strength_clip": 0.4,
+            "model": ["4", 0], "clip": ["4", 1],
+        },
+    },
+    "11": {
+        "class_type": "LoraLoader",
+        "inputs": {
+            "lora_name": "foxx.safetensors", "strength_model": 1.0, "strength_clip": 1.0,
+            "model": ["10", 0], "clip": ["10", 1],
+        },
+    },
+}  # fmt: skip
+
+INVOKE = {
+    "app_version": "5.0.0", "generation_mode": "sdxl_txt2img", "positive_prompt": "a fox", "negative_prompt": "blurry",
+    "width": 1024, "height": 1024, "seed": 5, "cfg_scale": 6.5, "steps": 30, "scheduler": "euler_a",
+    "model": {"key": "k", "hash": "blake3:1", "name": "random-sdxl", "base": "sdxl", "type": "main"},
+    "loras": [{"model": {"key": "l", "name": "hat", "base": "sdxl", "type": "lora"}, "weight": 0.65}],
+}  # fmt: skip
+
+
+@pytest.fixture
+def own(home: Path, loras: Path, sdxl_folder: Path) -> Home:
+    return Home.resolve(home, model_dirs=[sdxl_folder.parent])
+
+
+def read(own: Home, folder: Path, **texts: str) -> Restored:
+    info = PngInfo()
+    for name, text in texts.items():
+        info.add_text(name, text)
+    file = folder / "picture.png"
+    Image.new("RGB", (16, 16)).save(file, pnginfo=info)
+    return restore(file, own, Library(lambda: own))
+
+
+def test_a1111(own: Home, loras: Path, tmp_path: Path) -> None:
+    (loras / "fox.safetensors").rename(loras / "renamed.safetensors")
+    size_unknown = A1111.replace("{fox}", short_hash(loras / "renamed.safetensors")).replace(
+        ",\nModel:", ", Model:"
+    )
+    found = read(own, tmp_path, parameters=size_unknown)
+    values = found.draft.values
+    assert (found.program, values["prompt"], values["negative_prompt"]) == (
+        "A1111",
+        "a fox on a hill",
+        "blurry",
+    )
+    assert (values["steps"], values["seed"], values["width"], values["height"]) == (20, 7, 512, 768)
+    assert values["scheduler"] == "DPM++ 2M Karras"
+    missing = {(one.kind, one.name): one for one in found.missing}
+    assert missing["model", "some-checkpoint"].hash == "0123456789"
+    assert missing["LoRA", "gone"].hash == "00112233aabb"
+    assert "is not here" in str(missing["LoRA", "gone"])
+
+
+def test_a_renamed_lora_is_found_by_the_hash_its_header_states(
+    own: Home, loras: Path, tmp_path: Path
+) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    key = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+    tensors = {f"{key}.lora_down.weight": torch.zeros(2, 64), f"{key}.lora_up.weight": torch.zeros(32, 2)}
+    save_file(tensors, loras / "new-name.safetensors", metadata={"sshs_model_hash": "ab" * 32})
+    text = (
+        A1111.replace("gone", "old-name").replace("00112233aabb", "ab" * 6).replace(",\nModel:", ", Model:")
+    )
+    found = read(own, tmp_path, parameters=text.replace("{fox}", short_hash(loras / "fox.safetensors")))
+    assert [(row.adapter, row.weight) for row in found.draft.wanted] == [("fox", 0.6), ("new-name", 1.0)]
+    assert "LoRA 'old-name' was found by its hash: it is called 'new-name' here" in found.notes
+
+
+def test_comfyui(own: Home, tmp_path: Path) -> None:
+    found = read(own, tmp_path, prompt=json.dumps(COMFY))
+    values = found.draft.values
+    assert "ComfyUI" in found.program
+    assert (values["prompt"], values["negative_prompt"]) == ("a hat on a hill", "blurry")
+    assert (values["steps"], values["seed"], values["guidance_scale"]) == (25, 11, 5.5)
+    assert values["scheduler"] == "DPM++ 2M Karras"
+    assert found.model == "random-sdxl"
+    assert [(row.adapter, row.weight, row.text_weight) for row in found.draft.wanted] == [("hat", 0.8, 0.4)]
+    assert (values["width"], values["height"]) == (640, 512)
+    [gone] = found.missing
+    assert (gone.name, gone.near[0]) == ("foxx", "fox")
+
+
+def test_comfyui_writes_numbers_that_are_none(own: Home, tmp_path: Path) -> None:
+    nodes = COMFY | {"12": {"class_type": "X", "inputs": {}, "is_changed": [float("nan")]}}
+    assert read(own, tmp_path, prompt=json.dumps(nodes)).draft.values["steps"] == 25
+
+
+def test_invokeai(own: Home, tmp_path: Path) -> None:
+    found = read(own, tmp_path, invokeai_metadata=json.dumps(INVOKE))
+    assert "Invoke" in found.program
+    assert found.draft.values["prompt"] == "a fox"
+    assert (found.draft.values["steps"], found.draft.values["seed"]) == (30, 5)
+    assert [(row.adapter, row.weight) for row in found.draft.wanted] == [("hat", 0.65)]
+    assert found.model == "random-sdxl"
+
+
+@pytest.mark.parametrize("texts", [{}, {"prompt": "{"}, {"prompt": "[]"}, {"workflow": "{}"}])
+def test_a_picture_that_says_nothing_is_refused(own: Home, tmp_path: Path, texts: dict[str, str]) -> None:
+    with pytest.raises(RequestError):
+        read(own, tmp_path, **texts)
+
+
+def test_what_is_no_picture_is_refused(own: Home, tmp_path: Path) -> None:
+    file = tmp_path / "x.png"
+    file.write_text("no picture")
+    with pytest.raises(RequestError, match="cannot be read as a picture"):
+        restore(file, own, Library(lambda: own))
+
+
+def node(kind: str, **inputs: object) -> dict[str, object]:
+    return {"class_type": kind, "inputs": inputs}
+
+
+DEEP = {str(n): node("X", model=[str(n + 1), 0], positive=[str(n + 1), 0]) for n in range(3000)}
+MANY = {
+    str(n): node("KSampler", sampler_name="a", steps=1, cfg=1, positive=[str(n - 1), 0]) for n in range(3000)
+}
+WIDE = {
+    "s": node("WanVideoSampler", positive=["0", 0]),
+    **{str(n): node("X", text="t", next=[str(n + 1), 0]) for n in range(4000)},
+}
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        {
+            "prompt": json.dumps(
+                {"0": node("KSampler", sampler_name="a", steps=1, cfg=1, positive=["1", 0])} | DEEP
+            )
+        },
+        {"prompt": json.dumps(MANY)},
+        {"prompt": json.dumps(WIDE)},
+        {"prompt": "[" * 100_000},
+        {"prompt": json.dumps(COMFY), "workflow": "[" * 100_000},
+        {"prompt": json.dumps(COMFY), "workflow": json.dumps({"links": [[1, 2, 3, 4, 5, [6]]] * 1000})},
+        {
+            "prompt": json.dumps(COMFY),
+            "workflow": json.dumps({"links": [[0, n, 0, n + 1, 0, "M"] for n in range(90_000)]}),
+        },
+        {"prompt": json.dumps({"3": node("KSampler", sampler_name=["a"], steps="9" * 5000, cfg=10**400)})},
+        {"prompt": json.dumps({str(n): node("LoraLoader", lora_name=f"a{n}") for n in range(2000)} | COMFY)},
+        {"parameters": "{" + "Hashes:{" * 50_000},
+        {"Dream": '"a"' + " " * 100_000},
+        {"Dream": '"' + "[" * 100_000 + '"'},
+        {"Comment": json.dumps({"sampler": 5}), "Description": "a", "Source": "a" + " " * 100_000},
+        {"invokeai_metadata": json.dumps(INVOKE | {"loras": 5})},
+        {
+            "invokeai_metadata": json.dumps(
+                INVOKE | {"seed": 10**400, "steps": "1e999", "positive_prompt": ["a"]}
+            )
+        },
+        {"invokeai_metadata": json.dumps(INVOKE | {"positive_prompt": "\ud800"})},
+        {"invokeai_metadata": json.dumps(INVOKE | {"positive_prompt": "a" * 50_000})},
+        {"invokeai_metadata": "[" * 100_000},
+        {"invokeai_metadata": "5"},
+    ],
+    ids=lambda texts: " ".join(text[:40] for text in texts.values()),
+)
+def test_what_a_hostile_picture_says_is_read_or_refused_in_good_time(
+    own: Home, tmp_path: Path, texts: dict[str, str]
+) -> None:
+    with cheap(), suppress(RequestError):
+        found = read(own, tmp_path, **texts)
+        assert len(found.draft.wanted) <= 100
+        json.dumps(plain_draft(found.draft), allow_nan=False).encode()
