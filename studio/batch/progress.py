@@ -1,19 +1,90 @@
-"""The bar of a batch: pictures done, pictures a second, how full the calls are, time left. On stderr."""
+"""A batch on the terminal: its files on stdout; on stderr a bar, the pace, how full the calls are, what has failed."""
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from studio.batch.manifest import Outcome
+from studio.batch.run import Batch
 from studio.batch.worker import Fill
+from studio.terminal.exits import INTERRUPTED, OK, SOME_FAILED
+from studio.terminal.interruption import noted
 from studio.terminal.progress import Teller, duration
 
 WORDS_EVERY = 60.0
 """Seconds between lines where there is no terminal to draw a bar on."""
+
+
+def render(
+    batch: Batch,
+    teller: Teller,
+    *,
+    as_json: bool,
+    files: bool = True,
+    tell: Callable[[Outcome], None] = lambda outcome: None,
+) -> int:
+    """Renders what is missing and tells of it; the exit code.
+
+    files: print their names. tell: is told every outcome.
+    """
+    if batch.earlier:
+        teller.say(f"{len(batch.earlier)} of {len(batch.jobs)} pictures are there already")
+    failed = [outcome for outcome in batch.earlier if outcome.failed]
+    with metered(teller, batch.pending) as meter, noted(at_once=True) as stopped:
+        try:
+            for outcome in batch.run():
+                meter.count(outcome, batch.fill)
+                if outcome.failed:
+                    failed.append(outcome)
+                tell(outcome)
+                _print(outcome, as_json, files)
+                if stopped:
+                    raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            teller.error(f"interrupted; {meter.done} pictures are kept. The same command goes on from here")
+            return INTERRUPTED
+        seconds = meter.seconds
+    done = meter.done - meter.failed
+    if done:
+        filled = (
+            "" if batch.fill.busy is None else f", calls {batch.fill.busy:.0%} full while work was waiting"
+        )
+        pace = spell_pace(done / max(seconds, 1e-3))
+        teller.say(f"{done} picture{'' if done == 1 else 's'} in {duration(seconds)}, {pace}{filled}")
+        if batch.ray is not None:
+            places = sorted(batch.ray.made.items())
+            teller.say("made by " + ", ".join(f"{place}: {count}" for place, count in places))
+    _name_failed(failed, batch.order.retry_failed, teller)
+    return SOME_FAILED if failed else OK
+
+
+def _print(outcome: Outcome, as_json: bool, files: bool) -> None:
+    if as_json:
+        plain = {
+            "index": outcome.job.index,
+            "name": outcome.job.name,
+            "key": outcome.job.key,
+            "file": None if outcome.file is None else str(outcome.file),
+            "error": outcome.error,
+            "record": outcome.record,
+        }
+        print(json.dumps(plain, ensure_ascii=False), flush=True)
+    elif files and outcome.file is not None:
+        print(outcome.file, flush=True)
+
+
+def _name_failed(failed: list[Outcome], retried: bool, teller: Teller) -> None:
+    if not failed:
+        return
+    remedy = "" if retried else "; --retry-failed renders them again"
+    teller.error(f"{len(failed)} of the jobs failed{remedy}")
+    for outcome in sorted(failed, key=lambda outcome: outcome.job.index):
+        teller.error(f"  {outcome.job.where} ({outcome.job.name}): {outcome.error}")
 
 
 class Meter:

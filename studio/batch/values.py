@@ -16,10 +16,15 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import yaml
+
 from pipelines.errors import RequestError
+from studio.drafts.plain import check_plain
 
 WHOLE = ("seed", "steps", "width", "height", "clip_skip", "reuse", "count")
 REAL = ("guidance_scale", "guidance_rescale", "strength")
+AS_IT_STANDS = ("prompt", "negative_prompt", "name", "model")
+"""Fields whose value is taken as it is written."""
 PAIRS = ("original_size", "crop", "target_size")
 MOST_VALUES = 100_000
 """Values a field, and pictures a batch, may come to."""
@@ -169,3 +174,23 @@ def products(fields: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
     """Every combination of the alternatives; the field written last varies fastest."""
     for combination in itertools.product(*fields.values()):
         yield dict(zip(fields, combination, strict=True))
+
+
+def read_override(text: str) -> tuple[str, Any]:
+    """ "steps=8" -> ("steps", 8), a field for every job. Raises RequestError."""
+    name, equals, value = text.partition("=")
+    if not equals or not value.strip():
+        raise RequestError(f"--set {text}: write FIELD=VALUE, as in --set steps=8")
+    name = name.strip()
+    if name in AS_IT_STANDS:
+        return name, value
+    try:
+        content = yaml.safe_load(value)
+        check_plain(content, f"--set {name}", longest=len(value))
+        return name, content
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        if isinstance(error, RequestError):
+            raise
+        raise RequestError(
+            f"--set {text}: the value cannot be read; check its brackets and quotes"
+        ) from error

@@ -1,56 +1,51 @@
-"""From flags to drafts: which pictures the command line asks for."""
+"""From what was said on the command line to drafts: which pictures it asks for."""
 
 from __future__ import annotations
 
 import os
 import random
 import re
-from argparse import Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from composers.registry import parse as parse_composer
 from pipelines.bounds import LONGEST_NAME, check_text
 from pipelines.checkpoints.card import read_card
-from pipelines.checkpoints.folders import folder_files
-from pipelines.checkpoints.hashes import short_hash
-from pipelines.errors import ModelError, RequestError
-from pipelines.home import Entry, Home
+from pipelines.errors import RequestError
+from pipelines.home import Entry
 from pipelines.request import SEEDS
 from studio.drafts.draft import MOST_PICTURES, Draft, Wanted, check_count, counted, placed, read_requests
-from studio.pictures.metadata import Remembered
 
 _STRENGTHS = re.compile(r"(?P<name>.+)=(?P<weight>[^=]*)", re.DOTALL)
 
 
-def flag_draft(args: Namespace) -> Draft:
-    """What the flags say of every picture: all but prompts and methods, of which there may be several."""
-    width, height = args.size or (None, None)
-    if args.size and (args.width or args.height):
-        raise RequestError("give either --size or --width and --height")
-    values: dict[str, Any] = {
-        "negative_prompt": args.negative or None,
-        "seed": args.seed,
-        "steps": args.steps,
-        "guidance_scale": args.guidance,
-        "guidance_rescale": args.guidance_rescale,
-        "width": args.width or width,
-        "height": args.height or height,
-        "scheduler": args.scheduler,
-        "strength": args.strength,
-        "clip_skip": args.clip_skip,
-        "reuse": args.reuse,
-        "cut": args.cut,
-        "text_mode": args.text_mode,
-    }
-    image = None if args.init_image is None else Path(args.init_image).expanduser()
-    given = {name: value for name, value in values.items() if value is not None}
-    pinned = tuple(replace(parse_lora(text), pinned=True) for text in args.pin)
-    return Draft(given, (*map(parse_lora, args.lora), *pinned), image)
+@dataclass(frozen=True)
+class Asked:
+    """Pictures that are asked for: prompts x composers x seeds.
+
+    draft: what holds for every one of them. prompts: () takes those of the requests, else one prompt of another's
+    choice. composers: methods as text. count: pictures a prompt, seeds rising. requests: a file with a list of them.
+    """
+
+    draft: Draft
+    prompts: tuple[str, ...] = ()
+    composers: tuple[str, ...] = ()
+    count: int = 1
+    requests: Path | None = None
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether a picture that this is laid over stays as it was. A picture to start from changes nothing: it has
+        to be given again."""
+        said = replace(self.draft, init_image=None).said()
+        return not (said or self.prompts or self.composers) and self.count == 1
+
+
+def wanted_of(loras: Sequence[str], pins: Sequence[str]) -> tuple[Wanted, ...]:
+    """The LoRAs of a mix, and those that act in every pass and are no members of it. Raises RequestError."""
+    pinned = [replace(parse_lora(text), pinned=True) for text in pins]
+    return (*map(parse_lora, loras), *pinned)
 
 
 def parse_lora(text: str) -> Wanted:
@@ -69,34 +64,31 @@ def parse_lora(text: str) -> Wanted:
         ) from error
 
 
-def ask(args: Namespace, remembered: Remembered | None, example: Callable[[], str]) -> list[Draft]:
-    """One draft a picture: prompts x methods x seeds, each laid over what a file or a picture says.
+def drafts_of(asked: Asked, base: Draft, example: Callable[[], str]) -> list[Draft]:
+    """One draft a picture: prompts x composers x seeds, each laid over the base, or over the requests of a file.
 
     `example` gives the prompt where there is none. Raises RequestError and ComposerError.
     """
-    flags = flag_draft(args)
-    if args.requests is not None:
-        if args.prompt:
+    if asked.requests is not None:
+        if asked.prompts:
             raise RequestError("give either --prompt or --requests, whose entries hold their own prompts")
-        bases = [
-            _seeded(flags.over(entry), None) for entry in read_requests(Path(args.requests).expanduser())
-        ]
+        bases = [_seeded(asked.draft.over(entry), None) for entry in read_requests(asked.requests)]
         bases = [base if "prompt" in base.values else base.with_value("prompt", example()) for base in bases]
     else:
-        base = _seeded(flags.over(remembered.draft if remembered else Draft()), random.randrange(SEEDS))
-        prompts = args.prompt or [base.values["prompt"] if "prompt" in base.values else example()]
+        base = _seeded(asked.draft.over(base), random.randrange(SEEDS))
+        prompts = asked.prompts or [base.values["prompt"] if "prompt" in base.values else example()]
         bases = [base.with_value("prompt", prompt) for prompt in prompts]
-    if args.composer:
-        methods = [parse_composer(text) for text in args.composer]
+    if asked.composers:
+        methods = [parse_composer(text) for text in asked.composers]
         check_count(len(bases) * len(methods), "prompts x methods")
         bases = [base.with_value("composer", method) for base in bases for method in methods]
-    total = len(bases) * check_count(args.count, "--count")
+    total = len(bases) * check_count(asked.count, "--count")
     if total > MOST_PICTURES:
         raise RequestError(
             f"prompts x methods x --count come to {total} pictures, more than {MOST_PICTURES}; ask for fewer, or use "
             "lora-studio batch"
         )
-    return [draft for base in bases for draft in _counted(base, args.count)]
+    return [draft for base in bases for draft in _counted(base, asked.count)]
 
 
 def _seeded(draft: Draft, shared: int | None) -> Draft:
@@ -119,43 +111,3 @@ def first_example(model: str, entry: Entry | None) -> str:
     if card is None or not card.examples:
         raise RequestError(f"{model} brings no example of its own; say what to draw with --prompt")
     return card.examples[0]
-
-
-def is_repeat(args: Namespace) -> bool:
-    """Whether `--from` renders the picture as it was, so that the two can be compared."""
-    asked = flag_draft(args)
-    again = replace(asked, init_image=None)
-    return not (again.said() or args.prompt or args.composer or args.model or args.vae) and args.count == 1
-
-
-def remembered_model(remembered: Remembered, home: Home, say: Callable[[str], None]) -> str:
-    """The model a picture was made with, by name, else by hash. Raises ModelError."""
-    names: Sequence[str] = [remembered.model, str(remembered.record.get("model_source", ""))]
-    for name in filter(None, dict.fromkeys(names)):
-        try:
-            home.find_model(name)
-            return name
-        except ModelError:
-            continue
-    wanted = remembered.model_hash.lower()
-    if wanted:
-        say(
-            f"model {remembered.model!r} is not here under that name; comparing the hashes of those that are …"
-        )
-        for entry in home.models():
-            if _model_hash(entry, home) == wanted[:10]:
-                say(f"model {remembered.model!r} was found by its hash: it is called {entry.name!r} here")
-                return str(entry.path)
-    called = f"{remembered.model!r}" + (f" (hash {wanted})" if wanted else "")
-    raise ModelError(
-        f"the model {called} of this picture is not here; put it into {home.path / 'models'}, name its folder with "
-        "--model-dir, or take another one with --model"
-    )
-
-
-def _model_hash(entry: Entry, home: Home) -> str:
-    try:
-        files = folder_files(entry.path, torch.float32) if entry.path.is_dir() else [entry.path]
-        return short_hash(files, home.hashes)
-    except (ModelError, OSError):
-        return ""

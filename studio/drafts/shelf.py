@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 from composers.plan import Use
-from pipelines import StudioPipeline
+from pipelines import Request, StudioPipeline
 from pipelines.adapters import LoadReport, inspect_file
 from pipelines.errors import AdapterFileError, PromptError
 from pipelines.home import Entry, Home
 from pipelines.text.tags import take_tags
-from studio.drafts.draft import Wanted
+from studio.drafts.draft import Draft, Wanted, placed
 from studio.library.hashes import find_adapter, is_adapter
 
 
@@ -185,6 +185,17 @@ class Shelf:
         entries = {entry.path: entry for entry in self._listed()}
         path = find_adapter(entries, known.digest, known.size)
         return None if path is None else entries[path]
+
+
+def requests_of(drafts: Sequence[Draft], shelf: Shelf) -> list[Request]:
+    """All requests, or an error that names every adapter that cannot be found."""
+    missing: dict[str, None] = {}
+    for draft in drafts:
+        for error in shelf.missing(draft.wanted, draft.values.get("prompt")):
+            missing[str(placed(error, draft.where))] = None
+    if missing:
+        raise AdapterFileError("\n".join(missing))
+    return [draft.build(shelf.use, shelf.read_tags) for draft in drafts]
 
 
 def _after_name(source: str) -> str:

@@ -25,6 +25,7 @@ from pipelines.faults import forget_tensors, own_error
 from studio.drafts.draft import placed
 from studio.pictures.files import write_whole
 from studio.pictures.metadata import Setup, save_picture
+from studio.terminal.exits import INTERRUPTED, OK, SOME_FAILED
 from studio.terminal.interruption import noted
 from studio.terminal.progress import Teller
 
@@ -70,7 +71,7 @@ class Outcome:
 
     @property
     def code(self) -> int:
-        return 130 if self.interrupted else 1 if self.failed else 0
+        return INTERRUPTED if self.interrupted else SOME_FAILED if self.failed else OK
 
 
 class Drive:

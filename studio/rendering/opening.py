@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -46,24 +45,6 @@ class Opening:
     compile: bool = False
     attention: AttentionChoice = "auto"
     kernels: bool = False
-
-
-def opening_of(args: Namespace) -> Opening:
-    """How the flags say to open models."""
-    return Opening(
-        args.model,
-        args.device,
-        args.dtype,
-        args.vae,
-        args.lowvram,
-        args.row_limit,
-        args.lora_ram,
-        args.lora_vram,
-        graphs=not args.no_graphs,
-        compile=args.compile,
-        attention=args.attention,
-        kernels=args.kernels,
-    )
 
 
 def model_name(opening: Opening, home: Home) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -53,6 +53,23 @@ class Teller:
         )
         with bar:
             yield Counter(self, bar, steps, pictures, slow=slow)
+
+    @contextmanager
+    def training(self, steps: int) -> Iterator[Callable[[int, float], None]]:
+        """A bar over the steps of a training run; to be told the step that is done, and its loss."""
+        bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[loss]}"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=self.console,
+            transient=True,
+            disable=self.quiet or not self.console.is_terminal,
+        )
+        task = bar.add_task("training", total=steps, loss="")
+        with bar:
+            yield lambda step, loss: bar.update(task, completed=step, loss=f"loss {loss:.4f}")
 
 
 class Counter:

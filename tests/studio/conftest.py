@@ -43,7 +43,7 @@ def loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return _opened[key]
 
     monkeypatch.setattr("studio.batch.run.open_pipeline", shared)
-    monkeypatch.setattr("studio.render.open_pipeline", shared)
+    monkeypatch.setattr("studio.rendering.opening.open_pipeline", shared)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from pipelines.assets import embedded_loras
 from pipelines.engine.residency.limits import Limits
 from pipelines.errors import SetupError
 from pipelines.home import Home
-from studio import doctor
+from studio.commands import doctor
 from studio.pictures.metadata import read_picture
 from studio.rendering.opening import Opening, open_pipeline, pick_device, pick_dtype
 from studio.terminal.progress import Teller, duration
@@ -158,12 +158,12 @@ def test_the_doctor_names_what_is_wrong(
     home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, sdxl_folder: Path
 ) -> None:
     monkeypatch.setattr(doctor, "_test_picture", lambda home, problems: None)
-    assert doctor.run(Home.resolve()) == 0
+    assert doctor.run(None, Home.resolve(), Teller()) == 0
     out = capsys.readouterr().out
     assert all(word in out for word in ("python", "torch", "device", str(home), "all is well"))
     home.mkdir()
     (home / "config.toml").write_text("[folders]\nloras = ['/nowhere']")
-    assert doctor.run(Home.resolve()) == 1
+    assert doctor.run(None, Home.resolve(), Teller()) == 1
     assert "/nowhere does not exist" in capsys.readouterr().out
 
 

@@ -1,13 +1,13 @@
-"""`lora-studio advise`: which method and strength suit one mix, measured on that mix."""
+"""Which method and strength suit one mix, measured on that mix: what `lora-studio advise` does."""
 
 from __future__ import annotations
 
 import json
-from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,20 +16,21 @@ from pipelines.errors import RequestError
 from pipelines.home import Home
 from studio.batch.values import numbers
 from studio.bench.quality.cells import Plan
-from studio.bench.quality.command import open_eyes, overrides, score, settled
 from studio.bench.quality.drawing import draw, drawn
 from studio.bench.quality.elements import Composition
 from studio.bench.quality.measures import NAMES, Scored
 from studio.bench.quality.methods import read_method
+from studio.bench.quality.order import open_eyes, score, settled
 from studio.bench.quality.results import SHALLOW
 from studio.bench.quality.sets import Suite, library_suite
 from studio.bench.quality.statistics import DRAWS, value_of
-from studio.drafts.flags import parse_lora
+from studio.drafts.draft import Wanted
 from studio.grid.axes import Axis
 from studio.grid.grid import ONE, Cell, Grid
 from studio.grid.sheet import draw_sheet
 from studio.pictures.files import write_whole
-from studio.rendering.opening import model_name, opening_of
+from studio.rendering.opening import Opening, model_name
+from studio.terminal.exits import INTERRUPTED
 from studio.terminal.progress import Teller
 
 STRENGTHS = {"merge": (1.0, 0.8, 0.6)}
@@ -50,35 +51,54 @@ class Rank:
     work: float
 
 
-def run(args: Namespace, home: Home, teller: Teller) -> int:
+@dataclass(frozen=True)
+class Question:
+    """The mix that advice is asked for.
+
+    prompt: None is the trigger words. seeds: as in "1-4". methods: () is the standard ones. overrides: job fields
+    that hold for every picture. clip: an open_clip model, "none", or None for the one that suits. out: None is the
+    day's folder.
+    """
+
+    opening: Opening
+    mix: tuple[Wanted, ...]
+    prompt: str | None
+    seeds: str
+    methods: tuple[str, ...]
+    overrides: Mapping[str, Any]
+    clip: str | None
+    out: Path | None
+    as_json: bool = False
+
+
+def run(question: Question, home: Home, teller: Teller) -> int:
     """The exit code: 0 all done, 1 some pictures failed, 130 interrupted. Raises StudioError for bad input."""
-    opening = opening_of(args)
-    suite = _suite(args, home, model_name(opening, home))
-    opening = settled(opening, suite, home)
+    suite = _suite(question, home, model_name(question.opening, home))
+    opening = settled(question.opening, suite, home)
     composition = Composition(suite.elements)
-    asked = [read_method(text) for text in args.method or standard_methods()]
+    asked = [read_method(text) for text in question.methods or standard_methods()]
     plan = Plan(
         suite=suite,
         compositions=(composition,),
         methods=tuple(method for method in asked if method.suits(composition)),
-        seeds=tuple(int(seed) for seed in numbers(args.seeds, whole=True)),
-        prompt=args.prompt,
+        seeds=tuple(int(seed) for seed in numbers(question.seeds, whole=True)),
+        prompt=question.prompt,
     )
     if not plan.methods:
         raise RequestError(f"no method takes {composition.size} LoRAs; give others with --method")
-    out = Path(args.out).expanduser() if args.out else home.outputs / date.today().isoformat() / "advice"
-    eyes = open_eyes(args.clip, opening, home, plan)
+    out = question.out or home.outputs / date.today().isoformat() / "advice"
+    eyes = open_eyes(question.clip, opening, home, plan)
     if eyes.world is None and eyes.clip is None:
         raise RequestError(
             "--clip none leaves nothing to score this model's pictures by; name an open_clip model"
         )
     cells = [*plan.singles, *plan.cells]
     code = draw(plan, cells, out, opening, home, teller)
-    if code == 130:
+    if code == INTERRUPTED:
         return code
     scored = [one for one in score(plan, drawn(plan, cells, out), eyes, teller) if one.shot is not None]
     ranking = rank(scored)
-    print(json.dumps([asdict(one) for one in ranking], indent=1) if args.json else as_text(ranking))
+    print(json.dumps([asdict(one) for one in ranking], indent=1) if question.as_json else as_text(ranking))
     print(write_sheet(ranking, scored, plan, out))
     return code
 
@@ -93,8 +113,8 @@ def standard_methods() -> list[str]:
     ]
 
 
-def _suite(args: Namespace, home: Home, model: str) -> Suite:
-    wanted = [parse_lora(text) for text in args.lora]
+def _suite(question: Question, home: Home, model: str) -> Suite:
+    wanted = question.mix
     if len(wanted) < 2:
         raise RequestError(
             "give two or more LoRAs, as in --lora fox --lora hat; one alone has no method to choose"
@@ -107,7 +127,7 @@ def _suite(args: Namespace, home: Home, model: str) -> Suite:
     ]
     if len({one.casefold() for one in by_path}) < len(wanted):
         raise RequestError("a LoRA stands twice in --lora; give it one strength")
-    return replace(suite, name=" + ".join(by_path), elements=tuple(elements), settings=overrides(args))
+    return replace(suite, name=" + ".join(by_path), elements=tuple(elements), settings=question.overrides)
 
 
 def rank(scored: Sequence[Scored]) -> list[Rank]:

@@ -14,8 +14,8 @@ from typing import Any
 
 from pipelines.errors import SetupError
 from pipelines.home import Home
-from studio.batch.command import render
 from studio.batch.manifest import MANIFEST, is_whole
+from studio.batch.progress import render
 from studio.batch.run import Batch, Order
 from studio.bench.quality.cells import Cell, Plan
 from studio.pictures.files import write_whole

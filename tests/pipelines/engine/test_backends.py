@@ -10,7 +10,7 @@ import torch
 
 from pipelines import Request, StudioPipeline
 from pipelines.engine.backends import AttentionChoice
-from studio.cli import ATTENTION
+from studio.commands.flags import ATTENTION
 
 from ..lanes import relative
 

@@ -20,7 +20,7 @@ from studio import cli
 from studio.bench.speed import gates, targets
 from studio.bench.speed.bed import Bed, Inputs, load_unet
 from studio.bench.speed.changes import Changes, random_changes
-from studio.bench.speed.command import every_axis_in_turn
+from studio.bench.speed.order import every_axis_in_turn
 from studio.bench.speed.ours import Ours
 from studio.bench.speed.profile import kind_of, profiled
 from studio.bench.speed.rivals import Base

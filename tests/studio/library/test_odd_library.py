@@ -15,11 +15,12 @@ from safetensors.torch import save_file
 
 from pipelines.errors import AdapterError, AdapterFileError, SetupError
 from pipelines.home import Home, answers
-from studio import doctor
+from studio.commands import doctor
 from studio.library import scan
 from studio.library.fit import fit_of
 from studio.library.hashes import is_adapter, short_hash
 from studio.library.scan import Library
+from studio.terminal.progress import Teller
 
 from ...pipelines.folders import ODD, dead, in_time
 from ..conftest import Run
@@ -196,5 +197,5 @@ def test_the_doctor_tells_what_does_not_answer(
 ) -> None:
     monkeypatch.setattr(doctor, "_test_picture", lambda home, problems: None)
     with dead(share):
-        assert in_time(lambda: doctor.run(own)) == 1
+        assert in_time(lambda: doctor.run(None, own, Teller())) == 1
     assert f"the folder {share} does not answer; see to its drive or network" in capsys.readouterr().out

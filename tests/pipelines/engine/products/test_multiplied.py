@@ -22,7 +22,7 @@ from pipelines.engine.products import multiplied
 from pipelines.engine.reference import merged
 from pipelines.engine.residency.bank import FormChoice
 from pipelines.model import Model
-from studio.plan_command import spell
+from studio.commands.plan import spell
 
 from ...lanes import assert_within_own_noise, relative, row_of, unet_inputs
 from ..test_stages import call, staged

@@ -2,39 +2,71 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from argparse import Namespace
-from dataclasses import asdict
+from argparse import ArgumentParser, Namespace
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
-from pipelines.engine.planner import CallPlan, Rates
-from pipelines.home import Home
-from studio.drafts.flags import ask, first_example
-from studio.drafts.shelf import Shelf
-from studio.render import requests_of
-from studio.rendering.opening import model_name, open_pipeline, opening_of
-from studio.terminal.progress import Teller
+from studio.commands import flags
+from studio.commands.flags import Command
+from studio.terminal.exits import OK
+
+if TYPE_CHECKING:
+    from pipelines.engine.planner import CallPlan, Rates
+    from pipelines.home import Home
+    from studio.drafts.flags import Asked
+    from studio.rendering.opening import Opening
+    from studio.terminal.progress import Teller
 
 
-def run(args: Namespace, home: Home, teller: Teller) -> int:
+@dataclass(frozen=True)
+class Plan:
+    """The pictures whose calls are planned, and the model that would draw them."""
+
+    asked: Asked
+    opening: Opening
+    as_json: bool = False
+
+
+def add(command: ArgumentParser) -> None:
+    """The flags of `render`, but for its output."""
+    flags.picture_flags(command)
+    flags.source_flags(command)
+    flags.machine_flags(command)
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def read(args: Namespace) -> Plan:
+    """Raises RequestError."""
+    asked = dataclasses.replace(flags.read_asked(args), requests=flags.path(args.requests))
+    return Plan(asked, flags.read_opening(args), args.json)
+
+
+def run(values: Plan, home: Home, teller: Teller) -> int:
     """Prints the plan; the exit code is 0. Raises StudioError."""
-    opening = opening_of(args)
-    name = model_name(opening, home)
+    from studio.drafts.draft import Draft
+    from studio.drafts.flags import drafts_of, first_example
+    from studio.drafts.shelf import Shelf, requests_of
+    from studio.rendering.opening import model_name, open_pipeline
+
+    name = model_name(values.opening, home)
     entry = home.find_model(name)
-    drafts = ask(args, None, lambda: first_example(name, entry))
+    drafts = drafts_of(values.asked, Draft(), lambda: first_example(name, entry))
     shelf = Shelf(home, entry.name if entry else None, say=teller.say)
     requests = requests_of(drafts, shelf)
     with teller.waiting(f"loading {name} …"):
-        pipe = open_pipeline(opening, home, teller.say)
+        pipe = open_pipeline(values.opening, home, teller.say)
         shelf.load(pipe)
     rates = pipe.calibrate()
     plans = pipe.plan(requests)
-    if args.json:
+    if values.as_json:
         print(json.dumps({"rates": asdict(rates), "calls": [asdict(plan) for plan in plans]}, indent=2))
-        return 0
+        return OK
     print(spell_rates(rates))
     for plan in plans:
         print(spell(plan))
-    return 0
+    return OK
 
 
 def spell_rates(rates: Rates) -> str:
@@ -64,3 +96,16 @@ def spell(plan: CallPlan) -> str:
                 f"{1000 * each.once:10.2f}{each.bytes / 2**20:9.1f}{chosen}"
             )
     return "\n".join(lines)
+
+
+COMMANDS = (
+    Command(
+        "plan",
+        place=20,
+        help="say how the engine would run a mix on this device",
+        description="What each form of the adapters' products would add to a step, and which one is taken.",
+        add=add,
+        read=read,
+        run=run,
+    ),
+)

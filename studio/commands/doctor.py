@@ -6,23 +6,26 @@ import os
 import platform
 import sys
 import time
+from typing import TYPE_CHECKING
 
-import torch
+from composers import StudioError
+from studio.commands.flags import Command
+from studio.terminal.exits import OK, SOME_FAILED
 
-from pipelines import Request, StudioError
-from pipelines.assets import embedded_models
-from pipelines.checkpoints.weights import free_memory
-from pipelines.home import Home
-from pipelines.home.answers import is_silent
-from pipelines.home.files import is_folder
-from pipelines.record import device_name, versions
-from studio.rendering.opening import BUILT_IN, Opening, open_pipeline, pick_device
+if TYPE_CHECKING:
+    from pipelines.home import Home
+    from studio.terminal.progress import Teller
 
 STEPS = 4
 
 
-def run(home: Home) -> int:
-    """Prints what was found; 0 where all is well, 1 where something is not."""
+def run(values: None, home: Home, teller: Teller) -> int:
+    """The exit code: 0 where all is well, 1 where something is not."""
+    return SOME_FAILED if problems_of(home) else OK
+
+
+def problems_of(home: Home) -> list[str]:
+    """What is to be mended. Prints all that was found."""
     problems: list[str] = []
     _versions()
     _device(home, problems)
@@ -31,16 +34,24 @@ def run(home: Home) -> int:
     for problem in problems:
         print(f"{'PROBLEM':<13} {problem}")
     print("all is well" if not problems else f"{len(problems)} to mend")
-    return 1 if problems else 0
+    return problems
 
 
 def _versions() -> None:
+    from pipelines.record import versions
+
     print(f"{'python':<13} {platform.python_version()} ({sys.platform}, {platform.machine()})")
     for name, version in versions():
         print(f"{name:<13} {version}")
 
 
 def _device(home: Home, problems: list[str]) -> None:
+    import torch
+
+    from pipelines.checkpoints.weights import free_memory
+    from pipelines.record import device_name
+    from studio.rendering.opening import pick_device
+
     print(f"{'memory':<13} {free_memory() / 2**30:.1f} GiB free")
     try:
         device = pick_device(home.settings.device or "auto")
@@ -54,6 +65,9 @@ def _device(home: Home, problems: list[str]) -> None:
 
 
 def _folders(home: Home, problems: list[str]) -> None:
+    from pipelines.home.answers import is_silent
+    from pipelines.home.files import is_folder
+
     there = "" if home.path.is_dir() else " (not there yet; made when something is written)"
     print(f"{'home':<13} {home.path}{there}")
     writable = next(folder for folder in (home.path, *home.path.parents) if folder.exists())
@@ -82,6 +96,10 @@ def _gib(size: int) -> str:
 
 def _test_picture(home: Home, problems: list[str]) -> None:
     """The built-in model draws one small picture, which is thrown away."""
+    from pipelines import Request
+    from pipelines.assets import embedded_models
+    from studio.rendering.opening import BUILT_IN, Opening, open_pipeline
+
     if BUILT_IN not in [model.name for model in embedded_models()]:
         problems.append(f"the built-in model {BUILT_IN} is missing; install lora-studio again")
         return
@@ -99,3 +117,16 @@ def _test_picture(home: Home, problems: list[str]) -> None:
     if all(low == high for low, high in image.getextrema()):
         problems.append("the test picture is of one colour only; the device or the installation is faulty")
     print(f"{'test':<13} {STEPS} steps in {seconds:.1f} s, model loaded in {loaded - began:.1f} s")
+
+
+COMMANDS = (
+    Command(
+        "doctor",
+        place=100,
+        help="check device, versions, folders; draw a test picture",
+        abbreviations=True,
+        add=lambda command: None,
+        read=lambda args: None,
+        run=run,
+    ),
+)

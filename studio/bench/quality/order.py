@@ -1,11 +1,10 @@
-"""`lora-studio bench quality`: a test set by every method, drawn, scored, and reported."""
+"""What `lora-studio bench quality` is asked for, and its run: a test set by every method, drawn, scored, reported."""
 
 from __future__ import annotations
 
 import re
-from argparse import Namespace
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,8 @@ from studio.bench.quality.references import shipped_references
 from studio.bench.quality.results import as_json, as_text, rows_of
 from studio.bench.quality.sets import Suite, library_suite, read_suite, set_file
 from studio.pictures.files import write_whole
-from studio.rendering.opening import BUILT_IN, Opening, model_name, opening_of, pick_device
+from studio.rendering.opening import BUILT_IN, Opening, model_name, pick_device
+from studio.terminal.exits import INTERRUPTED
 from studio.terminal.progress import Teller
 
 CLIP = "ViT-B-16:openai"
@@ -36,43 +36,70 @@ CLIP = "ViT-B-16:openai"
 PART = re.compile(r"(?P<number>[1-9]\d*)/(?P<count>[1-9]\d*)")
 
 
-def run(args: Namespace, home: Home, teller: Teller) -> int:
+@dataclass(frozen=True)
+class Order:
+    """What to compare.
+
+    set: a YAML file or a set that ships; None is the library, of which `loras` picks some (() is all that fit).
+    sizes: LoRAs in a mix. only_kinds: of compositions; () is all. limit: compositions of each size and kind.
+    seeds: as in "1-3". methods: () is the standard ones. overrides: job fields that hold for every picture.
+    part: "2/8" draws that part alone and scores nothing. judge: an endpoint that compares pairs. clip: an open_clip
+    model, "none", or None for the one that suits. out: None is the day's folder.
+    """
+
+    opening: Opening
+    set: str | None
+    loras: tuple[str, ...]
+    sizes: tuple[int, ...]
+    only_kinds: tuple[str, ...]
+    limit: int | None
+    seeds: str
+    methods: tuple[str, ...]
+    overrides: Mapping[str, Any]
+    part: str | None
+    judge: str | None
+    judge_model: str | None
+    judge_pairs: int
+    clip: str | None
+    out: Path | None
+
+
+def run(order: Order, home: Home, teller: Teller) -> int:
     """The exit code: 0 all done, 1 some pictures failed, 130 interrupted. Raises StudioError for bad input."""
-    opening = opening_of(args)
-    suite = asked_suite(args, home, opening)
-    opening = settled(opening, suite, home)
-    out = Path(args.out).expanduser() if args.out else home.outputs / date.today().isoformat() / "quality"
+    suite = _suite(order, home)
+    opening = settled(order.opening, suite, home)
+    out = order.out or home.outputs / date.today().isoformat() / "quality"
     plan = Plan(
-        suite=replace(suite, settings={**suite.settings, **overrides(args)}),
-        compositions=tuple(_compositions(args, suite)),
-        methods=tuple(_methods(args, suite)),
-        seeds=tuple(int(seed) for seed in numbers(args.seeds, whole=True)),
+        suite=replace(suite, settings={**suite.settings, **order.overrides}),
+        compositions=tuple(_compositions(order, suite)),
+        methods=tuple(_methods(order, suite)),
+        seeds=tuple(int(seed) for seed in numbers(order.seeds, whole=True)),
     )
-    judge = endpoint(args.judge, args.judge_model) if args.judge else None
+    judge = endpoint(order.judge, order.judge_model) if order.judge else None
     cells = [*plan.singles, *plan.cells]
     _tell(plan, cells, teller)
-    if args.part is not None:
-        number, count = _part(args.part)
+    if order.part is not None:
+        number, count = _part(order.part)
         name = f"{number}-of-{count}"
         return draw(plan, part_of(cells, number, count), out, opening, home, teller, part=name)
     code = draw(plan, cells, out, opening, home, teller)
-    if code == 130:
+    if code == INTERRUPTED:
         return code
     shots = drawn(plan, cells, out)
-    eyes = open_eyes(args.clip, opening, home, plan)
+    eyes = open_eyes(order.clip, opening, home, plan)
     scored = score(plan, shots, eyes, teller)
-    judged = [] if judge is None else judge_all(judge, shots, plan.cells, BASELINE, args.judge_pairs)
+    judged = [] if judge is None else judge_all(judge, shots, plan.cells, BASELINE, order.judge_pairs)
     report(plan, scored, eyes, judged, out, teller)
     return code
 
 
-def asked_suite(args: Namespace, home: Home, opening: Opening) -> Suite:
+def _suite(order: Order, home: Home) -> Suite:
     """The set of --set, else the library's."""
-    if args.set is not None:
-        if args.lora:
+    if order.set is not None:
+        if order.loras:
             raise RequestError("give either --set or --lora; a set names its own LoRAs")
-        return read_suite(set_file(args.set), home, opening.source)
-    return library_suite(home, model_name(opening, home), args.lora)
+        return read_suite(set_file(order.set), home, order.opening.source)
+    return library_suite(home, model_name(order.opening, home), order.loras)
 
 
 def settled(opening: Opening, suite: Suite, home: Home) -> Opening:
@@ -159,39 +186,26 @@ def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-# -- flags -----------------------------------------------------------------------------------------------
+# -- what is asked for -----------------------------------------------------------------------------------
 
 
-def _compositions(args: Namespace, suite: Suite) -> list[Composition]:
-    found = suite.compositions(args.k, args.limit)
-    if args.only_kinds:
-        found = [one for one in found if one.kind in args.only_kinds]
+def _compositions(order: Order, suite: Suite) -> list[Composition]:
+    found = suite.compositions(order.sizes, order.limit)
+    if order.only_kinds:
+        found = [one for one in found if one.kind in order.only_kinds]
     if not found:
-        sizes = ", ".join(map(str, args.k))
+        sizes = ", ".join(map(str, order.sizes))
         raise RequestError(f"{suite.name} makes no composition of {sizes} LoRAs; give other sizes with --k")
     return found
 
 
-def _methods(args: Namespace, suite: Suite) -> list[Method]:
-    if not args.method:
+def _methods(order: Order, suite: Suite) -> list[Method]:
+    if not order.methods:
         return default_methods(suite.kinds)
-    found = list(dict.fromkeys(read_method(text) for text in args.method))
+    found = list(dict.fromkeys(read_method(text) for text in order.methods))
     if all(method.label != BASELINE for method in found):
         found.insert(0, read_method(BASELINE))  # what the others are compared with
     return found
-
-
-def overrides(args: Namespace) -> dict[str, Any]:
-    """Job fields that the flags fix for every picture."""
-    given = {
-        "steps": args.steps,
-        "guidance_scale": args.guidance,
-        "scheduler": args.scheduler,
-        "width": args.width,
-        "height": args.height,
-        "negative_prompt": args.negative,
-    }
-    return {name: value for name, value in given.items() if value is not None}
 
 
 def _part(text: str) -> tuple[int, int]:

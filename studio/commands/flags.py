@@ -1,0 +1,298 @@
+"""What commands are, and the flags that several of them share, with the readers that turn these into values."""
+
+from __future__ import annotations
+
+import argparse
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
+
+from studio.terminal.exits import BAD_INPUT
+
+if TYPE_CHECKING:
+    from pipelines.home import Home
+    from studio.drafts.flags import Asked
+    from studio.rendering.opening import Opening
+    from studio.terminal.progress import Teller
+
+V = TypeVar("V")
+ATTENTION = ("auto", "cudnn", "flash", "efficient", "math")
+"""torch's attention kernels, by their names here."""
+
+
+@dataclass(frozen=True)
+class Command(Generic[V]):
+    """A command of the program.
+
+    name: two words for one of a group, as in "bench speed". add: gives a parser its flags. read: makes the command's
+    values of the flags; nothing further in sees the flags themselves. run: does the work; its exit code.
+    place: among the commands that --help lists. abbreviations: whether flags may be cut short.
+    `read` and `run` raise StudioError for bad input.
+    """
+
+    name: str
+    help: str
+    add: Callable[[ArgumentParser], None]
+    read: Callable[[Namespace], V]
+    run: Callable[[V, Home, Teller], int]
+    place: int = 1000
+    description: str | None = None
+    epilog: str | None = None
+    abbreviations: bool = False
+
+
+@dataclass(frozen=True)
+class Group:
+    """A command that has commands of its own: those named after it."""
+
+    name: str
+    help: str
+    description: str
+    place: int = 1000
+
+
+class Parser(ArgumentParser):
+    """argparse's, without the page of usage before every message."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"error: {message} ({self.prog} --help lists all there is)\n")
+
+
+# -- folders ---------------------------------------------------------------------------------------------
+
+
+def folder_flags() -> Parser:
+    """Where things lie: the flags of every command."""
+    flags = Parser(add_help=False)
+    group = flags.add_argument_group("folders")
+    group.add_argument("--home", metavar="DIR", help="your folder for models, LoRAs and pictures")
+    group.add_argument(
+        "--model-dir", metavar="DIR", action="append", default=[], help="look for models here too"
+    )
+    group.add_argument(
+        "--lora-dir", metavar="DIR", action="append", default=[], help="look for LoRAs here too"
+    )
+    return flags
+
+
+def path(text: str | None) -> Path | None:
+    """The path that a flag names, if it was given."""
+    return None if text is None else Path(text).expanduser()
+
+
+# -- pictures --------------------------------------------------------------------------------------------
+
+
+def picture_flags(command: ArgumentParser) -> None:
+    """What a picture is, and its mix: as `render` takes them."""
+    group = command.add_argument_group("the picture (what is not said comes from the model)")
+    group.add_argument(
+        "--prompt", "-p", action="append", metavar="TEXT", help="what to draw; several draw several"
+    )
+    group.add_argument("--negative", "--negative-prompt", metavar="TEXT", help="what to keep out")
+    group.add_argument("--seed", type=int, metavar="N", help="drawn at random otherwise")
+    group.add_argument(
+        "-n", "--count", type=whole_number, default=1, metavar="N", help="pictures per prompt, seeds rising"
+    )
+    group.add_argument("--steps", type=int, metavar="N")
+    group.add_argument("--guidance", "--cfg-scale", type=float, metavar="X", help="1 or less means none")
+    group.add_argument("--guidance-rescale", type=float, metavar="X", help="0 … 1")
+    group.add_argument(
+        "--scheduler", "--sampler", metavar="NAME", help="as in A1111: Euler, DPM++ 2M Karras, …"
+    )
+    group.add_argument("--size", type=size, metavar="WxH", help="pixels, as in 1024x768")
+    group.add_argument("--width", type=int, metavar="W")
+    group.add_argument("--height", type=int, metavar="H")
+    group.add_argument("--clip-skip", type=int, metavar="N", help="text-encoder layers to skip")
+    group.add_argument("--reuse", type=int, metavar="N", help="deep features are remade every N-th step only")
+    group.add_argument("--cut", metavar="CUT", help="where the reused features end: deep or published")
+    group.add_argument("--init-image", metavar="FILE", help="start from this picture")
+    group.add_argument("--strength", type=float, metavar="X", help="how far from it: 0 … 1 (default 0.8)")
+    _mix_flags(command)
+
+
+def _mix_flags(command: ArgumentParser) -> None:
+    group = command.add_argument_group("the mix")
+    group.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="NAME[=W[:TE]]",
+        help="a LoRA by name or path, its strength, another in the text encoder; may be repeated",
+    )
+    group.add_argument(
+        "--pin",
+        action="append",
+        default=[],
+        metavar="NAME[=W[:TE]]",
+        help="a LoRA that acts in every pass and is no member of the mix: LCM, Lightning, Hyper",
+    )
+    group.add_argument(
+        "--composer",
+        action="append",
+        metavar="METHOD",
+        help="how the LoRAs are combined, as in switch:interval=3 (see below); several draw each",
+    )
+    group.add_argument(
+        "--text-mode",
+        metavar="MODE",
+        help="which LoRAs the text encoder sees: merged (all), first, or per_adapter",
+    )
+
+
+def read_asked(args: Namespace) -> Asked:
+    """Which pictures the flags ask for. Raises RequestError."""
+    from pipelines.errors import RequestError
+    from studio.drafts.draft import Draft
+    from studio.drafts.flags import Asked, wanted_of
+
+    width, height = args.size or (None, None)
+    if args.size and (args.width or args.height):
+        raise RequestError("give either --size or --width and --height")
+    values = {
+        "negative_prompt": args.negative or None,
+        "seed": args.seed,
+        "steps": args.steps,
+        "guidance_scale": args.guidance,
+        "guidance_rescale": args.guidance_rescale,
+        "width": args.width or width,
+        "height": args.height or height,
+        "scheduler": args.scheduler,
+        "strength": args.strength,
+        "clip_skip": args.clip_skip,
+        "reuse": args.reuse,
+        "cut": args.cut,
+        "text_mode": args.text_mode,
+    }
+    given = {name: value for name, value in values.items() if value is not None}
+    return Asked(
+        draft=Draft(given, wanted_of(args.lora, args.pin), path(args.init_image)),
+        prompts=tuple(args.prompt or ()),
+        composers=tuple(args.composer or ()),
+        count=args.count,
+    )
+
+
+def source_flags(command: ArgumentParser) -> None:
+    group = command.add_argument_group("many at once, or again (other flags override)")
+    group.add_argument(
+        "--requests", metavar="FILE", help='a JSON list, as in [{"prompt": "a fox", "seed": 7}]'
+    )
+    group.add_argument(
+        "--from",
+        dest="picture",
+        metavar="PICTURE",
+        help="render a picture again from what it says about itself",
+    )
+
+
+# -- model and device -------------------------------------------------------------------------------------
+
+
+def machine_flags(command: ArgumentParser) -> None:
+    group = command.add_argument_group("model and device")
+    group.add_argument("--model", "-m", metavar="M", help="name, folder, .safetensors file or hub id")
+    group.add_argument("--vae", metavar="VAE", help="another VAE: name, file or folder")
+    group.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:1, mps")
+    group.add_argument("--dtype", metavar="T", help="float32, float16, bfloat16")
+    group.add_argument("--lowvram", action="store_true", help="parts visit the device only while they work")
+    group.add_argument("--row-limit", type=whole_number, metavar="N", help="UNet rows a call may hold")
+    group.add_argument(
+        "--lora-ram", type=gigabytes, metavar="GIB", help="memory for LoRAs (default: a quarter)"
+    )
+    group.add_argument(
+        "--lora-vram", type=gigabytes, metavar="GIB", help="of the device's (default: a quarter)"
+    )
+    group.add_argument("--no-graphs", action="store_true", help="do not record CUDA graphs")
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="torch.compile: some tens of seconds for each size, then faster",
+    )
+    group.add_argument(
+        "--attention",
+        choices=ATTENTION,
+        default="auto",
+        help="torch's attention kernel to take where it can run: auto (torch's choice), cudnn, flash, efficient, math",
+    )
+    group.add_argument(
+        "--kernels",
+        action="store_true",
+        help="let the studio's own Triton kernels compete with torch's products: measured once for each size",
+    )
+
+
+def read_opening(args: Namespace) -> Opening:
+    """How the flags say to open models."""
+    from studio.rendering.opening import Opening
+
+    return Opening(
+        source=args.model,
+        device=args.device,
+        dtype=args.dtype,
+        vae=args.vae,
+        low_memory=args.lowvram,
+        row_limit=args.row_limit,
+        lora_ram=args.lora_ram,
+        lora_vram=args.lora_vram,
+        graphs=not args.no_graphs,
+        compile=args.compile,
+        attention=args.attention,
+        kernels=args.kernels,
+    )
+
+
+def device_flags(command: ArgumentParser) -> None:
+    """For commands that take no more of a model's set-up than this."""
+    command.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:1, mps")
+    command.add_argument("--dtype", metavar="T", help="float32, float16, bfloat16")
+
+
+# -- what is told ----------------------------------------------------------------------------------------
+
+
+def quiet_flag(command: argparse._ActionsContainer, help: str = "no progress, errors only") -> None:
+    command.add_argument("--quiet", "-q", action="store_true", help=help)
+
+
+def telling_flags(command: ArgumentParser) -> None:
+    """How a batch tells of its pictures."""
+    command.add_argument("--json", action="store_true", help="print each outcome as a line of JSON")
+    quiet_flag(command)
+
+
+def naming_flag(command: ArgumentParser) -> None:
+    command.add_argument(
+        "--naming",
+        choices=("peft", "kohya"),
+        default="peft",
+        help="key names: peft (diffusers, the default) or kohya (web UIs)",
+    )
+
+
+# -- kinds of values -------------------------------------------------------------------------------------
+
+
+def whole_number(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number above 0")
+    return int(text)
+
+
+def gigabytes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number of GiB, as in 2.5")
+    return value
+
+
+def size(text: str) -> tuple[int, int]:
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} must be WxH in pixels, as in 512x768")
+    return int(width), int(height)

@@ -1,0 +1,267 @@
+"""`models`, `loras`, `inspect` and `import-paths`: what is there, as a table, as plain text or as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from composers import StudioError
+from studio.commands.flags import Command
+from studio.terminal.exits import BAD_INPUT, OK, SOME_FAILED
+
+if TYPE_CHECKING:
+    from pipelines.adapters import Inspection
+    from pipelines.home import Entry, Home
+    from studio.jobs.job import ModelEntry
+    from studio.library.fit import Fit
+    from studio.terminal.progress import Teller
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """files: LoRAs by path or name, pictures by path."""
+
+    files: tuple[str, ...]
+    as_json: bool = False
+
+
+@dataclass(frozen=True)
+class Models:
+    as_json: bool = False
+
+
+@dataclass(frozen=True)
+class Loras:
+    """model: only those that this one may take."""
+
+    model: str | None = None
+    as_json: bool = False
+
+
+@dataclass(frozen=True)
+class ImportPaths:
+    """path: an extra_model_paths.yaml, or the folder of another program."""
+
+    path: str
+
+
+# -- flags -----------------------------------------------------------------------------------------------
+
+
+def _inspect_flags(command: ArgumentParser) -> None:
+    command.add_argument("files", nargs="+", metavar="FILE", help="a LoRA (path or name) or a picture")
+    _json_flag(command)
+
+
+def _loras_flags(command: ArgumentParser) -> None:
+    command.add_argument("--model", metavar="M", help="only those that this model may take")
+    _json_flag(command)
+
+
+def _paths_flags(command: ArgumentParser) -> None:
+    command.add_argument("path", metavar="PATH", help="an extra_model_paths.yaml, or the program's folder")
+
+
+def _json_flag(command: ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _read_inspect(args: Namespace) -> Inspect:
+    return Inspect(tuple(args.files), args.json)
+
+
+def _read_models(args: Namespace) -> Models:
+    return Models(args.json)
+
+
+def _read_loras(args: Namespace) -> Loras:
+    return Loras(args.model, args.json)
+
+
+def _read_paths(args: Namespace) -> ImportPaths:
+    return ImportPaths(args.path)
+
+
+# -- runs ------------------------------------------------------------------------------------------------
+
+
+def inspect(values: Inspect, home: Home, teller: Teller) -> int:
+    """What each file is; LoRAs by path or name, pictures by path. 1 where some cannot be read, 2 where none can."""
+    seen: list[dict[str, Any]] = []
+    for file in values.files:
+        try:
+            result = _inspected(file, home)
+        except StudioError as error:
+            teller.error(str(error))
+            continue
+        seen.append(result if isinstance(result, dict) else result.to_dict())
+        if not values.as_json:
+            print(_shown(result))
+    if values.as_json:
+        _print_json(seen)
+    failed = len(values.files) - len(seen)
+    return OK if not failed else SOME_FAILED if seen else BAD_INPUT
+
+
+def _inspected(file: str, home: Home) -> Inspection | dict[str, Any]:
+    from pipelines.adapters import inspect_file
+    from pipelines.home.files import exists
+    from studio.drafts.plain import read_json
+    from studio.pictures.metadata import CHUNK, PARAMETERS, read_texts
+
+    path = Path(os.path.expanduser(file))
+    if path.suffix.lower() in PICTURES:
+        texts = read_texts(path)
+        ours = read_json(texts[CHUNK], f"{file}: its {CHUNK!r} text") if CHUNK in texts else None
+        return {"path": str(path), PARAMETERS: texts.get(PARAMETERS), CHUNK: ours}
+    return inspect_file(path if exists(path) else home.find_lora(file).path)
+
+
+def _shown(result: Inspection | dict[str, Any]) -> str:
+    from studio.pictures.metadata import PARAMETERS
+
+    if not isinstance(result, dict):
+        return str(result)
+    said = result[PARAMETERS] or "says nothing about how it was made"
+    return f"{Path(result['path']).name}\n" + "\n".join(f"  {line}" for line in said.splitlines())
+
+
+def models(values: Models, home: Home, teller: Teller) -> int:
+    """Every model: its name, what it is, where it is."""
+    from studio.library.models import list_models
+    from studio.terminal.table import print_table
+
+    rows = [_model(entry) for entry in list_models(home)]
+    _tell_silent(home)
+    if values.as_json:
+        _print_json(rows)
+        return OK
+    columns = {"Name": "name", "Base": "base", "MB": "megabytes", "": "note", "Path": "path"}
+    print_table(columns, rows)
+    if not rows:
+        print(f"no models yet: put them into {home.path / 'models'}, or use --model-dir", file=sys.stderr)
+    return OK
+
+
+def _model(entry: ModelEntry) -> dict[str, Any]:
+    notes = [word for word, true in (("built in", entry.embedded), ("default", entry.default)) if true]
+    return {
+        "name": entry.name,
+        "base": entry.base if entry.usable else f"cannot be used: {entry.base}",
+        "megabytes": round(entry.size / 2**20),
+        "note": ", ".join(notes),
+        "path": str(entry.path),
+    }
+
+
+def loras(values: Loras, home: Home, teller: Teller) -> int:
+    """Every LoRA, or those that a model may take."""
+    from pipelines.home.answers import each
+    from studio.library.fit import fit_of
+    from studio.terminal.table import print_table
+
+    fit = None if values.model is None else fit_of(values.model, home)
+    entries = {entry.path: entry for entry in home.loras()}
+    seen = each(entries, lambda path: _lora(entries[path], fit))
+    rows = [row for path in entries if (row := seen.get(path)) is not None]
+    _tell_silent(home)
+    if values.as_json:
+        _print_json(rows)
+        return OK
+    columns = {"Name": "name", "Weight": "weight", "Words": "triggers", "For": "made_for", "Type": "type"}
+    print_table(columns, rows)
+    if not rows:
+        print(f"no LoRAs found: put them into {home.path / 'loras'}, or use --lora-dir", file=sys.stderr)
+    return OK
+
+
+def _lora(entry: Entry, fit: Fit | None) -> dict[str, Any] | None:
+    """One row; None for a file that does not fit."""
+    from pipelines.adapters import inspect_file
+
+    try:
+        seen = inspect_file(entry.path)
+        if fit is not None and not fit.takes(entry, seen):
+            return None
+    except StudioError as error:
+        nothing: dict[str, Any] = {"weight": None, "triggers": [], "made_for": ""}
+        why = f"cannot be read: {error}"
+        return None if fit else {"name": entry.name, **nothing, "type": why, "path": str(entry.path)}
+    kind = " + ".join(seen.kinds) or "unknown"
+    return {
+        "name": entry.name,
+        "weight": 1.0 if seen.metadata.preferred_weight is None else seen.metadata.preferred_weight,
+        "triggers": list(seen.metadata.triggers),
+        "made_for": entry.model or seen.origin.label,
+        "type": f"{kind}, not applicable: {seen.refused}" if seen.refused else kind,
+        "path": str(entry.path),
+    }
+
+
+def _tell_silent(home: Home) -> None:
+    for folder in home.silent:
+        print(f"the folder {folder} does not answer; what lies in it is left out for now", file=sys.stderr)
+
+
+def import_paths(values: ImportPaths, home: Home, teller: Teller) -> int:
+    """Another program's folders, written into config.toml."""
+    from pipelines.home.foreign_folders import import_paths as read_foreign
+
+    roots = read_foreign(values.path)
+    home = home.add_folders(roots)
+    for kind, folders in zip(("models", "LoRAs", "VAEs"), roots.lists, strict=True):
+        for folder in folders:
+            print(f"{kind:<7} {folder}")
+    print(f"written to {home.path / 'config.toml'}", file=sys.stderr)
+    return OK
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+COMMANDS = (
+    Command(
+        "inspect",
+        place=70,
+        help="say what LoRA files, or pictures, are",
+        abbreviations=True,
+        add=_inspect_flags,
+        read=_read_inspect,
+        run=inspect,
+    ),
+    Command(
+        "models",
+        place=80,
+        help="list the models",
+        abbreviations=True,
+        add=_json_flag,
+        read=_read_models,
+        run=models,
+    ),
+    Command(
+        "loras",
+        place=90,
+        help="list the LoRAs",
+        abbreviations=True,
+        add=_loras_flags,
+        read=_read_loras,
+        run=loras,
+    ),
+    Command(
+        "import-paths",
+        place=110,
+        help="use the folders of ComfyUI, Forge, A1111 or Fooocus too",
+        abbreviations=True,
+        add=_paths_flags,
+        read=_read_paths,
+        run=import_paths,
+    ),
+)
