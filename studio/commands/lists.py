@@ -17,8 +17,8 @@ from studio.terminal.exits import BAD_INPUT, OK, SOME_FAILED
 if TYPE_CHECKING:
     from pipelines.adapters import Inspection
     from pipelines.home import Entry, Home
-    from studio.jobs.job import ModelEntry
     from studio.library.fit import Fit
+    from studio.library.models import ModelEntry
     from studio.terminal.progress import Teller
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")

@@ -4,7 +4,6 @@ from studio.jobs.job import (
     GalleryPicture,
     JobState,
     JobView,
-    ModelEntry,
     ModelState,
     PictureView,
 )
@@ -20,7 +19,6 @@ __all__ = [
     "JobState",
     "JobView",
     "Lesson",
-    "ModelEntry",
     "ModelState",
     "PictureView",
     "TrainingView",

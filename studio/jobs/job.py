@@ -139,19 +139,6 @@ class GalleryPicture:
 
 
 @dataclass(frozen=True)
-class ModelEntry:
-    """A model that can be chosen. base: its family, or why it cannot be used. size: bytes."""
-
-    name: str
-    path: Path
-    base: str
-    usable: bool
-    embedded: bool
-    default: bool
-    size: int
-
-
-@dataclass(frozen=True)
 class ModelState:
     """The model that is loaded, or being loaded.
 

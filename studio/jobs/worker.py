@@ -26,7 +26,7 @@ from studio.jobs.calls import Calls
 from studio.jobs.discretion import without_places
 from studio.jobs.gate import ModelKey, Trust, model_key
 from studio.jobs.inputs import with_kept_input
-from studio.jobs.job import GalleryPicture, Job, JobView, ModelEntry, ModelState
+from studio.jobs.job import GalleryPicture, Job, JobView, ModelState
 from studio.jobs.ledger import Ledger
 from studio.jobs.previews import Previews
 from studio.jobs.queue import LIVE, Task, Work
@@ -35,7 +35,7 @@ from studio.jobs.saving import Saver, live_folder
 from studio.jobs.shelves import Shelves
 from studio.jobs.store import NewPicture, Store
 from studio.jobs.views import gallery_picture, job_view, located, stored
-from studio.library.models import list_models
+from studio.library.models import ModelEntry, list_models
 from studio.library.scan import Library
 from studio.rendering.opening import Opening
 

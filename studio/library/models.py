@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from stat import S_ISDIR
@@ -13,8 +14,20 @@ from pipelines.checkpoints.folders import folder_family
 from pipelines.checkpoints.single_file import examine
 from pipelines.home import Home
 from pipelines.home.answers import each, sign
-from studio.jobs.job import ModelEntry
 from studio.rendering.opening import BUILT_IN
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A model that can be chosen. base: its family, or why it cannot be used. size: bytes."""
+
+    name: str
+    path: Path
+    base: str
+    usable: bool
+    embedded: bool
+    default: bool
+    size: int
 
 
 def list_models(home: Home) -> list[ModelEntry]:

@@ -13,8 +13,8 @@ import gradio as gr
 
 from pipelines.errors import RequestError
 from pipelines.home.settings import Roots
-from studio.jobs import ModelEntry
 from studio.jobs.gate import Trust
+from studio.library.models import ModelEntry
 from studio.web.parts.desk import Desk, plain, told
 
 SMALL = (
