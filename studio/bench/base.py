@@ -2,6 +2,8 @@
 
     python -m studio.bench.base [--model sdxl] [--size 1024 512] [--device cuda] [--profile] [--json FILE]
 
+For developers: it is no command of `lora-studio`.
+
 One denoising step with guidance for several pictures in one call, as a CUDA graph where there are any. Ways:
 
     plain          as the model comes

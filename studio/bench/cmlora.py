@@ -4,6 +4,8 @@
     python -m studio.bench.cmlora seconds [--model …]   whole pictures on this machine, FLOPs counted on the real calls
     python -m studio.bench.cmlora quality [--model …]   how far each refresh mode's latents lie from uncached CMLoRA's
 
+For developers: it is no command of `lora-studio`.
+
 `flops` runs the engine's own full and shallow passes, adapters live, on tensors without data, and multiplies by the
 passes that the schedule of a run holds. `quality` names the default by this rule: the cheapest mode whose difference to
 uncached CMLoRA is not above that of uncached CMLoRA to Composite; if there is none, the closest.

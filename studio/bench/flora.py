@@ -2,6 +2,8 @@
 
     python -m studio.bench.flora [--device cuda] [--layers full] [--json FILE] [--plot FILE]
 
+For developers: it is no command of `lora-studio`.
+
 One layer in -> out, b lanes of l tokens, an adapter of its own for every lane. Ways, timed in turns in one run:
 
     base       x W^T, no adapters

@@ -2,6 +2,8 @@
 
     python -m studio.bench.kernels [--device cuda] [--json FILE]
 
+For developers: it is no command of `lora-studio`.
+
 Shapes are those of 8 pictures with guidance, 16 lanes in 8 groups, with rank 48 (3 adapters of 16) where low-rank parts
 act. A way's time is the median of five replays of a CUDA graph of 20 calls.
 """

@@ -3,6 +3,8 @@ engine, every GPU used, and a killed worker survived.
 
     python -m studio.bench.workers --workers 1 2 --out result.json
 
+For developers: it is no command of `lora-studio`.
+
 Exits 1 where a picture is missing, or differs from the default engine's by more than its precision allows.
 """
 

@@ -1,0 +1,67 @@
+"""`models`, `loras`, `inspect` and `import-paths` as their users call them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from pipelines.home import Home
+
+Run = Callable[..., Any]
+
+
+def test_loras_are_listed(run: Run, loras: Path) -> None:
+    (loras / "fox.json").write_text(json.dumps({"preferred weight": 0.7, "activation text": "red fox, snow"}))
+    (loras / "broken.safetensors").write_text("no adapter")
+    listed = {row["name"]: row for row in json.loads(run("loras", "--json").out)}
+    assert (listed["fox"]["weight"], listed["fox"]["triggers"]) == (0.7, ["red fox", "snow"])
+    assert listed["broken"]["type"].startswith("cannot be read")
+    plain = run("loras").out.splitlines()
+    assert plain[0].split("\t")[:3] == ["Name", "Weight", "Words"]
+    assert "fox\t0.7\tred fox, snow\tunknown\tLoRA" in plain
+
+
+def test_models_are_listed(run: Run, sdxl_folder: Path, home: Path) -> None:
+    rows = json.loads(run("models", "--model-dir", sdxl_folder.parent, "--json").out)
+    row = next(row for row in rows if row["name"] == "random-sdxl")
+    assert (row["base"], row["path"]) == ("Stable Diffusion XL", str(sdxl_folder))
+    assert not home.exists()
+
+
+def test_only_what_a_model_may_take(
+    run: Run, loras: Path, sdxl_folder: Path, sd_folder: Path, make_lora: Callable[..., Path]
+) -> None:
+    shutil.copy(make_lora(sd_folder, "sd", seed=3), loras)
+    save_file({"unet.mid.attn2.to_k.lora_A.weight": torch.zeros(4, 2048)}, loras / "full-size.safetensors")
+    rows = json.loads(run("loras", "--model", sdxl_folder, "--json").out)
+    assert [row["name"] for row in rows] == ["fox", "hat"]
+    assert run("loras", "--model", "nowhere").code == 2
+
+
+def test_inspect_takes_files_names_and_pictures(run: Run, loras: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "plain.png"
+    Image.new("RGB", (8, 8)).save(picture)
+    ran = run("inspect", "fox", loras / "hat.safetensors", picture)
+    assert ran.code == 0
+    assert "fox.safetensors" in ran.out
+    assert "rank 4" in ran.out
+    assert "says nothing about how it was made" in ran.out
+    assert [entry["kinds"] for entry in json.loads(run("inspect", "fox", "--json").out)] == [["LoRA"]]
+    assert run("inspect", "fox", "nowhere").code == 1
+    assert run("inspect", "nowhere").code == 2
+
+
+def test_other_programs_folders_are_taken_over(run: Run, home: Path, tmp_path: Path) -> None:
+    (tmp_path / "webui" / "models" / "Lora").mkdir(parents=True)
+    ran = run("import-paths", tmp_path / "webui")
+    assert ran.code == 0
+    assert str(tmp_path / "webui" / "models" / "Lora") in ran.out
+    assert Home.resolve().roots.loras == (tmp_path / "webui" / "models" / "Lora",)
+    assert run("import-paths", tmp_path / "nowhere").code == 2
