@@ -15,7 +15,6 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from typing import Any
 
-from composers import StudioError
 from studio.commands.flags import Command, Parser
 from studio.commands.registry import add_commands
 from studio.terminal.exits import BAD_INPUT, INTERRUPTED, OK
@@ -48,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command is None:
         print(TRY)
         return OK
+    from composers import StudioError  # which brings all methods along, and help needs none
+
     try:
         return _run(args.chosen, args)
     except StudioError as error:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from studio.commands import flags
@@ -13,6 +11,8 @@ from studio.commands.flags import Command
 from studio.terminal.exits import OK
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pipelines.home import Home
     from studio.batch.run import Order
     from studio.terminal.progress import Teller
@@ -76,6 +76,8 @@ def _cluster_flags(command: ArgumentParser) -> None:
 
 def read(args: Namespace) -> Batch:
     """Raises RequestError and SetupError for flags that do not go together."""
+    from pathlib import Path
+
     from pipelines.errors import RequestError
     from studio.batch.plan import TEMPLATE
     from studio.batch.run import Order
@@ -110,6 +112,8 @@ def read(args: Namespace) -> Batch:
 
 def run(values: Batch, home: Home, teller: Teller) -> int:
     """The exit code: 0 all done, 1 some failed, 130 interrupted. Raises StudioError for bad input (2)."""
+    import json
+
     from studio.batch import run as batches
     from studio.batch.progress import render
     from studio.batch.schema import schema
@@ -126,6 +130,8 @@ def run(values: Batch, home: Home, teller: Teller) -> int:
 
 
 def _folder(text: str) -> Path:
+    from pathlib import Path
+
     from pipelines.errors import SetupError
 
     path = Path(text).expanduser()

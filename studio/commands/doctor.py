@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import platform
 import sys
 import time
 from typing import TYPE_CHECKING
 
-from composers import StudioError
 from studio.commands.flags import Command
 from studio.terminal.exits import OK, SOME_FAILED
 
@@ -38,6 +36,8 @@ def problems_of(home: Home) -> list[str]:
 
 
 def _versions() -> None:
+    import platform
+
     from pipelines.record import versions
 
     print(f"{'python':<13} {platform.python_version()} ({sys.platform}, {platform.machine()})")
@@ -48,6 +48,7 @@ def _versions() -> None:
 def _device(home: Home, problems: list[str]) -> None:
     import torch
 
+    from composers import StudioError
     from pipelines.checkpoints.weights import free_memory
     from pipelines.record import device_name
     from studio.rendering.opening import pick_device
@@ -96,6 +97,7 @@ def _gib(size: int) -> str:
 
 def _test_picture(home: Home, problems: list[str]) -> None:
     """The built-in model draws one small picture, which is thrown away."""
+    from composers import StudioError
     from pipelines import Request
     from pipelines.assets import embedded_models
     from studio.rendering.opening import BUILT_IN, Opening, open_pipeline

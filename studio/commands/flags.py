@@ -6,12 +6,13 @@ import argparse
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from studio.terminal.exits import BAD_INPUT
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pipelines.home import Home
     from studio.drafts.flags import Asked
     from studio.rendering.opening import Opening
@@ -28,7 +29,8 @@ class Command(Generic[V]):
 
     name: two words for one of a group, as in "bench speed". add: gives a parser its flags. read: makes the command's
     values of the flags; nothing further in sees the flags themselves. run: does the work; its exit code.
-    place: among the commands that --help lists. abbreviations: whether flags may be cut short.
+    place: among the commands that --help lists. epilog: made when help is asked for, where that costs.
+    abbreviations: whether flags may be cut short.
     `read` and `run` raise StudioError for bad input.
     """
 
@@ -39,7 +41,7 @@ class Command(Generic[V]):
     run: Callable[[V, Home, Teller], int]
     place: int = 1000
     description: str | None = None
-    epilog: str | None = None
+    epilog: str | Callable[[], str] | None = None
     abbreviations: bool = False
 
 
@@ -54,7 +56,29 @@ class Group:
 
 
 class Parser(ArgumentParser):
-    """argparse's, without the page of usage before every message."""
+    """argparse's, without the page of usage before every message, and in no hurry.
+
+    late_flags, late_epilog: add flags, and make the text below them, when they are asked for.
+    """
+
+    late_flags: tuple[Callable[[ArgumentParser], None], ...] = ()
+    late_epilog: Callable[[], str] | None = None
+
+    def complete(self) -> None:
+        """Adds the flags that are still to come."""
+        late, self.late_flags = self.late_flags, ()
+        for add in late:
+            add(self)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.complete()
+        return super().parse_known_args(args, namespace)
+
+    def format_help(self) -> str:
+        self.complete()
+        if self.late_epilog is not None:
+            self.epilog = self.late_epilog()
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         self.exit(BAD_INPUT, f"error: {message} ({self.prog} --help lists all there is)\n")
@@ -63,10 +87,9 @@ class Parser(ArgumentParser):
 # -- folders ---------------------------------------------------------------------------------------------
 
 
-def folder_flags() -> Parser:
+def folder_flags(command: ArgumentParser) -> None:
     """Where things lie: the flags of every command."""
-    flags = Parser(add_help=False)
-    group = flags.add_argument_group("folders")
+    group = command.add_argument_group("folders")
     group.add_argument("--home", metavar="DIR", help="your folder for models, LoRAs and pictures")
     group.add_argument(
         "--model-dir", metavar="DIR", action="append", default=[], help="look for models here too"
@@ -74,11 +97,12 @@ def folder_flags() -> Parser:
     group.add_argument(
         "--lora-dir", metavar="DIR", action="append", default=[], help="look for LoRAs here too"
     )
-    return flags
 
 
 def path(text: str | None) -> Path | None:
     """The path that a flag names, if it was given."""
+    from pathlib import Path
+
     return None if text is None else Path(text).expanduser()
 
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zlib import crc32
 
-from composers.shown import shown
 from studio.commands import flags
 from studio.commands.flags import Command
 from studio.terminal.exits import INTERRUPTED
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pipelines.home import Home
     from studio.drafts.flags import Asked
     from studio.rendering.opening import Opening
@@ -58,6 +56,7 @@ def add(command: ArgumentParser) -> None:
 
 def read(args: Namespace) -> Grid:
     """Raises RequestError."""
+    from composers.shown import shown
     from pipelines.errors import RequestError
 
     if args.cell is not None and not 1 <= args.cell <= WIDEST_CELL:
@@ -75,6 +74,8 @@ def read(args: Namespace) -> Grid:
 
 def run(values: Grid, home: Home, teller: Teller) -> int:
     """The exit code: 0 all done, 1 some failed, 130 interrupted. Raises StudioError for bad input (2)."""
+    from datetime import date
+
     from pipelines.errors import RequestError
     from studio.batch.progress import render
     from studio.batch.run import Batch, Order
@@ -100,6 +101,8 @@ def run(values: Grid, home: Home, teller: Teller) -> int:
 
 def _fields(values: Grid, home: Home) -> Mapping[str, Any]:
     """The job that all cells share, from the flags."""
+    from zlib import crc32
+
     from pipelines.errors import RequestError
     from studio.batch.prompts import plain_wanted
     from studio.drafts.flags import first_example

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from composers import StudioError
 from studio.commands.flags import Command
 from studio.terminal.exits import BAD_INPUT, OK, SOME_FAILED
 
@@ -94,6 +91,8 @@ def _read_paths(args: Namespace) -> ImportPaths:
 
 def inspect(values: Inspect, home: Home, teller: Teller) -> int:
     """What each file is; LoRAs by path or name, pictures by path. 1 where some cannot be read, 2 where none can."""
+    from composers import StudioError
+
     seen: list[dict[str, Any]] = []
     for file in values.files:
         try:
@@ -111,6 +110,8 @@ def inspect(values: Inspect, home: Home, teller: Teller) -> int:
 
 
 def _inspected(file: str, home: Home) -> Inspection | dict[str, Any]:
+    from pathlib import Path
+
     from pipelines.adapters import inspect_file
     from pipelines.home.files import exists
     from studio.drafts.plain import read_json
@@ -125,6 +126,8 @@ def _inspected(file: str, home: Home) -> Inspection | dict[str, Any]:
 
 
 def _shown(result: Inspection | dict[str, Any]) -> str:
+    from pathlib import Path
+
     from studio.pictures.metadata import PARAMETERS
 
     if not isinstance(result, dict):
@@ -184,6 +187,7 @@ def loras(values: Loras, home: Home, teller: Teller) -> int:
 
 def _lora(entry: Entry, fit: Fit | None) -> dict[str, Any] | None:
     """One row; None for a file that does not fit."""
+    from composers import StudioError
     from pipelines.adapters import inspect_file
 
     try:
@@ -224,6 +228,8 @@ def import_paths(values: ImportPaths, home: Home, teller: Teller) -> int:
 
 
 def _print_json(value: object) -> None:
+    import json
+
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 

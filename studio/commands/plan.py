@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -45,6 +44,8 @@ def read(args: Namespace) -> Plan:
 
 def run(values: Plan, home: Home, teller: Teller) -> int:
     """Prints the plan; the exit code is 0. Raises StudioError."""
+    import json
+
     from studio.drafts.draft import Draft
     from studio.drafts.flags import drafts_of, first_example
     from studio.drafts.shelf import Shelf, requests_of

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studio.commands import flags
@@ -13,6 +11,8 @@ from studio.commands.flags import Command
 from studio.terminal.exits import OK
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pipelines.blora.probe import Pair, Probe
     from pipelines.home import Home
     from studio.rendering.opening import Opening
@@ -85,6 +85,9 @@ def read(args: Namespace) -> ProbeBlocks:
 
 def run(values: ProbeBlocks, home: Home, teller: Teller) -> int:
     """The proposed map on stdout. Raises StudioError for bad input."""
+    import json
+    from pathlib import Path
+
     from pipelines.blora.probe import (
         Settings,
         attention_blocks,

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import RawDescriptionHelpFormatter
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import studio.commands
-from studio.commands.flags import Command, Group, folder_flags
+from studio.commands.flags import Command, Group, Parser, folder_flags
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-SubParsers: TypeAlias = "_SubParsersAction[Any]"
+SubParsers: TypeAlias = "_SubParsersAction[Parser]"
 """Where argparse keeps commands."""
 
 
@@ -27,9 +27,8 @@ def commands() -> tuple[Command[Any] | Group, ...]:
     return tuple(sorted(found, key=lambda each: (each.place, each.name)))
 
 
-def add_commands(top: ArgumentParser) -> None:
+def add_commands(top: Parser) -> None:
     """Gives the program its commands. The parsed flags hold the chosen one as `chosen`."""
-    folders = folder_flags()
     parts = {"": top.add_subparsers(dest="command", metavar="COMMAND")}
     for each in sorted(commands(), key=lambda each: " " in each.name):  # a group before its own
         if isinstance(each, Group):
@@ -38,20 +37,22 @@ def add_commands(top: ArgumentParser) -> None:
             )
             parts[each.name] = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
         else:
-            _add(parts, each, folders)
+            _add(parts, each)
 
 
-def _add(parts: dict[str, SubParsers], command: Command[Any], folders: ArgumentParser) -> None:
+def _add(parts: dict[str, SubParsers], command: Command[Any]) -> None:
     group, _, name = command.name.rpartition(" ")
     parser = parts[group].add_parser(
         name,
         allow_abbrev=command.abbreviations,
-        parents=[folders],
         help=command.help,
         description=command.description,
-        epilog=command.epilog,
     )
-    if command.epilog and "\n" in command.epilog:
+    if callable(command.epilog):
+        parser.late_epilog = command.epilog
+    else:
+        parser.epilog = command.epilog
+    if callable(command.epilog) or "\n" in (command.epilog or ""):
         parser.formatter_class = RawDescriptionHelpFormatter
-    command.add(parser)
+    parser.late_flags = (folder_flags, command.add)
     parser.set_defaults(chosen=command)

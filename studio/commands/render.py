@@ -6,21 +6,19 @@ Everything that can be wrong is found before the model is loaded, or at the late
 from __future__ import annotations
 
 import dataclasses
-import json
-import textwrap
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from datetime import date
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from composers import Composer, Knob, StudioError, methods
 from studio.commands import flags
 from studio.commands.flags import Command
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from composers import Composer, Knob
     from pipelines import Request, StudioPipeline
     from pipelines.adapters import LoadReport
     from pipelines.home import Home
@@ -100,6 +98,10 @@ def read(args: Namespace) -> Render:
 
 def _methods_help() -> str:
     """The methods with their settings, as their classes describe them."""
+    import textwrap
+
+    from composers import methods
+
     lines = ["methods, and their settings with the defaults:"]
     for name, kind in methods().items():
         lines += textwrap.wrap(
@@ -123,6 +125,9 @@ def _methods_help() -> str:
 
 def run(values: Render, home: Home, teller: Teller) -> int:
     """The exit code: 0 all done, 1 some failed, 130 interrupted. Raises StudioError for bad input (2)."""
+    import json
+    from datetime import date
+
     from studio.drafts.draft import Draft
     from studio.drafts.flags import drafts_of, first_example
     from studio.drafts.shelf import Shelf, requests_of
@@ -200,6 +205,7 @@ def _sheet(request: Request, model: str) -> Sheet:
 
 def _propose(pipe: StudioPipeline, requests: Sequence[Request], teller: Teller) -> None:
     """Says which settings an adapter made for few steps wants."""
+    from composers import StudioError
     from studio.rendering.acceleration import proposals
 
     loaded = {name: pipe.model.adapter(name).metadata for name in pipe.adapters}
@@ -234,7 +240,7 @@ COMMANDS = (
         place=10,
         help="draw pictures",
         description="Draw pictures. Several prompts, methods and seeds share one pass.",
-        epilog=_methods_help(),
+        epilog=_methods_help,
         add=add,
         read=read,
         run=run,

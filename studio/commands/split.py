@@ -5,7 +5,6 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from studio.commands import flags
@@ -13,6 +12,8 @@ from studio.commands.flags import Command
 from studio.terminal.exits import OK
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pipelines.adapters import ModelLayers
     from pipelines.adapters.writing import Naming
     from pipelines.blora.layouts import BlockMap

@@ -6,7 +6,6 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studio.commands import flags
@@ -14,6 +13,8 @@ from studio.commands.flags import Command
 from studio.terminal.exits import OK
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from PIL import Image
 
     from pipelines.adapters.writing import Naming
@@ -109,6 +110,8 @@ def _recipe_flags(command: ArgumentParser, *, rank: str) -> None:
 
 
 def _read_training(args: Namespace) -> Training:
+    from pathlib import Path
+
     from studio.rendering.opening import Opening
 
     changes = {
@@ -133,11 +136,15 @@ def _read_training(args: Namespace) -> Training:
 
 
 def _read_blora(args: Namespace) -> TrainBLora:
+    from pathlib import Path
+
     image = Path(args.image).expanduser()
     return TrainBLora(_read_training(args), image, args.sample_prompt, args.naming)
 
 
 def _read_flora(args: Namespace) -> TrainFlora:
+    from pathlib import Path
+
     images = tuple(Path(name).expanduser() for name in args.images)
     return TrainFlora(_read_training(args), images, args.reach)
 
