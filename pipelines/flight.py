@@ -16,13 +16,13 @@ from torch import Tensor
 
 from composers.plan import Plan
 from pipelines.engine.residency.store import Hold
+from pipelines.families.unet import Shape
 from pipelines.features import Features, Passes
 from pipelines.record import Cost
 from pipelines.request import Request
 from pipelines.texts import Asks
 from pipelines.trajectory import Trajectory
 
-Shape = tuple[int, int, int]
 Group = tuple[Shape, int]
 """Pictures that share UNet calls: those of one latent shape; the id of one that flies apart, else 0."""
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from composers.plan import Band
-from pipelines.adapters.adapter import LoadReport, ModelLayers, model_layers
+from pipelines.adapters.adapter import LoadReport, model_layers
+from pipelines.adapters.terms import ModelLayers
 from pipelines.checkpoints import Checkpoint
 from pipelines.checkpoints.components import vae_dtype
 from pipelines.engine.engine import Engine
@@ -24,8 +25,8 @@ from pipelines.engine.residency.bank import Bank, FormChoice
 from pipelines.engine.residency.store import AdapterStore, Known
 from pipelines.errors import RenderError
 from pipelines.families.family import Cut, FamilyName
+from pipelines.families.unet import cuts_of, feature_shape
 from pipelines.faults import SMALLER, forget_tensors, out_of_memory
-from pipelines.features import cuts_of, feature_shape
 from pipelines.memory import Needs, needs
 from pipelines.request import Facts
 from pipelines.text.encoder import Embedding, TextAsk, TextEncoder

@@ -34,9 +34,10 @@ from pipelines.denoise import Row, evaluate, fold, rows_of
 from pipelines.device_time import DeviceTime
 from pipelines.errors import AdapterFileError, RenderError, RequestError, StudioError
 from pipelines.events import Cancelled, Event, Failed, Finished, Started, Stepped
+from pipelines.families.unet import Shape
 from pipelines.faults import own_error
 from pipelines.features import Features, most_kept, passes_of
-from pipelines.flight import Aside, Flight, Shape, set_aside, take_up
+from pipelines.flight import Aside, Flight, set_aside, take_up
 from pipelines.model import Model
 from pipelines.notes import charge, not_finite, notes_on
 from pipelines.pace import Pace

@@ -11,12 +11,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pipelines.adapters.adapter import Hadamard, LayerFactors, LowRank
 from pipelines.adapters.container import pack
 from pipelines.adapters.keys import COMPONENTS, TEXT, TEXT_2, UNET
 from pipelines.adapters.kinds import flora
 from pipelines.adapters.origin import origin_by_metadata
 from pipelines.adapters.peft_settings import METADATA_KEY
+from pipelines.adapters.terms import Hadamard, LayerFactors, LowRank
 from pipelines.errors import RequestError
 from pipelines.families.family import SDXL
 

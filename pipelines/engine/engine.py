@@ -28,7 +28,7 @@ from pipelines.engine.residency.packing import Ranks, Taken
 from pipelines.engine.residency.table import KINDS, Kind
 from pipelines.engine.stage import Bucket, KindForm, Stage, room_for_rank, room_for_rows
 from pipelines.families.family import Cut
-from pipelines.features import shallow_modules
+from pipelines.families.unet import shallow_modules
 
 MOST_STAGES = 24
 """Buckets kept at once; the one used longest ago makes room."""

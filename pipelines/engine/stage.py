@@ -26,7 +26,7 @@ from pipelines.engine.residency.bank import Bank, Marked, Rows
 from pipelines.engine.residency.packing import DensePacking, Packing, Taken
 from pipelines.engine.residency.table import Kind
 from pipelines.families.family import Cut
-from pipelines.features import shallow_modules
+from pipelines.families.unet import shallow_modules
 from pipelines.pace import moved
 
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from composers.plan import Use
-from pipelines.adapters.adapter import Adapter, Hadamard, LayerFactors, LowRank
+from pipelines.adapters.adapter import Adapter
+from pipelines.adapters.terms import Hadamard, LayerFactors, LowRank
 from pipelines.engine.products import multiplied as flora
 from pipelines.engine.products.factors import Acting, Form
 from pipelines.engine.products.layers import Slot
