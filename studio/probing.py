@@ -21,7 +21,7 @@ from pipelines.blora.scoring import pick_scorer
 from pipelines.blora.sheet import probe_sheet
 from pipelines.errors import RequestError
 from pipelines.home import Home
-from studio.pictures.files import write_whole
+from pipelines.home.files import write_whole
 from studio.rendering.opening import Opening, is_slow, open_pipeline
 from studio.terminal.progress import Teller
 

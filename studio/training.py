@@ -18,9 +18,9 @@ from pipelines.errors import RequestError
 from pipelines.flora.training import default_recipe as flora_recipe
 from pipelines.flora.training import train_flora
 from pipelines.home import Home
+from pipelines.home.files import write_whole
 from pipelines.training.recipe import Recipe
 from pipelines.training.run import Example, Progress, literal, state_file
-from studio.pictures.files import write_whole
 from studio.rendering.opening import Opening, open_pipeline
 from studio.terminal.interruption import noted
 from studio.terminal.progress import Teller

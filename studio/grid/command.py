@@ -12,6 +12,7 @@ from zlib import crc32
 from composers.shown import shown
 from pipelines.errors import RequestError
 from pipelines.home import Home
+from pipelines.home.files import write_whole
 from studio.batch.command import render
 from studio.batch.manifest import Outcome
 from studio.batch.prompts import plain_wanted
@@ -21,7 +22,6 @@ from studio.grid.axes import read_axis
 from studio.grid.grid import Grid, make_grid
 from studio.grid.page import write_page
 from studio.grid.sheet import draw_sheet
-from studio.pictures.files import write_whole
 from studio.rendering.opening import model_name, opening_of
 from studio.terminal.progress import Teller
 
@@ -60,12 +60,8 @@ def write_grid(
     picture = write_whole(
         grid_folder / "grid.png", lambda path: sheet.save(path, format="PNG", optimize=True), force=True
     )
-    text = write_whole(grid_folder / "grid.html", lambda path: _write_text(path, page), force=True)
+    text = write_whole(grid_folder / "grid.html", page, force=True)
     return picture, text
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _fields(args: Namespace, home: Home) -> Mapping[str, Any]:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pipelines.engine.products.graphs import CudaGraphs
 from pipelines.engine.products.operands import LIBRARY, Operands, Way
+from pipelines.home.files import write_atomically
 
 CALLS, TURNS = 20, 5
 GAIN = 0.98
@@ -86,9 +87,8 @@ class Choices:
         if self.file is None:
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        draft = self.file.with_suffix(".tmp")
-        draft.write_text(json.dumps({label: asdict(own) for label, own in self.known.items()}, indent=1))
-        draft.replace(self.file)
+        known = {label: asdict(own) for label, own in self.known.items()}
+        write_atomically(self.file, json.dumps(known, indent=1))
 
 
 def measured(ways: Mapping[str, Way], seconds: Clock) -> Choice:
