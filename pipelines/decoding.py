@@ -124,6 +124,15 @@ class Decoder:
             model.in_pieces(decoded, list(scaled), max(DECODED_PIXELS // pixels, 1))
 
 
+def preview(model: Model, latents: Tensor) -> Image.Image:
+    """The picture as it stands at a step. Raises RenderError where it is not finite."""
+    image = Decoder(model).start(latents).pictures()[0]
+    if image is None:
+        raise RenderError("the picture is not finite at this step; lower its adapters' strengths")
+    assert isinstance(image, Image.Image)
+    return image
+
+
 def _on_host(values: Tensor, *, beside: bool) -> Tensor:
     """The values in the host's memory; `beside`: when the stream has come so far."""
     if not beside:
