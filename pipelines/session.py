@@ -66,7 +66,7 @@ class Session:
         self._finishing = Finishing(model, output_type, self._pace)
 
     def submit(self, request: Request, owner: Hashable = "", priority: int = 0) -> int:
-        """Ask for a picture; a higher priority goes first, owners take turns. Returns its id.
+        """Ask for a picture. A higher priority goes first, and owners take turns. Returns the picture's id.
 
         Raises a StudioError for a request that this model cannot render.
         """
@@ -77,19 +77,19 @@ class Session:
         shape = self.model.latent_shape(resolved.width, resolved.height)
         plans = resolved.plans()
         passes = passes_of(plans, remembering=resolved.cut is not None)
-        job = Flight(next(self._ids), owner, priority, resolved, plans, passes, shape, Features())
+        flight = Flight(next(self._ids), owner, priority, resolved, plans, passes, shape, Features())
         if resolved.cut is not None:
-            job.cost.feature_bytes = most_kept(passes) * self.model.feature_bytes(shape, resolved.cut)
-        self._waiting.append(job)
-        return job.id
+            flight.cost.feature_bytes = most_kept(passes) * self.model.feature_bytes(shape, resolved.cut)
+        self._waiting.append(flight)
+        return flight.id
 
     def cancel(self, id: int) -> bool:
         """Take a picture out; it makes no further UNet call. False where it is not here (any more)."""
         found = self._finishing.take_out(id)
-        for jobs in (self._waiting, self._flying):
-            for job in [job for job in jobs if job.id == id]:
-                jobs.remove(job)
-                found = job
+        for flights in (self._waiting, self._flying):
+            for flight in [flight for flight in flights if flight.id == id]:
+                flights.remove(flight)
+                found = flight
         if found is None:
             return False
         found.let_go()
@@ -97,23 +97,25 @@ class Session:
         return True
 
     def suspend(self) -> dict[int, Aside]:
-        """Take all pictures in flight off the device; id -> what `resume` takes, in this session or in another of the
-        same model. Those that are not begun or are being decoded stay."""
+        """Take all pictures in flight off the device. Those that are not begun or are being decoded stay.
+
+        Returns id -> what `resume` takes, in this session or in another of the same model.
+        """
         found = {}
-        for job in [*self._flying, *(job for job in self._waiting if job.parked)]:
+        for flight in [*self._flying, *(flight for flight in self._waiting if flight.parked)]:
             try:
-                hashes = {name: self.model.adapter(name).report.sha256 for name in job.adapters}
-                found[job.id] = set_aside(job, hashes)
+                hashes = {name: self.model.adapter(name).report.sha256 for name in flight.adapters}
+                found[flight.id] = set_aside(flight, hashes)
             except Exception as error:
-                self._lost(job, own_error(error, "the picture could not be set aside"))
+                self._fail(flight, own_error(error, "the picture could not be set aside"))
         self._flying = []
-        self._waiting = [job for job in self._waiting if not job.parked]
+        self._waiting = [flight for flight in self._waiting if not flight.parked]
         return found
 
     def resume(self, aside: Aside) -> int:
-        """Go on with a picture that was set aside, where it was, as soon as it is its turn; its id from now on.
+        """Go on with a picture that was set aside, where it was, as soon as it is its turn. Returns its new id.
 
-        Its adapters are loaded. Raises AdapterFileError where one of them is another file by now.
+        Its adapters must be loaded. Raises AdapterFileError where one of them is another file by now.
         """
         for name, digest in aside.adapters.items():
             known = self.model.store.known.get(name)
@@ -121,15 +123,15 @@ class Session:
                 raise AdapterFileError(
                     f"LoRA {name!r} was changed while a picture with it was set aside; ask for the picture again"
                 )
-        job = aside.flight
-        job.id, job.began = next(self._ids), time.perf_counter() - aside.seconds
-        self._waiting.append(job)
-        return job.id
+        flight = aside.flight
+        flight.id, flight.began = next(self._ids), time.perf_counter() - aside.seconds
+        self._waiting.append(flight)
+        return flight.id
 
     def close(self) -> None:
         """Lets go of all that is here; the session is not used any more."""
-        for job in [*self._waiting, *self._flying, *self._finishing.flights]:
-            job.let_go()
+        for flight in [*self._waiting, *self._flying, *self._finishing.flights]:
+            flight.let_go()
 
     @property
     def idle(self) -> bool:
@@ -146,73 +148,72 @@ class Session:
         """One round: admit, one UNet evaluation for every picture in flight, decode those that are done, encode the
         texts of those that come next."""
         self._admit()
-        for jobs in self._time.due(self._flying):
-            self._round(jobs)
-        done = [job for job in self._flying if job.trajectory is not None and job.trajectory.done]
-        self._flying = [job for job in self._flying if job not in done]
+        for flights in self._time.due(self._flying):
+            self._round(flights)
+        done = [flight for flight in self._flying if flight.trajectory is not None and flight.trajectory.done]
+        self._flying = [flight for flight in self._flying if flight not in done]
         self._events += self._finishing.start(done)
         self._preparation.encode_ahead(self._next(self._preparation.look_ahead))
         self._events += self._finishing.gather(wait=not (self._flying or self._waiting))
         events, self._events = self._events, []
         return events
 
-    def _round(self, jobs: Sequence[Flight]) -> None:
+    def _round(self, flights: Sequence[Flight]) -> None:
         """One UNet evaluation of each; where the shared one fails, one by one, so that the bad one fails alone."""
         try:
-            trajectories = [job.trajectory for job in jobs if job.trajectory is not None]
-            predictions = self._evaluate(jobs, rows_of(trajectories), jobs[0].shape)
+            trajectories = [flight.trajectory for flight in flights if flight.trajectory is not None]
+            predictions = self._evaluate(flights, rows_of(trajectories), flights[0].shape)
         except Exception as error:
-            if len(jobs) == 1:
-                self._fail(jobs[0], own_error(error, "a step failed"))
+            if len(flights) == 1:
+                self._fail_in_flight(flights[0], own_error(error, "a step failed"))
                 return
-            for job in jobs:
-                self._round([job])
+            for flight in flights:
+                self._round([flight])
             return
-        first = 0
-        for job, trajectory in zip(jobs, trajectories, strict=True):
-            last = first + len(trajectory.lanes)
-            own = predictions[first:last]
-            first = last
+        parts = torch.split(predictions, [len(trajectory.lanes) for trajectory in trajectories])
+        for flight, trajectory, own in zip(flights, trajectories, parts, strict=True):
             try:
                 step = trajectory.step
-                trajectory.advance(fold(trajectory.plan, own, job.request.guidance_rescale))
+                trajectory.advance(fold(trajectory.plan, own, flight.request.guidance_rescale))
                 if trajectory.done or trajectory.step > step:
-                    self._events.append(self._stepped(job, trajectory, step + 1))
+                    self._events.append(self._stepped(flight, trajectory, step + 1))
             except Exception as error:
-                self._fail(job, own_error(error, "a step failed"))
+                self._fail_in_flight(flight, own_error(error, "a step failed"))
 
-    def _evaluate(self, jobs: Sequence[Flight], rows: Sequence[Row], shape: Shape) -> Tensor:
-        """[rows, channels, h, w]: the rows in full in one call, those that run shallow in one a cut."""
+    def _evaluate(self, flights: Sequence[Flight], rows: Sequence[Row], shape: Shape) -> Tensor:
+        """[rows, channels, h, w]. All rows in full share one call, and those that run shallow share one a cut."""
         found: list[Tensor | None] = [None] * len(rows)
         for cut in (None, *dict.fromkeys(row.cut for row in rows if row.shallow)):
             places = [place for place, row in enumerate(rows) if (row.cut if row.shallow else None) == cut]
             if not places:
                 continue
             some = [rows[place] for place in places]
-            shares = [(job, sum(row.trajectory is job.trajectory for row in some)) for job in jobs]
+            shares = [
+                (flight, sum(row.trajectory is flight.trajectory for row in some)) for flight in flights
+            ]
             with self._pace.lap(self.model.device, partial(self._time.spent, shares)):
                 predictions, calls = self.model.evaluate(partial(evaluate, self.model), some, shape)
             for place, prediction in zip(places, predictions, strict=True):
                 found[place] = prediction
             first = 0
-            for job, own in shares:
+            for flight, own in shares:
                 last = first + own
-                charge(job.cost, first, last, calls, shallow=cut is not None)
+                charge(flight.cost, first, last, calls, shallow=cut is not None)
                 if self.model.engine.stats.why and last > first:
-                    job.cost.reasons.add(self.model.engine.stats.why)
+                    flight.cost.reasons.add(self.model.engine.stats.why)
                 first = last
         return torch.stack([prediction for prediction in found if prediction is not None])
 
-    def _stepped(self, job: Flight, trajectory: Trajectory, step: int) -> Stepped:
+    def _stepped(self, flight: Flight, trajectory: Trajectory, step: int) -> Stepped:
         latents = trajectory.latents
         show = partial(preview, self.model, latents)
-        return Stepped(job.id, step, job.request.executed_steps, latents, show)
+        return Stepped(flight.id, step, flight.request.executed_steps, latents, show)
 
     # -- who joins ---------------------------------------------------------------------------------------
 
     def _admit(self) -> None:
         """Take in whoever has room and is next; begin their pictures, and go on with those that were set aside."""
-        self._turns.among((job.owner, job.priority) for job in self._waiting)
+        self._turns.among((flight.owner, flight.priority) for flight in self._waiting)
         if self._waiting and not reserved_for_features(self._flying):
             self._feature_room = self.model.feature_room()
         admission = Admission(
@@ -224,68 +225,67 @@ class Session:
             fits=self.model.store.fits,
         )
         joined: list[Flight] = []
-        while (job := admission.next()) is not None:
-            self._waiting.remove(job)
-            self._turns.serve(job.owner, job.priority, job.work)
-            if self._hold_adapters(job):
-                admission.joined(job)
-                joined.append(job)
+        while (flight := admission.next()) is not None:
+            self._waiting.remove(flight)
+            self._turns.serve(flight.owner, flight.priority, flight.work)
+            if self._hold_adapters(flight):
+                admission.joined(flight)
+                joined.append(flight)
         self._preparation.fetch_adapters(self._next(AHEAD))
-        self._begin([job for job in joined if not job.parked])
-        self._go_on([job for job in joined if job.parked])
+        self._begin([flight for flight in joined if not flight.parked])
+        self._go_on([flight for flight in joined if flight.parked])
 
     def _next(self, count: int) -> list[Flight]:
         """The waiting pictures whose turn it is next."""
         return heapq.nsmallest(count, self._waiting, key=self._turn)
 
-    def _turn(self, job: Flight) -> tuple[int, float, int, int]:
+    def _turn(self, flight: Flight) -> tuple[int, float, int, int]:
         """Who comes first: by priority, then owners in turn, then first come first served."""
-        return (*self._turns.key(job.owner, job.priority), job.id)
+        return (*self._turns.key(flight.owner, flight.priority), flight.id)
 
-    def _hold_adapters(self, job: Flight) -> bool:
+    def _hold_adapters(self, flight: Flight) -> bool:
         """Bring its adapters to the device, for its whole run; whether that was possible."""
         try:
-            job.hold = self.model.store.hold(job.adapters)
+            flight.hold = self.model.store.hold(flight.adapters)
         except Exception as error:
-            self._lost(job, own_error(error, "its adapters could not be brought to the device"))
+            self._fail(flight, own_error(error, "its adapters could not be brought to the device"))
             return False
-        job.cost.paged += job.hold.paged
+        flight.cost.paged += flight.hold.paged
         return True
 
-    def _begin(self, jobs: Sequence[Flight]) -> None:
+    def _begin(self, flights: Sequence[Flight]) -> None:
         """Begin all of them together; where that fails, one by one, so that the bad one fails alone."""
-        if not jobs:
+        if not flights:
             return
         try:
-            self._preparation.open(jobs)
+            self._preparation.open(flights)
         except Exception as error:
-            if len(jobs) == 1:
-                self._lost(jobs[0], own_error(error, "the picture could not be begun"))
+            if len(flights) == 1:
+                self._fail(flights[0], own_error(error, "the picture could not be begun"))
                 return
-            for job in jobs:
-                self._begin([job])
+            for flight in flights:
+                self._begin([flight])
             return
-        for job in jobs:
-            self._started(job)
+        for flight in flights:
+            self._started(flight)
 
-    def _go_on(self, jobs: Sequence[Flight]) -> None:
+    def _go_on(self, flights: Sequence[Flight]) -> None:
         """Those that were set aside are in flight again."""
-        for job in jobs:
+        for flight in flights:
             try:
-                take_up(job, self.model.device)
+                take_up(flight, self.model.device)
             except Exception as error:
-                self._lost(job, own_error(error, "the picture could not be taken up again"))
+                self._fail(flight, own_error(error, "the picture could not be taken up again"))
             else:
-                self._started(job)
+                self._started(flight)
 
-    def _started(self, job: Flight) -> None:
-        self._flying.append(job)
-        self._events.append(Started(job.id, job.request))
+    def _started(self, flight: Flight) -> None:
+        self._flying.append(flight)
+        self._events.append(Started(flight.id, flight.request))
 
-    def _fail(self, job: Flight, error: StudioError) -> None:
-        """A picture in flight fails."""
-        self._flying.remove(job)
-        self._lost(job, error)
+    def _fail_in_flight(self, flight: Flight, error: StudioError) -> None:
+        self._flying.remove(flight)
+        self._fail(flight, error)
 
-    def _lost(self, job: Flight, error: StudioError) -> None:
-        self._events.append(job.failed(error))
+    def _fail(self, flight: Flight, error: StudioError) -> None:
+        self._events.append(flight.failed(error))
