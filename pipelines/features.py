@@ -2,8 +2,8 @@
 
 Features deep inside the model change slowly over the steps (DeepCache, Ma et al. 2023, arXiv 2312.00858). A full pass
 leaves them behind, and a shallow pass takes them as they were; `pipelines.families.unet` runs both.
-Which lane runs how at every step follows from the plans alone, before the first step: `schedule`. So the memory is
-known when a picture is admitted, nothing is ever evicted, and no picture depends on its neighbours.
+`schedule` says before the first step how each lane runs at every step, from the plans alone. So the memory is known
+when a picture is admitted, nothing is ever evicted, and no picture depends on its neighbours.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from composers.plan import Lane, Plan
 Memory = tuple[object, ...]
 """`Lane.memory`: whose features they are."""
 MOST_MOVED = 0.1
-"""By how much of itself a strength may have moved since the features were made."""
+"""A strength may have changed by this part of itself since the features were made."""
 
 
 # -- which lane runs how ---------------------------------------------------------------------------------

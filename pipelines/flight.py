@@ -72,11 +72,11 @@ class Flight:
 
     @property
     def work(self) -> float:
-        """What all its steps cost, in UNet rows times latent cells."""
+        """What all its steps cost together, in UNet rows times latent cells."""
         return float(sum(len(plan.lanes) for plan in self.plans) * self.shape[1] * self.shape[2])
 
     def let_go(self) -> None:
-        """Nothing more comes of it: its adapters, features and latents are let go."""
+        """Nothing more comes of it: it lets go of its adapters, features and latents."""
         if self.hold is not None:
             self.hold.release()
         self.hold = self.trajectory = self.asks = None
@@ -90,7 +90,8 @@ class Flight:
 
 @dataclass(frozen=True)
 class Aside:
-    """A picture that was set aside in mid-flight. adapters: name -> hash of the file that it was begun with."""
+    """A picture that was set aside in mid-flight. adapters: name -> hash of the file that it was begun with. seconds:
+    how long it has been in flight."""
 
     flight: Flight
     adapters: Mapping[str, str]
@@ -128,7 +129,7 @@ def take_up(flight: Flight, device: torch.device) -> None:
 
 @dataclass(frozen=True)
 class _Parked:
-    """A tensor of a scheduler's that belongs on the device. Those that it keeps on the host stay as they are."""
+    """A scheduler's tensor that belongs on the device. What a scheduler keeps on the host stays there."""
 
     on_host: Tensor
 

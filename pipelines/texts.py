@@ -36,7 +36,7 @@ class PictureTexts:
 
 @dataclass(frozen=True)
 class _Key:
-    """An ask, and all else that decides what it becomes. The adapters count by identity: a name may be loaded anew."""
+    """An ask, and all else that its embedding depends on. Adapters count by identity: a name may be loaded anew."""
 
     ask: TextAsk
     adapters: tuple[int, ...]
@@ -67,8 +67,10 @@ class Texts:
         self._kept: OrderedDict[_Key, _Kept] = OrderedDict()
 
     def asks(self, request: Request, plans: Sequence[Plan]) -> Asks:
-        """What a resolved request wants encoded, all of it with equally many chunks. Raises PromptError, also where
-        all its chunks together are too many."""
+        """What a resolved request wants encoded, every text with equally many chunks.
+
+        Raises PromptError, also where all chunks together are too many.
+        """
         prompts = list(dict.fromkeys(lane.prompt for plan in plans for lane in plan.lanes))
         level = self._model.text.level(_ask(request, prompt) for prompt in prompts)
         chunks = sum(ask.chunks for ask in level)
@@ -80,11 +82,11 @@ class Texts:
         return dict(zip(prompts, level, strict=True))
 
     def has(self, asks: Asks) -> bool:
-        """Whether nothing of it is left to encode."""
+        """Whether all of it is encoded already."""
         return all(self._key(ask) in self._kept for ask in asks.values())
 
     def encode(self, pictures: Sequence[Asks]) -> list[PictureTexts]:
-        """The pictures' texts; what is not kept yet is encoded together. Their adapters are resident.
+        """The pictures' texts. What is not kept yet is encoded together. Their adapters must be resident.
 
         Raises RequestError where an ask cannot be encoded; then nothing new is kept.
         """

@@ -26,18 +26,18 @@ from pipelines.home.files import write_atomically
 
 CALLS, TURNS = 20, 5
 GAIN = 0.98
-"""Of the library's time, what a kernel must stay under to be taken: a smaller gain is noise."""
+"""A kernel is taken where it needs less than this part of the library's time: a smaller gain is noise."""
 TOLERANCE = 1e-2
-"""Relative distance from the library's result, twice what rounding its parts to bfloat16 costs."""
+"""How far a kernel's result may lie from the library's, relatively: twice what rounding its parts to bfloat16 costs."""
 REVISION = 3
-"""Of the kernels: what older ones were measured at is not read."""
+"""The kernels' version. What was measured with older kernels is not read."""
 
 Clock = Callable[[Way], float]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """name: of the fastest way. microseconds: of every way that ran. dropped: way -> why it was left out."""
+    """name: the fastest way. microseconds: what every way took that ran. dropped: way -> why it was left out."""
 
     name: str
     microseconds: Mapping[str, float]
@@ -52,7 +52,7 @@ class Choices:
     known: dict[str, Choice] = field(default_factory=dict)
 
     def run(self, operands: Operands) -> Tensor:
-        """The product by the way known to be fastest; measured first where it is not known and nothing is captured."""
+        """The product by the fastest way. An unknown way is measured first, unless a graph is being captured."""
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             choice = self.known.get(operands.label)
         else:
