@@ -52,7 +52,7 @@ class Choices:
     known: dict[str, Choice] = field(default_factory=dict)
 
     def run(self, operands: Operands) -> Tensor:
-        """The product by the fastest way. An unknown way is measured first, unless a graph is being captured."""
+        """The product by the fastest way. Where it is not known it is measured first, unless a graph is captured."""
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             choice = self.known.get(operands.label)
         else:

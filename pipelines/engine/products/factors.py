@@ -82,8 +82,8 @@ PASSING = 3
 """Whole weights are made in passing where the low-rank part would move at least this many times their bytes.
 
 Whole weights take four passes over G weights, in large products. A low-rank part takes one pass over x and two over y,
-in small products. Measured on an H200 at rank 48: both take equally long at 2.4 times the bytes. Whole weights take 0.85
-of the time at 4.8 times the bytes, and 0.57 of it at 9.6 times."""
+in small products. Measured on an H200 at rank 48: both take equally long at 2.4 times the bytes. Whole weights take
+0.85 of the time at 4.8 times the bytes, and 0.57 of it at 9.6 times."""
 
 
 def made_in_passing(tokens: int, inner: int, outer: int) -> bool:
