@@ -63,9 +63,9 @@ class Admission:
         self._closed: set[Shape] = set()
 
     def next(self) -> Flight | None:
-        """The picture that joins now, and is not among those that wait any more; None where nobody else may.
+        """The picture that joins now; None where nobody else may.
 
-        Whether it makes calls of its own, and where it keeps its features, is noted in it.
+        It is noted in the picture whether it makes calls of its own, and where it keeps its features.
         """
         while candidates := [flight for flight in self._waiting if flight.shape not in self._closed]:
             flight = min(candidates, key=self._turn)
@@ -85,8 +85,7 @@ class Admission:
             self._flying_shapes.add(flight.shape)
 
     def _may_join(self, flight: Flight) -> bool:
-        """Whether there is room for it. Where there is none, the others of its shape wait with it, or go on without
-        it in this round."""
+        """Whether there is room for it. If not, the others of its shape wait with it, or go on without it."""
         return self._finds_rows(flight) and self._finds_adapters(flight) and self._finds_features(flight)
 
     def _finds_rows(self, flight: Flight) -> bool:
@@ -108,7 +107,7 @@ class Admission:
         return not self._any_flying or self._fits(flight.adapters) or self._waits(flight)
 
     def _finds_features(self, flight: Flight) -> bool:
-        """Reserves what it will remember."""
+        """Reserves room for what it will remember."""
         flight.features.on_host = flight.cost.feature_bytes > self._most_features
         if flight.features.on_host:
             return True

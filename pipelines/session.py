@@ -9,9 +9,9 @@ shape, take much longer than others', these rest until the others have had as ma
 pictures join, leave, are cancelled and are set aside. On CUDA texts are encoded, pictures decoded and the next round
 prepared while the device is still at work on the round.
 
-What is done for several pictures at once and fails, is done again for each by itself: only the guilty one fails.
+Work that several pictures share is done again for each by itself where it fails, so that only the guilty one fails.
 `StudioPipeline`, the web worker, the batch script and Ray actors are thin users of this class. Who joins is decided in
-`admission`; what comes before the first step is in `preparation`, and what comes after the last in `finishing`.
+`admission`. What comes before the first step is in `preparation`, and what comes after the last is in `finishing`.
 """
 
 from __future__ import annotations
@@ -145,8 +145,8 @@ class Session:
     # -- a round -----------------------------------------------------------------------------------------
 
     def step(self) -> list[Event]:
-        """One round: admit, one UNet evaluation for every picture in flight, decode those that are done, encode the
-        texts of those that come next."""
+        """One round: pictures join, every picture in flight makes one UNet evaluation, those that are done are decoded,
+        and the texts of those that come next are encoded."""
         self._admit()
         for flights in self._time.due(self._flying):
             self._round(flights)
@@ -159,7 +159,7 @@ class Session:
         return events
 
     def _round(self, flights: Sequence[Flight]) -> None:
-        """One UNet evaluation of each; where the shared one fails, one by one, so that the bad one fails alone."""
+        """One UNet evaluation for each, shared. Where that fails, one by one, so that the bad one fails alone."""
         try:
             trajectories = [flight.trajectory for flight in flights if flight.trajectory is not None]
             predictions = self._evaluate(flights, rows_of(trajectories), flights[0].shape)
