@@ -28,8 +28,8 @@ from functools import cached_property
 
 from composers.plan import Use
 from composers.shown import shown
-from pipelines.adapters.spellings import sgm_names
 from pipelines.errors import PromptError, RequestError
+from pipelines.families.unet_names import sgm_names
 from pipelines.text.tags import LoraTag
 
 Blocks = tuple[tuple[str, float], ...]

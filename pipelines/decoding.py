@@ -5,8 +5,8 @@ calls of small batches leave most of the device idle, and the decoder's kernels 
 session's own thread: a second one would fight the first for Python's lock, and could launch into a CUDA graph that is
 being recorded. On a CPU the decoder would only take cores from the steps, so there it runs between the rounds.
 
-Memory is bounded: few pixels are decoded in one call, fewer where memory runs out, and where one picture is too much
-it is decoded tile by tile.
+Memory is bounded. Few pixels are decoded in one call, and fewer where memory runs out. A picture that is too much by
+itself is decoded tile by tile.
 """
 
 from __future__ import annotations
@@ -124,6 +124,15 @@ class Decoder:
             model.in_pieces(decoded, list(scaled), max(DECODED_PIXELS // pixels, 1))
 
 
+def preview(model: Model, latents: Tensor) -> Image.Image:
+    """The picture as it stands at a step. Raises RenderError where it is not finite."""
+    image = Decoder(model).start(latents).pictures()[0]
+    if image is None:
+        raise RenderError("the picture is not finite at this step; lower its adapters' strengths")
+    assert isinstance(image, Image.Image)
+    return image
+
+
 def _on_host(values: Tensor, *, beside: bool) -> Tensor:
     """The values in the host's memory; `beside`: when the stream has come so far."""
     if not beside:
@@ -134,7 +143,7 @@ def _on_host(values: Tensor, *, beside: bool) -> Tensor:
 
 def _pixels(vae: Any, latents: Tensor) -> tuple[Tensor, bool]:
     """[n, channels, h, w] scaled latents -> ([n, 3, height, width] in -1 … 1, whether tile by tile for want of
-    memory). One picture alone is cut in ever smaller tiles while memory runs out; several are the caller's to part.
+    memory). A single picture is cut into ever smaller tiles while memory runs out. The caller splits several pictures.
     """
     latents = latents.to(vae.dtype)
     try:

@@ -1,4 +1,4 @@
-"""One picture of a session from its asking to its last step, and how it is set aside in the middle.
+"""One picture of a session, from the request to its last step, and how it is set aside in the middle.
 
 A picture that is set aside lies in the host's memory: its latents, its scheduler's and its generator's state, its
 remembered features and its texts. It goes on with the same bits, in another session and with the model loaded anew.
@@ -16,15 +16,17 @@ from torch import Tensor
 
 from composers.plan import Plan
 from pipelines.engine.residency.store import Hold
+from pipelines.errors import StudioError
+from pipelines.events import Failed
+from pipelines.families.unet import Shape
 from pipelines.features import Features, Passes
 from pipelines.record import Cost
 from pipelines.request import Request
 from pipelines.texts import Asks
 from pipelines.trajectory import Trajectory
 
-Shape = tuple[int, int, int]
 Group = tuple[Shape, int]
-"""Pictures that share UNet calls: those of one latent shape; the id of one that flies apart, else 0."""
+"""Pictures that share UNet calls: those of one latent shape; the id of one that makes its own, else 0."""
 
 
 @dataclass
@@ -32,7 +34,8 @@ class Flight:
     """One picture that a session was asked for.
 
     began: when it was first in flight, in seconds of `time.perf_counter`. hold: of its adapters on the device.
-    apart: it makes its own UNet calls. passed: rounds in which it was next and found no room.
+    asks: what it wants encoded, once it is known. not_encoded: its texts could not be encoded ahead of its turn.
+    own_calls: it shares no UNet calls with others. rounds_without_room: in which it was next and found none.
     parked: it was set aside, and its trajectory lies in the host's memory.
     """
 
@@ -48,10 +51,10 @@ class Flight:
     cost: Cost = field(default_factory=Cost)
     began: float = 0.0
     asks: Asks | None = None
-    unspeakable: bool = False
+    not_encoded: bool = False
     hold: Hold | None = None
-    apart: bool = False
-    passed: int = 0
+    own_calls: bool = False
+    rounds_without_room: int = 0
     parked: bool = False
 
     @property
@@ -65,24 +68,30 @@ class Flight:
 
     @property
     def group(self) -> Group:
-        return (self.shape, self.id if self.apart else 0)
+        return (self.shape, self.id if self.own_calls else 0)
 
     @property
     def work(self) -> float:
-        """What all its steps cost, in UNet rows times latent cells."""
+        """What all its steps cost together, in UNet rows times latent cells."""
         return float(sum(len(plan.lanes) for plan in self.plans) * self.shape[1] * self.shape[2])
 
     def let_go(self) -> None:
-        """Nothing more comes of it: its adapters, features and latents are let go."""
+        """Nothing more comes of it: it lets go of its adapters, features and latents."""
         if self.hold is not None:
             self.hold.release()
         self.hold = self.trajectory = self.asks = None
         self.features.keep_only(frozenset())
 
+    def failed(self, error: StudioError) -> Failed:
+        """Nothing more comes of it, for this reason."""
+        self.let_go()
+        return Failed(self.id, error)
+
 
 @dataclass(frozen=True)
 class Aside:
-    """A picture that was set aside in mid-flight. adapters: name -> hash of the file that it was begun with."""
+    """A picture that was set aside in mid-flight. adapters: name -> hash of the file that it was begun with. seconds:
+    how long it has been in flight."""
 
     flight: Flight
     adapters: Mapping[str, str]
@@ -100,7 +109,7 @@ def set_aside(flight: Flight, hashes: Mapping[str, str]) -> Aside:
     trajectory.texts = {prompt: text.to(torch.device("cpu")) for prompt, text in trajectory.texts.items()}
     _move(trajectory.scheduler, _parked)
     flight.features.move(torch.device("cpu"))
-    flight.parked, flight.apart, flight.passed = True, False, 0
+    flight.parked, flight.own_calls, flight.rounds_without_room = True, False, 0
     return Aside(flight, hashes, time.perf_counter() - flight.began)
 
 
@@ -120,7 +129,7 @@ def take_up(flight: Flight, device: torch.device) -> None:
 
 @dataclass(frozen=True)
 class _Parked:
-    """A tensor of a scheduler's that belongs on the device. Those that it keeps on the host stay as they are."""
+    """A scheduler's tensor that belongs on the device. What a scheduler keeps on the host stays there."""
 
     on_host: Tensor
 

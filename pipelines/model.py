@@ -1,7 +1,7 @@
 """One checkpoint made ready: its parts on a device, its adapters in the bank, its rows evaluated.
 
-Everything that touches the device passes through here, and here device memory that runs out is met:
-the work is split and goes on.
+Everything that touches the device passes through here. Where the device's memory runs out, the work is split and goes
+on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from composers.plan import Band
-from pipelines.adapters.adapter import LoadReport, ModelLayers, model_layers
+from pipelines.adapters.adapter import LoadReport, model_layers
+from pipelines.adapters.terms import ModelLayers
 from pipelines.checkpoints import Checkpoint
 from pipelines.checkpoints.components import vae_dtype
 from pipelines.engine.engine import Engine
@@ -24,8 +25,8 @@ from pipelines.engine.residency.bank import Bank, FormChoice
 from pipelines.engine.residency.store import AdapterStore, Known
 from pipelines.errors import RenderError
 from pipelines.families.family import Cut, FamilyName
+from pipelines.families.unet import cuts_of, feature_shape
 from pipelines.faults import SMALLER, forget_tensors, out_of_memory
-from pipelines.features import cuts_of, feature_shape
 from pipelines.memory import Needs, needs
 from pipelines.request import Facts
 from pipelines.text.encoder import Embedding, TextAsk, TextEncoder
@@ -161,7 +162,7 @@ class Model:
         return int(psutil.virtual_memory().available) // 2
 
     def encode_text(self, asks: Sequence[TextAsk]) -> list[Embedding]:
-        """The asks' embeddings, on the model's device, in few calls of each text encoder: as many as have room at once,
+        """The asks' embeddings, on the model's device. One call of a text encoder takes as many as have room at once
         with their adapters."""
         names = [[use.adapter for use in ask.uses] for ask in asks]
         found: list[Embedding] = []
@@ -211,8 +212,10 @@ class Model:
     def in_pieces(
         self, work: Callable[[Sequence[Piece]], Out], rows: Sequence[Piece], at_once: int
     ) -> tuple[list[Out], list[int], int]:
-        """`work` over the rows in equal pieces, in smaller ones where device memory runs out: what it gave,
-        the pieces' sizes, and the size that memory held in the end."""
+        """`work` over the rows in equal pieces, and in smaller ones where device memory runs out.
+
+        Returns what it gave, the pieces' sizes, and the largest size that memory held in the end.
+        """
         found: list[Out] = []
         sizes: list[int] = []
         done = 0
@@ -240,7 +243,7 @@ class Model:
         return found, sizes, at_once
 
     def _side_settled(self) -> bool:
-        """Waits for what works beside the UNet; whether there was anything, on another stream than this one."""
+        """Waits for what works beside the UNet. Returns whether anything did, on another stream than this one."""
         side = self._side
         if side is None or side == torch.cuda.current_stream(self.device) or side.query():
             return False

@@ -12,7 +12,7 @@ import torch
 
 from composers.plan import Use
 from composers.registry import settings_of, spell
-from pipelines.features import shallow_modules
+from pipelines.families.unet import shallow_modules
 from pipelines.model import Model
 from pipelines.request import Request
 from pipelines.text.vocabulary import unknown

@@ -21,6 +21,7 @@ from torch import Tensor
 from composers.plan import Band, Use
 from pipelines.events import Failed, Stepped
 from pipelines.home import Home
+from pipelines.home.files import write_atomically
 from pipelines.model import Model
 from pipelines.request import Request
 from pipelines.session import Session
@@ -179,9 +180,7 @@ def cached(home: Home, model: Model, name: str) -> Profile | None:
 def remember(home: Home, model: Model, profile: Profile) -> None:
     """Keep a profile for `cached`."""
     file = _file(home.made(_folder(home, profile.adapter)), model)
-    fresh = file.with_suffix(".new")
-    fresh.write_text(json.dumps(asdict(profile)), encoding="utf-8")
-    fresh.replace(file)
+    write_atomically(file, json.dumps(asdict(profile)))
 
 
 def _folder(home: Home, sha256: str) -> Path:

@@ -1,4 +1,4 @@
-"""The encoded texts of a session's pictures: each distinct one once, and those of the next pictures ahead of them."""
+"""The encoded texts of a session's pictures, each distinct one encoded once."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ Asks = Mapping[Prompt, TextAsk]
 
 
 @dataclass(frozen=True)
-class Spoken:
-    """A picture's texts. alone: they are bit for bit those it would have by itself, for they share no call with
-    other pictures' texts."""
+class PictureTexts:
+    """The texts of one picture.
+
+    alone: no other picture's texts were encoded in the same call, so that the bits are those of the picture by itself.
+    """
 
     embeddings: Mapping[Prompt, Embedding]
     alone: bool
@@ -34,7 +36,7 @@ class Spoken:
 
 @dataclass(frozen=True)
 class _Key:
-    """An ask, and all else that decides what it becomes. The adapters count by identity: a name may be loaded anew."""
+    """An ask, and all else that its embedding depends on. Adapters count by identity: a name may be loaded anew."""
 
     ask: TextAsk
     adapters: tuple[int, ...]
@@ -44,10 +46,10 @@ class _Key:
 
 @dataclass(frozen=True)
 class _Kept:
-    """company: what was encoded in the same call. adapters: held, so that no other takes their identity."""
+    """same_call: all that was encoded in the same call. adapters: held, so that no other takes their identity."""
 
     embedding: Embedding
-    company: frozenset[_Key]
+    same_call: frozenset[_Key]
     adapters: tuple[Known, ...]
 
     @property
@@ -57,7 +59,7 @@ class _Kept:
 
 
 class Texts:
-    """Encodes for one session, least recently used first out beyond `kept_bytes`."""
+    """Encodes for one session, and keeps `kept_bytes` of what it has encoded: the least recently used goes first."""
 
     def __init__(self, model: Model, kept_bytes: int = KEPT_BYTES) -> None:
         self._model = model
@@ -65,8 +67,10 @@ class Texts:
         self._kept: OrderedDict[_Key, _Kept] = OrderedDict()
 
     def asks(self, request: Request, plans: Sequence[Plan]) -> Asks:
-        """What a resolved request wants encoded, all of it with equally many chunks. Raises PromptError, also where
-        all its chunks together are too many."""
+        """What a resolved request wants encoded, every text with equally many chunks.
+
+        Raises PromptError, also where all chunks together are too many.
+        """
         prompts = list(dict.fromkeys(lane.prompt for plan in plans for lane in plan.lanes))
         level = self._model.text.level(_ask(request, prompt) for prompt in prompts)
         chunks = sum(ask.chunks for ask in level)
@@ -78,11 +82,11 @@ class Texts:
         return dict(zip(prompts, level, strict=True))
 
     def has(self, asks: Asks) -> bool:
-        """Whether nothing of it is left to encode."""
+        """Whether all of it is encoded already."""
         return all(self._key(ask) in self._kept for ask in asks.values())
 
-    def encode(self, pictures: Sequence[Asks]) -> list[Spoken]:
-        """The pictures' texts; what is not kept yet is encoded together. Their adapters are resident.
+    def encode(self, pictures: Sequence[Asks]) -> list[PictureTexts]:
+        """The pictures' texts. What is not kept yet is encoded together. Their adapters must be resident.
 
         Raises RequestError where an ask cannot be encoded; then nothing new is kept.
         """
@@ -90,14 +94,14 @@ class Texts:
         kept = {key: self._kept[key] for own in keys for key in own.values() if key in self._kept}
         kept |= self._encoded(dict.fromkeys(key for own in keys for key in own.values() if key not in kept))
         self._keep({key: kept[key] for own in reversed(keys) for key in own.values()})
-        return [self._spoken(own, kept) for own in keys]
+        return [self._of_picture(own, kept) for own in keys]
 
     def _encoded(self, keys: Iterable[_Key]) -> dict[_Key, _Kept]:
         keys = list(keys)
         embeddings = self._model.encode_text([key.ask for key in keys]) if keys else []
-        company = frozenset(key for key in keys if not self._model.text.silent(key.ask))
+        same_call = frozenset(key for key in keys if not self._model.text.silent(key.ask))
         return {
-            key: _Kept(embedding, company, self._adapters(key.ask))
+            key: _Kept(embedding, same_call, self._adapters(key.ask))
             for key, embedding in zip(keys, embeddings, strict=True)
         }
 
@@ -111,11 +115,11 @@ class Texts:
             _, dropped = self._kept.popitem(last=False)
             room += dropped.bytes
 
-    def _spoken(self, own: Mapping[Prompt, _Key], kept: Mapping[_Key, _Kept]) -> Spoken:
-        voiced = frozenset(key for key in own.values() if not self._model.text.silent(key.ask))
-        return Spoken(
+    def _of_picture(self, own: Mapping[Prompt, _Key], kept: Mapping[_Key, _Kept]) -> PictureTexts:
+        encoded = frozenset(key for key in own.values() if not self._model.text.silent(key.ask))
+        return PictureTexts(
             {prompt: kept[key].embedding for prompt, key in own.items()},
-            alone=all(kept[key].company == voiced for key in voiced),
+            alone=all(kept[key].same_call == encoded for key in encoded),
         )
 
     def _key(self, ask: TextAsk) -> _Key:

@@ -1,8 +1,9 @@
-"""Imports run one way: studio -> pipelines -> composers -> the standard library."""
+"""Imports run one way: studio -> pipelines -> composers -> the standard library, and so do those within pipelines."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,44 @@ FORBIDDEN = {
     "studio": {"assets", "tests"},
 }
 
+# The rooms of a folder, each above all that it imports. A room is an inner folder, or a module that lies in the folder
+# itself; "__init__" is the folder's own. Those of one line do not import each other.
+ROOMS: dict[str, list[str]] = {
+    "pipelines": [
+        "errors features pace turns",
+        "assets bounds families faults memory schedulers",
+        "home text",
+        "adapters blocks checkpoints",
+        "engine request",
+        "model trajectory",
+        "decoding denoise record texts",
+        "events",
+        "flight",
+        "admission device_time notes preparation",
+        "finishing",
+        "session",
+        "spectrum",
+        "pipeline",
+        "__init__ training",
+        "blora flora",
+    ],
+    "pipelines.adapters": [
+        "container sidecars terms",
+        "adapter kinds",
+        "keys metadata pinned",
+        "origin peft_settings spellings",
+        "reporting structure writing",
+        "inspection reading",
+        "__init__",
+    ],
+    "pipelines.engine": [
+        "__init__ backends call compiling products",
+        "reference residency",
+        "planner stage",
+        "calibration engine",
+    ],
+}
+
 
 def imported(file: Path) -> set[str]:
     names: set[str] = set()
@@ -43,6 +82,72 @@ def test_packages_import_downwards_only(package: str) -> None:
     assert files
     for file in files:
         assert not imported(file) & FORBIDDEN[package], file.relative_to(ROOT)
+
+
+def module_name(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(file): file for file in (ROOT / "pipelines").rglob("*.py")}
+
+
+def modules_imported(module: str) -> set[str]:
+    """The modules of pipelines that one of them names in an import, wherever it stands: at the top, in a function,
+    under TYPE_CHECKING."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{module} imports by a relative name"
+            assert node.module is not None
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in MODULES else node.module)
+    return found & MODULES.keys()
+
+
+ARROWS = {module: modules_imported(module) for module in MODULES}
+
+
+def room(module: str, folder: str) -> str | None:
+    """In which room of a folder a module lies; None for one that lies elsewhere."""
+    if module == folder:
+        return "__init__"
+    inside = module.startswith(f"{folder}.")
+    return module.removeprefix(f"{folder}.").partition(".")[0] if inside else None
+
+
+@pytest.mark.parametrize("folder", ROOMS)
+def test_every_room_has_its_place(folder: str) -> None:
+    rooms = {room(module, folder) for module in MODULES} - {None}
+    listed = [name for line in ROOMS[folder] for name in line.split()]
+    assert sorted(listed) == sorted(rooms)
+
+
+@pytest.mark.parametrize("folder", ROOMS)
+def test_rooms_import_downwards_only(folder: str) -> None:
+    """Which holds for circles too: there is none where nothing leads up."""
+    floor = {name: height for height, line in enumerate(ROOMS[folder]) for name in line.split()}
+    upward = [
+        f"{module} imports {other}"
+        for module, others in ARROWS.items()
+        for other in others
+        if (own := room(module, folder)) is not None
+        and (its := room(other, folder)) is not None
+        and own != its
+        and floor[its] >= floor[own]
+    ]
+    assert not upward
+
+
+def test_every_folder_with_inner_folders_has_its_rooms_listed() -> None:
+    folders = {module for module, file in MODULES.items() if file.name == "__init__.py"}
+    assert {folder.rpartition(".")[0] for folder in folders} - {""} == set(ROOMS)
+
+
+def test_modules_import_each_other_in_no_circle() -> None:
+    graphlib.TopologicalSorter(ARROWS).prepare()  # raises CycleError
 
 
 def test_the_top_level_is_what_was_agreed() -> None:

@@ -1,19 +1,10 @@
 """LoRA files: read exactly, inspected without loading, written back."""
 
-from pipelines.adapters.adapter import (
-    Adapter,
-    AdapterMetadata,
-    Hadamard,
-    LayerFactors,
-    LoadReport,
-    LowRank,
-    ModelLayers,
-    Target,
-    model_layers,
-)
+from pipelines.adapters.adapter import Adapter, AdapterMetadata, LoadReport, model_layers
 from pipelines.adapters.container import sha256
 from pipelines.adapters.inspection import Inspection, inspect_file
 from pipelines.adapters.reading import read_adapter
+from pipelines.adapters.terms import Hadamard, LayerFactors, LowRank, ModelLayers, Target
 from pipelines.adapters.writing import write_lora
 
 __all__ = [

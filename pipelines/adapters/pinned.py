@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from pipelines.adapters.adapter import Adapter, LayerFactors, LowRank
+from pipelines.adapters.adapter import Adapter
+from pipelines.adapters.terms import LayerFactors, LowRank
 
 ALIGNMENT = 16
 """Bytes to a multiple of which every tensor begins, as all data types and vectorised copies need it."""

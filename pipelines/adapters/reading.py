@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipelines.adapters.adapter import Adapter, LayerFactors, ModelLayers
+from pipelines.adapters.adapter import Adapter
 from pipelines.adapters.container import Header, adapter_path, read_header, read_tensors
 from pipelines.adapters.keys import Address, Contents, Key, sort_keys
 from pipelines.adapters.kinds import KINDS, Kind, RawLayer
@@ -22,6 +22,7 @@ from pipelines.adapters.peft_settings import PeftSettings, peft_settings
 from pipelines.adapters.reporting import Found, Place, report, some
 from pipelines.adapters.sidecars import read_sidecars
 from pipelines.adapters.spellings import LayerNames, layer_names
+from pipelines.adapters.terms import LayerFactors, ModelLayers
 from pipelines.errors import AdapterFileError, AdapterFormatError, AdapterMismatchError
 from pipelines.families.family import FamilyName
 

@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from pipelines.adapters.adapter import AdapterMetadata, LayerFactors, LoadReport, LowRank, ModelLayers
+from pipelines.adapters.adapter import AdapterMetadata, LoadReport
 from pipelines.adapters.container import WEIGHT_DTYPES, Header
 from pipelines.adapters.keys import Contents
 from pipelines.adapters.kinds import Kind, RawLayer
 from pipelines.adapters.origin import Origin, origin_by_metadata
 from pipelines.adapters.peft_settings import PeftSettings
+from pipelines.adapters.terms import LayerFactors, LowRank, ModelLayers
 
 Place = tuple[str, str]  # (component, module)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
@@ -11,14 +10,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pipelines.adapters.adapter import Hadamard, LayerFactors, LowRank
 from pipelines.adapters.container import pack
 from pipelines.adapters.keys import COMPONENTS, TEXT, TEXT_2, UNET
 from pipelines.adapters.kinds import flora
 from pipelines.adapters.origin import origin_by_metadata
 from pipelines.adapters.peft_settings import METADATA_KEY
+from pipelines.adapters.terms import Hadamard, LayerFactors, LowRank
 from pipelines.errors import RequestError
 from pipelines.families.family import SDXL
+from pipelines.home.files import write_atomically
 
 Naming = Literal["kohya", "peft"]
 
@@ -61,13 +61,7 @@ def write_lora(
         texts |= flora.METADATA
     texts.setdefault("format", "pt")
     tensors = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in written}
-    data = pack(tensors, texts)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_atomically(path, pack(tensors, texts))
 
 
 def _kohya(layers: Mapping[str, LowRank], metadata: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:

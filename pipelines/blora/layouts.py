@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from pipelines import assets
-from pipelines.adapters.adapter import ModelLayers, model_layers
+from pipelines.adapters.adapter import model_layers
+from pipelines.adapters.terms import ModelLayers
 from pipelines.checkpoints.card import read_card
 from pipelines.checkpoints.components import quietly, read_json
 from pipelines.checkpoints.folders import folder_family

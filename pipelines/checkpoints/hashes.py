@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.home.answers import answered
-from pipelines.home.files import parse_json, read_text, sha256_of
+from pipelines.home.files import parse_json, read_text, sha256_of, write_atomically
 
 REMEMBERED_BYTES = 64 * 2**20
 """Size from which a file's hash is kept beyond the process; smaller ones are read again in no time."""
@@ -42,14 +41,9 @@ def _remembered(file: Path, folder: Path | None) -> str:
         if said["of"] == stamp:
             return str(said["sha256"])
     found = _sha256(file, stat.st_size, stat.st_mtime_ns)
-    fresh = note.with_suffix(f".{os.getpid()}.new")
-    try:
+    with suppress(OSError):  # a home that cannot be written to only costs time
         folder.mkdir(parents=True, exist_ok=True)
-        fresh.write_text(json.dumps({"of": stamp, "sha256": found}), encoding="utf-8")
-        fresh.replace(note)
-    except OSError:  # a home that cannot be written to only costs time
-        with suppress(OSError):
-            fresh.unlink()
+        write_atomically(note, json.dumps({"of": stamp, "sha256": found}))
     return found
 
 

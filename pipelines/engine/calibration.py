@@ -14,6 +14,7 @@ import torch
 
 from pipelines.engine.planner import LOW_RANK, Rates
 from pipelines.engine.products.graphs import CudaGraphs
+from pipelines.home.files import write_atomically
 
 SECONDS = 0.03
 """Measured for at least so long, five times over."""
@@ -37,7 +38,7 @@ def rates_of(device: torch.device, dtype: torch.dtype, cache: Path) -> Rates:
     except (OSError, ValueError, TypeError):
         rates = measure(device, dtype)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(asdict(rates), indent=1))
+    write_atomically(file, json.dumps(asdict(rates), indent=1))
     return rates
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from composers.plan import Use
 from pipelines.families.family import Cut
-from pipelines.features import captured, shallow_pass
+from pipelines.families.unet import conditions, full_pass, shallow_pass
 
 
 @dataclass(frozen=True)
@@ -68,20 +68,9 @@ class Found:
 
 def forward(unet: Any, call: Call) -> Found:
     """The call through the UNet as it stands, with whatever acts on its layers."""
-    added = None
-    if call.pooled is not None:
-        assert call.sizes is not None
-        added = {"text_embeds": call.pooled, "time_ids": call.sizes}
-    conditions: dict[str, Any] = {
-        "encoder_hidden_states": call.text,
-        "encoder_attention_mask": call.mask,
-        "added_cond_kwargs": added,
-    }
+    reads = conditions(call.text, call.mask, call.pooled, call.sizes)
     with torch.inference_mode():
-        if call.cut is not None:
-            assert call.deep is not None
-            shallow = shallow_pass(unet, call.cut, call.deep, call.latents, call.timesteps, **conditions)
-            return Found(shallow, {})
-        with captured(unet, call.leaves) as features:
-            prediction = unet(call.latents, call.timesteps, **conditions, return_dict=False)[0]
-        return Found(prediction, dict(features))
+        if call.cut is None:
+            return Found(*full_pass(unet, call.leaves, call.latents, call.timesteps, reads))
+        assert call.deep is not None
+        return Found(shallow_pass(unet, call.cut, call.deep, call.latents, call.timesteps, **reads), {})

@@ -28,12 +28,12 @@ from pipelines.engine.residency.packing import Ranks, Taken
 from pipelines.engine.residency.table import KINDS, Kind
 from pipelines.engine.stage import Bucket, KindForm, Stage, room_for_rank, room_for_rows
 from pipelines.families.family import Cut
-from pipelines.features import shallow_modules
+from pipelines.families.unet import shallow_modules
 
 MOST_STAGES = 24
-"""Buckets kept at once; the one used longest ago makes room."""
+"""Buckets kept at once. The one that was used longest ago makes room for a new one."""
 MEMORY_SHARE = 0.35
-"""Of the device's memory, what the buffers of all buckets may take."""
+"""The part of the device's memory that the buffers of all buckets may take."""
 STEP_KINDS: tuple[Kind, ...] = tuple(kind for kind in KINDS if kind != "text")
 
 
@@ -116,7 +116,7 @@ class Engine:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything that holds for the present device and dtype only."""
+        """Forget what holds for the present device and dtype alone."""
         self._stages.clear()
         self._refused.clear()
         self._last_bucket.clear()
@@ -249,11 +249,12 @@ class Engine:
     ) -> tuple[KindForm, ...] | str:
         """A form for every kind of layer that adapters change, within the room that all share; or why there are none.
 
-        Keys and values of the texts never take whole weights: gigabytes of SDXL's, for what is computed once a mix.
-        multiplied: kinds whose weights are multiplied (FLoRA): on buffers, those are whole weights; of texts, none.
+        Keys and values of the texts never take whole weights: in SDXL those are gigabytes, for what is computed once a
+        mix. multiplied: the kinds whose weights are multiplied (FLoRA). On buffers they take whole weights, but for
+        those of the texts.
         """
-        apart = {"text"} & {*multiplied}
-        multiplied = {*multiplied} - apart
+        on_texts = {"text"} & {*multiplied}
+        multiplied = {*multiplied} - on_texts
         if multiplied and self.bank.form not in ("auto", "dense"):
             return f"FLoRA runs without CUDA graphs in the form {self.bank.form!r}"
         if multiplied and load.steady < FEWEST_STEADY:
@@ -261,7 +262,7 @@ class Engine:
         forms = []
         for own in sorted(ranks, key=lambda own: own.kind not in multiplied):
             whole = own.kind in multiplied
-            if own.kind in apart or not (own.lane or whole):
+            if own.kind in on_texts or not (own.lane or whole):
                 continue
             found = self.planner.estimates(self._table, own, load)
             form = self.bank.form if self.bank.form != "auto" else self.planner.choose(found, load)
@@ -278,8 +279,8 @@ class Engine:
     def explain(
         self, uses: Sequence[tuple[Use, ...]], shape: Sequence[int], steady: int
     ) -> tuple[tuple[KindPlan, ...], str]:
-        """Which form a call over these rows would take for every kind of layer that its adapters change, and what
-        the others would cost; and what multiplies weights without a form of its own, "" where nothing does.
+        """How a call over these rows would run: for every kind of layer that its adapters change, the form it takes and
+        what each form costs. And what multiplies weights without a form of its own, "" where nothing does.
 
         shape: of the latents. steady: as in `Call`.
         """
@@ -370,8 +371,8 @@ class Engine:
 
 
 def grouped_by_pairs(rows: Rows) -> Rows:
-    """The mixes of pairs of equal neighbours, where all rows are such pairs, else of single rows: what stays the
-    same whatever the mixes are."""
+    """The mixes of pairs of equal neighbours where all rows are such pairs, else the mixes of single rows. Which of the
+    two it is must not depend on what the mixes hold."""
     pairs = len(rows) % 2 == 0 and rows[::2] == rows[1::2]
     return tuple(rows[::2]) if pairs else tuple(rows)
 

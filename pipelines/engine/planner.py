@@ -5,12 +5,12 @@ For every layer, with N rows in G groups, T tokens a row, rank R and element siz
     lane-packed  2 N T R (in + out) operations; reads x, writes and reads N T R, reads and writes y; 2 kernels;
                  or, where whole weights are made in passing, 2 G R in out, and four passes over G weights
     pool         the same with the pool's rank, and the gates: 3 kernels
-    dense        reads the weights of G groups instead of one; and once a mix: writing them, shared out over its steps
+    dense        reads the weights of G groups instead of one; once a mix they are written, which its steps share
 
 Keys and values of the text take all that once a mix, and nothing in its other calls.
 
-Time is the larger of operations / rate and bytes / bandwidth, and each kernel's launch; the rate of a product of low
-rank grows with the rank, as its tiles fill, up to that of a large one.
+The time is operations / rate or bytes / bandwidth, whichever is larger, plus the launch of each kernel. The rate of a
+product of low rank grows with the rank, as its tiles fill, up to that of a large product.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ from pipelines.engine.residency.packing import Ranks
 from pipelines.engine.residency.table import Table
 
 TEXT_TOKENS = 77
-"""Of a prompt that one pass of a text encoder reads."""
+"""Tokens that one pass of a text encoder reads."""
 FILLED_BY = 2
-"""Kernels, not recorded, that write one layer's weights for a mix."""
+"""Kernels that write one layer's weights for a mix. They are not recorded."""
 FEWEST_STEADY = 10
-"""Steps for which a mix must stay as it is, so that weights of its own are worth writing."""
-
-
+"""A mix gets weights of its own only where it stays as it is for so many steps."""
 LOW_RANK = 48
-"""Rank at which products of low rank are measured: three LoRAs of rank 16."""
+"""The rank at which products of low rank are measured, that of three LoRAs of rank 16."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What a device does a second. gemm: operations of a large product; low_rank: of one of `LOW_RANK`; bandwidth:
-    bytes copied (read and written); launch: seconds a recorded kernel costs; host: seconds one costs that is not
-    recorded."""
+    """How fast a device is.
+
+    gemm: operations a second in a large product. low_rank: the same in a product of rank `LOW_RANK`. bandwidth: bytes
+    copied a second, each read and written. launch: seconds a recorded kernel costs. host: seconds a kernel costs that
+    is not recorded.
+    """
 
     gemm: float
     low_rank: float
@@ -47,7 +48,7 @@ class Rates:
     host: float
 
     def product(self, rank: int) -> float:
-        """Operations of a product of that rank: its time grows by the rank from that of an empty tile."""
+        """Operations a second in a product of that rank. An empty tile takes some time, and each rank adds to it."""
         empty = LOW_RANK * (self.gemm / self.low_rank - 1)  # in ranks of a large product
         return self.gemm * max(rank, 1) / (max(rank, 1) + max(empty, 0.0))
 
@@ -61,8 +62,8 @@ MEASURED = {
 
 @dataclass(frozen=True)
 class Work:
-    """A layer's share of a call, the same for so many layers. tokens: a row's positions. in_width: times the kernel's
-    size."""
+    """One layer's work in a call. tokens: positions a row. in_width: inputs, times the kernel's size in a convolution.
+    layers: how many layers have the same work."""
 
     rows: int
     tokens: int
@@ -73,7 +74,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds a call beyond the base model, seconds once a mix, and bytes of buffers."""
+    """What a form costs beyond the base model. step: seconds a call. once: seconds a mix. bytes: of buffers."""
 
     form: Form
     step: float
@@ -81,14 +82,14 @@ class Estimate:
     bytes: int
 
     def over(self, steps: int) -> float:
-        """Seconds a step, when a mix stays for that many."""
+        """Seconds a step, for a mix that stays for so many steps."""
         return self.step + self.once / max(steps, 1)
 
 
 @dataclass(frozen=True)
 class Load:
-    """A call as the planner sees it. cells: h * w of the latents. steady: steps for which its mixes stay. room:
-    bytes that buffers may take."""
+    """A call as the planner sees it. cells: h * w of the latents. steady: steps for which its mixes stay as they are.
+    room: bytes that buffers may take."""
 
     rows: int
     groups: int
@@ -99,7 +100,7 @@ class Load:
 
 @dataclass(frozen=True)
 class KindPlan:
-    """What was chosen for one kind of layer, among what."""
+    """The form chosen for one kind of layer, and what each form would cost."""
 
     ranks: Ranks
     layers: int
@@ -109,8 +110,8 @@ class KindPlan:
 
 @dataclass(frozen=True)
 class CallPlan:
-    """One UNet call: pictures of one size, their rows, for how many steps their mixes stay, and the forms; note: what
-    FLoRA adapters do besides."""
+    """One UNet call for pictures of one size. steady: steps for which their mixes stay as they are. kinds: the forms.
+    note: what FLoRA adapters do besides."""
 
     width: int
     height: int

@@ -26,7 +26,7 @@ from pipelines.engine.residency.bank import Bank, Marked, Rows
 from pipelines.engine.residency.packing import DensePacking, Packing, Taken
 from pipelines.engine.residency.table import Kind
 from pipelines.families.family import Cut
-from pipelines.features import shallow_modules
+from pipelines.families.unet import shallow_modules
 from pipelines.pace import moved
 
 
@@ -137,8 +137,8 @@ class Stage:
     def run(self, call: Call, groups: Rows, recorder: Recorder) -> Found:
         """The call's results. groups: the mixes of its groups.
 
-        The first call runs on the buffers as it is, the second is recorded, all others are replayed: what is wanted
-        once only is not recorded, and which of the three it was does not show in the result.
+        The first call runs on the buffers without a recording, the second is recorded, and all others are replayed. So
+        nothing is recorded that is wanted only once. The result does not show which of the three it was.
         """
         places = self._place(groups)
         rows = [place * self.bucket.group + row for place in places for row in range(self.bucket.group)]
@@ -164,7 +164,7 @@ class Stage:
         return Found(mine(found.prediction), {cut: mine(value) for cut, value in found.features.items()})
 
     def _place(self, groups: Rows) -> list[int]:
-        """The seat of every group, its mix in the buffers. Whole weights stay where they are seated."""
+        """The seat of every group, whose mix is then in the buffers. Whole weights keep their seats."""
         mixes = [self._bank.marked(mix) for mix in groups]
         dense = any(own.form == "dense" for own in self.bucket.forms)
         before = list(self._seats)
@@ -203,7 +203,7 @@ class Stage:
     # -- texts -------------------------------------------------------------------------------------------
 
     def _renew_texts(self, call: Call, rows: Sequence[int]) -> None:
-        """See to it that keys and values are those of the call's texts and mixes; rows: where its rows sit."""
+        """Fill in the keys and values of the call's texts and mixes. rows: where its rows sit."""
         packing = self.packings.get("text")
         reached = packing is not None or self.bucket.texts_multiplied
         texts: list[RowText | None] = [None] * self.bucket.rows

@@ -1,4 +1,4 @@
-"""Everything in which SD1.x, SD2.x and SDXL differ. Nothing outside this file asks which family a model is."""
+"""Everything in which SD1.x, SD2.x and SDXL differ. What they have in common, a UNet, is in `unet` and `unet_names`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipelines.errors import ModelError
 
 FamilyName = Literal["sd1", "sd2", "sdxl"]
 Cut = Literal["published", "deep"]
-"""How much of the UNet a shallow pass runs, see `pipelines.features`."""
+"""How much of the UNet a shallow pass runs, see `pipelines.families.unet`."""
 
 
 @dataclass(frozen=True)

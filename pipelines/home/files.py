@@ -1,7 +1,8 @@
-"""Files of users, opened with distrust: only regular files, no more than is believed, and never for ever.
+"""Files of users: read with distrust, and written whole or not at all.
 
-A pipe, a socket or a device may bear any name. Whoever opens one waits for the other end, so what a name means is
-looked at before it is opened, and again once it is open.
+A pipe, a socket or a device may bear any name, and whoever opens one waits for its other end. So only regular files
+are opened: what a name means is looked at before it is opened, and again once it is open. No more is read than a
+limit allows, and nobody waits for ever.
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ import hashlib
 import io
 import json
 import os
+import re
+import secrets
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
+from pipelines.errors import SetupError
 from pipelines.home.answers import answered, sign
 
 LIMIT = 16 * 2**20
@@ -165,3 +170,74 @@ def _whole_texts(value: object) -> object:
         case dict():
             return {whole_text(key): _whole_texts(item) for key, item in value.items()}
     return value
+
+
+# -- writing ---------------------------------------------------------------------------------------------
+
+Content = str | bytes | Callable[[Path], object]
+"""What a file will hold: a text, written as UTF-8, bytes, or whoever writes it to a path."""
+
+
+def write_atomically(file: Path, content: Content, *, force: bool = True) -> Path:
+    """Writes a file whole or not at all; returns where it is. Its folder is there already. Raises OSError.
+
+    Several threads and processes may write one file: each has a temporary file of its own beside it, and readers see
+    one whole file or the other. Without `force`, a file that is there already is kept, and this one takes the next
+    free name.
+    """
+    # A name as long as a file's may be leaves no room for more.
+    temporary = file.with_name(f".{file.name[:50]}.{secrets.token_hex(6)}.part")
+    try:
+        match content:
+            case str():
+                temporary.write_text(content, encoding="utf-8")
+            case bytes():
+                temporary.write_bytes(content)
+            case write:
+                write(temporary)
+        while not _published(temporary, file, force):
+            file = next_name(file)
+    finally:
+        with suppress(OSError):  # what has gone wrong before is told, not this
+            temporary.unlink()
+    return file
+
+
+def write_whole(file: Path, content: Content, *, force: bool) -> Path:
+    """`write_atomically`, for what somebody wants written: its folder is made, and errors name the remedy.
+
+    Raises SetupError.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return write_atomically(file, content, force=force)
+    except OSError as error:
+        raise SetupError(
+            f"{file} cannot be written ({error.strerror or error}); choose another --out"
+        ) from error
+
+
+def _published(temporary: Path, file: Path, force: bool) -> bool:
+    if not force:
+        try:
+            os.link(temporary, file)  # unlike a rename, it never replaces
+            return True
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without hard links
+            if file.exists():
+                return False
+    os.replace(temporary, file)
+    return True
+
+
+def next_name(file: Path) -> Path:
+    """The name to try next where a file is there already: "fox.png", "fox~2.png", "fox~3.png"."""
+    match = re.fullmatch(r"(.*)~(\d+)", file.stem)
+    stem, number = (match[1], int(match[2])) if match else (file.stem, 1)
+    return file.with_name(f"{stem}~{number + 1}{file.suffix}")
+
+
+def slug(text: str) -> str:
+    """The text as part of a file name: words, digits and hyphens, 60 characters at most."""
+    return re.sub(r"[^\w.]+", "-", text).strip("-.")[:60].rstrip("-.") or "picture"

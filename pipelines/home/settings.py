@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import SetupError
-from pipelines.home.files import read_text
+from pipelines.home.files import read_text, write_atomically
 
 CONFIG_FILE = "config.toml"
 LARGEST = 2**20
@@ -121,10 +121,7 @@ def write_folders(home: Path, roots: Roots) -> Path:
     others = re.sub(r"(?ms)^[ \t]*\[folders\].*?(?=^[ \t]*\[|\Z)", "", before).strip()
     text = "\n".join([*([others, ""] if others else []), *table, ""])
     home.mkdir(parents=True, exist_ok=True)
-    fresh = file.with_suffix(".toml.new")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(file)
-    return file
+    return write_atomically(file, text)
 
 
 def _refuse_unknown(file: Path, prefix: str, content: Mapping[str, Any], known: list[str]) -> None:

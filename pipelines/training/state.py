@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from pipelines.checkpoints.components import first_line
 from pipelines.errors import RequestError
+from pipelines.home.files import write_atomically
 
 _GENERATOR = "generator"
 
@@ -67,20 +67,13 @@ def save_state(
         for name, value in moments.items():
             tensors[f"optimiser.{index}.{name}"] = torch.as_tensor(value).detach().cpu()
     tensors[_GENERATOR] = generator.get_state()
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()},
-            partial,
-            {
-                "step": str(step),
-                "identity": json.dumps(identity.to_dict()),
-                "scale": json.dumps(dict(scale)),
-            },
-        )
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    notes = {
+        "step": str(step),
+        "identity": json.dumps(identity.to_dict()),
+        "scale": json.dumps(dict(scale)),
+    }
+    write_atomically(file, lambda path: save_file(whole, path, notes))
 
 
 def load_state(

@@ -11,13 +11,13 @@ from composers.plan import Use
 from pipelines import Request, StudioPipeline
 from pipelines.errors import AdapterError, ModelError, StudioError
 from pipelines.home import Entry, Home
+from pipelines.home.files import next_name
 from pipelines.text.prompt import parse
 from studio.batch.manifest import Outcome, is_whole
 from studio.batch.plan import Job
 from studio.batch.problems import Problems
 from studio.drafts.draft import Wanted, plain_request
 from studio.drafts.shelf import Shelf
-from studio.pictures.files import next_name
 from studio.pictures.metadata import CHUNK, read_texts
 
 

@@ -21,6 +21,7 @@ from composers.errors import StudioError
 from composers.shown import shown
 from pipelines.bounds import LONGEST_NAME, check_text
 from pipelines.errors import RequestError, SetupError
+from pipelines.home.files import slug
 from pipelines.request import SEEDS, Request
 from pipelines.text.tags import take_tags
 from studio.batch.jobfile import JOB_FIELDS, Entry, JobFile, check_names
@@ -28,7 +29,6 @@ from studio.batch.problems import Problems
 from studio.batch.values import MOST_VALUES, alternatives, products
 from studio.batch.variants import Template, Wildcards, draw, every, read_template, size
 from studio.drafts.draft import FIELDS, Draft, check_count, read_draft, read_init_image
-from studio.pictures.files import slug
 
 TEMPLATE = "{index:05d}_{name}_{seed}"
 NAME_FIELDS = ("index", "name", "seed", "prompt", "composer", "model")

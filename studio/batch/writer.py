@@ -9,10 +9,10 @@ from pathlib import Path
 from types import TracebackType
 
 from pipelines import StudioError
+from pipelines.home.files import write_whole
 from studio.batch.manifest import Manifest, Outcome
 from studio.batch.plan import Job
 from studio.batch.worker import Rendered
-from studio.pictures.files import write_whole
 from studio.pictures.metadata import Setup, save_picture
 
 MOST_PENDING = 32
@@ -63,8 +63,7 @@ class Writer:
     def _saved(self, file: Path, rendered: Rendered, adapters: Mapping[str, Path]) -> Path:
         """Writes the picture; returns where it is. Raises SetupError."""
         if rendered.png is not None:
-            content = rendered.png
-            return write_whole(file, lambda path: _write_bytes(path, content), force=self._force)
+            return write_whole(file, rendered.png, force=self._force)
         assert rendered.image is not None
         assert rendered.request is not None
         assert rendered.record is not None
@@ -81,7 +80,3 @@ class Writer:
     def _noted(self, outcome: Outcome) -> Outcome:
         self._manifest.append(outcome)
         return outcome
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.write_bytes(content)

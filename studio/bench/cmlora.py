@@ -33,7 +33,8 @@ from pipelines import Record, Request, StudioPipeline, assets
 from pipelines.adapters import Adapter, AdapterMetadata, LoadReport, LowRank
 from pipelines.engine.residency.bank import Bank
 from pipelines.families.family import Cut
-from pipelines.features import captured, passes_of, shallow_modules, shallow_pass
+from pipelines.families.unet import captured, shallow_modules, shallow_pass
+from pipelines.features import passes_of
 from pipelines.record import device_name
 
 CACHING = ("dominant_only", "dominant_every_step", "every_step_in_turn", "all")

@@ -99,7 +99,7 @@ def run(values: ProbeBlocks, home: Home, teller: Teller) -> int:
     from pipelines.blora.scoring import pick_scorer
     from pipelines.blora.sheet import probe_sheet
     from pipelines.errors import RequestError
-    from studio.pictures.files import write_whole
+    from pipelines.home.files import write_whole
     from studio.rendering.opening import is_slow, open_pipeline
 
     entry = home.find_model(values.model)

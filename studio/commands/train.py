@@ -251,8 +251,8 @@ def _read_image(file: Path) -> Image.Image:
 @contextmanager
 def _told(teller: Teller, out: Path, recipe: Recipe) -> Iterator[Callable[[Progress], None]]:
     """Within: a bar, sample pictures beside `out`, and Ctrl+C between steps."""
+    from pipelines.home.files import write_whole
     from pipelines.training.run import state_file
-    from studio.pictures.files import write_whole
     from studio.terminal.interruption import noted
 
     with teller.training(recipe.steps) as show, noted(at_once=False) as stopped:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipelines.home.files import write_whole
 from studio.batch.manifest import Outcome
 from studio.grid.grid import Grid
 from studio.grid.page import write_page
 from studio.grid.sheet import draw_sheet
-from studio.pictures.files import write_whole
 
 
 def write_grid(
@@ -21,9 +21,5 @@ def write_grid(
     picture = write_whole(
         grid_folder / "grid.png", lambda path: sheet.save(path, format="PNG", optimize=True), force=True
     )
-    text = write_whole(grid_folder / "grid.html", lambda path: _write_text(path, page), force=True)
+    text = write_whole(grid_folder / "grid.html", page, force=True)
     return picture, text
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -10,9 +10,8 @@ from pathlib import Path
 from pipelines.adapters import sha256
 from pipelines.home import Home
 from pipelines.home.answers import answered
-from pipelines.home.files import open_regular
+from pipelines.home.files import open_regular, write_whole
 from studio.drafts.draft import Draft, read_init_image
-from studio.pictures.files import write_whole
 
 
 def inputs_folder(home: Home) -> Path:

@@ -15,8 +15,8 @@ from PIL import Image
 from pipelines import Stepped
 from pipelines.faults import forget_tensors
 from pipelines.home import Home
+from pipelines.home.files import write_whole
 from studio.jobs.queue import Task
-from studio.pictures.files import write_whole
 
 WATCHED = 5.0
 """Seconds for which one look counts."""

@@ -22,13 +22,13 @@ from pipelines import StudioError
 from pipelines.adapters.writing import refuse_existing
 from pipelines.errors import RequestError
 from pipelines.home import Home
+from pipelines.home.files import write_whole
 from pipelines.training.run import state_file
 from studio.drafts.draft import read_init_image
 from studio.jobs.discretion import without_places
 from studio.jobs.gate import ModelKey, Trust, model_key
 from studio.jobs.job import JobState
 from studio.jobs.owner import folder_of
-from studio.pictures.files import write_whole
 from studio.rendering.opening import Opening
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")

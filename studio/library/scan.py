@@ -22,11 +22,10 @@ from pipelines.adapters.container import read_header
 from pipelines.errors import AdapterFileError, AdapterFormatError
 from pipelines.home import Entry, Home
 from pipelines.home.answers import NoAnswer, answered, each, is_silent, sign
-from pipelines.home.files import open_regular
+from pipelines.home.files import open_regular, slug, write_whole
 from studio.library.card import Card, card_from_json, card_to_json, read_card, read_card_and_metadata
 from studio.library.fit import Fit
 from studio.library.hashes import is_adapter
-from studio.pictures.files import slug, write_whole
 
 NOTES = (".json", ".civitai.info", ".metadata.json", ".txt", ".png", ".jpg", ".jpeg", ".webp",
          ".preview.png", ".preview.jpg", ".preview.jpeg", ".preview.webp")  # fmt: skip

@@ -1,17 +1,18 @@
-"""Where pictures go: names decided before anything is rendered, files written whole or not at all."""
+"""Where pictures go: their names are decided before anything is rendered."""
 
 from __future__ import annotations
 
 import os
 import re
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
 from pipelines.errors import SetupError
+from pipelines.home.files import slug
 
 FIELDS = ("index", "seed", "prompt", "composer", "model", "date")
 NUMBERED = "{index:05d}_{seed}.png"
@@ -94,49 +95,3 @@ def _filled(folder: str, template: str, sheets: Sequence[Sheet], first: int) -> 
         ]
     except (ValueError, IndexError, KeyError) as error:
         raise SetupError(f"--out {template}: {error}; write a brace that is no field twice") from error
-
-
-def slug(text: str) -> str:
-    """The text as part of a file name: words, digits and hyphens, 60 characters at most."""
-    return re.sub(r"[^\w.]+", "-", text).strip("-.")[:60].rstrip("-.") or "picture"
-
-
-def write_whole(file: Path, write: Callable[[Path], None], *, force: bool) -> Path:
-    """Calls `write` with a temporary file beside `file` and renames it; returns where the picture is.
-
-    Without `force`, a file that came to be in the meantime is kept, and the picture takes the next free name.
-    Raises SetupError.
-    """
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        while not _published(temporary, file, force):
-            file = next_name(file)
-    except OSError as error:
-        raise SetupError(
-            f"{file} cannot be written ({error.strerror or error}); choose another --out"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return file
-
-
-def _published(temporary: Path, file: Path, force: bool) -> bool:
-    if not force:
-        try:
-            os.link(temporary, file)  # unlike a rename, it never replaces
-            return True
-        except FileExistsError:
-            return False
-        except OSError:  # a file system without hard links
-            if file.exists():
-                return False
-    os.replace(temporary, file)
-    return True
-
-
-def next_name(file: Path) -> Path:
-    match = re.fullmatch(r"(.*)~(\d+)", file.stem)
-    stem, number = (match[1], int(match[2])) if match else (file.stem, 1)
-    return file.with_name(f"{stem}~{number + 1}{file.suffix}")

@@ -24,6 +24,7 @@ from composers.shown import shown
 from pipelines import Record, Request
 from pipelines.bounds import LONGEST_NAME, MOST_ADAPTERS
 from pipelines.errors import RequestError, StudioError
+from pipelines.home.files import write_whole
 from pipelines.schedulers import MODEL_OWN
 from pipelines.text.tags import write_tag
 from studio.drafts import picture_file
@@ -32,7 +33,6 @@ from studio.drafts.plain import read_json
 from studio.drafts.shelf import Known
 from studio.library.hashes import short_hash
 from studio.pictures import a1111
-from studio.pictures.files import write_whole
 
 CHUNK = "lora-studio"
 PARAMETERS = "parameters"

@@ -22,8 +22,8 @@ from pipelines import (
     StudioPipeline,
 )
 from pipelines.faults import forget_tensors, own_error
+from pipelines.home.files import write_whole
 from studio.drafts.draft import placed
-from studio.pictures.files import write_whole
 from studio.pictures.metadata import Setup, save_picture
 from studio.terminal.exits import INTERRUPTED, OK, SOME_FAILED
 from studio.terminal.interruption import noted

@@ -15,8 +15,9 @@ from pipelines import Request, StudioPipeline
 from pipelines.decoding import Decoder, Decoding, OutputType, tiles
 from pipelines.errors import RenderError
 from pipelines.events import Cancelled, Failed, Finished, Started
+from pipelines.finishing import MOST_DECODINGS
 from pipelines.model import Model
-from pipelines.session import MOST_DECODINGS, Session
+from pipelines.session import Session
 
 
 @pytest.fixture(scope="module")

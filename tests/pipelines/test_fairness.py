@@ -11,10 +11,11 @@ import torch
 
 from composers import CMLoRA, Composite
 from pipelines import Request, StudioPipeline
+from pipelines.admission import PATIENCE
 from pipelines.errors import AdapterFileError
 from pipelines.events import Event, Failed, Finished, Started, Stepped
 from pipelines.model import Model
-from pipelines.session import PATIENCE, Session
+from pipelines.session import Session
 from pipelines.turns import Shares, Turns
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import pipelines.session as session_module
-from pipelines import Request, StudioPipeline
+from pipelines import Request, StudioPipeline, finishing, preparation
 from pipelines.decoding import Decoder, Decoding
 from pipelines.engine.residency.store import AdapterStore
 from pipelines.errors import RenderError
@@ -92,7 +92,7 @@ def in_holding_adapters(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
 
 
 def in_opening(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
-    raising(monkeypatch, session_module, "open_trajectory", lambda r, **_: r.seed == BAD)
+    raising(monkeypatch, preparation, "open_trajectory", lambda r, **_: r.seed == BAD)
 
 
 def in_the_unet(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
@@ -130,7 +130,7 @@ def in_decoding(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
 def in_making_the_record(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
     raising(
         monkeypatch,
-        session_module,
+        finishing,
         "make_record",
         lambda request, *_: request.seed == BAD,
     )

@@ -17,16 +17,8 @@ from composers.plan import Mix
 from pipelines import Record, Request, StudioError, StudioPipeline
 from pipelines.denoise import evaluate, rows_of
 from pipelines.events import Event, Finished, Started, Stepped
-from pipelines.features import (
-    LEVELS,
-    Passes,
-    captured,
-    cuts_of,
-    feature_shape,
-    most_kept,
-    schedule,
-    shallow_pass,
-)
+from pipelines.families.unet import LEVELS, captured, cuts_of, feature_shape, shallow_pass
+from pipelines.features import Passes, most_kept, schedule
 from pipelines.model import Model
 from pipelines.session import Session
 

@@ -15,7 +15,8 @@ from pipelines import Request, StudioPipeline
 from pipelines.errors import PromptError
 from pipelines.events import Event, Failed, Finished
 from pipelines.model import Model
-from pipelines.session import LOOK_AHEAD, Session
+from pipelines.preparation import LOOK_AHEAD
+from pipelines.session import Session
 from pipelines.texts import Texts
 
 

@@ -30,8 +30,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from pipelines.adapters.adapter import Hadamard, Target
 from pipelines.adapters.kinds.kind import Leaf, RawLayer
+from pipelines.adapters.terms import Hadamard, Target
 from pipelines.errors import AdapterFormatError, AdapterMismatchError
 
 METADATA: Mapping[str, str] = {"flora.version": "1", "flora.reduction": "sum"}

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from pipelines.adapters.adapter import LayerFactors, Target
+from pipelines.adapters.terms import LayerFactors, Target
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pipelines.adapters.adapter import LowRank, Target
 from pipelines.adapters.kinds.kind import Leaf, RawLayer
+from pipelines.adapters.terms import LowRank, Target
 from pipelines.errors import AdapterFormatError, AdapterMismatchError
 
 _LEAVES = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from pipelines.adapters.adapter import LowRank, Target
 from pipelines.adapters.kinds.kind import Leaf, RawLayer
+from pipelines.adapters.terms import LowRank, Target
 
 _LATER = "this version applies LoRA and LoCon only; look for a plain LoRA of the same subject"
 

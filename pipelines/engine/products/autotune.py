@@ -22,21 +22,22 @@ from torch import Tensor
 
 from pipelines.engine.products.graphs import CudaGraphs
 from pipelines.engine.products.operands import LIBRARY, Operands, Way
+from pipelines.home.files import write_atomically
 
 CALLS, TURNS = 20, 5
 GAIN = 0.98
-"""Of the library's time, what a kernel must stay under to be taken: a smaller gain is noise."""
+"""A kernel is taken where it needs less than this part of the library's time: a smaller gain is noise."""
 TOLERANCE = 1e-2
-"""Relative distance from the library's result, twice what rounding its parts to bfloat16 costs."""
+"""How far a kernel's result may lie from the library's, relatively: twice what rounding its parts to bfloat16 costs."""
 REVISION = 3
-"""Of the kernels: what older ones were measured at is not read."""
+"""The kernels' version. What was measured with older kernels is not read."""
 
 Clock = Callable[[Way], float]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """name: of the fastest way. microseconds: of every way that ran. dropped: way -> why it was left out."""
+    """name: the fastest way. microseconds: what every way took that ran. dropped: way -> why it was left out."""
 
     name: str
     microseconds: Mapping[str, float]
@@ -51,7 +52,7 @@ class Choices:
     known: dict[str, Choice] = field(default_factory=dict)
 
     def run(self, operands: Operands) -> Tensor:
-        """The product by the way known to be fastest; measured first where it is not known and nothing is captured."""
+        """The product by the fastest way. Where it is not known it is measured first, unless a graph is captured."""
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             choice = self.known.get(operands.label)
         else:
@@ -86,9 +87,8 @@ class Choices:
         if self.file is None:
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        draft = self.file.with_suffix(".tmp")
-        draft.write_text(json.dumps({label: asdict(own) for label, own in self.known.items()}, indent=1))
-        draft.replace(self.file)
+        known = {label: asdict(own) for label, own in self.known.items()}
+        write_atomically(self.file, json.dumps(known, indent=1))
 
 
 def measured(ways: Mapping[str, Way], seconds: Clock) -> Choice:

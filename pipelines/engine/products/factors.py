@@ -7,8 +7,9 @@ With N lanes in G groups of equal mix (a picture's guidance pair is one), T toke
     dense        y_n = W_g x_n                               W_g = W + sum of the group's changes
 
 after FLoRA's batched per-sample adapters (arXiv 2312.05677, appendix B.1, the additive form). Layers that read one
-input (query, key, value) shrink it together: their `down` lie side by side in one `stack`. Where a group has so many
-tokens that y is much larger than the weights, lane-packed factors make W_g in passing, for one product alone.
+input (query, key, value) shrink it together: their `down` lie side by side in one `stack`. A group may have so many
+tokens that y is much larger than the weights. There lane-packed factors make W_g in passing: for one product, then it
+is let go.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Factors:
         return self.up.shape[-2]
 
     def part_of(self, shrunk: Tensor) -> Tensor:
-        """Of an input through the whole stack, [..., k * R]: this layer's, [..., R]."""
+        """This layer's part, [..., R], of an input that went through the whole stack, [..., k * R]."""
         return shrunk[..., self.place * self.rank : (self.place + 1) * self.rank]
 
 
@@ -78,13 +79,15 @@ class Dense:
 Acting = Factors | Dense
 
 PASSING = 3
-"""How many times the bytes of whole weights made in passing a low-rank part must move, for these to be made. They take
-four passes over G weights, in large products; a low-rank part one over x and two over y, in small ones. Measured on an
-H200 for rank 48: at 2.4 times the bytes both take as long, at 4.8 whole weights take 0.85 of the time, at 9.6 0.57."""
+"""Whole weights are made in passing where the low-rank part would move at least this many times their bytes.
+
+Whole weights take four passes over G weights, in large products. A low-rank part takes one pass over x and two over y,
+in small products. Measured on an H200 at rank 48: both take equally long at 2.4 times the bytes. Whole weights take
+0.85 of the time at 4.8 times the bytes, and 0.57 of it at 9.6 times."""
 
 
 def made_in_passing(tokens: int, inner: int, outer: int) -> bool:
-    """Whether whole weights [outer, inner] are made in passing for a group of that many tokens."""
+    """Whether a group of so many tokens makes whole weights [outer, inner] in passing."""
     return tokens * (inner + 2 * outer) >= PASSING * 4 * inner * outer
 
 
@@ -111,11 +114,11 @@ def in_one_pass(
     acting: Sequence[Factors] | Dense,
     geglu: bool = False,
 ) -> Tensor:
-    """Linear layers over one input, what acts on them and their activation, by the fastest way measured
+    """Linear layers over one input with what acts on them and their activation, by the fastest way measured
     (`autotune.py`): [lanes, …, P * out] for x [lanes, …, in], half as wide with GEGLU.
 
-    acting: of every layer, one whole stack if there are several; none without adapters; or the one layer's whole
-    weights. bias: of one layer.
+    acting: the factors of every layer, which make up one whole stack if there are several; empty without adapters; or
+    the whole weights of a single layer. bias: of a single layer.
     """
     down, gate = None, None
     ups: list[Tensor] = []

@@ -13,7 +13,7 @@ from typing import Any, cast
 from diffusers.models.activations import GEGLU
 from torch import Tensor, nn
 
-from pipelines.adapters.adapter import Hadamard
+from pipelines.adapters.terms import Hadamard
 from pipelines.engine.products import autotune
 from pipelines.engine.products import multiplied as flora
 from pipelines.engine.products.factors import (

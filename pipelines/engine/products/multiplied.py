@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from composers.plan import Use
-from pipelines.adapters.adapter import Hadamard
+from pipelines.adapters.terms import Hadamard
 
 FloraForm = Literal["products", "weights"]
 _Pass = Callable[[Tensor], Tensor]

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from composers.plan import Use
-from pipelines.adapters.adapter import Adapter, Hadamard, LayerFactors, LowRank
+from pipelines.adapters.adapter import Adapter
+from pipelines.adapters.terms import Hadamard, LayerFactors, LowRank
 from pipelines.engine.products import multiplied as flora
 from pipelines.engine.products.factors import Acting, Form
 from pipelines.engine.products.layers import Slot
@@ -65,10 +66,10 @@ class Bank:
         self._selected: dict[tuple[str, tuple[str, ...], tuple[Kind, ...]], _Selection] = {}
 
     def load(self, adapter: Adapter, factors: Mapping[str, LayerFactors] | None = None) -> None:
-        """Make an adapter resident, or leave everything as it was where memory does not hold it. All its layers
-        exist in the model (the reader has seen to that).
+        """Make an adapter resident, or leave everything as it was where memory does not hold it.
 
-        factors: its layers' factors where they lie on the device already; None are the adapter's own.
+        All its layers exist in the model: the reader has seen to that. factors: its layers' factors, if they lie on the
+        device already; None stands for the adapter's own.
         """
         assert adapter.name not in self.adapters, adapter.name
         blocks: dict[int, tuple[int, int]] = {}
@@ -138,7 +139,7 @@ class Bank:
                 slot.multiplied = None
 
     def forms(self, component: str, modules: tuple[str, ...] = ("",)) -> tuple[str, ...]:
-        """The forms that the last calls of `component`, or of these parts of it, used."""
+        """The forms in which `component`, or these parts of it, last ran."""
         found = [
             selection.forms
             for (own, parts, _), selection in self._selected.items()
@@ -171,8 +172,10 @@ class Bank:
         return {name: reach for (own, name), reach in self._reach.items() if own == component}
 
     def choose(self, ranks: Ranks, *, multiplied: bool) -> Form:
-        """The form for one kind of layer in a call that runs layer by layer. multiplied: whether adapters of the call
-        multiply weights; whole weights would leave no place for the multiplied ones."""
+        """The form for one kind of layer in a call that runs layer by layer.
+
+        multiplied: whether adapters of the call multiply weights. Whole weights would leave no place for those.
+        """
         if self.form == "dense" and multiplied:
             return "lane-packed"
         if self.form != "auto":

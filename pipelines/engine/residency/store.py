@@ -22,9 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.adapters.adapter import Adapter, AdapterMetadata, LoadReport, ModelLayers
+from pipelines.adapters.adapter import Adapter, AdapterMetadata, LoadReport
 from pipelines.adapters.pinned import Packed, pack
 from pipelines.adapters.reading import read_adapter
+from pipelines.adapters.terms import ModelLayers
 from pipelines.engine.residency.bank import Bank
 from pipelines.engine.residency.limits import Level, Limits, StoreStats
 from pipelines.errors import AdapterError, AdapterFileError

@@ -17,6 +17,7 @@ from torch import nn
 
 from pipelines.engine.products.attention import join_attention
 from pipelines.engine.products.layers import LaneConv2d, LaneLayer, wrap
+from pipelines.families.unet import level_of
 
 Kind = Literal["attention", "text", "linear", "conv"]
 """attention: a transformer's projections; text: keys and values of cross-attention; linear: all other linear layers."""
@@ -62,7 +63,7 @@ class Table:
             kind: np.array([place for place, own in enumerate(self.kinds) if own == kind], np.int64)
             for kind in KINDS
         }
-        self.levels: tuple[int | None, ...] = tuple(_level(name, model) for name in self.names)
+        self.levels: tuple[int | None, ...] = tuple(level_of(name, model) for name in self.names)
         self.sizes: Mapping[Kind, Counter[tuple[int | None, int, int]]] = {
             kind: Counter(
                 (self.levels[place], self.in_width(place), self.out_width(place)) for place in places
@@ -123,17 +124,3 @@ class Table:
         for place, kind in enumerate(self.kinds):
             found.setdefault((kind, self.out_width(place)), []).append(place)
         return tuple(Outs(kind, width, np.array(places, np.int64)) for (kind, width), places in found.items())
-
-
-def _level(name: str, model: nn.Module) -> int | None:
-    """By the layer's block, for a UNet; 0 for other models."""
-    if "emb" in name:
-        return None
-    levels = len(getattr(model, "down_blocks", ()))
-    block, _, rest = name.partition(".")
-    if block == "mid_block":
-        return levels - 1
-    number = rest.partition(".")[0]
-    if block == "down_blocks":
-        return int(number)
-    return levels - 1 - int(number) if block == "up_blocks" else 0

@@ -14,6 +14,7 @@ import numpy as np
 from composers import methods
 from pipelines.errors import RequestError
 from pipelines.home import Home
+from pipelines.home.files import write_whole
 from studio.batch.values import numbers
 from studio.bench.quality.cells import Plan
 from studio.bench.quality.drawing import draw, drawn
@@ -28,7 +29,6 @@ from studio.drafts.draft import Wanted
 from studio.grid.axes import Axis
 from studio.grid.grid import ONE, Cell, Grid
 from studio.grid.sheet import draw_sheet
-from studio.pictures.files import write_whole
 from studio.rendering.opening import Opening, model_name
 from studio.terminal.exits import INTERRUPTED
 from studio.terminal.progress import Teller

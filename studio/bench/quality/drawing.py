@@ -14,11 +14,11 @@ from typing import Any
 
 from pipelines.errors import SetupError
 from pipelines.home import Home
+from pipelines.home.files import write_whole
 from studio.batch.manifest import MANIFEST, is_whole
 from studio.batch.progress import render
 from studio.batch.run import Batch, Order
 from studio.bench.quality.cells import Cell, Plan
-from studio.pictures.files import write_whole
 from studio.rendering.opening import Opening
 from studio.terminal.progress import Teller
 
@@ -103,8 +103,4 @@ def _hold_to(plan: Plan, out: Path, opening: Opening) -> None:
             raise SetupError(f"{out} holds pictures of other settings ({file}); choose another --out")
         return
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(file, lambda path: _write(path, text), force=True)
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    write_whole(file, text, force=True)

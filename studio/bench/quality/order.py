@@ -13,6 +13,7 @@ import torch
 
 from pipelines.errors import RequestError
 from pipelines.home import Home
+from pipelines.home.files import write_whole
 from studio.batch.values import numbers
 from studio.bench.quality.cells import Cell, Plan, part_of
 from studio.bench.quality.drawing import Shot, draw, drawn
@@ -26,7 +27,6 @@ from studio.bench.quality.plots import over_cost, over_size
 from studio.bench.quality.references import shipped_references
 from studio.bench.quality.results import as_json, as_text, rows_of
 from studio.bench.quality.sets import Suite, library_suite, read_suite, set_file
-from studio.pictures.files import write_whole
 from studio.rendering.opening import BUILT_IN, Opening, model_name, pick_device
 from studio.terminal.exits import INTERRUPTED
 from studio.terminal.progress import Teller
@@ -156,9 +156,9 @@ def report(
             figures[caption] = file
     page = write_page(f"Methods compared on {plan.suite.name}", rows, scored, figures, eyes.references)
     about = _about(plan, scored, eyes) | {"judge": [asdict(one) for one in judged]}
-    _write(out / "tables.txt", text + "\n")
-    _write(out / "results.json", as_json(rows, scored, about) + "\n")
-    _write(out / "quality.html", page)
+    write_whole(out / "tables.txt", text + "\n", force=True)
+    write_whole(out / "results.json", as_json(rows, scored, about) + "\n", force=True)
+    write_whole(out / "quality.html", page, force=True)
     for file in (*figures.values(), out / "tables.txt", out / "results.json", out / "quality.html"):
         teller.say(str(file))
 
@@ -175,18 +175,6 @@ def _about(plan: Plan, scored: Sequence[Scored], eyes: Eyes) -> dict[str, Any]:
         "clip": None if eyes.clip is None else eyes.clip.name,
         "devices": sorted({f"{shot.device}, {shot.dtype}" for shot in shots}),
     }
-
-
-def _write(file: Path, text: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, lambda path: _write_text(path, text), force=True)
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-
-
-# -- what is asked for -----------------------------------------------------------------------------------
 
 
 def _compositions(order: Order, suite: Suite) -> list[Composition]:

@@ -14,7 +14,7 @@ from pipelines.engine.call import Call
 from pipelines.engine.engine import Engine
 from pipelines.engine.residency.bank import Bank, FormChoice
 from pipelines.families.family import Cut
-from pipelines.features import cuts_of
+from pipelines.families.unet import cuts_of
 from studio.bench.speed.bed import Bed, Inputs
 from studio.bench.speed.rivals import RUN_STEPS, Mode
 from studio.bench.speed.workload import Row

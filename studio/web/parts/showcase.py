@@ -16,9 +16,9 @@ from pathlib import Path
 
 from composers import build
 from pipelines.errors import RenderError, StudioError
+from pipelines.home.files import write_whole
 from studio.drafts.draft import Draft, Wanted
 from studio.jobs import LIVE, JobState, JobView, PictureView, Worker
-from studio.pictures.files import write_whole
 from studio.rendering.opening import BUILT_IN
 from studio.web.parts.desk import address
 
@@ -107,7 +107,7 @@ class Showcase:
                     "device": together[0].device,
                 }
             )
-            write_whole(self._folder / "strip.json", lambda path: _write(path, said), force=True)
+            write_whole(self._folder / "strip.json", said, force=True)
         except StudioError as error:
             self.problem = str(error)
 
@@ -168,7 +168,3 @@ def _drawn(picture: PictureView) -> _Drawn:
 def _draft(method: str) -> Draft:
     values = {"prompt": PROMPT, "composer": build(method, {}), "seed": SEED}
     return Draft(values, tuple(Wanted(name) for name in MIX))
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -12,9 +12,8 @@ from pipelines import StudioError
 from pipelines.bounds import check_pixels
 from pipelines.home import Home
 from pipelines.home.answers import answered
-from pipelines.home.files import read_regular
+from pipelines.home.files import read_regular, write_whole
 from studio.library.card import Card
-from studio.pictures.files import write_whole
 
 LARGEST = 64 * 2**20
 """Bytes of a preview that is read."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipelines.adapters import read_adapter
-from pipelines.adapters.spellings import sgm_names
+from pipelines.families.unet_names import sgm_names
 
 
 def any_layer(module: str) -> bool:

@@ -8,7 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
-from pipelines.adapters.spellings import sgm_names
+from pipelines.families.unet_names import sgm_names
 
 
 def original_parameters(config) -> list[str]:

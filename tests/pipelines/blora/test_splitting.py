@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipelines.adapters import ModelLayers, read_adapter
-from pipelines.adapters.spellings import sgm_names
 from pipelines.blora.layouts import model_outline, published_layers
 from pipelines.blora.splitting import split, split_file
 from pipelines.blora.training import trained_layers
 from pipelines.errors import AdapterMismatchError, ModelError, RequestError
 from pipelines.families.family import SD1, SDXL
+from pipelines.families.unet_names import sgm_names
 from pipelines.home import Home
 
 BLOCKS = ("up_blocks.0.attentions.0", "up_blocks.0.attentions.1")

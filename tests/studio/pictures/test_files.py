@@ -1,4 +1,4 @@
-"""Names of pictures, and files that are written whole or not at all."""
+"""Names of pictures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import SetupError
-from studio.pictures.files import Sheet, plan_files, write_whole
+from studio.pictures.files import Sheet, plan_files
 
 TWO = [Sheet(7, "a fox, red", "merge", "tiny-sdxl"), Sheet(8, "../../etc/passwd", "switch", "a/b")]
 
@@ -52,18 +52,3 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="--force"):
         plan_files(str(file), tmp_path, TWO[:1], force=False)
     assert plan_files(str(file), tmp_path, TWO[:1], force=True) == [file]
-    # a file that came to be while the picture was made
-    written = write_whole(file, lambda path: path.write_text("new") and None, force=False)
-    assert (file.read_text(), written.name, written.read_text()) == ("precious", "fox~2.png", "new")
-    assert write_whole(file, lambda path: path.write_text("new") and None, force=True) == file
-    assert file.read_text() == "new"
-
-
-def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
-    def fails(path: Path) -> None:
-        path.write_text("half")
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(SetupError, match="No space left"):
-        write_whole(tmp_path / "fox.png", fails, force=False)
-    assert list(tmp_path.iterdir()) == []

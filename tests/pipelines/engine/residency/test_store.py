@@ -18,8 +18,8 @@ from pipelines.checkpoints import load_checkpoint
 from pipelines.engine.residency.limits import Limits
 from pipelines.engine.residency.store import AdapterStore
 from pipelines.errors import AdapterError, AdapterFileError
+from pipelines.events import Failed, Finished
 from pipelines.model import Model
-from pipelines.session import Failed, Finished
 
 from ...lanes import relative
 
