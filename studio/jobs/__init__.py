@@ -2,6 +2,7 @@
 
 from studio.jobs.job import (
     GalleryPicture,
+    JobHead,
     JobState,
     JobView,
     ModelEntry,
@@ -17,6 +18,7 @@ __all__ = [
     "LIVE",
     "GalleryPicture",
     "HomeLock",
+    "JobHead",
     "JobState",
     "JobView",
     "Lesson",

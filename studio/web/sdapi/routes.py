@@ -46,15 +46,13 @@ def router(worker: Worker) -> fastapi.APIRouter:
     @routes.post("/interrupt")
     async def interrupt(request: fastapi.Request) -> JSONResponse:
         owner, _ = of(request)
-        for view in worker.views(owner):
-            if view.kind == pictures.KIND and not view.state.over:
-                worker.cancel(view.id, owner)
+        await run_in_threadpool(pictures.interrupt, worker, owner)
         return JSONResponse({})
 
     @routes.get("/options")
     async def get_options(request: fastapi.Request) -> JSONResponse:
         _, own = of(request)
-        return JSONResponse(options.shown(worker, own))
+        return JSONResponse(await run_in_threadpool(options.shown, worker, own))
 
     @routes.post("/options")
     async def set_options(request: fastapi.Request) -> JSONResponse:

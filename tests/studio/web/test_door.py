@@ -193,7 +193,7 @@ def test_programs_of_two_users_do_not_see_each_others_jobs(house: House) -> None
 
     small = {"prompt": "a hat", "width": 32, "height": 32, "steps": 1, "wait_seconds": 0}
     told = called("ann", "compose", small)
-    [job] = [view.id for view in house.worker.views(owner_of("ann"), limit=1)]
+    [job] = [view.id for view in house.worker.heads(owner_of("ann"), limit=1)]
     assert job in told
     assert "you have no job" in called("bob", "job", {"id": job})
     assert "you have no job" not in called("ann", "job", {"id": job, "wait_seconds": 30})
