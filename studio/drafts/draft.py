@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -48,6 +49,10 @@ LONGEST_METHOD = 4_000
 """Characters of a method written as text, which may name adapters."""
 MOST_SETTINGS = 100
 """Of a method."""
+MOST_INIT_PIXELS = 40_000_000
+"""Of an initial image, which is decoded for every picture that starts from it; a camera's picture has a half of it."""
+MOST_JUDGED = 256
+"""Initial images whose sizes are remembered."""
 
 FIELDS = tuple(entry.name for entry in fields(Request) if entry.init and entry.name != "_")
 PROMPTS = ("prompt", "negative_prompt")
@@ -105,10 +110,15 @@ class Draft:
     def with_value(self, name: str, value: object) -> Draft:
         return replace(self, values={**self.values, name: value})
 
-    def build(self, look_up: Callable[[Wanted], Use], read_tags: Callable[[str], str]) -> Request:
+    def build(
+        self,
+        look_up: Callable[[Wanted], Use],
+        read_tags: Callable[[str], str],
+        read_image: Callable[[Path], Image.Image] | None = None,
+    ) -> Request:
         """The request. `look_up` finds an adapter's file, `read_tags` those of the tags in the prompt.
 
-        Raises StudioError, saying where.
+        read_image: reads the initial image; to judge a request, `sized_like` does. Raises StudioError, saying where.
         """
         try:
             values = dict(self.values)
@@ -116,7 +126,7 @@ class Draft:
             if isinstance(prompt, str):
                 prompt = read_tags(prompt)
             uses = tuple(look_up(wanted) for wanted in self.wanted)
-            image = None if self.init_image is None else read_init_image(self.init_image)
+            image = None if self.init_image is None else (read_image or read_init_image)(self.init_image)
             return Request(prompt, adapters=uses, init_image=image, **values)
         except StudioError as error:
             raise placed(error, self.where) from error
@@ -139,7 +149,45 @@ def placed(error: StudioError, where: str) -> StudioError:
 
 def read_init_image(path: Path) -> Image.Image:
     """A picture to start from, upright; of several in one file the first. Raises RequestError."""
-    return picture_file.upright(path, f"init image {path}").convert("RGB")
+    image = picture_file.upright(path, f"init image {path.name}", MOST_INIT_PIXELS)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+class Sized(Image.Image):
+    """A picture's size without its pixels: all that a request's judgement asks of an initial image."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self._mode, self._size = "RGB", size
+
+
+_judged: dict[tuple[object, ...] | None, tuple[int, int]] = {}
+_judging = threading.Lock()  # guards the mapping, and is never held while files are looked at
+
+
+def sized_like(path: Path) -> Sized:
+    """Of the size of a picture to start from. It is decoded once, and not again until the file changes: a thousand
+    pictures may start from it. Raises RequestError for what is no picture."""
+    sign = _sign(path)
+    with _judging:
+        size = _judged.get(sign)
+    if size is None or sign is None:
+        size = read_init_image(path).size
+        with _judging:
+            if sign is not None:
+                _judged[sign] = size
+            while len(_judged) > MOST_JUDGED:
+                del _judged[next(iter(_judged))]
+    return Sized(size)
+
+
+def _sign(path: Path) -> tuple[object, ...] | None:
+    """What tells a file from what it was before; None where it cannot be looked at."""
+    try:
+        seen = path.stat()
+    except (OSError, ValueError):
+        return None
+    return path, seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns
 
 
 def check_count(count: object, what: str = "count", most: int = MOST_PICTURES) -> int:

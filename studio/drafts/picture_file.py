@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from pipelines.bounds import check_pixels
+from pipelines.bounds import MOST_PIXELS, check_pixels
 from pipelines.errors import RequestError, StudioError
+from pipelines.home.files import open_regular
+from studio import png_texts
 
 LARGEST_FILE = 256 * 2**20
 """Bytes of a picture's file."""
@@ -22,41 +25,101 @@ FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000
 """What is read. Others that Pillow knows need programs of their own, or are documents rather than pictures."""
 
 
-def upright(source: Path | IO[bytes], name: str) -> Image.Image:
-    """The picture, turned as its camera says. Raises RequestError."""
-    with _opened(source, name) as image:
+_DECODING = threading.BoundedSemaphore(4)
+"""Pictures that are decoded at once, however many people give some."""
+
+
+def upright(source: Path | IO[bytes], name: str, most: int = MOST_PIXELS) -> Image.Image:
+    """The picture, turned as its camera says. most: pixels. Raises RequestError."""
+    with _DECODING, _opened(source, name, most) as image:
         return ImageOps.exif_transpose(image)
 
 
 def texts(source: Path | IO[bytes], name: str) -> dict[str, str]:
-    """The texts that a picture holds, by the names of their chunks. Raises RequestError."""
-    with _opened(source, name) as image:  # decoded, for texts may stand behind the pixels
-        found = {str(chunk): text for chunk, text in image.info.items() if isinstance(text, str)}
+    """The texts that a picture holds, by the names of their chunks; no pixel is decoded. Raises RequestError."""
+    with _told(source, name):
+        found = _texts_of_png(source, name)
+        if found is None:
+            with _opened(source, name, decoded=False) as image:
+                found = {str(chunk): text for chunk, text in image.info.items() if isinstance(text, str)}
     length = sum(map(len, found.values()))
     if length > LONGEST_TEXT:
-        raise RequestError(
-            f"{name} says {length} characters about itself; at most {LONGEST_TEXT} are read: set it up by hand"
-        )
+        raise _too_long(name, length)
     return found
 
 
+def is_png(source: Path | IO[bytes]) -> bool:
+    """Whether `texts` read all that it says."""
+    if isinstance(source, Path):
+        with open_regular(source) as file:
+            return png_texts.size(file) is not None
+    return png_texts.size(source) is not None
+
+
+def _texts_of_png(source: Path | IO[bytes], name: str) -> dict[str, str] | None:
+    """None for a picture of another kind."""
+    if isinstance(source, Path):
+        with open_regular(source) as file:
+            return _texts_of_png(file, name)
+    size = png_texts.size(source)
+    if size is None:
+        source.seek(0)
+        return None
+    check_pixels(name, *size)
+    try:
+        return png_texts.texts(source, LONGEST_TEXT)
+    except png_texts.TooLong as error:
+        raise _too_long(name, error.length) from error
+
+
+def _too_long(name: str, length: int) -> RequestError:
+    return RequestError(
+        f"{name} says {length} characters about itself; at most {LONGEST_TEXT} are read: set it up by hand"
+    )
+
+
 @contextmanager
-def _opened(source: Path | IO[bytes], name: str) -> Iterator[Image.Image]:
-    """The picture, or the first one of several, decoded. Raises RequestError, whatever happens within."""
-    Image.init()
+def _told(source: Path | IO[bytes], name: str) -> Iterator[None]:
+    """Within: whatever goes wrong with a picture becomes a RequestError that names it."""
     try:
         if isinstance(source, Path):
             _check_file(source, name)
-        with Image.open(source, formats=[kind for kind in FORMATS if kind in Image.OPEN]) as image:
-            check_pixels(name, *image.size)
-            image.load()
-            yield image
+        yield
     except StudioError:
         raise
     except FileNotFoundError as error:
         raise RequestError(f"{name} does not exist; check the path") from error
     except Exception as error:  # a damaged picture makes Pillow raise nearly anything
-        raise RequestError(f"{name} cannot be read as a picture ({str(error)[:200]})") from error
+        raise RequestError(f"{name} cannot be read as a picture ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    """Without the folders that Pillow and the system tell of."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is of no kind that is read, or damaged"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error)[:200]
+
+
+@contextmanager
+def _opened(
+    source: Path | IO[bytes], name: str, most: int = MOST_PIXELS, *, decoded: bool = True
+) -> Iterator[Image.Image]:
+    """The picture, or the first one of several; decoded, or its header alone. Raises RequestError, whatever happens
+    within."""
+    Image.init()
+    formats = [kind for kind in FORMATS if kind in Image.OPEN]
+    with _told(source, name), Image.open(source, formats=formats) as image:
+        check_pixels(name, *image.size)
+        if image.width * image.height > most:
+            raise RequestError(
+                f"{name} has {image.width}x{image.height} pixels, {image.width * image.height / 1e6:.0f} million; "
+                f"at most {most // 10**6} million are read: make it smaller"
+            )
+        if decoded:
+            image.load()
+        yield image
 
 
 def _check_file(file: Path, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from studio.jobs.job import (
     GalleryPicture,
+    JobHead,
     JobState,
     JobView,
     ModelState,
@@ -16,6 +17,7 @@ __all__ = [
     "LIVE",
     "GalleryPicture",
     "HomeLock",
+    "JobHead",
     "JobState",
     "JobView",
     "Lesson",

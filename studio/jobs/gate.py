@@ -17,13 +17,15 @@ from pipelines.errors import (
 )
 from pipelines.home import Entry, Home
 from pipelines.request import Facts
-from studio.drafts.draft import MOST_PICTURES, Draft, placed
+from studio.drafts.draft import HIGHEST_SEED, MOST_PICTURES, PROMPTS, Draft, placed, sized_like
 from studio.drafts.shelf import Shelf
 from studio.library.fit import fit_of_entry
 from studio.rendering.opening import Opening, model_name
 
 MOST_MISSING = 20
 """Adapters that one answer names which are not here."""
+MOST_WORDS = 20_000_000
+"""Characters of all prompts of one job, each counted once a picture: each is judged, and kept on the disk."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ def check(drafts: Sequence[Draft], key: ModelKey, home: Home, shelf: Shelf, fact
         raise RequestError(
             f"{len(drafts)} pictures are more than one job may have ({MOST_PICTURES}); split it"
         )
+    _refuse_too_many_words(drafts)
+    drafts = distinct(drafts)
     missing: dict[str, None] = {}
     for draft in drafts:
         for error in shelf.missing(draft.wanted, draft.values.get("prompt")):
@@ -99,16 +103,57 @@ def check(drafts: Sequence[Draft], key: ModelKey, home: Home, shelf: Shelf, fact
             break
     if missing:
         raise AdapterFileError("\n".join(missing))
-    requests = [draft.build(shelf.use, shelf.read_tags) for draft in drafts]
+    for draft in drafts:
+        draft.build(shelf.use, shelf.read_tags, sized_like)  # and dropped: together they may be large
     _refuse_misfits(shelf.found, key, home)
     if facts is None:
         return
     with_names = replace(facts, adapters=tuple(dict.fromkeys([*facts.adapters, *shelf.files])))
-    for draft, request in zip(drafts, requests, strict=True):
+    for draft in drafts:
         try:
-            request.resolved(with_names)
+            draft.build(shelf.use, shelf.read_tags, sized_like).resolved(with_names)
         except StudioError as error:
             raise placed(error, draft.where) from error
+
+
+def _refuse_too_many_words(drafts: Sequence[Draft]) -> None:
+    """Raises RequestError for prompts that are too much together, whatever each of them is."""
+    texts = (draft.values.get(name) for draft in drafts for name in PROMPTS)
+    length = sum(len(text) for text in texts if isinstance(text, str))
+    if length > MOST_WORDS:
+        raise RequestError(
+            f"the prompts of {len(drafts)} pictures have {length} characters together; one job may have {MOST_WORDS}: "
+            "ask for fewer pictures, or shorten the prompts"
+        )
+
+
+def distinct(drafts: Sequence[Draft]) -> list[Draft]:
+    """The first of those that differ in nothing but the seed; what is true of it is true of the others. A seed that
+    no picture can have makes a difference."""
+    marks: dict[int, str] = {}  # by the identities of what the drafts hold, since most of them share it
+
+    def mark(value: object) -> str:
+        """Text that tells 1 from True and from 1.0."""
+        if type(value) is str:
+            return f"'{value}"
+        if id(value) not in marks:
+            try:
+                marks[id(value)] = f"{type(value).__name__} {value!r}"
+            except ValueError:  # an int of thousands of digits, which is like no other
+                marks[id(value)] = f"{id(value)}"
+        return marks[id(value)]
+
+    found: dict[object, Draft] = {}
+    for draft in drafts:
+        said = tuple(
+            sorted((name, mark(value)) for name, value in draft.values.items() if not _is_seed(name, value))
+        )
+        found.setdefault((said, mark(draft.wanted), draft.init_image), draft)
+    return list(found.values())
+
+
+def _is_seed(name: str, value: object) -> bool:
+    return name == "seed" and (value is None or (type(value) is int and 0 <= value <= HIGHEST_SEED))
 
 
 def _refuse_misfits(entries: Iterable[Entry], key: ModelKey, home: Home) -> None:

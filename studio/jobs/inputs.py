@@ -11,7 +11,7 @@ from pipelines.adapters import sha256
 from pipelines.home import Home
 from pipelines.home.answers import answered
 from pipelines.home.files import open_regular, write_whole
-from studio.drafts.draft import Draft, read_init_image
+from studio.drafts.draft import Draft, sized_like
 
 
 def inputs_folder(home: Home) -> Path:
@@ -22,7 +22,7 @@ def with_kept_input(draft: Draft, home: Home) -> Draft:
     """The draft with its initial image in the home. Raises RequestError for what is no picture."""
     if draft.init_image is None:
         return draft
-    read_init_image(draft.init_image)
+    sized_like(draft.init_image)
     source = draft.init_image
     suffix = source.suffix.lower()
     suffix = suffix if re.fullmatch(r"\.[a-z0-9]{1,8}", suffix) else ""  # whoever uploads it chooses its name

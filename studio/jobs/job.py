@@ -61,7 +61,7 @@ class PictureRow:
 
     file: where it was saved, from the home's folder if it lies inside. record: see `pipelines.record`.
     suspect: it was in the making when the studio died, and was not tried alone to the end since.
-    deaths: how often it was so, and no other picture was.
+    deaths: how often it was so, and no other picture was. steps: that a finished one took.
     """
 
     job: str
@@ -75,6 +75,7 @@ class PictureRow:
     ended: float | None
     suspect: bool = False
     deaths: int = 0
+    steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,38 @@ class PictureView:
 
 
 @dataclass(frozen=True)
-class JobView:
-    """One job as its owner sees it.
+class Tally:
+    """A job's pictures in numbers. by_state: how many there are of each.
+
+    step of count: of those whose number of steps is known, and how many these are.
+    unet_rows: evaluated for the finished ones, in full or shallow.
+    """
+
+    by_state: Mapping[JobState, int] = field(default_factory=dict)
+    step: int = 0
+    count: int = 0
+    known: int = 0
+    unet_rows: int = 0
+
+    @property
+    def total(self) -> int:
+        return sum(self.by_state.values())
+
+    @property
+    def done(self) -> int:
+        return self.by_state.get(JobState.DONE, 0)
+
+    @property
+    def over(self) -> int:
+        return sum(count for state, count in self.by_state.items() if state.over)
+
+
+@dataclass(frozen=True)
+class JobHead:
+    """One job as its owner sees it, without its pictures: there may be thousands.
 
     position: its place in the queue, from 1; 0 once it is running or over. message: its state in a sentence.
-    seconds_left: as far as is known. unet_rows: evaluated for its finished pictures, in full or shallow.
-    vae: where it is not the model's own.
+    seconds_left: as far as is known. tally: its pictures in numbers.
     """
 
     id: str
@@ -113,15 +140,37 @@ class JobView:
     error: str
     created: float
     ended: float | None
-    pictures: tuple[PictureView, ...]
     seconds_left: float | None
-    unet_rows: int
+    tally: Tally
+
+    @property
+    def unet_rows(self) -> int:
+        return self.tally.unet_rows
+
+
+@dataclass(frozen=True)
+class JobView(JobHead):
+    """One job with its pictures: with a slice of them, where there are very many.
+
+    vae: where it is not the model's own.
+    """
+
+    pictures: tuple[PictureView, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     vae: str | None = None
 
     @property
     def finished(self) -> tuple[PictureView, ...]:
         return tuple(picture for picture in self.pictures if picture.state is JobState.DONE)
+
+
+@dataclass(frozen=True)
+class AtWork:
+    """The picture of a job that is in the making. step of count: where it is; preview: as it stands."""
+
+    step: int
+    count: int
+    preview: Path | None
 
 
 @dataclass(frozen=True)

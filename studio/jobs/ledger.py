@@ -115,16 +115,13 @@ class Ledger:
         """A job that an earlier server left."""
         work = Work(job, ModelKey(job.model, job.vae))
         self.queue.add(work)
-        for row in self.store.pictures_of(job.id):
-            if row.state is JobState.QUEUED:
-                try:
-                    draft = read_draft(row.draft, "")
-                except StudioError as error:
-                    self.store.end_pictures(job.id, [row.index], JobState.FAILED, str(error))
-                else:
-                    work.add(
-                        [Task(work, row.index, row.label, draft, suspect=row.suspect, deaths=row.deaths)]
-                    )
+        for row in self.store.waiting_of(job.id):
+            try:
+                draft = read_draft(row.draft, "")
+            except StudioError as error:
+                self.store.end_pictures(job.id, [row.index], JobState.FAILED, str(error))
+            else:
+                work.add([Task(work, row.index, row.label, draft, suspect=row.suspect, deaths=row.deaths)])
         self._settle(work)
 
     def tell(self) -> None:

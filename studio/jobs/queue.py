@@ -172,15 +172,19 @@ class Queue:
     def owners_waiting(self, key: ModelKey) -> set[str]:
         return {work.job.owner for work in self.works.values() if work.waiting and work.key == key}
 
-    def position(self, id: str) -> int:
-        """A queued job's place in the queue, from 1, as owners take turns; 0 for any other."""
+    def positions(self) -> dict[str, int]:
+        """The queued jobs' places in the queue, from 1, as owners take turns."""
         turns: Counter[str] = Counter()
         places = []
         for work in self.works.values():
             if not work.running:
                 turns[work.job.owner] += 1
                 places.append((-work.priority, turns[work.job.owner], work.job.seq, work.job.id))
-        return next((place for place, (*_, other) in enumerate(sorted(places), 1) if other == id), 0)
+        return {id: place for place, (*_, id) in enumerate(sorted(places), 1)}
+
+    def waiting_of(self, owner: str) -> int:
+        """How many pictures of an owner are not done."""
+        return sum(len(work.tasks) for work in self.works.values() if work.job.owner == owner)
 
     def tasks(self) -> Iterator[Task]:
         """All pictures that are not done."""

@@ -1,6 +1,7 @@
 """Jobs and pictures in SQLite (`studio.sqlite` in the home), so that they outlive tabs and servers.
 
-Write-ahead log, one connection, one lock around it. `PRAGMA user_version` counts the migrations that have run.
+Write-ahead log: one connection writes, another one reads, a lock around each; a search has a connection of its own,
+so that a slow one holds up nobody. `PRAGMA user_version` counts the migrations that have run.
 """
 
 from __future__ import annotations
@@ -10,18 +11,25 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import SetupError
-from studio.jobs.job import Job, JobState, PictureRow
+from pipelines.errors import RequestError, SetupError
+from studio.jobs.job import Job, JobState, PictureRow, Tally
+from studio.searching import words_of
 
 MOST_DEATHS = 3
 """A picture that was alone in the making so often when the studio died is not begun again."""
 MOST_LOADS = 5
 """A model that was being loaded so often when the studio died is not loaded again for what waits for it now."""
+MOST_REASONS = 20
+"""Reasons why pictures of a job failed that are told."""
+LONGEST_SEARCHING = 10.0
+"""Seconds after which a search is given up."""
+LOOK_AT_THE_CLOCK = 10_000
+"""Steps of SQLite's machine between two looks at the clock."""
 
 MIGRATIONS = (
     """
@@ -50,11 +58,18 @@ MIGRATIONS = (
         PRIMARY KEY (model, vae)
     );
     """,
+    """
+    ALTER TABLE pictures ADD COLUMN steps INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE pictures ADD COLUMN unet_rows INTEGER NOT NULL DEFAULT 0;
+    UPDATE pictures SET steps = steps_in(record), unet_rows = rows_in(record) WHERE record IS NOT NULL;
+    CREATE INDEX pictures_counted ON pictures (job, state, place, steps, unet_rows);
+    """,
 )
 """Each takes the database one version further; none is ever changed."""
 
 _JOB = "seq, id, owner, kind, title, model, vae, settings, state, error, attempts, created, began, ended"
-_PICTURE = "job, place, label, draft, state, error, file, record, ended, suspect, deaths"
+_PICTURE = "job, place, label, draft, state, error, file, record, ended, suspect, deaths, steps"
+_BRIEFLY = _PICTURE.replace("record", "NULL")
 _NOT_OVER = f"state IN ('{JobState.QUEUED}', '{JobState.RUNNING}')"
 
 
@@ -70,12 +85,15 @@ class Store:
     """The database. Safe for several threads. Raises SetupError for a file that cannot be used."""
 
     def __init__(self, file: Path) -> None:
+        self._file = file
         self._lock = threading.RLock()
+        self._reader_lock = threading.Lock()
         try:
             self._database = sqlite3.connect(file, check_same_thread=False, isolation_level=None)
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA foreign_keys = ON")
             self._migrate(file)
+            self._reader = self._reading()
         except sqlite3.Error as error:
             raise SetupError(
                 f"{file} cannot be used ({error}); move it away, or give another --home"
@@ -87,12 +105,24 @@ class Store:
             raise SetupError(
                 f"{file} was written by a newer LoRA Studio; update with pip install -U lora-studio"
             )
+        for place, name in enumerate(("steps_in", "rows_in")):
+            self._database.create_function(
+                name, 1, lambda record, place=place: _costs(json.loads(record))[place]
+            )
         for number, statements in enumerate(MIGRATIONS[version:], version + 1):
             self._database.executescript(f"BEGIN; {statements}; PRAGMA user_version = {number}; COMMIT;")
 
     def close(self) -> None:
+        with self._reader_lock:
+            self._reader.close()
         with self._lock:
             self._database.close()
+
+    def _reading(self) -> sqlite3.Connection:
+        """A connection that writes nothing, and waits for nobody who writes."""
+        database = sqlite3.connect(self._file, check_same_thread=False, isolation_level=None)
+        database.execute("PRAGMA query_only = ON")
+        return database
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -108,8 +138,8 @@ class Store:
                 raise
 
     def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        with self._lock:
-            return self._database.execute(query, values).fetchall()
+        with self._reader_lock:
+            return self._reader.execute(query, values).fetchall()
 
     # -- jobs --------------------------------------------------------------------------------------------
 
@@ -169,6 +199,23 @@ class Store:
                 *(owner, before, 2**62, limit),
             )
         ]
+
+    def tallies(self, jobs: Sequence[str]) -> dict[str, Tally]:
+        """These jobs' pictures in numbers, from an index alone: no picture is read."""
+        states: dict[str, dict[JobState, int]] = {job: {} for job in jobs}
+        steps, unet_rows = dict.fromkeys(jobs, 0), dict.fromkeys(jobs, 0)
+        for job, state, count, of_steps, of_rows in self._rows(
+            "SELECT job, state, count(*), sum(steps), sum(unet_rows) FROM pictures "
+            f"WHERE job IN ({', '.join('?' * len(jobs))}) GROUP BY job, state",
+            *jobs,
+        ):
+            states[job][JobState(state)] = count
+            steps[job] += of_steps
+            unet_rows[job] += of_rows
+        return {
+            job: Tally(states[job], steps[job], steps[job], states[job].get(JobState.DONE, 0), unet_rows[job])
+            for job in jobs
+        }
 
     def ended_before(self, moment: float) -> list[Job]:
         """Jobs that were over before then, in seconds since 1970."""
@@ -293,13 +340,46 @@ class Store:
             for row in self._rows(f"SELECT {_PICTURE} FROM pictures WHERE job = ? ORDER BY place", job)
         ]
 
-    def outcome(self, job: str) -> tuple[set[JobState], list[str]]:
-        """The states of a job's pictures, and why some failed, each reason once."""
-        rows = self._rows(
-            "SELECT state, error FROM pictures WHERE job = ? GROUP BY state, error ORDER BY min(place)", job
+    def slice_of(self, job: str, first: int, most: int, *, records: bool) -> list[PictureRow]:
+        """So many of a job's pictures, from this place on; without their records where nobody asks for these."""
+        return [
+            _picture(row)
+            for row in self._rows(
+                f"SELECT {_PICTURE if records else _BRIEFLY} FROM pictures WHERE job = ? AND place >= ? "
+                "ORDER BY place LIMIT ?",
+                *(job, first, most),
+            )
+        ]
+
+    def waiting_of(self, job: str) -> Iterator[PictureRow]:
+        """A job's queued pictures, one after another."""
+        places = self._rows(
+            "SELECT place FROM pictures WHERE job = ? AND state = ? ORDER BY place", job, JobState.QUEUED
         )
-        failed = [error for state, error in rows if state == JobState.FAILED]
-        return {JobState(state) for state, _ in rows}, failed
+        for (place,) in places:
+            yield from self.slice_of(job, place, 1, records=False)
+
+    def last_begun(self, job: str) -> int:
+        """The place of the last picture that is done or in the making; 0 where none is."""
+        [[place]] = self._rows(
+            "SELECT coalesce(max(place), 0) FROM pictures WHERE job = ? AND state IN (?, ?)",
+            *(job, JobState.DONE, JobState.RUNNING),
+        )
+        return int(place)
+
+    def files_of(self, job: str) -> list[str]:
+        """The files of a job's finished pictures."""
+        rows = self._rows("SELECT file FROM pictures WHERE job = ? AND file IS NOT NULL", job)
+        return [file for (file,) in rows]
+
+    def outcome(self, job: str) -> tuple[set[JobState], list[str]]:
+        """The states of a job's pictures, and why some failed, each reason once, the first few of them."""
+        states = self._rows("SELECT DISTINCT state FROM pictures WHERE job = ?", job)
+        failed = self._rows(
+            "SELECT error FROM pictures WHERE job = ? AND state = ? GROUP BY error ORDER BY min(place) LIMIT ?",
+            *(job, JobState.FAILED, MOST_REASONS),
+        )
+        return {JobState(state) for (state,) in states}, [error for (error,) in failed]
 
     def hand_over(self, job: str, index: int) -> None:
         """From now on this picture may be what kills the process."""
@@ -325,9 +405,9 @@ class Store:
         """False, and nothing changes, where the picture was stopped or deleted meanwhile."""
         with self._writing() as database:
             finished = database.execute(
-                "UPDATE pictures SET state = ?, file = ?, record = ?, ended = ?, at_work = 0, suspect = 0 "
-                f"WHERE job = ? AND place = ? AND {_NOT_OVER}",
-                (JobState.DONE, file, json.dumps(record), time.time(), job, index),
+                "UPDATE pictures SET state = ?, file = ?, record = ?, ended = ?, at_work = 0, suspect = 0, steps = ?, "
+                f"unet_rows = ? WHERE job = ? AND place = ? AND {_NOT_OVER}",
+                (JobState.DONE, file, json.dumps(record), time.time(), *_costs(record), job, index),
             )
             database.execute(
                 "UPDATE jobs SET attempts = 1 WHERE id = ? AND state = ?", (job, JobState.RUNNING)
@@ -353,20 +433,29 @@ class Store:
         """An owner's finished pictures, the newest first.
 
         search: words that must all stand in what was asked for or in the label. without: kinds of jobs left out.
+        Raises RequestError for a search that is too long, or that takes too long.
         """
-        words = search.split()
+        words = words_of(search)
         like = " AND (draft LIKE ? ESCAPE '\\' OR label LIKE ? ESCAPE '\\')" * len(words)
         values = [value for word in words for value in (_like(word), _like(word))]
         kinds = "".join(", ?" for _ in without)[2:]
-        return [
-            _picture(row)
-            for row in self._rows(
-                f"SELECT {_PICTURE} FROM pictures WHERE state = ? AND job IN "
-                f"(SELECT id FROM jobs WHERE owner = ? AND kind NOT IN ({kinds})){like} "
-                "ORDER BY ended DESC, place LIMIT ? OFFSET ?",
-                *(JobState.DONE, owner, *without, *values, limit, offset),
-            )
-        ]
+        with closing(self._reading()) as database:
+            until = time.monotonic() + LONGEST_SEARCHING
+            database.set_progress_handler(lambda: int(time.monotonic() > until), LOOK_AT_THE_CLOCK)
+            try:
+                rows = database.execute(
+                    f"SELECT {_PICTURE} FROM pictures WHERE state = ? AND job IN "
+                    f"(SELECT id FROM jobs WHERE owner = ? AND kind NOT IN ({kinds})){like} "
+                    "ORDER BY ended DESC, place LIMIT ? OFFSET ?",
+                    (JobState.DONE, owner, *without, *values, limit, min(offset, 2**62)),
+                ).fetchall()
+            except sqlite3.OperationalError as error:
+                if time.monotonic() <= until:
+                    raise
+                raise RequestError(
+                    f"the search took more than {LONGEST_SEARCHING:.0f} seconds; search for fewer words"
+                ) from error
+        return [_picture(row) for row in rows]
 
     def owners_of(self, file: str) -> set[str]:
         """Whose picture a file is."""
@@ -375,8 +464,9 @@ class Store:
 
     def drafts(self) -> Iterator[Mapping[str, Any]]:
         """Every picture's draft."""
-        for (draft,) in self._rows("SELECT draft FROM pictures"):
-            yield json.loads(draft)
+        with closing(self._reading()) as database:
+            for (draft,) in database.execute("SELECT draft FROM pictures"):
+                yield json.loads(draft)
 
 
 def _like(word: str) -> str:
@@ -384,6 +474,14 @@ def _like(word: str) -> str:
     for special in "\\%_":
         escaped = escaped.replace(special, f"\\{special}")
     return f"%{escaped}%"
+
+
+def _costs(record: Mapping[str, Any]) -> tuple[int, int]:
+    """Steps and UNet rows, in full or shallow, that a picture took."""
+    return (
+        int(record.get("executed_steps", 0)),
+        int(record.get("unet_rows", 0)) + int(record.get("shallow_rows", 0)),
+    )
 
 
 def _job(row: Sequence[Any]) -> Job:
@@ -395,8 +493,9 @@ def _job(row: Sequence[Any]) -> Job:
 
 
 def _picture(row: Sequence[Any]) -> PictureRow:
-    job, place, label, draft, state, error, file, record, ended, suspect, deaths = row
+    job, place, label, draft, state, error, file, record, ended, suspect, deaths, steps = row
     return PictureRow(
         *(job, place, label, json.loads(draft), JobState(state), error, file),
         *(None if record is None else json.loads(record), ended, bool(suspect), deaths),
+        steps=steps,
     )

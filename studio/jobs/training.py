@@ -12,6 +12,7 @@ import shutil
 import threading
 import time
 import traceback
+from collections import Counter
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,11 +20,11 @@ from pathlib import Path
 from PIL import Image
 
 from pipelines import StudioError
-from pipelines.adapters.writing import refuse_existing
 from pipelines.errors import RequestError
 from pipelines.home import Home
 from pipelines.home.files import write_whole
 from pipelines.training.run import state_file
+from pipelines.turns import Turns
 from studio.drafts.draft import read_init_image
 from studio.jobs.discretion import without_places
 from studio.jobs.gate import ModelKey, Trust, model_key
@@ -34,6 +35,8 @@ from studio.rendering.opening import Opening
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
 STOPPING = 10.0
 """Seconds that a training's process is given to end."""
+MOST_QUEUED = 5
+"""Trainings of one owner that may wait."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,7 @@ class Trainings:
         self._folder = home.cache / "training"
         self._ids = itertools.count(1)
         self._tasks: dict[int, _Task] = {}
+        self._turns = Turns()
         self._changed = threading.Condition()
         self._closing = False
         self._thread: threading.Thread | None = None
@@ -114,6 +118,8 @@ class Trainings:
         from pipelines.blora.layouts import model_outline
         from pipelines.blora.training import mapped_blocks, require_peft
 
+        with self._changed:
+            self._refuse_many(owner)
         require_peft()
         if not NAME.fullmatch(lesson.name):
             raise RequestError(
@@ -126,6 +132,7 @@ class Trainings:
         read_init_image(lesson.picture)
         out = self._home.made(self._home.path / "loras") / f"{lesson.name}.safetensors"
         with self._changed:
+            self._refuse_many(owner)
             self._refuse_taken(lesson.name, out)
             id = next(self._ids)
             view = TrainingView(id, lesson.name, lesson.prompt, key.shown, JobState.QUEUED)
@@ -163,13 +170,11 @@ class Trainings:
     def views(self, owner: str) -> list[TrainingView]:
         """An owner's trainings, the newest first."""
         with self._changed:
-            before = 0
+            places = {task.view.id: place for place, task in enumerate(self._in_order(), 1)}
             found = []
-            for task in self._tasks.values():
-                queued = task.view.state is JobState.QUEUED
-                before += queued
+            for id, task in self._tasks.items():
                 if task.owner == owner:
-                    view = replace(task.view, position=before if queued else 0)
+                    view = replace(task.view, position=places.get(id, 0))
                     found.append(view if self._trust.paths else self._discreet(view))
         return found[::-1]
 
@@ -187,27 +192,47 @@ class Trainings:
             self._thread.join()
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    def _refuse_many(self, owner: str) -> None:
+        queued = sum(task.owner == owner for task in self._queued())
+        if queued >= MOST_QUEUED:
+            raise RequestError(
+                f"{queued} of your trainings wait already, and no more may; wait until one begins, or stop one"
+            )
+
     def _refuse_taken(self, name: str, out: Path) -> None:
-        refuse_existing(out, force=False)
+        """Of all names alike: nobody learns what others have asked for."""
         names = {entry.path.stem.casefold() for entry in self._home.loras()}
         names |= {task.lesson.name.casefold() for task in self._tasks.values() if not task.view.state.over}
-        if name.casefold() in names:
-            raise RequestError(f"there is a LoRA named {name!r} already; choose another name")
+        if name.casefold() in names or out.exists():
+            raise RequestError(f"the name {name!r} cannot be had; choose another name")
 
     # -- the thread --------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closing or self._next() is not None)
-                task = self._next()
-                if self._closing or task is None:
+                self._changed.wait_for(lambda: self._closing or self._queued())
+                if self._closing:
                     return
+                task = self._in_order()[0]
+                self._turns.serve(task.owner, 0, 1.0)
                 task.view = replace(task.view, state=JobState.RUNNING)
             self._train(task)
 
-    def _next(self) -> _Task | None:
-        return next((task for task in self._tasks.values() if task.view.state is JobState.QUEUED), None)
+    def _queued(self) -> list[_Task]:
+        return [task for task in self._tasks.values() if task.view.state is JobState.QUEUED]
+
+    def _in_order(self) -> list[_Task]:
+        """What is queued, as it will come: owners take turns, and each one's come as they were asked for."""
+        queued = self._queued()
+        self._turns.among((task.owner, 0) for task in queued)
+        nth: Counter[str] = Counter()
+        places = []
+        for task in queued:
+            _, ahead, tick = self._turns.key(task.owner, 0)
+            places.append((ahead + nth[task.owner], tick, task.view.id))
+            nth[task.owner] += 1
+        return [self._tasks[id] for *_, id in sorted(places)]
 
     def _train(self, task: _Task) -> None:
         context = multiprocessing.get_context("spawn")

@@ -3,38 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 
 from pipelines.home import Home
-from studio.jobs.job import GalleryPicture, Job, JobState, JobView, PictureRow, PictureView
+from studio.jobs.job import GalleryPicture, Job, JobHead, JobState, JobView, PictureRow, PictureView, Tally
 from studio.jobs.queue import Task, Work
 from studio.terminal.progress import duration
 
 
-def job_view(
-    job: Job, rows: Sequence[PictureRow], work: Work | None, position: int, loading: str, home: Home
-) -> JobView:
-    """work: what of it is not over, None where nothing is. loading: what its model is doing, "" when ready."""
-    tasks = work.tasks if work is not None else {}
-    pictures = tuple(_picture_view(row, tasks.get(row.index), home) for row in rows)
-    seconds = work.seconds_left if work is not None else None
-    records = [picture.record for picture in pictures if picture.record is not None]
-    return JobView(
+def job_head(job: Job, stored: Tally, work: Work | None, position: int, loading: str) -> JobHead:
+    """stored: its pictures in numbers. work: what of it is not over, None where nothing is. loading: what its model
+    is doing, "" when ready."""
+    tally, seconds = _with_steps(stored, work), work.seconds_left if work is not None else None
+    return JobHead(
         id=job.id,
         kind=job.kind,
         title=job.title,
         model=job.model,
         state=job.state,
         position=position,
-        message=_message(job, pictures, position, loading, seconds),
+        message=_message(job, tally, position, loading, seconds),
         error=job.error,
         created=job.created,
         ended=job.ended,
-        pictures=pictures,
         seconds_left=seconds,
-        unet_rows=sum(record["unet_rows"] + record["shallow_rows"] for record in records),
-        settings=job.settings,
-        vae=job.vae,
+        tally=tally,
+    )
+
+
+def job_view(head: JobHead, job: Job, pictures: Sequence[PictureView]) -> JobView:
+    shared = {field.name: getattr(head, field.name) for field in fields(head)}
+    return JobView(**shared, pictures=tuple(pictures), settings=job.settings, vae=job.vae)
+
+
+def _with_steps(tally: Tally, work: Work | None) -> Tally:
+    """With the steps of what is in the making."""
+    begun = [task for task in work.tasks.values() if task.count] if work is not None else []
+    return replace(
+        tally,
+        step=tally.step + sum(task.step for task in begun),
+        count=tally.count + sum(task.count for task in begun),
+        known=tally.known + len(begun),
     )
 
 
@@ -63,10 +73,10 @@ def located(file: str, home: Home) -> Path:
     return home.path / file
 
 
-def _picture_view(row: PictureRow, task: Task | None, home: Home) -> PictureView:
+def picture_view(row: PictureRow, task: Task | None, home: Home) -> PictureView:
     steps = (0, 0) if task is None else (task.step, task.count)
-    if row.state is JobState.DONE and row.record is not None:
-        steps = (row.record["executed_steps"], row.record["executed_steps"])
+    if row.state is JobState.DONE:
+        steps = (row.steps, row.steps)
     return PictureView(
         index=row.index,
         label=row.label,
@@ -82,11 +92,8 @@ def _picture_view(row: PictureRow, task: Task | None, home: Home) -> PictureView
     )
 
 
-def _message(
-    job: Job, pictures: Sequence[PictureView], position: int, loading: str, seconds: float | None
-) -> str:
-    done = sum(picture.state is JobState.DONE for picture in pictures)
-    of = f"{done} of {len(pictures)} picture{'' if len(pictures) == 1 else 's'}"
+def _message(job: Job, tally: Tally, position: int, loading: str, seconds: float | None) -> str:
+    of = f"{tally.done} of {tally.total} picture{'' if tally.total == 1 else 's'}"
     match job.state:
         case JobState.QUEUED:
             return f"waiting, number {position} in the queue" if position else "waiting"
@@ -98,6 +105,5 @@ def _message(
         case JobState.CANCELLED:
             return f"stopped; {of} finished and kept"
         case JobState.FAILED:
-            failed = sum(picture.state is JobState.FAILED for picture in pictures)
-            return f"{of} done, {failed} failed"
+            return f"{of} done, {tally.by_state.get(JobState.FAILED, 0)} failed"
     return f"{of} done"

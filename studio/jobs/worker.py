@@ -10,8 +10,10 @@ from __future__ import annotations
 import random
 import secrets
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -26,7 +28,7 @@ from studio.jobs.calls import Calls
 from studio.jobs.discretion import without_places
 from studio.jobs.gate import ModelKey, Trust, model_key
 from studio.jobs.inputs import with_kept_input
-from studio.jobs.job import GalleryPicture, Job, JobView, ModelState
+from studio.jobs.job import AtWork, GalleryPicture, Job, JobHead, JobState, JobView, ModelState
 from studio.jobs.ledger import Ledger
 from studio.jobs.previews import Previews
 from studio.jobs.queue import LIVE, Task, Work
@@ -34,7 +36,7 @@ from studio.jobs.rounds import Rounds
 from studio.jobs.saving import Saver, live_folder
 from studio.jobs.shelves import Shelves
 from studio.jobs.store import NewPicture, Store
-from studio.jobs.views import gallery_picture, job_view, located, stored
+from studio.jobs.views import gallery_picture, job_head, job_view, located, picture_view, stored
 from studio.library.models import ModelEntry, list_models
 from studio.library.scan import Library
 from studio.rendering.opening import Opening
@@ -43,6 +45,10 @@ T = TypeVar("T")
 
 MOST_LIVE = 4
 """Live jobs of one owner that may wait or be in the making; an older one is stopped when another comes."""
+MOST_WAITING = 20_000
+"""Pictures of one owner that may wait or be in the making."""
+MOST_SEEN = 500
+"""Pictures of one job that are looked at together."""
 
 
 class Worker:
@@ -63,6 +69,7 @@ class Worker:
         self._queue, self._changed = self._ledger.queue, self._ledger.changed
         self._saver = Saver(home, self._ledger.saved, self._ledger.failed)
         self._calls = Calls()
+        self._coming: Counter[str] = Counter()  # pictures of each owner that are being queued
         self._shelves = Shelves(lambda: self.home, self.trust)
         self._rounds = Rounds(
             lambda: self.home,
@@ -117,6 +124,37 @@ class Worker:
         kind: LIVE pictures come first and are not kept. settings: "before", the weights of the mix before it was
         normalised, is noted in the pictures' records. Raises StudioError, and then nothing is queued.
         """
+        with self._room_for(len(drafts), owner):
+            return self._queued(owner, drafts, model, vae, kind, title, labels, settings or {})
+
+    @contextmanager
+    def _room_for(self, count: int, owner: str) -> Iterator[None]:
+        """Within: so many pictures of an owner are being queued. Raises RequestError where they are too many."""
+        with self._changed:
+            waiting = self._queue.waiting_of(owner) + self._coming[owner]
+            if waiting + count > MOST_WAITING:
+                raise RequestError(
+                    f"{waiting} of your pictures are not done yet, and {count} more would be more than "
+                    f"{MOST_WAITING}; wait for some, stop a job, or ask for fewer"
+                )
+            self._coming[owner] += count
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._coming -= Counter({owner: count})
+
+    def _queued(
+        self,
+        owner: str,
+        drafts: Sequence[Draft],
+        model: str | None,
+        vae: str | None,
+        kind: str,
+        title: str,
+        labels: Sequence[str],
+        settings: Mapping[str, object],
+    ) -> str:
         key = model_key(model, vae, self.home, self.trust)
         seeded = [_seeded(draft) for draft in drafts]
         shelf = self._shelves.checked(seeded, key, self._rounds.facts(key))
@@ -131,7 +169,7 @@ class Worker:
             title=title or str(kept[0].values.get("prompt", ""))[:80],
             model=key.source,
             vae=key.vae,
-            settings=settings or {},
+            settings=settings,
         )
         work = Work(job, key, shelf=shelf)
         work.add(Task(work, place, named[place], draft) for place, draft in enumerate(kept))
@@ -183,8 +221,8 @@ class Worker:
             return False
         self.cancel(id, owner)
         with self._changed:
-            for row in self._store.pictures_of(id):
-                self._delete_file(row.file)
+            for file in self._store.files_of(id):
+                self._delete_file(file)
             self._store.delete(id)
             self._ledger.tell()
         return True
@@ -194,12 +232,12 @@ class Worker:
         if self._owned(job, owner) is None:
             return False
         with self._changed:
-            rows = {row.index: row for row in self._store.pictures_of(job)}
-            if index not in rows or not rows[index].state.over:
+            rows = self._store.slice_of(job, index, 1, records=False)
+            if not rows or rows[0].index != index or not rows[0].state.over:
                 return False
-            self._delete_file(rows[index].file)
+            self._delete_file(rows[0].file)
             self._store.delete_picture(job, index)
-            if len(rows) == 1:
+            if not self._store.tallies([job])[job].total:
                 self._store.delete(job)
             self._ledger.tell()
         return True
@@ -235,17 +273,64 @@ class Worker:
             self._changed.wait_for(lambda: self._ledger.version != version, timeout)
             return self._ledger.version
 
-    def view(self, id: str, owner: str) -> JobView | None:
-        """One job; None where the owner has no such job. Whoever looks gets previews for some seconds."""
+    def view(
+        self,
+        id: str,
+        owner: str,
+        *,
+        first: int = 0,
+        most: int = MOST_SEEN,
+        latest: bool = False,
+        records: bool = True,
+    ) -> JobView | None:
+        """One job; None where the owner has no such job. Whoever looks gets previews for some seconds.
+
+        Its pictures are `most` from number `first` on; latest: up to the last one that was begun. records: False
+        leaves out the pictures' records.
+        """
         job = self._owned(id, owner)
         if job is None:
             return None
         self._previews.watch(id)
-        return self._view(job)
+        if latest:
+            first = max(self._store.last_begun(id) + 1 - most, 0)
+        rows = self._store.slice_of(id, first, most, records=records)
+        [head] = self._heads([job])
+        with self._changed:
+            work = self._queue.works.get(id)
+            tasks = work.tasks if work is not None else {}
+            seen = [picture_view(row, tasks.get(row.index), self.home) for row in rows]
+        pictures = [replace(one, error=self.discreet(one.error)) if one.error else one for one in seen]
+        return job_view(head, job, pictures)
 
-    def views(self, owner: str, *, limit: int = 50, before: str | None = None) -> list[JobView]:
-        """An owner's jobs, the newest first; `before`: only those older than that one."""
-        return [self._view(job) for job in self._store.jobs_of(owner, limit, before)]
+    def head(self, id: str, owner: str) -> JobHead | None:
+        """One job without its pictures; None where the owner has no such job."""
+        job = self._owned(id, owner)
+        return self._heads([job])[0] if job is not None else None
+
+    def heads(self, owner: str, *, limit: int = 50, before: str | None = None) -> list[JobHead]:
+        """An owner's jobs, the newest first, without their pictures; `before`: only those older than that one."""
+        return self._heads(self._store.jobs_of(owner, limit, before))
+
+    def owns(self, id: str, owner: str) -> bool:
+        """Whether an owner has a job of that id."""
+        return self._owned(id, owner) is not None
+
+    def unfinished(self, owner: str, kind: str | None = None) -> list[str]:
+        """An owner's jobs that are not over, the oldest first: of one kind, or of any."""
+        with self._changed:
+            found = [work.job for work in self._queue.works.values() if work.job.owner == owner]
+        return [job.id for job in sorted(found, key=lambda job: job.seq) if kind in (None, job.kind)]
+
+    def at_work(self, id: str, owner: str) -> AtWork | None:
+        """The first picture of a job that is in the making. Whoever looks gets previews for some seconds."""
+        with self._changed:
+            work = self._queue.works.get(id)
+            if work is None or work.job.owner != owner:
+                return None
+            self._previews.watch(id)
+            now = (task for task in work.tasks.values() if task.state is JobState.RUNNING)
+            return next((AtWork(task.step, task.count, task.preview) for task in now), None)
 
     def pictures(
         self, owner: str, *, limit: int = 100, offset: int = 0, search: str = ""
@@ -287,18 +372,22 @@ class Worker:
         job = self._store.job(id)
         return job if job is not None and job.owner == owner else None
 
-    def _view(self, job: Job) -> JobView:
-        rows = self._store.pictures_of(job.id)
+    def _heads(self, jobs: Sequence[Job]) -> list[JobHead]:
+        tallies = self._store.tallies([job.id for job in jobs])
         with self._changed:
-            work = self._queue.works.get(job.id)
+            positions = self._queue.positions() if jobs else {}
             state = self._rounds.state
-            loading = state.loading if work is not None and state.source == work.key.source else ""
-            view = job_view(job, rows, work, self._queue.position(job.id), loading, self.home)
+            heads = []
+            for job in jobs:
+                work = self._queue.works.get(job.id)
+                loading = state.loading if work is not None and state.source == work.key.source else ""
+                heads.append(job_head(job, tallies[job.id], work, positions.get(job.id, 0), loading))
         if self.trust.paths:
-            return view
-        pictures = tuple(replace(picture, error=self.discreet(picture.error)) for picture in view.pictures)
-        error, message = self.discreet(view.error), self.discreet(view.message)
-        return replace(view, pictures=pictures, error=error, message=message)
+            return heads
+        return [
+            replace(head, error=self.discreet(head.error), message=self.discreet(head.message))
+            for head in heads
+        ]
 
     def _delete_file(self, file: str | None) -> None:
         if file is not None:

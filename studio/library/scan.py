@@ -26,6 +26,7 @@ from pipelines.home.files import open_regular, slug, write_whole
 from studio.library.card import Card, card_from_json, card_to_json, read_card, read_card_and_metadata
 from studio.library.fit import Fit
 from studio.library.hashes import is_adapter
+from studio.searching import words_of
 
 NOTES = (".json", ".civitai.info", ".metadata.json", ".txt", ".png", ".jpg", ".jpeg", ".webp",
          ".preview.png", ".preview.jpg", ".preview.jpeg", ".preview.webp")  # fmt: skip
@@ -59,7 +60,8 @@ class Glance:
 class Choice:
     """Which cards are looked for: those in which all words stand, of that family, category and type.
 
-    fit: those that fit the model come first; fitting_only leaves the others out.
+    fit: those that fit the model come first; fitting_only leaves the others out. Raises RequestError for a search that
+    is too long.
     """
 
     words: str = ""
@@ -69,16 +71,20 @@ class Choice:
     fit: Fit | None = None
     fitting_only: bool = False
 
+    def __post_init__(self) -> None:
+        words_of(self.words)
+
     def among(self, cards: Iterable[Card]) -> list[Card]:
-        found = [card for card in cards if self._means(card)]
+        words = words_of(self.words.casefold())
+        found = [card for card in cards if self._means(card, words)]
         if self.fitting_only:
             return [card for card in found if not card.misfit(self.fit)]
         return sorted(found, key=lambda card: bool(card.misfit(self.fit)))
 
-    def _means(self, card: Card) -> bool:
+    def _means(self, card: Card, words: Sequence[str]) -> bool:
         searched = card.searched
         return (
-            all(word in searched for word in self.words.casefold().split())
+            all(word in searched for word in words)
             and self.family in (None, card.family)
             and self.category in (None, card.category)
             and (self.kind is None or self.kind in card.kinds)
@@ -224,7 +230,8 @@ class Library:
     ) -> list[Card]:
         """The cards in which all words stand, and which are of that family, category and type.
 
-        fit: those that fit the model come first; `fitting_only` leaves the others out.
+        fit: those that fit the model come first; `fitting_only` leaves the others out. Raises RequestError for a
+        search that is too long.
         """
         chosen = Choice(words, family, category, kind, fit, fitting_only)
         return chosen.among(self._recent())

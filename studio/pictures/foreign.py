@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from sd_parsers import ParserManager
 from sd_parsers.data import PromptInfo
 from sd_parsers.parsers import ComfyUIParser
@@ -17,7 +18,7 @@ from sd_parsers.parsers import ComfyUIParser
 from pipelines.bounds import LONGEST_NAME
 from pipelines.errors import RequestError, StudioError
 from studio.drafts.draft import Draft, Wanted, checked
-from studio.drafts.picture_file import MOST_SAID
+from studio.drafts.picture_file import MOST_SAID, is_png
 from studio.drafts.plain import read_json
 from studio.pictures.metadata import Remembered
 
@@ -88,7 +89,7 @@ def _parsed(file: Path, texts: Mapping[str, str]) -> tuple[PromptInfo, object, o
             links = {"links": _links(nodes)}
             info = ComfyUIParser().parse({"prompt": nodes, "workflow": links})
         else:
-            info = ParserManager().parse(file)
+            info = ParserManager().parse(_texts_alone(texts) if is_png(file) else file)
         if info is not None and (info.samplers or info.metadata):
             return info, info.full_prompt, info.full_negative_prompt
     except Exception as error:  # what sd-parsers raises over a damaged text is nobody's promise
@@ -98,6 +99,14 @@ def _parsed(file: Path, texts: Mapping[str, str]) -> tuple[PromptInfo, object, o
     raise RequestError(
         f"{file.name} does not say how it was made; give the file as it was saved, messengers and image hosts strip it"
     )
+
+
+def _texts_alone(texts: Mapping[str, str]) -> Image.Image:
+    """A PNG for sd-parsers that has these texts and no pixels: it decodes what it is given."""
+    picture = Image.Image()
+    picture.format = "PNG"
+    picture.info.update(texts)
+    return picture
 
 
 def _check_texts(file: Path, texts: Mapping[str, str]) -> None:

@@ -139,7 +139,7 @@ def _parameters(request: Request, record: Record, adapters: Mapping[str, Path]) 
 
 def read_texts(file: Path) -> dict[str, str]:
     """The text chunks of a picture. Raises RequestError where it is none, or too large (see `studio.pictures`)."""
-    return picture_file.texts(file, str(file))
+    return picture_file.texts(file, file.name)
 
 
 def read_picture(file: Path) -> Remembered:

@@ -31,7 +31,7 @@ from pipelines.bounds import LONGEST_PROMPT, MOST_ADAPTERS, check_text
 from pipelines.errors import RequestError
 from pipelines.home import Home
 from pipelines.request import SEEDS
-from studio.drafts.draft import LONGEST_METHOD, Draft, counted, plain_draft
+from studio.drafts.draft import LONGEST_METHOD, MOST_PICTURES, Draft, counted, plain_draft
 from studio.drafts.flags import parse_lora
 from studio.jobs import JobView, Worker
 from studio.jobs.owner import owner_of
@@ -200,18 +200,19 @@ class Functions:
             return await _asked(worker, request, drafts, names, "compare", model, wait_seconds)
 
         async def job(
-            id: str, wait_seconds: float = 0.0, request: gr.Request | None = None
+            id: str, wait_seconds: float = 0.0, first: int = 1, request: gr.Request | None = None
         ) -> dict[str, Any]:
             """One of your jobs: its state, its place in the queue, and its pictures.
 
             Args:
                 id: as `compose` and `compare` give it.
                 wait_seconds: how long to wait until it is over; 0 tells how it stands now.
+                first: the number of the first picture that is told; with 499 after it, at most.
 
             Returns:
                 The job, as `compose` returns it.
             """
-            return await _waited(worker, id, _owner(request), wait_seconds)
+            return await _waited(worker, id, _owner(request), wait_seconds, first)
 
         def cancel(id: str, request: gr.Request | None = None) -> bool:
             """Stop one of your jobs within one step; its finished pictures are kept.
@@ -371,15 +372,26 @@ async def _asked(
     return await _waited(worker, id, owner, wait_seconds)
 
 
-async def _waited(worker: Worker, id: str, owner: str, seconds: float) -> dict[str, Any]:
+async def _waited(worker: Worker, id: str, owner: str, seconds: float, first: int = 1) -> dict[str, Any]:
     until = time.monotonic() + min(seconds, LONGEST_WAIT)
+    version = -1
     while True:
-        view = await run_in_threadpool(worker.view, id, owner)
-        if view is None:
-            raise gr.Error(f"you have no job {shown(id)}", print_exception=False)
-        if view.state.over or time.monotonic() >= until:
-            return job_to_dict(view, paths=worker.trust.paths)
+        if worker.version != version:
+            version = worker.version
+            head = await run_in_threadpool(worker.head, id, owner)
+            if head is None or head.state.over:
+                break
+        if time.monotonic() >= until:
+            break
         await asyncio.sleep(LOOK_EVERY)
+    return await run_in_threadpool(_told_of_job, worker, id, owner, first)
+
+
+def _told_of_job(worker: Worker, id: str, owner: str, first: int) -> dict[str, Any]:
+    view = worker.view(id, owner, first=min(max(first - 1, 0), MOST_PICTURES))
+    if view is None:
+        raise gr.Error(f"you have no job {shown(id)}", print_exception=False)
+    return job_to_dict(view, paths=worker.trust.paths)
 
 
 def job_to_dict(view: JobView, *, paths: bool = True) -> dict[str, Any]:

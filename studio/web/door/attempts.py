@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -41,8 +42,8 @@ class Attempts:
         key = (address, name[:256])
         found = self._failures.setdefault(key, _Failures())
         self._failures.move_to_end(key)
-        while len(self._failures) > MOST_REMEMBERED:
-            self._failures.popitem(last=False)
+        if len(self._failures) > MOST_REMEMBERED:
+            self._forget_one()
         if now - found.last > FORGOTTEN:
             found.count, found.until = 0, 0.0
         if now < found.until:
@@ -51,6 +52,12 @@ class Attempts:
         if found.count > FREE:
             found.until = now + min(FIRST_WAIT * 2.0 ** (found.count - FREE - 1), LONGEST_WAIT)
         return 0.0
+
+    def _forget_one(self) -> None:
+        """One that failed least among the oldest, so that made-up names push out no guesser's."""
+        oldest = list(itertools.islice(self._failures.items(), 100))
+        key, _ = min(oldest, key=lambda item: item[1].count)
+        del self._failures[key]
 
     def succeeded(self, address: str, name: str) -> None:
         self._failures.pop((address, name[:256]), None)

@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipelines.bounds import check_text
+from PIL import Image
+
+from pipelines.bounds import check_pixels, check_text
 from pipelines.errors import RequestError
 from studio.jobs import Worker
 from studio.jobs.owner import PROGRAMS, folder_of
@@ -26,6 +28,8 @@ LIFETIME = 86_400.0
 SWEEP_EVERY = 600.0
 MOST_HELD = 2 * 2**30
 """Bytes of uploads that one owner may have at a time."""
+MOST_FILES = 5_000
+"""Files and folders of uploads that one owner may have at a time."""
 MOST_DEEP = 64
 """Levels of lists and objects in what a client sends."""
 LONGEST_TEXT = 2 * 2**20
@@ -130,12 +134,11 @@ class Files:
 
     def _file_data(self, value: dict[str, Any], owner: str | None) -> dict[str, Any]:
         """https://www.gradio.app/docs/gradio/filedata, with nothing in it that was not looked at."""
-        path, url = value.get("path"), value.get("url")
-        if path is None and isinstance(url, str) and url.startswith("data:"):
-            return {"path": None, "url": url, "meta": {"_type": FILE_DATA}}
+        path = value.get("path")
         found = self._found(path, owner) if isinstance(path, str) else None
         if found is None:
             raise RequestError(NOT_YOURS)
+        _check_picture(found)
         self._touch(found)
         name = value.get("orig_name")
         return {
@@ -155,13 +158,14 @@ class Files:
         self._sweep()
         try:
             made = _closed(_closed(self.uploads) / folder_of(owner or PROGRAMS))
-            held = sum(_size(file) for file in made.rglob("*"))
+            sizes = [_size(file) for file in made.rglob("*")]
         except OSError as error:
             raise RequestError(f"uploads cannot be kept ({error.strerror}); is the disk full?") from error
-        if held > MOST_HELD:
+        if sum(sizes) > MOST_HELD or len(sizes) > MOST_FILES:
             raise RequestError(
-                f"your uploads take {held / 2**30:.1f} GiB of the {MOST_HELD / 2**30:.0f} GiB allowed; "
-                f"they go {LIFETIME / 3600:.0f} hours after they were last used"
+                f"your uploads are {len(sizes)} files and {sum(sizes) / 2**30:.1f} GiB; {MOST_FILES} and "
+                f"{MOST_HELD / 2**30:.0f} GiB are allowed, and they go {LIFETIME / 3600:.0f} hours after they were "
+                "last used"
             )
         return made
 
@@ -214,6 +218,18 @@ def _closed(folder: Path) -> Path:
     folder.mkdir(mode=0o700, exist_ok=True)
     folder.chmod(0o700)
     return folder
+
+
+def _check_picture(file: Path) -> None:
+    """Raises RequestError for a picture of too many pixels, by its header: Gradio decodes some before we can look."""
+    try:
+        with Image.open(file) as image:
+            size = image.size
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise RequestError(f"{file.name} has too many pixels to be read; make it smaller") from error
+    except (OSError, ValueError, SyntaxError):  # no picture is none of our business
+        return
+    check_pixels(file.name, *size)
 
 
 def _names_file(value: dict[str, Any]) -> bool:

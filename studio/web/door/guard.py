@@ -8,14 +8,19 @@ whatever is added) is refused here without a login, unless it is one of the few 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import parse_qs, urlsplit
 
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from studio.jobs.owner import owner_of
@@ -34,6 +39,11 @@ LARGEST_EVENT = 4 * 2**20
 LARGEST_JSON = 64 * 2**20
 """Bytes of JSON for a route of ours, pictures as text in it."""
 LARGEST_LOGIN = 64 * 2**10
+LOGIN_FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
+MOST_VALUES = 5_000
+"""Values of one request, lists and objects counted too; texts may be long."""
+MOST_FIELDS = 100
+"""Of a form, or of an address."""
 MOST_QUERY = 16 * 2**10
 """Bytes behind the question mark of an address."""
 
@@ -47,12 +57,24 @@ _FILE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sa
 """A file is looked at and never run, whatever it holds."""
 
 
+class Logins(Protocol):
+    """Gradio's: it knows people by a cookie."""
+
+    def by_cookie(self, cookies: Mapping[str, str]) -> str | None:
+        """The name that cookies are logged in by."""
+        ...
+
+    def cookie_of(self, name: str) -> str:
+        """A cookie by which a name is logged in."""
+        ...
+
+
 @dataclass(frozen=True)
 class Rules:
     """hosts: names by which the server may be called, in lower case; None is any (which needs users).
 
     users: name -> password; {} lets everybody in. largest: bytes of a body.
-    cookie_login: the name that a request's cookies are logged in by on gradio's login page.
+    logins: who is logged in on gradio's login page.
     may_see: whether somebody, by the name of an owner (None: nobody logs in), may have a file that gradio would serve.
     ways: all that is answered. claims: whose each session is.
     """
@@ -60,11 +82,14 @@ class Rules:
     hosts: frozenset[str] | None
     users: Mapping[str, str] = field(repr=False)
     largest: int
-    cookie_login: Callable[[Mapping[str, str]], str | None]
+    logins: Logins
     may_see: Callable[[Path, str | None], bool]
     ways: Sequence[Way]
     claims: Claims
     attempts: Attempts = field(default_factory=Attempts)
+
+
+_STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -104,6 +129,10 @@ class Guard:
             self._check_file(named, login)
             if way.body == "event":
                 receive = await self._event(receive, login)
+            elif way.body == "json":
+                body = await _read(receive, min(LARGEST_JSON, self._rules.largest))
+                await run_in_threadpool(_check_values, body)
+                receive = _replayed(body, receive)
             elif way.body == "login":
                 receive, send = await self._logging_in(scope, receive, send)
         except _Refused as refused:
@@ -147,8 +176,12 @@ class Guard:
     def _login(self, scope: Scope, headers: Headers, is_open: bool) -> str | None:
         if not self._rules.users:
             return None
-        name = self._rules.cookie_login(_cookies(headers))
-        name = name or self._basic_login(scope, headers.get("authorization"))
+        name = self._rules.logins.by_cookie(_cookies(headers))
+        if name is None:
+            name = self._basic_login(scope, headers.get("authorization"))
+            if name is not None:  # Gradio knows people by a cookie alone
+                others = [pair for pair in scope["headers"] if pair[0] != b"cookie"]
+                scope["headers"] = [*others, (b"cookie", self._rules.logins.cookie_of(name).encode())]
         if name is None and not is_open:
             raise _Refused(401, "log in first: on the page, or with HTTP Basic authentication")
         return name
@@ -173,8 +206,11 @@ class Guard:
     async def _logging_in(self, scope: Scope, receive: Receive, send: Send) -> tuple[Receive, Send]:
         """The login page's form: as HTTP Basic, a failure makes the next one wait."""
         body = await _read(receive, LARGEST_LOGIN)
-        names = parse_qs(body.decode("utf-8", "replace"), max_num_fields=100).get("username", [""])
-        name = names[-1].strip()
+        try:  # by the parser that Gradio uses, so that both see the same name
+            form = await Request(scope, _replayed(body, receive)).form(max_files=0, max_fields=MOST_FIELDS)
+            [name] = [str(value).strip() for value in form.getlist("username")]
+        except (HTTPException, MultiPartException, ValueError) as error:
+            raise _Refused(400, "a login is a form with one username and one password") from error
         self._begin_attempt(scope, name)
 
         async def answer(message: Message) -> None:
@@ -199,6 +235,8 @@ class Guard:
 
     def _check_type(self, way: Way, headers: Headers, length: int) -> None:
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if way.body == "login" and kind not in LOGIN_FORMS:
+            raise _Refused(415, f"a login is sent as {' or '.join(LOGIN_FORMS)}")
         if way.body in ("event", "json") and kind != "application/json" and (length or kind):
             raise _Refused(415, f"the content type must be application/json, not {kind or 'nothing'}")
 
@@ -209,7 +247,10 @@ class Guard:
         query = scope.get("query_string", b"")
         if len(query) > MOST_QUERY:
             raise _Refused(414, "the address is too long")
-        asked = parse_qs(query.decode("latin-1"), keep_blank_values=True, max_num_fields=100)
+        try:
+            asked = parse_qs(query.decode("latin-1"), keep_blank_values=True, max_num_fields=MOST_FIELDS)
+        except ValueError as error:
+            raise _Refused(400, f"the address asks for more than {MOST_FIELDS} things") from error
         if asked.get("deep_link"):
             raise _Refused(404, "this studio keeps no such links")
         mine = [*asked.get("session_hash", []), *asked.get("session_id", [])]
@@ -230,6 +271,7 @@ class Guard:
     async def _event(self, receive: Receive, login: str | None) -> Receive:
         """The body, read whole and looked into: plain JSON, of a session of one's own."""
         body = await _read(receive, min(LARGEST_EVENT, self._rules.largest))
+        await run_in_threadpool(_check_values, body)
         try:
             said: Any = json.loads(body) if body else {}
         except (ValueError, RecursionError) as error:
@@ -284,6 +326,14 @@ async def _read(receive: Receive, largest: int) -> bytes:
             raise _Refused(413, f"the request is larger than the {largest / 2**20:.2g} MB allowed")
         if not message.get("more_body", False):
             return b"".join(parts)
+
+
+def _check_values(body: bytes) -> None:
+    """Raises _Refused for a text of JSON with more values than any event has: each is looked at by many."""
+    plain = _STRINGS.sub(b"", body)
+    count = plain.count(b",") + plain.count(b"[") + plain.count(b"{")
+    if count > MOST_VALUES:
+        raise _Refused(413, f"the request holds about {count} values, more than {MOST_VALUES}")
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

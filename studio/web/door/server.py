@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import secrets
 import socket
 import sys
 import threading
@@ -130,7 +131,7 @@ def mounted(pages: gr.Blocks, look: Look, worker: Worker, serving: Serving) -> f
         hosts=serving.hosts,
         users=serving.users,
         largest=serving.largest,
-        cookie_login=_cookie_login(app),
+        logins=_Logins(app),
         may_see=files.may_see,
         ways=(*routes.GRADIO, *(routes.MCP if serving.mcp else ()), *_ways(calls)),
         claims=claims,
@@ -147,19 +148,32 @@ def _ways(own: fastapi.APIRouter) -> list[routes.Way]:
     return [routes.Way(path, methods, body="json" if "POST" in methods else "") for path, methods in found]
 
 
-def _cookie_login(app: fastapi.FastAPI) -> Callable[[Mapping[str, str]], str | None]:
-    """Who is logged in on gradio's page, by the cookie that it sets."""
-    [pages] = [
-        route.app for route in app.routes if isinstance(route, Mount) and isinstance(route.app, gr.routes.App)
-    ]
+class _Logins:
+    """By the cookies that Gradio's login page sets."""
 
-    def login(cookies: Mapping[str, str]) -> str | None:
-        for name in (f"access-token-{pages.cookie_id}", f"access-token-unsecure-{pages.cookie_id}"):
-            if cookies.get(name) in pages.tokens:
-                return str(pages.tokens[cookies[name]])
+    def __init__(self, app: fastapi.FastAPI) -> None:
+        [self._pages] = [
+            route.app
+            for route in app.routes
+            if isinstance(route, Mount) and isinstance(route.app, gr.routes.App)
+        ]
+        self._of_programs: dict[str, str] = {}
+
+    def by_cookie(self, cookies: Mapping[str, str]) -> str | None:
+        tokens = self._pages.tokens
+        for name in (self._name, f"access-token-unsecure-{self._pages.cookie_id}"):
+            if cookies.get(name) in tokens:
+                return str(tokens[cookies[name]])
         return None
 
-    return login
+    def cookie_of(self, name: str) -> str:
+        token = self._of_programs.setdefault(name, secrets.token_urlsafe(24))
+        self._pages.tokens[token] = name  # logging out takes all of a name's
+        return f"{self._name}={token}"
+
+    @property
+    def _name(self) -> str:
+        return f"access-token-{self._pages.cookie_id}"
 
 
 # -- the port and the process ------------------------------------------------------------------------------

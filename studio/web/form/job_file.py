@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,18 @@ from studio.drafts.draft import Draft, plain_draft
 FILE = "jobs.yaml"
 
 
-def job_file(drafts: Sequence[Draft], models: Sequence[str], vae: str | None = None) -> str:
+def job_file(
+    drafts: Sequence[Draft], models: Sequence[str], vae: str | None = None, *, paths: bool = True
+) -> str:
     """The job file's text: one job a picture, seeds included. What all of them share stands once, as defaults.
 
     models: of the pictures, in order. vae: what the command must be given, where it is not the models' own.
+    paths: whether an initial picture is named by its place on this computer; else by its name alone, and the file says
+    that it belongs beside it.
     """
     jobs = [
-        {"model": model, **_said(plain_draft(draft))} for draft, model in zip(drafts, models, strict=True)
+        {"model": model, **_said(plain_draft(draft if paths else _by_name(draft)))}
+        for draft, model in zip(drafts, models, strict=True)
     ]
     shared = {name: value for name, value in jobs[0].items() if all(job.get(name) == value for job in jobs)}
     shared.pop("seed", None)
@@ -29,7 +35,13 @@ def job_file(drafts: Sequence[Draft], models: Sequence[str], vae: str | None = N
         "jobs": [{name: value for name, value in job.items() if name not in shared} for job in jobs],
     }
     head = f"# lora-studio batch {FILE} --out pictures{f' --vae {vae!r}' if vae else ''}\n"
+    if not paths and any(draft.init_image is not None for draft in drafts):
+        head += "# initial pictures belong beside this file\n"
     return head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _by_name(draft: Draft) -> Draft:
+    return draft if draft.init_image is None else replace(draft, init_image=Path(draft.init_image.name))
 
 
 def written(text: str, file: Path) -> str:

@@ -270,7 +270,11 @@ def bloras(worker: Worker) -> list[str]:
 def _learner(part: str, words: str) -> _Learner:
     with gr.Column(min_width=150):
         picture = gr.Image(
-            type="filepath", label=f"{part} picture", height=180, sources=["upload", "clipboard"]
+            type="filepath",
+            image_mode=None,  # the file as it is: gradio would decode it
+            label=f"{part} picture",
+            height=180,
+            sources=["upload", "clipboard"],
         )
         prompt = gr.Textbox(
             words, label="Its name in prompts", info="with a word that the model does not know"

@@ -258,7 +258,7 @@ def _ask(desk: Desk, fields: Fields, states: MixStates, viewer: Viewer, buttons:
             kept = [with_kept_input(draft, desk.worker.home) for draft in composed(form).drafts]
             models = [desk.chosen(got[desk.model])] * len(kept)
             place = desk.files.place(FILE, whose_files(request))
-            return written(job_file(kept, models, form.vae), place)
+            return written(job_file(kept, models, form.vae, paths=desk.worker.trust.paths), place)
 
     buttons.job_file.click(
         as_file, fields.components | {desk.model}, buttons.job_file_ready, api_visibility="private"

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import gradio as gr
+from starlette.concurrency import run_in_threadpool
 
+from composers.shown import shown
 from pipelines import spectrum
 from pipelines.errors import RequestError
+from pipelines.spectrum import Profile
 from studio.jobs.profiles import profile
-from studio.web.parts.desk import Desk, told
+from studio.web.parts.desk import Desk, told, who
 from studio.web.parts.job_viewer import Viewer
+from studio.web.waiting import Waits, asked
 
 WAIT = 1800.0
-"""Seconds that a measurement may wait for its turn."""
+"""Seconds that a measurement may take, its wait for its turn among them."""
+MOST = 8
+"""LoRAs that are measured at once."""
 
 
 def add(desk: Desk, viewer: Viewer) -> None:
@@ -27,7 +34,7 @@ def add(desk: Desk, viewer: Viewer) -> None:
     )
     with gr.Row():
         names = gr.Dropdown(
-            [], multiselect=True, max_choices=8, label="LoRAs", scale=5, elem_id="profile-names"
+            [], multiselect=True, max_choices=MOST, label="LoRAs", scale=5, elem_id="profile-names"
         )
         measure = gr.Button("Measure", variant="primary", scale=1, elem_id="profile")
     plot = gr.Image(
@@ -38,21 +45,44 @@ def add(desk: Desk, viewer: Viewer) -> None:
         format="png",
     )
 
-    def measured(names: Sequence[str], model: str, progress: gr.Progress = gr.Progress()) -> str:  # noqa: B008
+    waits = Waits()
+
+    async def measured(
+        names: Sequence[str],
+        model: str,
+        browser: str | None,
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> str:
         with told():
             if not names:
                 raise RequestError("choose at least one LoRA")
-            source = desk.chosen(model)
-            found = {}
-            for place, name in enumerate(names):
-                progress((place, len(names)), desc=f"measuring {name}")
-                found[name] = profile(desk.worker, name, model=source).result(WAIT)
+            if len(names) > MOST:
+                raise RequestError(
+                    f"{len(names)} LoRAs are more than are measured at once ({MOST}); leave some out"
+                )
+            source = await run_in_threadpool(desk.chosen, model)
+
+            async def measure_all() -> dict[str, Profile]:
+                found = {}
+                for place, name in enumerate(names):
+                    progress((place, len(names)), desc=f"measuring {name}")
+                    found[name] = await asked(partial(profile, desk.worker, name, model=source))
+                return found
+
+            what = f"the measurement of {', '.join(map(shown, names))} for {shown(source)}"
+            found = await waits.of(who(browser, request), what, measure_all, WAIT)
+        return await run_in_threadpool(drawn, source, names, found)
+
+    def drawn(source: str, names: Sequence[str], found: Mapping[str, Profile]) -> str:
         mark = hashlib.sha256("|".join([source, *names]).encode()).hexdigest()[:16]
         file = desk.worker.home.made(desk.worker.home.cache / "web") / f"profile-{mark}.png"
         spectrum.plot(found, file)
         return str(file)
 
-    measure.click(measured, [names, desk.model], plot, concurrency_limit=None, api_visibility="private")
+    measure.click(
+        measured, [names, desk.model, desk.browser], plot, concurrency_limit=None, api_visibility="private"
+    )
 
     def offered(model: str) -> Any:
         return gr.Dropdown(choices=[card.name for card in desk.fitting(model)])

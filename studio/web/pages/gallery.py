@@ -15,7 +15,7 @@ from studio.drafts.draft import Draft, read_draft
 from studio.jobs import GalleryPicture, JobView
 from studio.pictures.restore import restore
 from studio.web.form.components import Fields
-from studio.web.form.form import form_of, left_out
+from studio.web.form.form import form_of, left_out, whole
 from studio.web.form.job_file import FILE, job_file, written
 from studio.web.parts.desk import Desk, plain, told, who, whose_files
 from studio.web.parts.job_viewer import Viewer
@@ -113,7 +113,7 @@ def _show(desk: Desk, page: _Page, here: gr.Tab) -> None:
     """The pictures, the record of the chosen one, and its end."""
 
     def listed(search: str, number: float, browser: str | None, request: gr.Request) -> tuple[Any, ...]:
-        offset = (max(int(number or 1), 1) - 1) * SHOWN
+        offset = (whole(number or 1, "page", 1, 1_000_000) - 1) * SHOWN
         found = desk.worker.pictures(who(browser, request), limit=SHOWN, offset=offset, search=search or "")
         found = [picture for picture in found if picture.file.is_file()]
         files = [(str(picture.file), _caption(picture)) for picture in found]
@@ -266,7 +266,8 @@ def _take_away(desk: Desk, page: _Page) -> None:
                 raise RequestError("there is no picture here yet; press Refresh, or draw one")
             drafts = [read_draft(picture.draft, "") for picture in picked]
             place = desk.files.place(FILE, whose_files(request))
-        return written(job_file(drafts, [str(picture.record["model"]) for picture in picked]), place)
+        models = [str(picture.record["model"]) for picture in picked]
+        return written(job_file(drafts, models, paths=desk.worker.trust.paths), place)
 
     page.everything.click(zipped, page.shown, page.everything, api_visibility="private")
     page.job_file.click(as_job_file, [page.shown, page.chosen], page.job_file, api_visibility="private")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines.adapters import inspect_file, read_adapter
+from composers.shown import shown
+from pipelines.adapters import LoadReport, inspect_file, read_adapter
 from pipelines.errors import RequestError
 from pipelines.home.settings import Roots
 from studio.library.card import Card
@@ -21,9 +23,10 @@ from studio.pictures.restore import Restored, restore
 from studio.web.api import told_of
 from studio.web.form import mix
 from studio.web.form.components import Fields
-from studio.web.parts.desk import Desk, plain, told
+from studio.web.parts.desk import Desk, plain, told, who
 from studio.web.parts.thumbs import thumb
 from studio.web.parts.words import words_of
+from studio.web.waiting import Waits, asked
 
 SHOWN = 120
 ANY = "any"
@@ -206,18 +209,25 @@ def _choose(desk: Desk, page: _Page) -> None:
         api_visibility="private",
     )
 
-    def loaded(name: str, model: str) -> str:
+    waits = Waits()
+
+    async def loaded(name: str, model: str, browser: str | None, request: gr.Request) -> str:
         """What the model would apply of the file, or why it would not."""
-        with told():
+
+        def begin() -> Future[LoadReport]:
             card = desk.worker.library.card(name, desk.chosen(model))
-            read = desk.worker.call(
+            return desk.worker.call(
                 lambda pipe: read_adapter(card.path, pipe.model.layers, card.name).report, model=model or None
             )
-            return f"<pre>{escape(str(read.result()))}</pre>"
+
+        what = f"the report on {shown(name)}{f' for {shown(model)}' if model else ''}"
+        with told():
+            report = await waits.of(who(browser, request), what, lambda: asked(begin))
+        return f"<pre>{escape(str(report))}</pre>"
 
     page.report.click(
         loaded,
-        [page.chosen, desk.model],
+        [page.chosen, desk.model, desk.browser],
         page.reported,
         concurrency_limit=None,
         api_visibility="private",

@@ -41,12 +41,13 @@ NOTHING = Shown("", (), False)
 
 
 def shown(view: JobView | None) -> Shown:
-    """A job; None is none."""
+    """A job, with those of its pictures that are at hand; None is none."""
     if view is None:
         return NOTHING
     at_work = not view.state.over
-    done = sum(picture.step for picture in view.pictures)
-    count = sum(picture.count or 1 for picture in view.pictures)
+    tally = view.tally
+    done = tally.step
+    count = tally.count + tally.total - tally.known
     bar = (
         f'<div class="progress"><i style="width:{100 * done / max(count, 1):.0f}%"></i></div>'
         if at_work
@@ -55,7 +56,7 @@ def shown(view: JobView | None) -> Shown:
     steps = f", step {done} of {count}" if view.state is JobState.RUNNING and done else ""
     problems = "".join(f"<p><strong>{escape(line)}</strong></p>" for line in view.error.splitlines())
     rows = f" · {view.unet_rows} UNet rows" if view.unet_rows and not at_work else ""
-    finished = f"{view.state}, {len(view.finished)} of {len(view.pictures)} done. {view.error}".strip()
+    finished = f"{view.state}, {tally.done} of {tally.total} done. {view.error}".strip()
     line = (
         f'<div data-said="{escape(finished, quote=True)}"><strong>{escape(str(view.state))}</strong>: '
         f"{escape(view.message)}{steps}{rows}</div>{bar}{problems}"

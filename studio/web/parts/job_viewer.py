@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from studio.jobs import LIVE, JobView
+from studio.jobs import LIVE, JobHead
 from studio.web.parts import job_line
 from studio.web.parts.desk import Desk, who
 
@@ -51,9 +51,10 @@ class Viewer:
 
         def look(job: str, seen: Sequence[int], browser: str | None, request: gr.Request) -> tuple[Any, ...]:
             owner = who(browser, request)
-            now = job_line.shown(desk.worker.view(job, owner) if job else None)
-            views = [view for view in desk.worker.views(owner, limit=LISTED) if _wanted(view, kinds)]
-            choices = tuple((_title(view), view.id) for view in views)
+            view = desk.worker.view(job, owner, latest=True, records=False) if job else None
+            now = job_line.shown(view)
+            heads = [head for head in desk.worker.heads(owner, limit=LISTED) if _wanted(head, kinds)]
+            choices = tuple((_title(head), head.id) for head in heads)
             state = desk.worker.model_state()
             model = f"{state.source} {state.label}" if state.ready else ""
             return job_line.only_new(
@@ -76,9 +77,8 @@ class Viewer:
             if job and not desk.worker.cancel(
                 job, owner
             ):  # it is over: the oldest of the others, if there is one
-                live = [view for view in desk.worker.views(owner) if not view.state.over]
-                if live:
-                    desk.worker.cancel(live[-1].id, owner)
+                for oldest in desk.worker.unfinished(owner)[:1]:
+                    desk.worker.cancel(oldest, owner)
 
         stop.click(
             stopped, [job, desk.browser], queue=False, show_progress="hidden", api_visibility="private"
@@ -92,9 +92,9 @@ class Viewer:
 
     def found_again(self, desk: Desk, browser: str, request: gr.Request) -> str:
         """The job to look at when a page is opened: the newest that is not over, else the newest."""
-        views = [view for view in desk.worker.views(who(browser, request)) if view.kind != LIVE]
-        at_work = [view for view in views if not view.state.over]
-        return (at_work or views)[0].id if views else ""
+        heads = [head for head in desk.worker.heads(who(browser, request)) if head.kind != LIVE]
+        at_work = [head for head in heads if not head.state.over]
+        return (at_work or heads)[0].id if heads else ""
 
 
 def _gallery(now: job_line.Shown) -> gr.Gallery:
@@ -102,9 +102,9 @@ def _gallery(now: job_line.Shown) -> gr.Gallery:
     return gr.Gallery(list(now.pictures), visible=True if now.pictures else "hidden")
 
 
-def _wanted(view: JobView, kinds: Sequence[str]) -> bool:
-    return view.kind in kinds if kinds else view.kind != LIVE
+def _wanted(head: JobHead, kinds: Sequence[str]) -> bool:
+    return head.kind in kinds if kinds else head.kind != LIVE
 
 
-def _title(view: JobView) -> str:
-    return f"{view.state}: {view.title or view.kind} ({len(view.pictures)})"
+def _title(head: JobHead) -> str:
+    return f"{head.state}: {head.title or head.kind} ({head.tally.total})"

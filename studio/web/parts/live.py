@@ -89,16 +89,13 @@ class Live:
             if not got[self.on]:
                 yield {self.panel: ""}
                 return
-            owner = who(got[desk.browser], request)
-            state = desk.worker.model_state()
+            worker, owner = desk.worker, who(got[desk.browser], request)
+            state = worker.model_state()
             form = with_example(fields.read(got), state)
-            looked_at = desk.worker.view(got[viewer.job], owner) if got[viewer.job] else None
-            seed = looked_at.pictures[0].seed if looked_at is not None and looked_at.pictures else SEED
 
             def begin() -> str:
-                key = model_key(
-                    got[desk.model] or None, form.vae or None, desk.worker.home, desk.worker.trust
-                )
+                seed = _seed_of(worker, got[viewer.job], owner)
+                key = model_key(got[desk.model] or None, form.vae or None, worker.home, worker.trust)
                 if key.source != state.source:
                     raise ModelError(
                         f"{state.source or 'no model'} is at work, and a draft is not worth a change"
@@ -112,7 +109,15 @@ class Live:
                 return
             said = mix.as_text(mix.active(form.rows))
             shown = ""
-            while (view := desk.worker.view(job, owner)) is not None and view.state is not JobState.CANCELLED:
+            version = -1
+            while True:
+                if worker.version == version:
+                    await asyncio.sleep(LOOK_EVERY)
+                    continue
+                version = worker.version
+                view = await asyncio.to_thread(worker.view, job, owner, records=False)
+                if view is None or view.state is JobState.CANCELLED:
+                    return
                 html = _html(view, said)
                 if html not in ("", shown):
                     shown = html
@@ -130,6 +135,12 @@ class Live:
             show_progress="hidden",
             api_visibility="private",
         )
+
+
+def _seed_of(worker: Worker, job: str, owner: str) -> int:
+    """The seed of the job that is looked at."""
+    view = worker.view(job, owner, most=1, records=False) if job else None
+    return view.pictures[0].seed if view is not None and view.pictures else SEED
 
 
 def _html(view: JobView, mix_said: str) -> str:

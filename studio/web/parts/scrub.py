@@ -20,7 +20,7 @@ def add(desk: Desk, viewer: Viewer, name: str) -> None:
     )
 
     def offered(job: str, browser: str | None, request: gr.Request) -> tuple[Any, Any]:
-        view = desk.worker.view(job, who(browser, request)) if job else None
+        view = desk.worker.view(job, who(browser, request), records=False) if job else None
         done = view.finished if view is not None and view.kind == "sweep" else ()
         there = len(done) > 1
         return (
@@ -41,7 +41,7 @@ def add(desk: Desk, viewer: Viewer, name: str) -> None:
     )
 
     def at(place: float, job: str, browser: str | None, request: gr.Request) -> Any:
-        view = desk.worker.view(job, who(browser, request)) if job else None
+        view = desk.worker.view(job, who(browser, request), records=False) if job else None
         done = view.finished if view is not None else ()
         if not 1 <= place <= len(done):
             return gr.skip()

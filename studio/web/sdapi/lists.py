@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from studio.jobs import Worker
 from studio.library.scan import Library
+
+LONGEST_VALUE = 2_000
+LONGEST_METADATA = 32_000
+"""Characters of what a listed LoRA's file says of itself: of one value, and of all with their names."""
 
 
 def models(worker: Worker) -> list[dict[str, Any]]:
@@ -29,16 +35,30 @@ def vaes(worker: Worker) -> list[dict[str, Any]]:
     ]
 
 
-def loras(worker: Worker) -> list[dict[str, Any]]:
-    return [
+def loras(worker: Worker) -> bytes:
+    """As JSON, which is long where there are thousands: it is written here, in the thread of whoever asks."""
+    listed = [
         {
             "name": card.name,
             "alias": card.title or card.name,
             "path": worker.discreet(str(card.path)),
-            "metadata": dict(metadata),
+            "metadata": shortened(metadata),
         }
         for card, metadata in worker.library.with_metadata()
     ]
+    return json.dumps(listed, ensure_ascii=False).encode("utf-8", "backslashreplace")
+
+
+def shortened(metadata: Mapping[str, str]) -> dict[str, str]:
+    """What a file says of itself, each value cut; what is too much after those before it is left out."""
+    kept: dict[str, str] = {}
+    left = LONGEST_METADATA
+    for name, value in metadata.items():
+        short = value if len(value) <= LONGEST_VALUE else f"{value[: LONGEST_VALUE - 1]}…"
+        if len(name) + len(short) <= left:
+            left -= len(name) + len(short)
+            kept[name] = short
+    return kept
 
 
 def refresh(library: Library) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from composers.shown import shown as short
 from pipelines.errors import RequestError
 from studio.jobs import Worker
 from studio.web.sdapi.fields import check_options
+from studio.web.waiting import Waits, asked
 
 
 @dataclass
@@ -40,13 +42,14 @@ def shown(worker: Worker, own: Options) -> dict[str, Any]:
     }
 
 
-def change(worker: Worker, own: Options, changed: Mapping[str, Any]) -> None:
-    """All of them, or none. A model is loaded at once; this returns when it is."""
+async def change(worker: Worker, own: Options, changed: Mapping[str, Any], owner: str, waits: Waits) -> None:
+    """All of them, or none. A model is loaded at once; this returns when it is. waits: what owners wait for."""
     changed = {name: value for name, value in changed.items() if name != "samples_format" or value != "png"}
     check_options(changed)
     model = changed.get("sd_model_checkpoint")
     if model:
         name = model_name(model)
-        worker.load(name).result()
+        loading = partial(asked, partial(worker.load, name))
+        await waits.of(owner, f"the model {short(name)}", loading)
         changed = {**changed, "sd_model_checkpoint": name}
     own.values.update(changed)

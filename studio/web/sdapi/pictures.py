@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pipelines.bounds import check_pixels
 from pipelines.errors import RequestError
 from studio.drafts import picture_file
 from studio.jobs import JobState, JobView, Worker
+from studio.jobs.job import Tally
 from studio.pictures import a1111
 from studio.pictures.metadata import PARAMETERS, read_texts
 from studio.web.sdapi.fields import LONGEST_PICTURE, Asked, clip_skip, read_asked
@@ -42,12 +44,13 @@ async def render(
     while True:
         if worker.version != version:
             version = worker.version
-            view = worker.view(id, owner)
-            if view is None:
-                raise RequestError("the job was deleted while it was being made")
-            if view.state.over:
+            head = await run_in_threadpool(worker.head, id, owner)
+            if head is None or head.state.over:
                 break
         await asyncio.sleep(LOOK_EVERY)
+    view = await run_in_threadpool(partial(worker.view, id, owner, most=asked.count))
+    if view is None:
+        raise RequestError("the job was deleted while it was being made")
     if view.state is JobState.FAILED:
         raise RequestError(view.error)
     answer = await run_in_threadpool(_result, view, asked, body)
@@ -152,32 +155,35 @@ def _info(view: JobView, asked: Asked, texts: list[str]) -> dict[str, Any]:
     }
 
 
+def interrupt(worker: Worker, owner: str) -> None:
+    """Stops all of the owner's calls."""
+    for id in worker.unfinished(owner, KIND):
+        worker.cancel(id, owner)
+
+
 def progress(worker: Worker, owner: str, with_image: bool) -> dict[str, Any]:
     """Of the owner's oldest call that is not over."""
-    running = [view for view in worker.views(owner) if view.kind == KIND and not view.state.over]
-    view = worker.view(running[-1].id, owner) if running else None
-    pictures = view.pictures if view is not None else ()
-    steps, count = sum(p.step for p in pictures), sum(p.count for p in pictures)
-    known = sum(bool(p.count) for p in pictures)
-    whole = count / known * len(pictures) if known else 0  # those that wait will take as many
-    now = next((p for p in pictures if p.state is JobState.RUNNING), None)
+    head = next((worker.head(id, owner) for id in worker.unfinished(owner, KIND)), None)
+    tally = head.tally if head is not None else Tally()
+    whole = tally.count / tally.known * tally.total if tally.known else 0  # those that wait will take as many
+    now = worker.at_work(head.id, owner) if head is not None else None
     preview = now.preview if now is not None and with_image else None
     return {
-        "progress": min(steps / whole, 1.0) if whole else 0.0,
-        "eta_relative": round((view.seconds_left if view is not None else None) or 0.0, 2),
+        "progress": min(tally.step / whole, 1.0) if whole else 0.0,
+        "eta_relative": round((head.seconds_left if head is not None else None) or 0.0, 2),
         "state": {
             "skipped": False,
             "interrupted": False,
             "stopping_generation": False,
-            "job": view.id if view is not None else "",
-            "job_count": len(pictures),
-            "job_timestamp": time.strftime("%Y%m%d%H%M%S", time.localtime(view.created if view else None)),
-            "job_no": sum(p.state.over for p in pictures),
+            "job": head.id if head is not None else "",
+            "job_count": tally.total,
+            "job_timestamp": time.strftime("%Y%m%d%H%M%S", time.localtime(head.created if head else None)),
+            "job_no": tally.over,
             "sampling_step": now.step if now is not None else 0,
             "sampling_steps": now.count if now is not None else 0,
         },
         "current_image": None if preview is None else _encoded(preview),
-        "textinfo": view.message if view is not None else None,
+        "textinfo": head.message if head is not None else None,
     }
 
 

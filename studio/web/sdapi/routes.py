@@ -18,6 +18,7 @@ from studio.jobs.owner import owner_of
 from studio.web.door.guard import LOGIN
 from studio.web.sdapi import lists, options, pictures
 from studio.web.sdapi.options import Options
+from studio.web.waiting import Waits
 
 
 def router(worker: Worker) -> fastapi.APIRouter:
@@ -25,6 +26,7 @@ def router(worker: Worker) -> fastapi.APIRouter:
     routes = fastapi.APIRouter(prefix="/sdapi/v1", default_response_class=JSONResponse)
     set_by: dict[str, Options] = {}
     answered = partial(_answered, worker)
+    waits = Waits()
 
     def of(request: fastapi.Request) -> tuple[str, Options]:
         owner = owner_of(request.scope.get(LOGIN))
@@ -46,22 +48,19 @@ def router(worker: Worker) -> fastapi.APIRouter:
     @routes.post("/interrupt")
     async def interrupt(request: fastapi.Request) -> JSONResponse:
         owner, _ = of(request)
-        for view in worker.views(owner):
-            if view.kind == pictures.KIND and not view.state.over:
-                worker.cancel(view.id, owner)
+        await run_in_threadpool(pictures.interrupt, worker, owner)
         return JSONResponse({})
 
     @routes.get("/options")
     async def get_options(request: fastapi.Request) -> JSONResponse:
         _, own = of(request)
-        return JSONResponse(options.shown(worker, own))
+        return JSONResponse(await run_in_threadpool(options.shown, worker, own))
 
     @routes.post("/options")
     async def set_options(request: fastapi.Request) -> JSONResponse:
         async def setting() -> None:
-            _, own = of(request)
-            changed = await _body(request)
-            await run_in_threadpool(options.change, worker, own, changed)
+            owner, own = of(request)
+            await options.change(worker, own, await _body(request), owner, waits)
 
         return await answered(setting())
 
@@ -92,8 +91,12 @@ def router(worker: Worker) -> fastapi.APIRouter:
         return await answered(run_in_threadpool(lists.vaes, worker))
 
     @routes.get("/loras")
-    async def loras() -> JSONResponse:
-        return await answered(run_in_threadpool(lists.loras, worker))
+    async def loras() -> fastapi.Response:
+        try:
+            listed = await run_in_threadpool(lists.loras, worker)
+        except StudioError as error:
+            return await answered(_refusal(error))
+        return fastapi.Response(listed, media_type="application/json")
 
     @routes.post("/refresh-loras")
     async def refresh_loras() -> JSONResponse:
@@ -124,6 +127,10 @@ async def _answered(worker: Worker, work: Any) -> JSONResponse:
         told = worker.discreet(str(error)).encode("utf-8", "backslashreplace").decode()
         content = {"error": type(error).__name__, "detail": told, "body": "", "errors": told}
         return JSONResponse(content, status_code=422)
+
+
+async def _refusal(error: StudioError) -> None:
+    raise error
 
 
 async def _body(request: fastapi.Request) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from studio.drafts.draft import (
     read_draft,
     read_init_image,
     read_requests,
+    sized_like,
 )
 
 from ...budget import cheap
@@ -217,6 +218,13 @@ def test_an_initial_image_is_judged_by_its_header(tmp_path: Path) -> None:
     Image.new("1", (10_000, 8_001)).save(file)
     with cheap(), pytest.raises(StudioError, match="10000x8001 pixels, 80 million; at most 80"):
         read_init_image(file)
+    wide = tmp_path / "wide.png"
+    Image.new("1", (10_000, 4_001)).save(wide)
+    with (
+        cheap(),
+        pytest.raises(StudioError, match=r"^init image wide\.png has .* at most 40 million are read"),
+    ):
+        read_init_image(wide)
     bomb = tmp_path / "bomb.png"  # a header alone
     head = bytearray(file.read_bytes()[:33])
     head[16:24] = (60_000).to_bytes(4, "big") * 2
@@ -231,6 +239,25 @@ def test_an_initial_image_is_judged_by_its_header(tmp_path: Path) -> None:
         read_init_image(huge)
     with pytest.raises(StudioError, match="it is no file"):
         read_init_image(tmp_path)
+
+
+def test_a_request_is_judged_by_the_size_of_its_initial_image_alone(tmp_path: Path) -> None:
+    """Upright, and anew when the file is another one."""
+    file = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("L", (48, 32)).save(file, exif=exif)
+    assert sized_like(file).size == read_init_image(file).size == (32, 48)
+    Image.new("L", (64, 32)).save(file)
+    assert sized_like(file).size == (64, 32)
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(StudioError, match=r"init image turned\.jpg cannot be read as a picture"):
+        sized_like(file)
+    Image.new("1", (5000, 8000)).save(file, format="PNG")
+    draft = Draft({"prompt": "a fox"}, init_image=file)
+    with cheap():
+        judged = [draft.build(lambda wanted: Use("x"), str, sized_like) for _ in range(100)]
+    assert {request.init_image.size for request in judged if request.init_image} == {(5000, 8000)}
 
 
 def test_of_an_animation_the_first_picture_is_taken(tmp_path: Path) -> None:

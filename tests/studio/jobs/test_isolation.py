@@ -287,7 +287,7 @@ def test_a_size_without_room_is_refused_at_the_gate(studio: Any, monkeypatch: py
     studio.worker.load(studio.model).result(60)
     with pytest.raises(RequestError, match=r"16384 x 16384 pixels need .* would fit"):
         studio.ask("ann", draft(seed=1), draft(width=16384, height=16384))
-    assert studio.worker.views("ann") == []
+    assert studio.worker.heads("ann") == []
 
 
 def test_a_size_without_room_fails_alone_where_the_model_was_not_loaded_yet(

@@ -92,9 +92,9 @@ def test_live_pictures_come_first(queue: Queue) -> None:
 def test_positions_follow_the_turns(queue: Queue) -> None:
     for seq, owner in enumerate(("ann", "ann", "ann", "bob"), 1):
         queue.add(work(seq, owner))
-    assert [queue.position(f"job{seq}") for seq in (1, 2, 3, 4)] == [1, 3, 4, 2]
+    assert [queue.positions().get(f"job{seq}", 0) for seq in (1, 2, 3, 4)] == [1, 3, 4, 2]
     queue.works["job1"].running = True
-    assert [queue.position(f"job{seq}") for seq in (1, 2, 3, 4)] == [0, 1, 3, 2]
+    assert [queue.positions().get(f"job{seq}", 0) for seq in (1, 2, 3, 4)] == [0, 1, 3, 2]
 
 
 def test_a_stream_of_live_pictures_gets_half_at_most_while_another_waits(queue: Queue) -> None:

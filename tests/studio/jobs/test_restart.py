@@ -202,12 +202,12 @@ def deadly(model, rows):
     return real(model, rows)
 session.evaluate = deadly
 worker = Worker(Home.resolve(sys.argv[1], model_dirs=[sys.argv[2]]))
-if not worker.views("ann"):
+if not worker.heads("ann"):
     small = {"prompt": "a fox", "steps": 2, "width": 32, "height": 32}
     worker.submit("ann", [Draft(small | {"seed": seed}) for seed in (1, 666, 2)], model=sys.argv[3])
 worker.start()
 version = -1
-while not worker.views("ann")[0].state.over:
+while not worker.heads("ann")[0].state.over:
     version = worker.wait(version, 60)
 worker.close()
 """

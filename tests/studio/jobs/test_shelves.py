@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from pipelines.errors import AdapterFileError, ModelError, SetupError
+from pipelines.errors import AdapterFileError, ModelError, RequestError, SetupError
 from pipelines.home import Home, answers
 from pipelines.home import home as home_module
+from studio import pictures
+from studio.drafts.draft import Draft, Wanted, counted
 from studio.drafts.shelf import Names
 from studio.jobs import gate, shelves
-from studio.jobs.gate import MOST_MISSING, Trust, model_key
+from studio.jobs.gate import MOST_MISSING, MOST_WORDS, Trust, distinct, model_key
+from studio.jobs.inputs import with_kept_input
 from studio.jobs.shelves import Shelves
 from studio.library.models import list_models
 
@@ -225,3 +229,90 @@ def test_jobs_of_others_are_rendered_while_a_folder_does_not_answer(
             in_time(lambda: studio.ask("bob", draft("a fox", "late")))
         view = in_time(lambda: studio.over(id, "ann"), 60)
         assert view.message == "1 of 1 picture done"
+
+
+# -- large jobs --------------------------------------------------------------------------------------------
+
+
+def accept(home: Home, model: str, drafts: list[Draft]) -> None:
+    key = model_key(model, None, home, Trust())
+    Shelves(lambda: home, Trust()).checked(drafts, key, None)
+
+
+def test_an_initial_image_is_decoded_once_for_a_whole_job(
+    studio_home: Home, sdxl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "start.png"
+    Image.new("RGB", (64, 48)).save(file)
+    decoded: list[str] = []
+    upright = pictures.upright
+
+    def counting(source: Path, name: str, *bounds: int) -> Image.Image:
+        decoded.append(name)
+        return upright(source, name, *bounds)
+
+    monkeypatch.setattr(pictures, "upright", counting)
+    drafts = [Draft({"prompt": f"fox {n}", "seed": n}, init_image=file) for n in range(50)]
+    accept(studio_home, sdxl_folder.name, drafts)
+    kept = {with_kept_input(draft, studio_home).init_image for draft in drafts}
+    assert decoded == ["init image start.png"]
+    [copy] = kept
+    assert copy is not None
+    assert copy.read_bytes() == file.read_bytes()
+
+
+def test_pictures_that_differ_in_their_seeds_alone_are_judged_once(
+    studio_home: Home, sdxl_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[Draft] = []
+    build = Draft.build
+
+    def counting(self: Draft, *how: Any) -> Any:
+        judged.append(self)
+        return build(self, *how)
+
+    monkeypatch.setattr(Draft, "build", counting)
+    many = counted(Draft({"prompt": "a panda"}, (Wanted("fox", 0.5),)), 10_000, 7)
+    began = time.monotonic()
+    accept(studio_home, sdxl_folder.name, many)
+    assert time.monotonic() - began < 1
+    assert len(judged) == 1
+
+
+def test_whatever_else_differs_is_judged() -> None:
+    one = draft("a fox", "fox", seed=1)
+    others = [
+        draft("a fox", "fox", seed=1, steps=True),
+        draft("a fox", "fox", seed=1, steps=1),
+        draft("a fox", "fox", seed=1, steps=1.0),
+        draft("a fox", "hat", seed=1),
+        draft("a hat", "fox", seed=1),
+        draft("a fox", "fox", seed=-1),
+        draft("a fox", "fox", seed=2**64),
+        draft("a fox", "fox", seed=True),
+        Draft(one.values, one.wanted, Path("start.png")),
+        draft("a fox", "fox", crop=(1, 2)),
+        draft("a fox", "fox", crop=(True, 2)),
+    ]
+    alike = [draft("a fox", "fox", seed=2), draft("a fox", "fox"), draft("a fox", "fox", seed=None)]
+    assert distinct([one, *alike, *others, *alike]) == [one, *others]
+
+
+def test_a_seed_that_no_picture_can_have_is_found_among_thousands(
+    studio_home: Home, sdxl_folder: Path
+) -> None:
+    many = counted(Draft({"prompt": "a panda"}), 1000, 7)
+    many[777] = Draft({"prompt": "a panda", "seed": 2**64}, where="entry 778")
+    with pytest.raises(RequestError, match=r"^entry 778: seed="):
+        accept(studio_home, sdxl_folder.name, many)
+
+
+def test_the_prompts_of_one_job_are_bounded_before_any_is_read(studio_home: Home, sdxl_folder: Path) -> None:
+    words = ("panda " * 4000)[:19_900]
+    began = time.monotonic()
+    with pytest.raises(
+        RequestError, match=f"10000 pictures have 199000000 characters.*{MOST_WORDS}: ask for fewer"
+    ):
+        accept(studio_home, sdxl_folder.name, counted(Draft({"prompt": words}), 10_000, 7))
+    accept(studio_home, sdxl_folder.name, counted(Draft({"prompt": words}), 1000, 7))
+    assert time.monotonic() - began < 2

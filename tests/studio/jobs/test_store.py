@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipelines.errors import SetupError
-from studio.jobs.job import JobState
-from studio.jobs.store import MIGRATIONS, MOST_DEATHS, MOST_LOADS, NewPicture, Store
+from pipelines.errors import RequestError, SetupError
+from studio.jobs import store as of_store
+from studio.jobs.job import JobState, Tally
+from studio.jobs.store import MIGRATIONS, MOST_DEATHS, MOST_LOADS, MOST_REASONS, NewPicture, Store
+from studio.searching import LONGEST_SEARCH, MOST_WORDS
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 OPTIONS: Any = {"kind": "compose", "title": "", "model": "m", "vae": None, "settings": {"x": [1]}}
@@ -190,6 +193,11 @@ def test_a_database_of_the_first_version_is_read_and_taken_further(tmp_path: Pat
         assert job is not None
         assert (job.vae, job.title, job.settings) == ("other", "title of running", {"x": 1})
         assert states(store, "stopped") == [JobState.CANCELLED]
+        done = store.tallies(["done"])["done"]
+        assert (done.done, done.step) == (
+            2,
+            sum(row.record["executed_steps"] for row in store.pictures_of("done")),
+        )  # type: ignore[index]
     finally:
         store.close()
 
@@ -206,6 +214,102 @@ def test_the_gallery_is_searched_literally_and_by_owner(store: Store) -> None:
     assert found("ann", "0%f") == []
     assert found("bob", "label") == ["b"]
     assert found("eve", "") == []
+
+
+@pytest.mark.parametrize(
+    ("search", "said"),
+    [
+        ("a " * (MOST_WORDS + 1), f"the search has {MOST_WORDS + 1} words, more than {MOST_WORDS}"),
+        (
+            "a" * (LONGEST_SEARCH + 1),
+            f"the search has {LONGEST_SEARCH + 1} characters, more than {LONGEST_SEARCH}",
+        ),
+    ],
+)
+def test_a_search_is_bounded(store: Store, search: str, said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        store.gallery("ann", 10, 0, search, without=("live",))
+    assert store.gallery("ann", 10, 2**80, "a " * MOST_WORDS, without=("live",)) == []
+
+
+def test_a_search_that_takes_long_is_given_up(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(20):
+        add(store, f"job{number}", 20)
+    monkeypatch.setattr(of_store, "LONGEST_SEARCHING", -1.0)
+    monkeypatch.setattr(of_store, "LOOK_AT_THE_CLOCK", 10)
+    with pytest.raises(RequestError, match="search for fewer words"):
+        store.gallery("ann", 10, 0, "a fox", without=("live",))
+
+
+def test_a_slow_search_holds_up_nobody(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(20):
+        add(store, f"job{number}", 20)
+    searching, go = threading.Event(), threading.Event()
+
+    class Clock:
+        """Stands still as soon as the search is under way."""
+
+        time = staticmethod(of_store.time.time)
+        looks = 0
+
+        @classmethod
+        def monotonic(cls) -> float:
+            cls.looks += 1
+            if cls.looks > 1:
+                searching.set()
+                go.wait(30)
+            return 0.0
+
+    monkeypatch.setattr(of_store, "time", Clock)
+    monkeypatch.setattr(of_store, "LOOK_AT_THE_CLOCK", 10)
+    search = threading.Thread(target=store.gallery, args=("ann", 10, 0, "a fox", ("live",)))
+    search.start()
+    try:
+        assert searching.wait(30)
+        store.begin("job0")
+        assert store.jobs_of("ann", 1)[0].id == "job19"
+        assert store.tallies(["job0"])["job0"].total == 20
+        assert search.is_alive()
+    finally:
+        go.set()
+        search.join(30)
+
+
+def test_pictures_are_counted_without_being_read(store: Store) -> None:
+    id = add(store, pictures=4)
+    store.begin(id)
+    record = {"executed_steps": 3, "unet_rows": 6, "shallow_rows": 1}
+    for index in (0, 1):
+        store.finish_picture(id, index, f"{index}.png", record)
+    store.end_pictures(id, [2], JobState.FAILED, "no room")
+    counts = {JobState.DONE: 2, JobState.FAILED: 1, JobState.QUEUED: 1}
+    assert store.tallies([id, "nothing"]) == {id: Tally(counts, 6, 6, 2, 14), "nothing": Tally()}
+    plan = " ".join(
+        row[3]
+        for row in store._rows(
+            "EXPLAIN QUERY PLAN SELECT job, state, count(*), sum(steps), sum(unet_rows) FROM pictures "
+            "WHERE job IN ('a', 'b') GROUP BY job, state"
+        )
+    )
+    assert "COVERING INDEX pictures_counted" in plan
+
+
+def test_a_slice_of_a_jobs_pictures_is_read(store: Store) -> None:
+    id = add(store, pictures=9)
+    store.finish_picture(id, 4, "4.png", {"executed_steps": 3})
+    assert [row.index for row in store.slice_of(id, 3, 4, records=True)] == [3, 4, 5, 6]
+    assert [row.record for row in store.slice_of(id, 4, 1, records=True)] == [{"executed_steps": 3}]
+    assert [(row.record, row.steps) for row in store.slice_of(id, 4, 1, records=False)] == [(None, 3)]
+    assert store.last_begun(id) == 4
+    assert store.files_of(id) == ["4.png"]
+    assert [row.index for row in store.waiting_of(id)] == [0, 1, 2, 3, 5, 6, 7, 8]
+
+
+def test_of_thousands_of_reasons_few_are_told(store: Store) -> None:
+    id = add(store, pictures=MOST_REASONS + 10)
+    for index in range(MOST_REASONS + 10):
+        store.end_pictures(id, [index], JobState.FAILED, f"reason {index}")
+    assert store.outcome(id) == ({JobState.FAILED}, [f"reason {index}" for index in range(MOST_REASONS)])
 
 
 def test_a_newer_database_is_refused(tmp_path: Path) -> None:

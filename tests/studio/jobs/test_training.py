@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from pipelines.adapters import inspect_file
 from pipelines.errors import RequestError, StudioError
 from pipelines.home import Home
 from studio.jobs import JobState
-from studio.jobs.training import Lesson, Trainings, TrainingView
+from studio.jobs.training import MOST_QUEUED, Lesson, Trainings, TrainingView, _Task
 
 PATIENCE = 120.0
 
@@ -91,9 +93,76 @@ def test_bad_wishes_are_refused_at_once(
     broken.write_bytes(b"no picture")
     assert "cannot be read as a picture" in refused(Lesson(broken, "A [v]", "mine"))
     taken = next(iter(studio_home.loras())).path.stem
-    assert "already" in refused(Lesson(picture, "A [v]", taken.upper()))
+    assert "choose another name" in refused(Lesson(picture, "A [v]", taken.upper()))
     assert "no map of its content blocks" in refused(Lesson(picture, "A [v]", "mine"), str(sd_folder))
     assert trainings.views("ann") == []
+
+
+@pytest.fixture
+def held(
+    trainings: Trainings, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[list[str], threading.Semaphore]]:
+    """The names of those that began; each ends when the semaphore is released."""
+    began: list[str] = []
+    go = threading.Semaphore(0)
+
+    def train(task: _Task) -> None:
+        began.append(task.lesson.name)
+        go.acquire()
+        with trainings._changed:
+            task.view = replace(task.view, state=JobState.DONE)
+
+    monkeypatch.setattr(trainings, "_train", train)
+    yield began, go
+    go.release(1000)
+
+
+def test_owners_take_turns_and_each_may_have_few_waiting(
+    trainings: Trainings, held: tuple[list[str], threading.Semaphore], picture: Path, sdxl_folder: Path
+) -> None:
+    began, go = held
+
+    def ask(owner: str, name: str) -> int:
+        return trainings.start(owner, Lesson(picture, "A [v]", name), model=sdxl_folder.name)
+
+    def wait_for(count: int) -> None:
+        end = time.monotonic() + PATIENCE
+        while len(began) < count and time.monotonic() < end:
+            time.sleep(0.01)
+
+    ask("ann", "a0")
+    wait_for(1)
+    for number in range(1, MOST_QUEUED + 1):
+        last = ask("ann", f"a{number}")
+    with pytest.raises(RequestError, match=f"{MOST_QUEUED} of your trainings wait already, and no more may"):
+        ask("ann", "more")
+    ask("ben", "b0")
+    ask("ben", "b1")
+    assert [view.position for view in trainings.views("ben")] == [3, 1]
+    assert [view.position for view in trainings.views("ann")] == [7, 6, 5, 4, 2, 0]
+    assert trainings.cancel(last, "ann")
+    ask("ann", "more")
+    for count in range(2, 9):
+        go.release()
+        wait_for(count)
+    assert began == ["a0", "b0", "a1", "b1", "a2", "a3", "a4", "more"]
+
+
+def test_nobody_learns_what_others_are_about_to_train(
+    trainings: Trainings,
+    held: tuple[list[str], threading.Semaphore],
+    studio_home: Home,
+    picture: Path,
+    sdxl_folder: Path,
+) -> None:
+    """A name that another owner waits for is refused in the words of one that is in the library."""
+    trainings.start("ann", Lesson(picture, "A [v]", "secret"), model=sdxl_folder.name)
+    said = []
+    for name in ("secret", next(iter(studio_home.loras())).path.stem):
+        with pytest.raises(RequestError) as caught:
+            trainings.start("ben", Lesson(picture, "A [v]", name), model=sdxl_folder.name)
+        said.append(str(caught.value).replace(name, "…"))
+    assert said == ["the name '…' cannot be had; choose another name"] * 2
 
 
 def test_the_process_ends_with_the_studio(studio_home: Home, picture: Path, sdxl_folder: Path) -> None:

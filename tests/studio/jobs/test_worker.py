@@ -16,7 +16,7 @@ from composers import Composite
 from pipelines.checkpoints import loading
 from pipelines.errors import AdapterError, ModelError, RequestError, SetupError
 from pipelines.home import Home
-from studio.jobs import LIVE, HomeLock, JobState
+from studio.jobs import LIVE, HomeLock, JobState, worker
 from studio.jobs.gate import Trust
 from studio.jobs.store import Store
 from studio.pictures.metadata import read_picture
@@ -66,7 +66,7 @@ def test_two_owners_with_different_mixes_share_batches_and_see_only_their_own(st
     assert studio.worker.view(anns, "bob") is None
     assert not studio.worker.cancel(anns, "bob")
     assert not studio.worker.delete(anns, "bob")
-    assert [view.id for view in studio.worker.views("bob")] == [bobs]
+    assert [view.id for view in studio.worker.heads("bob")] == [bobs]
     assert [picture.job for picture in studio.worker.pictures("bob")] == [bobs]
     assert not studio.worker.is_of(ann.pictures[0].file, "bob")
     assert studio.worker.is_of(ann.pictures[0].file, "ann")
@@ -134,7 +134,79 @@ def test_what_is_wrong_is_said_before_anything_is_queued(
 ) -> None:
     with pytest.raises(error, match=said):
         studio.ask("ann", draft(prompt, *names, **values))
-    assert studio.worker.views("ann") == []
+    assert studio.worker.heads("ann") == []
+
+
+def test_more_pictures_than_one_owner_may_have_waiting_are_refused_before_any_work(
+    studio: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "MOST_WAITING", 3)
+    paused = studio.pause()
+    first = studio.ask("ann", draft(), draft())
+    monkeypatch.setattr(worker, "model_key", None)  # nothing is looked up for what is refused
+    with pytest.raises(
+        RequestError, match="2 of your pictures are not done yet, and 2 more would be more than 3"
+    ):
+        studio.ask("ann", draft(), draft())
+    monkeypatch.undo()
+    monkeypatch.setattr(worker, "MOST_WAITING", 3)
+    paused.set()
+    studio.over(first, "ann")
+    studio.over(studio.ask("ann", draft(), draft(), draft()), "ann")
+
+
+def test_others_may_ask_while_one_owner_has_as_many_waiting_as_may(
+    studio: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "MOST_WAITING", 1)
+    paused = studio.pause()
+    anns = studio.ask("ann", draft())
+    bobs = studio.ask("bob", draft())
+    assert studio.worker.cancel(anns, "ann")
+    again = studio.ask("ann", draft())
+    paused.set()
+    assert studio.over(bobs, "bob").state is JobState.DONE
+    assert studio.over(again, "ann").state is JobState.DONE
+
+
+def test_jobs_are_listed_and_waited_for_without_a_look_at_their_pictures(
+    studio: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paused = studio.pause()
+    first, second = studio.ask("ann", draft(), draft(), title="fox"), studio.ask("ann", draft(), kind="sdapi")
+    for read in ("slice_of", "pictures_of"):
+        monkeypatch.setattr(Store, read, None)
+    heads = studio.worker.heads("ann")
+    assert [(head.id, head.tally.total, head.position) for head in heads] == [(second, 1, 2), (first, 2, 1)]
+    assert studio.worker.unfinished("ann") == [first, second]
+    assert studio.worker.unfinished("ann", "sdapi") == [second]
+    assert studio.worker.unfinished("bob") == []
+    assert studio.worker.at_work(first, "ann") is None
+    paused.set()
+    version = -1
+    while not (head := studio.worker.head(first, "ann")).state.over:
+        version = studio.worker.wait(version, 60)
+    assert (head.message, head.tally.done, head.tally.step) == ("2 of 2 pictures done", 2, 6)
+    assert studio.worker.head(first, "bob") is None
+
+
+def test_of_a_large_job_a_slice_is_looked_at(studio: Any) -> None:
+    paused = studio.pause()
+    id = studio.ask("ann", *(draft(seed=seed) for seed in range(9)))
+    paused.set()
+    assert studio.over(id, "ann").tally.total == 9
+    look = studio.worker.view
+
+    def seeds(**slice: object) -> list[int]:
+        return [picture.seed for picture in look(id, "ann", **slice).pictures]
+
+    assert seeds() == list(range(9))
+    assert seeds(most=4) == [0, 1, 2, 3]
+    assert seeds(first=7) == [7, 8]
+    assert seeds(most=4, latest=True) == [5, 6, 7, 8]
+    assert look(id, "ann", most=4).message == "9 of 9 pictures done"
+    assert look(id, "ann", records=False).pictures[0].record is None
+    assert look(id, "ann", records=False).pictures[0].step == 3
 
 
 def test_what_the_loaded_model_cannot_do_is_said_at_the_gate(studio: Any) -> None:
@@ -247,7 +319,7 @@ def test_live_pictures_are_looked_at_and_not_kept(studio: Any, open_studio: Open
     assert file.is_relative_to(studio.home.cache)
     assert studio.worker.pictures("ann") == []
     studio.worker.close()
-    assert open_studio().worker.views("ann") == []
+    assert open_studio().worker.heads("ann") == []
     assert not file.exists()
 
 

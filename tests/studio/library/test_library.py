@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from pipelines.adapters import container, sha256
 from pipelines.adapters.container import HEADER_LIMIT
-from pipelines.errors import AdapterError
+from pipelines.errors import AdapterError, RequestError
 from pipelines.home import Home
 from studio.library import scan
 from studio.library.card import Card
@@ -191,6 +191,17 @@ def test_search_and_filters(library: Library) -> None:
     assert names(library.search(family="sd1")) == ["ink"]
     assert names(library.search(category="character")) == ["hero"]
     assert names(library.search(kind="LoHa")) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [("a " * 21, "the search has 21 words, more than 20"), ("a" * 501, "the search has 501 char")],
+)
+def test_a_search_is_bounded(library: Library, words: str, said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        library.search(words)
+    with pytest.raises(RequestError, match=said):
+        scan.Choice(words)
 
 
 def test_what_does_not_fit_the_model_says_so(library: Library, own: Home) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import warnings
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 from PIL.PngImagePlugin import PngInfo
 
 from composers import BLora, Composer, Composite, Schedule, Switch, Use
@@ -267,7 +269,10 @@ def test_text_that_unpacks_to_more_than_pictures_say_is_refused(tmp_path: Path) 
     info.add_text(PARAMETERS, "a" * 50_000_000, zip=True)
     file = tmp_path / "bomb.png"
     Image.new("RGB", (8, 8)).save(file, pnginfo=info)
-    with cheap(), pytest.raises(RequestError, match="cannot be read as a picture"):
+    with (
+        cheap(),
+        pytest.raises(RequestError, match=r"^bomb\.png says \d+ characters about itself; at most 4000000"),
+    ):
         read_texts(file)
     info = PngInfo()
     for number in range(5):
@@ -298,3 +303,121 @@ def test_a_damaged_picture_is_refused_whatever_is_wrong_with_it(tmp_path: Path, 
         with suppress(RequestError), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             read_texts(file)
+
+
+# -- text chunks of PNG --------------------------------------------------------------------------------------
+
+OURS_OF_BEFORE = sorted(Path(__file__).parent.parent.glob("fixtures/c4e41da/home/outputs/*/*.png"))
+
+
+def with_chunks(file: Path, *chunks: tuple[bytes, bytes], late: bool, **options: Any) -> Path:
+    """A picture with chunks before or behind its pixels."""
+    Image.new("RGB", (8, 8)).save(file, format="PNG", **options)
+    whole = file.read_bytes()
+    place = len(whole) - 12 if late else 33
+    added = b"".join(
+        len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+        for kind, data in chunks
+    )
+    file.write_bytes(whole[:place] + added + whole[place:])
+    return file
+
+
+def told_by_pillow(file: Path) -> dict[str, str]:
+    with Image.open(file) as image:
+        image.load()
+        return {str(name): text for name, text in image.info.items() if isinstance(text, str)}
+
+
+PACKED = zlib.compress("wörk".encode())
+CHUNKS: dict[str, tuple[bytes, bytes]] = {
+    "latin-1": (b"tEXt", "caf\xe9\0d\xe9j\xe0 vu".encode("latin-1")),
+    "without a text": (b"tEXt", b"parameters"),
+    "with NUL": (b"tEXt", b"a\0b\0c"),
+    "without a name": (b"tEXt", b"\0b"),
+    "exif as text": (b"tEXt", b"exif\0abc"),
+    "nothing": (b"tEXt", b""),
+    "packed": (b"zTXt", b"parameters\0\0" + zlib.compress(b"Steps: 20" * 1000)),
+    "packed and damaged": (b"zTXt", b"parameters\0\0" + b"xxxxxxx"),
+    "packed and cut off": (b"zTXt", b"parameters\0\0" + zlib.compress(bytes(range(256)) * 9)[:200]),
+    "packed without a text": (b"zTXt", b"parameters\0"),
+    "packed without a name": (b"zTXt", b"\0\0" + PACKED),
+    "utf-8": (b"iTXt", b"workflow\0\0\0en\0Arbeit\0" + "狐 🦊 ü".encode()),
+    "utf-8 packed": (b"iTXt", b"workflow\0\1\0\0\0" + PACKED),
+    "utf-8 packed and damaged": (b"iTXt", b"workflow\0\1\0\0\0xxxxx"),
+    "utf-8 packed unknown": (b"iTXt", b"workflow\0\1\1\0\0" + PACKED),
+    "no utf-8": (b"iTXt", b"workflow\0\0\0\0\0\xff\xfe"),
+    "utf-8 without its parts": (b"iTXt", b"workflow\0\0\0en"),
+    "utf-8 too short": (b"iTXt", b"workflow\0\0"),
+    "utf-8 without anything": (b"iTXt", b"workflow"),
+    "XMP": (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0<x/>"),
+}
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before the pixels", "behind them"])
+@pytest.mark.parametrize("name", CHUNKS)
+def test_a_text_of_a_png_is_what_pillow_makes_of_it(tmp_path: Path, name: str, late: bool) -> None:
+    between = [(b"prVt", b"private"), CHUNKS[name], (b"tEXt", b"parameters2\0more")]
+    file = with_chunks(tmp_path / "picture.png", *between, late=late)
+    assert read_texts(file) == told_by_pillow(file)
+    assert read_texts(file)["parameters2"] == "more"
+
+
+def test_of_two_texts_with_one_name_the_last_counts(tmp_path: Path) -> None:
+    twice = (b"tEXt", b"parameters\0one"), (b"zTXt", b"parameters\0\0" + zlib.compress(b"two"))
+    file = with_chunks(tmp_path / "picture.png", *twice, late=True)
+    assert read_texts(file) == told_by_pillow(file) == {"parameters": "two"}
+
+
+def test_a_moving_picture_is_read_up_to_its_second_frame(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    text = (b"tEXt", b"parameters\0moving")
+    for late in (False, True):
+        file = with_chunks(tmp_path / "moving.png", text, late=late, save_all=True, append_images=frames)
+        assert read_texts(file) == told_by_pillow(file)
+
+
+def test_texts_of_pictures_that_were_made_before_are_what_pillow_reads() -> None:
+    assert OURS_OF_BEFORE
+    for file in OURS_OF_BEFORE:
+        assert read_texts(file) == told_by_pillow(file)
+        assert {PARAMETERS, CHUNK} <= read_texts(file).keys()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM"])
+def test_texts_of_other_pictures_are_what_pillow_reads(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "picture"
+    Image.new("RGB", (8, 8)).save(file, format=kind)
+    assert read_texts(file) == told_by_pillow(file)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "TIFF"])
+def test_no_pixel_is_decoded_for_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    file = tmp_path / "picture"
+    Image.new("RGB", (64, 64)).save(file, format=kind)
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", never)
+    read_texts(file)
+
+
+def test_chunks_without_number_and_damaged_packed_ones_are_told_soon(tmp_path: Path) -> None:
+    file = with_chunks(tmp_path / "many.png", *[(b"prVt", b"")] * 200_001, late=True)
+    with cheap(10), pytest.raises(RequestError, match=r"^many\.png cannot be read .*more than 200000 chunks"):
+        read_texts(file)
+    bomb = zlib.compress(b"\xff" * 4_000_000)
+    bombs = [(b"iTXt", b"a\0\1\0\0\0" + bomb), (b"zTXt", b"a\0\0" + bomb[:-9] + b"xxxxxxxxx")]
+    file = with_chunks(tmp_path / "bombs.png", *bombs * 5000, late=True)
+    with cheap(), pytest.raises(RequestError, match=r"^bombs\.png says \d+ characters about itself"):
+        read_texts(file)
+
+
+def test_messages_about_a_picture_name_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    for name in ("text.png", "missing.png"):
+        with pytest.raises(RequestError) as caught:
+            read_texts(tmp_path / name)
+        assert str(tmp_path) not in str(caught.value)
+        assert str(caught.value).startswith(name)

@@ -193,7 +193,7 @@ def test_programs_of_two_users_do_not_see_each_others_jobs(house: House) -> None
 
     small = {"prompt": "a hat", "width": 32, "height": 32, "steps": 1, "wait_seconds": 0}
     told = called("ann", "compose", small)
-    [job] = [view.id for view in house.worker.views(owner_of("ann"), limit=1)]
+    [job] = [view.id for view in house.worker.heads(owner_of("ann"), limit=1)]
     assert job in told
     assert "you have no job" in called("bob", "job", {"id": job})
     assert "you have no job" not in called("ann", "job", {"id": job, "wait_seconds": 30})
@@ -400,6 +400,61 @@ def test_a_guesser_is_slowed_down_and_nobody_else_is(house: House, way: str) -> 
         assert client.post("/login", data={"username": "ann", "password": USERS["ann"]}).status_code == 200
 
 
+@pytest.mark.parametrize("kind", ["urlencoded", "multipart", "multipart with another name hidden in it"])
+def test_a_guess_is_counted_by_the_name_that_gradio_reads(house: House, kind: str) -> None:
+    name = f"hidden {kind}"
+    found = []
+    with house.client() as client:
+        for number in range(FREE + 12):
+            fields = {"username": name, "password": f"{number}"}
+            if kind == "urlencoded":
+                sent: dict[str, Any] = {"data": fields}
+            else:
+                hidden = {"z": f"&username=r{number}&"} if kind.endswith("it") else {}
+                sent = {"files": {key: (None, value) for key, value in (fields | hidden).items()}}
+            found.append(client.post("/login", **sent).status_code)
+    assert found[: FREE + 1] == [400] * (FREE + 1)
+    assert found.count(429) >= 9
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        ({"json": {"username": "ann", "password": "secret of ann"}}, 415),
+        ({"content": b"username=ann", "headers": {"content-type": "text/plain"}}, 415),
+        ({"data": {"username": ["ann", "bob"], "password": "x"}}, 400),
+        ({"data": {"password": "x"}}, 400),
+        ({"data": {f"field{number}": "x" for number in range(200)}}, 400),
+    ],
+)
+def test_a_login_is_one_form_with_one_name(house: House, sent: Any, status: int) -> None:
+    with house.client() as client:
+        answer = client.post("/login", **sent)
+        assert answer.status_code == status
+        assert answer.headers["x-frame-options"] == "DENY"
+
+
+def test_made_up_names_push_out_no_guessers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("studio.web.door.attempts.MOST_REMEMBERED", 50)
+    attempts = Attempts(lambda: 0.0)
+    for _ in range(FREE + 1):
+        attempts.begin("1.2.3.4", "ann")
+    for number in range(1000):
+        attempts.begin("1.2.3.4", f"made up {number}")
+    assert attempts.begin("1.2.3.4", "ann") > 0
+
+
+def test_a_program_that_logs_in_by_basic_has_all_that_a_page_has(house: House) -> None:
+    [file, _] = house.anns
+    with house.client(auth=("ann", USERS["ann"])) as program:
+        assert program.get("/config").status_code == 200
+        assert program.get(f"/gradio_api/file={file}").status_code == 200
+        assert program.post("/gradio_api/run/models", json={"data": []}).status_code == 200
+        assert program.get("/gradio_api/user").json() == "ann"
+    with house.client(auth=("bob", USERS["bob"])) as program:
+        assert program.get(f"/gradio_api/file={file}").status_code == 403
+
+
 def test_many_guesses_at_once_get_no_further(house: House) -> None:
     found: list[int] = []
 
@@ -498,6 +553,51 @@ def test_what_is_no_event_is_refused_before_it_is_read(bob: httpx.Client, body: 
     answer = bob.post("/gradio_api/run/models", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == status
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("path", ["/gradio_api/run/inspect", "/gradio_api/call/inspect", "/sdapi/v1/txt2img"])
+@pytest.mark.parametrize("part", ['{"a":[]}', "[]", "1"])
+def test_a_request_of_many_values_is_refused_before_any_is_made(
+    bob: httpx.Client, path: str, part: str
+) -> None:
+    body = '{"data": [[' + ",".join([part] * 300_000) + "]]}"
+    began = time.monotonic()
+    answer = bob.post(path, content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 413
+    assert "values" in answer.json()["detail"]
+    assert time.monotonic() - began < 5
+
+
+def test_commas_in_a_text_are_no_values(bob: httpx.Client) -> None:
+    said = {"prompt": 'a, \\ "b", [c], {d}' * 900, "steps": 0, "save_images": False, "width": 7}
+    assert bob.post("/sdapi/v1/txt2img", json=said).status_code == 422
+
+
+def test_a_picture_of_too_many_pixels_is_refused_by_its_header(
+    house: House, bob: httpx.Client, tmp_path: Path
+) -> None:
+    """For every event, before Gradio decodes it; a picture inside of the address of one is no file at all."""
+    large = tmp_path / "large.png"
+    Image.new("L", (13_000, 13_000)).save(large)
+    with large.open("rb") as file:
+        [path] = bob.post("/gradio_api/upload", files={"files": ("large.png", file)}).json()
+    [number] = [n for n, function in house.pages.fns.items() if function.api_name == "picture_info"]
+    began = time.monotonic()
+    assert "pixels" in outcome(bob, house, "run", number, [{"path": path, "meta": FILE}])
+    assert time.monotonic() - began < 3
+    data = {"path": None, "url": "data:image/png;base64,AAAA", "meta": FILE}
+    assert NOT_YOURS in outcome(bob, house, "run", number, [data])
+
+
+def test_pictures_that_are_given_are_not_decoded_by_gradio(house: House) -> None:
+    given = [
+        block
+        for function in house.pages.fns.values()
+        for block in function.inputs
+        if isinstance(block, gr.Image) and block.type == "filepath"
+    ]
+    assert given
+    assert all(block.image_mode is None for block in given)
 
 
 def test_events_lie_only_so_deep(house: House, bob: httpx.Client) -> None:

@@ -1,0 +1,128 @@
+"""What a PNG says of itself, read by seeking over its pixels, none of which is decoded.
+
+signature, then chunks of length, type, data and checksum; the texts lie before or behind the pixels, in tEXt (latin-1),
+zTXt (the same, compressed) and iTXt (UTF-8, compressed or not): https://www.w3.org/TR/png-3/#11textinfo. What is odd
+is passed over as Pillow does, whose `image.info` gives the same.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator
+from typing import IO
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+MOST_CHUNKS = 200_000
+"""Of one picture; programs write its pixels in pieces of 8 kB and more."""
+ROOM = 2**20
+"""Bytes for what stands before the texts: their names, and languages."""
+DENSEST = 1032
+"""Bytes that come out of one that zlib packed, at most."""
+KINDS = (b"tEXt", b"zTXt", b"iTXt")
+
+
+class TooLong(ValueError):
+    """length: of the texts as far as they were read; there may be more."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__(length)
+        self.length = length
+
+
+def size(file: IO[bytes]) -> tuple[int, int] | None:
+    """Width and height of a PNG that is read from its start; None for another file."""
+    file.seek(0)
+    head = file.read(24)
+    if len(head) < 24 or not head.startswith(SIGNATURE) or head[12:16] != b"IHDR":
+        return None
+    return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
+
+
+def texts(file: IO[bytes], longest: int) -> dict[str, str]:
+    """The texts of a PNG by their names; of two with one name the last. longest: characters of all of them.
+
+    Raises TooLong, and ValueError for more chunks than pictures have and for text that is packed in an unknown way.
+    """
+    reading = _Reading(file, longest)
+    found: dict[str, str] = {}
+    length = 0
+    for kind, data in reading.chunks():
+        named = reading.text(kind, data)
+        if named is not None:
+            length += len(named[1])
+            if length > longest:
+                raise TooLong(length)
+            found[named[0]] = named[1]
+    return found
+
+
+class _Reading:
+    """Bytes that are read, or come out when something is unpacked, are counted whether or not they become text."""
+
+    def __init__(self, file: IO[bytes], longest: int) -> None:
+        self._file = file
+        self._taken, self._most = 0, 4 * longest + ROOM  # UTF-8 has up to four for one character
+
+    def chunks(self) -> Iterator[tuple[bytes, bytes]]:
+        """Those with texts that are whole, up to the end or to the second frame of a moving picture."""
+        file = self._file
+        end = file.seek(0, os.SEEK_END)
+        place, pixels = len(SIGNATURE), False
+        for _ in range(MOST_CHUNKS):
+            file.seek(place)
+            head = file.read(8)
+            length, kind = int.from_bytes(head[:4], "big"), head[4:]
+            if len(head) < 8 or kind == b"IEND" or (kind == b"fcTL" and pixels):
+                return
+            pixels = pixels or kind == b"IDAT"
+            if kind in KINDS and place + 8 + length <= end:
+                self._take(length)
+                yield kind, file.read(length)
+            place += 12 + length
+            if place >= end:
+                return
+        raise ValueError(f"it has more than {MOST_CHUNKS} chunks")
+
+    def text(self, kind: bytes, data: bytes) -> tuple[str, str] | None:
+        """Name and text of a chunk; None where it has none."""
+        key, _, rest = data.partition(b"\0")
+        name = key.decode("latin-1")
+        if kind == b"iTXt":
+            text = self._international(rest)
+            return None if text is None else (name, text)
+        if kind == b"zTXt":
+            if rest[:1] not in (b"", b"\0"):
+                raise ValueError(f"its text {name[:40]!r} is packed in an unknown way")
+            rest = self._unpacked(rest[1:]) or b""
+        elif key == b"exif":  # not of text, whatever its chunk says
+            return None
+        return (name, rest.decode("latin-1")) if key else None
+
+    def _international(self, data: bytes) -> str | None:
+        """data: whether it is packed, how, a language, the name in that language, and the text."""
+        parts = data[2:].split(b"\0", 2)
+        if len(parts) < 3 or (data[0] and data[1]):
+            return None
+        text = self._unpacked(parts[2]) if data[0] else parts[2]
+        try:
+            parts[0].decode(), parts[1].decode()
+            return None if text is None else text.decode()
+        except UnicodeDecodeError:
+            return None
+
+    def _unpacked(self, data: bytes) -> bytes | None:
+        """None for what is damaged. Raises TooLong before more is unpacked than is read."""
+        unpacking = zlib.decompressobj()
+        try:
+            text = unpacking.decompress(data, self._most - self._taken + 1)
+        except zlib.error:
+            self._take(min(len(data) * DENSEST, self._most // 16))  # as much may have come out before
+            return None
+        self._take(len(text))
+        return text
+
+    def _take(self, length: int) -> None:
+        self._taken += length
+        if self._taken > self._most:
+            raise TooLong(self._taken)
