@@ -25,7 +25,7 @@ EXPECTED = {
         "prompt", "loras", "methods", "negative_prompt", "seed", "steps", "guidance_scale", "width", "height",
         "sampler", "model", "wait_seconds",
     ],
-    "/job": ["id", "wait_seconds"],
+    "/job": ["id", "wait_seconds", "first"],
     "/cancel": ["id"],
     "/library": ["search", "model", "fitting_only"],
     "/inspect": ["name"],
@@ -102,6 +102,14 @@ def test_a_job_is_queued_looked_at_and_stopped(program: Client) -> None:
     assert program.predict(job["id"], api_name="/cancel") is True
     assert program.predict(job["id"], wait_seconds=30, api_name="/job")["state"] == "cancelled"
     assert program.predict(job["id"], api_name="/cancel") is False
+
+
+def test_a_large_job_is_told_in_parts(program: Client) -> None:
+    job = program.predict("a fox", seed=7, count=3, **SMALL, api_name="/compose")
+    rest = program.predict(job["id"], first=3, api_name="/job")
+    assert [picture["seed"] for picture in rest["pictures"]] == [9]
+    assert rest["message"] == "3 of 3 pictures done"
+    assert program.predict(job["id"], first=2**60, api_name="/job")["pictures"] == []
 
 
 def test_what_is_there(running: Any, program: Client) -> None:

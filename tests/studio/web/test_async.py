@@ -31,6 +31,10 @@ def is_worker(value: ast.expr) -> bool:
     return name_of(value) in ("worker", "_worker")
 
 
+def coroutines(source: str) -> list[ast.AsyncFunctionDef]:
+    return [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.AsyncFunctionDef)]
+
+
 def own_calls(function: ast.AsyncFunctionDef) -> Iterator[ast.Call]:
     """The calls that a coroutine makes itself; a function in it is called elsewhere."""
     left = list(ast.iter_child_nodes(function))
@@ -45,17 +49,16 @@ def own_calls(function: ast.AsyncFunctionDef) -> Iterator[ast.Call]:
 
 def calls_at_once(source: str) -> list[str]:
     """Calls of the worker, and of functions that are given one, which a coroutine makes without handing them over."""
-    functions = list(ast.walk(ast.parse(source)))
-    later = {node.name for node in functions if isinstance(node, ast.AsyncFunctionDef)} | HANDED_OVER
+    later = HANDED_OVER | {
+        function.name for file in FILES for function in coroutines(file.read_text("utf-8"))
+    }
     found = []
-    for function in functions:
-        if not isinstance(function, ast.AsyncFunctionDef):
-            continue
+    for function in coroutines(source):
         for call in own_calls(function):
             of_worker = isinstance(call.func, ast.Attribute) and is_worker(call.func.value)
             given = any(is_worker(argument) for argument in call.args)
             if (of_worker and name_of(call.func) not in AT_ONCE) or (
-                given and name_of(call.func) not in later | {"render"}
+                given and name_of(call.func) not in later
             ):
                 found.append(f"{function.name}: {ast.unparse(call)}")
     return found

@@ -11,11 +11,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
+import httpx
 import pytest
 
 import studio.web
 from pipelines.errors import RequestError
+from pipelines.home import Home
+from studio.jobs import Trainings, Worker
 from studio.web import waiting
+from studio.web.server import Serving, make_app
 from studio.web.waiting import Waits, asked
 
 OF_THE_LOOP = {"closing.py"}
@@ -149,3 +154,36 @@ def test_sixty_who_wait_for_a_model_keep_nobody_waiting(running: Any) -> None:
     finally:
         go.set()
     assert {waiter.result(60) for waiter in waiters} == {200}
+
+
+def test_pages_ask_for_reports_and_measurements_on_the_event_loop(
+    served_home: Home, sdxl_folder: Path
+) -> None:
+    worker, trainings = Worker(served_home), Trainings(served_home)
+    app = make_app(worker, trainings, Serving())
+    [pages] = [
+        route.app.get_blocks() for route in app.routes if hasattr(getattr(route, "app", None), "get_blocks")
+    ]
+    events = {function.name: function.fn for function in pages.fns.values()}
+    request = gr.Request(httpx.Request("GET", "http://studio"))
+    request.request.scope = {}  # type: ignore[union-attr]
+    worker.start()
+    try:
+        reports = [events["loaded"]("fox", "", "browser", request) for _ in range(3)]
+        [report, *others] = asyncio.run(together(reports))
+        assert "fox" in report
+        assert others == [report, report]
+        measured = Path(
+            asyncio.run(events["measured"](["fox"], "", "browser", request, lambda *_, **__: None))
+        )
+        assert measured.read_bytes().startswith(b"\x89PNG")
+        for names, said in (([], "choose at least one"), (["fox"] * 9, "9 LoRAs are more"), (["no"], "no")):
+            with pytest.raises(gr.Error, match=said):
+                asyncio.run(events["measured"](names, "", "browser", request, lambda *_, **__: None))
+    finally:
+        trainings.close()
+        worker.close()
+
+
+async def together(several: list[Any]) -> list[Any]:
+    return list(await asyncio.gather(*several))
