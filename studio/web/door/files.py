@@ -70,7 +70,7 @@ class Files:
         home, worker = self._worker.home, self._worker
 
         def of_job(inside: Path, owner: str) -> bool:
-            return worker.view(inside.name.partition("-")[0], owner) is not None
+            return worker.owns(inside.name.partition("-")[0], owner)
 
         def of_folder(inside: Path, owner: str) -> bool:
             return inside.parts[0] == folder_of(owner)

@@ -13,12 +13,12 @@ import httpx
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from studio.recipe import Draft
 
 from pipelines.schedulers import scheduler_names
 from studio.jobs import JobState
 from studio.jobs.owner import PROGRAMS
 from studio.jobs.store import Store
-from studio.recipe import Draft
 
 SMALL: dict[str, Any] = {"width": 32, "height": 32, "steps": 2}
 FRONT_END: dict[str, Any] = {
