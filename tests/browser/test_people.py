@@ -119,7 +119,7 @@ def test_a_queue_goes_on_after_the_server_died(
         own.stop(signal.SIGKILL)
         assert len(own.pictures()) == 1
         own.start()
-        until(lambda: len(own.pictures()) == 3, 90)
+        until(lambda: len(own.pictures()) == 3, 300)  # one after the other: the server died with both
         assert sorted(record["seed"] for record in own.records()) == [99, 100, 101]
         person.open()
         person.state("2 of 2 pictures done")  # the browser is known again

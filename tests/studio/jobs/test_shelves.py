@@ -17,7 +17,7 @@ from PIL import Image
 from pipelines.errors import AdapterFileError, ModelError, RequestError, SetupError
 from pipelines.home import Home, answers
 from pipelines.home import home as home_module
-from studio import pictures
+from studio.drafts import picture_file
 from studio.drafts.draft import Draft, Wanted, counted
 from studio.drafts.shelf import Names
 from studio.jobs import gate, shelves
@@ -245,13 +245,13 @@ def test_an_initial_image_is_decoded_once_for_a_whole_job(
     file = tmp_path / "start.png"
     Image.new("RGB", (64, 48)).save(file)
     decoded: list[str] = []
-    upright = pictures.upright
+    upright = picture_file.upright
 
     def counting(source: Path, name: str, *bounds: int) -> Image.Image:
         decoded.append(name)
         return upright(source, name, *bounds)
 
-    monkeypatch.setattr(pictures, "upright", counting)
+    monkeypatch.setattr(picture_file, "upright", counting)
     drafts = [Draft({"prompt": f"fox {n}", "seed": n}, init_image=file) for n in range(50)]
     accept(studio_home, sdxl_folder.name, drafts)
     kept = {with_kept_input(draft, studio_home).init_image for draft in drafts}

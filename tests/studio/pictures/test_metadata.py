@@ -307,7 +307,7 @@ def test_a_damaged_picture_is_refused_whatever_is_wrong_with_it(tmp_path: Path, 
 
 # -- text chunks of PNG --------------------------------------------------------------------------------------
 
-OURS_OF_BEFORE = sorted(Path(__file__).parent.parent.glob("fixtures/c4e41da/home/outputs/*/*.png"))
+OURS_OF_BEFORE = sorted(Path(__file__).parents[2].glob("fixtures/c4e41da/home/outputs/*/*.png"))
 
 
 def with_chunks(file: Path, *chunks: tuple[bytes, bytes], late: bool, **options: Any) -> Path:

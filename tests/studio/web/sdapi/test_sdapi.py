@@ -13,9 +13,9 @@ import httpx
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from studio.recipe import Draft
 
 from pipelines.schedulers import scheduler_names
+from studio.drafts.draft import Draft
 from studio.jobs import JobState
 from studio.jobs.owner import PROGRAMS
 from studio.jobs.store import Store
