@@ -12,6 +12,7 @@ from html import escape
 from typing import Any
 
 import gradio as gr
+from starlette.concurrency import run_in_threadpool
 
 from pipelines import StudioError
 from studio.jobs.owner import owner_of
@@ -37,9 +38,7 @@ def confine(pages: gr.Blocks, files: Files, claims: Claims | None) -> None:
     pages.has_launched = True  # as `launch()` says; Gradio checks paths only then, and mounting leaves it out
     for block in pages.blocks.values():
         block.GRADIO_CACHE = str(files.made)
-    gr.set_static_paths(
-        [str(folder) for folder in files.shown]
-    )  # shown from where they lie, and never copied
+    gr.set_static_paths([str(folder) for folder in files.shown])  # never copied
     _check_inputs(pages, files, named=claims is not None)
     _check_outputs(pages)
     if claims is not None:
@@ -54,7 +53,8 @@ def _check_inputs(pages: gr.Blocks, files: Files, *, named: bool) -> None:
         login = login_of(request[0] if isinstance(request, list) and request else request)
         owner = (owner_of(login) if login else NOBODY) if named else None
         try:
-            return await process(block_fn, files.admitted(inputs, owner), *rest, **named_rest)
+            known = await run_in_threadpool(files.admitted, inputs, owner)
+            return await process(block_fn, known, *rest, **named_rest)
         except StudioError as error:
             said = str(error) if _is_for_programs(block_fn) else escape(str(error), quote=False)
             raise gr.Error(files.discreet(said), duration=None, print_exception=False) from error

@@ -20,6 +20,7 @@ from studio.jobs.owner import owner_of
 from studio.web.door.attempts import FREE, Attempts
 from studio.web.door.claims import Claims
 from studio.web.door.files import LIFETIME, NOT_YOURS, Files, harmless
+from studio.web.door.guard import _check_values
 from studio.web.door.routes import GRADIO, MCP, way_to
 from studio.web.door.uploads import router as uploads
 from studio.web.parts.words import words_of
@@ -566,6 +567,25 @@ def test_a_request_of_many_values_is_refused_before_any_is_made(
     assert answer.status_code == 413
     assert "values" in answer.json()["detail"]
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    "text", [b'"' + b'\\"' * 500_000, b'"' + b"\\" * 1_000_001, b'"' * 1_000_001, b'"a' + b"a" * 10**6]
+)
+def test_texts_that_never_end_are_read_once(text: bytes) -> None:
+    """Each would take minutes if every sign began anew."""
+    began = time.process_time()
+    _check_values(b'{"data": ' + text)
+    assert time.process_time() - began < 3
+
+
+@pytest.mark.parametrize(
+    "part", ["<", "<!", "<!--", "</", "<a ", "<a b='", "<p", "<script>", "<![CDATA[", "&#"]
+)
+def test_broken_notes_are_read_once(part: str) -> None:
+    began = time.process_time()
+    words_of(part * 100_000)
+    assert time.process_time() - began < 3
 
 
 def test_commas_in_a_text_are_no_values(bob: httpx.Client) -> None:
