@@ -25,10 +25,11 @@ TextMode = Literal["merged", "first", "per_adapter"]
 
 @dataclass(frozen=True)
 class Schedule:
-    """A strength factor over the run: sorted (start, factor) pairs, start a fraction of the steps in [0, 1).
+    """A strength factor over the run: (start, factor) pairs whose starts rise.
 
-    The factor before the first start is 1. Schedules scale gates only; they never change membership,
-    turns or shares.
+    start: below 1 a fraction of the steps; from 1 on the number of a step, which counts from 0. The factor before
+    the first start is 1. Schedules scale strengths only; they never change membership, turns or shares.
+    Raises ComposerError.
     """
 
     points: tuple[tuple[float, float], ...]
@@ -37,17 +38,40 @@ class Schedule:
         if not all(isinstance(point, tuple | list) and len(point) == 2 for point in self.points):
             raise ComposerError(f"schedule {shown(self.points)} must be pairs of a start and a factor")
         starts = [start for start, _ in self.points]
-        sound = all(_is_finite(start) and 0 <= start < 1 for start in starts)
-        if not sound or starts != sorted(set(starts)):
-            raise ComposerError(f"schedule starts {shown(starts)} must rise strictly within [0, 1)")
+        if not all(_is_finite(start) and (0 <= start < 1 or start == int(start) > 0) for start in starts):
+            raise ComposerError(
+                f"schedule starts {shown(starts)} must be fractions of the steps below 1, or whole numbers of steps"
+            )
+        for alike in ([start for start in starts if start < 1], [start for start in starts if start >= 1]):
+            if alike != sorted(set(alike)):
+                raise ComposerError(f"schedule starts {shown(starts)} must rise strictly")
         for _, factor in self.points:
             if not _is_finite(factor):
                 raise ComposerError(f"schedule factor {shown(factor)} must be a finite number")
 
+    def over(self, count: int) -> Schedule | None:
+        """The schedule of a run of `count` steps, its starts as fractions; None where it changes nothing.
+
+        Raises ComposerError where fractions and step numbers together do not rise.
+        """
+        if all(start < 1 for start, _ in self.points):
+            return self
+        points = [(start if start < 1 else start / count, factor) for start, factor in self.points]
+        starts = [start for start, _ in points]
+        if starts != sorted(set(starts)):
+            raise ComposerError(
+                f"schedule starts {shown([start for start, _ in self.points])} must rise strictly; over {count} "
+                "steps they do not"
+            )
+        reached = tuple(point for point in points if point[0] < 1)
+        return Schedule(reached) if reached else None
+
     def factor(self, step: Step) -> float:
         """The factor at a step, whose time is index/count."""
-        begun = bisect_right(self.points, step.index / step.count, key=lambda point: point[0] - 1e-9)
-        return self.points[begun - 1][1] if begun else 1.0
+        own = self.over(step.count)
+        points = own.points if own is not None else ()
+        begun = bisect_right(points, step.index / step.count, key=lambda point: point[0] - 1e-9)
+        return points[begun - 1][1] if begun else 1.0
 
 
 @dataclass(frozen=True)
@@ -245,6 +269,37 @@ def knob(
 ) -> Any:
     """A composer's setting: a dataclass field whose range, unit and help travel with it."""
     return field(default=default, metadata={"knob": Knob(label, help, unit, low, high, tuple(choices))})
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A field with a knob, of a method or of a request, as front ends offer it.
+
+    default: `dataclasses.MISSING` where it must be given. annotation: of its values, without None.
+    optional: whether None is one of them.
+    """
+
+    name: str
+    default: Any
+    annotation: str
+    optional: bool
+    knob: Knob
+
+    @property
+    def whole(self) -> bool:
+        """Whether its values are whole numbers."""
+        return self.annotation == "int"
+
+
+def settings(kind: type[Any]) -> tuple[Setting, ...]:
+    """The settings of a dataclass, in its own order."""
+    found = []
+    for one in dataclasses.fields(kind):
+        if "knob" in one.metadata:
+            annotation = str(one.type)
+            bare = annotation.removesuffix(" | None")
+            found.append(Setting(one.name, one.default, bare, bare != annotation, one.metadata["knob"]))
+    return tuple(found)
 
 
 @dataclass(frozen=True)

@@ -30,24 +30,13 @@ from composers.plan import Use
 from composers.shown import shown
 from pipelines.errors import PromptError, RequestError
 from pipelines.families.unet_names import sgm_names
-from pipelines.text.tags import LoraTag
+from pipelines.text.tags import PARTS, PRESETS
 
 Blocks = tuple[tuple[str, float], ...]
 
-PRESETS = ("ALL", "NONE", "INALL", "INS", "IND", "MIDD", "OUTD", "OUTS", "OUTALL")
-PARTS = ("content", "style")
-_NOWHERE: Blocks = (("mid_block", 0.0),)  # unlisted blocks are at 0, so this is nothing at all
 _MEMBER = re.compile(
     r"(?:(?:down_blocks|up_blocks)\.\d+|mid_block)\.(?:attentions|resnets|downsamplers|upsamplers)\.\d+"
 )
-
-
-@dataclass(frozen=True)
-class Strengths:
-    """What a preset or a vector means: factors on the UNet's blocks, and one on the text encoder."""
-
-    blocks: Blocks
-    text: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -115,44 +104,33 @@ def blocks_of(layers: Iterable[str]) -> Counter[str]:
     return Counter(dict(sorted(Counter(map(block_of, inside)).items())))
 
 
-def read_strengths(text: str, layout: Layout) -> Strengths | None:
-    """A preset or a vector -> what it means for the model; None where the text is neither.
+def preset_blocks(name: str, layout: Layout) -> Blocks:
+    """A preset, a numbered block or a vector -> the blocks that it means for the model; () is all of them.
 
-    Raises PromptError for a vector whose length or numbers make no sense here.
+    What it means for the text encoder is in the tag already (`LoraTag.use`).
+    Raises PromptError for a name the model does not know, and for a vector whose length makes no sense here.
     """
-    word = text.strip()
-    if word.lower() in PARTS:
-        return Strengths(((f"@{word.lower()}", 1.0),), text=0.0)
-    upper = word.upper().replace("MID", "M00") if word.upper() == "MID" else word.upper()
-    if upper in PRESETS:
-        return _preset(upper, layout)
-    if upper in layout.numbered:
-        return Strengths(tuple((member, 1.0) for member in layout.numbered[upper]), text=0.0)
-    if "," not in word or "@" in word:
-        return None
-    return _vector(word, layout)
-
-
-def use_of(tag: LoraTag, layout: Layout, steps: int) -> Use:
-    """A prompt's tag as a use, its `lbw=` read for the model. Raises PromptError."""
-    found = read_strengths(tag.lbw, layout) if tag.lbw else None
-    if found is None:
-        return tag.use(steps=steps)
-    use = tag.use(blocks=found.blocks, steps=steps)
-    if found.text == 1:
-        return use
-    weight = use.weight if use.text_weight is None else use.text_weight
-    return replace(use, text_weight=weight * found.text)
+    if name in PRESETS:
+        return _preset(name, layout)
+    if name in layout.numbered:
+        return tuple((member, 1.0) for member in layout.numbered[name])
+    if "," in name:
+        return _vector(name, layout)
+    known = ", ".join([*PARTS, *PRESETS, *layout.numbered])
+    raise PromptError(f"lbw={shown(name)} is no block preset of {layout.label}; it knows {known}")
 
 
 def placed(use: Use, layout: Layout) -> Use:
     """The use with symbolic blocks replaced by the model's own, and every block looked up in the model.
 
     Raises RequestError for a block the model lacks, for a symbolic one where the model has no map, and for
-    an adapter that changes nothing in the blocks it is to be confined to.
+    an adapter that changes nothing in the blocks it is to be confined to; PromptError for an unknown preset.
     """
     blocks: list[tuple[str, float]] = []
     for name, factor in use.blocks:
+        if name.startswith("@") and name not in layout.block_map and name[1:] not in PARTS:
+            blocks += [(own, factor * inner) for own, inner in preset_blocks(name[1:], layout)]
+            continue
         if name.startswith("@") and name not in layout.block_map:
             raise RequestError(
                 f"{layout.label} has no map of its {name[1:]} blocks, so {use.adapter!r} cannot be confined to them: "
@@ -198,11 +176,9 @@ def _coarse(layers: Collection[str]) -> list[str]:
     return sorted({top[0] for top in tops if top})
 
 
-def _preset(name: str, layout: Layout) -> Strengths:
-    if name == "ALL":
-        return Strengths(())
-    if name == "NONE":
-        return Strengths(_NOWHERE, text=0.0)
+def _preset(name: str, layout: Layout) -> Blocks:
+    if name in ("ALL", "NONE"):
+        return PRESETS[name][0]
     ways_in = [block for block in layout.numbered if block.startswith("IN")]
     ways_out = [block for block in layout.numbered if block.startswith("OUT")]
     attended_in = [block for block in layout.attended if block in ways_in]
@@ -221,10 +197,10 @@ def _preset(name: str, layout: Layout) -> Strengths:
         "OUTALL": ways_out,
     }[name]
     members = [member for block in chosen for member in layout.numbered[block]]
-    return Strengths(tuple((name, 1.0) for name in (*members, *layout.loose)))
+    return tuple((name, 1.0) for name in (*members, *layout.loose))
 
 
-def _vector(text: str, layout: Layout) -> Strengths:
+def _vector(text: str, layout: Layout) -> Blocks:
     """BASE and one number a block. Raises PromptError."""
     pieces = [piece.strip() for piece in text.split(",")]
     shapes = {1 + len(ids): ids for ids in (list(layout.numbered), layout.attended)}
@@ -236,12 +212,12 @@ def _vector(text: str, layout: Layout) -> Strengths:
             + ("" if len(shapes) == 1 else ", or all IN and OUT blocks")
         )
     try:
-        base, *numbers = (float(piece) for piece in pieces)
+        _, *numbers = (float(piece) for piece in pieces)
     except ValueError as error:
         raise PromptError(
             f"lbw={shown(text)}: only numbers are read (R, U and X of the extension are random or inherited)"
         ) from error
-    if not all(map(math.isfinite, (base, *numbers))):
+    if not all(map(math.isfinite, numbers)):
         raise PromptError(f"lbw={shown(text)}: every factor must be a finite number")
     blocks = [
         (member, number)
@@ -249,4 +225,4 @@ def _vector(text: str, layout: Layout) -> Strengths:
         for member in layout.numbered[block]
         if number != 0
     ]
-    return Strengths((*blocks, *((name, 1.0) for name in layout.loose)), base)
+    return (*blocks, *((name, 1.0) for name in layout.loose))

@@ -7,13 +7,26 @@ import difflib
 import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import TYPE_CHECKING, get_args
 
-from PIL import Image
-
+from composers.errors import ComposerError
 from composers.merge import Merge
-from composers.plan import Band, Composer, Mix, Plan, Step, TextMode, Use, text_uses
+from composers.plan import (
+    Band,
+    Composer,
+    Knob,
+    Mix,
+    Plan,
+    Setting,
+    Step,
+    TextMode,
+    Use,
+    knob,
+    settings,
+    text_uses,
+)
 from composers.shown import shown
-from pipelines.blocks import Layout, placed, use_of
+from pipelines.blocks import Layout, placed
 from pipelines.bounds import (
     LONGEST_NAME,
     LONGEST_PROMPT,
@@ -28,12 +41,17 @@ from pipelines.bounds import (
 from pipelines.errors import RequestError
 from pipelines.families.family import Cut, Defaults
 from pipelines.schedulers import canonical
-from pipelines.text.prompt import take_tags
+from pipelines.text.tags import take_tags
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 LARGEST_SIDE = 16384
 FARTHEST = 4 * LARGEST_SIDE
 """Pixels: SDXL's size conditioning may tell of a picture larger than any that is drawn."""
 MOST_STEPS = 1000
+MOST = 1e300
+"""Beyond every number that means something."""
 SEEDS = 2**32
 
 
@@ -68,86 +86,104 @@ class Facts:
 class Request:
     """One picture. None means: as the model's card, its folder or its family says.
 
+    Each field says what it is and how far it goes; command line, job files, pages and programs are made from that
+    (`studio.drafts.fields`). What its words do not say:
     prompt: A1111 weights (`(word:1.2)`, `[word]`, BREAK) and `<lora:name:0.8>` tags are understood; tags
         join `adapters` when the request is admitted. At most 20000 characters, and 1000 without a space.
     negative_prompt: None is diffusers' meaning (zeros where the model forces them for empty prompts, else
         the encoded empty text); "" is the encoded empty text.
     adapters: names with strengths, or `Use`s in order; at most 100, strengths and factors in -100 … 100.
-    seed: 0 … 2**64 - 1; None draws one in 0 … 2**32 - 1.
-    steps: 1 … 1000. guidance_scale: <= 1 means none. guidance_rescale: 0 … 1.
-    width, height: pixels. scheduler: a name of `pipelines.schedulers`, or an alias.
-    init_image, strength: image-to-image; strength in (0, 1] is the fraction of the steps that run.
-    clip_skip: text-encoder layers to skip, diffusers' count.
-    reuse: evaluate each lane in full every so many steps (1 … 100; 1 is always) and on remembered features
-        between, for the methods that do not plan this themselves; a new turn of Switch starts in full. None is off.
-    cut: where features are remembered, "published" or "deep", see `pipelines.features`; None is the family's.
-    original_size, crop, target_size: SDXL's size conditioning, (height, width) and (top, left) in pixels,
-        0 … 65536 (crop from -65536 on); None is the picture's own size.
+    seed: None draws one in 0 … 2**32 - 1.
+    scheduler: a name of `pipelines.schedulers`, or an alias.
+    clip_skip: diffusers' count.
+    reuse: for the methods that do not plan this themselves; a new turn of Switch starts in full. None is off.
+    cut: see `pipelines.features`; None is the family's.
+    original_size, crop, target_size: None is the picture's own size.
 
     Every bound is judged here, before any work (`pipelines.bounds`). Raises RequestError and PromptError.
     """
 
-    prompt: str
+    prompt: str = field(metadata={"knob": Knob("Prompt", "What to draw.")})
     _: KW_ONLY
-    negative_prompt: str | None = None
-    adapters: Mapping[str, float] | Sequence[Use] = ()
-    composer: Composer = Merge()
-    seed: int | None = None
-    steps: int | None = None
-    guidance_scale: float | None = None
-    guidance_rescale: float = 0.0
-    width: int | None = None
-    height: int | None = None
-    scheduler: str | None = None
-    init_image: Image.Image | None = None
-    strength: float = 0.8
-    clip_skip: int | None = None
-    text_mode: TextMode = "merged"
-    reuse: int | None = None
-    cut: Cut | None = None
-    original_size: tuple[int, int] | None = None
-    crop: tuple[int, int] = (0, 0)
-    target_size: tuple[int, int] | None = None
+    negative_prompt: str | None = knob(None, "Negative prompt", "What to keep out of the picture.")
+    adapters: Mapping[str, float] | Sequence[Use] = knob((), "LoRAs", "The mix: LoRAs and their strengths.")
+    composer: Composer = knob(Merge(), "Method", "How the LoRAs are combined, as in switch:interval=3.")
+    seed: int | None = knob(
+        None,
+        "Seed",
+        "What the noise is drawn from; without one it is another each time.",
+        low=0,
+        high=2**64 - 1,
+    )
+    steps: int | None = knob(None, "Steps", "Sampling steps.", low=1, high=MOST_STEPS)
+    guidance_scale: float | None = knob(
+        None, "Guidance scale", "How strongly the prompt guides; 1 or less means none.", low=0, high=1000
+    )
+    guidance_rescale: float = knob(
+        0.0, "Guidance rescale", "How much of strong guidance's contrast is taken back.", low=0, high=1
+    )
+    width: int | None = knob(None, "Width", "In pixels.", unit="px", low=1, high=LARGEST_SIDE)
+    height: int | None = knob(None, "Height", "In pixels.", unit="px", low=1, high=LARGEST_SIDE)
+    scheduler: str | None = knob(
+        None,
+        "Sampler",
+        "As A1111 names it: Euler, DPM++ 2M Karras, …; other programs' names are understood too.",
+    )
+    init_image: Image.Image | None = knob(None, "Start from a picture", "A picture to start from.")
+    strength: float = knob(
+        0.8,
+        "How far to change that picture",
+        "The part of the steps that run, of a picture that starts from another.",
+        low=0,
+        high=1,
+    )
+    clip_skip: int | None = knob(
+        None, "Clip skip", "Layers of the text encoder to skip; 0 skips none.", low=0, high=100
+    )
+    text_mode: TextMode = knob(
+        "merged",
+        "Text mode",
+        "Which LoRAs the text encoder sees: all of them merged, the first, or those of each pass (per_adapter).",
+        choices=get_args(TextMode),
+    )
+    reuse: int | None = knob(
+        None,
+        "Reuse",
+        "Deep features are computed every so many steps and remembered between; 1 is always.",
+        low=1,
+        high=100,
+    )
+    cut: Cut | None = knob(None, "Cut", "Where the remembered features end.", choices=get_args(Cut))
+    original_size: tuple[int, int] | None = knob(
+        None, "Original size", "SDXL's size conditioning: height, width.", unit="px", low=0, high=FARTHEST
+    )
+    crop: tuple[int, int] = knob(
+        (0, 0), "Crop", "SDXL's crop conditioning: top, left.", unit="px", low=-FARTHEST, high=FARTHEST
+    )
+    target_size: tuple[int, int] | None = knob(
+        None, "Target size", "SDXL's target size: height, width.", unit="px", low=0, high=FARTHEST
+    )
 
     def __post_init__(self) -> None:
-        for name, text in (("prompt", self.prompt), ("negative_prompt", self.negative_prompt)):
-            if text is not None or name == "prompt":
-                check_words(name, check_text(name, text, LONGEST_PROMPT))
         if not isinstance(self.composer, Composer):
             raise RequestError(
                 f"composer={shown(self.composer)} must be a method such as Switch(), not a {_kind(self.composer)}"
             )
-        for setting in dataclasses.fields(self.composer):
-            if isinstance(value := getattr(self.composer, setting.name), str):
-                check_text(f"{self.composer.name}: {setting.name}", value, LONGEST_NAME)
-        if self.text_mode not in ("merged", "first", "per_adapter"):
-            raise RequestError(f"text_mode={shown(self.text_mode)} must be merged, first or per_adapter")
+        for own in dataclasses.fields(self.composer):
+            if isinstance(value := getattr(self.composer, own.name), str):
+                check_text(f"{self.composer.name}: {own.name}", value, LONGEST_NAME)
         object.__setattr__(self, "adapters", _uses(self.adapters))
-        _whole("seed", self.seed, 0, 2**64 - 1)
-        _whole("steps", self.steps, 1, MOST_STEPS)
-        _whole("width", self.width, 1, LARGEST_SIDE)
-        _whole("height", self.height, 1, LARGEST_SIDE)
-        _whole("clip_skip", self.clip_skip, 0, 100)
-        _whole("reuse", self.reuse, 1, 100)
+        for setting in SETTINGS:
+            _check(setting, getattr(self, setting.name))
         if self.reuse is not None and self.composer.plans_reuse:
             raise RequestError(
                 f"reuse={self.reuse}: {self.composer.name} decides by itself what is reused; leave reuse out and "
                 "set its refresh and interval"
             )
-        if self.cut not in (None, "published", "deep"):
-            raise RequestError(f"cut={shown(self.cut)} must be published or deep")
-        _number("guidance_scale", self.guidance_scale, 0, 1000)
-        _number("guidance_rescale", self.guidance_rescale, 0, 1)
-        _number("strength", self.strength, 0, 1)
         if self.scheduler is not None:
-            canonical(check_text("scheduler", self.scheduler, LONGEST_NAME))
-        if self.init_image is not None and not isinstance(self.init_image, Image.Image):
-            raise RequestError(f"init_image must be a PIL image, not a {_kind(self.init_image)}")
+            canonical(self.scheduler)
         if self.init_image is not None:
-            check_pixels("init_image", *self.init_image.size)
-        _pair("original_size", self.original_size, 0)
-        _pair("crop", self.crop, -FARTHEST)
-        _pair("target_size", self.target_size, 0)
+            _check_image(self.init_image)
 
     @property
     def uses(self) -> tuple[Use, ...]:
@@ -179,8 +215,9 @@ class Request:
                 f"strength={self.strength:g} of {request.steps} steps leaves no step to run; raise strength or steps"
             )
         layout = facts.layout
-        tagged = (use_of(tag, layout, request.executed_steps) for tag in tags)
+        tagged = (tag.use() for tag in tags)
         uses = [_named(use, facts) for use in _uses((*self.uses, *tagged)) if use.weight or use.text_weight]
+        uses = [_timed(use, request.executed_steps) for use in uses]
         members = iter(self.composer.prepared(tuple(use for use in uses if not use.pinned)))
         uses = [placed(use if use.pinned else next(members), layout) for use in uses]
         if self.composer.by_band:
@@ -237,6 +274,15 @@ class Request:
         return width, height
 
 
+def _timed(use: Use, steps: int) -> Use:
+    """The use with the step numbers of its schedule as fractions of the run. Raises RequestError where they do not
+    rise."""
+    try:
+        return use if use.schedule is None else replace(use, schedule=use.schedule.over(steps))
+    except ComposerError as error:
+        raise RequestError(f"adapter {use.adapter!r}: {error}") from error
+
+
 def _uses(adapters: Mapping[str, float] | Sequence[Use]) -> tuple[Use, ...]:
     """The adapters as uses; a name that stands twice is refused."""
     if not isinstance(adapters, Mapping | Sequence) or isinstance(adapters, str):
@@ -248,7 +294,9 @@ def _uses(adapters: Mapping[str, float] | Sequence[Use]) -> tuple[Use, ...]:
     if isinstance(adapters, Mapping):
         for name, weight in adapters.items():
             check_text("the name of an adapter", name, LONGEST_NAME)
-            _number(f"weight of adapter {name!r}", weight, -STRONGEST, STRONGEST)
+            if isinstance(weight, bool) or not isinstance(weight, int | float):
+                raise RequestError(f"weight of adapter {name!r}={shown(weight)} must be a number")
+            _bounded(f"weight of adapter {name!r}", weight)
         adapters = [Use(name, float(weight)) for name, weight in adapters.items()]
     seen: set[str] = set()
     for use in adapters:
@@ -329,28 +377,67 @@ def _at(use: Use, step: Step) -> Use:
     return Use(use.adapter, use.weight * factor, blocks=use.blocks)
 
 
-def _whole(name: str, value: object, low: int, high: int) -> None:
-    if value is None:
+PROMPTS = ("prompt", "negative_prompt")
+SETTINGS = settings(Request)
+
+
+def _check(setting: Setting, value: object) -> None:
+    """Raises RequestError, and PromptError for a prompt, where the value is none that the setting takes."""
+    name, own = setting.name, setting.knob
+    if value is None and setting.optional:
         return
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise RequestError(f"{name}={shown(value)} must be a whole number in {low} … {high}")
+    if own.choices:
+        if value not in own.choices:
+            *others, last = own.choices
+            raise RequestError(f"{name}={shown(value)} must be {', '.join(others)} or {last}")
+    elif setting.annotation == "str":
+        text = check_text(name, value, LONGEST_PROMPT if name in PROMPTS else LONGEST_NAME)
+        if name in PROMPTS:
+            check_words(name, text)
+    elif setting.annotation == "bool":
+        if not isinstance(value, bool):
+            raise RequestError(f"{name}={shown(value)} must be true or false")
+    elif setting.annotation == "int":
+        if isinstance(value, bool) or not isinstance(value, int) or not _within(own, value):
+            raise RequestError(f"{name}={shown(value)} must be a whole number{_range(own)}")
+    elif setting.annotation == "float":
+        if isinstance(value, bool) or not isinstance(value, int | float) or not _within(own, value):
+            raise RequestError(f"{name}={shown(value)} must be a number{_range(own)}")
+    elif setting.annotation == "tuple[int, int]":
+        sides = value if isinstance(value, tuple | list) else ()
+        if len(sides) != 2 or any(isinstance(side, bool) or not isinstance(side, int) for side in sides):
+            raise RequestError(
+                f"{name}={shown(value)} must be two whole numbers of pixels, as in (1024, 768)"
+            )
+        if not all(_within(own, side) for side in sides):
+            raise RequestError(f"{name}={shown(value)} must be two numbers of pixels{_range(own)}")
 
 
-def _pair(name: str, value: object, low: int) -> None:
-    if value is None:
-        return
-    sides = value if isinstance(value, tuple | list) else ()
-    if len(sides) != 2 or any(isinstance(side, bool) or not isinstance(side, int) for side in sides):
-        raise RequestError(f"{name}={shown(value)} must be two whole numbers of pixels, (height, width)")
-    if not all(low <= side <= FARTHEST for side in sides):
-        raise RequestError(f"{name}={shown(value)} must be two numbers of pixels in {low} … {FARTHEST}")
+def _within(own: Knob, value: float) -> bool:
+    low, high = own.low, own.high
+    return (-MOST if low is None else low) <= value <= (MOST if high is None else high)
 
 
-def _number(name: str, value: object, low: float, high: float) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise RequestError(f"{name}={shown(value)} must be a number in {low:g} … {high:g}")
+def _range(own: Knob) -> str:
+    low, high = own.low, own.high
+    if low is None and high is None:
+        return ""
+    if high is None:
+        return f", {low:g} or above"
+    return f", {high:g} at most" if low is None else f" in {_plain(low)} … {_plain(high)}"
+
+
+def _plain(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"
+
+
+def _check_image(value: object) -> None:
+    """Raises RequestError for what is no picture, or too large a one."""
+    from PIL import Image
+
+    if not isinstance(value, Image.Image):
+        raise RequestError(f"init_image must be a PIL image, not a {_kind(value)}")
+    check_pixels("init_image", *value.size)
 
 
 def _kind(value: object) -> str:

@@ -15,11 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from types import MappingProxyType
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import RequestError
+
+if TYPE_CHECKING:
+    import torch
 
 Scheduler = Any  # diffusers' scheduler classes share no typed base
 
@@ -237,6 +238,7 @@ def _zero_snr_betas(model_scheduler: Scheduler) -> list[float]:
 
     As in the classes that can, the last cumulative alpha is 2^-24 and not 0, so that no sigma is infinite.
     """
+    import torch
     from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 
     plain = {"rescale_betas_zero_snr": False}

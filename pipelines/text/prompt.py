@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from pipelines.bounds import MOST_CHUNKS
 from pipelines.errors import PromptError
-from pipelines.text.tags import LoraTag, Moment, take_tags, write_tag
+from pipelines.text.tags import LoraTag, take_tags, write_tag
 
 STRONGER = 1.1
 WEAKER = 1 / 1.1
@@ -164,4 +164,4 @@ def _runs(section: _Section) -> tuple[Run, ...]:
     return tuple(runs)
 
 
-__all__ = ["LoraTag", "Moment", "ParsedPrompt", "Run", "parse", "take_tags", "write_tag"]
+__all__ = ["LoraTag", "ParsedPrompt", "Run", "parse", "take_tags", "write_tag"]

@@ -24,14 +24,27 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Literal
 
+from composers.errors import ComposerError
 from composers.plan import Schedule, Use
 from composers.shown import shown
 from pipelines.bounds import LONGEST_NAME, MOST_ADAPTERS, MOST_BLOCKS, MOST_POINTS
 from pipelines.errors import PromptError
 
 Blocks = tuple[tuple[str, float], ...]
+Points = tuple[tuple[float, float], ...]
+PARTS = ("content", "style")
+"""What `lbw` calls the model's own block map (see B-LoRA)."""
+PRESETS: dict[str, tuple[Blocks, float]] = {
+    "ALL": ((), 1.0),
+    "NONE": ((("mid_block", 0.0),), 0.0),  # unlisted blocks are at 0, so this is nothing at all
+    **{
+        name: (((f"@{name}", 1.0),), 1.0)
+        for name in ("INALL", "INS", "IND", "MIDD", "OUTD", "OUTS", "OUTALL")
+    },
+}
+"""Preset -> its blocks, and the factor on the text encoder."""
+_NUMBERED = re.compile(r"(?:IN|M|OUT)\d\d")
 
 RIGHT_FORM = "write <lora:name:0.8>, <lora:name:te=0.5:unet=0.8>, or add lbw=, start=, stop= or step="
 NAMED = ("te", "unet", "dyn", "lbw", "start", "stop", "step")
@@ -42,18 +55,8 @@ _TAG = re.compile(
 _NUMBER = re.compile(r"[+-]?(?:\d++(?:\.\d*+)?|\.\d++)(?:[eE][+-]?\d++)?")
 _CLOSING = re.compile(r"[)\]]|:\s*[-+.\d]+\s*\)")
 _SEPARATORS = " \t\r\n\f\v,"
-
-
-@dataclass(frozen=True)
-class Moment:
-    """A point of the run: a fraction of the steps (0 … 1), or a step number that counts from 0."""
-
-    at: float
-    unit: Literal["fraction", "step"] = "fraction"
-
-    def fraction(self, steps: int) -> float:
-        """As a fraction of `steps` steps."""
-        return self.at if self.unit == "fraction" else self.at / steps
+NEVER = math.inf
+"""A start that no run reaches."""
 
 
 @dataclass(frozen=True)
@@ -61,65 +64,75 @@ class LoraTag:
     """One tag as it was written.
 
     weight, text_weight: strengths of the UNet and the text encoder; None means "as weight".
-    factors: (moment, factor on `weight`), each from its moment on, in order; UNet only.
+    points: (start, factor on `weight`) as in `Schedule`; UNet only.
     lbw: the block list or preset name, unread ("" where there is none).
     dyn: the rank that A1111's dynamic rank would cut the adapter to.
-    source: the tag's own text, for messages.
+    bare: it says a name and nothing else. source: the tag's own text, for messages.
     """
 
     name: str
     weight: float = 1.0
     text_weight: float | None = None
-    factors: tuple[tuple[Moment, float], ...] = ()
+    points: Points = ()
     lbw: str = ""
     dyn: int | None = None
+    bare: bool = field(default=False, compare=False)
     source: str = field(default="", compare=False)
 
-    def use(self, *, blocks: Blocks | None = None, steps: int | None = None) -> Use:
-        """The tag as a use of the adapter.
+    def use(self) -> Use:
+        """The tag as a use of the adapter. What only a model can tell stays symbolic: presets, vectors and single
+        blocks of `lbw` as "@NAME" (see `pipelines.blocks`), step numbers as starts of 1 and above.
 
-        blocks: what `lbw` means, where it is not a plain `block@factor,…` list; the caller knows presets.
-        steps: the run's step count, needed only where the tag counts in steps.
-        Raises PromptError for a dynamic rank, an `lbw` nobody has read, step numbers without `steps`, or
-        moments that do not rise.
+        Raises PromptError for a dynamic rank, an `lbw` that means nothing, and moments that do not rise.
         """
+        told = _shortened(self.source or self.name)
         if self.dyn is not None:
-            raise PromptError(
-                f"{_shortened(self.source or self.name)}: a dynamic rank (dyn={self.dyn}) is not supported; drop it"
-            )
-        if blocks is None:
-            blocks = self._blocks()
-        return Use(self.name, self.weight, self.text_weight, blocks, self._schedule(steps))
+            raise PromptError(f"{told}: a dynamic rank (dyn={self.dyn}) is not supported; drop it")
+        blocks, text = self._blocks()
+        text_weight = self.text_weight
+        if text != 1:
+            text_weight = (self.weight if text_weight is None else text_weight) * text
+        try:
+            schedule = Schedule(self.points) if self.points else None
+        except ComposerError as error:
+            starts = [start for start, _ in self.points]
+            raise PromptError(f"{told}: the moments {shown(starts)} must rise from 0 on") from error
+        return Use(self.name, self.weight, text_weight, blocks, schedule)
 
-    def _blocks(self) -> Blocks:
-        if not self.lbw:
-            return ()
-        blocks = [entry.rsplit("@", 1) for entry in self.lbw.split(",")]
-        if len(blocks) > MOST_BLOCKS:
-            raise _malformed(self.source or self.name, f"{len(blocks)} blocks are more than {MOST_BLOCKS}")
-        if not all(len(entry) == 2 and entry[0].strip() and _finite(entry[1]) for entry in blocks):
+    def _blocks(self) -> tuple[Blocks, float]:
+        """What `lbw` means: blocks, and a factor on the text encoder's strength."""
+        told = _shortened(self.source or self.name)
+        word = self.lbw.strip()
+        if not word:
+            return (), 1.0
+        if word.lower() in PARTS:
+            return ((f"@{word.lower()}", 1.0),), 0.0
+        upper = "M00" if word.upper() == "MID" else word.upper()
+        if upper in PRESETS:
+            return PRESETS[upper]
+        if _NUMBERED.fullmatch(upper):
+            return ((f"@{upper}", 1.0),), 0.0
+        if "," in word and "@" not in word:
+            factors = [piece.strip() for piece in word.split(",")]
+            if not all(map(_finite, factors)):
+                raise PromptError(
+                    f"{told}: lbw={_shortened(word)}: every factor must be a number (R, U and X of the extension are "
+                    "random or inherited)"
+                )
+            if len(word) >= LONGEST_NAME:
+                raise _malformed(
+                    self.source or self.name, f"{len(factors)} factors are more than any model has"
+                )
+            return ((f"@{','.join(factors)}", 1.0),), float(factors[0])
+        entries = [entry.rsplit("@", 1) for entry in word.split(",")]
+        if len(entries) > MOST_BLOCKS:
+            raise _malformed(self.source or self.name, f"{len(entries)} blocks are more than {MOST_BLOCKS}")
+        if not all(len(entry) == 2 and entry[0].strip() and _finite(entry[1]) for entry in entries):
             raise PromptError(
-                f"{_shortened(self.source or self.name)}: lbw={_shortened(self.lbw)} is not a known block list; "
+                f"{told}: lbw={_shortened(word)} is not a known block list; "
                 "name the blocks, as in lbw=mid_block@1,up_blocks.1@0.5"
             )
-        return tuple((name.strip(), float(factor)) for name, factor in blocks)
-
-    def _schedule(self, steps: int | None) -> Schedule | None:
-        if not self.factors:
-            return None
-        if steps is None and any(moment.unit == "step" for moment, _ in self.factors):
-            raise PromptError(
-                f"{_shortened(self.source or self.name)}: step numbers need the run's step count; "
-                "write fractions of the steps, as in stop=0.5"
-            )
-        points = [(moment.fraction(steps or 1), factor) for moment, factor in self.factors]
-        starts = [start for start, _ in points]
-        if starts != sorted(set(starts)) or starts[0] < 0:
-            raise PromptError(
-                f"{_shortened(self.source or self.name)}: the moments {shown(starts)} must rise from 0 on"
-            )
-        reached = tuple(point for point in points if point[0] < 1)
-        return Schedule(reached) if reached else None
+        return tuple((name.strip(), float(factor)) for name, factor in entries), 1.0
 
 
 def take_tags(text: str) -> tuple[str, tuple[LoraTag, ...]]:
@@ -186,7 +199,8 @@ def _read(match: re.Match[str]) -> LoraTag:
     if rank is not None and not (re.fullmatch("[0-9]{1,9}", rank) and int(rank) > 0):
         raise _malformed(source, f"dyn={_shortened(rank)} is not a rank")
     dyn = None if rank is None else int(rank)
-    return LoraTag(name, weight, text_weight, factors or limits, named.get("lbw", ""), dyn, source)
+    points = tuple(point for point in factors or limits if point[0] != NEVER)
+    return LoraTag(name, weight, text_weight, points, named.get("lbw", ""), dyn, not rest, source)
 
 
 def _split(body: str) -> list[str]:
@@ -219,7 +233,7 @@ def _sorted_parts(source: str, parts: list[str]) -> tuple[dict[str, str], list[s
 
 def _strengths(
     source: str, named: dict[str, str], positional: list[str | None]
-) -> tuple[float, float | None, tuple[tuple[Moment, float], ...]]:
+) -> tuple[float, float | None, Points]:
     """The UNet's strength, the text encoder's (None: the same), and the factors on the former."""
     first = positional[0]
     text, unet = named.get("te"), named.get("unet", positional[1])
@@ -234,20 +248,20 @@ def _strengths(
     return weight, _number(source, "te", text), factors
 
 
-def _strength(source: str, key: str, text: str) -> tuple[float, tuple[tuple[Moment, float], ...]]:
+def _strength(source: str, key: str, text: str) -> tuple[float, Points]:
     """`0.8` -> (0.8, ()); `0.4@0,0.8@0.5` -> (0.8, factors 0.5 and 1 on it)."""
     if "@" not in text:
         return _number(source, key, text), ()
     points = _points(source, key, text)
     strongest = max((strength for _, strength in points), key=abs)
-    if points[0][0].at > 0:  # the first strength also holds before its moment
-        points.insert(0, (Moment(0.0), points[0][1]))
+    if points[0][0] > 0:  # the first strength also holds before its moment
+        points.insert(0, (0.0, points[0][1]))
     if strongest == 0:
         return 0.0, ()
     return strongest, tuple((moment, strength / strongest) for moment, strength in points)
 
 
-def _limits(source: str, named: dict[str, str]) -> tuple[tuple[Moment, float], ...]:
+def _limits(source: str, named: dict[str, str]) -> Points:
     """`start=`, `stop=` or `step=` as factors. Raises PromptError."""
     step = named.get("step")
     if step is not None and ("start" in named or "stop" in named):
@@ -259,30 +273,31 @@ def _limits(source: str, named: dict[str, str]) -> tuple[tuple[Moment, float], .
         start, dash, stop = (piece.strip() for piece in step.partition("-"))
         if not dash:
             raise _malformed(source, f"step={_shortened(step)} is not a range such as step=0.2-0.6")
-    factors: list[tuple[Moment, float]] = []
+    factors: list[tuple[float, float]] = []
     if start is not None:
         begin = _boundary(source, "start", start)
-        if begin.at > 0:
-            factors += [(Moment(0.0), 0.0), (begin, 1.0)]
+        if begin > 0:
+            factors += [(0.0, 0.0), (begin, 1.0)]
     if stop is not None:
         factors.append((_boundary(source, "stop", stop), 0.0))
     return tuple(factors)
 
 
-def _boundary(source: str, key: str, text: str) -> Moment:
+def _boundary(source: str, key: str, text: str) -> float:
+    """A start as in `Schedule`; NEVER for the end of the run."""
     if re.fullmatch(r"\d++", text) and math.isfinite(float(text)):
-        return Moment(float(text), "step") if float(text) else Moment(0.0)
+        return float(text)
     at = _number(source, key, text)
     if not 0 <= at <= 1:
         raise _malformed(
             source, f"{key}={_shortened(text)} is neither a fraction of the steps (0 … 1) nor a step number"
         )
-    return Moment(at)
+    return NEVER if at == 1 else at
 
 
-def _points(source: str, key: str, text: str) -> list[tuple[Moment, float]]:
-    """`w@pos,…` (commas or semicolons) -> (moment, w)."""
-    points: list[tuple[Moment, float]] = []
+def _points(source: str, key: str, text: str) -> list[tuple[float, float]]:
+    """`w@pos,…` (commas or semicolons) -> (start, w)."""
+    points: list[tuple[float, float]] = []
     entries = re.split("[,;]", text)
     if len(entries) > MOST_POINTS:
         raise _malformed(source, f"{len(entries)} moments are more than {MOST_POINTS}")
@@ -294,7 +309,7 @@ def _points(source: str, key: str, text: str) -> list[tuple[Moment, float]]:
                 source,
                 f"{_shortened(place.strip())} is neither a fraction of the steps (0 … 1) nor a step number",
             )
-        points.append((Moment(at, "step" if at > 1 else "fraction"), _number(source, key, value)))
+        points.append((NEVER if at == 1 else at, _number(source, key, value)))
     return points
 
 

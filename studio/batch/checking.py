@@ -16,7 +16,9 @@ from pipelines.text.prompt import parse
 from studio.batch.manifest import Outcome, is_whole
 from studio.batch.plan import Job
 from studio.batch.problems import Problems
-from studio.drafts.draft import Wanted, plain_request
+from studio.drafts.draft import Wanted
+from studio.drafts.entries import plain_request
+from studio.drafts.fields import FIELDS
 from studio.drafts.shelf import Shelf
 from studio.pictures.metadata import CHUNK, read_texts
 
@@ -33,7 +35,7 @@ class Group:
 
     def request(self, job: Job) -> Request:
         """The job's request, its adapters found. Raises StudioError."""
-        return job.draft.build(self._use, self.shelf.read_tags)
+        return job.draft.build(self._use)
 
     def _use(self, wanted: Wanted) -> Use:
         """As the shelf gives it; the file that says its preferred weight is read once, not once a job."""
@@ -58,7 +60,7 @@ def grouped(jobs: Iterable[Job], home: Home, say: Callable[[str], None], problem
             continue
         shelf = Shelf(home, entry.name if entry else None, say=say)
         for job in own:
-            for missing in shelf.missing(job.draft.wanted, job.draft.values["prompt"]):
+            for missing in shelf.missing(job.draft.wanted):
                 problems.add(job.where, missing)
         groups.append(Group(model, shelf, tuple(own)))
     return groups
@@ -135,7 +137,10 @@ def _made_by(file: Path, request: Request, model_hash: str) -> Mapping[str, obje
     try:
         content = json.loads(read_texts(file)[CHUNK])
         record: Mapping[str, object] = content["record"]
-        same = content["request"] == json.loads(json.dumps(plain_request(request)))
+        now = json.loads(json.dumps(plain_request(request)))
+        # a picture that is older than a field was made with the field's default
+        before = {field.name: field.default for field in FIELDS if field.name not in content["request"]}
+        same = {**before, **content["request"]} == now
         return record if same and record["model_hash"] == model_hash else None
     except (StudioError, ValueError, KeyError, TypeError, RecursionError):
         return None

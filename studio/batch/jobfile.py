@@ -24,15 +24,16 @@ from composers.shown import shown
 from pipelines.errors import RequestError, SetupError
 from studio.batch.problems import Problems, nearest
 from studio.batch.prompts import plain_wanted, read_line
-from studio.batch.values import MOST_VALUES, PAIRS
-from studio.drafts.draft import FIELDS
+from studio.batch.values import MOST_VALUES
+from studio.drafts.fields import NAMES, of_kind
 from studio.drafts.flags import parse_lora
 from studio.drafts.plain import DEEPEST, LONGEST_FILE, check_plain, read_json, read_text
 
 OWN_FIELDS = ("name", "model", "count", "variants")
 """What a job may say beyond Request's fields."""
-JOB_FIELDS = (*FIELDS, *OWN_FIELDS)
+JOB_FIELDS = (*NAMES, *OWN_FIELDS)
 SECTIONS = ("defaults", "jobs")
+_ALTERNATIVES = tuple(field.name for field in of_kind("scheduler", "method", "choice", "pair", "truth"))
 KINDS = (".jsonl", ".yaml", ".yml", ".json", ".csv", ".txt")
 LONGEST_YAML = 16 * 2**20
 """Bytes; YAML takes a hundred times as long to be read as the others."""
@@ -299,21 +300,12 @@ def _csv(text: str, name: str, problems: Problems) -> Read:
 
 def _cell(key: str, text: str) -> Any:
     """A cell's text as the field wants it; numbers stay text, which may be a range. `|` separates alternatives."""
-    if key in PAIRS:
-        return _pair(key, text)
     if key == "adapters":
         mixes = [_mix(part) for part in text.split("|")]
         return mixes[0] if len(mixes) == 1 else {"any": mixes}
-    if key in ("scheduler", "composer", "text_mode", "model") and "|" in text:
+    if "|" in text and (key == "model" or key in _ALTERNATIVES):
         return [part.strip() for part in text.split("|")]
     return text
-
-
-def _pair(key: str, text: str) -> list[int]:
-    sides = text.lower().replace("x", " ").replace(",", " ").split()
-    if len(sides) != 2 or not all(side.isdecimal() and len(side) < 10 for side in sides):
-        raise RequestError(f"{key}: {shown(text)} must be two whole numbers of pixels, as in 1024x1024")
-    return [int(side) for side in sides]
 
 
 def _mix(text: str) -> list[dict[str, Any]]:

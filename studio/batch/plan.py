@@ -23,12 +23,14 @@ from pipelines.bounds import LONGEST_NAME, check_text
 from pipelines.errors import RequestError, SetupError
 from pipelines.home.files import slug
 from pipelines.request import SEEDS, Request
-from pipelines.text.tags import take_tags
 from studio.batch.jobfile import JOB_FIELDS, Entry, JobFile, check_names
 from studio.batch.problems import Problems
 from studio.batch.values import MOST_VALUES, alternatives, products
 from studio.batch.variants import Template, Wildcards, draw, every, read_template, size
-from studio.drafts.draft import FIELDS, Draft, check_count, read_draft, read_init_image
+from studio.drafts.draft import Draft, check_count
+from studio.drafts.entries import read_draft
+from studio.drafts.fields import NAMES
+from studio.drafts.init_image import read_init_image
 
 TEMPLATE = "{index:05d}_{name}_{seed}"
 NAME_FIELDS = ("index", "name", "seed", "prompt", "composer", "model")
@@ -172,7 +174,7 @@ class _Checked:
             check_count(value, most=MOST_VALUES)
         if field == "variants" and value not in VARIANTS:
             raise RequestError(f"variants={shown(value)} must be {' or '.join(VARIANTS)}")
-        if field not in FIELDS:
+        if field not in NAMES:
             return
         if field == "init_image" and not isinstance(value, str):
             raise RequestError(f"init_image={shown(value)} must be a path, counted from the job file")
@@ -182,7 +184,6 @@ class _Checked:
         Request(**{"prompt": "", **draft.values})
         if isinstance(value, str) and field == "prompt":
             self.templates[value] = read_template(value, self._wildcards)
-            take_tags(value)
 
     def _draft(self, field: str, value: object) -> Draft:
         try:
@@ -248,7 +249,7 @@ def _job(
     seen[key] += 1
     if seen[key] > 1:
         key = f"{key}-{seen[key]}"
-    prompt = take_tags(fields["prompt"])[0]
+    prompt = draft.values["prompt"]
     composer = draft.values["composer"].name if "composer" in draft.values else "merge"
     stem = _filled(
         ground.template,

@@ -16,35 +16,15 @@ from typing import Any
 from pipelines.errors import RequestError
 from studio.batch.problems import nearest
 from studio.drafts.draft import Wanted
+from studio.drafts.fields import FIELDS
 from studio.drafts.flags import parse_lora
 
 _OPTION = re.compile(r"(?:^|\s)--(?=[A-Za-z])")
 
 OPTIONS = {
-    "prompt": "prompt",
-    "negative_prompt": "negative_prompt",
-    "negative": "negative_prompt",
-    "seed": "seed",
-    "steps": "steps",
-    "cfg_scale": "guidance_scale",
-    "guidance": "guidance_scale",
-    "guidance_scale": "guidance_scale",
-    "guidance_rescale": "guidance_rescale",
-    "sampler_name": "scheduler",
-    "sampler": "scheduler",
-    "scheduler": "scheduler",
-    "width": "width",
-    "height": "height",
+    **{option: field.name for field in FIELDS if field.kind != "mix" for option in field.options},
+    **{name: name for name in ("model", "variants", "name", "count")},
     "sd_model": "model",
-    "model": "model",
-    "composer": "composer",
-    "text_mode": "text_mode",
-    "clip_skip": "clip_skip",
-    "init_image": "init_image",
-    "strength": "strength",
-    "variants": "variants",
-    "name": "name",
-    "count": "count",
     "n_iter": "n_iter",
     "batch_size": "batch_size",
     "size": "size",

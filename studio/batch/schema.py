@@ -9,57 +9,30 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from composers import Knob, methods
-from composers.plan import TextMode, Use
-from pipelines.families.family import Cut
-from pipelines.request import FARTHEST, LARGEST_SIDE, MOST_STEPS, Request
+from composers.plan import Use
 from pipelines.schedulers import MODEL_OWN, scheduler_names
 from studio.batch.plan import VARIANTS
-from studio.batch.values import MOST_VALUES, WHOLE
+from studio.batch.values import MOST_VALUES, PAIRS, REAL, WHOLE
+from studio.drafts.fields import BY_NAME, NAMES, Field
 
 FILE = Path(__file__).with_name("jobs.schema.json")
 Schema = dict[str, Any]
 
-_BOUNDS: dict[str, tuple[float, float]] = {
-    "seed": (0, 2**64 - 1),
-    "steps": (1, MOST_STEPS),
-    "width": (1, LARGEST_SIDE),
-    "height": (1, LARGEST_SIDE),
-    "clip_skip": (0, 100),
-    "reuse": (1, 100),
-    "count": (1, MOST_VALUES),
-    "guidance_scale": (0, 1000),
-    "guidance_rescale": (0, 1),
-    "strength": (0, 1),
-}
 _SAID = {
     "prompt": "What to draw: A1111's weights and <lora:…> tags, {red|blue} choices, __wildcards__.",
-    "negative_prompt": "What to keep out.",
     "adapters": "The mix: {name: strength} or a list; strengths may be lists or ranges.",
     "composer": "The method, as in switch:interval=3, or an object with its settings.",
     "seed": "Without one, the job gets its own, the same in every run.",
-    "steps": "Sampling steps.",
-    "guidance_scale": "Classifier-free guidance; 1 or less means none.",
-    "guidance_rescale": "0 … 1.",
-    "width": "Pixels.",
-    "height": "Pixels.",
-    "scheduler": "A scheduler by name; A1111's names and other aliases are understood too.",
     "init_image": "A picture to start from; the path counts from the job file.",
-    "strength": "How far from the initial image.",
-    "clip_skip": "Text-encoder layers to skip.",
-    "text_mode": "Which adapters the text encoder sees.",
-    "reuse": "Steps between full passes, where deep features may be reused.",
-    "cut": "Where shallow passes cut the UNet.",
-    "original_size": "SDXL's size conditioning: [height, width].",
-    "crop": "SDXL's crop conditioning: [top, left].",
-    "target_size": "SDXL's target size: [height, width].",
     "name": "For the file's name and messages; says nothing of the picture.",
     "model": "Name, folder, .safetensors file or hub id.",
     "count": "So many pictures, their seeds rising.",
     "variants": "Whether choices in the prompt are drawn by the seed, or all of them rendered.",
 }
+"""What a field is in a job file, where that is more than the field's own help."""
 
 
 def schema() -> Schema:
@@ -91,49 +64,57 @@ def schema() -> Schema:
 
 
 def _job() -> Schema:
-    fields = [field.name for field in dataclasses.fields(Request) if field.init and field.name != "_"]
-    properties = {name: _field(name) for name in (*fields, "name", "model", "count", "variants")}
+    properties = {name: _field(name) for name in (*NAMES, "name", "model", "count", "variants")}
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
 def _field(name: str) -> Schema:
     """A value, or what stands for several (see `studio.batch.values`)."""
-    choices = [_one(name)]
-    if name in _BOUNDS:
+    one = _one_of_job(name) if name not in BY_NAME else _one(BY_NAME[name])
+    choices = [one]
+    if name in (*WHOLE, *REAL):
         choices.append({"$ref": "#/$defs/numbers"})
+    if name in PAIRS:
+        choices.append({"type": "string", "description": "The two numbers as text, as in 1024,768."})
     if name != "adapters":
         choices.append({"type": "array", "items": {"anyOf": list(choices)}, "minItems": 1})
     several = {"type": "array", "items": {"anyOf": [choices[0], {"type": "null"}]}, "minItems": 1}
     choices.append(
         {"type": "object", "properties": {"any": several}, "required": ["any"], "maxProperties": 1}
     )
-    said = {"description": _SAID[name]} if name in _SAID else {}
-    return {**said, "anyOf": [*choices, {"type": "null"}]}
+    said = _SAID.get(name) or BY_NAME[name].knob.help
+    return {"description": said, "anyOf": [*choices, {"type": "null"}]}
 
 
-def _one(name: str) -> Schema:
-    """One value of a field."""
-    if name in _BOUNDS:
-        low, high = _BOUNDS[name]
-        return {"type": "integer" if name in WHOLE else "number", "minimum": low, "maximum": high}
-    if name == "adapters":
-        return {"$ref": "#/$defs/mix"}
-    if name == "composer":
-        return {"$ref": "#/$defs/method"}
-    if name in ("original_size", "crop", "target_size"):
-        side = {"type": "integer", "minimum": -FARTHEST if name == "crop" else 0, "maximum": FARTHEST}
-        return {"type": "array", "items": side, "minItems": 2, "maxItems": 2}
-    if name == "text_mode":
-        return {"enum": list(get_args(TextMode))}
-    if name == "cut":
-        return {"enum": list(get_args(Cut))}
-    if name == "variants":
-        return {"enum": list(VARIANTS)}
-    if name == "scheduler":
-        return {"type": "string", "examples": [*scheduler_names(), MODEL_OWN]}
-    if name in ("prompt", "negative_prompt", "name", "model", "init_image"):
-        return {"type": "string"}
-    return {}
+def _one(field: Field) -> Schema:
+    """One value of a field of a request."""
+    knob = field.knob
+    bounds = {"minimum": knob.low, "maximum": knob.high}
+    bounds = {name: bound for name, bound in bounds.items() if bound is not None}
+    match field.kind:
+        case "mix":
+            return {"$ref": "#/$defs/mix"}
+        case "method":
+            return {"$ref": "#/$defs/method"}
+        case "pair":
+            return {"type": "array", "items": {"type": "integer", **bounds}, "minItems": 2, "maxItems": 2}
+        case "choice":
+            return {"enum": list(knob.choices)}
+        case "scheduler":
+            return {"type": "string", "examples": [*scheduler_names(), MODEL_OWN]}
+        case "truth":
+            return {"type": "boolean"}
+        case "whole" | "real":
+            return {"type": "integer" if field.kind == "whole" else "number", **bounds}
+        case _:
+            return {"type": "string"}
+
+
+def _one_of_job(name: str) -> Schema:
+    """One value of a field that only jobs have."""
+    if name == "count":
+        return {"type": "integer", "minimum": 1, "maximum": MOST_VALUES}
+    return {"enum": list(VARIANTS)} if name == "variants" else {"type": "string"}
 
 
 def _numbers() -> Schema:

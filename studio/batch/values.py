@@ -19,13 +19,14 @@ from typing import Any
 import yaml
 
 from pipelines.errors import RequestError
+from studio.drafts.fields import BY_NAME, of_kind
 from studio.drafts.plain import check_plain
 
-WHOLE = ("seed", "steps", "width", "height", "clip_skip", "reuse", "count")
-REAL = ("guidance_scale", "guidance_rescale", "strength")
-AS_IT_STANDS = ("prompt", "negative_prompt", "name", "model")
+WHOLE = (*(field.name for field in of_kind("whole")), "count")
+REAL = tuple(field.name for field in of_kind("real"))
+AS_IT_STANDS = (*(field.name for field in of_kind("prompt", "text")), "name", "model")
 """Fields whose value is taken as it is written."""
-PAIRS = ("original_size", "crop", "target_size")
+PAIRS = tuple(field.name for field in of_kind("pair"))
 MOST_VALUES = 100_000
 """Values a field, and pictures a batch, may come to."""
 
@@ -121,6 +122,8 @@ def _alternatives(field: str, value: object) -> list[Any]:
         return _any_of(field, value)
     if isinstance(value, str) and field in (*WHOLE, *REAL):
         return numbers(value, whole=field in WHOLE)
+    if isinstance(value, str) and field in BY_NAME and BY_NAME[field].kind in ("pair", "truth"):
+        return [BY_NAME[field].read(value)]
     return [value]
 
 

@@ -14,7 +14,6 @@ from PIL import Image
 
 from pipelines import Failed, Finished, Record, Request, Session, Started, StudioPipeline
 from pipelines.faults import own_error
-from pipelines.text.tags import take_tags
 
 AHEAD = 2
 """Row limits' worth of pictures that wait at the session's door, so that it never wants for work."""
@@ -113,8 +112,7 @@ class Worker:
     def give(self, key: str, request: Request) -> Rendered | None:
         """Ask for a picture; what comes back at once is why it cannot be made."""
         try:
-            names = [use.adapter for use in request.uses] + [tag.name for tag in take_tags(request.prompt)[1]]
-            self.pipe.store.ensure(names)
+            self.pipe.store.ensure([use.adapter for use in request.uses])
             resolved = request.resolved(self.pipe.model.facts)
             id = self._session.submit(resolved)
         except Exception as error:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipelines.home import Home
+    from studio.drafts.fields import Field
     from studio.drafts.flags import Asked
     from studio.rendering.opening import Opening
     from studio.terminal.progress import Teller
@@ -110,31 +111,65 @@ def path(text: str | None) -> Path | None:
 
 
 def picture_flags(command: ArgumentParser) -> None:
-    """What a picture is, and its mix: as `render` takes them."""
+    """What a picture is, and its mix: as `render` takes them. One flag a field of a request, made from their table."""
+    from studio.drafts.fields import FIELDS
+
     group = command.add_argument_group("the picture (what is not said comes from the model)")
     group.add_argument(
         "--prompt", "-p", action="append", metavar="TEXT", help="what to draw; several draw several"
     )
-    group.add_argument("--negative", "--negative-prompt", metavar="TEXT", help="what to keep out")
-    group.add_argument("--seed", type=int, metavar="N", help="drawn at random otherwise")
     group.add_argument(
         "-n", "--count", type=whole_number, default=1, metavar="N", help="pictures per prompt, seeds rising"
     )
-    group.add_argument("--steps", type=int, metavar="N")
-    group.add_argument("--guidance", "--cfg-scale", type=float, metavar="X", help="1 or less means none")
-    group.add_argument("--guidance-rescale", type=float, metavar="X", help="0 … 1")
-    group.add_argument(
-        "--scheduler", "--sampler", metavar="NAME", help="as in A1111: Euler, DPM++ 2M Karras, …"
-    )
-    group.add_argument("--size", type=size, metavar="WxH", help="pixels, as in 1024x768")
-    group.add_argument("--width", type=int, metavar="W")
-    group.add_argument("--height", type=int, metavar="H")
-    group.add_argument("--clip-skip", type=int, metavar="N", help="text-encoder layers to skip")
-    group.add_argument("--reuse", type=int, metavar="N", help="deep features are remade every N-th step only")
-    group.add_argument("--cut", metavar="CUT", help="where the reused features end: deep or published")
-    group.add_argument("--init-image", metavar="FILE", help="start from this picture")
-    group.add_argument("--strength", type=float, metavar="X", help="how far from it: 0 … 1 (default 0.8)")
+    group.add_argument("--size", type=size, metavar="WxH", help="width and height, as in 1024x768")
+    for field in FIELDS:
+        if field.flags:
+            _field_flag(group, field)
     _mix_flags(command)
+
+
+def _field_flag(group: argparse._ArgumentGroup, field: Field) -> None:
+    how: dict[str, Any] = {"dest": field.name, "help": _flag_help(field).replace("%", "%%")}
+    if field.kind == "truth":
+        how["action"] = argparse.BooleanOptionalAction
+    else:
+        how["metavar"] = "|".join(field.knob.choices) or _METAVARS.get(field.kind, "TEXT")
+        how["type"] = {"whole": int, "real": float, "pair": _pair_reader(field)}.get(field.kind, str)
+    group.add_argument(*field.flags, **how)
+
+
+_METAVARS = {
+    "whole": "N",
+    "real": "X",
+    "pair": "A,B",
+    "choice": "ONE",
+    "scheduler": "NAME",
+    "picture": "FILE",
+}
+
+
+def _flag_help(field: Field) -> str:
+    """What a field is, its range where that is a short one, and its default."""
+    low, high = field.knob.low, field.knob.high
+    short = low is not None and high is not None and high - low <= 1000 and field.kind != "pair"
+    said = [f"{low:g} … {high:g}"] if short else []
+    said += [f"default {field.write(field.default)}"] if field.default not in (None, "", ()) else []
+    text = field.knob.help.rstrip(".")
+    if text[1:2].islower() or text[1:2] == " ":  # no name such as SDXL
+        text = text[0].lower() + text[1:]
+    return text + (f" ({'; '.join(said)})" if said else "")
+
+
+def _pair_reader(field: Field) -> Callable[[str], Any]:
+    from pipelines.errors import RequestError
+
+    def read(text: str) -> Any:
+        try:
+            return field.read(text)
+        except RequestError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return read
 
 
 def _mix_flags(command: ArgumentParser) -> None:
@@ -159,40 +194,24 @@ def _mix_flags(command: ArgumentParser) -> None:
         metavar="METHOD",
         help="how the LoRAs are combined, as in switch:interval=3 (see below); several draw each",
     )
-    group.add_argument(
-        "--text-mode",
-        metavar="MODE",
-        help="which LoRAs the text encoder sees: merged (all), first, or per_adapter",
-    )
 
 
 def read_asked(args: Namespace) -> Asked:
     """Which pictures the flags ask for. Raises RequestError."""
     from pipelines.errors import RequestError
     from studio.drafts.draft import Draft
+    from studio.drafts.fields import FIELDS
     from studio.drafts.flags import Asked, wanted_of
 
     width, height = args.size or (None, None)
     if args.size and (args.width or args.height):
         raise RequestError("give either --size or --width and --height")
-    values = {
-        "negative_prompt": args.negative or None,
-        "seed": args.seed,
-        "steps": args.steps,
-        "guidance_scale": args.guidance,
-        "guidance_rescale": args.guidance_rescale,
-        "width": args.width or width,
-        "height": args.height or height,
-        "scheduler": args.scheduler,
-        "strength": args.strength,
-        "clip_skip": args.clip_skip,
-        "reuse": args.reuse,
-        "cut": args.cut,
-        "text_mode": args.text_mode,
-    }
-    given = {name: value for name, value in values.items() if value is not None}
+    said = {field.name: getattr(args, field.name) for field in FIELDS if field.flags}
+    image = said.pop("init_image")
+    said["width"], said["height"] = said["width"] or width, said["height"] or height
+    given = {name: value for name, value in said.items() if value is not None}
     return Asked(
-        draft=Draft(given, wanted_of(args.lora, args.pin), path(args.init_image)),
+        draft=Draft(given, wanted_of(args.lora, args.pin), path(image)),
         prompts=tuple(args.prompt or ()),
         composers=tuple(args.composer or ()),
         count=args.count,

@@ -188,19 +188,16 @@ def _remembered(picture: Path, teller: Teller) -> Remembered:
 
 
 def _say_if_methods_are_idle(requests: Sequence[Request], teller: Teller) -> None:
-    from pipelines.text.tags import take_tags
-
     different: set[Composer] = {request.composer for request in requests}
-    if len(different) > 1 and not any(request.uses or take_tags(request.prompt)[1] for request in requests):
+    if len(different) > 1 and not any(request.uses for request in requests):
         teller.say("no LoRAs in the mix, so all methods give the same picture; add some with --lora")
 
 
 def _sheet(request: Request, model: str) -> Sheet:
-    from pipelines.text.tags import take_tags
     from studio.pictures.files import Sheet
 
     assert request.seed is not None
-    return Sheet(request.seed, take_tags(request.prompt)[0], request.composer.name, model)
+    return Sheet(request.seed, request.prompt, request.composer.name, model)
 
 
 def _propose(pipe: StudioPipeline, requests: Sequence[Request], teller: Teller) -> None:

@@ -1,61 +1,32 @@
-"""A picture's request as plain data: what a requests file, a picture's metadata and the flags have in common.
+"""What was said of one picture.
 
-A Draft holds what was said and nothing else; laid over another one, it overrides only that. Its keys are
-Request's field names, so that whatever Request learns can be written here at once. A Request it becomes in
-`build`, and there, as everywhere, Request is the gate where bad values are refused.
+A Draft holds that and nothing else; laid over another one, it overrides only that. Its values have the names of
+Request's fields (`studio.drafts.fields`). LoRA tags of its prompt are read when it is made: they are adapters like the
+others from then on. A Request it becomes in `build`, and there, as everywhere, Request is the gate where bad values are
+refused.
 """
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import os
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
-
-from PIL import Image
+from typing import TYPE_CHECKING, Any
 
 from composers.errors import StudioError
-from composers.plan import Composer, Schedule, Use
-from composers.registry import build as build_composer
-from composers.registry import parse as parse_composer
-from composers.registry import settings_of
+from composers.plan import Schedule, Use
 from composers.shown import shown
-from pipelines.bounds import (
-    LONGEST_NAME,
-    LONGEST_PROMPT,
-    MOST_ADAPTERS,
-    MOST_BLOCKS,
-    MOST_POINTS,
-    STRONGEST,
-    check_text,
-)
 from pipelines.errors import RequestError
 from pipelines.request import Request
-from studio.drafts import picture_file
-from studio.drafts.plain import check_plain, read_json, read_text
+from pipelines.text.tags import LoraTag, take_tags
+from studio.drafts.init_image import read_init_image
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 MOST_PICTURES = 10_000
 """Of one job."""
 HIGHEST_SEED = 2**64 - 1
-HUGE = 2**128
-"""Beyond every number of a request; Request says what each may be."""
-LONGEST_PATH = 4_096
-"""Characters."""
-LONGEST_METHOD = 4_000
-"""Characters of a method written as text, which may name adapters."""
-MOST_SETTINGS = 100
-"""Of a method."""
-MOST_INIT_PIXELS = 40_000_000
-"""Of an initial image, which is decoded for every picture that starts from it; a camera's picture has a half of it."""
-MOST_JUDGED = 256
-"""Initial images whose sizes are remembered."""
-
-FIELDS = tuple(entry.name for entry in fields(Request) if entry.init and entry.name != "_")
-PROMPTS = ("prompt", "negative_prompt")
 USE_FIELDS = tuple(entry.name for entry in fields(Use))
 
 
@@ -79,12 +50,32 @@ class Wanted:
         weight = self.weight if self.weight is not None else 1.0 if preferred is None else preferred
         return Use(name, weight, self.text_weight, self.blocks, self.schedule, self.pinned, self.band)
 
+    def over(self, base: Wanted) -> Wanted:
+        """The same adapter with what is said here; what is not, as `base` has it."""
+        own = {
+            name: getattr(self, name) for name in USE_FIELDS if getattr(self, name) != getattr(_PLAIN, name)
+        }
+        if "weight" in own:
+            own["text_weight"] = self.text_weight
+        return replace(base, **{**own, "adapter": base.adapter})
+
+
+_PLAIN = Wanted("")
+
+
+def wanted_of(tag: LoraTag) -> Wanted:
+    """The adapter that a tag of a prompt asks for. Raises PromptError."""
+    use = tag.use()
+    return Wanted(use.adapter, None if tag.bare else use.weight, use.text_weight, use.blocks, use.schedule)
+
 
 @dataclass(frozen=True)
 class Draft:
     """What was said of one picture.
 
-    values: Request's fields but for `adapters` and `init_image`. where: where it was said, for messages ("" for flags).
+    values: Request's fields but for `adapters` and `init_image`; the prompt is given with its LoRA tags and kept
+    without. wanted: the adapters, those of tags after the others. where: where it was said, for messages ("" for
+    flags). Raises PromptError for tags that cannot be read.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -92,10 +83,23 @@ class Draft:
     init_image: Path | None = None
     where: str = ""
 
+    def __post_init__(self) -> None:
+        prompt = self.values.get("prompt")
+        if not isinstance(prompt, str) or "<" not in prompt:
+            return
+        try:
+            text, tags = take_tags(prompt)
+            tagged = tuple(map(wanted_of, tags))
+        except StudioError as error:
+            raise placed(error, self.where) from error
+        if tagged:
+            object.__setattr__(self, "values", {**self.values, "prompt": text})
+            object.__setattr__(self, "wanted", (*self.wanted, *tagged))
+
     def over(self, base: Draft) -> Draft:
         """Both, this one winning. An adapter in both keeps its place and takes what is said here."""
         named = {wanted.adapter.casefold(): wanted for wanted in self.wanted}
-        kept = tuple(_restrengthened(old, named.pop(old.adapter.casefold(), None)) for old in base.wanted)
+        kept = tuple(named.pop(old.adapter.casefold(), old).over(old) for old in base.wanted)
         return Draft(
             {**base.values, **self.values},
             (*kept, *named.values()),
@@ -111,33 +115,18 @@ class Draft:
         return replace(self, values={**self.values, name: value})
 
     def build(
-        self,
-        look_up: Callable[[Wanted], Use],
-        read_tags: Callable[[str], str],
-        read_image: Callable[[Path], Image.Image] | None = None,
+        self, look_up: Callable[[Wanted], Use], read_image: Callable[[Path], Image.Image] = read_init_image
     ) -> Request:
-        """The request. `look_up` finds an adapter's file, `read_tags` those of the tags in the prompt.
+        """The request. `look_up` finds an adapter's file.
 
         read_image: reads the initial image; to judge a request, `sized_like` does. Raises StudioError, saying where.
         """
         try:
-            values = dict(self.values)
-            prompt = values.pop("prompt", "")
-            if isinstance(prompt, str):
-                prompt = read_tags(prompt)
             uses = tuple(look_up(wanted) for wanted in self.wanted)
-            image = None if self.init_image is None else (read_image or read_init_image)(self.init_image)
-            return Request(prompt, adapters=uses, init_image=image, **values)
+            image = None if self.init_image is None else read_image(self.init_image)
+            return Request(**{"prompt": "", **self.values, "adapters": uses, "init_image": image})
         except StudioError as error:
             raise placed(error, self.where) from error
-
-
-def _restrengthened(old: Wanted, new: Wanted | None) -> Wanted:
-    if new is None:
-        return old
-    weight = old.weight if new.weight is None else new.weight
-    text_weight = old.text_weight if new.weight is None else new.text_weight
-    return replace(old, weight=weight, text_weight=text_weight)
 
 
 def placed(error: StudioError, where: str) -> StudioError:
@@ -145,49 +134,6 @@ def placed(error: StudioError, where: str) -> StudioError:
     if not where or str(error).startswith(where):
         return error
     return type(error)(f"{where}: {error}")
-
-
-def read_init_image(path: Path) -> Image.Image:
-    """A picture to start from, upright; of several in one file the first. Raises RequestError."""
-    image = picture_file.upright(path, f"init image {path.name}", MOST_INIT_PIXELS)
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-class Sized(Image.Image):
-    """A picture's size without its pixels: all that a request's judgement asks of an initial image."""
-
-    def __init__(self, size: tuple[int, int]) -> None:
-        super().__init__()
-        self._mode, self._size = "RGB", size
-
-
-_judged: dict[tuple[object, ...] | None, tuple[int, int]] = {}
-_judging = threading.Lock()  # guards the mapping, and is never held while files are looked at
-
-
-def sized_like(path: Path) -> Sized:
-    """Of the size of a picture to start from. It is decoded once, and not again until the file changes: a thousand
-    pictures may start from it. Raises RequestError for what is no picture."""
-    sign = _sign(path)
-    with _judging:
-        size = _judged.get(sign)
-    if size is None or sign is None:
-        size = read_init_image(path).size
-        with _judging:
-            if sign is not None:
-                _judged[sign] = size
-            while len(_judged) > MOST_JUDGED:
-                del _judged[next(iter(_judged))]
-    return Sized(size)
-
-
-def _sign(path: Path) -> tuple[object, ...] | None:
-    """What tells a file from what it was before; None where it cannot be looked at."""
-    try:
-        seen = path.stat()
-    except (OSError, ValueError):
-        return None
-    return path, seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns
 
 
 def check_count(count: object, what: str = "count", most: int = MOST_PICTURES) -> int:
@@ -212,226 +158,3 @@ def counted(draft: Draft, count: object, first_seed: object) -> list[Draft]:
             f"seed={first_seed}: the last of {number} seeds would lie beyond {HIGHEST_SEED}; begin lower"
         )
     return [draft.with_value("seed", first_seed + place) for place in range(number)]
-
-
-# -- plain data -> Draft ---------------------------------------------------------------------------------
-
-
-def read_requests(file: Path) -> list[Draft]:
-    """A JSON list of requests, one picture each. Raises SetupError and RequestError, naming entry and field."""
-    try:
-        content = read_json(read_text(file), str(file))
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{file} is not valid JSON: it is not UTF-8 text ({error})") from error
-    if not isinstance(content, list) or not content:
-        raise RequestError(f'{file} must hold a list of requests, as in [{{"prompt": "a fox", "seed": 7}}]')
-    if len(content) > MOST_PICTURES:
-        raise RequestError(
-            f"{file} holds {len(content)} requests, more than {MOST_PICTURES}; split it, or use lora-studio batch"
-        )
-    return [
-        read_draft(entry, f"{file.name}, entry {number}", file.parent)
-        for number, entry in enumerate(content, 1)
-    ]
-
-
-def read_draft(entry: object, where: str, folder: Path | None = None) -> Draft:
-    """One request as JSON holds it: Request's field names; None and what is left out say nothing.
-
-    composer: as text ("switch:interval=3") or {"method": "switch", "interval": 3}.
-    adapters: {name: strength or null}, or a list of names and of objects with Use's fields.
-    init_image: a path, counted from `folder`; anything else there is passed over.
-    Texts, names and lists are bounded here, so that whoever keeps a draft can; the rest is Request's to judge.
-    Raises RequestError and ComposerError.
-    """
-    if not isinstance(entry, dict):
-        raise RequestError(f"{where}: it must be an object with Request's fields, not {_shown(entry)}")
-    for name in entry:
-        if name not in FIELDS:
-            raise RequestError(f"{where}: unknown field {shown(name)}; {_hint(name, FIELDS)}")
-    if not isinstance(entry.get("prompt", ""), str):
-        raise RequestError(f"{where}: prompt={_shown(entry['prompt'])} must be text")
-    values = {
-        name: _value(name, value, where)
-        for name, value in entry.items()
-        if name not in ("adapters", "init_image", "composer") and value is not None
-    }
-    if entry.get("composer") is not None:
-        values["composer"] = _composer(entry["composer"], where)
-    wanted = tuple(_wanted(entry.get("adapters") or (), where))
-    image = entry.get("init_image")
-    path = None
-    if isinstance(image, str):
-        check_text(f"{where}: init_image", image, LONGEST_PATH)
-        path = (folder or Path()) / os.path.expanduser(image)  # unlike Path's, it leaves unknown users alone
-    return Draft(values, wanted, path, where)
-
-
-def checked(draft: Draft) -> Draft:
-    """The draft, its texts, names and lists within their bounds. Raises RequestError, saying where."""
-    if len(draft.wanted) > MOST_ADAPTERS:
-        raise RequestError(
-            f"{draft.where}: {len(draft.wanted)} adapters are more than one picture may have ({MOST_ADAPTERS})"
-        )
-    for wanted in draft.wanted:
-        _name(wanted.adapter, draft.where)
-    for name, value in draft.values.items():
-        if name != "composer":
-            _value(name, value, draft.where)
-    return draft
-
-
-def _value(name: str, value: object, where: str) -> object:
-    """One value of a field, or a pair of numbers."""
-    if isinstance(value, str):
-        return check_text(f"{where}: {name}", value, LONGEST_PROMPT if name in PROMPTS else LONGEST_NAME)
-    if isinstance(value, bool | int | float):
-        if not abs(value) <= HUGE:
-            raise RequestError(f"{where}: {name}={_shown(value)} must be a number that means something")
-        return value
-    if isinstance(value, list | tuple) and len(value) <= 2 and all(isinstance(v, int | float) for v in value):
-        return tuple(_value(name, side, where) for side in value)
-    raise RequestError(f"{where}: {name}={_shown(value)} must be one value, or a pair of numbers")
-
-
-def _composer(value: object, where: str) -> Composer:
-    if isinstance(value, str):
-        check_text(f"{where}: composer", value, LONGEST_METHOD)
-    else:
-        check_plain(value, f"{where}: composer", longest=LONGEST_NAME, most=2 * MOST_SETTINGS, deepest=2)
-    try:
-        if isinstance(value, str):
-            return parse_composer(value)
-        if isinstance(value, dict) and isinstance(value.get("method"), str):
-            return build_composer(value["method"], {k: v for k, v in value.items() if k != "method"})
-    except StudioError as error:
-        raise placed(error, f"{where}: composer") from error
-    raise RequestError(
-        f'{where}: composer={_shown(value)} must be text, as in "switch:interval=3", or an object, as in '
-        '{"method": "switch", "interval": 3}'
-    )
-
-
-def _wanted(value: object, where: str) -> Iterable[Wanted]:
-    if isinstance(value, Mapping | list | tuple) and len(value) > MOST_ADAPTERS:
-        raise RequestError(
-            f"{where}: {len(value)} adapters are more than one picture may have ({MOST_ADAPTERS}); leave some out"
-        )
-    if isinstance(value, Mapping):
-        named = ((_name(str(name), where), weight) for name, weight in value.items())
-        return [Wanted(name, _number(weight, f"{where}: adapters: {name}")) for name, weight in named]
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        raise RequestError(
-            f'{where}: adapters={_shown(value)} must be an object of strengths, as in {{"fox": 0.8}}, or a list'
-        )
-    return [_one_wanted(entry, f"{where}: adapters, entry {number}") for number, entry in enumerate(value, 1)]
-
-
-def _one_wanted(entry: object, where: str) -> Wanted:
-    if isinstance(entry, str):
-        return Wanted(_name(entry, where))
-    if not isinstance(entry, dict) or not isinstance(entry.get("adapter"), str):
-        raise RequestError(
-            f'{where}: {_shown(entry)} must be a name or an object, as in {{"adapter": "fox"}}'
-        )
-    for name in entry:
-        if name not in USE_FIELDS:
-            raise RequestError(f"{where}: unknown field {shown(name)}; {_hint(name, USE_FIELDS)}")
-    if not isinstance(entry.get("pinned", False), bool):
-        raise RequestError(f"{where}: pinned={_shown(entry['pinned'])} must be true or false")
-    if entry.get("band") not in (None, "high", "low"):
-        raise RequestError(f"{where}: band={_shown(entry['band'])} must be high or low")
-    points = _pairs(entry.get("schedule") or (), f"{where}: schedule", MOST_POINTS)
-    blocks = _pairs(entry.get("blocks") or (), f"{where}: blocks", MOST_BLOCKS)
-    try:
-        schedule = Schedule(tuple((_real(start, f"{where}: schedule"), factor) for start, factor in points))
-    except StudioError as error:
-        raise placed(error, where) from error
-    return Wanted(
-        _name(entry["adapter"], where),
-        _number(entry.get("weight"), f"{where}: weight"),
-        _number(entry.get("text_weight"), f"{where}: text_weight"),
-        tuple((_name(str(name), f"{where}: blocks"), factor) for name, factor in blocks),
-        schedule if points else None,
-        entry.get("pinned", False),
-        entry.get("band"),
-    )
-
-
-def _name(text: str, where: str) -> str:
-    """Of an adapter, which may be a path, or of a block."""
-    return check_text(f"{where}: a name", text, LONGEST_NAME)
-
-
-def _pairs(value: object, where: str, most: int) -> list[tuple[object, float]]:
-    """[[a, 1], [b, 2]] or {"a": 1, "b": 2} -> pairs."""
-    if isinstance(value, Mapping | list | tuple) and len(value) > most:
-        raise RequestError(f"{where} has {len(value)} pairs, more than {most}; leave some out")
-    items = list(value.items()) if isinstance(value, Mapping) else value
-    if isinstance(items, list | tuple) and all(
-        isinstance(pair, list | tuple) and len(pair) == 2 for pair in items
-    ):
-        return [(first, _real(second, where)) for first, second in items]
-    raise RequestError(f"{where}={_shown(value)} must be a list of pairs, as in [[0.0, 1.0], [0.5, 0.2]]")
-
-
-def _number(value: object, where: str) -> float | None:
-    return None if value is None else _real(value, where)
-
-
-def _real(value: object, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RequestError(f"{where}: {_shown(value)} must be a number")
-    if not -STRONGEST <= value <= STRONGEST:
-        raise RequestError(f"{where}: {_shown(value)} must be a number in {-STRONGEST:g} … {STRONGEST:g}")
-    return float(value)
-
-
-def _hint(name: object, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(shown(name).strip("'").lower(), known, n=1)
-    return (f"did you mean {near[0]!r}? " if near else "") + f"Fields are {', '.join(known)}"
-
-
-def _shown(value: object) -> str:
-    text = shown(value)
-    return f'"{text[1:-1]}"' if isinstance(value, str) else text
-
-
-# -- Request -> plain data -------------------------------------------------------------------------------
-
-
-def plain_request(request: Request) -> dict[str, Any]:
-    """Every field of a request as JSON can hold it; `read_draft` reads it back, but for the initial image,
-    of which only size and hash are kept."""
-    plain = {name: getattr(request, name) for name in FIELDS}
-    plain["composer"] = {"method": request.composer.name, **settings_of(request.composer)}
-    plain["adapters"] = [_plain_use(use) for use in request.uses]
-    if request.init_image is not None:
-        plain["init_image"] = picture_mark(request.init_image)
-    return plain
-
-
-def plain_draft(draft: Draft) -> dict[str, Any]:
-    """What was said, as JSON can hold it; `read_draft` reads it back, the initial image by its path."""
-    plain = dict(draft.values)
-    composer = plain.get("composer")
-    if isinstance(composer, Composer):
-        plain["composer"] = {"method": composer.name, **settings_of(composer)}
-    plain["adapters"] = [_plain_wanted(wanted) for wanted in draft.wanted]
-    if draft.init_image is not None:
-        plain["init_image"] = str(draft.init_image)
-    return plain
-
-
-def _plain_wanted(wanted: Wanted) -> dict[str, Any]:
-    return {**asdict(wanted), "schedule": None if wanted.schedule is None else wanted.schedule.points}
-
-
-def _plain_use(use: Use) -> dict[str, Any]:
-    return {**asdict(use), "schedule": None if use.schedule is None else use.schedule.points}
-
-
-def picture_mark(image: Image.Image) -> dict[str, Any]:
-    """What tells an initial image from others: its size and the sha256 of its pixels."""
-    pixels = image.convert("RGB")
-    return {"size": pixels.size, "sha256": hashlib.sha256(pixels.tobytes()).hexdigest()}

@@ -15,7 +15,8 @@ from pipelines.checkpoints.card import read_card
 from pipelines.errors import RequestError
 from pipelines.home import Entry
 from pipelines.request import SEEDS
-from studio.drafts.draft import MOST_PICTURES, Draft, Wanted, check_count, counted, placed, read_requests
+from studio.drafts.draft import MOST_PICTURES, Draft, Wanted, check_count, counted, placed
+from studio.drafts.entries import read_requests
 
 _STRENGTHS = re.compile(r"(?P<name>.+)=(?P<weight>[^=]*)", re.DOTALL)
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -13,9 +11,8 @@ from pathlib import Path
 from composers.plan import Use
 from pipelines import Request, StudioPipeline
 from pipelines.adapters import LoadReport, inspect_file
-from pipelines.errors import AdapterFileError, PromptError
+from pipelines.errors import AdapterFileError
 from pipelines.home import Entry, Home
-from pipelines.text.tags import take_tags
 from studio.drafts.draft import Draft, Wanted, placed
 from studio.library.hashes import find_adapter, is_adapter
 
@@ -85,15 +82,12 @@ class Shelf:
         """Name -> file of every adapter that is needed."""
         return {name: path for path, name in dict(self._names).items()}  # other threads add to it
 
-    def missing(self, wanted: Iterable[Wanted], prompt: object = "") -> list[AdapterFileError]:
-        """Why adapters cannot be found, those of the prompt's tags included; empty where all are here."""
-        names = [(one.adapter, True) for one in wanted]
-        with suppress(PromptError):  # `read_tags` raises it
-            names += [(tag.name, False) for tag in take_tags(prompt)[1]] if isinstance(prompt, str) else []
+    def missing(self, wanted: Iterable[Wanted]) -> list[AdapterFileError]:
+        """Why adapters cannot be found; empty where all are here."""
         errors = []
-        for name, paths in names:
+        for one in wanted:
             try:
-                self._path(name, paths=paths)
+                self._path(one.adapter)
             except AdapterFileError as error:
                 errors.append(error)
         return errors
@@ -103,22 +97,9 @@ class Shelf:
 
         Raises AdapterFileError for an unknown or ambiguous name, with near matches.
         """
-        path = self._path(wanted.adapter, paths=True)
+        path = self._path(wanted.adapter)
         preferred = self._preferred_weight(path) if wanted.weight is None else None
         return wanted.use(self._names[path], preferred)
-
-    def read_tags(self, prompt: str) -> str:
-        """The prompt with the names in its tags looked up; a tag without a weight gets the preferred one."""
-        _, tags = take_tags(prompt)
-        for tag in tags:
-            path = self._path(tag.name, paths=False)
-            rest = _after_name(tag.source)
-            if not rest:
-                preferred = self._preferred_weight(path)
-                rest = "" if preferred is None else f":{preferred:g}"
-            name = re.sub(r"([:<>\\])", r"\\\1", self._names[path])
-            prompt = prompt.replace(tag.source, f"<lora:{name}{rest}>", 1)
-        return prompt
 
     def load(self, pipe: StudioPipeline) -> list[LoadReport]:
         """Loads every adapter that is needed. Raises AdapterError."""
@@ -136,14 +117,14 @@ class Shelf:
             self._entries = self._home.loras()
         return self._entries
 
-    def _path(self, name: str, *, paths: bool) -> Path:
+    def _path(self, name: str) -> Path:
         """The file of that name, noted as needed under a name that no other needed file has."""
         key = name.casefold()
         if key in self._lost:
             raise self._lost[key]
         if key not in self._found:
             try:
-                self._found[key] = self._look_up(name, paths=paths)
+                self._found[key] = self._look_up(name)
             except AdapterFileError as error:
                 self._lost[key] = error
                 raise
@@ -153,12 +134,10 @@ class Shelf:
         self._names.claim(path, chain([name] if key in self._known else [], wishes))
         return path
 
-    def _look_up(self, name: str, *, paths: bool) -> Entry:
+    def _look_up(self, name: str) -> Entry:
         known = self._known.get(name.casefold())
         try:
-            entry = self._home.find_lora(
-                name, self._model, paths=paths and self._paths, entries=self._listed()
-            )
+            entry = self._home.find_lora(name, self._model, paths=self._paths, entries=self._listed())
         except AdapterFileError as error:
             if known is None:
                 raise
@@ -191,14 +170,8 @@ def requests_of(drafts: Sequence[Draft], shelf: Shelf) -> list[Request]:
     """All requests, or an error that names every adapter that cannot be found."""
     missing: dict[str, None] = {}
     for draft in drafts:
-        for error in shelf.missing(draft.wanted, draft.values.get("prompt")):
+        for error in shelf.missing(draft.wanted):
             missing[str(placed(error, draft.where))] = None
     if missing:
         raise AdapterFileError("\n".join(missing))
-    return [draft.build(shelf.use, shelf.read_tags) for draft in drafts]
-
-
-def _after_name(source: str) -> str:
-    """What follows the name in a tag: "<lora:fox:0.8>" -> ":0.8"."""
-    match = re.match(r"<\s*\w+\s*:(?:\\.|[^:>\\])*(.*)>$", source, re.DOTALL)
-    return match[1].rstrip() if match else ""
+    return [draft.build(shelf.use) for draft in drafts]

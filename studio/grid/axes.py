@@ -12,32 +12,24 @@ from typing import Any
 from composers.shown import shown
 from pipelines.bounds import LONGEST_PROMPT, check_text
 from pipelines.errors import RequestError
-from pipelines.text.tags import take_tags
 from studio.batch.problems import nearest
 from studio.batch.prompts import plain_wanted
 from studio.batch.values import WHOLE, numbers
+from studio.drafts.draft import Draft
+from studio.drafts.fields import of_kind
 from studio.drafts.flags import parse_lora
 
 Fields = Mapping[str, Any]
 Change = Callable[[Fields], Fields]
 
-NUMBERS = {
-    "seed": "seed",
-    "steps": "steps",
-    "guidance": "guidance_scale",
-    "cfg": "guidance_scale",
-    "strength": "strength",
-    "width": "width",
-    "height": "height",
-    "clip_skip": "clip_skip",
-}
+NUMBERS = {axis: field.name for field in of_kind("whole", "real") for axis in field.axes}
 TEXTS = {
-    "method": "composer",
-    "composer": "composer",
-    "sampler": "scheduler",
-    "scheduler": "scheduler",
+    **{
+        axis: field.name
+        for field in of_kind("method", "scheduler", "choice", "text", "truth")
+        for axis in field.axes
+    },
     "model": "model",
-    "text_mode": "text_mode",
 }
 NAMES = (*NUMBERS, *TEXTS, "lora", "weight", "prompt")
 SETTING = "="
@@ -137,7 +129,7 @@ def _weighted(target: str, value: float) -> Change:
     def change(fields: Fields) -> Fields:
         mix = list(fields.get("adapters", ()))
         names = [entry["adapter"] for entry in mix]
-        tagged = [tag.name for tag in take_tags(fields["prompt"])[1]]
+        tagged = [wanted.adapter for wanted in Draft({"prompt": fields["prompt"]}).wanted]
         if target and target.casefold() not in (name.casefold() for name in names):
             hint = " (it stands in the prompt: give it as --lora instead)" if target in tagged else ""
             raise RequestError(f"the mix has no LoRA {target!r}{hint}; add --lora {target}")

@@ -16,8 +16,9 @@ from pipelines.errors import (
     StudioError,
 )
 from pipelines.home import Entry, Home
-from pipelines.request import Facts
-from studio.drafts.draft import HIGHEST_SEED, MOST_PICTURES, PROMPTS, Draft, placed, sized_like
+from pipelines.request import PROMPTS, Facts
+from studio.drafts.draft import HIGHEST_SEED, MOST_PICTURES, Draft, placed
+from studio.drafts.init_image import sized_like
 from studio.drafts.shelf import Shelf
 from studio.library.fit import fit_of_entry
 from studio.rendering.opening import Opening, model_name
@@ -96,7 +97,7 @@ def check(drafts: Sequence[Draft], key: ModelKey, home: Home, shelf: Shelf, fact
     drafts = distinct(drafts)
     missing: dict[str, None] = {}
     for draft in drafts:
-        for error in shelf.missing(draft.wanted, draft.values.get("prompt")):
+        for error in shelf.missing(draft.wanted):
             missing[str(placed(error, draft.where))] = None
         if len(missing) >= MOST_MISSING:
             missing = dict.fromkeys([*list(missing)[:MOST_MISSING], "and perhaps more"])
@@ -104,14 +105,14 @@ def check(drafts: Sequence[Draft], key: ModelKey, home: Home, shelf: Shelf, fact
     if missing:
         raise AdapterFileError("\n".join(missing))
     for draft in drafts:
-        draft.build(shelf.use, shelf.read_tags, sized_like)  # and dropped: together they may be large
+        draft.build(shelf.use, sized_like)  # and dropped: together they may be large
     _refuse_misfits(shelf.found, key, home)
     if facts is None:
         return
     with_names = replace(facts, adapters=tuple(dict.fromkeys([*facts.adapters, *shelf.files])))
     for draft in drafts:
         try:
-            draft.build(shelf.use, shelf.read_tags, sized_like).resolved(with_names)
+            draft.build(shelf.use, sized_like).resolved(with_names)
         except StudioError as error:
             raise placed(error, draft.where) from error
 

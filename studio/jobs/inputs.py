@@ -11,7 +11,8 @@ from pipelines.adapters import sha256
 from pipelines.home import Home
 from pipelines.home.answers import answered
 from pipelines.home.files import open_regular, write_whole
-from studio.drafts.draft import Draft, sized_like
+from studio.drafts.draft import Draft
+from studio.drafts.init_image import sized_like
 
 
 def inputs_folder(home: Home) -> Path:

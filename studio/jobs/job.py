@@ -57,7 +57,7 @@ class Job:
 
 @dataclass(frozen=True)
 class PictureRow:
-    """One picture of a job as it is stored. draft: as `studio.drafts.draft.read_draft` reads it, its seed included.
+    """One picture of a job as it is stored. draft: as `studio.drafts.entries.read_draft` reads it, its seed included.
 
     file: where it was saved, from the home's folder if it lies inside. record: see `pipelines.record`.
     suspect: it was in the making when the studio died, and was not tried alone to the end since.

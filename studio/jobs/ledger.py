@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipelines import StudioError
 from pipelines.home import Home
-from studio.drafts.draft import read_draft
+from studio.drafts.entries import read_draft
 from studio.jobs.gate import ModelKey
 from studio.jobs.job import Job, JobState
 from studio.jobs.previews import Previews

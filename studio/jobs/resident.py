@@ -19,7 +19,6 @@ from pipelines.home import Home
 from pipelines.home.answers import answered
 from pipelines.request import Facts
 from pipelines.spectrum import cached
-from pipelines.text.tags import take_tags
 from studio.drafts.shelf import Shelf
 from studio.jobs.gate import ModelKey, Trust
 from studio.jobs.job import ModelState
@@ -90,9 +89,8 @@ class Resident:
 
     def give(self, task: Task, shelf: Shelf) -> None:
         """Hands a picture over to the session. Raises StudioError for one that cannot be rendered."""
-        request = task.draft.build(shelf.use, shelf.read_tags)
-        names = [use.adapter for use in request.uses] + [tag.name for tag in take_tags(request.prompt)[1]]
-        self._load(names)
+        request = task.draft.build(shelf.use)
+        self._load([use.adapter for use in request.uses])
         resolved = request.resolved(self.pipe.model.facts)
         rows = len(resolved.plans()[0].lanes)
         task.id = self._session.submit(resolved, owner=task.work.job.owner, priority=task.work.priority)

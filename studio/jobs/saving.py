@@ -15,7 +15,6 @@ from PIL import Image
 from pipelines import Record, Request
 from pipelines.faults import own_error
 from pipelines.home import Home
-from pipelines.text.tags import take_tags
 from studio.jobs.queue import LIVE, Task
 from studio.pictures.files import Sheet, plan_files
 from studio.pictures.metadata import Setup, save_picture
@@ -85,9 +84,7 @@ class Saver:
         job = made.task.work.job
         if job.kind == LIVE:
             return live_folder(self._home) / f"{job.id}-{made.task.index}.png"
-        sheet = Sheet(
-            made.record.seed, take_tags(made.request.prompt)[0], made.request.composer.name, made.record.model
-        )
+        sheet = Sheet(made.record.seed, made.request.prompt, made.request.composer.name, made.record.model)
         [file] = plan_files(None, self._home.outputs / date.today().isoformat(), [sheet], force=False)
         return file
 

@@ -25,7 +25,7 @@ from pipelines.home import Home
 from pipelines.home.files import write_whole
 from pipelines.training.run import state_file
 from pipelines.turns import Turns
-from studio.drafts.draft import read_init_image
+from studio.drafts.init_image import read_init_image
 from studio.jobs.discretion import without_places
 from studio.jobs.gate import ModelKey, Trust, model_key
 from studio.jobs.job import JobState

@@ -23,7 +23,8 @@ from pipelines.errors import RequestError
 from pipelines.home import Home
 from pipelines.home.settings import Roots
 from pipelines.request import SEEDS
-from studio.drafts.draft import Draft, placed, plain_draft
+from studio.drafts.draft import Draft, placed
+from studio.drafts.entries import plain_draft
 from studio.jobs.calls import Calls
 from studio.jobs.discretion import without_places
 from studio.jobs.gate import ModelKey, Trust, model_key

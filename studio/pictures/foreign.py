@@ -17,7 +17,8 @@ from sd_parsers.parsers import ComfyUIParser
 
 from pipelines.bounds import LONGEST_NAME
 from pipelines.errors import RequestError, StudioError
-from studio.drafts.draft import Draft, Wanted, checked
+from studio.drafts.draft import Draft, Wanted
+from studio.drafts.entries import checked
 from studio.drafts.picture_file import MOST_SAID, is_png
 from studio.drafts.plain import read_json
 from studio.pictures.metadata import Remembered

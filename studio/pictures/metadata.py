@@ -28,7 +28,8 @@ from pipelines.home.files import write_whole
 from pipelines.schedulers import MODEL_OWN
 from pipelines.text.tags import write_tag
 from studio.drafts import picture_file
-from studio.drafts.draft import LONGEST_METHOD, Draft, checked, plain_request, read_draft
+from studio.drafts.draft import Draft
+from studio.drafts.entries import LONGEST_METHOD, checked, plain_request, read_draft
 from studio.drafts.plain import read_json
 from studio.drafts.shelf import Known
 from studio.library.hashes import short_hash

@@ -129,7 +129,7 @@ def _tags_as_rows(draft: Draft, notes: list[str]) -> Draft:
     named = {wanted.adapter.casefold() for wanted in draft.wanted}
     rows = list(draft.wanted)
     for tag in tags:
-        plain = not (tag.factors or tag.lbw or tag.dyn)
+        plain = not (tag.points or tag.lbw or tag.dyn)
         if plain and tag.name.casefold() not in named:
             said = tag.source.count(":") > 1  # else it is the strength that the file prefers
             rows.append(Wanted(tag.name, tag.weight if said else None, tag.text_weight))

@@ -14,7 +14,8 @@ from pipelines.checkpoints.folders import folder_files
 from pipelines.checkpoints.hashes import short_hash
 from pipelines.errors import ModelError, RequestError
 from pipelines.home import Entry, Home
-from studio.drafts.draft import Draft, picture_mark, read_init_image
+from studio.drafts.draft import Draft
+from studio.drafts.init_image import picture_mark, read_init_image
 from studio.pictures.comparison import Comparison, compare
 from studio.pictures.metadata import Remembered
 from studio.rendering.once import Outcome

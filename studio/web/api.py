@@ -31,7 +31,8 @@ from pipelines.bounds import LONGEST_PROMPT, MOST_ADAPTERS, check_text
 from pipelines.errors import RequestError
 from pipelines.home import Home
 from pipelines.request import SEEDS
-from studio.drafts.draft import LONGEST_METHOD, MOST_PICTURES, Draft, counted, plain_draft
+from studio.drafts.draft import MOST_PICTURES, Draft, counted
+from studio.drafts.entries import LONGEST_METHOD, plain_draft
 from studio.drafts.flags import parse_lora
 from studio.jobs import JobView, Worker
 from studio.jobs.owner import owner_of

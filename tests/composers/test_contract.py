@@ -115,9 +115,25 @@ def test_equal_lanes_are_one_evaluation() -> None:
 def test_a_schedule_is_a_step_function_of_the_run() -> None:
     schedule = Schedule(((0.25, 0.5), (0.5, 0.0)))
     assert [schedule.factor(Step(index, 8, 1.0)) for index in range(8)] == [1, 1, 0.5, 0.5, 0, 0, 0, 0]
-    for points in (((0.5, 1.0), (0.5, 2.0)), ((0.5, 1.0), (0.2, 2.0)), ((1.0, 0.0),), ((0.0, math.nan),)):
+    for points in (
+        ((0.5, 1.0), (0.5, 2.0)),
+        ((0.5, 1.0), (0.2, 2.0)),
+        ((9, 0.0), (4, 1.0)),
+        ((-0.5, 0.0),),
+        ((0.0, math.nan),),
+    ):
         with pytest.raises(ComposerError):
             Schedule(points)
+
+
+def test_a_schedule_may_count_steps() -> None:
+    schedule = Schedule(((0.25, 0.5), (4, 0.0)))
+    assert [schedule.factor(Step(index, 8, 1.0)) for index in range(8)] == [1, 1, 0.5, 0.5, 0, 0, 0, 0]
+    assert schedule.over(8) == Schedule(((0.25, 0.5), (0.5, 0.0)))
+    assert schedule.over(4) == Schedule(((0.25, 0.5),))
+    assert Schedule(((30, 0.0),)).over(20) is None
+    with pytest.raises(ComposerError, match="over 40 steps they do not"):
+        schedule.over(40)
 
 
 def test_blocks_match_on_dotted_boundaries_and_the_longest_wins() -> None:

@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from composers import Use
 from pipelines import Request, StudioPipeline
-from pipelines.blocks import Layout, block_of, blocks_of, placed, read_strengths
+from pipelines.blocks import Layout, block_of, blocks_of, placed
 from pipelines.blora.layouts import published_layers
 from pipelines.errors import PromptError, RequestError
 from pipelines.families.family import FAMILIES
+from pipelines.text.tags import take_tags
 
 IN = [f"IN{n:02d}" for n in range(12)]
 OUT = [f"OUT{n:02d}" for n in range(12)]
@@ -31,11 +32,19 @@ def layout(family: str) -> Layout:
     )
 
 
+def read(text: str, family: str) -> Use:
+    """What `lbw=` means for a model, beside a strength of 1."""
+    _, (tag,) = take_tags(f"<lora:a:1:lbw={text}>")
+    return placed(tag.use(), layout(family))
+
+
+def text_factor(use: Use) -> float:
+    return 1.0 if use.text_weight is None else use.text_weight
+
+
 def factor(text: str, family: str, module: str) -> float:
     """The factor that a layer gets."""
-    found = read_strengths(text, layout(family))
-    assert found is not None
-    return Use("a", blocks=found.blocks).block_factor(module)
+    return read(text, family).block_factor(module)
 
 
 def test_blocks_are_numbered_as_in_the_original_code() -> None:
@@ -59,9 +68,7 @@ def test_blocks_are_numbered_as_in_the_original_code() -> None:
 def test_a_vector_gives_each_block_its_number(family: str, ids: list[str]) -> None:
     numbers = [(index + 1) / 100 for index in range(len(ids))]
     text = ",".join(["0.5", *(f"{number:g}" for number in numbers)])
-    found = read_strengths(text, layout(family))
-    assert found is not None
-    assert found.text == 0.5
+    assert text_factor(read(text, family)) == 0.5
     given = dict(zip(ids, numbers, strict=True))
     for block, members in layout(family).numbered.items():
         for member in members:
@@ -90,34 +97,34 @@ def test_presets_are_the_extensions_own_on_attention(preset: str, vector: str) -
     for name in layout("sd1").unet_layers:
         if ".attentions." in name:
             assert factor(preset, "sd1", name) == factor(vector, "sd1", name), name
-    found, expected = (read_strengths(text, layout("sd1")) for text in (preset, vector))
-    assert found is not None
-    assert expected is not None
-    assert found.text == expected.text
+    assert text_factor(read(preset, "sd1")) == text_factor(read(vector, "sd1"))
 
 
 def test_the_models_own_parts_are_presets() -> None:
-    found = read_strengths("Style", layout("sdxl"))
-    assert found is not None
-    assert (found.blocks, found.text) == ((("@style", 1.0),), 0.0)
+    found = read("Style", "sdxl")
+    assert found.blocks == tuple((block, 1.0) for block in layout("sdxl").block_map["@style"])
+    assert text_factor(found) == 0
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1", "17 numbers, but Stable Diffusion XL takes 12 or 20"),
-        ("1,R,1,1,1,1,1,1,1,1,1,1", "only numbers are read"),
-        ("1,nan,1,1,1,1,1,1,1,1,1,1", "finite"),
+        ("1,R,1,1,1,1,1,1,1,1,1,1", "every factor must be a number"),
+        ("1,nan,1,1,1,1,1,1,1,1,1,1", "every factor must be a number"),
+        ("IN11", "no block preset of Stable Diffusion XL; it knows content, style, ALL"),
+        ("nonsense", "not a known block list"),
     ],
 )
-def test_wrong_vectors_are_refused(text: str, message: str) -> None:
+def test_wrong_presets_and_vectors_are_refused(text: str, message: str) -> None:
     with pytest.raises(PromptError, match=message):
-        read_strengths(text, layout("sdxl"))
+        read(text, "sdxl")
 
 
-def test_other_words_are_left_to_the_block_list() -> None:
-    for text in ("mid_block@1,up_blocks.1@0.5", "nonsense"):
-        assert read_strengths(text, layout("sdxl")) is None
+def test_a_factor_on_a_preset_multiplies_its_blocks() -> None:
+    half = placed(Use("a", blocks=(("@OUTS", 0.5),)), layout("sdxl"))
+    whole = placed(Use("a", blocks=(("@OUTS", 1.0),)), layout("sdxl"))
+    assert half.blocks == tuple((name, 0.5 * factor) for name, factor in whole.blocks)
 
 
 def test_names_of_blocks_are_looked_up() -> None:

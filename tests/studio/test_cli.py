@@ -24,7 +24,7 @@ Run = Callable[..., Any]
 
 def test_help_is_quick_and_writes_nothing(home: Path) -> None:
     seen = "import sys, studio.cli as c\ntry: c.main(sys.argv[1:])\nexcept SystemExit: pass\n"
-    seen += "sys.exit(any(name in sys.modules for name in ('torch', 'PIL', 'rich', 'pipelines')))"
+    seen += "sys.exit(any(name in sys.modules for name in ('torch', 'PIL', 'rich', 'numpy', 'diffusers')))"
     for words in ([], ["--help"], ["render", "--help"], ["--version"]):
         done = subprocess.run(
             [sys.executable, "-c", seen, *words], capture_output=True, text=True, check=False

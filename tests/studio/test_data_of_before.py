@@ -29,6 +29,7 @@ from pipelines.home import Home
 from pipelines.home.settings import Roots, read_settings
 from pipelines.session import Session
 from pipelines.spectrum import cached
+from pipelines.text.tags import take_tags
 from pipelines.training.recipe import Recipe
 from pipelines.training.state import Identity, load_state
 from studio.batch.jobfile import read_jobs
@@ -36,7 +37,8 @@ from studio.batch.manifest import MANIFEST
 from studio.batch.plan import Ground, Job, plan
 from studio.batch.problems import Problems
 from studio.batch.variants import Wildcards
-from studio.drafts.draft import Draft, Wanted, plain_draft, read_draft, read_requests
+from studio.drafts.draft import Draft, Wanted, wanted_of
+from studio.drafts.entries import plain_draft, read_draft, read_requests
 from studio.drafts.shelf import Shelf
 from studio.jobs import JobState, JobView, Worker
 from studio.jobs.gate import Trust
@@ -120,6 +122,19 @@ def holds(old: object, now: object) -> bool:
     return old == now
 
 
+def tags_as_adapters(said: Any) -> Any:
+    """What was said with LoRA tags in its prompts, the tags among the adapters, where they are kept now."""
+    if isinstance(said, list):
+        return [tags_as_adapters(one) for one in said]
+    if "draft" in said:
+        return {**said, "draft": tags_as_adapters(said["draft"])}
+    text, tags = take_tags(said["prompt"])
+    tagged = [
+        json.loads(json.dumps(plain_draft(Draft(wanted=(wanted_of(tag),)))))["adapters"][0] for tag in tags
+    ]
+    return {**said, "prompt": text, "adapters": [*said.get("adapters", ()), *tagged]} if tags else said
+
+
 def plain(draft: Draft) -> Any:
     """As JSON holds it."""
     return json.loads(json.dumps(plain_draft(draft)))
@@ -185,7 +200,8 @@ def test_all_pictures_are_listed_with_their_drafts(store: Store) -> None:
     ]  # fmt: skip
     assert len(rows) == len(said) == 22
     for row in rows:
-        assert holds(json.loads(said[f"{row.job} {row.index}"]), plain(read_draft(dict(row.draft), row.job)))
+        old = tags_as_adapters(json.loads(said[f"{row.job} {row.index}"]))
+        assert holds(old, plain(read_draft(dict(row.draft), row.job)))
 
 
 def test_a_draft_means_what_it_meant(store: Store) -> None:
@@ -202,7 +218,11 @@ def test_a_draft_means_what_it_meant(store: Store) -> None:
         Wanted("kelda-duotone", 0.5, 0.0, pinned=True),
     )
     assert [wanted.band for wanted in drafts["cmlora"].wanted] == ["high", "high", "low"]
-    assert "<lora:castle:te=0.2:unet=0.9:start=1:stop=2>" in drafts["tags"].values["prompt"]
+    assert drafts["tags"].values["prompt"] == "a fox at a castle"
+    assert drafts["tags"].wanted == (
+        Wanted("nilo-fox", 0.8, blocks=(("@OUTALL", 1.0),)),
+        Wanted("castle", 0.9, 0.2, schedule=Schedule(((0.0, 0.0), (1, 1.0), (2, 0.0)))),
+    )
 
 
 def test_what_was_left_is_taken_up_and_made(old: Home) -> None:
@@ -308,7 +328,7 @@ def test_the_text_for_other_tools_says_the_same(tmp_path: Path) -> None:
     found = read_picture(file)
     ours = read_picture(picture("all settings")).draft.values
     assert found.draft.values == {
-        "prompt": f"{ours['prompt']} <lora:nilo-fox:0.8> <lora:Hat:0.5>",
+        "prompt": ours["prompt"],
         **{
             name: ours[name]
             for name in ("negative_prompt", "steps", "guidance_scale", "guidance_rescale", "seed")
@@ -343,7 +363,7 @@ def request_of(restored: Restored, home: Home, pipe: StudioPipeline) -> Request:
     draft = restored.draft
     if "strength" in draft.values and draft.values["strength"] != Request.strength:
         draft = replace(draft, init_image=next((home.path / "inputs").iterdir()))
-    request = draft.build(shelf.use, shelf.read_tags)
+    request = draft.build(shelf.use)
     for name, file in shelf.files.items():
         if name not in pipe.adapters:
             pipe.load_lora_weights(file, name)
@@ -418,13 +438,14 @@ def test_a_job_file_gives_the_same_jobs(name: str) -> None:
         }
         for job in planned(name)
     ]  # fmt: skip
-    assert holds(json.loads((BEFORE / "planned.json").read_text(encoding="utf-8"))[name], found)
+    said = json.loads((BEFORE / "planned.json").read_text(encoding="utf-8"))[name]
+    assert holds(tags_as_adapters(said), found)
 
 
 def test_a_list_of_requests_is_read() -> None:
     file = BEFORE / "requests.json"
     said = json.loads(file.read_text(encoding="utf-8"))
-    assert holds(said, [plain(draft) for draft in read_requests(file)])
+    assert holds(tags_as_adapters(said), [plain(draft) for draft in read_requests(file)])
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from studio.batch.variants import literal
-from studio.drafts.draft import Draft, plain_draft
+from studio.drafts.draft import Draft
+from studio.drafts.entries import plain_draft
 
 FILE = "jobs.yaml"
 

@@ -15,7 +15,8 @@ from composers.shown import shown
 from pipelines import StudioError
 from pipelines.home import Home
 from pipelines.schedulers import scheduler_names
-from studio.drafts.draft import Draft, Wanted, plain_draft, read_draft
+from studio.drafts.draft import Draft, Wanted
+from studio.drafts.entries import plain_draft, read_draft
 from studio.drafts.plain import check_plain
 from studio.jobs.gate import Trust, model_key
 from studio.library.card import Card

@@ -180,7 +180,7 @@ def taken_from(prompt: str, rows: Rows) -> tuple[str, Rows]:
     """
     _, tags = take_tags(prompt)
     for tag in tags:
-        if tag.factors or tag.dyn is not None or (tag.lbw and tag.lbw not in PRESETS):
+        if tag.points or tag.dyn is not None or (tag.lbw and tag.lbw not in PRESETS):
             continue
         prompt = _without(prompt, tag)
         rows = added(rows, tag.name)

@@ -11,7 +11,8 @@ from typing import Any
 import gradio as gr
 
 from pipelines.errors import RequestError
-from studio.drafts.draft import Draft, read_draft
+from studio.drafts.draft import Draft
+from studio.drafts.entries import read_draft
 from studio.jobs import GalleryPicture, JobView
 from studio.pictures.restore import restore
 from studio.web.form.components import Fields

@@ -20,7 +20,8 @@ from pipelines.bounds import LONGEST_NAME, LONGEST_PROMPT, check_text
 from pipelines.errors import RequestError
 from pipelines.request import SEEDS
 from pipelines.schedulers import canonical
-from studio.drafts.draft import LONGEST_METHOD, Draft, counted
+from studio.drafts.draft import Draft, counted
+from studio.drafts.entries import LONGEST_METHOD
 from studio.drafts.picture_file import LARGEST_FILE
 from studio.drafts.plain import check_plain
 

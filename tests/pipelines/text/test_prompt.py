@@ -2,12 +2,13 @@
 
 import itertools
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
 from composers.plan import Schedule, Use
 from pipelines.errors import PromptError
-from pipelines.text.prompt import LoraTag, Moment, parse, take_tags, write_tag
+from pipelines.text.prompt import LoraTag, parse, take_tags, write_tag
 
 from ...budget import cheap
 
@@ -147,7 +148,7 @@ def test_hostile_tags_are_refused_in_few_words_and_good_time(text: str) -> None:
     with cheap():
         try:
             for tag in take_tags(text)[1]:
-                tag.use(steps=20)
+                tag.use()
         except PromptError as error:
             said = str(error)
     assert len(said.encode()) < 500
@@ -196,13 +197,15 @@ def test_a_prompt_may_open_as_many_chunks_as_are_encoded() -> None:
             Use("fox", 0.8, schedule=Schedule(((0, 0), (0.2, 1), (0.6, 0)))),
         ),
         ("<lora:fox:0.8:step=0.2-0.6>", Use("fox", 0.8, schedule=Schedule(((0, 0), (0.2, 1), (0.6, 0))))),
-        ("<lora:fox:0.8:step=5-10>", Use("fox", 0.8, schedule=Schedule(((0, 0), (0.25, 1), (0.5, 0))))),
-        ("<lora:fox:0.8:stop=30>", Use("fox", 0.8)),
+        ("<lora:fox:0.8:step=5-10>", Use("fox", 0.8, schedule=Schedule(((0, 0), (5, 1), (10, 0))))),
+        ("<lora:fox:0.8:stop=30>", Use("fox", 0.8, schedule=Schedule(((30, 0),)))),
+        ("<lora:fox:0.8:stop=1>", Use("fox", 0.8, schedule=Schedule(((1, 0),)))),
+        ("<lora:fox:0.8:stop=1.0>", Use("fox", 0.8)),
         ("<lora:fox:0.8:step=1@0,0.5@0.4>", Use("fox", 0.8, schedule=Schedule(((0, 1), (0.4, 0.5))))),
         ("<lora:fox:0.4@0,0.8@0.5>", Use("fox", 0.8, schedule=Schedule(((0, 0.5), (0.5, 1))))),
         (
             "<lora:fox:te=1:unet=0@5;0.8@10>",
-            Use("fox", 0.8, 1.0, schedule=Schedule(((0, 0), (0.25, 0), (0.5, 1)))),
+            Use("fox", 0.8, 1.0, schedule=Schedule(((0, 0), (5, 0), (10, 1)))),
         ),
         ("<lora:fox:1@0,0@0.5,1@1>", Use("fox", 1, schedule=Schedule(((0, 1), (0.5, 0))))),
         ("<lora:fox:0@0,0@0.5>", Use("fox", 0)),
@@ -212,22 +215,39 @@ def test_tags(tag: str, use: Use) -> None:
     text, (read,) = take_tags(f"a {tag}, b")
     assert text == "a, b"
     assert read.source == tag
-    assert read.use(steps=20) == use
+    assert read.use() == use
 
 
-def test_block_presets_are_left_to_the_caller() -> None:
-    _, (tag,) = take_tags("<lora:fox:0.8:lbw=OUTALL>")
-    assert tag == LoraTag("fox", 0.8, lbw="OUTALL")
-    assert tag.use(blocks=(("mid_block", 1.0),)).blocks == (("mid_block", 1.0),)
-    with pytest.raises(PromptError, match="lbw=OUTALL"):
+@pytest.mark.parametrize(
+    ("lbw", "blocks", "text_weight"),
+    [
+        ("OUTALL", (("@OUTALL", 1.0),), None),
+        ("outs", (("@OUTS", 1.0),), None),
+        ("ALL", (), None),
+        ("NONE", (("mid_block", 0.0),), 0.0),
+        ("Style", (("@style", 1.0),), 0.0),
+        ("MID", (("@M00", 1.0),), 0.0),
+        ("IN04", (("@IN04", 1.0),), 0.0),
+        ("0.5, 0,1", (("@0.5,0,1", 1.0),), 0.4),
+        ("1,0,1", (("@1,0,1", 1.0),), None),
+    ],
+)
+def test_block_presets_stay_symbolic(lbw: str, blocks: Any, text_weight: float | None) -> None:
+    _, (tag,) = take_tags(f"<lora:fox:0.8:lbw={lbw}>")
+    assert tag == LoraTag("fox", 0.8, lbw=lbw)
+    assert tag.use() == Use("fox", 0.8, text_weight, blocks)
+
+
+@pytest.mark.parametrize("lbw", ["WEST", "a@x", "@", "1,R,0", "1,2,nan"])
+def test_block_lists_that_mean_nothing_are_refused(lbw: str) -> None:
+    _, (tag,) = take_tags(f"<lora:fox:0.8:lbw={lbw}>")
+    with pytest.raises(PromptError, match="lbw="):
         tag.use()
 
 
-def test_step_numbers_need_the_step_count() -> None:
-    _, (tag,) = take_tags("<lora:fox:0.8:stop=10>")
-    assert tag.factors == ((Moment(10, "step"), 0.0),)
-    with pytest.raises(PromptError, match=r"stop=0\.5"):
-        tag.use()
+def test_a_bare_tag_says_no_strength() -> None:
+    _, (bare, said) = take_tags("<lora:fox> <lora:hat:1>")
+    assert (bare.bare, said.bare) == (True, False)
 
 
 def test_dynamic_rank_is_read_and_refused() -> None:
@@ -272,11 +292,11 @@ def test_malformed_tags_are_named(tag: str, complaint: str) -> None:
     assert "<lora:name:0.8>" in str(error.value) or "remove the tag" in str(error.value)
 
 
-@pytest.mark.parametrize("tag", ["<lora:fox:step=0.5-0.2>", "<lora:fox:1@0.5,0@0.5>", "<lora:fox:1@0.5,0@8>"])
+@pytest.mark.parametrize("tag", ["<lora:fox:step=0.5-0.2>", "<lora:fox:1@0.5,0@0.5>", "<lora:fox:step=9-4>"])
 def test_moments_must_rise(tag: str) -> None:
     _, (read,) = take_tags(tag)
     with pytest.raises(PromptError, match="must rise"):
-        read.use(steps=20)
+        read.use()
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def difference(file: Path, image: Image.Image) -> int:
 def alone(pipe: StudioPipeline, file: Path) -> Image.Image:
     """The picture of a file rendered again, alone, from what the file says."""
     draft = read_picture(file).draft
-    request = draft.build(lambda wanted: wanted.use(wanted.adapter, None), lambda prompt: prompt)
+    request = draft.build(lambda wanted: wanted.use(wanted.adapter, None))
     image = pipe(request).images[0]
     assert isinstance(image, Image.Image)
     return image

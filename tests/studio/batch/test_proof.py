@@ -87,7 +87,7 @@ def test_fill_throughput_and_equality(home: Home, jobs: list[dict[str, Any]], tm
     alone = alone_cpu = 0.0
     for outcome in outcomes:
         assert outcome.file is not None
-        request = read_picture(outcome.file).draft.build(lambda wanted: wanted.use(wanted.adapter, None), str)
+        request = read_picture(outcome.file).draft.build(lambda wanted: wanted.use(wanted.adapter, None))
         began, cpu = time.perf_counter(), time.process_time()
         session = Session(pipe.model)
         session.submit(request)

@@ -13,25 +13,16 @@ from PIL import Image
 
 from composers import Composite, Merge, Schedule, StudioError, Switch, Use
 from pipelines import Request
-from studio.drafts.draft import (
-    FIELDS,
-    USE_FIELDS,
-    Draft,
-    Wanted,
-    counted,
-    plain_draft,
-    plain_request,
-    read_draft,
-    read_init_image,
-    read_requests,
-    sized_like,
-)
+from studio.drafts.draft import USE_FIELDS, Draft, Wanted, counted
+from studio.drafts.entries import plain_draft, plain_request, read_draft, read_requests
+from studio.drafts.fields import FIELDS
+from studio.drafts.init_image import read_init_image, sized_like
 
 from ...budget import cheap
 
 
 def built(draft: Draft) -> Request:
-    return draft.build(lambda wanted: wanted.use(wanted.adapter, None), lambda prompt: prompt)
+    return draft.build(lambda wanted: wanted.use(wanted.adapter, None))
 
 
 REQUESTS = [
@@ -256,7 +247,7 @@ def test_a_request_is_judged_by_the_size_of_its_initial_image_alone(tmp_path: Pa
     Image.new("1", (5000, 8000)).save(file, format="PNG")
     draft = Draft({"prompt": "a fox"}, init_image=file)
     with cheap():
-        judged = [draft.build(lambda wanted: Use("x"), str, sized_like) for _ in range(100)]
+        judged = [draft.build(lambda wanted: Use("x"), sized_like) for _ in range(100)]
     assert {request.init_image.size for request in judged if request.init_image} == {(5000, 8000)}
 
 

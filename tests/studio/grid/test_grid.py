@@ -195,7 +195,7 @@ def test_the_command_and_its_cells_equal_single_renders(
     for entry in entries:
         file = out / "cells" / entry["file"]
         draft = read_picture(file).draft
-        image = pipe(draft.build(lambda wanted: wanted.use(wanted.adapter, None), str)).images[0]
+        image = pipe(draft.build(lambda wanted: wanted.use(wanted.adapter, None))).images[0]
         with Image.open(file) as stored:
             assert np.abs(np.asarray(stored, dtype=int) - np.asarray(image, dtype=int)).max() <= TOLERANCE
     for wrong in (("--x", "seed=1", "--prompt", "b"), (), ("--x", "seed=1", "-n", 2), ("--x", "model=a")):

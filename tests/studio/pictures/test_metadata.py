@@ -63,7 +63,7 @@ def rendered(pipe: StudioPipeline, request: Request) -> tuple[Image.Image, Reque
 
 
 def again(remembered: Remembered) -> Request:
-    return remembered.draft.build(lambda wanted: wanted.use(wanted.adapter, None), lambda prompt: prompt)
+    return remembered.draft.build(lambda wanted: wanted.use(wanted.adapter, None))
 
 
 @pytest.mark.parametrize("prompt", ODD_PROMPTS)
@@ -144,7 +144,8 @@ def test_a_foreign_picture(tmp_path: Path) -> None:
     remembered = read_picture(file)
     assert not remembered.ours
     assert again(remembered) == Request(
-        "a fox <lora:fox:0.7>",
+        "a fox",
+        adapters=[Use("fox", 0.7)],
         negative_prompt="bad",
         steps=30,
         scheduler="DPM++ 2M Karras",

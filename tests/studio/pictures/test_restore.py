@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from pipelines.errors import RequestError
 from pipelines.home import Home
-from studio.drafts.draft import plain_draft
+from studio.drafts.entries import plain_draft
 from studio.library.hashes import short_hash
 from studio.library.scan import Library
 from studio.pictures.restore import Restored, restore

@@ -15,7 +15,8 @@ from studio.batch.jobfile import read_jobs
 from studio.batch.plan import Ground, plan
 from studio.batch.problems import Problems
 from studio.batch.variants import Wildcards
-from studio.drafts.draft import Draft, plain_draft
+from studio.drafts.draft import Draft
+from studio.drafts.entries import plain_draft
 from studio.jobs import ModelState
 from studio.web.form import mix
 from studio.web.form.form import Form, compared, composed, form_of, live, row_sweep, sweep

@@ -1,0 +1,210 @@
+"""The one table of a request's fields: what each is called on every front, and how its values are written as text.
+
+What a field is (label, help, range, choices) stands with the field, in `pipelines.request.Request`. The command line's
+flags, the columns and the schema of job files, options of prompt files, axes of grids, controls of the web form,
+arguments for programs, A1111's calls, and the settings line in a picture are made from here. A new field of Request has
+all of them by its own name; `_NAMES` holds only what is called otherwise somewhere. No torch, no gradio.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from composers.plan import Knob, Setting
+from composers.shown import shown
+from pipelines.errors import RequestError
+from pipelines.request import PROMPTS, SETTINGS
+
+Kind: TypeAlias = Literal[
+    "prompt", "text", "scheduler", "whole", "real", "truth", "choice", "pair", "mix", "method", "picture"
+]
+"""Of a field's values. truth: True or False; pair: two whole numbers; mix: adapters; picture: an initial image."""
+Place: TypeAlias = Literal["page", "sampling", "advanced"]
+"""Where the web form shows a field: where its page puts it by hand, or among the sampling or the advanced settings."""
+
+_KINDS: dict[str, Kind] = {
+    "str": "text",
+    "int": "whole",
+    "float": "real",
+    "bool": "truth",
+    "tuple[int, int]": "pair",
+    "Composer": "method",
+    "Image.Image": "picture",
+    "Mapping[str, float] | Sequence[Use]": "mix",
+}
+_PAIR = re.compile(r"\s*+([+-]?\d{1,9}+)\s*+[,x ]\s*+([+-]?\d{1,9}+)\s*+")
+_TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a field is called where it is not called by its own name.
+
+    flags: of the command line, the shown one first; () where commands spell it by hand. options: further names in
+    prompt files. axis: names of an axis of a grid. argument: for programs (`studio.web.api`). call: A1111's name in
+    /sdapi bodies; "" where it has none. setting: its key in a picture's settings line; "" where that says it
+    otherwise. most: the end of its slider. place: see `Place`.
+    """
+
+    flags: tuple[str, ...] | None = None
+    options: tuple[str, ...] = ()
+    axis: tuple[str, ...] = ()
+    argument: str = ""
+    call: str = ""
+    setting: str | None = None
+    most: float | None = None
+    place: Place = "advanced"
+
+
+_NAMES: Mapping[str, Names] = {
+    "prompt": Names(flags=(), argument="prompt", call="prompt", setting="", place="page"),
+    "negative_prompt": Names(
+        flags=("--negative", "--negative-prompt"), call="negative_prompt", setting="", place="page"
+    ),
+    "adapters": Names(flags=(), argument="loras", setting="", place="page"),
+    "composer": Names(
+        flags=(), options=("composer",), axis=("method", "composer"), argument="method", setting="Composition",
+        place="page",
+    ),
+    "seed": Names(axis=("seed",), call="seed", setting="Seed", place="page"),
+    "steps": Names(axis=("steps",), call="steps", setting="Steps", most=150, place="sampling"),
+    "guidance_scale": Names(
+        flags=("--guidance", "--cfg-scale", "--guidance-scale"), axis=("guidance", "cfg"), call="cfg_scale",
+        setting="CFG scale", place="sampling",
+    ),
+    "guidance_rescale": Names(setting="CFG Rescale"),
+    "width": Names(axis=("width",), call="width", setting="", place="sampling"),
+    "height": Names(axis=("height",), call="height", setting="", place="sampling"),
+    "scheduler": Names(
+        flags=("--scheduler", "--sampler"), options=("sampler_name",), axis=("sampler", "scheduler"),
+        argument="sampler", setting="Sampler", place="sampling",
+    ),
+    "init_image": Names(setting="", place="page"),
+    "strength": Names(axis=("strength",), call="denoising_strength", setting="", place="page"),
+    "clip_skip": Names(axis=("clip_skip",), setting=""),
+    "text_mode": Names(axis=("text_mode",), setting="Text mode"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of a request with all its names. See `Names`; here they are complete."""
+
+    setting: Setting
+    kind: Kind
+    flags: tuple[str, ...]
+    options: tuple[str, ...]
+    axes: tuple[str, ...]
+    argument: str
+    call: str
+    key: str
+    most: float | None
+    place: Place
+
+    @property
+    def name(self) -> str:
+        """Request's own, which job files, the database and our text in a picture use."""
+        return self.setting.name
+
+    @property
+    def knob(self) -> Knob:
+        return self.setting.knob
+
+    @property
+    def default(self) -> Any:
+        """Request's own; "" for the prompt, which has none."""
+        return "" if self.setting.default is dataclasses.MISSING else self.setting.default
+
+    @property
+    def optional(self) -> bool:
+        """Whether None is one of its values: the model's own, or off."""
+        return self.setting.optional
+
+    @property
+    def empty(self) -> Any:
+        """What stands for "nothing said" where something must stand: one below the range of a number that may be
+        None, "" for a text, else the default."""
+        if self.kind in ("whole", "real") and self.optional:
+            low = -1 if self.knob.low is None else self.knob.low - 1
+            return int(low) if self.kind == "whole" else float(low)
+        if self.kind in ("prompt", "text", "scheduler", "method") or (
+            self.kind == "choice" and self.optional
+        ):
+            return ""
+        return self.default
+
+    def read(self, text: str) -> Any:
+        """A value as people write it. Raises RequestError, naming what is wrong.
+
+        Ranges and lists of job files are read before (`studio.batch.values`); mixes, methods and pictures elsewhere.
+        """
+        word = text.strip()
+        if self.kind == "pair":
+            found = _PAIR.fullmatch(word)
+            if found is None:
+                raise RequestError(f"{self.name}={shown(text)} must be two whole numbers, as in 1024,768")
+            return int(found[1]), int(found[2])
+        if self.kind == "truth":
+            if word.lower() not in _TRUTHS:
+                raise RequestError(f"{self.name}={shown(text)} must be true or false")
+            return _TRUTHS[word.lower()]
+        if self.kind in ("whole", "real"):
+            return self._number(word)
+        return text
+
+    def _number(self, word: str) -> float:
+        try:
+            return int(word) if self.kind == "whole" else float(word)
+        except ValueError as error:
+            wanted = "a whole number" if self.kind == "whole" else "a number"
+            raise RequestError(f"{self.name}={shown(word)} must be {wanted}") from error
+
+    def write(self, value: Any) -> str:
+        """A value as `read` takes it."""
+        if self.kind == "pair":
+            return f"{value[0]},{value[1]}"
+        if self.kind == "truth":
+            return "true" if value else "false"
+        return f"{value:.12g}" if isinstance(value, float) else str(value)
+
+
+def _field(setting: Setting) -> Field:
+    names = _NAMES.get(setting.name, Names())
+    own = f"--{setting.name.replace('_', '-')}"
+    flags = (own,) if names.flags is None else names.flags
+    spelled = (setting.name, *(flag.removeprefix("--").replace("-", "_") for flag in flags), *names.options)
+    return Field(
+        setting=setting,
+        kind=_kind(setting),
+        flags=flags,
+        options=tuple(dict.fromkeys(spelled)),
+        axes=names.axis or (setting.name,),
+        argument=names.argument or setting.name,
+        call=names.call,
+        key=setting.knob.label if names.setting is None else names.setting,
+        most=names.most,
+        place=names.place,
+    )
+
+
+def _kind(setting: Setting) -> Kind:
+    if setting.knob.choices:
+        return "choice"
+    if setting.name in PROMPTS:
+        return "prompt"
+    return "scheduler" if setting.name == "scheduler" else _KINDS[setting.annotation]
+
+
+FIELDS: tuple[Field, ...] = tuple(map(_field, SETTINGS))
+BY_NAME: Mapping[str, Field] = {field.name: field for field in FIELDS}
+NAMES: tuple[str, ...] = tuple(BY_NAME)
+"""Of all fields, in Request's order."""
+
+
+def of_kind(*kinds: Kind) -> tuple[Field, ...]:
+    """The fields whose values are of these kinds, in Request's order."""
+    return tuple(field for field in FIELDS if field.kind in kinds)
