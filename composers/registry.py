@@ -10,8 +10,8 @@ import pkgutil
 import re
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 
-import composers
 from composers.errors import ComposerError
 from composers.plan import Composer
 
@@ -20,7 +20,7 @@ from composers.plan import Composer
 def methods() -> Mapping[str, type[Composer]]:
     """name -> class of every composition method, in alphabetical order."""
     found: dict[str, type[Composer]] = {}
-    for module in pkgutil.iter_modules(composers.__path__, "composers."):
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)], "composers."):
         for _, kind in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
             if issubclass(kind, Composer) and not inspect.isabstract(kind):
                 found[kind.name] = kind

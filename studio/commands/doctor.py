@@ -100,7 +100,8 @@ def _test_picture(home: Home, problems: list[str]) -> None:
     from composers import StudioError
     from pipelines import Request
     from pipelines.assets import embedded_models
-    from studio.rendering.opening import BUILT_IN, Opening, open_pipeline
+    from studio.library.models import BUILT_IN
+    from studio.rendering.opening import Opening, open_pipeline
 
     if BUILT_IN not in [model.name for model in embedded_models()]:
         problems.append(f"the built-in model {BUILT_IN} is missing; install lora-studio again")

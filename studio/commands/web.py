@@ -96,8 +96,8 @@ def run(values: Web, home: Home, teller: Teller) -> int:
     """Serves until it is stopped; the exit code. Raises StudioError."""
     from studio.jobs.gate import Trust
     from studio.web.door.closing import end_hanging
-    from studio.web.door.server import Serving, serve
     from studio.web.door.users import read_users
+    from studio.web.server import Serving, serve
 
     listening = not Serving(host=values.host).loopback
     serving = Serving(

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pipelines.bounds import MOST_PIXELS, check_pixels
 from pipelines.errors import RequestError, StudioError
 from pipelines.home.files import open_regular
-from studio import png_texts
+from studio.drafts import png_texts
 
 LARGEST_FILE = 256 * 2**20
 """Bytes of a picture's file."""

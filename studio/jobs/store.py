@@ -18,7 +18,7 @@ from typing import Any
 
 from pipelines.errors import RequestError, SetupError
 from studio.jobs.job import Job, JobState, PictureRow, Tally
-from studio.searching import words_of
+from studio.library.search import words_of
 
 MOST_DEATHS = 3
 """A picture that was alone in the making so often when the studio died is not begun again."""

@@ -14,7 +14,9 @@ from pipelines.checkpoints.folders import folder_family
 from pipelines.checkpoints.single_file import examine
 from pipelines.home import Home
 from pipelines.home.answers import each, sign
-from studio.rendering.opening import BUILT_IN
+
+BUILT_IN = "tiny-sdxl"
+"""The model where none is named."""
 
 
 @dataclass(frozen=True)

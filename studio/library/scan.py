@@ -26,7 +26,7 @@ from pipelines.home.files import open_regular, slug, write_whole
 from studio.library.card import Card, card_from_json, card_to_json, read_card, read_card_and_metadata
 from studio.library.fit import Fit
 from studio.library.hashes import is_adapter
-from studio.searching import words_of
+from studio.library.search import words_of
 
 NOTES = (".json", ".civitai.info", ".metadata.json", ".txt", ".png", ".jpg", ".jpeg", ".webp",
          ".preview.png", ".preview.jpg", ".preview.jpeg", ".preview.webp")  # fmt: skip

@@ -16,9 +16,8 @@ from pipelines.errors import SetupError
 from pipelines.home import Home
 from pipelines.home.settings import DEVICE, DTYPES
 from pipelines.model import Model
+from studio.library.models import BUILT_IN
 
-BUILT_IN = "tiny-sdxl"
-"""The model where none is named."""
 FULL_SIZE = 400_000_000
 """Parameters of the UNet from which a picture takes minutes on a CPU."""
 

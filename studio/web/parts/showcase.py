@@ -19,7 +19,7 @@ from pipelines.errors import RenderError, StudioError
 from pipelines.home.files import write_whole
 from studio.drafts.draft import Draft, Wanted
 from studio.jobs import LIVE, JobState, JobView, PictureView, Worker
-from studio.rendering.opening import BUILT_IN
+from studio.library.models import BUILT_IN
 from studio.web.parts.desk import address
 
 OWNER = "studio"

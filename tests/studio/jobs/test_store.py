@@ -15,7 +15,7 @@ from pipelines.errors import RequestError, SetupError
 from studio.jobs import store as of_store
 from studio.jobs.job import JobState, Tally
 from studio.jobs.store import MIGRATIONS, MOST_DEATHS, MOST_LOADS, MOST_REASONS, NewPicture, Store
-from studio.searching import LONGEST_SEARCH, MOST_WORDS
+from studio.library.search import LONGEST_SEARCH, MOST_WORDS
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 OPTIONS: Any = {"kind": "compose", "title": "", "model": "m", "vae": None, "settings": {"x": [1]}}

@@ -22,8 +22,8 @@ from studio.drafts.draft import Draft
 from studio.jobs import Trainings, Worker
 from studio.jobs.owner import owner_of
 from studio.web import api
-from studio.web.door.server import Serving, make_app, mounted
 from studio.web.door.theme import Look
+from studio.web.server import Serving, make_app, mounted
 
 
 @dataclass(frozen=True)

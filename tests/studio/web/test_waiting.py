@@ -20,7 +20,7 @@ from pipelines.errors import RequestError
 from pipelines.home import Home
 from studio.jobs import Trainings, Worker
 from studio.web import waiting
-from studio.web.door.server import Serving, make_app
+from studio.web.server import Serving, make_app
 from studio.web.waiting import Waits, asked
 
 OF_THE_LOOP = {"closing.py"}

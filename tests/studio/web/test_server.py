@@ -24,9 +24,9 @@ from studio.web.door import server
 from studio.web.door.closing import ClosingServer
 from studio.web.door.files import Files
 from studio.web.door.guard import OF_THE_LOGIN_PAGE
-from studio.web.door.server import Serving, make_app
 from studio.web.door.theme import Look
 from studio.web.door.users import read_users
+from studio.web.server import Serving, make_app
 
 SMALL = {"width": 32, "height": 32, "steps": 2}
 

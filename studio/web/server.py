@@ -25,13 +25,14 @@ from studio.jobs import HomeLock, Trainings, Worker
 from studio.jobs.gate import Trust
 from studio.rendering.opening import Opening
 from studio.web import sdapi
+from studio.web.app import build
 from studio.web.door import routes, uploads
 from studio.web.door.claims import Claims
 from studio.web.door.closing import ClosingServer
 from studio.web.door.events import confine, keep_made_files_at_home
 from studio.web.door.files import Files
 from studio.web.door.guard import LOOPBACK, Guard, Rules
-from studio.web.door.theme import Look
+from studio.web.door.theme import Look, look
 
 PORTS_TRIED = 100
 QUEUE_REST = 0.02
@@ -91,9 +92,6 @@ def serve(serving: Serving, home: Home, opening: Opening, trust: Trust, say: Cal
 
 def make_app(worker: Worker, trainings: Trainings, serving: Serving) -> fastapi.FastAPI:
     """The whole application, with the studio's pages."""
-    from studio.web.app import build
-    from studio.web.door.theme import look
-
     return mounted(build(worker, trainings), look(), worker, serving)
 
 
