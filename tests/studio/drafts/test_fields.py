@@ -1,0 +1,283 @@
+"""The one table of a request's fields: what is made from it, and that nothing is lost on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from composers import Switch
+from composers.plan import Schedule
+from pipelines import Request
+from pipelines.errors import RequestError
+from studio.batch.jobfile import read_jobs
+from studio.batch.plan import Ground, plan
+from studio.batch.problems import Problems
+from studio.batch.schema import schema
+from studio.batch.variants import Wildcards
+from studio.commands import flags
+from studio.drafts.draft import Draft, Wanted
+from studio.drafts.entries import plain_draft, read_draft
+from studio.drafts.fields import BY_NAME, FIELDS, NAMES, Field
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def values_of(field: Field) -> list[Any]:
+    """Values that a field may have: its ends, its default, and what is easily lost."""
+    low, high = field.knob.low, field.knob.high
+    match field.kind:
+        case "prompt" | "text":
+            return ["a fox, (red:1.2)\nBREAK hat", ""]
+        case "scheduler":
+            return ["Euler", "DPM++ 2M Karras", "model"]
+        case "choice":
+            return list(field.knob.choices)
+        case "truth":
+            return [True, False]
+        case "pair":
+            return [(0, 0), (512, 768), (int(high or 0), 0)]
+        case "whole":
+            return [int(low or 0), 3, int(high or 0)]
+        case "real":
+            return [float(low or 0), 0.1, 1 / 3, float(high or 0)]
+        case "method":
+            return [Switch(interval=3)]
+    return []
+
+
+SAID = [(field.name, value) for field in FIELDS for value in values_of(field)]
+MIX = (
+    Wanted("fox"),
+    Wanted(
+        "hat",
+        0.8,
+        0.5,
+        (("@INALL", 1.0), ("mid_block", 0.25)),
+        Schedule(((0.0, 1.0), (5, 0.5))),
+        False,
+        "low",
+    ),
+    Wanted("lcm", 1.0, pinned=True),
+)
+
+
+def test_every_field_of_a_request_is_in_the_table() -> None:
+    assert list(NAMES) == [field.name for field in dataclasses.fields(Request) if field.name != "_"]
+    for field in FIELDS:
+        assert field.knob.label
+        assert field.knob.help.endswith((".", "…"))
+        assert field.kind in ("mix", "picture") or values_of(field), field.name
+
+
+def test_no_name_means_two_fields() -> None:
+    for names in (
+        [flag for field in FIELDS for flag in field.flags],
+        [option for field in FIELDS for option in field.options],
+        [axis for field in FIELDS for axis in field.axes],
+        [field.argument for field in FIELDS],
+        [field.call for field in FIELDS if field.call],
+        [field.key for field in FIELDS if field.key],
+    ):
+        assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(("name", "value"), SAID)
+def test_text_and_back(name: str, value: Any) -> None:
+    field = BY_NAME[name]
+    if field.kind != "method":
+        assert field.read(field.write(value)) == (pytest.approx(value) if field.kind == "real" else value)
+
+
+@pytest.mark.parametrize(("name", "value"), SAID)
+def test_a_request_takes_what_the_table_offers(name: str, value: Any) -> None:
+    if name not in ("prompt", "composer"):
+        assert getattr(Request("a fox", **{name: value}), name) == value
+
+
+@pytest.mark.parametrize("field", [field for field in FIELDS if field.kind in ("whole", "real", "pair")])
+def test_a_request_refuses_what_lies_beyond(field: Field) -> None:
+    low, high = field.knob.low, field.knob.high
+    assert low is not None
+    assert high is not None
+    for beyond in (low - 1, high + 1, "many", True):
+        wrong = (0, beyond) if field.kind == "pair" else beyond
+        with pytest.raises(RequestError, match=field.name):
+            Request("a fox", **{field.name: wrong})
+
+
+# -- roads ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "value"), SAID)
+def test_draft_to_a_row_of_the_database_and_back(name: str, value: Any) -> None:
+    draft = Draft({"prompt": "a fox", name: value}, MIX, Path("/home/ann/start.png"))
+    assert read_draft(json.loads(json.dumps(plain_draft(draft))), "") == draft
+
+
+@pytest.mark.parametrize(("name", "value"), SAID)
+def test_flags_to_draft(name: str, value: Any) -> None:
+    field = BY_NAME[name]
+    flag, said = (field.flags or ("",))[0], value
+    if name == "prompt":
+        flag = "--prompt"
+    elif field.kind == "method":
+        flag, said = "--composer", "switch:interval=3"
+    asked = _asked(f"{flag}={said if field.kind == 'method' else field.write(said)}")
+    if name == "prompt":
+        assert asked.prompts == (value,)
+    elif field.kind == "method":
+        assert asked.composers == ("switch:interval=3",)
+    elif field.kind == "real":
+        assert asked.draft.values == {name: pytest.approx(value)}
+    else:
+        assert asked.draft.values == {name: value}
+
+
+def _asked(*words: str) -> Any:
+    parser = ArgumentParser(allow_abbrev=False)
+    flags.picture_flags(parser)
+    return flags.read_asked(parser.parse_args(list(words)))
+
+
+def test_flags_of_the_mix_to_draft(tmp_path: Path) -> None:
+    asked = _asked("--lora", "fox", "--lora", "hat=0.8:0.5", "--pin", "lcm=1", "--init-image", str(tmp_path))
+    assert asked.draft.wanted == (Wanted("fox"), Wanted("hat", 0.8, 0.5), Wanted("lcm", 1.0, pinned=True))
+    assert asked.draft.init_image == tmp_path
+    assert asked.draft.values == {}
+
+
+def test_a_size_that_is_none_is_told() -> None:
+    with pytest.raises(SystemExit):
+        _asked("--crop", "1")
+
+
+@pytest.mark.parametrize(("name", "value"), SAID)
+def test_job_files_to_draft(tmp_path: Path, name: str, value: Any) -> None:
+    plain = plain_draft(Draft({"prompt": "a fox", "seed": 7, name: value}, MIX))
+    file = tmp_path / "jobs.json"
+    file.write_text(json.dumps([plain]))
+    if name == "prompt" and not value:
+        return  # a job must say one
+    [job] = _planned(file)
+    assert job.draft.values[name] == value
+    assert job.draft.wanted == MIX
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [said for said in SAID if said[0] not in ("prompt", "composer") and said[1] != ""]
+)
+def test_columns_and_options_to_draft(tmp_path: Path, name: str, value: Any) -> None:
+    """A cell of a table and an option of a prompt file are the same text."""
+    said = BY_NAME[name].write(value)
+    table, lines = tmp_path / "jobs.csv", tmp_path / "jobs.txt"
+    quoted = said.replace('"', '""')
+    table.write_text(f'prompt,{name}\na fox,"{quoted}"\n')
+    for job in _planned(table):
+        assert job.draft.values[name] == (pytest.approx(value) if isinstance(value, float) else value)
+    for option in BY_NAME[name].options:
+        lines.write_text(f'a fox --{option} "{said}"\n'.replace("\n", " ").strip())
+        [job] = _planned(lines)
+        wanted = value.replace("\n", " ") if isinstance(value, str) else value
+        assert job.draft.values[name] == (pytest.approx(wanted) if isinstance(value, float) else wanted)
+
+
+def _planned(file: Path) -> Any:
+    problems = Problems()
+    jobs = plan(read_jobs(file, problems), Ground("tiny-sdxl", {}, Wildcards(file.parent)), problems)
+    assert problems.messages == []
+    return jobs
+
+
+def test_every_field_has_a_column_in_the_schema() -> None:
+    properties = schema()["$defs"]["job"]["properties"]
+    assert set(NAMES) <= set(properties)
+    for field in FIELDS:
+        assert properties[field.name]["description"]
+
+
+# -- adding one --------------------------------------------------------------------------------------------------
+
+
+NEW = '    sharpness: float | None = knob(None, "Sharpness", "How sharp it is.", low=0, high=1)\n'
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packages, with one more line in Request, as CONTRIBUTING.md tells."""
+    folder = tmp_path_factory.mktemp("copy")
+    for package in ("composers", "pipelines", "studio"):
+        shutil.copytree(
+            ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "_assets")
+        )
+    file = folder / "pipelines" / "request.py"
+    lines = file.read_text(encoding="utf-8")
+    place = lines.index("    def __post_init__(self)", lines.index("class Request:"))
+    file.write_text(lines[:place] + NEW + "\n" + lines[place:], encoding="utf-8")
+    return folder
+
+
+def _run(copy: Path, code: str, *words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        cwd=copy,
+        env={"PYTHONPATH": str(copy), "PATH": "", "HOME": str(copy), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_new_field_arrives_on_the_command_line(copy: Path) -> None:
+    code = "import sys, studio.cli as c\ntry: c.main(sys.argv[1:])\nexcept SystemExit: pass\n"
+    told = _run(copy, code, "render", "--help")
+    assert "--sharpness X" in told
+    assert "how sharp it is (0 … 1)" in " ".join(told.split())
+
+
+def test_a_new_field_arrives_in_job_files(copy: Path) -> None:
+    code = (
+        "import json\nfrom studio.batch.schema import schema\n"
+        "print(json.dumps(schema()['$defs']['job']['properties']['sharpness']))"
+    )
+    told = json.loads(_run(copy, code))
+    assert told["description"] == "How sharp it is."
+    assert told["anyOf"][0] == {"type": "number", "minimum": 0, "maximum": 1}
+    table = copy / "jobs.csv"
+    table.write_text("prompt,sharpness\na fox,0.1-0.3 (+0.1)\n")
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom studio.batch.jobfile import read_jobs\n"
+        "from studio.batch.plan import Ground, plan\nfrom studio.batch.problems import Problems\n"
+        "from studio.batch.variants import Wildcards\nproblems = Problems()\nfile = Path(sys.argv[1])\n"
+        "jobs = plan(read_jobs(file, problems), Ground('tiny-sdxl', {}, Wildcards(file.parent)), problems)\n"
+        "print(problems.messages, [job.draft.values['sharpness'] for job in jobs])"
+    )
+    assert _run(copy, code, str(table)).strip() == "[] [0.1, 0.2, 0.3]"
+
+
+def test_a_new_field_arrives_at_the_gate(copy: Path) -> None:
+    code = (
+        "from pipelines.request import Request\nfrom pipelines.errors import RequestError\n"
+        "assert Request('a fox', sharpness=0.5).sharpness == 0.5\n"
+        "try: Request('a fox', sharpness=2)\nexcept RequestError as error: print(error)"
+    )
+    assert _run(copy, code).strip() == "sharpness=2 must be a number in 0 … 1"
+
+
+def test_an_initial_image_is_kept_by_its_mark_alone() -> None:
+    """A picture names no file of this computer."""
+    from studio.drafts.entries import plain_request
+
+    plain = plain_request(Request("a fox", init_image=Image.new("RGB", (8, 8))))
+    assert set(plain) == set(NAMES)
+    assert set(plain["init_image"]) == {"size", "sha256"}
