@@ -176,6 +176,15 @@ def test_every_folder_with_inner_folders_has_its_rooms_listed() -> None:
     assert {folder.rpartition(".")[0] for folder in folders} - {""} | {"composers"} == set(ROOMS)
 
 
+@pytest.mark.parametrize("package", ["studio", "pipelines"])
+def test_the_document_tells_the_same_order(package: str) -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    told = text.partition(f"\n{package}  ")[2].partition("\n```")[0].partition("\npipelines")[0]
+    floors = [sorted(floor.split()) for floor in told.split("<")]
+    own = [sorted(set(line.split()) - {"__init__", "__main__"}) for line in ROOMS[package]]
+    assert floors == [line for line in own if line]
+
+
 def test_few_modules_lie_flat_in_studio() -> None:
     """What a room has not been found for soon becomes twenty-five of them."""
     assert len([module for module in MODULES if module.count(".") == 1 and module.startswith("studio.")
@@ -202,7 +211,17 @@ def test_the_top_level_is_what_was_agreed() -> None:
     top = {line.split("/")[0] for line in tracked.splitlines()}
     assert top <= {
         *("pyproject.toml", "studio", "pipelines", "composers", "tests", "assets"),
-        *("README.md", "CHANGELOG.md", "BENCHMARKS.md", "LICENSE", ".ci", ".gitignore", ".gitattributes"),
+        *(
+            "ARCHITECTURE.md",
+            "CONTRIBUTING.md",
+            "README.md",
+            "CHANGELOG.md",
+            "BENCHMARKS.md",
+            "LICENSE",
+            ".ci",
+            ".gitignore",
+            ".gitattributes",
+        ),
     }
 
 

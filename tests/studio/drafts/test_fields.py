@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
-import subprocess
-import sys
 from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
@@ -27,8 +24,6 @@ from studio.commands import flags
 from studio.drafts.draft import Draft, Wanted
 from studio.drafts.entries import plain_draft, read_draft
 from studio.drafts.fields import BY_NAME, FIELDS, NAMES, Field
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def values_of(field: Field) -> list[Any]:
@@ -202,76 +197,6 @@ def test_every_field_has_a_column_in_the_schema() -> None:
     assert set(NAMES) <= set(properties)
     for field in FIELDS:
         assert properties[field.name]["description"]
-
-
-# -- adding one --------------------------------------------------------------------------------------------------
-
-
-NEW = '    sharpness: float | None = knob(None, "Sharpness", "How sharp it is.", low=0, high=1)\n'
-
-
-@pytest.fixture(scope="module")
-def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The packages, with one more line in Request, as CONTRIBUTING.md tells."""
-    folder = tmp_path_factory.mktemp("copy")
-    for package in ("composers", "pipelines", "studio"):
-        shutil.copytree(
-            ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "_assets")
-        )
-    file = folder / "pipelines" / "request.py"
-    lines = file.read_text(encoding="utf-8")
-    place = lines.index("    def __post_init__(self)", lines.index("class Request:"))
-    file.write_text(lines[:place] + NEW + "\n" + lines[place:], encoding="utf-8")
-    return folder
-
-
-def _run(copy: Path, code: str, *words: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words],
-        cwd=copy,
-        env={"PYTHONPATH": str(copy), "PATH": "", "HOME": str(copy), "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_a_new_field_arrives_on_the_command_line(copy: Path) -> None:
-    code = "import sys, studio.cli as c\ntry: c.main(sys.argv[1:])\nexcept SystemExit: pass\n"
-    told = _run(copy, code, "render", "--help")
-    assert "--sharpness X" in told
-    assert "how sharp it is (0 … 1)" in " ".join(told.split())
-
-
-def test_a_new_field_arrives_in_job_files(copy: Path) -> None:
-    code = (
-        "import json\nfrom studio.batch.schema import schema\n"
-        "print(json.dumps(schema()['$defs']['job']['properties']['sharpness']))"
-    )
-    told = json.loads(_run(copy, code))
-    assert told["description"] == "How sharp it is."
-    assert told["anyOf"][0] == {"type": "number", "minimum": 0, "maximum": 1}
-    table = copy / "jobs.csv"
-    table.write_text("prompt,sharpness\na fox,0.1-0.3 (+0.1)\n")
-    code = (
-        "import sys\nfrom pathlib import Path\nfrom studio.batch.jobfile import read_jobs\n"
-        "from studio.batch.plan import Ground, plan\nfrom studio.batch.problems import Problems\n"
-        "from studio.batch.variants import Wildcards\nproblems = Problems()\nfile = Path(sys.argv[1])\n"
-        "jobs = plan(read_jobs(file, problems), Ground('tiny-sdxl', {}, Wildcards(file.parent)), problems)\n"
-        "print(problems.messages, [job.draft.values['sharpness'] for job in jobs])"
-    )
-    assert _run(copy, code, str(table)).strip() == "[] [0.1, 0.2, 0.3]"
-
-
-def test_a_new_field_arrives_at_the_gate(copy: Path) -> None:
-    code = (
-        "from pipelines.request import Request\nfrom pipelines.errors import RequestError\n"
-        "assert Request('a fox', sharpness=0.5).sharpness == 0.5\n"
-        "try: Request('a fox', sharpness=2)\nexcept RequestError as error: print(error)"
-    )
-    assert _run(copy, code).strip() == "sharpness=2 must be a number in 0 … 1"
 
 
 def test_an_initial_image_is_kept_by_its_mark_alone() -> None:
