@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from composers.plan import Lane, Plan, Role, Use
-from pipelines.engine.call import Call
+from pipelines.engine.unet_call import UNetCall
 from pipelines.families.family import Cut
 from pipelines.features import Passes
 from pipelines.model import Model
@@ -66,7 +66,7 @@ def evaluate(model: Model, rows: Sequence[Row]) -> Tensor:
         return found.prediction.float()
 
 
-def _call(model: Model, rows: Sequence[Row]) -> Call:
+def _call(model: Model, rows: Sequence[Row]) -> UNetCall:
     """The rows as the UNet reads them."""
     inputs: dict[int, Tensor] = {}
     for row in rows:
@@ -85,7 +85,7 @@ def _call(model: Model, rows: Sequence[Row]) -> Call:
         deep = torch.stack(remembered)  # [rows, channels, h, w] of the features
     flying = {id(row.trajectory): row.trajectory for row in rows}
     leaves = dict.fromkeys(row.cut for row in rows if row.kept and row.cut)
-    return Call(
+    return UNetCall(
         latents.to(model.dtype),
         timesteps,
         tokens.to(model.dtype),

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Sequence
 
 from pipelines.flight import Flight, Group
-from pipelines.turns import Shares
+from pipelines.turns import Ledger
 
 SLACK = 1.0
 """Seconds of the device that an owner, or one of an owner's shapes, may be ahead of the others before it rests."""
@@ -16,8 +16,8 @@ class DeviceTime:
     """Of one session. Where all groups cost about the same, all are due in every round."""
 
     def __init__(self) -> None:
-        self._owners: Shares[Hashable] = Shares()
-        self._groups: defaultdict[Hashable, Shares[Group]] = defaultdict(Shares)
+        self._owners: Ledger[Hashable] = Ledger()
+        self._groups: defaultdict[Hashable, Ledger[Group]] = defaultdict(Ledger)
 
     def due(self, flights: Sequence[Flight]) -> list[list[Flight]]:
         """The pictures in flight by the calls that they share, but for those whose owners, or whose owner's shapes,

@@ -22,7 +22,7 @@ from pipelines.checkpoints import Checkpoint
 from pipelines.checkpoints.components import vae_dtype
 from pipelines.engine.engine import Engine
 from pipelines.engine.residency.bank import Bank, FormChoice
-from pipelines.engine.residency.store import AdapterStore, Known
+from pipelines.engine.residency.store import AdapterStore, KnownAdapter
 from pipelines.errors import RenderError
 from pipelines.families.family import Cut, FamilyName
 from pipelines.families.unet import cuts_of, feature_shape
@@ -114,7 +114,7 @@ class Model:
         """
         return self.store.load(path, name, family)
 
-    def adapter(self, name: str) -> Known:
+    def adapter(self, name: str) -> KnownAdapter:
         """What is known of a loaded adapter, wherever its factors are."""
         return self.store.known[name]
 

@@ -10,7 +10,7 @@ import torch
 
 from composers.plan import Plan, Prompt
 from pipelines.bounds import MOST_CHUNKS_OF_A_PICTURE
-from pipelines.engine.residency.store import Known
+from pipelines.engine.residency.store import KnownAdapter
 from pipelines.errors import PromptError
 from pipelines.model import Model
 from pipelines.request import Request
@@ -50,7 +50,7 @@ class _Kept:
 
     embedding: Embedding
     same_call: frozenset[_Key]
-    adapters: tuple[Known, ...]
+    adapters: tuple[KnownAdapter, ...]
 
     @property
     def bytes(self) -> int:
@@ -99,7 +99,7 @@ class Texts:
     def _encoded(self, keys: Iterable[_Key]) -> dict[_Key, _Kept]:
         keys = list(keys)
         embeddings = self._model.encode_text([key.ask for key in keys]) if keys else []
-        same_call = frozenset(key for key in keys if not self._model.text.silent(key.ask))
+        same_call = frozenset(key for key in keys if not self._model.text.is_zeros(key.ask))
         return {
             key: _Kept(embedding, same_call, self._adapters(key.ask))
             for key, embedding in zip(keys, embeddings, strict=True)
@@ -116,7 +116,7 @@ class Texts:
             room += dropped.bytes
 
     def _of_picture(self, own: Mapping[Prompt, _Key], kept: Mapping[_Key, _Kept]) -> PictureTexts:
-        encoded = frozenset(key for key in own.values() if not self._model.text.silent(key.ask))
+        encoded = frozenset(key for key in own.values() if not self._model.text.is_zeros(key.ask))
         return PictureTexts(
             {prompt: kept[key].embedding for prompt, key in own.items()},
             alone=all(kept[key].same_call == encoded for key in encoded),
@@ -126,7 +126,7 @@ class Texts:
         own = tuple(id(adapter) for adapter in self._adapters(ask))
         return _Key(ask, own, self._model.device, self._model.dtype)
 
-    def _adapters(self, ask: TextAsk) -> tuple[Known, ...]:
+    def _adapters(self, ask: TextAsk) -> tuple[KnownAdapter, ...]:
         return tuple(self._model.adapter(use.adapter) for use in ask.uses)
 
 

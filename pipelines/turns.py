@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 Party = TypeVar("Party", bound=Hashable)
 
 
-class Shares(Generic[Party]):
+class Ledger(Generic[Party]):
     """What each of some parties has had, in any one unit."""
 
     def __init__(self) -> None:
@@ -49,8 +49,8 @@ class Turns:
     """
 
     def __init__(self) -> None:
-        self._owners: Shares[Hashable] = Shares()
-        self._priorities: Shares[int] = Shares()
+        self._owners: Ledger[Hashable] = Ledger()
+        self._priorities: Ledger[int] = Ledger()
         self._lowest = 0
         self._ticks: dict[Hashable, int] = {}
         self._tick = 0

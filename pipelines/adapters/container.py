@@ -44,7 +44,7 @@ WEIGHT_DTYPES: Mapping[str, str] = {
 """The types that weights may have, under the names people use."""
 
 
-class Entry(NamedTuple):  # thousands to a file, and a frozen dataclass takes four times as long to make
+class TensorEntry(NamedTuple):  # thousands to a file, and a frozen dataclass takes four times as long to make
     """One tensor as the header announces it; `start` and `end` count bytes from the start of the data."""
 
     dtype: str
@@ -57,7 +57,7 @@ class Entry(NamedTuple):  # thousands to a file, and a frozen dataclass takes fo
 class Header:
     """What a file says it holds."""
 
-    tensors: Mapping[str, Entry]
+    tensors: Mapping[str, TensorEntry]
     metadata: Mapping[str, str] = field(repr=False)
     size: int
 
@@ -78,7 +78,7 @@ def adapter_path(path: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class Opened:
+class UnparsedHeader:
     """A header read but not made sense of yet.
 
     text: its JSON; size: bytes of the file. tensors: the JSON of its tensors alone, which files of one make share
@@ -101,7 +101,7 @@ class Opened:
         return _parse(self.name, self.size, self.text)
 
 
-def open_header(path: Path) -> Opened:
+def open_header(path: Path) -> UnparsedHeader:
     """The header's text: a few kilobytes read, however large the file. Raises AdapterFileError and NoAnswer."""
 
     def read() -> tuple[int, bytes]:
@@ -113,7 +113,7 @@ def open_header(path: Path) -> Opened:
         size, text = answered(path, read)
     except OSError as error:
         raise AdapterFileError(f"{path.name}: cannot be read ({error.strerror or error})") from error
-    return Opened(path.name, size, text, *_cut(text))
+    return UnparsedHeader(path.name, size, text, *_cut(text))
 
 
 def read_header(path: Path) -> Header:
@@ -147,7 +147,7 @@ def read_tensors(path: Path, header: Header) -> tuple[dict[str, Tensor], str]:
     return tensors, hashlib.sha256(data).hexdigest()
 
 
-def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     """A safetensors file's bytes. Equal content gives equal bytes, so that hashes can be compared.
 
     The library writes metadata in another order each time, so the header is put together here.
@@ -255,7 +255,7 @@ _NEXT_KEY = re.compile(r'[ \t\n\r]*,[ \t\n\r]*"')
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 
-def _entry(name: str, key: str, value: object) -> Entry:
+def _entry(name: str, key: str, value: object) -> TensorEntry:
     """One header entry, checked for itself."""
     match value:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]} if (
@@ -263,7 +263,7 @@ def _entry(name: str, key: str, value: object) -> Entry:
             and all(type(length) is int and 0 <= length < 2**40 for length in shape)
             and 0 <= start <= end < 2**63
         ):
-            entry = Entry(dtype, tuple(shape), start, end)
+            entry = TensorEntry(dtype, tuple(shape), start, end)
         case _:
             raise AdapterFileError(
                 f"{name}: the header entry of {key!r} is malformed; download the file again"
@@ -278,7 +278,7 @@ def _entry(name: str, key: str, value: object) -> Entry:
     return entry
 
 
-def _check_layout(name: str, tensors: Mapping[str, Entry], available: int) -> None:
+def _check_layout(name: str, tensors: Mapping[str, TensorEntry], available: int) -> None:
     """The tensors follow one another without gaps or overlaps and end where the file ends."""
     position = 0
     for key, entry in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.adapters.adapter import AdapterMetadata, span
-from pipelines.adapters.container import Opened, adapter_path, open_header
+from pipelines.adapters.container import UnparsedHeader, adapter_path, open_header
 from pipelines.adapters.kinds import flora
 from pipelines.adapters.metadata import describe
 from pipelines.adapters.origin import Origin, origin_by_metadata
@@ -105,7 +105,7 @@ def inspect_file(path: Path) -> Inspection:
         ) from error
 
 
-def _inspected(path: Path, opened: Opened, beside: Sidecars) -> Inspection:
+def _inspected(path: Path, opened: UnparsedHeader, beside: Sidecars) -> Inspection:
     structure, metadata = read_structure(opened)
     return Inspection(
         path=path,
@@ -127,7 +127,7 @@ def _inspected(path: Path, opened: Opened, beside: Sidecars) -> Inspection:
 _ODDITIES = (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError)
 
 
-def _opened(path: Path) -> tuple[Path, Opened, Sidecars]:
+def _opened(path: Path) -> tuple[Path, UnparsedHeader, Sidecars]:
     """The weights file, its header and the notes beside it, unread."""
     path = adapter_path(path)
     return path, open_header(path), read_sidecars(path)

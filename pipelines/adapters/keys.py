@@ -14,12 +14,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from pipelines.adapters.kinds import KINDS, Leaf
+from pipelines.adapters.kinds import ADAPTER_KINDS, Leaf
 
 UNET, TEXT, TEXT_2 = "unet", "text_encoder", "text_encoder_2"
 COMPONENTS = (UNET, TEXT, TEXT_2)
 
-LEAVES: Mapping[str, Leaf] = {end: leaf for kind in KINDS for end, leaf in kind.leaves.items()}
+LEAVES: Mapping[str, Leaf] = {end: leaf for kind in ADAPTER_KINDS for end, leaf in kind.leaves.items()}
 
 _FLAT = (
     ("lora_unet_", UNET),

@@ -10,12 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from pipelines.adapters.container import Entry
+from pipelines.adapters.container import TensorEntry
 from pipelines.adapters.keys import UNET, Contents
-from pipelines.adapters.kinds import KINDS
+from pipelines.adapters.kinds import ADAPTER_KINDS
 from pipelines.families.family import FAMILIES, SDXL
 
-_INPUT_AXES: Mapping[str, int] = {part: axis for kind in KINDS for part, axis in kind.input_axes.items()}
+_INPUT_AXES: Mapping[str, int] = {
+    part: axis for kind in ADAPTER_KINDS for part, axis in kind.input_axes.items()
+}
 _CONTEXT = re.compile(r".*attn2[._](?:processor[._])?to_[kv]")
 _DEEP = re.compile(r".*transformer_blocks[._](\d{1,9})[._]")
 
@@ -63,7 +65,7 @@ class Origin:
 
 def origin_of(
     contents: Contents,
-    tensors: Mapping[str, Entry],
+    tensors: Mapping[str, TensorEntry],
     metadata: Mapping[str, str],
     *,
     ambiguous_width: int | None = None,
@@ -78,7 +80,7 @@ def origin_of(
 
 
 def origin_by_layers(
-    contents: Contents, tensors: Mapping[str, Entry], *, ambiguous_width: int | None = None
+    contents: Contents, tensors: Mapping[str, TensorEntry], *, ambiguous_width: int | None = None
 ) -> Origin | None:
     """The family that the layers prove, by shapes or names; None where they leave it to the metadata."""
     return foreign(contents.strangers) or _by_width(contents, tensors, ambiguous_width) or _by_depth(contents)
@@ -93,12 +95,12 @@ def foreign(keys: Iterable[str]) -> Origin | None:
     return None
 
 
-def text_width(contents: Contents, tensors: Mapping[str, Entry]) -> int | None:
+def text_width(contents: Contents, tensors: Mapping[str, TensorEntry]) -> int | None:
     """The width of the text embeddings that an adapter reads; None where none of its layers tells."""
     return next((width for _, width in _text_widths(contents, tensors)), None)
 
 
-def _text_widths(contents: Contents, tensors: Mapping[str, Entry]) -> Iterator[tuple[str, int]]:
+def _text_widths(contents: Contents, tensors: Mapping[str, TensorEntry]) -> Iterator[tuple[str, int]]:
     """Key -> width: cross-attention keys and values read the text embeddings."""
     for key in contents.keys:
         axis = _INPUT_AXES.get(key.part)
@@ -114,7 +116,7 @@ def _reads_text(path: str) -> bool:
     return _CONTEXT.fullmatch(path) is not None
 
 
-def _by_width(contents: Contents, tensors: Mapping[str, Entry], ambiguous: int | None) -> Origin | None:
+def _by_width(contents: Contents, tensors: Mapping[str, TensorEntry], ambiguous: int | None) -> Origin | None:
     """The text embeddings' width differs in every family."""
     families = {
         family.context_width: family for family in FAMILIES.values() if family.context_width != ambiguous

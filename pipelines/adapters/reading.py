@@ -15,11 +15,11 @@ from torch import Tensor
 from pipelines.adapters.adapter import Adapter
 from pipelines.adapters.container import Header, adapter_path, read_header, read_tensors
 from pipelines.adapters.keys import Address, Contents, Key, sort_keys
-from pipelines.adapters.kinds import KINDS, Kind, RawLayer
+from pipelines.adapters.kinds import ADAPTER_KINDS, AdapterKind, RawLayer
 from pipelines.adapters.metadata import describe
 from pipelines.adapters.origin import Origin, origin_of, something_else
 from pipelines.adapters.peft_settings import PeftSettings, peft_settings
-from pipelines.adapters.reporting import Found, Place, report, some
+from pipelines.adapters.reporting import Findings, Place, report, some
 from pipelines.adapters.sidecars import read_sidecars
 from pipelines.adapters.spellings import LayerNames, layer_names
 from pipelines.adapters.terms import LayerFactors, ModelLayers
@@ -55,14 +55,14 @@ def read_adapter(path: Path, model: ModelLayers, name: str, *, family: FamilyNam
         )
     layers, kinds = _factors(raw, model)
     metadata = describe(header.metadata, read_sidecars(path))
-    found = Found(path.name, header, contents, origin, raw, settings, tuple(orphans), digest)
+    found = Findings(path.name, header, contents, origin, raw, settings, tuple(orphans), digest)
     return Adapter(name, layers, metadata, report(name, model, found, layers, kinds, metadata))
 
 
 def _refuse_unsupported(file: str, contents: Contents) -> None:
     """A type that is not applied yet is refused by name, before anything else is looked at."""
     parts = {key.part for key in contents.keys}
-    for kind in KINDS:
+    for kind in ADAPTER_KINDS:
         if kind.refusal and kind.claims(parts):
             key = next(key.text for key in contents.keys if kind.claims((key.part,)))
             raise AdapterFormatError(
@@ -188,11 +188,11 @@ def _raw_layer(
 
 def _factors(
     raw: Mapping[Place, RawLayer], model: ModelLayers
-) -> tuple[dict[str, LayerFactors], dict[str, Kind]]:
+) -> tuple[dict[str, LayerFactors], dict[str, AdapterKind]]:
     """Layer name -> factors, and which type each layer is of."""
     layers, kinds = {}, {}
     for (component, module), layer in raw.items():
-        kind = next(kind for kind in KINDS if kind.claims(layer.parts))
+        kind = next(kind for kind in ADAPTER_KINDS if kind.claims(layer.parts))
         layers[layer.name] = kind.read(layer, model.components[component][module])
         kinds[layer.name] = kind
     if all(factors.scale == 0 for factors in layers.values()):

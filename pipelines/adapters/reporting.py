@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pipelines.adapters.adapter import AdapterMetadata, LoadReport
 from pipelines.adapters.container import WEIGHT_DTYPES, Header
 from pipelines.adapters.keys import Contents
-from pipelines.adapters.kinds import Kind, RawLayer
+from pipelines.adapters.kinds import AdapterKind, RawLayer
 from pipelines.adapters.origin import Origin, origin_by_metadata
 from pipelines.adapters.peft_settings import PeftSettings
 from pipelines.adapters.terms import LayerFactors, LowRank, ModelLayers
@@ -18,7 +18,7 @@ Place = tuple[str, str]  # (component, module)
 
 
 @dataclass(frozen=True)
-class Found:
+class Findings:
     """What reading a file brought to light, for its report."""
 
     file: str
@@ -47,9 +47,9 @@ class Found:
 def report(
     name: str,
     model: ModelLayers,
-    found: Found,
+    found: Findings,
     layers: Mapping[str, LayerFactors],
-    kinds: Mapping[str, Kind],
+    kinds: Mapping[str, AdapterKind],
     metadata: AdapterMetadata,
 ) -> LoadReport:
     """The load report of a file that was read."""
@@ -83,7 +83,7 @@ def report(
     )
 
 
-def _notes(found: Found, layers: Mapping[str, LayerFactors], with_alpha: int) -> Iterable[str]:
+def _notes(found: Findings, layers: Mapping[str, LayerFactors], with_alpha: int) -> Iterable[str]:
     """Everything a user might wonder about later."""
     contents = found.contents
     if contents.bundled:

@@ -13,9 +13,9 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipelines.adapters.container import WEIGHT_DTYPES, Entry, Opened
+from pipelines.adapters.container import WEIGHT_DTYPES, TensorEntry, UnparsedHeader
 from pipelines.adapters.keys import COMPONENTS, Address, Contents, sort_keys
-from pipelines.adapters.kinds import KINDS, Kind
+from pipelines.adapters.kinds import ADAPTER_KINDS, AdapterKind
 from pipelines.adapters.origin import Origin, origin_by_layers, something_else, text_width
 
 _EITHER_TEXT = "text_encoder?"
@@ -41,7 +41,7 @@ class Structure:
     data: int
 
 
-def structure_of(tensors: Mapping[str, Entry]) -> Structure:
+def structure_of(tensors: Mapping[str, TensorEntry]) -> Structure:
     """What the tensors say, each of them looked at."""
     contents = sort_keys(tensors)
     layers: dict[Address, dict[str, str]] = defaultdict(dict)
@@ -73,7 +73,7 @@ class Structures:
         self._known: dict[bytes, Structure] = {}
         self._lock = threading.Lock()
 
-    def read(self, opened: Opened) -> tuple[Structure, Mapping[str, str]]:
+    def read(self, opened: UnparsedHeader) -> tuple[Structure, Mapping[str, str]]:
         """The structure and the metadata of a file. Raises AdapterFileError for a damaged one."""
         if opened.tensors is None or opened.metadata is None:
             header = opened.parse()
@@ -97,12 +97,14 @@ read_structure = Structures().read
 
 
 @functools.cache  # a handful of combinations, asked for every layer
-def _kind_of(parts: frozenset[str]) -> Kind | None:
-    return next((kind for kind in KINDS if kind.claims(parts)), None)
+def _kind_of(parts: frozenset[str]) -> AdapterKind | None:
+    return next((kind for kind in ADAPTER_KINDS if kind.claims(parts)), None)
 
 
 def _kind_names(
-    kinds: Mapping[Address, Kind], layers: Mapping[Address, Mapping[str, str]], tensors: Mapping[str, Entry]
+    kinds: Mapping[Address, AdapterKind],
+    layers: Mapping[Address, Mapping[str, str]],
+    tensors: Mapping[str, TensorEntry],
 ) -> tuple[str, ...]:
     """The types in the file, the most frequent first; LoRA with kernels larger than 1x1 is called LoCon."""
     counts = Counter(kind.name for kind in kinds.values())
@@ -113,7 +115,7 @@ def _kind_names(
     return tuple("LoCon" if name == "LoRA" and convolutional else name for name, _ in counts.most_common())
 
 
-def _refusal(contents: Contents, kinds: Mapping[Address, Kind]) -> str:
+def _refusal(contents: Contents, kinds: Mapping[Address, AdapterKind]) -> str:
     """Why no model of ours could take such a file, as far as its tensors tell; "" where one might."""
     refused = {kind.name: kind.refusal for kind in kinds.values() if kind.refusal}
     if refused:
@@ -130,7 +132,7 @@ def _component(address: Address) -> str:
 
 
 def _ranks(
-    layers: Mapping[Address, Mapping[str, str]], tensors: Mapping[str, Entry]
+    layers: Mapping[Address, Mapping[str, str]], tensors: Mapping[str, TensorEntry]
 ) -> tuple[int, int] | None:
     shapes = [
         tensors[parts[half]].shape

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pipelines.adapters.container import pack
+from pipelines.adapters.container import safetensors_bytes
 from pipelines.adapters.keys import COMPONENTS, TEXT, TEXT_2, UNET
 from pipelines.adapters.kinds import flora
 from pipelines.adapters.origin import origin_by_metadata
@@ -61,7 +61,7 @@ def write_lora(
         texts |= flora.METADATA
     texts.setdefault("format", "pt")
     tensors = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in written}
-    write_atomically(path, pack(tensors, texts))
+    write_atomically(path, safetensors_bytes(tensors, texts))
 
 
 def _kohya(layers: Mapping[str, LowRank], metadata: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:

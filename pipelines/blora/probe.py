@@ -87,7 +87,7 @@ class Effect:
 
 
 @dataclass(frozen=True)
-class Row:
+class SheetRow:
     """One pair's pictures of one seed, for the sheet: [3, h, w] in 0 … 1 each."""
 
     pair: Pair
@@ -103,14 +103,14 @@ class Probe:
     """
 
     effects: tuple[Effect, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[SheetRow, ...]
     block_map: Mapping[str, tuple[str, ...]]
     scorer: str
     published: bool
 
 
 @dataclass(frozen=True)
-class Settings:
+class ProbeSettings:
     """How to probe. None: as the model's defaults say."""
 
     seeds: tuple[int, ...] = (1, 2)
@@ -174,7 +174,7 @@ def probe(
     pipe: StudioPipeline,
     pairs: Sequence[Pair],
     scorer: Scorer,
-    settings: Settings | None = None,
+    settings: ProbeSettings | None = None,
     *,
     progress: Callable[[int], None] = lambda pictures: None,
 ) -> Probe:
@@ -182,12 +182,12 @@ def probe(
 
     progress: is told how many more pictures are done. Raises StudioError.
     """
-    settings = settings or Settings()
+    settings = settings or ProbeSettings()
     unet = pipe.model.unet
     blocks = attention_blocks(unet)
     places = (*blocks, *levels(blocks))
     found: dict[str, dict[str, list[float]]] = {place: {"content": [], "style": []} for place in places}
-    rows: list[Row] = []
+    rows: list[SheetRow] = []
     for pair in pairs:
         swap = prompt_swap(pipe.model, pair.first, pair.second)
         pictures = {
@@ -202,7 +202,7 @@ def probe(
             )
             found[place][pair.part] += moved or []
         for index, seed in enumerate(settings.seeds):
-            rows.append(Row(pair, seed, {name: some[index] for name, some in pictures.items()}))
+            rows.append(SheetRow(pair, seed, {name: some[index] for name, some in pictures.items()}))
     effects = tuple(
         Effect(place, _mean(moved["content"]), _mean(moved["style"])) for place, moved in found.items()
     )
@@ -210,7 +210,7 @@ def probe(
     return Probe(effects, tuple(rows), propose(effects), scorer.name, published)
 
 
-def picture_count(pipe: StudioPipeline, pairs: Sequence[Pair], settings: Settings) -> int:
+def picture_count(pipe: StudioPipeline, pairs: Sequence[Pair], settings: ProbeSettings) -> int:
     """How many pictures a probe renders."""
     blocks = attention_blocks(pipe.model.unet)
     return len(pairs) * len(settings.seeds) * (2 + len(blocks) + len(levels(blocks)))
@@ -248,7 +248,9 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _render(pipe: StudioPipeline, prompt: str, settings: Settings, progress: Callable[[int], None]) -> Tensor:
+def _render(
+    pipe: StudioPipeline, prompt: str, settings: ProbeSettings, progress: Callable[[int], None]
+) -> Tensor:
     """[seeds, 3, h, w] in 0 … 1."""
     requests = [
         Request(

@@ -19,7 +19,7 @@ from pipelines.checkpoints.components import (
     refuse_other_than_files,
     vae_dtype,
 )
-from pipelines.checkpoints.weights import read_header
+from pipelines.checkpoints.weights import read_weights_header
 from pipelines.errors import ModelError
 from pipelines.families.family import SDXL, Family, family_of
 from pipelines.home.answers import answered
@@ -144,7 +144,7 @@ def folder_files(folder: Path, dtype: torch.dtype) -> tuple[Path, ...]:
 
 def _refuse_incomplete(folder: Path, part: str, module: Any, dtype: torch.dtype) -> None:
     """Raises ModelError where files lack weights; diffusers and transformers fill them with random numbers."""
-    headers = [read_header(file) for file in _part_files(folder, part, folder_variant(folder, dtype))]
+    headers = [read_weights_header(file) for file in _part_files(folder, part, folder_variant(folder, dtype))]
     stored = sum(prod(s) for h in headers for key, s in h.shapes.items() if not key.endswith("position_ids"))
     needed = sum(weight.numel() for weight in module.parameters())
     if stored < needed:

@@ -15,14 +15,16 @@ from pipelines.checkpoints.components import first_line
 from pipelines.checkpoints.folders import HALVES, UNUSED, weight_files
 from pipelines.errors import ModelError
 
-Progress = Callable[[int, int], None]
+DownloadProgress = Callable[[int, int], None]
 """Told of a download: bytes that are here, and bytes of the files that were begun, which grow to all. What it raises
 ends the download; what is here by then is kept, and the next one goes on from there."""
 
 _TELLING = threading.Lock()
 
 
-def fetch(hub_id: str, dtype: torch.dtype, allow_downloads: bool, progress: Progress | None = None) -> Path:
+def fetch(
+    hub_id: str, dtype: torch.dtype, allow_downloads: bool, progress: DownloadProgress | None = None
+) -> Path:
     """The local folder of a model on the hub, downloaded if need be. Raises ModelError with the remedy."""
     import httpx
     from diffusers import DiffusionPipeline
@@ -50,7 +52,7 @@ def fetch(hub_id: str, dtype: torch.dtype, allow_downloads: bool, progress: Prog
 
 
 @contextmanager
-def _told(progress: Progress | None) -> Iterator[None]:
+def _told(progress: DownloadProgress | None) -> Iterator[None]:
     """Within: diffusers' download tells how it goes. It has no argument for that, though the call by which it fetches
     has one; so for this long the call is made with it."""
     if progress is None:
@@ -68,7 +70,7 @@ def _told(progress: Progress | None) -> Iterator[None]:
             module.snapshot_download = snapshot_download
 
 
-def _bar(progress: Progress) -> type[Any]:
+def _bar(progress: DownloadProgress) -> type[Any]:
     """A progress bar as huggingface_hub wants one, which draws nothing. Of one download there are several: one counts
     files, one the bytes that come over the network, one those that are written."""
     from tqdm import tqdm  # type: ignore[import-untyped]

@@ -19,8 +19,8 @@ from pipelines.checkpoints.card import CARD_FILE, ModelCard, read_card, resolve_
 from pipelines.checkpoints.components import Components
 from pipelines.checkpoints.folders import folder_files, load_folder
 from pipelines.checkpoints.hashes import short_hash
-from pipelines.checkpoints.hub import Progress, fetch
-from pipelines.checkpoints.single_file import Facts, examine, load_single_file
+from pipelines.checkpoints.hub import DownloadProgress, fetch
+from pipelines.checkpoints.single_file import CheckpointFacts, examine, load_single_file
 from pipelines.checkpoints.vae import load_vae, refuse_misfit
 from pipelines.checkpoints.weights import memory_needed, refuse_if_too_large
 from pipelines.errors import ModelError
@@ -82,7 +82,7 @@ def load_checkpoint(
     home: Home | None = None,
     allow_downloads: bool = True,
     notify: Notify | None = None,
-    progress: Progress | None = None,
+    progress: DownloadProgress | None = None,
 ) -> Checkpoint:
     """Loads a model onto the CPU.
 
@@ -138,7 +138,7 @@ def _folder_defaults(label: str, parts: Components, card: ModelCard | None) -> D
     return resolve_defaults(parts.family, card, scheduler=name_of(parts.scheduler), size=size)
 
 
-def _file_defaults(facts: Facts) -> Defaults:
+def _file_defaults(facts: CheckpointFacts) -> Defaults:
     """The family's. SD2.x models that predict noise are its 512-pixel ones, and zero-SNR models get Euler:
 
     Karras spacing spends most of its steps on the endless noise that their schedule starts from.

@@ -24,7 +24,7 @@ from pipelines.checkpoints.components import (
     refuse_incomplete,
     vae_dtype,
 )
-from pipelines.checkpoints.weights import Header, read_header
+from pipelines.checkpoints.weights import WeightsHeader, read_weights_header
 from pipelines.errors import ModelError
 from pipelines.families.family import SD1, SD2, SDXL, Family
 from pipelines.home.files import read_text
@@ -63,7 +63,7 @@ CHANNELS = {
 
 
 @dataclass(frozen=True)
-class Facts:
+class CheckpointFacts:
     """What a checkpoint's keys, shapes and metadata say about it.
 
     prediction_type: "epsilon" or "v_prediction". zero_snr: trained with zero terminal SNR.
@@ -150,7 +150,7 @@ def load_tokenizers(family: Family) -> list[Any]:
     ]
 
 
-def examine(file: Path) -> Facts:
+def examine(file: Path) -> CheckpointFacts:
     """Reads a checkpoint's header and says what it is. Raises ModelError, by name, for what cannot be run."""
     if file.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin"):
         raise ModelError(
@@ -158,9 +158,9 @@ def examine(file: Path) -> Facts:
         )
     if file.suffix.lower() != ".safetensors":
         raise ModelError(f"{file.name} is no model file; use a .safetensors file or a diffusers folder")
-    header = read_header(file)
+    header = read_weights_header(file)
     family = _family(file.name, header)
-    return Facts(
+    return CheckpointFacts(
         family=family,
         prediction_type=_prediction_type(file, header, family),
         zero_snr="ztsnr" in header.shapes
@@ -169,7 +169,7 @@ def examine(file: Path) -> Facts:
     )
 
 
-def _family(name: str, header: Header) -> Family:
+def _family(name: str, header: WeightsHeader) -> Family:
     keys = header.shapes
     if FIRST_CONV not in keys:
         for pattern, what in OTHERS:
@@ -201,7 +201,7 @@ def _family(name: str, header: Header) -> Family:
     raise ModelError(f"{name} has no text encoder inside that is understood; use a complete checkpoint")
 
 
-def _prediction_type(file: Path, header: Header, family: Family) -> str:
+def _prediction_type(file: Path, header: WeightsHeader, family: Family) -> str:
     """From the marker key, else the metadata, else a .yaml beside the file, else the family's custom.
 
     Weights alone do not tell. SD2.x's published 768-pixel models predict v, and nearly all others follow them;
@@ -239,7 +239,7 @@ def _parameterization(file: Path) -> str:
     return said.lower() if isinstance(said, str) else "eps"
 
 
-def _scheduler(config: Path, facts: Facts) -> Any:
+def _scheduler(config: Path, facts: CheckpointFacts) -> Any:
     described = read_json(config / "scheduler" / "scheduler_config.json")
     described["prediction_type"] = facts.prediction_type
     if facts.zero_snr:

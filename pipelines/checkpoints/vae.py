@@ -16,7 +16,7 @@ from pipelines.checkpoints.components import (
     refuse_other_than_files,
     vae_dtype,
 )
-from pipelines.checkpoints.weights import read_header
+from pipelines.checkpoints.weights import read_weights_header
 from pipelines.errors import ModelError
 from pipelines.families.family import Family
 from pipelines.home.files import is_folder, is_regular
@@ -87,7 +87,7 @@ def refuse_misfit(label: str, vae: Any, own: Any) -> None:
 def _refuse_other_files(file: Path) -> None:
     if file.suffix.lower() != ".safetensors":
         raise ModelError(f"the VAE {file.name} is no .safetensors file; pickles (.pt, .ckpt) are not opened")
-    shapes = read_header(file).shapes
+    shapes = read_weights_header(file).shapes
     first = next((shapes[key] for key in DECODER_INPUTS if key in shapes), None)
     if first is None:
         raise ModelError(f"{file.name} holds no VAE; choose a file with a VAE's encoder and decoder")

@@ -24,7 +24,7 @@ FULL_SIZE = 400_000_000
 
 
 @dataclass(frozen=True)
-class Header:
+class WeightsHeader:
     """The header of a safetensors file: shape of each tensor, and the file's own metadata."""
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -36,7 +36,7 @@ class Header:
         return sum(prod(shape) for key, shape in self.shapes.items() if not key.startswith("model_ema."))
 
 
-def read_header(file: Path) -> Header:
+def read_weights_header(file: Path) -> WeightsHeader:
     """Reads the header alone. Raises ModelError for a file that is missing, cut short or not safetensors, and
     NoAnswer."""
     try:
@@ -64,7 +64,7 @@ def _content(file: Path) -> tuple[int, bytes]:
         return size, stream.read(length)
 
 
-def _header(size: int, text: bytes) -> Header:
+def _header(size: int, text: bytes) -> WeightsHeader:
     """Raises ValueError, LookupError, TypeError and AttributeError for what is no header."""
     content: Any = parse_json(text)
     if not isinstance(content, dict):
@@ -80,7 +80,7 @@ def _header(size: int, text: bytes) -> Header:
     if needed > size:
         raise ValueError(f"it is cut short: {size} bytes where {needed} belong")
     texts = metadata.items() if isinstance(metadata, dict) else ()
-    return Header(shapes, {key: value for key, value in texts if isinstance(value, str)})
+    return WeightsHeader(shapes, {key: value for key, value in texts if isinstance(value, str)})
 
 
 def _is_count(number: object) -> bool:
@@ -115,7 +115,7 @@ def memory_needed(files: Iterable[Path], dtype: torch.dtype, free: int | None = 
 
     Working memory comes on top; it depends on the size and number of the pictures.
     """
-    parameters = sum(read_header(file).parameters for file in files)
+    parameters = sum(read_weights_header(file).parameters for file in files)
     return MemoryNeed(parameters, parameters * dtype.itemsize, free_memory() if free is None else free)
 
 

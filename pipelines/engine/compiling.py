@@ -102,7 +102,7 @@ def compile_blocks(
         block.compile(**how)
 
 
-def part_blocks(unet: nn.Module) -> None:
+def uncompile_blocks(unet: nn.Module) -> None:
     """Run the blocks as they come again, in place."""
     for module in unet.modules():
         if isinstance(module, CompiledTransformer):

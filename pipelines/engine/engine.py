@@ -17,16 +17,16 @@ import torch
 
 from composers.plan import Use
 from pipelines.engine.backends import AttentionChoice, attention_by
-from pipelines.engine.call import Call, Found, forward
-from pipelines.engine.compiling import compile_blocks, part_blocks
+from pipelines.engine.compiling import compile_blocks, uncompile_blocks
 from pipelines.engine.planner import FEWEST_STEADY, KindPlan, Load, Planner
 from pipelines.engine.products.attention import RowText, TextMemory, join_weights
 from pipelines.engine.products.graphs import CudaGraphs, Recorder
 from pipelines.engine.products.layers import use_kernels
-from pipelines.engine.residency.bank import Bank, Rows, grouped
+from pipelines.engine.residency.bank import Bank, Mixes, grouped
 from pipelines.engine.residency.packing import Ranks, Taken
-from pipelines.engine.residency.table import KINDS, Kind
+from pipelines.engine.residency.table import LAYER_KINDS, LayerKind
 from pipelines.engine.stage import Bucket, KindForm, Stage, room_for_rank, room_for_rows
+from pipelines.engine.unet_call import UNetCall, UNetOutput, forward
 from pipelines.families.family import Cut
 from pipelines.families.unet import shallow_modules
 
@@ -34,7 +34,7 @@ MOST_STAGES = 24
 """Buckets kept at once. The one that was used longest ago makes room for a new one."""
 MEMORY_SHARE = 0.35
 """The part of the device's memory that the buffers of all buckets may take."""
-STEP_KINDS: tuple[Kind, ...] = tuple(kind for kind in KINDS if kind != "text")
+STEP_KINDS: tuple[LayerKind, ...] = tuple(kind for kind in LAYER_KINDS if kind != "text")
 
 
 @dataclass
@@ -111,7 +111,7 @@ class Engine:
         if compile and not self.compiled:
             compile_blocks(self._unet, backend)
         if self.compiled and not compile:
-            part_blocks(self._unet)
+            uncompile_blocks(self._unet)
         self.compiled, self.kernels = compile, kernels
         self.reset()
 
@@ -135,12 +135,12 @@ class Engine:
     # -- a call ------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def run(self, call: Call) -> Found:
+    def run(self, call: UNetCall) -> UNetOutput:
         """The call's results, in the UNet's dtype."""
         with attention_by(self.attention):
             return self._run(call)
 
-    def _run(self, call: Call) -> Found:
+    def _run(self, call: UNetCall) -> UNetOutput:
         self.stats.rows[call.shape] += call.rows
         self.stats.why = ""
         groups = grouped_by_pairs(call.uses)
@@ -153,7 +153,7 @@ class Engine:
         self.stats.layer_by_layer += 1
         return self._layer_by_layer(call)
 
-    def _on_stage(self, stage: Stage, call: Call, groups: Rows) -> Found | None:
+    def _on_stage(self, stage: Stage, call: UNetCall, groups: Mixes) -> UNetOutput | None:
         """The call's results from a stage; None where the stage cannot be recorded."""
         assert self.recorder is not None
         recorded, text_rows = stage.recorded, stage.text_rows
@@ -170,7 +170,7 @@ class Engine:
         self.stats.rehearsals += not stage.recorded
         return found
 
-    def _layer_by_layer(self, call: Call) -> Found:
+    def _layer_by_layer(self, call: UNetCall) -> UNetOutput:
         modules = self._modules(call.cut)
         if self._hooked:
             with self.bank.active("unet", call.uses, modules):
@@ -180,7 +180,7 @@ class Engine:
         with self.bank.active("unet", call.uses, modules, STEP_KINDS), memory.used():
             return forward(self._unet, call)
 
-    def _remember(self, memory: TextMemory, call: Call) -> None:
+    def _remember(self, memory: TextMemory, call: UNetCall) -> None:
         """Keys and values of the call's texts into the memory: those of new texts and mixes are computed."""
         rows = [
             RowText(text, self.bank.marked(uses)) for text, uses in zip(call.texts, call.uses, strict=True)
@@ -196,7 +196,7 @@ class Engine:
 
     # -- stages ------------------------------------------------------------------------------------------
 
-    def _bucket(self, call: Call, groups: Rows) -> Bucket | None:
+    def _bucket(self, call: UNetCall, groups: Mixes) -> Bucket | None:
         """The bucket of a call; None where it runs layer by layer."""
         if not self.graphs or self.recorder is None:
             return None
@@ -217,13 +217,13 @@ class Engine:
             return None
         return last[1]
 
-    def _new_bucket(self, call: Call, groups: Rows) -> Bucket | str:
+    def _new_bucket(self, call: UNetCall, groups: Mixes) -> Bucket | str:
         """The bucket of a call, or why it has none."""
         group = call.rows // len(groups)
         rows = room_for_rows(call.rows, group)
         within = self._table.running(self._modules(call.cut))
         reaches = self.bank.reaches("unet")
-        ranks = [Taken(self._table, kind, groups, reaches, within).ranks for kind in KINDS]
+        ranks = [Taken(self._table, kind, groups, reaches, within).ranks for kind in LAYER_KINDS]
         load = self._load(rows, rows // group, call.shape, call.steady)
         multiplied = self.bank.multiplied_kinds("unet", groups, within)
         forms = self._forms(ranks, multiplied, load)
@@ -245,7 +245,7 @@ class Engine:
         return Load(rows, groups, shape[-2] * shape[-1], steady, MEMORY_SHARE * self._total_memory())
 
     def _forms(
-        self, ranks: Sequence[Ranks], multiplied: Collection[Kind], load: Load
+        self, ranks: Sequence[Ranks], multiplied: Collection[LayerKind], load: Load
     ) -> tuple[KindForm, ...] | str:
         """A form for every kind of layer that adapters change, within the room that all share; or why there are none.
 
@@ -274,7 +274,7 @@ class Engine:
             load = replace(load, room=load.room - next(each.bytes for each in found if each.form == form))
             if whole and load.room < 0:
                 return "FLoRA runs without CUDA graphs: the device's memory is too small for whole weights"
-        return tuple(sorted(forms, key=lambda own: KINDS.index(own.kind)))  # equal forms, equal buckets
+        return tuple(sorted(forms, key=lambda own: LAYER_KINDS.index(own.kind)))  # equal forms, equal buckets
 
     def explain(
         self, uses: Sequence[tuple[Use, ...]], shape: Sequence[int], steady: int
@@ -282,14 +282,14 @@ class Engine:
         """How a call over these rows would run: for every kind of layer that its adapters change, the form it takes and
         what each form costs. And what multiplies weights without a form of its own, "" where nothing does.
 
-        shape: of the latents. steady: as in `Call`.
+        shape: of the latents. steady: as in `UNetCall`.
         """
         rows = tuple(uses)
         recorded = self.graphs and self.recorder is not None
         groups = grouped_by_pairs(rows) if recorded else grouped(rows)
         load = self._load(len(rows), len(groups), shape, steady)
         reaches, within = self.bank.reaches("unet"), self._table.running(("",))
-        kinds = {kind: Taken(self._table, kind, groups, reaches, within).ranks for kind in KINDS}
+        kinds = {kind: Taken(self._table, kind, groups, reaches, within).ranks for kind in LAYER_KINDS}
         multiplied = self.bank.multiplied_kinds("unet", groups, within)
         forms = self._forms(list(kinds.values()), multiplied, load)
         refused = forms if isinstance(forms, str) else ""
@@ -308,7 +308,7 @@ class Engine:
         note = f"FLoRA multiplies the weights of {' and '.join(apart)} layers row by row" if apart else ""
         return plans, "; ".join(filter(None, (note, refused if recorded else "")))
 
-    def _stage(self, bucket: Bucket, call: Call) -> Stage | None:
+    def _stage(self, bucket: Bucket, call: UNetCall) -> Stage | None:
         """The stage of a bucket; None where it cannot be."""
         stage = self._stages.get(bucket)
         if stage is None:
@@ -370,7 +370,7 @@ class Engine:
         }
 
 
-def grouped_by_pairs(rows: Rows) -> Rows:
+def grouped_by_pairs(rows: Mixes) -> Mixes:
     """The mixes of pairs of equal neighbours where all rows are such pairs, else the mixes of single rows. Which of the
     two it is must not depend on what the mixes hold."""
     pairs = len(rows) % 2 == 0 and rows[::2] == rows[1::2]

@@ -13,7 +13,7 @@ from torch import nn
 
 from composers.plan import Use
 from pipelines.adapters.adapter import Adapter
-from pipelines.engine.products.attention import part_attention
+from pipelines.engine.products.attention import restore_attention
 from pipelines.engine.products.layers import LaneConv2d, LaneLinear, unwrap
 
 
@@ -26,7 +26,7 @@ def merged(
     ]
     twin = copy.deepcopy(model, {id(slot): slot for _, slot in slots})
     unwrap(twin)
-    part_attention(twin)
+    restore_attention(twin)
     layers = dict(twin.named_modules())
     base = dict(model.named_modules())
     with torch.no_grad():

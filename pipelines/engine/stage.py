@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from composers.plan import Use
-from pipelines.engine.call import Call, Found, forward
 from pipelines.engine.products.attention import RowText
 from pipelines.engine.products.factors import Acting, Form
 from pipelines.engine.products.graphs import Recorder, Recording
 from pipelines.engine.products.layers import together
-from pipelines.engine.residency.bank import Bank, Marked, Rows
+from pipelines.engine.residency.bank import Bank, Marked, Mixes
 from pipelines.engine.residency.packing import DensePacking, Packing, Taken
-from pipelines.engine.residency.table import Kind
+from pipelines.engine.residency.table import LayerKind
+from pipelines.engine.unet_call import UNetCall, UNetOutput, forward
 from pipelines.families.family import Cut
 from pipelines.families.unet import shallow_modules
 from pipelines.pace import moved
@@ -34,7 +34,7 @@ from pipelines.pace import moved
 class KindForm:
     """The form of one kind of layer and, for low-rank forms, the rank there is room for (0 for dense)."""
 
-    kind: Kind
+    kind: LayerKind
     form: Form
     rank: int
 
@@ -78,7 +78,7 @@ def room_for_rank(rank: int) -> int:
 class Stage:
     """Buffers and the recordings of one bucket. text_rows: rows whose text keys and values were computed so far."""
 
-    def __init__(self, unet: Any, bank: Bank, bucket: Bucket, like: Call) -> None:
+    def __init__(self, unet: Any, bank: Bank, bucket: Bucket, like: UNetCall) -> None:
         self.bucket = bucket
         self._unet, self._bank, self._table = unet, bank, bank.tables["unet"]
         self._modules = shallow_modules(unet, bucket.cut) if bucket.cut else ("",)
@@ -90,7 +90,7 @@ class Stage:
         self._call = like.on(inputs)
         self._inputs = inputs
         layer = self._table.layers[0].weight
-        self.packings: dict[Kind, Packing | DensePacking] = {}
+        self.packings: dict[LayerKind, Packing | DensePacking] = {}
         for own in bucket.forms:
             self.packings[own.kind] = (
                 DensePacking(
@@ -120,7 +120,7 @@ class Stage:
         self._texts: list[RowText | None] | None = None
         self._seats: list[Marked | None] = [None] * bucket.groups
         self._rehearsed = False
-        self._recording: Recording[Found] | None = None
+        self._recording: Recording[UNetOutput] | None = None
         self._texts_recording: Recording[None] | None = None
 
     @property
@@ -134,7 +134,7 @@ class Stage:
     def recorded(self) -> bool:
         return self._recording is not None
 
-    def run(self, call: Call, groups: Rows, recorder: Recorder) -> Found:
+    def run(self, call: UNetCall, groups: Mixes, recorder: Recorder) -> UNetOutput:
         """The call's results. groups: the mixes of its groups.
 
         The first call runs on the buffers without a recording, the second is recorded, and all others are replayed. So
@@ -161,9 +161,9 @@ class Stage:
         def mine(result: Tensor) -> Tensor:
             return result[: len(rows)].clone() if index is None else result[index]
 
-        return Found(mine(found.prediction), {cut: mine(value) for cut, value in found.features.items()})
+        return UNetOutput(mine(found.prediction), {cut: mine(value) for cut, value in found.features.items()})
 
-    def _place(self, groups: Rows) -> list[int]:
+    def _place(self, groups: Mixes) -> list[int]:
         """The seat of every group, whose mix is then in the buffers. Whole weights keep their seats."""
         mixes = [self._bank.marked(mix) for mix in groups]
         dense = any(own.form == "dense" for own in self.bucket.forms)
@@ -192,17 +192,17 @@ class Stage:
             elif kind != "text":
                 self._pack(kind, packing, [mix[0] if mix else () for mix in after])
 
-    def _pack(self, kind: Kind, packing: Packing, mixes: Sequence[tuple[Use, ...]]) -> None:
+    def _pack(self, kind: LayerKind, packing: Packing, mixes: Sequence[tuple[Use, ...]]) -> None:
         draft = self._taken(kind, mixes).draft(packing.form, packing.rank)
         assert draft is not None
         packing.fill(self._bank.pools, draft)
 
-    def _taken(self, kind: Kind, mixes: Sequence[tuple[Use, ...]]) -> Taken:
+    def _taken(self, kind: LayerKind, mixes: Sequence[tuple[Use, ...]]) -> Taken:
         return Taken(self._table, kind, mixes, self._bank.reaches("unet"), self._running)
 
     # -- texts -------------------------------------------------------------------------------------------
 
-    def _renew_texts(self, call: Call, rows: Sequence[int]) -> None:
+    def _renew_texts(self, call: UNetCall, rows: Sequence[int]) -> None:
         """Fill in the keys and values of the call's texts and mixes. rows: where its rows sit."""
         packing = self.packings.get("text")
         reached = packing is not None or self.bucket.texts_multiplied
@@ -236,7 +236,7 @@ class Stage:
 
     # -- the call ----------------------------------------------------------------------------------------
 
-    def _forward(self) -> Found:
+    def _forward(self) -> UNetOutput:
         try:
             for name, kept in self._kept.items():
                 self._table.texts[name].processor.kept = kept
@@ -250,7 +250,7 @@ class Stage:
         return bool(self._running[self._table.place[layer]])
 
     @contextmanager
-    def _acting(self, kinds: Sequence[Kind]) -> Iterator[None]:
+    def _acting(self, kinds: Sequence[LayerKind]) -> Iterator[None]:
         """Within: the layers of these kinds read this stage's buffers."""
         acting: dict[int, Acting] = {}
         for kind in kinds:

@@ -42,7 +42,7 @@ class NoAnswer(SetupError):
         self.at = at
 
 
-class Call(Generic[T]):
+class Question(Generic[T]):
     """Something that is asked of a root. at: what it looks at now; hangs: whoever asked gave it up, and it goes on."""
 
     def __init__(self, root: str, at: str, work: Callable[[], T]) -> None:
@@ -91,9 +91,9 @@ class _Helper(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(name="folder", daemon=True)
-        self._given: SimpleQueue[Call[Any]] = SimpleQueue()
+        self._given: SimpleQueue[Question[Any]] = SimpleQueue()
 
-    def give(self, call: Call[Any]) -> None:
+    def give(self, call: Question[Any]) -> None:
         self._given.put(call)
 
     def run(self) -> None:
@@ -106,13 +106,13 @@ class _Helper(threading.Thread):
 
 
 _CHANGED = threading.Condition()  # guards the three below, and is never held while a folder is asked
-_CALLS: list[Call[Any]] = []
+_CALLS: list[Question[Any]] = []
 _IDLE: list[_Helper] = []
 _ROOTS: set[str] = set()
 _HERE = threading.local()
 
 
-def ask(root: str | Path, work: Callable[[], T]) -> Call[T]:
+def ask(root: str | Path, work: Callable[[], T]) -> Question[T]:
     """Begins to ask a root that files are listed under, for `work` that opens, lists or looks at files there; its
     `result` is waited for later, so that several roots can be asked at once. Raises NoAnswer for a silent one."""
     root = _text(root)
@@ -222,8 +222,8 @@ def root_of(path: str | Path) -> str:
     return max(above, key=len, default=os.path.dirname(text))
 
 
-def _begun(root: str, at: str, work: Callable[[], T]) -> Call[T]:
-    call = Call(root, at, work)
+def _begun(root: str, at: str, work: Callable[[], T]) -> Question[T]:
+    call = Question(root, at, work)
     with _CHANGED:
         enough = time.monotonic() + 2 * PATIENCE
         while True:
@@ -250,7 +250,7 @@ def _begun(root: str, at: str, work: Callable[[], T]) -> Call[T]:
     return call
 
 
-def _call_here() -> Call[Any] | None:
+def _call_here() -> Question[Any] | None:
     """What this thread works on, where it is a helper."""
     return getattr(_HERE, "call", None)
 

@@ -17,7 +17,7 @@ from pipelines.home.settings import Roots
 LARGEST = 2**18
 """Bytes of an `extra_model_paths.yaml`."""
 
-KINDS: Mapping[str, tuple[str, ...]] = {
+COMFYUI_KEYS: Mapping[str, tuple[str, ...]] = {
     "models": ("checkpoints", "diffusers"),
     "loras": ("loras",),
     "vae": ("vae",),
@@ -72,7 +72,7 @@ def _from_yaml(file: Path) -> Roots:
     roots = Roots()
     for section in sections.values():
         if isinstance(section, dict):
-            roots += Roots(*(_section(file, section, keys) for keys in KINDS.values()))
+            roots += Roots(*(_section(file, section, keys) for keys in COMFYUI_KEYS.values()))
     return roots
 
 

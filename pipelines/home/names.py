@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from pipelines.home.answers import Call, NoAnswer, ask, is_silent, sign
+from pipelines.home.answers import NoAnswer, Question, ask, is_silent, sign
 from pipelines.home.files import is_whole_text
 
 
@@ -90,14 +90,14 @@ class _Walk:
         return _Walk(self.named, self.root, list(self.folders), list(self.links), files)
 
 
-def _ask(named: str, work: Callable[[], None]) -> Call[None] | None:
+def _ask(named: str, work: Callable[[], None]) -> Question[None] | None:
     try:
         return ask(named, work)
     except NoAnswer:
         return None
 
 
-def _told(walk: _Walk, call: Call[None] | None, go_on: Callable[[_Walk], None]) -> _Walk:
+def _told(walk: _Walk, call: Question[None] | None, go_on: Callable[[_Walk], None]) -> _Walk:
     """The walk when it is over. It goes on beside what does not answer; nothing is found where that is the root."""
     while call is not None:
         try:

@@ -192,13 +192,13 @@ class TextEncoder:
         Raises RequestError where an ask skips more layers than an encoder has.
         """
         asks = [replace(ask, chunks=self.chunks(ask)) for ask in asks]
-        spoken = [ask for ask in dict.fromkeys(asks) if not self.silent(ask)]
+        distinct = [ask for ask in dict.fromkeys(asks) if not self.is_zeros(ask)]
         with torch.no_grad():
-            embeddings = dict(zip(spoken, self._encode(spoken), strict=True))
-            embeddings |= {ask: self._zeros(ask) for ask in dict.fromkeys(asks) if self.silent(ask)}
+            embeddings = dict(zip(distinct, self._encode(distinct), strict=True))
+            embeddings |= {ask: self._zeros(ask) for ask in dict.fromkeys(asks) if self.is_zeros(ask)}
         return [embeddings[ask] for ask in asks]
 
-    def silent(self, ask: TextAsk) -> bool:
+    def is_zeros(self, ask: TextAsk) -> bool:
         """Whether the ask is zeros and no encoder's work."""
         return ask.text is None and self.force_zeros_for_empty_prompt
 

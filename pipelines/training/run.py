@@ -41,7 +41,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """Told after every optimiser step. sample: a picture of the prompt as the adapter stands, where one is due."""
 
     step: int
@@ -111,7 +111,7 @@ class Run:
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=model.dtype == torch.float16)
 
     def train(
-        self, resume: bool, progress: Callable[[Progress], None], sample: Callable[[], Image.Image]
+        self, resume: bool, progress: Callable[[TrainingProgress], None], sample: Callable[[], Image.Image]
     ) -> list[float]:
         """The losses of the steps run now."""
         done, whole = 0, True  # whole: the state is that after `done` steps, not amid one
@@ -130,7 +130,7 @@ class Run:
                 losses.append(self._step())
                 done, whole = step, True
                 due = recipe.sample_every and step % recipe.sample_every == 0
-                progress(Progress(step, recipe.steps, losses[-1], sample() if due else None))
+                progress(TrainingProgress(step, recipe.steps, losses[-1], sample() if due else None))
                 if step % recipe.checkpoint_every == 0 and step < recipe.steps:
                     self._save(step)
         except KeyboardInterrupt:

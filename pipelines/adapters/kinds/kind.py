@@ -1,4 +1,4 @@
-"""What one adapter type must know about itself. A new type is one file with one `Kind` in it."""
+"""What one adapter type must know about itself. A new type is one file with one `AdapterKind` in it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class RawLayer:
     metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
-class Kind(Protocol):
+class AdapterKind(Protocol):
     """One adapter type, such as LoRA or LoKr.
 
     leaves: ends of keys ("lora_up.weight") -> what they are. `alpha` belongs to LoRA and is shared by all.
@@ -54,7 +54,7 @@ class Kind(Protocol):
     def refusal(self) -> str: ...
 
     def claims(self, parts: Collection[str]) -> bool:
-        """Whether a layer with these parts is of this type. Types are asked in the order of KINDS."""
+        """Whether a layer with these parts is of this type. Types are asked in the order of ADAPTER_KINDS."""
         ...
 
     def read(self, layer: RawLayer, target: Target) -> LayerFactors:

@@ -74,7 +74,7 @@ def join_attention(model: nn.Module) -> dict[str, Any]:
     return found
 
 
-def part_attention(model: nn.Module) -> None:
+def restore_attention(model: nn.Module) -> None:
     """Give `model` diffusers' own processors back, in place."""
     for _, attn in _attention(model):
         if isinstance(attn.processor, LaneAttention):

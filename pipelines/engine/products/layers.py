@@ -38,7 +38,7 @@ class Slot:
     def __init__(self) -> None:
         self.acting: Acting | None = None
         self.multiplied: flora.Multiplied | None = None
-        self.multiplying: dict[str, flora.Rows] = {}
+        self.multiplying: dict[str, flora.RankRows] = {}
 
     @property
     def idle(self) -> bool:
@@ -49,7 +49,7 @@ class Slot:
         return sum(rows.bytes for rows in self.multiplying.values())
 
     def insert(self, adapter: str, factors: Hadamard, like: Tensor) -> None:
-        self.multiplying[adapter] = flora.Rows.of(factors, like)
+        self.multiplying[adapter] = flora.RankRows.of(factors, like)
 
     def remove(self, adapter: str) -> None:
         self.multiplying.pop(adapter, None)

@@ -31,19 +31,19 @@ MOVED = {"cpu": 20, "cuda": 260}
 
 
 @dataclass(frozen=True)
-class Rows:
+class RankRows:
     """One adapter's rank rows on one layer, on the layer's device: inner [rank, in], outer [rank, out] (scaled)."""
 
     inner: Tensor
     outer: Tensor
 
     @classmethod
-    def of(cls, factors: Hadamard, like: Tensor) -> Rows:
+    def of(cls, factors: Hadamard, like: Tensor) -> RankRows:
         outer = (factors.outer.float() * factors.scale).T.contiguous()
         return cls(factors.inner.to(like), outer.to(like))
 
-    def to(self, like: Tensor) -> Rows:
-        return Rows(self.inner.to(like), self.outer.to(like))
+    def to(self, like: Tensor) -> RankRows:
+        return RankRows(self.inner.to(like), self.outer.to(like))
 
     @property
     def bytes(self) -> int:
@@ -85,7 +85,7 @@ def strengths(lanes: Sequence[Sequence[Use]], layer: str) -> Strengths:
     return [[(use.adapter, use.weight * use.block_factor(layer)) for use in lane] for lane in lanes]
 
 
-def gather(rows: Mapping[str, Rows], strengths: Strengths) -> Multiplied | None:
+def gather(rows: Mapping[str, RankRows], strengths: Strengths) -> Multiplied | None:
     """The factors that the lanes need; None where no lane has any.
 
     W + sum_i s_i (W * M_i - W) is W times 1 - sum_i s_i + sum_i s_i M_i, so what is kept of W is one more row of
@@ -115,7 +115,7 @@ def gather(rows: Mapping[str, Rows], strengths: Strengths) -> Multiplied | None:
     )
 
 
-def scales(rows: Mapping[str, Rows], strengths: Strengths) -> Tensor | None:
+def scales(rows: Mapping[str, RankRows], strengths: Strengths) -> Tensor | None:
     """By what the groups' weights are multiplied, 1 - sum_i s_i + sum_i s_i M_i: [groups, out, in], ones where a group
     has no factors; None where no group has any. As many operations for all groups as for one, unlike `gather`."""
     taken = [

@@ -23,16 +23,16 @@ from pipelines.engine.products.factors import Acting, Form
 from pipelines.engine.products.layers import Slot
 from pipelines.engine.residency.packing import DensePacking, Packing, Ranks, Reach, Taken
 from pipelines.engine.residency.rows import RowPool
-from pipelines.engine.residency.table import KINDS, Kind, Table
+from pipelines.engine.residency.table import LAYER_KINDS, LayerKind, Table
 
 FormChoice = Literal["auto", "lane-packed", "pool", "dense"]
-Rows = tuple[tuple[Use, ...], ...]
+Mixes = tuple[tuple[Use, ...], ...]
 Marked = tuple[tuple[Use, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class _Selection:
-    rows: Rows
+    rows: Mixes
     acting: tuple[tuple[Slot, Acting], ...]
     multiplied: tuple[tuple[Slot, flora.Multiplied], ...]
 
@@ -63,7 +63,7 @@ class Bank:
         self.pools = {width: RowPool(width, self._weight()) for width in sorted(widths)}
         self._reach: dict[tuple[str, str], Reach] = {}  # (component, adapter)
         self._blocks: dict[str, dict[int, tuple[int, int]]] = {}  # adapter -> width -> (first row, rows)
-        self._selected: dict[tuple[str, tuple[str, ...], tuple[Kind, ...]], _Selection] = {}
+        self._selected: dict[tuple[str, tuple[str, ...], tuple[LayerKind, ...]], _Selection] = {}
 
     def load(self, adapter: Adapter, factors: Mapping[str, LayerFactors] | None = None) -> None:
         """Make an adapter resident, or leave everything as it was where memory does not hold it.
@@ -119,7 +119,7 @@ class Bank:
         component: str,
         rows: Sequence[tuple[Use, ...]],
         modules: tuple[str, ...] = ("",),
-        kinds: tuple[Kind, ...] = KINDS,
+        kinds: tuple[LayerKind, ...] = LAYER_KINDS,
     ) -> Iterator[None]:
         """Within: batch row i of `component` runs with the adapters `rows[i]`, at their `weight`.
 
@@ -153,7 +153,7 @@ class Bank:
 
     def multiplied_kinds(
         self, component: str, rows: Sequence[tuple[Use, ...]], within: npt.NDArray[np.bool_]
-    ) -> frozenset[Kind]:
+    ) -> frozenset[LayerKind]:
         """The kinds of layers whose weights these adapters multiply. within: [layers] bool, those that will run."""
         members = {use.adapter for lane in rows for use in lane if use.weight != 0} & self._multiplying
         table = self.tables[component]
@@ -242,7 +242,7 @@ class Bank:
         self._selected.clear()
 
     def _selection(
-        self, component: str, rows: Rows, modules: tuple[str, ...], kinds: tuple[Kind, ...]
+        self, component: str, rows: Mixes, modules: tuple[str, ...], kinds: tuple[LayerKind, ...]
     ) -> _Selection:
         """What `rows` select, built anew only when they are not those of the last call of the same part."""
         last = self._selected.get((component, modules, kinds))
@@ -281,7 +281,7 @@ class Bank:
         return selection
 
     def _multiplied(
-        self, table: Table, rows: Rows, within: npt.NDArray[np.bool_], kinds: tuple[Kind, ...]
+        self, table: Table, rows: Mixes, within: npt.NDArray[np.bool_], kinds: tuple[LayerKind, ...]
     ) -> Iterator[tuple[Slot, flora.Multiplied]]:
         members = {use.adapter for lane in rows for use in lane}
         for place in np.flatnonzero(within):
@@ -293,7 +293,7 @@ class Bank:
                     yield slot, gathered
 
 
-def grouped(rows: Sequence[tuple[Use, ...]]) -> Rows:
+def grouped(rows: Sequence[tuple[Use, ...]]) -> Mixes:
     """The mixes of the largest equal groups of neighbours that share one: of all, of pairs, else of single rows."""
     for size in (len(rows), 2):
         if (

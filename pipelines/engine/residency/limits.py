@@ -33,7 +33,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Level:
+class LevelStats:
     """One level's figures. hits, misses: of asks for an adapter; evictions: those that were put out for others."""
 
     hits: int
@@ -56,8 +56,8 @@ class StoreStats:
 
     known: int
     held: int
-    host: Level
-    device: Level
+    host: LevelStats
+    device: LevelStats
     pinned: int
 
     def __str__(self) -> str:

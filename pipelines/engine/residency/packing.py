@@ -19,7 +19,7 @@ from composers.plan import Use
 from pipelines.engine.products import multiplied
 from pipelines.engine.products.factors import Acting, Dense, Factors, Form
 from pipelines.engine.residency.rows import RowPool
-from pipelines.engine.residency.table import Kind, Places, Table
+from pipelines.engine.residency.table import LayerKind, Places, Table
 from pipelines.pace import moved
 
 Numbers = npt.NDArray[np.float32]
@@ -85,7 +85,7 @@ class Ranks:
     lane: highest sum of ranks in a group. pool: sum of the ranks of all adapters taken.
     """
 
-    kind: Kind
+    kind: LayerKind
     groups: int
     lane: int
     pool: int
@@ -97,7 +97,7 @@ class Taken:
     def __init__(
         self,
         table: Table,
-        kind: Kind,
+        kind: LayerKind,
         groups: Groups,
         reaches: Mapping[str, Reach],
         within: npt.NDArray[np.bool_],
@@ -218,7 +218,7 @@ class Packing:
     def __init__(
         self,
         table: Table,
-        kind: Kind,
+        kind: LayerKind,
         form: Form,
         *,
         groups: int,
@@ -294,7 +294,7 @@ class DensePacking:
     """
 
     def __init__(
-        self, table: Table, kind: Kind, *, groups: int, layers: npt.NDArray[np.bool_], like: Tensor
+        self, table: Table, kind: LayerKind, *, groups: int, layers: npt.NDArray[np.bool_], like: Tensor
     ) -> None:
         self.table, self.kind, self.groups = table, kind, groups
         self.form: Form = "dense"

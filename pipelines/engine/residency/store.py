@@ -27,14 +27,14 @@ from pipelines.adapters.pinned import Packed, pack
 from pipelines.adapters.reading import read_adapter
 from pipelines.adapters.terms import ModelLayers
 from pipelines.engine.residency.bank import Bank
-from pipelines.engine.residency.limits import Level, Limits, StoreStats
+from pipelines.engine.residency.limits import LevelStats, Limits, StoreStats
 from pipelines.errors import AdapterError, AdapterFileError
 from pipelines.families.family import FamilyName
 from pipelines.faults import out_of_memory
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownAdapter:
     """What is kept of an adapter wherever its factors are. numbers: how many its factors have.
 
     path, family: as it was loaded; path None where it came from no file, so that it never leaves the host.
@@ -100,7 +100,7 @@ class AdapterStore:
         self._device, self._dtype = torch.device("cpu"), dtype
         self._limits = Limits()
         self._files: dict[str, tuple[str, Path]] = {}  # case-folded name -> its spelling, its file
-        self._known: dict[str, Known] = {}
+        self._known: dict[str, KnownAdapter] = {}
         self._shelves = _Shelves()
         self._held: Counter[str] = Counter()
         self._host_counts, self._device_counts = _Counts(), _Counts()
@@ -109,7 +109,7 @@ class AdapterStore:
     # -- what there is -----------------------------------------------------------------------------------
 
     @property
-    def known(self) -> Mapping[str, Known]:
+    def known(self) -> Mapping[str, KnownAdapter]:
         """Every adapter that was loaded, by name, in the order of loading."""
         return self._known
 
@@ -132,8 +132,10 @@ class AdapterStore:
         return StoreStats(
             known=len(self._known),
             held=len(self._held_names),
-            host=Level(host.hits, host.misses, host.evictions, len(shelf.host), self._host_bytes, host_limit),
-            device=Level(
+            host=LevelStats(
+                host.hits, host.misses, host.evictions, len(shelf.host), self._host_bytes, host_limit
+            ),
+            device=LevelStats(
                 device.hits,
                 device.misses,
                 device.evictions,
@@ -351,7 +353,7 @@ class AdapterStore:
     # -- the host ----------------------------------------------------------------------------------------
 
     def _register(self, adapter: Adapter, path: Path | None, family: FamilyName | None) -> Adapter:
-        self._known[adapter.name] = Known(
+        self._known[adapter.name] = KnownAdapter(
             adapter.name,
             path,
             family,

@@ -19,9 +19,9 @@ from pipelines.engine.products.attention import join_attention
 from pipelines.engine.products.layers import LaneConv2d, LaneLayer, wrap
 from pipelines.families.unet import level_of
 
-Kind = Literal["attention", "text", "linear", "conv"]
+LayerKind = Literal["attention", "text", "linear", "conv"]
 """attention: a transformer's projections; text: keys and values of cross-attention; linear: all other linear layers."""
-KINDS: tuple[Kind, ...] = ("attention", "text", "linear", "conv")
+LAYER_KINDS: tuple[LayerKind, ...] = ("attention", "text", "linear", "conv")
 Places = npt.NDArray[np.int64]
 
 
@@ -29,7 +29,7 @@ Places = npt.NDArray[np.int64]
 class Stack:
     """Units of layers that read one input each. layers: [units, layers a unit], places in `Table.layers`."""
 
-    kind: Kind
+    kind: LayerKind
     width: int
     layers: Places
 
@@ -38,7 +38,7 @@ class Stack:
 class Outs:
     """Layers that write equally wide outputs. layers: [layers], places in `Table.layers`."""
 
-    kind: Kind
+    kind: LayerKind
     width: int
     layers: Places
 
@@ -58,13 +58,13 @@ class Table:
         self.names: tuple[str, ...] = tuple(wrapped)
         self.layers: tuple[LaneLayer, ...] = tuple(wrapped.values())
         self.place: Mapping[str, int] = {name: place for place, name in enumerate(self.names)}
-        self.kinds: tuple[Kind, ...] = tuple(self._kind(name) for name in self.names)
-        self.of_kind: Mapping[Kind, Places] = {
+        self.kinds: tuple[LayerKind, ...] = tuple(self._kind(name) for name in self.names)
+        self.of_kind: Mapping[LayerKind, Places] = {
             kind: np.array([place for place, own in enumerate(self.kinds) if own == kind], np.int64)
-            for kind in KINDS
+            for kind in LAYER_KINDS
         }
         self.levels: tuple[int | None, ...] = tuple(level_of(name, model) for name in self.names)
-        self.sizes: Mapping[Kind, Counter[tuple[int | None, int, int]]] = {
+        self.sizes: Mapping[LayerKind, Counter[tuple[int | None, int, int]]] = {
             kind: Counter(
                 (self.levels[place], self.in_width(place), self.out_width(place)) for place in places
             )
@@ -91,7 +91,7 @@ class Table:
     def out_width(self, place: int) -> int:
         return self.layers[place].weight.shape[0]
 
-    def _kind(self, name: str) -> Kind:
+    def _kind(self, name: str) -> LayerKind:
         if isinstance(self.layers[self.place[name]], LaneConv2d):
             return "conv"
         owner, _, own = name.rpartition(".")
@@ -112,7 +112,7 @@ class Table:
         return units + [(place,) for place in range(len(self.layers)) if place not in joined]
 
     def _stacks(self) -> tuple[Stack, ...]:
-        found: dict[tuple[Kind, int, int], list[tuple[int, ...]]] = {}
+        found: dict[tuple[LayerKind, int, int], list[tuple[int, ...]]] = {}
         for unit in self._units():
             found.setdefault((self.kinds[unit[0]], self.in_width(unit[0]), len(unit)), []).append(unit)
         return tuple(
@@ -120,7 +120,7 @@ class Table:
         )
 
     def _outs(self) -> tuple[Outs, ...]:
-        found: dict[tuple[Kind, int], list[int]] = {}
+        found: dict[tuple[LayerKind, int], list[int]] = {}
         for place, kind in enumerate(self.kinds):
             found.setdefault((kind, self.out_width(place)), []).append(place)
         return tuple(Outs(kind, width, np.array(places, np.int64)) for (kind, width), places in found.items())

@@ -27,8 +27,8 @@ from pipelines.pipeline import StudioPipeline
 from pipelines.training.recipe import Recipe, is_small
 from pipelines.training.run import (
     Example,
-    Progress,
     Run,
+    TrainingProgress,
     described,
     literal,
     refuse_untrainable,
@@ -36,10 +36,10 @@ from pipelines.training.run import (
     state_file,
 )
 
-Reach = Literal["attention", "transformer"]
+TrainingReach = Literal["attention", "transformer"]
 """The UNet's layers that are trained: the attention projections, or those and the feed-forward layers."""
 
-REACHES: dict[Reach, re.Pattern[str]] = {
+REACHES: dict[TrainingReach, re.Pattern[str]] = {
     "attention": re.compile(r".*\.attn[12]\.(?:to_q|to_k|to_v|to_out\.0)"),
     "transformer": re.compile(
         r".*\.transformer_blocks\.\d+\.(?:attn[12]\.(?:to_q|to_k|to_v|to_out\.0)|ff\.net\..*)"
@@ -66,7 +66,7 @@ SMALL = Recipe(
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedFlora:
     """The outcome. losses: of the steps run now; a resumed run has fewer than its recipe's steps."""
 
     file: Path
@@ -87,11 +87,11 @@ def train_flora(
     out: Path,
     *,
     recipe: Recipe | None = None,
-    reach: Reach = "attention",
+    reach: TrainingReach = "attention",
     resume: bool = False,
     force: bool = False,
-    progress: Callable[[Progress], None] = lambda step: None,
-) -> Trained:
+    progress: Callable[[TrainingProgress], None] = lambda step: None,
+) -> TrainedFlora:
     """Train on the pictures and write the adapter.
 
     prompt: names what is learned, for sample pictures and the file's trigger phrase, to the letter.
@@ -118,11 +118,11 @@ def train_flora(
     metadata = described(model, recipe, out.stem, prompt, "FLoRA") | {"lora_studio.reach": reach}
     write_lora(out, layers, metadata=metadata)
     state_file(out).unlink(missing_ok=True)
-    return Trained(out, recipe, len(layers), tuple(losses))
+    return TrainedFlora(out, recipe, len(layers), tuple(losses))
 
 
 @contextmanager
-def _adapted(model: Model, reach: Reach, recipe: Recipe) -> Iterator[dict[str, Tensor]]:
+def _adapted(model: Model, reach: TrainingReach, recipe: Recipe) -> Iterator[dict[str, Tensor]]:
     """Within: the UNet with trainable factors; yields "layer.inner" and "layer.outer" -> parameter."""
     unet: nn.Module = model.unet
     layers = {

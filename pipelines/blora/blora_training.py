@@ -19,15 +19,15 @@ from torch import Tensor
 from pipelines.adapters import LowRank, write_lora
 from pipelines.adapters.writing import Naming, refuse_existing
 from pipelines.blocks import within
-from pipelines.blora.recipe import ATTENTION, default_recipe
+from pipelines.blora.default_recipes import ATTENTION, default_recipe
 from pipelines.errors import RequestError, SetupError
 from pipelines.model import Model
 from pipelines.pipeline import StudioPipeline
 from pipelines.training.recipe import Recipe
 from pipelines.training.run import (
     Example,
-    Progress,
     Run,
+    TrainingProgress,
     described,
     literal,
     refuse_untrainable,
@@ -39,7 +39,7 @@ _ADAPTER = "blora"
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedBLora:
     """The outcome. losses: of the steps run now; a resumed run has fewer than its recipe's steps."""
 
     file: Path
@@ -60,8 +60,8 @@ def train_blora(
     naming: Naming = "peft",
     resume: bool = False,
     force: bool = False,
-    progress: Callable[[Progress], None] = lambda step: None,
-) -> Trained:
+    progress: Callable[[TrainingProgress], None] = lambda step: None,
+) -> TrainedBLora:
     """Train on one picture and write the adapter; BLora takes either part of it, `split` cuts it in two.
 
     prompt: taken to the letter ("A [v]" holds brackets, as in the paper); the name in it should be a word the
@@ -87,7 +87,7 @@ def train_blora(
     metadata = described(model, recipe, out.stem, prompt, "B-LoRA") | {"lora_studio.blocks": ",".join(blocks)}
     write_lora(out, layers, naming=naming, metadata=metadata)
     state_file(out).unlink(missing_ok=True)
-    return Trained(out, recipe, blocks, len(layers), tuple(losses))
+    return TrainedBLora(out, recipe, blocks, len(layers), tuple(losses))
 
 
 def training_blocks(model: Model) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from pipelines.families.unet import conditions, full_pass, shallow_pass
 
 
 @dataclass(frozen=True)
-class Call:
+class UNetCall:
     """The rows of one UNet call. All run in full, or all on remembered features at one cut.
 
     latents: [rows, channels, h, w]; timesteps: [rows] float32; text: [rows, tokens, width]; mask: [rows, tokens] bool,
@@ -52,25 +52,25 @@ class Call:
         named = ("latents", "timesteps", "text", "mask", "pooled", "sizes", "deep")
         return {name: value for name in named if (value := getattr(self, name)) is not None}
 
-    def on(self, tensors: Mapping[str, Tensor]) -> Call:
+    def on(self, tensors: Mapping[str, Tensor]) -> UNetCall:
         """The same call reading other tensors."""
         fields: Any = dict(tensors)
         return replace(self, **fields)
 
 
 @dataclass(frozen=True)
-class Found:
+class UNetOutput:
     """prediction: [rows, channels, h, w]; features: cut -> [rows, *feature_shape]."""
 
     prediction: Tensor
     features: Mapping[Cut, Tensor]
 
 
-def forward(unet: Any, call: Call) -> Found:
+def forward(unet: Any, call: UNetCall) -> UNetOutput:
     """The call through the UNet as it stands, with whatever acts on its layers."""
     reads = conditions(call.text, call.mask, call.pooled, call.sizes)
     with torch.inference_mode():
         if call.cut is None:
-            return Found(*full_pass(unet, call.leaves, call.latents, call.timesteps, reads))
+            return UNetOutput(*full_pass(unet, call.leaves, call.latents, call.timesteps, reads))
         assert call.deep is not None
-        return Found(shallow_pass(unet, call.cut, call.deep, call.latents, call.timesteps, **reads), {})
+        return UNetOutput(shallow_pass(unet, call.cut, call.deep, call.latents, call.timesteps, **reads), {})
