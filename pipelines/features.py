@@ -52,7 +52,7 @@ def schedule(plans: Sequence[Plan]) -> tuple[Passes, ...]:
     """One `Passes` for each step of a run that remembers features.
 
     A lane runs shallow if it need not be fresh, no other lane of its step shares its key, and its features are
-    remembered, are at most `Plan.max_age` steps old, and were made at strengths within `MOST_MOVED` of the present ones.
+    remembered, are at most `Plan.max_age` steps old, and were made at nearly the same strengths (`MOST_MOVED`).
     """
     shallow = tuple(_shallow(plans))
     kept: list[frozenset[Memory]] = []

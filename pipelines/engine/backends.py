@@ -27,6 +27,6 @@ def attention_by(choice: AttentionChoice) -> Iterator[None]:
         yield
         return
     others = [kernel for name, kernel in _BACKENDS.items() if name != choice]
-    order = [_BACKENDS[choice], *(others if choice != "math" else ())]  # math always runs; CPUs ignore the order
+    order = [_BACKENDS[choice], *(others if choice != "math" else ())]  # math always runs; CPUs take no order
     with sdpa_kernel(order, set_priority=True):
         yield

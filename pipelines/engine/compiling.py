@@ -28,7 +28,9 @@ def arguments(backend: Backend = "inductor", options: Mapping[str, Any] | None =
 
     options: inductor's. Where CUDA is available, inductor also follows `_long_rows`.
     """
-    if backend == "inductor" and torch.cuda.is_available():  # not the weights' device: they may rest on the host
+    if (
+        backend == "inductor" and torch.cuda.is_available()
+    ):  # not the weights' device: they may rest on the host
         backend, options = _inductor(tuple(dict(options or {}).items())), None
     return {
         "fullgraph": True,
@@ -40,7 +42,7 @@ def arguments(backend: Backend = "inductor", options: Mapping[str, Any] | None =
 
 @cache
 def _inductor(options: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
-    """The backend with these options and `_long_rows`. One object serves all models: torch compiles anew for another."""
+    """The backend with these options and `_long_rows`; one object for all models: torch compiles anew for another."""
 
     def inductor(graph: Any, inputs: Any) -> Any:
         from torch._inductor.compile_fx import compile_fx

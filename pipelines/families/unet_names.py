@@ -96,7 +96,7 @@ def _members(modules: list[str], side: str) -> set[tuple[int, str, int]]:
 
 
 def _middle(modules: list[str]) -> dict[str, str]:
-    """Member of the middle block -> its SGM name, numbered in the order in which they run: resnet, attention, resnet."""
+    """Member of the middle block -> its SGM name, numbered in the order they run: resnet, attention, resnet."""
     found = (re.match(r"mid_block\.(resnets|attentions)\.(\d+)\.", module) for module in modules)
     members = {(int(match[2]), match[1] == "attentions", match[0]) for match in found if match}
     # Each attention follows the resnet of its own number.

@@ -113,7 +113,7 @@ class _Encoder:
         return [[pair for run in section for pair in self._run(run)] for section in parse(text).sections]
 
     def _run(self, run: Run) -> list[tuple[int, float]]:
-        check_words("the prompt", run.text)  # here, because words may have joined where brackets were taken out
+        check_words("the prompt", run.text)  # only now, as words may have joined where brackets were
         ids = self.tokenizer(run.text, add_special_tokens=False, verbose=False).input_ids
         return [(token, run.weight) for token in ids]
 
