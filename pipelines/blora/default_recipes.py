@@ -1,4 +1,4 @@
-"""How a B-LoRA is trained: the paper's numbers, and small ones for small models."""
+"""The default recipes for training a B-LoRA: the paper's, and one for small models."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from torch import nn
 from pipelines.training.recipe import Recipe, is_small
 
 ATTENTION = r"attn[12]\.(?:to_q|to_k|to_v|to_out\.0)"
-"""The layers of a block that are adapted: self- and cross-attention's four projections."""
+"""The layers of a block that are trained, as a regular expression: the projections of self- and cross-attention."""
 
 PAPER = Recipe()
-"""Frenkel et al. 2024 and their released script: rank 64, 5e-5, 1000 steps of one, text encoder frozen. There the
-optimiser is the 8-bit AdamW; here it is torch's, which needs more memory and is otherwise the same."""
+"""As in Frenkel et al. 2024 and their released script: rank 64, learning rate 5e-5, 1000 steps of batch 1, the text
+encoders frozen. Their optimiser is the 8-bit AdamW. Here it is torch's, which needs more memory."""
 
 SMALL = Recipe(
     rank=16,
@@ -22,7 +22,7 @@ SMALL = Recipe(
     checkpoint_every=100,
     sample_every=110,
 )
-"""Ours, for the embedded models: one picture in well under a minute on two CPU cores."""
+"""Ours, for the embedded models: trains on one picture in well under a minute on two CPU cores."""
 
 
 def default_recipe(unet: nn.Module) -> Recipe:

@@ -1,4 +1,4 @@
-"""The adapter types, one file each. The order is the order in which they are asked to claim a layer."""
+"""The adapter types, one file each. They are asked in this order whether a layer is theirs."""
 
 from pipelines.adapters.kinds.flora import Flora
 from pipelines.adapters.kinds.kind import AdapterKind, Leaf, RawLayer
