@@ -37,7 +37,7 @@ class WeightsHeader:
 
 
 def read_weights_header(file: Path) -> WeightsHeader:
-    """Read the header alone. Raises ModelError for a missing or truncated file, or none of safetensors; and NoAnswer."""
+    """Read the header alone. Raises ModelError for one that is missing, truncated or no safetensors; and NoAnswer."""
     try:
         size, content = answered(file, lambda: _content(file))
         return _header(size, content)

@@ -35,8 +35,8 @@ class Operands:
     x: [G, T, in]. weights: P of [out, in], or a single one [G, out, in] of each group's own. bias: [out], only with a
     single weight. down: [G, P * R, in] and ups: P of [G, R, out]; both or neither. gate: for the pool [mixes, P * R];
     then G is 1, and the T tokens divide evenly into as many mixes. geglu: act is GEGLU (Shazeer 2020, arXiv
-    2002.05202), only with a single weight: the first half of its rows makes h, the second half the gate of
-    h * gelu(gate). Otherwise there is no act.
+    2002.05202), only with a single weight: the first half of its rows makes h, the second half v of
+    h * gelu(v). Otherwise there is no act.
     """
 
     x: Tensor
@@ -188,8 +188,8 @@ class Operands:
     def _active(self, y: Tensor) -> Tensor:
         if not self.geglu:
             return y
-        value, gate = y.chunk(2, dim=-1)
-        return value * F.gelu(gate)
+        h, v = y.chunk(2, dim=-1)
+        return h * F.gelu(v)
 
     # -- for measuring -----------------------------------------------------------------------------------
 
