@@ -9,19 +9,20 @@ from composers.errors import ComposerError
 from composers.plan import Composer, Lane, Mix, Plan, Prompt, Step, Use, guided, knob
 
 CONTENT, STYLE = "@content", "@style"
-"""Symbolic blocks: the pipeline puts the model's own in their place when a request is admitted."""
+"""Symbolic block names. The pipeline replaces them by the model's own blocks when it resolves a request."""
 
 
 @dataclass(frozen=True)
 class BLora(Composer):
     """Content from one adapter, style from another (Frenkel et al. 2024, arXiv 2403.14572, section 4).
 
-    content, style: the adapters' names, upper and lower case alike. What is not named is taken in the mix's
-        order, content first; in a mix of one adapter the other part stays empty. One adapter may be both.
-    alpha_mode "linear": the mix's weights are the strengths. "square": their squares, as the released
-        code has it, which multiplies both factors of every layer (0.5 -> 0.25, 1.1 -> 1.21).
+    content, style: the adapters' names; case does not matter. A part without a name takes the next adapter of the mix
+        that has no part yet, content first. With one adapter in the mix, the other part stays empty. One adapter may
+        be named for both.
+    alpha_mode "linear": the mix's weights are the strengths. "square": the strengths are the squares of the weights
+        (0.5 -> 0.25, 1.1 -> 1.21), as in the released code, which multiplies both factors of a layer by the weight.
 
-    The text encoder gets no adapters. A use that names blocks of its own keeps them.
+    The adapters do not act on the text encoder. A use that names blocks of its own keeps them.
     """
 
     name: ClassVar[str] = "blora"
@@ -82,7 +83,7 @@ class BLora(Composer):
 
 
 def _confined(use: Use, content: str, style: str) -> Use:
-    """The use within the blocks of its part, without text encoder."""
+    """The use, confined to the blocks of its part and taken off the text encoder."""
     parts = ((CONTENT, content), (STYLE, style))
     blocks = tuple((block, 1.0) for block, name in parts if name == use.adapter)
     return replace(use, text_weight=0.0, blocks=use.blocks or blocks)

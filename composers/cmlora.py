@@ -1,4 +1,4 @@
-"""CMLoRA: every adapter predicts alone, one dominates in turn, and most lanes reuse remembered features."""
+"""CMLoRA: every adapter predicts alone, they take turns to dominate, and most lanes run on remembered features."""
 
 from __future__ import annotations
 
@@ -11,38 +11,50 @@ from composers.errors import ComposerError
 from composers.plan import Composer, Mix, Plan, Step, Use, guided, knob
 
 RELEASE_PARTITION = 120
-"""The released code's partition point: a step, whatever the run's length."""
+"""The last step of the early phase in the released code, however long the run is."""
 
 
 @dataclass(frozen=True)
 class CMLoRA(Composer):
     """Cached multi-LoRA (Zou et al. 2025, arXiv 2502.04923).
 
-    The equations are those of the released code (Yqcca/CMLoRA, 5e79e41), repaired; the paper's own were not at
-    hand. High-band adapters stand first, in mix order, then the low ones. With R refresh steps so far
-    (this one included), N adapters and n of them high (all, where none is), the dominant one is
+    The equations are those of the released code (Yqcca/CMLoRA, 5e79e41) with its faults mended. The paper's own
+    equations were not at hand.
 
-        (R - 1) mod n  before step round(partition * T),   (R - 1) mod N  from there on;
+    Of N adapters, the n of the high band come first, in mix order, then those of the low band. An adapter without a
+    band counts as high. Where all are low, n = N. T is the number of steps; R is the number of refresh steps so far,
+    this one included.
 
-    the dominant lane has the share c / (c + N - 1), each other one 1 / (c + N - 1), with c = N - 1/2. `decay` lowers
-    c to max(1, N - 1/2 - sum of 0.5^j over j < m) after m changes of the dominant.
+    Turns. The dominant adapter, counted from 0, is
 
-    interval 0 refreshes every 2nd, 3rd, 2nd step, with breaks at 0.375 T and 0.875 T; an interval c every c-th. At
-    interval 1 every lane is evaluated in full at every step. At the first step all lanes are; later, in full are
-        dominant_only        the dominant, at refresh steps
-        dominant_every_step  the dominant, at all steps
-        every_step_in_turn   the dominant, at all steps, every one of which passes the turn (R counts steps)
+        (R - 1) mod n  before step round(partition * T),   (R - 1) mod N  from that step on.
+
+    Shares. The dominant lane has the share c / (c + N - 1), every other lane 1 / (c + N - 1), with c = N - 1/2. With
+    `decay`, c is max(1, N - 1/2 - sum of 0.5^j over j < m) once the dominant adapter has changed m times.
+
+    Refresh steps. At interval c they are every c-th step. At interval 0 they are every 2nd step before 0.375 T, every
+    3rd step before 0.875 T, and every 2nd step after that. The first step is one in any case.
+
+    Caching. At the first step, and at interval 1, every lane is evaluated in full. Otherwise `refresh` says which
+    lanes are, and the other lanes may run on remembered features:
+        dominant_only        the dominant lane, at refresh steps
+        dominant_every_step  the dominant lane, at every step
+        every_step_in_turn   the dominant lane, at every step; the turn passes at every step too (R counts steps)
         all                  every lane, at refresh steps
-        uncached             every lane, at all steps: the method without its caching
-    and any lane whose features have outlived a whole round of turns at the schedule's widest spacing. The default is
-    the cheapest of these whose latents are no further from the uncached method's than Composite's are, as measured
-    on the embedded model (BENCHMARKS.md).
+        uncached             every lane, at every step: the method without its caching
+    Features expire after N times the interval (3 N steps at interval 0, N steps with every_step_in_turn), the longest
+    that a whole round of turns takes. The default is the cheapest choice whose latents are no further from the
+    uncached method's than Composite's are, as measured on the embedded model (BENCHMARKS.md).
 
-    compat "release" repeats the released code with its faults: interval 0 never caches; the partition is step 120;
-    after it the first adapter never dominates again, where there is a low one; then nothing is refreshed at all, and
-    the low adapters' features are those of the first step; decay does nothing. "release_online" is the variant that
-    asks a frequency metric where to partition: at 512 x 512 that is not a number, so that the late phase
-    begins at step 1. Steps are solver steps, where the release counts UNet calls: the same for all one-call solvers.
+    compat "release" repeats the released code with its faults:
+        - interval 0 never caches;
+        - the late phase begins after step 120, whatever T is;
+        - in the late phase of a mix with a low adapter, the first adapter never dominates, and nothing is refreshed;
+        - so the low adapters run on the features of the first step;
+        - decay does nothing.
+    "release_online" is the variant that finds the partition with a frequency metric. At 512 x 512 this metric is not
+    a number, so the late phase begins at step 1. Steps are solver steps here and UNet calls in the release; for
+    solvers that make one call a step these are the same.
     """
 
     name: ClassVar[str] = "cmlora"
@@ -109,12 +121,15 @@ class CMLoRA(Composer):
         return replace(guided(lanes, step), max_age=self._max_age(len(uses), step.count))
 
     def turns(self, adapters: int, high: int, count: int) -> tuple[int, ...]:
-        """The dominant adapter of every step, as its place among the adapters, the `high` high-band ones first."""
+        """The dominant adapter of each of `count` steps, as a number from 0 to `adapters` - 1.
+
+        The high-band adapters have the numbers below `high`.
+        """
         late = {"none": round(count * self.partition), "release": RELEASE_PARTITION + 1, "release_online": 1}
         return _turns(self._turn_interval, late[self.compat], self._is_release, adapters, high, count)
 
     def _shares(self, turns: tuple[int, ...], adapters: int) -> tuple[float, float]:
-        """The share of the dominant lane and of each other one, after these turns."""
+        """(share of the dominant lane, share of each other lane) at the last of these turns."""
         weight = adapters - 0.5
         if self.decay and self.compat == "none":
             changes = sum(a != b for a, b in pairwise(turns))
@@ -150,7 +165,7 @@ class CMLoRA(Composer):
 
 
 def _by_band(uses: tuple[Use, ...]) -> tuple[Use, ...]:
-    """High band first, then low, each in mix order; a band that nobody gave is high."""
+    """The high-band uses, then the low-band ones, each in mix order. A use without a band counts as high."""
     return tuple(sorted(uses, key=lambda use: use.band == "low"))
 
 
@@ -164,8 +179,10 @@ def _refresh_steps(interval: int, count: int) -> frozenset[int]:
 
 @lru_cache(maxsize=64)
 def _turns(interval: int, late: int, plus_one: bool, adapters: int, high: int, count: int) -> tuple[int, ...]:
-    """The dominant of every step; from step `late` on the low band has turns. `plus_one`: the released code's
-    late phase, (R - 1) mod n + 1, in which the first adapter has none."""
+    """The dominant adapter of every step. The low band has turns from step `late` on.
+
+    plus_one: compute the late phase as the released code does, (R - 1) mod n + 1, so that adapter 0 gets no turn.
+    """
     refreshes = _refresh_steps(interval, count)
     found: list[int] = []
     passed = -1  # R - 1

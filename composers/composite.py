@@ -12,9 +12,9 @@ from composers.plan import Composer, Mix, Plan, Step, guided
 class Composite(Composer):
     """e = (1/k) sum_i [e_i(z) + g (e_i(z, c) - e_i(z))] (Zhong et al. 2024, arXiv 2402.16843, eq. 5).
 
-    The mean of each role is taken first and guidance once on the means, which is the same by
-    linearity; without guidance the positive predictions are averaged (the released code returns the
-    last adapter's alone).
+    k adapters, guidance scale g. The mean of each role is taken first, and guidance is applied once to the means; by
+    linearity this is the same. Without guidance the positive predictions are averaged; the released code then returns
+    the last adapter's prediction alone.
     """
 
     name: ClassVar[str] = "composite"

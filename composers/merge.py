@@ -10,7 +10,7 @@ from composers.plan import Composer, Mix, Plan, Step, guided
 
 @dataclass(frozen=True)
 class Merge(Composer):
-    """W' = W + sum_i w_i B_i A_i (Zhong et al. 2024, arXiv 2402.16843, section 2); weights are not normalised."""
+    """W' = W + sum_i w_i B_i A_i (Zhong et al. 2024, arXiv 2402.16843, section 2); the w_i are not normalised."""
 
     name: ClassVar[str] = "merge"
     summary: ClassVar[str] = "All adapters at once, added up. One UNet pass a step."

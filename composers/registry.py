@@ -1,4 +1,4 @@
-"""Every composition method in this folder, found by its file; and how a method is written as text."""
+"""The composition methods, found by the modules in this folder, and how a method is written as text."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ def methods() -> Mapping[str, type[Composer]]:
 
 
 def build(name: str, settings: Mapping[str, object]) -> Composer:
-    """A method from its name and settings. Raises ComposerError for an unknown name or setting."""
+    """The method of that name (case does not matter) with these settings.
+
+    Raises ComposerError for an unknown name, an unknown setting, or a setting's bad value.
+    """
     kind = methods().get(name.lower())
     if kind is None:
         near = difflib.get_close_matches(name.lower(), methods(), n=1)
@@ -43,7 +46,11 @@ def build(name: str, settings: Mapping[str, object]) -> Composer:
 
 
 def parse(text: str) -> Composer:
-    """'switch' or 'switch:interval=3,convention=code' -> the method. Raises ComposerError."""
+    """The method that a text names: 'switch', or 'switch:interval=3,convention=code'. `spell` writes such texts.
+
+    A comma inside a value is written as a backslash and a comma. Raises ComposerError as `build` does, and for a
+    setting without "=".
+    """
     name, _, rest = text.strip().partition(":")
     kind = methods().get(name.lower())
     texts = {f.name for f in dataclasses.fields(kind) if isinstance(f.default, str)} if kind else set()
@@ -58,14 +65,14 @@ def parse(text: str) -> Composer:
 
 
 def settings_of(composer: Composer) -> dict[str, object]:
-    """The method's settings by name, as `build` takes them."""
+    """The method's settings, name -> value, as `build` takes them."""
     return {setting.name: getattr(composer, setting.name) for setting in dataclasses.fields(composer)}
 
 
 def spell(composer: Composer) -> str:
-    """The text that `parse` reads back as this method; settings at their default are left out.
+    """The text that `parse` reads back as this method. Settings at their default are left out.
 
-    A comma inside a setting (an adapter's name) is written with a backslash before it.
+    A comma inside a value (an adapter's name) gets a backslash before it.
     """
     changed = [
         f"{setting.name}={getattr(composer, setting.name)}".replace(",", "\\,")

@@ -1,4 +1,4 @@
-"""How a value is shown in a message: on one line, short, and readable for every program, whatever the value is."""
+"""How a value is shown in an error message: on one line and short, whatever the value is."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _SHORT.maxother = 120
 
 
 def shown(value: object) -> str:
-    """As Python writes it, long parts cut out. Costs no more for a large value than for a small one."""
+    """The value as `repr` writes it, with long parts left out. A large value takes no longer than a small one."""
     try:
         return _SHORT.repr(value)
-    except ValueError:  # Python writes no number of more than some thousand digits
+    except ValueError:  # Python refuses to write a number of more than some thousand digits
         return f"a number of about {value.bit_length() * 3 // 10} digits" if isinstance(value, int) else "…"

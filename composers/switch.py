@@ -13,11 +13,15 @@ from composers.plan import Composer, Mix, Plan, Step, guided, knob
 class Switch(Composer):
     """One active adapter a step, the next one every `interval` steps (Zhong et al. 2024, arXiv 2402.16843, eq. 4).
 
-    convention "paper": adapter floor(s / interval) mod k at 0-based step s.
-    convention "code": floor(max(s - 1, 0) / interval) mod k, as the released code does: the first
-        adapter holds one step longer.
-    The interval is lowered where a run is too short for every adapter to have its turn: to at most
-    T // k ("paper") or (T - 2) // (k - 1) ("code").
+    With k adapters, T steps and s the step from 0:
+
+    convention "paper": adapter floor(s / interval) mod k is active.
+    convention "code": adapter floor(max(s - 1, 0) / interval) mod k, as in the released code; there the first adapter
+        keeps its first turn one step longer.
+
+    Where the run is too short for every adapter to have a turn, the interval is lowered: to T // k ("paper") or
+    (T - 2) // (k - 1) ("code"). `resolved` and `plan` raise ComposerError for fewer than k ("paper") or k + 1 ("code")
+    steps.
     """
 
     name: ClassVar[str] = "switch"

@@ -1,15 +1,17 @@
-"""Who joins the pictures in flight: by priority, then owners in turn, then first come first served.
+"""Which waiting picture joins those in flight: by priority, then by owners in turn, then first come, first served.
 
-Each latent shape has so many rows a call, and the device has so much room for adapters and for remembered features.
-Whoever is next and finds no room is waited for. Here is only decided; `pipelines.session` does it.
+This module only decides; `pipelines.session` acts on it. A call has room for a number of rows, which depends on the
+latent shape. The device has room for adapters and for remembered features. A picture that is next and finds no room
+waits, and those of its shape wait behind it.
 
-A picture of more rows than a call may hold makes calls of its own, one such picture an owner. Where there are several
-owners, so does one of more than half as many rows. A picture that is next and finds no room in its shape's calls lets
-nobody of that shape overtake it for some rounds. Then, where there are several owners, it makes its own calls if its
-owner has nothing in flight; if its owner has, the others go on.
+Rows. A picture with more rows than a call may hold makes calls of its own; each owner may have one such picture in
+flight. Where there are several owners, the same holds for a picture with more than half as many rows. A picture that is
+next and finds no room in its shape's calls keeps others of that shape from overtaking it for `PATIENCE` rounds. After
+that, where there are several owners, it makes calls of its own if its owner has nothing in flight; otherwise the others
+overtake it.
 
-What features a picture will remember is reserved for its whole run. A picture whose features do not fit beside those in
-flight waits; one whose features never fit keeps them on the host.
+Features. Room for the features that a picture will remember is reserved for its whole run. A picture waits while its
+features do not fit beside those in flight. One whose features would never fit keeps them on the host.
 """
 
 from __future__ import annotations
@@ -21,14 +23,15 @@ from pipelines.families.unet import Shape
 from pipelines.flight import Flight
 
 PATIENCE = 16
-"""Rounds that a picture waits for room in its shape's calls before it makes calls of its own."""
+"""Rounds that a picture waits for room in its shape's calls before it makes calls of its own, or is overtaken."""
 
 
 class Admission:
-    """Of one round: who of the waiting pictures joins those in flight, one after another.
+    """Decides, for one round, which of the waiting pictures join those in flight, one after another.
 
-    rows_at_once: the rows that a call may hold at a latent shape. feature_room: bytes for remembered features in all.
-    turn: the least is next. fits: whether adapters have room on the device beside those that are held.
+    rows_at_once: the rows that a call may hold at a latent shape. feature_room: bytes for all remembered features.
+    turn: the sort key of a picture; the smallest is next. fits: whether adapters have room on the device beside those
+    that are held.
     """
 
     def __init__(
@@ -63,9 +66,9 @@ class Admission:
         self._closed: set[Shape] = set()
 
     def next(self) -> Flight | None:
-        """The picture that joins now; None where nobody else may.
+        """The picture that joins now; None where no other may.
 
-        It is noted in the picture whether it makes calls of its own, and where it keeps its features.
+        Sets in the picture whether it makes calls of its own (`own_calls`) and whether its features stay on the host.
         """
         while candidates := [flight for flight in self._waiting if flight.shape not in self._closed]:
             flight = min(candidates, key=self._turn)
@@ -75,7 +78,7 @@ class Admission:
         return None
 
     def joined(self, flight: Flight) -> None:
-        """It is in flight: what it takes is not there for those that come after it."""
+        """Note that the picture is in flight. What it takes is not there for those that come after it."""
         self._any_flying = True
         self._flying_owners.add(flight.owner)
         if flight.own_calls:
@@ -85,7 +88,7 @@ class Admission:
             self._flying_shapes.add(flight.shape)
 
     def _may_join(self, flight: Flight) -> bool:
-        """Whether there is room for it. If not, the others of its shape wait with it, or go on without it."""
+        """Whether there is room for it. If not, the others of its shape either wait behind it or overtake it."""
         return self._finds_rows(flight) and self._finds_adapters(flight) and self._finds_features(flight)
 
     def _finds_rows(self, flight: Flight) -> bool:
@@ -107,7 +110,7 @@ class Admission:
         return not self._any_flying or self._fits(flight.adapters) or self._waits(flight)
 
     def _finds_features(self, flight: Flight) -> bool:
-        """Reserves room for what it will remember."""
+        """Whether there is room for the features that it will remember, which is then reserved."""
         flight.features.on_host = flight.cost.feature_bytes > self._most_features
         if flight.features.on_host:
             return True
@@ -117,16 +120,16 @@ class Admission:
         return True
 
     def _waits(self, flight: Flight) -> bool:
-        """Nobody of its shape overtakes it."""
+        """False. The others of its shape wait behind it."""
         self._closed.add(flight.shape)
         return False
 
     def _goes_without(self, flight: Flight) -> bool:
-        """The others of its shape go on without it."""
+        """False. The others of its shape overtake it."""
         self._waiting.remove(flight)
         return False
 
 
 def reserved_for_features(flying: Sequence[Flight]) -> int:
-    """Bytes on the device that pictures in flight remember at most."""
+    """Bytes reserved on the device for the features of the pictures in flight."""
     return sum(flight.cost.feature_bytes for flight in flying if not flight.features.on_host)

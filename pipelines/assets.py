@@ -1,7 +1,7 @@
-"""The data that ships with the program: embedded models, their LoRAs, single-file configurations.
+"""The data that ships with the program: embedded models, their LoRAs, and configurations for single files.
 
-This is the one place that knows where that data lies. From a wheel it lies inside the package
-(`pipelines/_assets`), from a checkout in its top folder `assets`.
+Only this module knows where the data is: in a wheel inside the package (`pipelines/_assets`), in a checkout in the top
+folder `assets`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class EmbeddedModel:
 
 @dataclass(frozen=True)
 class EmbeddedLora:
-    """An adapter that ships with the program; it is made for one embedded model."""
+    """An adapter that ships with the program. model: the name of the embedded model that it is made for."""
 
     name: str
     path: Path
@@ -44,7 +44,7 @@ def root() -> Path:
 
 
 def embedded_models() -> tuple[EmbeddedModel, ...]:
-    """The models that ship with the program, by name. Folder names only; no file is read."""
+    """The models that ship with the program, sorted by name. No file is read. Raises SetupError as `root` does."""
     return tuple(
         EmbeddedModel(index.parent.name, index.parent)
         for index in sorted((root() / "models").glob("*/model_index.json"))
@@ -52,7 +52,8 @@ def embedded_models() -> tuple[EmbeddedModel, ...]:
 
 
 def embedded_loras() -> tuple[EmbeddedLora, ...]:
-    """The adapters that ship with the program, by model and name. File names only; no file is read."""
+    """The adapters that ship with the program, sorted by model and name. No file is read. Raises SetupError as `root`
+    does."""
     return tuple(
         EmbeddedLora(file.stem, file, file.parent.name)
         for file in sorted((root() / "loras").glob("*/*.safetensors"))

@@ -1,12 +1,13 @@
-"""Latents into pictures, on a CUDA device beside the UNet's rounds.
+"""Latents into pictures; on a CUDA device, while the UNet's rounds go on.
 
-There a decode is launched on a stream of its own and gathered when it is done, so that no round waits for it: the
-calls of small batches leave most of the device idle, and the decoder's kernels fill that. It is launched from the
-session's own thread: a second one would fight the first for Python's lock, and could launch into a CUDA graph that is
-being recorded. On a CPU the decoder would only take cores from the steps, so there it runs between the rounds.
+On a CUDA device a decode is launched on a stream of its own and gathered when it is done, so that no round waits for
+it. Calls of small batches leave most of the device idle, and the decoder's kernels fill the gap. The session's own
+thread launches it: a second thread would compete with the first for Python's lock, and could launch work into a CUDA
+graph that is being recorded. On a CPU the decoder would only take cores from the steps, so there it runs between the
+rounds.
 
-Memory is bounded. Few pixels are decoded in one call, and fewer where memory runs out. A picture that is too much by
-itself is decoded tile by tile.
+Memory is bounded. One call decodes at most `DECODED_PIXELS` (but always one picture), and fewer where memory runs out.
+A single picture that does not fit is decoded tile by tile.
 """
 
 from __future__ import annotations
@@ -36,9 +37,11 @@ SMALLEST_TILE = 8
 class Decoding:
     """A decode under way.
 
-    values: one tensor a VAE call, [n, h, w, 3] uint8 for PIL images, else [n, 3, h, w] float32 (latents as they
-    are); finite: which pictures are, [n] each. All are on the host, and filled once `event` has passed.
-    tiled: some were decoded tile by tile, memory being short. error: why there is nothing.
+    values: one tensor for each VAE call: [n, height, width, 3] uint8 for "pil", else [n, 3, height, width] float32 in
+        0 … 1. For "latent", the latents as they are, on their own device.
+    finite: one tensor [n] bool for each call: which of its pictures are finite. All but latents are on the host, and
+        are filled once `event` has passed (None: they are filled already).
+    tiled: a picture was decoded tile by tile, because memory was short. error: why there are no pictures.
     """
 
     output_type: OutputType
@@ -50,11 +53,15 @@ class Decoding:
 
     @property
     def ready(self) -> bool:
-        """Whether `pictures` would not have to wait."""
+        """Whether `pictures` returns without waiting."""
         return self.event is None or bool(self.event.query())  # type: ignore[no-untyped-call]
 
     def pictures(self) -> list[object]:
-        """In the latents' order; None for one that is not finite. Waits for the device. Raises RenderError."""
+        """The pictures in the latents' order, None for one that is not finite. Waits for the device.
+
+        "pil": a PIL image; "np": [height, width, 3] float32 in 0 … 1; "pt": [3, height, width], the same; "latent":
+        [channels, h, w]. Raises RenderError where the decode failed.
+        """
         if self.error is not None:
             raise self.error
         if self.event is not None:
@@ -74,14 +81,14 @@ class Decoding:
 
 
 class Decoder:
-    """Decodes for one session. Holds no thread and no memory between decodes."""
+    """Decodes for one session. It holds no thread and no memory between decodes."""
 
     def __init__(self, model: Model, output_type: OutputType = "pil") -> None:
         self.model = model
         self.output_type = output_type
 
     def start(self, latents: Tensor) -> Decoding:
-        """[n, channels, h, w] float32 latents -> their pictures, at once or when the device has them."""
+        """Start to decode latents [n, channels, h, w] float32. A RenderError is raised later, by `pictures`."""
         if self.output_type == "latent":
             finite = latents.isfinite().flatten(1).all(dim=1)
             return Decoding("latent", [latents], [finite])
@@ -125,7 +132,7 @@ class Decoder:
 
 
 def preview(model: Model, latents: Tensor) -> Image.Image:
-    """The picture as it stands at a step. Raises RenderError where it is not finite."""
+    """The picture of latents [1, channels, h, w] as they are at a step. Raises RenderError where it is not finite."""
     image = Decoder(model).start(latents).pictures()[0]
     if image is None:
         raise RenderError("the picture is not finite at this step; lower its adapters' strengths")
@@ -134,7 +141,7 @@ def preview(model: Model, latents: Tensor) -> Image.Image:
 
 
 def _on_host(values: Tensor, *, beside: bool) -> Tensor:
-    """The values in the host's memory; `beside`: when the stream has come so far."""
+    """The values in the host's memory. beside: they arrive only when the current stream has copied them."""
     if not beside:
         return values.cpu()
     host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
@@ -142,8 +149,10 @@ def _on_host(values: Tensor, *, beside: bool) -> Tensor:
 
 
 def _pixels(vae: Any, latents: Tensor) -> tuple[Tensor, bool]:
-    """[n, channels, h, w] scaled latents -> ([n, 3, height, width] in -1 … 1, whether tile by tile for want of
-    memory). A single picture is cut into ever smaller tiles while memory runs out. The caller splits several pictures.
+    """Scaled latents [n, channels, h, w] as (pixels [n, 3, height, width] in -1 … 1, whether they were tiled).
+
+    Where memory runs out for a single picture, it is cut into tiles, which are halved until they fit. Where it runs out
+    for several, the error goes to the caller, who splits them.
     """
     latents = latents.to(vae.dtype)
     try:
@@ -167,7 +176,7 @@ def _pixels(vae: Any, latents: Tensor) -> tuple[Tensor, bool]:
 
 @contextmanager
 def tiles(vae: Any, side: int) -> Iterator[None]:
-    """Within, the VAE decodes what is larger in tiles of `side` latent cells, overlapping by a quarter."""
+    """Within: the VAE decodes larger latents in tiles of `side` x `side` cells, which overlap by a quarter."""
     before = (vae.use_tiling, vae.tile_latent_min_size, vae.tile_sample_min_size)
     cell = 2 ** (len(vae.config.block_out_channels) - 1)
     vae.use_tiling, vae.tile_latent_min_size, vae.tile_sample_min_size = True, side, side * cell

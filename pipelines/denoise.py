@@ -1,7 +1,7 @@
-"""One UNet call for lanes of many trajectories, and the fold back to one prediction each.
+"""One UNet call for the lanes of many trajectories, and the fold of its rows back to one prediction per trajectory.
 
-Lanes stand image by image, each positive row followed by its negative twin. Timesteps, embeddings and
-gates are all built from that one list.
+The rows are ordered image by image, and within an image as its plan lists the lanes. Timesteps, text embeddings and
+gates are all built from this one list.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from composers.plan import Lane, Plan, Role, Use
-from pipelines.engine.call import Call
+from pipelines.engine.unet_call import UNetCall
 from pipelines.families.family import Cut
 from pipelines.features import Passes
 from pipelines.model import Model
@@ -22,15 +22,15 @@ from pipelines.text.encoder import Embedding
 from pipelines.trajectory import Trajectory
 
 Uses = list[tuple[Use, ...]]
-"""What acts on each of some lanes."""
+"""For each of several lanes, the adapters that act on it."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One lane of one trajectory.
+    """One row of a UNet call: one lane of one trajectory.
 
-    cut: where its features are remembered; None where they are not.
-    shallow: it runs on remembered features. kept: the features it makes will be read at a later step.
+    cut: where its deep features are remembered; None for a request that remembers none.
+    shallow: it runs on remembered features. kept: its own features will be read at a later step.
     """
 
     trajectory: Trajectory
@@ -45,7 +45,7 @@ class Row:
 
 
 def rows_of(trajectories: Sequence[Trajectory]) -> list[Row]:
-    """The rows of the next round, image by image."""
+    """The rows of the trajectories' next step, image by image."""
     rows = []
     for trajectory in trajectories:
         passes = trajectory.passes[trajectory.step]
@@ -56,8 +56,11 @@ def rows_of(trajectories: Sequence[Trajectory]) -> list[Row]:
 
 
 def evaluate(model: Model, rows: Sequence[Row]) -> Tensor:
-    """One UNet call: [rows, channels, h, w] float32. All rows have one latent shape, and all run in full or all run
-    shallow at one cut."""
+    """Run one UNet call: the rows' predictions, [rows, channels, h, w] float32.
+
+    All rows must have the same latent shape. Either all run in full, or all run shallow at the same cut. The features
+    of rows that are `kept` are stored in their trajectories.
+    """
     with torch.inference_mode():
         found = model.engine.run(_call(model, rows))
         for place, row in enumerate(rows):
@@ -66,8 +69,8 @@ def evaluate(model: Model, rows: Sequence[Row]) -> Tensor:
         return found.prediction.float()
 
 
-def _call(model: Model, rows: Sequence[Row]) -> Call:
-    """The rows as the UNet reads them."""
+def _call(model: Model, rows: Sequence[Row]) -> UNetCall:
+    """The rows as tensors for the UNet."""
     inputs: dict[int, Tensor] = {}
     for row in rows:
         inputs.setdefault(id(row.trajectory), row.trajectory.model_input())
@@ -85,7 +88,7 @@ def _call(model: Model, rows: Sequence[Row]) -> Call:
         deep = torch.stack(remembered)  # [rows, channels, h, w] of the features
     flying = {id(row.trajectory): row.trajectory for row in rows}
     leaves = dict.fromkeys(row.cut for row in rows if row.kept and row.cut)
-    return Call(
+    return UNetCall(
         latents.to(model.dtype),
         timesteps,
         tokens.to(model.dtype),
@@ -104,7 +107,7 @@ def _call(model: Model, rows: Sequence[Row]) -> Call:
 
 
 def uses_of(plans: Sequence[Plan], passes: Sequence[Passes], *, shallow: bool) -> list[Uses]:
-    """Of every step, what acts on the lanes that run shallow, or on those that run in full."""
+    """For every step, what acts on the lanes that run shallow, or on the lanes that run in full."""
     return [
         [lane.uses for lane, own in zip(plan.lanes, ways.shallow, strict=True) if own == shallow]
         for plan, ways in zip(plans, passes, strict=True)
@@ -112,8 +115,11 @@ def uses_of(plans: Sequence[Plan], passes: Sequence[Passes], *, shallow: bool) -
 
 
 def steady(uses: Sequence[Uses], here: int) -> int:
-    """Steps in a row, around step `here`, in which lanes that run one way have the same uses: the same for all of
-    them, so that no form changes within. Steps without such lanes are passed over."""
+    """How many consecutive steps, step `here` among them, have the same uses.
+
+    uses: as `uses_of` gives them; a step without lanes of the kind in question is skipped and not counted. Step `here`
+    has some. Every step of such a run gets the same number, so that the engine keeps one form throughout.
+    """
     place = sum(map(bool, uses[:here]))
     some = [own for own in uses if own]
     before = next((back for back in range(place) if some[place - 1 - back] != some[place]), place)
@@ -124,8 +130,12 @@ def steady(uses: Sequence[Uses], here: int) -> int:
 
 
 def fold(plan: Plan, predictions: Tensor, rescale: float) -> Tensor:
-    """predictions [lanes, channels, h, w] float32 -> [1, channels, h, w]: the share-weighted mean of each
-    role, guidance on the means, then the optional rescale (Lin et al. 2023, arXiv 2305.08891, section 3.4)."""
+    """One image's lane predictions, [lanes, channels, h, w] float32, as its prediction, [1, channels, h, w].
+
+    The lanes of each role are averaged by their shares. Then u + g (c - u) combines the means of the negative role (u)
+    and the positive role (c), with g the plan's guidance scale; at g <= 1 the positive mean is the result. rescale:
+    0 … 1, how far the deviation of that is set back to c's (Lin et al. 2023, arXiv 2305.08891, section 3.4).
+    """
     positive = _mean(plan, predictions, "positive")
     if plan.rule.scale <= 1:
         return positive
@@ -147,9 +157,10 @@ def _mean(plan: Plan, predictions: Tensor, role: Role) -> Tensor:
 
 
 def _joined(texts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-    """[tokens, width] each -> ([rows, longest, width], mask [rows, longest] or None where all are as long).
+    """Texts of [tokens, width] as one tensor [rows, longest, width], and the mask [rows, longest] of real tokens.
 
-    Zero padding behind a mask is exact; padding without one is not."""
+    The mask is None where all texts are equally long. Zero padding behind a mask is exact; without one it is not.
+    """
     longest = max(text.shape[0] for text in texts)
     if all(text.shape[0] == longest for text in texts):
         return torch.stack(list(texts)), None

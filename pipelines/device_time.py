@@ -1,4 +1,7 @@
-"""The device's seconds, shared among the owners of the pictures in flight, and among the shapes of each."""
+"""The device's seconds, shared out among the owners of the pictures in flight, and among each owner's groups.
+
+A group is the set of pictures that can share a UNet call (`Flight.group`).
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,26 @@ from collections import defaultdict
 from collections.abc import Hashable, Sequence
 
 from pipelines.flight import Flight, Group
-from pipelines.turns import Shares
+from pipelines.turns import Ledger
 
 SLACK = 1.0
-"""Seconds of the device that an owner, or one of an owner's shapes, may be ahead of the others before it rests."""
+"""How many device seconds an owner may be ahead of the other owners, or a group ahead of its owner's other groups,
+before it sits out a round."""
 
 
 class DeviceTime:
-    """Of one session. Where all groups cost about the same, all are due in every round."""
+    """The device seconds of one session. Where all groups cost about the same, all are due in every round."""
 
     def __init__(self) -> None:
-        self._owners: Shares[Hashable] = Shares()
-        self._groups: defaultdict[Hashable, Shares[Group]] = defaultdict(Shares)
+        self._owners: Ledger[Hashable] = Ledger()
+        self._groups: defaultdict[Hashable, Ledger[Group]] = defaultdict(Ledger)
 
     def due(self, flights: Sequence[Flight]) -> list[list[Flight]]:
-        """The pictures in flight by the calls that they share, but for those whose owners, or whose owner's shapes,
-        have had more of the device than others in flight."""
+        """The groups that run in the next round, each as its pictures.
+
+        A group sits out while its owner is more than `SLACK` seconds ahead of another owner in flight, or while it is
+        so far ahead of another group of that owner. Of several owners in a group, the one with the least time counts.
+        """
         groups: dict[Group, list[Flight]] = {}
         for flight in flights:
             groups.setdefault(flight.group, []).append(flight)
@@ -34,13 +41,16 @@ class DeviceTime:
         return [own for group, own in groups.items() if not self._rests(group, own)]
 
     def _rests(self, group: Group, flights: Sequence[Flight]) -> bool:
-        """Whether a group lets others go first: its least served owner speaks for it."""
+        """Whether a group sits out this round. Its owner with the least device time decides."""
         ahead = self._owners.ahead
         owner = min((flight.owner for flight in flights), key=ahead)
         return ahead(owner) > SLACK or self._groups[owner].ahead(group) > SLACK
 
     def spent(self, shares: Sequence[tuple[Flight, int]], seconds: float) -> None:
-        """Add a call's seconds on the device to the pictures' costs and their owners' shares, by their rows in it."""
+        """Charge a call's seconds to the pictures in it and to their owners, in proportion to their rows.
+
+        shares: each picture and how many rows of the call are its own.
+        """
         together = sum(rows for _, rows in shares)
         for flight, rows in shares:
             own = seconds * rows / together

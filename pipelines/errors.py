@@ -1,16 +1,16 @@
-"""The whole error tree. Whatever a user can cause is a `StudioError`, and its message names the thing,
-its value and the remedy; front ends show that message and nothing else.
+"""The whole error tree. Every error that a user can cause is a `StudioError`. Its message names the thing, its value
+and the remedy; front ends show that message and nothing else.
 
 StudioError                      (composers.errors)
-├── ComposerError                a method's settings, or a mix it cannot take (composers.errors)
-├── RequestError                 a request that makes no sense: sizes, steps, unknown adapter, …
-├── PromptError                  a prompt that cannot be read: a malformed <lora:…> tag, brackets without end
+├── ComposerError                a method's settings, or a mix that it cannot take (composers.errors)
+├── RequestError                 a request that makes no sense: sizes, steps, an unknown adapter, …
+├── PromptError                  a prompt that cannot be read: a malformed <lora:…> tag, too many open brackets, …
 ├── AdapterError                 an adapter file
 │   ├── AdapterFileError         it cannot be read: missing, truncated, a pickle, not safetensors
 │   ├── AdapterFormatError       its keys or types are not understood, or it is not supported yet
-│   └── AdapterMismatchError     it is sound but made for another model
+│   └── AdapterMismatchError     it is sound, but made for another model
 ├── ModelError                   a checkpoint that cannot be found, read or run
-├── SetupError                   folders, configuration, device
+├── SetupError                   folders, configuration, device, a missing package
 │   └── NoAnswer                 a folder that does not answer (pipelines.home.answers)
 └── RenderError                  the run itself: a picture that is not finite, memory exhausted at one row
 """
@@ -35,11 +35,11 @@ class AdapterFileError(AdapterError):
 
 
 class AdapterFormatError(AdapterError):
-    """The file's keys, shapes or type are not understood, or are not supported yet."""
+    """The file's keys, shapes or type are not understood, or not supported yet."""
 
 
 class AdapterMismatchError(AdapterError):
-    """The file is sound but made for another model."""
+    """The file is sound, but made for another model."""
 
 
 class ModelError(StudioError):
@@ -47,7 +47,7 @@ class ModelError(StudioError):
 
 
 class SetupError(StudioError):
-    """Folders, configuration or device."""
+    """Folders, configuration, the device or a missing package stand in the way."""
 
 
 class RenderError(StudioError):

@@ -1,4 +1,4 @@
-"""Errors that nobody foresaw, and memory that runs out: what they become for whoever asked for the picture."""
+"""Unforeseen errors, and memory that runs out: how they are told to the owner of a picture."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ _OUT_OF_MEMORY = (
     "not enough memory",
     "bad_alloc",
 )
-"""What torch's allocators say in a plain RuntimeError, on the CPU and on Apple's GPUs."""
+"""Words by which torch's allocators on the CPU and on Apple's GPUs report it, in a plain RuntimeError."""
 SMALLER = "make the picture smaller, use a half-precision dtype, or turn on low memory mode"
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, of the device or of the host."""
+    """Whether the error says that memory ran out, on the device or on the host."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(said in str(error).lower() for said in _OUT_OF_MEMORY)
 
 
 def own_error(error: Exception, doing: str) -> StudioError:
-    """The error as the picture's owner is told it: a StudioError as it is, any other as a RenderError with its cause.
+    """The error as the picture's owner is told it: a StudioError as it is, any other as the cause of a RenderError.
 
-    doing: what failed, as in "its text could not be encoded". What is no StudioError is logged with its trace, which
-    the error itself keeps no longer: tensors would stay alive with it.
+    doing: what failed, as in "its text could not be encoded". An error that is neither a StudioError nor a lack of
+    memory is logged with its traceback. The error itself loses its traceback, which would keep tensors alive.
     """
     if isinstance(error, StudioError):
         own = error
@@ -52,7 +52,7 @@ def own_error(error: Exception, doing: str) -> StudioError:
 
 
 def forget_tensors(error: BaseException) -> None:
-    """Takes the traces from an error and its causes: their frames, and those that called them, keep tensors alive."""
+    """Remove the tracebacks of an error and its causes, whose frames keep tensors alive."""
     seen: set[int] = set()
     link: BaseException | None = error
     while link is not None and id(link) not in seen:

@@ -1,9 +1,9 @@
-"""Deep-feature reuse: between two evaluations in full, a lane may run the model's outer blocks alone.
+"""Deep-feature reuse: between two full evaluations, a lane may run the UNet's outer blocks alone.
 
-Features deep inside the model change slowly over the steps (DeepCache, Ma et al. 2023, arXiv 2312.00858). A full pass
-leaves them behind, and a shallow pass takes them as they were; `pipelines.families.unet` runs both.
-`schedule` says before the first step how each lane runs at every step, from the plans alone. So the memory is known
-when a picture is admitted, nothing is ever evicted, and no picture depends on its neighbours.
+Features deep inside the UNet change slowly over the steps (DeepCache, Ma et al. 2023, arXiv 2312.00858). A full pass
+leaves them behind, and a shallow pass reads them as they were; `pipelines.families.unet` runs both. `schedule` says
+before the first step, from the plans alone, how each lane runs at every step. So the memory is known when a picture is
+admitted, nothing is ever evicted, and no picture depends on its neighbours.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch import Tensor
 from composers.plan import Lane, Plan
 
 Memory = tuple[object, ...]
-"""`Lane.memory`: whose features they are."""
+"""`Lane.memory`, the key under which a lane's features are remembered."""
 MOST_MOVED = 0.1
-"""A strength may have changed by this part of itself since the features were made."""
+"""Features stay usable while no strength has changed by more than this fraction since they were made."""
 
 
 # -- which lane runs how ---------------------------------------------------------------------------------
@@ -30,8 +30,8 @@ MOST_MOVED = 0.1
 class Passes:
     """How one step's lanes run.
 
-    shallow: for every lane of the plan, whether it runs on remembered features.
-    kept: whose features are remembered beyond the step.
+    shallow: for each lane of the plan, whether it runs on remembered features.
+    kept: the keys of the features that a later step reads.
     """
 
     shallow: tuple[bool, ...]
@@ -39,18 +39,21 @@ class Passes:
 
 
 def passes_of(plans: Sequence[Plan], *, remembering: bool) -> tuple[Passes, ...]:
-    """One `Passes` a step; remembering: whether the run remembers features."""
+    """One `Passes` for each step. remembering: whether the run remembers features at all."""
     return schedule(plans) if remembering else all_full(plans)
 
 
 def all_full(plans: Sequence[Plan]) -> tuple[Passes, ...]:
-    """One `Passes` a step for a run that remembers nothing."""
+    """One `Passes` for each step of a run that remembers nothing."""
     return tuple(Passes((False,) * len(plan.lanes), frozenset()) for plan in plans)
 
 
 def schedule(plans: Sequence[Plan]) -> tuple[Passes, ...]:
-    """One `Passes` a step. A lane runs shallow where it need not be fresh and its features are remembered, are at
-    most `Plan.max_age` steps old, and were made at strengths within 10 % of the present ones."""
+    """One `Passes` for each step of a run that remembers features.
+
+    A lane runs shallow if it need not be fresh, no other lane of its step shares its key, and its features are
+    remembered, are at most `Plan.max_age` steps old, and were made at nearly the same strengths (`MOST_MOVED`).
+    """
     shallow = tuple(_shallow(plans))
     kept: list[frozenset[Memory]] = []
     wanted: set[Memory] = set()
@@ -62,7 +65,7 @@ def schedule(plans: Sequence[Plan]) -> tuple[Passes, ...]:
 
 
 def most_kept(passes: Sequence[Passes]) -> int:
-    """The largest number of features that are remembered at one time."""
+    """The largest number of lanes whose features are remembered at one time."""
     before: frozenset[Memory] = frozenset()
     most = 0
     for step in passes:
@@ -103,9 +106,9 @@ def _near(then: tuple[float, ...], now: tuple[float, ...]) -> bool:
 
 
 class Features:
-    """One trajectory's remembered features, [channels, h, w] each, in the UNet's dtype.
+    """One trajectory's remembered features, each [channels, h, w] in the UNet's dtype.
 
-    on_host: they wait in the host's memory and come to the device when they are used.
+    on_host: they are kept in the host's memory and copied to the device for each use.
     """
 
     def __init__(self, *, on_host: bool = False) -> None:
@@ -113,7 +116,7 @@ class Features:
         self._kept: dict[Memory, Tensor] = {}
 
     def put(self, memory: Memory, feature: Tensor) -> None:
-        # A copy in any case: a slice would keep the whole batch's tensor.
+        # Always a copy: a slice would keep the whole batch's tensor alive.
         self._kept[memory] = (
             feature.cpu() if self.on_host and feature.device.type != "cpu" else feature.clone()
         )
@@ -122,7 +125,7 @@ class Features:
         return self._kept[memory].to(device)
 
     def move(self, device: torch.device) -> None:
-        """All that is remembered, to a device; `on_host` says where what comes later goes."""
+        """Move all that is remembered to a device. Features that come later follow `on_host` as before."""
         self._kept = {memory: feature.to(device) for memory, feature in self._kept.items()}
 
     def keep_only(self, memories: frozenset[Memory]) -> None:

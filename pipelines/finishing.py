@@ -1,6 +1,6 @@
 """What is done for pictures after their last step: they are decoded, and their records are made.
 
-What is decoded together and fails is decoded again, each picture by itself: only the guilty one fails.
+Where a decode of several pictures fails, each of them is decoded again by itself, so that only the one at fault fails.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MOST_DECODINGS = 4
 
 
 class Finishing:
-    """Of one session's pictures, in the order in which they are given."""
+    """Decodes one session's pictures, in the order in which they are given, and makes their records."""
 
     def __init__(self, model: Model, output_type: OutputType, pace: Pace) -> None:
         self._model = model
@@ -35,7 +35,7 @@ class Finishing:
 
     @property
     def busy(self) -> bool:
-        """Whether a decode is under way, be it of pictures that were all cancelled."""
+        """Whether a decode is under way, even if all its pictures have been cancelled."""
         return bool(self._decodings)
 
     @property
@@ -44,12 +44,15 @@ class Finishing:
         return [flight for flights, _ in self._decodings for flight in flights.values()]
 
     def start(self, flights: Sequence[Flight]) -> Iterator[Event]:
-        """Start decoding together what has one shape; the pictures that fail at once."""
+        """Start to decode pictures, those of one shape together. Yields the events of pictures that fail at once."""
         for shape in dict.fromkeys(flight.shape for flight in flights):
             yield from self._start([flight for flight in flights if flight.shape == shape])
 
     def gather(self, *, wait: bool) -> Iterator[Event]:
-        """The pictures whose decodes are done. Where there are too many under way, or `wait`, it waits for them."""
+        """Yield the events of the pictures whose decodes are done.
+
+        Waits for the oldest decode while more than `MOST_DECODINGS` are under way. wait: wait for all of them.
+        """
         while self._decodings and (
             wait or self._decodings[0][1].ready or len(self._decodings) > MOST_DECODINGS
         ):
@@ -64,7 +67,7 @@ class Finishing:
                 yield self._finish(flight, images[place], tiled=decoding.tiled)
 
     def take_out(self, id: int) -> Flight | None:
-        """The picture, which is forgotten here; None where it is not being decoded."""
+        """Remove a picture and return it; None where it is not being decoded."""
         for flights, _ in self._decodings:
             for place, flight in flights.items():
                 if flight.id == id:
@@ -79,7 +82,7 @@ class Finishing:
             yield from self._one_by_one(flights, error)
 
     def _one_by_one(self, flights: Sequence[Flight], error: Exception) -> Iterator[Event]:
-        """A decode of these has failed. One alone is told of it; several are decoded again, each by itself."""
+        """Handle a failed decode: one picture fails with it, several are decoded again, each by itself."""
         if len(flights) == 1:
             yield flights[0].failed(own_error(error, "the picture could not be decoded"))
             return

@@ -1,9 +1,8 @@
-"""What a picture's size needs of memory at the least, and how much there is: so that what cannot be is refused before
-any work.
+"""The least memory that a picture of some size needs, and how much there is, so that what cannot fit is refused early.
 
-On a CPU nobody is told in time: the system ends the process, and everybody's pictures with it. The needs are lower
-bounds, so that nothing is refused that would have worked: they count the tensors that one UNet row, or the VAE, holds
-at one moment at its largest level, and four fifths of them only. Attention is not among them: torch's works block by
+On a CPU there is no error to catch: the system ends the process, and with it everybody's pictures. The needs are lower
+bounds, so that nothing is refused that would have worked. They count the tensors that one UNet row, or the VAE, holds
+at once at its largest level, and only four fifths of those. Attention is left out, because torch computes it block by
 block, on CPUs too.
 """
 
@@ -23,17 +22,19 @@ import torch
 from pipelines.errors import RenderError, RequestError
 
 SURE = 0.8
-"""The part of what is counted that is needed in any case."""
+"""The fraction of the counted bytes that is needed in any case."""
 SMALL = 256 * 2**20
-"""Bytes that are not worth asking the system about."""
+"""Needs of at most so many bytes are not worth asking the system about."""
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Of one model. cell: bytes a latent cell of one UNet row; decoded, encoded: bytes a pixel, 0 where unknown.
+    """The least memory that one model's pictures need.
 
-    scale: pixels of a latent cell's side. unit: sizes are multiples of so many pixels.
+    cell: bytes for each latent cell of one UNet row. decoded, encoded: bytes for each pixel that the VAE decodes or
+    encodes, 0 where that is unknown, and on CUDA devices. scale: pixels along a latent cell's side. unit: pixels that
+    widths and heights are multiples of.
     """
 
     device: torch.device
@@ -48,18 +49,18 @@ class Needs:
         return int(self.cell * cells)
 
     def picture(self, width: int, height: int, *, encoding: bool = False) -> int:
-        """Bytes for a picture of this size, one row at a time. encoding: it has an initial image."""
+        """Bytes for a picture of this size in pixels, its rows one at a time. encoding: it has an initial image."""
         pixels = width * height
         own = (self.row(pixels // self.scale**2), self.decoded * pixels, self.encoded * pixels * encoding)
         return int(max(own))
 
     def refuse(self, width: int, height: int, *, encoding: bool = False) -> None:
-        """Raises RequestError for a size that this computer cannot draw."""
+        """Raises RequestError for a size, in pixels, that this computer's memory does not hold."""
         need = self.picture(width, height, encoding=encoding)
         have = limit(self.device) if self.device.type == "cuda" else free(self.device, need)
         if need <= have:
             return
-        shrink = math.sqrt(have / need / 2)  # by twice the least, which is enough
+        shrink = math.sqrt(have / need / 2)  # twice the least is enough
         near = [max(int(side * shrink) // self.unit, 1) * self.unit for side in (width, height)]
         raise RequestError(
             f"{width} x {height} pixels need {need / 1e9:.1f} GB of memory at the least, and {have / 1e9:.1f} GB are "
@@ -67,7 +68,7 @@ class Needs:
         )
 
     def require(self, need: float) -> None:
-        """Raises RenderError where so many bytes are not there any more. On a GPU the allocator tells."""
+        """Raises RenderError where so many bytes are not free now. On a CUDA device the allocator raises instead."""
         if self.device.type == "cuda":
             return
         have = free(self.device, int(need))
@@ -78,15 +79,18 @@ class Needs:
             )
 
     def rows(self, cells: int, asked: int) -> int:
-        """UNet rows that have room in one call, `asked` at most; at least one."""
-        need = 2 * self.row(cells)  # twice the least, for it is the least
+        """How many UNet rows of so many latent cells have room in one call: at least 1, at most `asked`.
+
+        Checked on the CPU only.
+        """
+        need = 2 * self.row(cells)  # a row takes more than the least
         if self.device.type != "cpu" or asked * need <= SMALL:
             return asked
         return max(min(asked, free(self.device, asked * need) // need), 1)
 
 
 def needs(unet: Any, vae: Any, scale: int, device: torch.device, dtype: torch.dtype) -> Needs:
-    """Of a model's parts, from what their configurations say."""
+    """The needs of a model, from its parts' configurations. scale: pixels along a latent cell's side."""
     tiled = bool(getattr(vae, "use_tiling", False))
     pixel = {"decode": 0.0, "encode": 0.0} if tiled or device.type == "cuda" else _vae_values(vae.config)
     width = int(vae.dtype.itemsize)
@@ -101,11 +105,11 @@ def needs(unet: Any, vae: Any, scale: int, device: torch.device, dtype: torch.dt
 
 
 def _unet_values(config: Mapping[str, Any]) -> float:
-    """Numbers that a row holds at once a latent cell, at the level and the layer that hold most.
+    """Numbers that a UNet row holds at once for each latent cell, at the level and the layer that hold most.
 
-    A resnet of the last up block holds its input, that joined with a skip, the same normed and activated, what it
-    makes, and the skips to come. A feed-forward layer holds its input twice, eight times that for the gated
-    projection, and twice four times for the gate and the product.
+    A resnet of the last up block holds its input, the input joined with a skip, that normed and activated, its output,
+    and the skips still to come. A feed-forward layer holds its input twice, eight times its width for the gated
+    projection, and four times its width twice, for the gate and the product.
     """
     channels = [int(number) for number in config["block_out_channels"]]
     layers = config.get("layers_per_block", 2)
@@ -121,8 +125,11 @@ def _unet_values(config: Mapping[str, Any]) -> float:
 
 
 def _vae_values(config: Mapping[str, Any]) -> dict[str, float]:
-    """Numbers that the VAE holds at once a pixel: at the resnet that takes the second level's channels back to the
-    first's, and at the encoder's first. 0 for a VAE of another kind."""
+    """Numbers that the VAE holds at once for each pixel, by "decode" and "encode"; 0 for a VAE of another class.
+
+    Decoding holds most at the resnet that takes the second level's channels back to the first level's, encoding at its
+    first resnet.
+    """
     channels = config.get("block_out_channels")
     if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL" or not channels:
         return {"decode": 0.0, "encode": 0.0}
@@ -131,7 +138,10 @@ def _vae_values(config: Mapping[str, Any]) -> dict[str, float]:
 
 
 def free(device: torch.device, wanted: int = sys.maxsize) -> int:
-    """Bytes that can be had now, swap space included. What is wanted, where that is too little to ask for."""
+    """Bytes that are free now: on the CPU with swap space and within a container's limit, on CUDA torch's cache too.
+
+    wanted: bytes that somebody wants. It is the answer where it is too small to ask for, and on other devices.
+    """
     if wanted <= SMALL or device.type not in ("cpu", "cuda"):
         return wanted
     if device.type == "cuda":
@@ -142,7 +152,7 @@ def free(device: torch.device, wanted: int = sys.maxsize) -> int:
 
 
 def limit(device: torch.device) -> int:
-    """Bytes that there are at all. On Windows the driver lets a GPU use the host's memory too."""
+    """All bytes that the device has. On the CPU free swap space counts, on Windows the host's memory for a GPU."""
     if device.type != "cuda":
         return int(psutil.virtual_memory().total) + _swap()
     own = int(torch.cuda.get_device_properties(device).total_memory)
@@ -150,15 +160,15 @@ def limit(device: torch.device) -> int:
 
 
 def _swap() -> int:
-    with suppress(Exception):  # where the system does not tell, there is none
+    with suppress(Exception):  # where the system does not say, there is none
         return int(psutil.swap_memory().free)
     return 0
 
 
 def _left_of_group() -> int:
-    """Bytes that a container lets its processes take still; what files fill in the cache can be taken."""
+    """Bytes that a container still lets its processes take. Cached files count as free, for they can be dropped."""
     with suppress(OSError, ValueError, KeyError):
-        most = int((_CGROUP / "memory.max").read_text())  # "max" is none
+        most = int((_CGROUP / "memory.max").read_text())  # "max" means no limit, and is a ValueError
         used = int((_CGROUP / "memory.current").read_text())
         lines = (_CGROUP / "memory.stat").read_text().splitlines()
         stat = dict(line.split() for line in lines)

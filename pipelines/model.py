@@ -1,7 +1,6 @@
-"""One checkpoint made ready: its parts on a device, its adapters in the bank, its rows evaluated.
+"""One checkpoint made ready: its parts on a device, its adapters in the bank, and UNet rows evaluated with them.
 
-Everything that touches the device passes through here. Where the device's memory runs out, the work is split and goes
-on.
+All work on the device passes through here. Where the device's memory runs out, the work is split and goes on.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from pipelines.checkpoints import Checkpoint
 from pipelines.checkpoints.components import vae_dtype
 from pipelines.engine.engine import Engine
 from pipelines.engine.residency.bank import Bank, FormChoice
-from pipelines.engine.residency.store import AdapterStore, Known
+from pipelines.engine.residency.store import AdapterStore, KnownAdapter
 from pipelines.errors import RenderError
 from pipelines.families.family import Cut, FamilyName
 from pipelines.families.unet import cuts_of, feature_shape
@@ -35,7 +34,7 @@ Piece = TypeVar("Piece")
 Out = TypeVar("Out")
 
 ROWS_AT_ONCE = {"cpu": 32, "cuda": 64}
-"""UNet rows a call may hold at the family's native size before anything is known of the device's memory."""
+"""UNet rows a call may hold at the model's native size, as a first guess, by device type."""
 LOW_CATEGORIES = ("background", "backgrounds")
 """Categories of adapters in the low frequency band (CMLoRA's table); all others are high."""
 TEXTS_AT_ONCE = 64
@@ -43,7 +42,11 @@ TEXTS_AT_ONCE = 64
 
 
 class Model:
-    """A resident checkpoint. Base weights are never changed; adapters are kept in `store` and work in `bank`."""
+    """A resident checkpoint. Its base weights are never changed. `store` keeps its adapters, `bank` applies them.
+
+    offload: keep each part on the CPU while it does not work. row_limit: UNet rows a call may hold, None to guess.
+    feature_limit: bytes for all remembered features, None for half of the free memory.
+    """
 
     def __init__(self, checkpoint: Checkpoint, *, form: FormChoice = "auto") -> None:
         self.checkpoint = checkpoint
@@ -72,7 +75,7 @@ class Model:
 
     @property
     def facts(self) -> Facts:
-        """What a request must know to be resolved for this model."""
+        """What a request must know of this model to be resolved."""
         card = self.checkpoint.card
         blocks = {**self.checkpoint.family.block_map, **(card.block_map if card else {})}
         return Facts(
@@ -88,14 +91,14 @@ class Model:
         )
 
     def _band(self, name: str) -> Band:
-        """An adapter's frequency band: as profiled, else by its category (backgrounds are low), else high."""
+        """An adapter's frequency band: its profile's, else "low" for the category background, else "high"."""
         category = self.adapter(name).metadata.category.strip().lower()
         return self.profiled.get(name) or ("low" if category in LOW_CATEGORIES else "high")
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> None:
-        """Move everything; `dtype` is that of the UNet and the text encoders, the VAE follows its own rule.
+        """Move everything to a device. dtype: of the UNet and the text encoders; None keeps it.
 
-        With `offload` on, parts go to the device only while they work.
+        The VAE's dtype follows from it (`vae_dtype`). With `offload` on, a part is on the device only while it works.
         """
         self.device, self._side = torch.device(device), None
         self.dtype = dtype or self.dtype
@@ -108,23 +111,27 @@ class Model:
         self.engine.reset()
 
     def load_adapter(self, path: Path, name: str, family: FamilyName | None = None) -> LoadReport:
-        """Read a file and keep it as `name`: all of it, or an AdapterError and nothing.
+        """Read an adapter file and keep it as `name`. Raises AdapterError, and then keeps nothing.
 
-        family: overrides what the file's own metadata says it was made for.
+        family: the base family it was made for, where the file's own metadata is wrong.
         """
         return self.store.load(path, name, family)
 
-    def adapter(self, name: str) -> Known:
-        """What is known of a loaded adapter, wherever its factors are."""
+    def adapter(self, name: str) -> KnownAdapter:
+        """What is known of a loaded adapter, wherever its factors are. Raises KeyError for one that is not loaded."""
         return self.store.known[name]
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        """[channels, h, w] of a picture's latents."""
+        """[channels, h, w] of the latents of a picture of `width` x `height` pixels."""
         cell = self.checkpoint.vae_scale_factor
         return (int(self.vae.config.latent_channels), height // cell, width // cell)
 
     def rows_at_once(self, shape: tuple[int, int, int]) -> int:
-        """UNet rows one call may hold at a latent shape: as found when memory ran out, as set, or a first guess."""
+        """How many UNet rows one call may hold at a latent shape.
+
+        The number found when memory ran out, else `row_limit`, else a guess from the picture's size, bounded by the
+        memory that is free on the CPU.
+        """
         known = self.found_limits.get(shape, self.row_limit)
         if known is not None:
             return known
@@ -135,12 +142,12 @@ class Model:
 
     @property
     def needs(self) -> Needs:
-        """What pictures need of memory at the least."""
+        """The least memory that pictures need on this model."""
         return needs(self.unet, self.vae, self.checkpoint.vae_scale_factor, self.device, self.dtype)
 
     @property
     def side_stream(self) -> torch.cuda.Stream | None:
-        """A CUDA stream for work beside the UNet's; None where there is none, or parts take turns on the device."""
+        """A CUDA stream for work beside the UNet's. None on other devices, and under `offload`."""
         if self.device.type != "cuda" or self.offload:
             return None
         if self._side is None:
@@ -148,12 +155,12 @@ class Model:
         return self._side
 
     def feature_bytes(self, shape: tuple[int, int, int], cut: Cut) -> int:
-        """Memory of one lane's remembered features at a latent shape."""
+        """Bytes of one lane's remembered features at a latent shape."""
         channels, height, width = feature_shape(self.unet.config, shape, cut)
         return channels * height * width * self.dtype.itemsize
 
     def feature_room(self) -> int:
-        """Bytes that remembered features may take in all: `feature_limit`, else half of what is free now."""
+        """Bytes that all remembered features may take together: `feature_limit`, else half of what is free now."""
         if self.feature_limit is not None:
             return self.feature_limit
         if self.device.type == "cuda":
@@ -162,8 +169,11 @@ class Model:
         return int(psutil.virtual_memory().available) // 2
 
     def encode_text(self, asks: Sequence[TextAsk]) -> list[Embedding]:
-        """The asks' embeddings, on the model's device. One call of a text encoder takes as many as have room at once
-        with their adapters."""
+        """The asks' embeddings, in order, on the model's device.
+
+        One call of a text encoder takes as many asks as the device has room for, their adapters included. Raises
+        RequestError for a `clip_skip` beyond the encoder's layers, AdapterError, and RenderError where memory runs out.
+        """
         names = [[use.adapter for use in ask.uses] for ask in asks]
         found: list[Embedding] = []
         for portion in self.store.portions(names):
@@ -180,7 +190,11 @@ class Model:
         rows: Sequence[Piece],
         shape: tuple[int, int, int],
     ) -> tuple[Tensor, list[int]]:
-        """All rows through the UNet in calls of at most `rows_at_once`: ([rows, …], rows of each call)."""
+        """All rows through the UNet, in calls of at most `rows_at_once`: (predictions [rows, …], rows of each call).
+
+        evaluate: makes one call. shape: the rows' latent shape. Where memory runs out, the rows that fitted are
+        remembered for this shape. Raises RenderError where not even one row fits.
+        """
         asked = self.rows_at_once(shape)
         self.needs.require(self.needs.row(shape[1] * shape[2]))
         with self.at_work(self.unet):
@@ -191,7 +205,10 @@ class Model:
 
     @torch.inference_mode()
     def encode_image(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
-        """[1, 3, height, width] pixels in -1 … 1 -> [1, channels, h, w] float32: the VAE's sample, scaled."""
+        """Pixels [1, 3, height, width] in -1 … 1 as latents [1, channels, h, w] float32, scaled for the UNet.
+
+        generator: draws the sample from the VAE's distribution. Raises RenderError where memory is too small.
+        """
         self.needs.require(self.needs.encoded * pixels.shape[-2] * pixels.shape[-1])
         with self.at_work(self.vae):
             distribution = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
@@ -201,7 +218,10 @@ class Model:
         return scaled
 
     def latent_statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of the VAE's latents, [1, channels or 1, 1, 1]; a plain shift is a mean."""
+        """(mean, standard deviation) of the VAE's latents, each [1, channels or 1, 1, 1].
+
+        A VAE that states only a shift has that as its mean and the deviation 1; one that states neither, 0 and 1.
+        """
         config = self.vae.config
         mean, std = config.get("latents_mean"), config.get("latents_std")
         if mean is None or std is None:
@@ -212,9 +232,10 @@ class Model:
     def in_pieces(
         self, work: Callable[[Sequence[Piece]], Out], rows: Sequence[Piece], at_once: int
     ) -> tuple[list[Out], list[int], int]:
-        """`work` over the rows in equal pieces, and in smaller ones where device memory runs out.
+        """Run `work` on the rows in equal pieces of at most `at_once`, and in smaller ones where memory runs out.
 
-        Returns what it gave, the pieces' sizes, and the largest size that memory held in the end.
+        Returns (the results, the pieces' sizes, the most rows that a piece may have by now). Raises RenderError where
+        memory does not hold a single row.
         """
         found: list[Out] = []
         sizes: list[int] = []
@@ -230,7 +251,7 @@ class Model:
                 forget_tensors(error)
                 waited = self._side_settled()
                 torch.cuda.empty_cache()
-                if waited:  # what worked beside held memory that is free now
+                if waited:  # the work on the other stream held memory that is free now
                     continue
                 if len(piece) == 1:
                     raise RenderError(
@@ -243,7 +264,7 @@ class Model:
         return found, sizes, at_once
 
     def _side_settled(self) -> bool:
-        """Waits for what works beside the UNet. Returns whether anything did, on another stream than this one."""
+        """Wait for the side stream. Returns whether there was work on it, and whether it is not the current stream."""
         side = self._side
         if side is None or side == torch.cuda.current_stream(self.device) or side.query():
             return False
@@ -252,7 +273,7 @@ class Model:
 
     @contextmanager
     def at_work(self, *parts: nn.Module) -> Iterator[None]:
-        """The parts on the device, and back where they rest under `offload`."""
+        """Within: the parts are on the device. Afterwards, under `offload`, they go back to the CPU."""
         if not self.offload:
             yield
             return

@@ -1,4 +1,4 @@
-"""What a picture has cost, and what its record says of how it was made."""
+"""The notes in a picture's record, its cost in UNet calls, and the error for a picture that is not finite."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from pipelines.request import Request
 
 
 def notes_on(model: Model, flight: Flight, *, tiled: bool) -> tuple[str, ...]:
-    """What a finished picture's record says of how it was made. tiled: it was decoded tile by tile."""
+    """The notes for a finished picture's record: what slowed it down, or made it differ. Empty where nothing did.
+
+    tiled: it was decoded tile by tile.
+    """
     notes = []
     limit = model.found_limits.get(flight.shape)
     if limit is not None:
@@ -34,7 +37,11 @@ def notes_on(model: Model, flight: Flight, *, tiled: bool) -> tuple[str, ...]:
 
 
 def charge(cost: Cost, first: int, last: int, calls: Sequence[int], *, shallow: bool) -> None:
-    """Add to a picture's cost the calls, all in full or all shallow, in which its rows first … last stood."""
+    """Add one round's UNet calls to a picture's cost.
+
+    The round's rows are numbered through all its calls; the picture's are first … last - 1. calls: the rows of each
+    call. shallow: whether the calls ran shallow or in full.
+    """
     if shallow:
         cost.shallow_rows += last - first
     else:
@@ -53,6 +60,7 @@ def charge(cost: Cost, first: int, last: int, calls: Sequence[int], *, shallow: 
 
 
 def not_finite(model: Model, request: Request) -> RenderError:
+    """The error for a picture with NaN or infinity in it."""
     strengths = ", ".join(f"{use.adapter} at {use.weight:g}" for use in request.uses)
     remedy = "lower the adapters' strengths" if strengths else "try another scheduler or dtype"
     if model.dtype == torch.float16:

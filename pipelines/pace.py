@@ -1,8 +1,8 @@
-"""How far the host runs ahead of the device, and how long the device is at work.
+"""How far the host runs ahead of the device, and how long each call takes the device.
 
-A CUDA device takes work in and does it later. While it is at work on one UNet call the host prepares the next, so that
-the device need not wait for the host between them; but no more than that, so that what is told of a picture's steps is
-never more than two calls ahead of the device, and a picture that is cancelled costs it no more.
+A CUDA device queues its work. While it runs one UNet call, the host prepares and queues the next one, so that the
+device never waits for the host. The host stops there: at most two calls are unfinished at any time. So the steps that
+are reported run at most two calls ahead of the device, and a cancelled picture costs the device at most two more calls.
 """
 
 from __future__ import annotations
@@ -16,17 +16,23 @@ import torch
 from torch import Tensor
 
 Tell = Callable[[float], None]
+"""Takes the seconds that one call took the device."""
 
 
 class Pace:
-    """Of one session's calls."""
+    """Times one session's calls, and keeps the host at most two calls ahead of the device."""
 
     def __init__(self) -> None:
         self._laps: deque[tuple[torch.cuda.Event, torch.cuda.Event, Tell]] = deque()
 
     @contextmanager
     def lap(self, device: torch.device, tell: Tell) -> Iterator[None]:
-        """Within: a call is given to the device. `tell` gets its seconds there when they are known (see `settle`)."""
+        """Within: the host gives one call to the device. Before a third one, it waits for the oldest to end.
+
+        tell: gets the call's seconds on the device. On a CUDA device they are known only later: `tell` is called by a
+        later `lap` or by `settle`, in the order of the calls. Elsewhere it is called at once. It is not called for a
+        block that raises.
+        """
         if device.type != "cuda":
             before = time.perf_counter()
             yield
@@ -41,19 +47,19 @@ class Pace:
         self._laps.append((began, ended, tell))
 
     def settle(self) -> None:
-        """Tell the seconds of all calls that the device has done."""
+        """Tell the seconds of all calls that the device has finished. Does not wait."""
         while self._laps and self._laps[0][1].query():  # type: ignore[no-untyped-call]
             self._tell_oldest()
 
     def _tell_oldest(self) -> None:
-        """Waits for its end."""
+        """Wait for the oldest call to end, and tell its seconds."""
         began, ended, tell = self._laps.popleft()
         ended.synchronize()
         tell(began.elapsed_time(ended) / 1000)
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host's, on the device: neither waits for the other, as a copy from ordinary memory would."""
+    """A host tensor, copied to the device. On CUDA it goes through pinned memory, so that the host need not wait."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 

@@ -1,7 +1,7 @@
 """What is done for pictures before they are in flight.
 
-The adapters and texts of the next ones are fetched ahead of their turn, while the device is at work on the round. When
-it is their turn, their trajectories are opened: texts, start noise, the latents of an initial image.
+While the device works on a round, the next pictures' adapters are fetched and their texts encoded. When it is a
+picture's turn, its trajectory is opened: texts, start noise, the latents of an initial image.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from pipelines.texts import Asks, Texts
 from pipelines.trajectory import Trajectory, open_trajectory
 
 LOOK_AHEAD = {"cpu": 4, "cuda": 32}
-"""Pictures whose texts are encoded before their turn. Where encoding takes seconds, few: a round waits for it."""
+"""How many pictures have their texts encoded before their turn. Few on a CPU, where encoding takes seconds and the
+round waits for it."""
 
 
 class Preparation:
-    """Of one session's pictures."""
+    """Prepares one session's pictures."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
@@ -37,17 +38,20 @@ class Preparation:
 
     @property
     def look_ahead(self) -> int:
-        """The next pictures whose texts are encoded before their turn."""
+        """How many of the next pictures have their texts encoded before their turn."""
         return LOOK_AHEAD.get(self._model.device.type, 4)
 
     def fetch_adapters(self, coming: Sequence[Flight]) -> None:
-        """Start bringing the adapters of the next pictures to the device."""
+        """Start to bring the adapters of the next pictures to the device. Raises nothing."""
         with suppress(Exception):  # whoever needs them is told when it is admitted
             self._model.store.prefetch(name for flight in coming for name in flight.adapters)
 
     def encode_ahead(self, coming: Sequence[Flight]) -> None:
-        """Encode the texts of the next pictures, the nearest first, in one call. Nothing is done while the nearer half
-        of `look_ahead` has its own."""
+        """Encode the texts of the next pictures in one call. coming: the nearest first.
+
+        Does nothing while the nearer half of `look_ahead` is encoded. Raises nothing: a picture whose texts cannot be
+        encoded fails when it is opened.
+        """
         fits = self._model.store.fits  # encoding needs the adapters on the device, beside those in flight
         coming = [
             flight for flight in coming if not (flight.not_encoded or flight.parked) and fits(flight.adapters)
@@ -64,9 +68,9 @@ class Preparation:
                     flight.not_encoded = True  # it fails when it is admitted
 
     def open(self, flights: Sequence[Flight]) -> None:
-        """Give each its trajectory; their texts are encoded in one call of each text encoder.
+        """Give each picture its trajectory. Their texts are encoded together.
 
-        Raises what is wrong with any of them; then none has a trajectory.
+        Raises the error of any one of them; then none has a trajectory.
         """
         texts = self._texts.encode([self._asks(flight) for flight in flights])
         opened = [
@@ -77,8 +81,8 @@ class Preparation:
             flight.trajectory, flight.began = trajectory, time.perf_counter()
 
     def _asks(self, flight: Flight) -> Asks:
-        """What the picture wants encoded. Raises RequestError where an adapter has been unloaded since it was asked
-        for, and PromptError."""
+        """What the picture needs encoded. Raises PromptError, and RequestError where one of its adapters has been
+        unloaded since it was submitted."""
         for use in flight.request.uses:
             if use.adapter not in self._model.store.known:
                 raise RequestError(

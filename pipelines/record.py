@@ -1,4 +1,4 @@
-"""The record of one picture: what was asked, what was applied, what it cost. It claims nothing that was not done."""
+"""The record of one picture: what was asked for, what was applied, and what it cost."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from pipelines.text.vocabulary import unknown
 
 @dataclass(frozen=True)
 class Applied:
-    """One adapter as it was applied: strengths, the file's hash, and how many of the model's layers it changed.
+    """One adapter as it was applied.
 
-    band: its frequency band, where the method asks for it.
+    text_weight: its strength in the text encoders. sha256: of its file. layers: how many of the model's layers it
+    changed. band: its frequency band, None for a method that does not use bands.
     """
 
     name: str
@@ -38,18 +39,22 @@ class Applied:
 
 @dataclass(frozen=True)
 class Record:
-    """One picture's record.
+    """One picture's record. Sizes are in pixels.
 
-    composer: the method with the settings really used, as `composers.parse` reads it.
-    unet_rows: rows evaluated in full; unet_calls: calls it took part in for them.
+    executed_steps: steps that were made, fewer than `steps` with an initial image.
+    composer: the method with the settings that were used, as `composers.parse` reads it.
+    strength: of the change to an initial image, None without one.
+    model: its name; model_source: what was asked for; model_hash: ten hexadecimal digits.
+    unet_rows: rows evaluated in full; unet_calls: the calls in which these stood.
     shallow_rows, shallow_calls: the same for rows that ran the outer blocks alone, on remembered features.
-    largest_call: rows of the largest call of either kind.
+    largest_call: rows of the largest call, of either kind.
+    shared: whether any call, of the UNet or of a text encoder, held rows of other pictures too.
     reuse, cut: as asked for, and where features were remembered (see `pipelines.features`).
-    feature_bytes: memory reserved for remembered features.
-    shared: whether any call held rows of other pictures.
-    seconds: from its first step to its pixels. device_seconds: its part of the UNet calls, by rows.
-    forms: the per-lane forms used (see `pipelines.engine.residency.bank`).
-    adapters_paged: adapters that were brought onto the device for it (see `pipelines.engine.residency.store`).
+    feature_bytes: bytes reserved for remembered features.
+    seconds: from its start noise to its pixels, waiting included, but not the time for which it was set aside.
+    device_seconds: its part, by rows, of the UNet calls' seconds on the device.
+    forms: the per-lane forms used (see `pipelines.engine.residency.bank`). threads: torch's threads on the CPU.
+    adapters_paged: how many adapters were brought onto the device for it (see `pipelines.engine.residency.store`).
     """
 
     prompt: str
@@ -101,7 +106,10 @@ class Record:
 
 @dataclass
 class Cost:
-    """What one picture has cost so far. reasons: why calls of its own ran slower than they might have."""
+    """What one picture has cost so far, in the terms of its `Record`.
+
+    paged: its `adapters_paged`. reasons: why its calls ran slower than they might have.
+    """
 
     rows: int = 0
     calls: int = 0
@@ -118,7 +126,7 @@ class Cost:
 def make_record(
     request: Request, model: Model, cost: Cost, seconds: float, notes: tuple[str, ...] = ()
 ) -> Record:
-    """The record of a finished picture; `request` is the resolved one."""
+    """The record of a finished picture. request: the resolved one. seconds: as in `Record`."""
     assert request.seed is not None
     assert request.width is not None
     assert request.height is not None
@@ -174,7 +182,7 @@ def make_record(
 
 
 def _unknown_words(request: Request, model: Model) -> tuple[str, ...]:
-    """A note on the prompt's words that a model with a vocabulary, and the adapters, do not know."""
+    """A note on those words of the prompt that neither the model's vocabulary nor an adapter's triggers contain."""
     card = model.checkpoint.card
     if card is None or not card.vocabulary:
         return ()
@@ -214,7 +222,7 @@ def _applied(request: Request, model: Model) -> list[Applied]:
 
 
 def _changes(use: Use, path: str) -> bool:
-    """Whether a use changes a layer ("unet.…", "text_encoder.…") at all, by its strengths and blocks."""
+    """Whether a use's strengths and blocks leave it any effect on a layer ("unet.…", "text_encoder.…")."""
     component, _, module = path.partition(".")
     if component == "unet":
         return use.weight * use.block_factor(module) != 0
@@ -222,7 +230,7 @@ def _changes(use: Use, path: str) -> bool:
 
 
 def device_name(device: torch.device) -> str:
-    """'NVIDIA H100 80GB HBM3' or the CPU's architecture."""
+    """A CUDA device's name ("NVIDIA H100 80GB HBM3"), or the device type and the machine ("cpu (x86_64)")."""
     return (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
@@ -232,7 +240,7 @@ def device_name(device: torch.device) -> str:
 
 @cache
 def versions() -> tuple[tuple[str, str], ...]:
-    """The packages that decide a picture's bits."""
+    """(name, version) of the packages that decide a picture's exact values."""
     names = ("lora-studio", "torch", "diffusers", "transformers")
     return tuple((name, _version(name)) for name in names)
 

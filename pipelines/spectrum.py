@@ -1,9 +1,9 @@
-"""What an adapter does to a picture's high frequencies, step by step, and the band that follows.
+"""What an adapter does to a picture's high frequencies, step by step, and the frequency band that follows from it.
 
 CMLoRA (Zou et al. 2025, arXiv 2502.04923) lets adapters that change high frequencies early dominate early, and the
-others late; its release ships a table of categories in place of the measurement. Here every adapter is measured on
-its own base model: a few short runs from the same start noise, with the adapter and without it. The rule that
-turns the measurement into a band is ours, not the paper's.
+others late. Its released code has a table of categories instead of a measurement. Here an adapter is measured on its
+own base model, in a few short runs from the same start noise with the adapter and without it. The rule that turns the
+measurement into a band is ours, not the paper's.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from pipelines.request import Request
 from pipelines.session import Session
 
 RINGS = 20
-"""Rings of the spectrum, equally wide from the centre to the corner."""
+"""Rings that the spectrum is divided into, equally wide from the centre to the corner."""
 HIGH_FROM = 0.8
-"""Fraction of the largest radius from which a frequency counts as high (the paper's H_0.2)."""
+"""A frequency counts as high from this fraction of the largest radius on (the paper's H_0.2)."""
 EARLY = 120 / 220
 """Fraction of the steps that count as early: CMLoRA's partition point."""
 SEEDS = (11, 12, 13, 14)
@@ -40,11 +40,11 @@ STEPS = 12
 
 
 def radial_amplitude(latents: Tensor) -> Tensor:
-    """[n, channels, h, w] -> [n, RINGS]: mean amplitude of the channel mean's Fourier transform in each ring.
+    """Latents [n, channels, h, w] -> [n, RINGS]: mean amplitude, in each ring, of the channel mean's Fourier transform.
 
-    Frequencies are in cycles per cell, and rings are fractions of the largest one, so that every size and shape gives
-    the same rings (the release counts bins: at 64 x 64 its high ones do not exist). A ring without a frequency,
-    which only very small latents have, is not a number.
+    Frequencies are in cycles per cell, and rings are fractions of the largest frequency, so that every size and shape
+    gives the same rings. (The released code counts bins; at 64 x 64 its high rings do not exist.) Only very small
+    latents have rings without any frequency; these are NaN.
     """
     mean = latents.float().mean(dim=1)  # [n, h, w]
     amplitude = torch.fft.fft2(mean).abs().flatten(1)  # [n, cells]
@@ -58,18 +58,18 @@ def radial_amplitude(latents: Tensor) -> Tensor:
 
 
 def high_frequency(latents: Tensor) -> Tensor:
-    """[n, channels, h, w] -> [n]: the mean of the rings at and above `HIGH_FROM` of the largest radius."""
+    """Latents [n, channels, h, w] -> [n]: the mean of the rings from `HIGH_FROM` of the largest radius on."""
     return radial_amplitude(latents)[:, round(HIGH_FROM * RINGS) :].nanmean(dim=1)
 
 
 @dataclass(frozen=True)
 class Profile:
-    """One adapter on one base model.
+    """The measurement of one adapter on one base model. Each tuple has one number for each step.
 
-    adapter, base: hashes of the adapter's file and of the base model.
-    energy, base_energy: the high-frequency amplitude after each step, with the adapter and without, mean over the runs.
-    change: |with - without| / without after each step, mean over high rings and runs.
-    prompt_change: the same of the prompt alone, without the adapter: the prompt against an empty one.
+    adapter, base: the hashes of the adapter's file and of the base model.
+    energy, base_energy: the high-frequency amplitude with the adapter and without it, the mean over the runs.
+    change: |with - without| / without, the mean over high rings and runs.
+    prompt_change: the change that the prompt makes: the same for the prompt against an empty one, without the adapter.
     """
 
     adapter: str
@@ -91,9 +91,9 @@ class Profile:
 
     @property
     def band(self) -> Band:
-        """ "high" where the adapter moves the early high frequencies at least as much as the prompt's words do.
+        """ "high" if the adapter changes the early high frequencies at least as much as the prompt does, else "low".
 
-        The change itself has no scale: it depends on base model, scheduler and steps, as the prompt's does.
+        The change by itself has no scale. It depends on base model, scheduler and steps, as the prompt's change does.
         """
         return "high" if self.early >= self.early_prompt else "low"
 
@@ -103,11 +103,11 @@ class Profile:
 
 
 def measure(model: Model, name: str, *, prompts: Sequence[str] = (), seeds: Sequence[int] = SEEDS) -> Profile:
-    """Profile a loaded adapter at its preferred strength: every prompt and seed with it, without it, and every seed
-    without any words; `STEPS` steps each.
+    """Profile a loaded adapter at its preferred strength, else at 1.
 
-    prompts: by default the adapter's own triggers, else the model's first example.
-    Raises whatever StudioError a run fails with.
+    Renders every prompt and seed with the adapter and without it, and every seed with an empty prompt, in `STEPS`
+    steps each. prompts: by default the adapter's triggers, else the first example of the model's card.
+    Raises the StudioError that a run fails with.
     """
     metadata = model.adapter(name).metadata
     use = Use(name, metadata.preferred_weight or 1.0)
@@ -130,12 +130,12 @@ def measure(model: Model, name: str, *, prompts: Sequence[str] = (), seeds: Sequ
 
 
 def _change(own: Tensor, base: Tensor) -> Tensor:
-    """[runs, steps, rings] twice -> [steps]: the mean over rings and runs of the relative change."""
+    """[runs, steps, rings] with and without -> [steps]: the relative change, the mean over rings and runs."""
     return ((own - base).abs() / base.clamp(min=1e-12)).nanmean(dim=2).mean(dim=0)
 
 
 def _rings(model: Model, requests: Sequence[Request]) -> Tensor:
-    """[requests, steps, RINGS] on the CPU: the rings after every step."""
+    """The rings of the latents after every step: [requests, steps, RINGS] on the CPU."""
     session = Session(model, output_type="latent")
     found: dict[int, list[Tensor]] = {session.submit(request): [] for request in requests}
     for event in session.drain():
@@ -173,12 +173,12 @@ def cached(home: Home, model: Model, name: str) -> Profile | None:
         content = json.loads(_file(folder, model).read_text(encoding="utf-8"))
         profile = Profile(**{key: _frozen(value) for key, value in content.items()})
     except (OSError, ValueError, TypeError, AttributeError):
-        return None  # not there, or of another version: it is measured anew
+        return None  # not there, or from another version: it is measured anew
     return profile if profile.adapter == sha256 and profile.change else None
 
 
 def remember(home: Home, model: Model, profile: Profile) -> None:
-    """Keep a profile for `cached`."""
+    """Keep a profile for `cached`. Raises SetupError where the folder cannot be made, and OSError."""
     file = _file(home.made(_folder(home, profile.adapter)), model)
     write_atomically(file, json.dumps(asdict(profile)))
 
@@ -199,9 +199,9 @@ def _frozen(value: Any) -> Any:
 
 
 def plot(profiles: Mapping[str, Profile], file: Path) -> None:
-    """A small picture (PNG, or what the file's suffix says): name -> change of the high frequencies over the run.
+    """Draw the change of the high frequencies over the run into `file` (PNG, or the format of its suffix).
 
-    Low-band adapters are dashed; the line marks where early ends.
+    profiles: the adapter's name -> its profile. Low-band adapters are dashed. A vertical line ends the early steps.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -10,24 +10,25 @@ import torch
 
 from composers.plan import Plan, Prompt
 from pipelines.bounds import MOST_CHUNKS_OF_A_PICTURE
-from pipelines.engine.residency.store import Known
+from pipelines.engine.residency.store import KnownAdapter
 from pipelines.errors import PromptError
 from pipelines.model import Model
 from pipelines.request import Request
 from pipelines.text.encoder import Embedding, TextAsk
 
 KEPT_BYTES = 128 * 2**20
-"""Embeddings kept for pictures to come; those in flight hold their own."""
+"""Bytes of embeddings that are kept for later pictures. Those in flight hold their own."""
 
 Asks = Mapping[Prompt, TextAsk]
-"""What one picture wants encoded."""
+"""What one picture needs encoded."""
 
 
 @dataclass(frozen=True)
 class PictureTexts:
-    """The texts of one picture.
+    """The encoded texts of one picture.
 
-    alone: no other picture's texts were encoded in the same call, so that the bits are those of the picture by itself.
+    alone: they were encoded together and without any other text, so that they equal those of the picture by itself to
+    the last bit.
     """
 
     embeddings: Mapping[Prompt, Embedding]
@@ -36,7 +37,7 @@ class PictureTexts:
 
 @dataclass(frozen=True)
 class _Key:
-    """An ask, and all else that its embedding depends on. Adapters count by identity: a name may be loaded anew."""
+    """An ask, and all else that its embedding depends on. Adapters count by identity: a name may be loaded again."""
 
     ask: TextAsk
     adapters: tuple[int, ...]
@@ -46,11 +47,14 @@ class _Key:
 
 @dataclass(frozen=True)
 class _Kept:
-    """same_call: all that was encoded in the same call. adapters: held, so that no other takes their identity."""
+    """An embedding that is kept. same_call: all that was encoded in the call that made it.
+
+    adapters: referred to, so that no other object gets their identity while this is kept.
+    """
 
     embedding: Embedding
     same_call: frozenset[_Key]
-    adapters: tuple[Known, ...]
+    adapters: tuple[KnownAdapter, ...]
 
     @property
     def bytes(self) -> int:
@@ -59,7 +63,7 @@ class _Kept:
 
 
 class Texts:
-    """Encodes for one session, and keeps `kept_bytes` of what it has encoded: the least recently used goes first."""
+    """Encodes texts for one session. Keeps at most `kept_bytes` of them, and drops the least recently used first."""
 
     def __init__(self, model: Model, kept_bytes: int = KEPT_BYTES) -> None:
         self._model = model
@@ -67,9 +71,9 @@ class Texts:
         self._kept: OrderedDict[_Key, _Kept] = OrderedDict()
 
     def asks(self, request: Request, plans: Sequence[Plan]) -> Asks:
-        """What a resolved request wants encoded, every text with equally many chunks.
+        """What a resolved request needs encoded. All its texts get the same number of chunks.
 
-        Raises PromptError, also where all chunks together are too many.
+        Raises PromptError for a text that cannot be encoded, and where all chunks together are too many.
         """
         prompts = list(dict.fromkeys(lane.prompt for plan in plans for lane in plan.lanes))
         level = self._model.text.level(_ask(request, prompt) for prompt in prompts)
@@ -82,13 +86,13 @@ class Texts:
         return dict(zip(prompts, level, strict=True))
 
     def has(self, asks: Asks) -> bool:
-        """Whether all of it is encoded already."""
+        """Whether all of it is kept already."""
         return all(self._key(ask) in self._kept for ask in asks.values())
 
     def encode(self, pictures: Sequence[Asks]) -> list[PictureTexts]:
-        """The pictures' texts. What is not kept yet is encoded together. Their adapters must be resident.
+        """The pictures' texts, in order. What is not kept yet is encoded together. Their adapters must be loaded.
 
-        Raises RequestError where an ask cannot be encoded; then nothing new is kept.
+        Raises what `Model.encode_text` raises; then nothing new is kept.
         """
         keys = [{prompt: self._key(ask) for prompt, ask in asks.items()} for asks in pictures]
         kept = {key: self._kept[key] for own in keys for key in own.values() if key in self._kept}
@@ -99,14 +103,14 @@ class Texts:
     def _encoded(self, keys: Iterable[_Key]) -> dict[_Key, _Kept]:
         keys = list(keys)
         embeddings = self._model.encode_text([key.ask for key in keys]) if keys else []
-        same_call = frozenset(key for key in keys if not self._model.text.silent(key.ask))
+        same_call = frozenset(key for key in keys if not self._model.text.is_zeros(key.ask))
         return {
             key: _Kept(embedding, same_call, self._adapters(key.ask))
             for key, embedding in zip(keys, embeddings, strict=True)
         }
 
     def _keep(self, kept: Mapping[_Key, _Kept]) -> None:
-        """kept: the most recently used first."""
+        """Keep these embeddings, and drop old ones beyond the limit. kept: the most recently used first."""
         for key, one in reversed(list(kept.items())):
             self._kept[key] = one
             self._kept.move_to_end(key)
@@ -116,7 +120,7 @@ class Texts:
             room += dropped.bytes
 
     def _of_picture(self, own: Mapping[Prompt, _Key], kept: Mapping[_Key, _Kept]) -> PictureTexts:
-        encoded = frozenset(key for key in own.values() if not self._model.text.silent(key.ask))
+        encoded = frozenset(key for key in own.values() if not self._model.text.is_zeros(key.ask))
         return PictureTexts(
             {prompt: kept[key].embedding for prompt, key in own.items()},
             alone=all(kept[key].same_call == encoded for key in encoded),
@@ -126,12 +130,12 @@ class Texts:
         own = tuple(id(adapter) for adapter in self._adapters(ask))
         return _Key(ask, own, self._model.device, self._model.dtype)
 
-    def _adapters(self, ask: TextAsk) -> tuple[Known, ...]:
+    def _adapters(self, ask: TextAsk) -> tuple[KnownAdapter, ...]:
         return tuple(self._model.adapter(use.adapter) for use in ask.uses)
 
 
 def _ask(request: Request, prompt: Prompt) -> TextAsk:
-    """What to encode for a prompt of a resolved request; diffusers skips layers for the positive one only."""
+    """What to encode for a prompt of a resolved request. As in diffusers, `clip_skip` applies to the positive one."""
     if prompt.role == "positive":
         return TextAsk(request.prompt, prompt.text_uses, request.clip_skip)
     return TextAsk(request.negative_prompt, prompt.text_uses)

@@ -1,4 +1,4 @@
-"""One image in flight: its latents, its own scheduler, its own generator, and where it stands."""
+"""One image in flight: its latents, its own scheduler, its own generator, and the step it has reached."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from pipelines.text.encoder import Embedding
 class Trajectory:
     """One image between its start noise and its last step.
 
+    plans, passes: for every step, its lanes and how they run. texts: prompt -> its embedding.
+    sizes: SDXL's six size conditions in pixels (original, crop, target), () for other families.
     latents: [1, channels, h, w] float32 on the model's device.
-    passes: how the lanes of each plan run. texts: prompt -> its embedding.
-    sizes: SDXL's six numbers, () for other families.
-    timesteps: those of the UNet calls still to make, as the scheduler gave them.
+    timesteps: of all UNet calls of the run, as the scheduler gives them; calls: how many of them are done.
     """
 
     request: Request
@@ -44,7 +44,7 @@ class Trajectory:
 
     @property
     def step(self) -> int:
-        """Index of the solver step the next UNet call belongs to."""
+        """Index of the solver step that the next UNet call belongs to."""
         return step_of_call(self.scheduler, self.calls)
 
     @property
@@ -60,13 +60,15 @@ class Trajectory:
         return float(self.timesteps[self.calls])
 
     def model_input(self) -> Tensor:
-        """The latents as the UNet wants them at this timestep: [1, channels, h, w] float32."""
+        """The latents scaled for the UNet at this timestep: [1, channels, h, w] float32."""
         scaled: Tensor = self.scheduler.scale_model_input(self.latents, self.timesteps[self.calls])
         return scaled
 
     def advance(self, prediction: Tensor) -> None:
-        """One scheduler step with the folded prediction [1, channels, h, w] float32; features that no later step
-        reads are let go."""
+        """Make one scheduler step with the folded prediction, [1, channels, h, w] float32.
+
+        Features that no later step reads are dropped.
+        """
         noise = {"generator": self.generator} if accepts_generator(self.scheduler) else {}
         timestep = self.timesteps[self.calls]
         self.latents = self.scheduler.step(prediction, timestep, self.latents, return_dict=False, **noise)[0]
@@ -89,10 +91,11 @@ def open_trajectory(
     features: Features,
     encoded: Callable[[torch.Generator], Tensor] | None = None,
 ) -> Trajectory:
-    """Start noise and timesteps for a resolved request; `shape` is the latents' [channels, h, w].
+    """The trajectory of a resolved request at its start: noise drawn, timesteps set.
 
-    The request's CPU generator draws in diffusers' order: the VAE's sample of the initial image, the
-    start noise, then what each scheduler step takes. `encoded` gives the initial image's latents, [1, *shape].
+    shape: [channels, h, w] of the latents. encoded: makes the initial image's latents [1, *shape] from the request's
+    generator; None for a request without one. The generator, on the CPU, draws in diffusers' order: the VAE's sample of
+    the initial image, the start noise, then what each scheduler step takes.
     """
     assert request.seed is not None
     assert request.steps is not None

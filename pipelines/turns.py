@@ -1,7 +1,7 @@
-"""Whose turn it is: what each party has had while others wanted something too. Pure: no clock, no device.
+"""Whose turn it is, by what each party has had so far. Pure: no clock, no device.
 
-Nobody banks credit: who comes, or comes back, starts level with whoever has had least. Nobody sheds debt by leaving
-for a moment.
+Nobody saves up credit: a party that arrives, or comes back, starts level with the one that has had least. Nobody loses
+debt by leaving for a moment.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Generic, TypeVar
 Party = TypeVar("Party", bound=Hashable)
 
 
-class Shares(Generic[Party]):
-    """What each of some parties has had, in any one unit."""
+class Ledger(Generic[Party]):
+    """How much each party has had, in one unit of the caller's choice (seconds, rows, …)."""
 
     def __init__(self) -> None:
         self._had: dict[Party, float] = {}
         self._least = 0.0
 
     def among(self, parties: Iterable[Party]) -> None:
-        """Those who want something now."""
+        """Say who wants something now. The least that any of them has had becomes the level for newcomers."""
         present = set(parties)
         if not present:
             return
@@ -31,32 +31,33 @@ class Shares(Generic[Party]):
         for party in [
             other for other, had in self._had.items() if had <= self._least and other not in present
         ]:
-            del self._had[party]  # it would come back as a newcomer comes
+            del self._had[party]  # it has no debt, so it would come back as a newcomer
 
     def charge(self, party: Party, amount: float) -> None:
+        """Add what a party has just had. A negative amount gives it back."""
         self._had[party] = self._had.get(party, self._least) + amount
 
     def ahead(self, party: Party) -> float:
-        """By how much it is ahead of whoever of those present has had least; 0 for a newcomer."""
+        """How much more it has had than the party with the least among those present; 0 for a newcomer."""
         return max(self._had.get(party, self._least) - self._least, 0.0)
 
 
 class Turns:
-    """Who is next: a higher priority first, then owners by what they have had, then whoever was served longest ago.
+    """Who is next: a higher priority first, then the owner that has had least, then the one served longest ago.
 
-    A higher priority goes first while its pictures have not had more than those that wait below it. Beyond that half
-    they take turns like all others.
+    A priority goes first only until it has had as much as the priority that has had least. So of two priorities the
+    higher one gets its half early, and no more. Once it is ahead, its pictures wait their turn like all others.
     """
 
     def __init__(self) -> None:
-        self._owners: Shares[Hashable] = Shares()
-        self._priorities: Shares[int] = Shares()
+        self._owners: Ledger[Hashable] = Ledger()
+        self._priorities: Ledger[int] = Ledger()
         self._lowest = 0
         self._ticks: dict[Hashable, int] = {}
         self._tick = 0
 
     def among(self, waiting: Iterable[tuple[Hashable, int]]) -> None:
-        """The owners and priorities of all that waits now."""
+        """Say who waits now, as (owner, priority) pairs. `key` and `serve` refer to these."""
         pairs = set(waiting)
         self._owners.among(owner for owner, _ in pairs)
         self._priorities.among(priority for _, priority in pairs)
@@ -65,17 +66,17 @@ class Turns:
             self._ticks.clear()
 
     def key(self, owner: Hashable, priority: int) -> tuple[int, float, int]:
-        """The least is next."""
+        """The sort key of what an owner asks for at a priority. The smallest key is next."""
         leads = priority > self._lowest and not self._priorities.ahead(priority)
         return (-priority if leads else -self._lowest, self._owners.ahead(owner), self._ticks.get(owner, 0))
 
     def serve(self, owner: Hashable, priority: int, cost: float) -> None:
-        """It was this one's turn. cost: in any one unit; less than nothing gives back what was charged too much."""
+        """Record that this owner had its turn at this priority. cost: in one unit of the caller's choice."""
         self._tick += 1
         self._ticks[owner] = self._tick
         self.correct(owner, priority, cost)
 
     def correct(self, owner: Hashable, priority: int, cost: float) -> None:
-        """It costs so much more than was said, or so much less where it is below 0."""
+        """Charge more than `serve` was told, or less where `cost` is negative. It does not count as a turn."""
         self._owners.charge(owner, cost)
         self._priorities.charge(priority, cost)

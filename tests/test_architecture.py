@@ -58,7 +58,7 @@ ROOMS: dict[str, list[str]] = {
         "__init__",
     ],
     "pipelines.engine": [
-        "__init__ backends call compiling products",
+        "__init__ backends compiling products unet_call",
         "reference residency",
         "planner stage",
         "calibration engine",

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from pipelines import StudioPipeline
-from pipelines.blora.probe import Settings, pairs_for, picture_count, probe
+from pipelines.blora.probe import ProbeSettings, pairs_for, picture_count, probe
 from pipelines.blora.scoring import pick_scorer
 from pipelines.blora.sheet import probe_sheet
 
@@ -27,7 +27,7 @@ def measure(model: Path, out: Path, seeds: int, steps: int) -> None:
     checkpoint = pipe.model.checkpoint
     assert checkpoint.card
     pairs = pairs_for(checkpoint.card.vocabulary)
-    settings = Settings(seeds=tuple(range(1, seeds + 1)), steps=steps)
+    settings = ProbeSettings(seeds=tuple(range(1, seeds + 1)), steps=steps)
     scorer = pick_scorer(None, embedded=True, tokenizer=next(iter(checkpoint.tokenizers.values())))
     total, done, began = picture_count(pipe, pairs, settings), 0, time.time()
 

@@ -22,7 +22,7 @@ from vocab import Spec
 from world import World, sheet, to_row
 
 from pipelines import StudioPipeline
-from pipelines.blora.training import train_blora
+from pipelines.blora.blora_training import train_blora
 
 # The pictures are drawn in one batch; two of them are trained on.
 PICTURES = {

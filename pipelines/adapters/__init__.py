@@ -1,4 +1,4 @@
-"""LoRA files: read exactly, inspected without loading, written back."""
+"""Adapter files (LoRA and the like): read exactly, inspected without loading, written."""
 
 from pipelines.adapters.adapter import Adapter, AdapterMetadata, LoadReport, model_layers
 from pipelines.adapters.container import sha256

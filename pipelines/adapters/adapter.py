@@ -1,4 +1,4 @@
-"""What an adapter file becomes once it is read: factors for named layers, what the file says, and a report."""
+"""An adapter file once it is read: factors for named layers, what the file says of itself, and a report."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from pipelines.families.family import FAMILIES, Family
 
 @dataclass(frozen=True)
 class AdapterMetadata:
-    """What a file and the notes beside it say about it; empty where they say nothing.
+    """What a file, and the notes beside it, say about it. A field is empty where they say nothing.
 
-    triggers: words that call the subject; trigger_source: where they stand ("tag frequency" is a guess from
-        the training captions). category: "character", "style", "background", …
-    hashes: sha256 and the like as they were written down, unchecked.
-    raw: the file's own metadata as it stands.
+    triggers: words that call up the subject. trigger_source: where they were found; "tag frequency" means that they
+        are guessed from the training captions.
+    category: "character", "style", "background", …
+    negative: a negative prompt to use with it. preferred_weight, strength_range: strengths that work well.
+    hashes: name -> sha256 and the like, as they were written down, unchecked.
+    raw: the file's own metadata, unchanged.
     """
 
     title: str = ""
@@ -45,13 +47,14 @@ class AdapterMetadata:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What was applied. `print(report)` is meant to be read by people.
+    """What was applied when an adapter was loaded. `print(report)` is meant for people.
 
-    kind: "LoRA", "LoCon", "FLoRA"; naming: the naming schemes of the keys.
-    family: "sd1", "sd2", "sdxl" or "unknown"; evidence: what says so ("shapes", "names", "metadata", …).
-    applied / total: component -> layers that the file changes / layers that the model has.
-    ranks, alphas: lowest and highest; alphas None where the file gives none (scale 1).
-    notes: what was ignored and whatever else a user might wonder about.
+    kind: "LoRA", "LoCon", "FLoRA", or several of these joined by " + ". naming: the naming schemes of the keys.
+    family: "sd1", "sd2", "sdxl" or "unknown". evidence: what says so ("shapes", "names", "metadata", …).
+    applied, total: component -> how many layers the file changes, and how many the model has.
+    ranks, alphas: (lowest, highest). alphas is None where the file gives none, which means scale 1.
+    dtype: of the weights, the most frequent first. sha256: of the file.
+    notes: what was ignored, and whatever else a user might wonder about.
     """
 
     name: str
@@ -103,7 +106,7 @@ def span(values: tuple[float, float]) -> str:
 
 @dataclass(frozen=True)
 class Adapter:
-    """One loaded LoRA-like file. `layers` maps "unet.down_blocks.0…to_q" and the like to its factors."""
+    """One loaded adapter file. layers: layer ("unet.down_blocks.0…to_q") -> its factors."""
 
     name: str
     layers: Mapping[str, LayerFactors]
@@ -111,9 +114,9 @@ class Adapter:
     report: LoadReport
 
     def delta(self, layer: str) -> Tensor:
-        """dW of one layer in float32; raises KeyError where the adapter leaves the layer alone.
+        """dW of one layer, float32, in the shape of its weight. Raises KeyError for a layer that it does not change.
 
-        Low-rank layers only: what others add depends on the base weight (`layers[layer].change(weight)`).
+        For low-rank layers only. What other types add depends on the base weight: `layers[layer].change(weight)`.
         """
         factors = self.layers[layer]
         assert isinstance(factors, LowRank), f"{layer} is multiplied, not added to"
@@ -125,7 +128,7 @@ class Adapter:
 
 
 def model_layers(family: Family, label: str, components: Mapping[str, torch.nn.Module]) -> ModelLayers:
-    """The Linear and Conv2d layers of a model's UNet and text encoders."""
+    """The Linear and Conv2d layers of a model. label: its name. components: name -> module, "unet" among them."""
     targets = {
         component: {
             name: Target(tuple(module.weight.shape))

@@ -1,8 +1,8 @@
-"""The safetensors container, read with distrust: a short header first, tensors only when somebody wants them.
+"""The safetensors container, read with distrust: first a short header, and tensors only when somebody wants them.
 
-Layout (https://github.com/huggingface/safetensors#format): an unsigned 64-bit little-endian length, that many
-bytes of JSON ({"name": {"dtype", "shape", "data_offsets"}, "__metadata__": {str: str}}), then the data, whose
-tensors lie without gaps or overlaps.
+Layout (https://github.com/huggingface/safetensors#format): an unsigned 64-bit little-endian length; that many bytes of
+JSON, {"name": {"dtype", "shape", "data_offsets"}, "__metadata__": {str: str}}; then the data, in which the tensors
+follow one another without gaps or overlaps.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from pipelines.home import files
 from pipelines.home.answers import answered
 
 HEADER_LIMIT = 32 * 2**20
-"""The longest header believed, in bytes; real ones, thumbnails included, stay below a tenth of it."""
+"""The longest header that is read, in bytes. Real ones, even with thumbnails, stay below a tenth of it."""
 
 SIZE_LIMIT = 16 * 2**30
-"""The largest file loaded, in bytes: it is read into memory whole."""
+"""The largest file that is loaded, in bytes. A file is read into memory as a whole."""
 
 ITEM_BYTES: Mapping[str, int] = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1,
@@ -41,11 +41,11 @@ WEIGHT_DTYPES: Mapping[str, str] = {
     "F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8 e4m3", "F8_E5M2": "fp8 e5m2",
     "F8_E4M3FNUZ": "fp8 e4m3fnuz", "F8_E5M2FNUZ": "fp8 e5m2fnuz",
 }  # fmt: skip
-"""The types that weights may have, under the names people use."""
+"""The data types that weights may have -> the names that people use for them."""
 
 
-class Entry(NamedTuple):  # thousands to a file, and a frozen dataclass takes four times as long to make
-    """One tensor as the header announces it; `start` and `end` count bytes from the start of the data."""
+class TensorEntry(NamedTuple):  # thousands to a file, and a frozen dataclass takes four times as long to make
+    """One tensor as the header describes it. start, end: in bytes from the start of the data."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -55,15 +55,18 @@ class Entry(NamedTuple):  # thousands to a file, and a frozen dataclass takes fo
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says it holds."""
+    """A parsed and checked header. tensors: name -> entry. size: of the file, in bytes."""
 
-    tensors: Mapping[str, Entry]
+    tensors: Mapping[str, TensorEntry]
     metadata: Mapping[str, str] = field(repr=False)
     size: int
 
 
 def adapter_path(path: Path) -> Path:
-    """The weights file meant by `path`: itself, or the one inside a folder that PEFT or diffusers wrote."""
+    """The weights file that `path` means: the file itself, or the one inside a folder that PEFT or diffusers wrote.
+
+    Raises AdapterFileError where there is none, and NoAnswer.
+    """
     if files.is_folder(path):
         for name in ("adapter_model.safetensors", "pytorch_lora_weights.safetensors"):
             if files.is_regular(path / name):
@@ -78,11 +81,12 @@ def adapter_path(path: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A header read but not made sense of yet.
+class UnparsedHeader:
+    """A header that was read, but not parsed yet.
 
-    text: its JSON; size: bytes of the file. tensors: the JSON of its tensors alone, which files of one make share
-    to the byte, and metadata: the rest; None where the two cannot be told apart without a full look.
+    name, size: of the file, size in bytes. text: the header's JSON. tensors: the part of it that describes the tensors,
+    which is the same to the byte in files of one make. metadata: the rest. Both are None where the two parts cannot be
+    separated without parsing all of it.
     """
 
     name: str
@@ -97,12 +101,12 @@ class Opened:
         return self.size - 8 - len(self.text)
 
     def parse(self) -> Header:
-        """Every entry, checked. Raises AdapterFileError."""
+        """The header with every entry checked. Raises AdapterFileError."""
         return _parse(self.name, self.size, self.text)
 
 
-def open_header(path: Path) -> Opened:
-    """The header's text: a few kilobytes read, however large the file. Raises AdapterFileError and NoAnswer."""
+def open_header(path: Path) -> UnparsedHeader:
+    """Read the header's text: a few kilobytes, however large the file. Raises AdapterFileError and NoAnswer."""
 
     def read() -> tuple[int, bytes]:
         with files.open_regular(path) as file:
@@ -113,18 +117,18 @@ def open_header(path: Path) -> Opened:
         size, text = answered(path, read)
     except OSError as error:
         raise AdapterFileError(f"{path.name}: cannot be read ({error.strerror or error})") from error
-    return Opened(path.name, size, text, *_cut(text))
+    return UnparsedHeader(path.name, size, text, *_cut(text))
 
 
 def read_header(path: Path) -> Header:
-    """The header alone, every entry checked. Raises AdapterFileError."""
+    """The header alone, with every entry checked. Raises AdapterFileError and NoAnswer."""
     return open_header(path).parse()
 
 
 def read_tensors(path: Path, header: Header) -> tuple[dict[str, Tensor], str]:
-    """Every tensor, and the file's sha256. The file is read once, so both speak of the same bytes.
+    """(name -> tensor, the file's sha256). The file is read once, so that both describe the same bytes.
 
-    Raises AdapterFileError and NoAnswer.
+    Raises AdapterFileError, also where the shapes are not those of `header`, and NoAnswer.
     """
     if header.size > SIZE_LIMIT:
         raise AdapterFileError(
@@ -147,10 +151,10 @@ def read_tensors(path: Path, header: Header) -> tuple[dict[str, Tensor], str]:
     return tensors, hashlib.sha256(data).hexdigest()
 
 
-def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file's bytes. Equal content gives equal bytes, so that hashes can be compared.
+def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The bytes of a safetensors file. Equal content gives equal bytes, so that hashes can be compared.
 
-    The library writes metadata in another order each time, so the header is put together here.
+    The header is put together here, because the library writes metadata in a different order each time.
     """
     data = safetensors.torch.save(dict(tensors))
     length = int.from_bytes(data[:8], "little")
@@ -163,7 +167,7 @@ def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
 
 
 def sha256(path: Path) -> str:
-    """The sha256 of a whole file, 64 hex digits; its first twelve are the short hash other tools show.
+    """The sha256 of a whole file, 64 hex digits. Its first twelve are the short hash that other tools show.
 
     Raises AdapterFileError and NoAnswer.
     """
@@ -174,7 +178,7 @@ def sha256(path: Path) -> str:
 
 
 def _text(name: str, size: int, file: BinaryIO) -> bytes:
-    """The header's JSON, of a length that can be believed."""
+    """The header's JSON. Raises AdapterFileError for another kind of file, and for a length that cannot be right."""
     start = file.read(256)
     length = int.from_bytes(start[:8], "little")
     if len(start) < 9 or start[8:9] != b"{" or length < 2:
@@ -198,9 +202,10 @@ def _text(name: str, size: int, file: BinaryIO) -> bytes:
 
 
 def _cut(text: bytes) -> tuple[bytes | None, Mapping[str, str] | None]:
-    """The tensors' JSON and the metadata, where the metadata comes first, as every writer known has it, or is absent.
+    """(the tensors' JSON, the metadata), without parsing the tensors; (None, None) where they cannot be separated.
 
-    The first is an object of its own: it parses where the whole does, and the other way round.
+    That takes metadata that comes first, as all known writers put it, or none. The tensors' JSON is an object of its
+    own, which is valid exactly if the whole header is.
     """
     try:
         decoded = text.rstrip(_BLANKS).decode()
@@ -232,7 +237,7 @@ def _parse(name: str, size: int, text: bytes) -> Header:
 
 
 def _texts(metadata: object) -> Mapping[str, str]:
-    """The metadata as the format wants it, texts alone."""
+    """The metadata as texts, which the format demands; other values become their JSON."""
     if not isinstance(metadata, dict):
         return {}
     return {
@@ -255,15 +260,15 @@ _NEXT_KEY = re.compile(r'[ \t\n\r]*,[ \t\n\r]*"')
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 
-def _entry(name: str, key: str, value: object) -> Entry:
-    """One header entry, checked for itself."""
+def _entry(name: str, key: str, value: object) -> TensorEntry:
+    """One header entry, checked by itself. Raises AdapterFileError."""
     match value:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]} if (
             len(shape) <= 8
             and all(type(length) is int and 0 <= length < 2**40 for length in shape)
             and 0 <= start <= end < 2**63
         ):
-            entry = Entry(dtype, tuple(shape), start, end)
+            entry = TensorEntry(dtype, tuple(shape), start, end)
         case _:
             raise AdapterFileError(
                 f"{name}: the header entry of {key!r} is malformed; download the file again"
@@ -278,8 +283,8 @@ def _entry(name: str, key: str, value: object) -> Entry:
     return entry
 
 
-def _check_layout(name: str, tensors: Mapping[str, Entry], available: int) -> None:
-    """The tensors follow one another without gaps or overlaps and end where the file ends."""
+def _check_layout(name: str, tensors: Mapping[str, TensorEntry], available: int) -> None:
+    """Raises AdapterFileError unless the tensors follow one another without gaps and end where the file ends."""
     position = 0
     for key, entry in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
         if entry.start != position:
@@ -298,7 +303,7 @@ def _check_layout(name: str, tensors: Mapping[str, Entry], available: int) -> No
 
 
 def _what_it_is(start: bytes) -> str:
-    """What a file that is not safetensors is, and what to do about it, from its first bytes."""
+    """What a file is that is not safetensors, and what to do about it; told from its first bytes."""
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not start:
         return "empty (zero bytes); the download failed, fetch it again"

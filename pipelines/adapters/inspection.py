@@ -1,4 +1,4 @@
-"""What a file is, from its header alone: no tensor is loaded and no model is needed, so that a library of
+"""What an adapter file is, told from its header alone. No tensor is loaded and no model is needed, so a library of
 thousands of files is listed in seconds."""
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.adapters.adapter import AdapterMetadata, span
-from pipelines.adapters.container import Opened, adapter_path, open_header
+from pipelines.adapters.container import UnparsedHeader, adapter_path, open_header
 from pipelines.adapters.kinds import flora
 from pipelines.adapters.metadata import describe
 from pipelines.adapters.origin import Origin, origin_by_metadata
@@ -25,15 +25,15 @@ from pipelines.home.answers import answered
 class Inspection:
     """What one adapter file is.
 
-    kinds: its types; refused: why it cannot be applied, "" where nothing speaks against it.
-    namings: naming schemes. modules: component -> layers; a component that the file leaves open between
-        two text encoders is called "text_encoder?".
-    ranks: lowest and highest, None where the type has none.
+    size: in bytes. kinds: its types. refused: why it cannot be applied, "" where nothing speaks against it.
+    namings: the naming schemes of its keys. modules: component -> how many layers it changes there. A file that does
+        not say which of two text encoders it means has the component "text_encoder?".
+    ranks: (lowest, highest), None for types without a rank.
     dtypes: of the weights, the most frequent first.
     origin: the family it was made for, and how that is known.
-    text_width: numbers in the text embeddings that it reads, None where none of its layers tells.
-    metadata: the file's own and that of the notes beside it; sidecars: those notes, and the preview.
-    stated: the file's own metadata as they stand in its header.
+    text_width: the width of the text embeddings that it reads, None where none of its layers tells.
+    metadata: from the file and from the notes beside it. sidecars: these notes, and the preview.
+    stated: the file's own metadata, as they are in its header.
     """
 
     path: Path
@@ -56,7 +56,7 @@ class Inspection:
         return self.origin.family
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON can hold it."""
+        """All but `text_width`, as values that JSON can hold."""
         metadata = dataclasses.asdict(self.metadata)
         return {
             "path": str(self.path),
@@ -95,17 +95,20 @@ class Inspection:
 
 
 def inspect_file(path: Path) -> Inspection:
-    """Look at one file. Raises AdapterFileError where it is no readable safetensors file at all, and NoAnswer."""
+    """Look at one file, or at the one in a PEFT or diffusers folder.
+
+    Raises AdapterFileError where it is not a readable safetensors file, and NoAnswer.
+    """
     path, opened, beside = answered(path, lambda: _opened(path))
     try:
         return _inspected(path, opened, beside)
-    except _ODDITIES as error:  # nobody foresaw it; a list of thousands must not end at one file
+    except _ODDITIES as error:  # unforeseen; but a list of thousands must not end at one file
         raise AdapterFileError(
             f"{path.name}: cannot be made sense of ({type(error).__name__}: {error}); take it away"
         ) from error
 
 
-def _inspected(path: Path, opened: Opened, beside: Sidecars) -> Inspection:
+def _inspected(path: Path, opened: UnparsedHeader, beside: Sidecars) -> Inspection:
     structure, metadata = read_structure(opened)
     return Inspection(
         path=path,
@@ -127,14 +130,14 @@ def _inspected(path: Path, opened: Opened, beside: Sidecars) -> Inspection:
 _ODDITIES = (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError)
 
 
-def _opened(path: Path) -> tuple[Path, Opened, Sidecars]:
-    """The weights file, its header and the notes beside it, unread."""
+def _opened(path: Path) -> tuple[Path, UnparsedHeader, Sidecars]:
+    """(the weights file, its unparsed header, the notes beside it)."""
     path = adapter_path(path)
     return path, open_header(path), read_sidecars(path)
 
 
 def _refused_settings(path: Path, metadata: Mapping[str, str], structure: Structure) -> str:
-    """Why the settings beside the weights forbid using them; "" where they do not."""
+    """Why the settings that come with the weights rule them out; "" where they do not."""
     try:
         peft_settings(path, metadata)
         if "FLoRA" in structure.kinds:

@@ -1,9 +1,9 @@
-"""What a key says before any model is consulted: whose layer, under which name, and which part of it.
+"""What a key says without a model: which component, which layer by which name, and which part of the layer.
 
-A key is prefix + layer name + leaf. Prefixes and leaves by their writers:
-kohya-ss/sd-scripts and LyCORIS `lora_unet_…`, `lora_te(1|2)?_…`, `lycoris_…` (names flattened with "_");
-diffusers and PEFT `unet.…`, `text_encoder(_2)?.…`, `base_model.model.…`, or nothing at all;
-ComfyUI `diffusion_model.…`, `text_encoders.clip_l.transformer.…`.
+A key is prefix + layer name + leaf. The prefixes, by their writers:
+    kohya-ss/sd-scripts and LyCORIS    `lora_unet_…`, `lora_te(1|2)?_…`, `lycoris_…` (names flattened with "_")
+    diffusers and PEFT                 `unet.…`, `text_encoder(_2)?.…`, `base_model.model.…`, or nothing at all
+    ComfyUI                            `diffusion_model.…`, `text_encoders.clip_l.transformer.…`
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from pipelines.adapters.kinds import KINDS, Leaf
+from pipelines.adapters.kinds import ADAPTER_KINDS, Leaf
 
 UNET, TEXT, TEXT_2 = "unet", "text_encoder", "text_encoder_2"
 COMPONENTS = (UNET, TEXT, TEXT_2)
 
-LEAVES: Mapping[str, Leaf] = {end: leaf for kind in KINDS for end, leaf in kind.leaves.items()}
+LEAVES: Mapping[str, Leaf] = {end: leaf for kind in ADAPTER_KINDS for end, leaf in kind.leaves.items()}
 
 _FLAT = (
     ("lora_unet_", UNET),
@@ -55,10 +55,10 @@ _BOOKKEEPING = re.compile(
 
 @dataclass(frozen=True)
 class Address:
-    """Where a key points.
+    """The layer that a key points to.
 
-    components: the parts of the model it may mean; more than one where it does not say which text encoder.
-    path: the layer's name in the file's own spelling; flat: dots were replaced by underscores.
+    components: the components that it may mean; two where it does not say which text encoder.
+    path: the layer's name in the file's own spelling. flat: its dots are replaced by underscores.
     """
 
     components: tuple[str, ...]
@@ -68,7 +68,10 @@ class Address:
 
 @dataclass(frozen=True)
 class Key:
-    """One key understood. familiar: its layer's name looks like one of a UNet or a CLIP text encoder."""
+    """One key that was understood. text: the key itself. part: which tensor of the layer it is ("up", "alpha", …).
+
+    naming: its naming scheme, in words. familiar: its layer's name looks like one of a UNet or a CLIP text encoder.
+    """
 
     text: str
     address: Address
@@ -79,10 +82,10 @@ class Key:
 
 @dataclass(frozen=True)
 class Contents:
-    """A file's keys, sorted out.
+    """A file's keys, sorted by what they are.
 
-    unknown: keys that follow no habit we know; bundled: embeddings carried along; bookkeeping: counters
-    and buffers that change nothing.
+    keys: those of adapter layers. unknown: those that follow no known scheme. bundled: embeddings that come along.
+    bookkeeping: counters and buffers that change nothing.
     """
 
     keys: tuple[Key, ...]
@@ -92,12 +95,12 @@ class Contents:
 
     @property
     def strangers(self) -> tuple[str, ...]:
-        """Keys that look like no layer of ours, known prefix or not."""
+        """Keys that look like no layer of a UNet or a CLIP text encoder, with a known prefix or without."""
         return (*self.unknown, *(key.text for key in self.keys if not key.familiar))
 
     @property
     def namings(self) -> tuple[str, ...]:
-        """The naming schemes in use, the most frequent first; a plain "kohya" beside another says nothing."""
+        """The naming schemes in use, the most frequent first. Plain "kohya" is left out beside a "kohya (…)"."""
         counts = Counter(key.naming for key in self.keys if key.naming)
         if any(name.startswith("kohya (") for name in counts):
             counts.pop("kohya", None)
@@ -105,7 +108,7 @@ class Contents:
 
 
 def sort_keys(texts: Iterable[str]) -> Contents:
-    """Every key of a file, put where it belongs. Nothing is dropped."""
+    """Sort the keys of a file. Each goes into exactly one field of the result."""
     keys, unknown, bundled, bookkeeping = [], [], [], []
     for text in sorted(texts):
         if _BUNDLED.match(text):
@@ -121,7 +124,7 @@ def sort_keys(texts: Iterable[str]) -> Contents:
 
 @lru_cache(2**16)  # a library's files repeat the names of a few bases
 def read_key(text: str) -> Key | None:
-    """One key taken apart, or None where it follows no habit we know."""
+    """One key taken apart; None where it follows no known scheme."""
     split = _split_leaf(text)
     if split is None:
         return None
@@ -135,7 +138,7 @@ def read_key(text: str) -> Key | None:
 
 
 def _split_leaf(text: str) -> tuple[str, Leaf] | None:
-    """The layer name and the leaf; the longest known leaf wins."""
+    """(what comes before the leaf, the leaf); the longest known leaf wins. None where no leaf is known."""
     if "_lora." in text:  # to_q_lora.up.weight -> to_q.lora.up.weight
         text = text.replace("_lora.", ".lora.")
     if _NAMED.search(text):  # PEFT puts the adapter's name between: lora_A.default.weight
@@ -165,7 +168,7 @@ def _address(stem: str) -> Address | None:
 
 
 def _placed(path: str, component: str | None, *, flat: bool) -> Address | None:
-    """The address of a path; one without an owner is placed by how it looks."""
+    """The address of a path. component: None where no prefix names one; then the path's look decides."""
     if component is not None:
         return Address((component,), path, flat)
     if _SGM.match(path) or _DIFFUSERS_UNET.match(path):
@@ -176,7 +179,7 @@ def _placed(path: str, component: str | None, *, flat: bool) -> Address | None:
 
 
 def _naming(stem: str, leaf: Leaf, address: Address) -> str:
-    """The naming scheme, in words; "" for a leaf (alpha) that every scheme shares."""
+    """The naming scheme, in words. "" for the leaf alpha, which all schemes share."""
     if not leaf.style and leaf.part == "alpha":
         return ""
     blocks = (

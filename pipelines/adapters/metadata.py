@@ -1,8 +1,8 @@
-"""What a file says about itself, made sense of: title, triggers, category, preferred weight, hashes.
+"""What a file's metadata say about it: title, triggers, category, preferred weight, hashes.
 
-Sources: modelspec (https://github.com/Stability-AI/ModelSpec), kohya's `ss_*`, our own `lora_studio.*`
-(category, preferred_weight), and the notes beside the file. All values are strings, often with JSON inside,
-sometimes huge, sometimes broken: whatever does not parse counts as absent.
+Sources: modelspec (https://github.com/Stability-AI/ModelSpec), kohya's `ss_*`, our own `lora_studio.*` (category,
+preferred_weight), and the notes beside the file. All values are strings, often with JSON inside, sometimes huge,
+sometimes broken. Whatever cannot be parsed counts as absent.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ CATEGORIES = (
     "character", "style", "background", "clothing", "object", "concept", "pose", "celebrity", "animal",
     "building", "vehicle", "action", "tool",
 )  # fmt: skip
-"""The categories people sort adapters by (Civitai's words, in the singular)."""
+"""The categories by which people sort adapters (Civitai's words, in the singular)."""
 
 _MOST_TAGS = 5
 _HASHES = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")
 
 
 def describe(metadata: Mapping[str, str], beside: Sidecars) -> AdapterMetadata:
-    """The file's own word first, then its neighbours'."""
+    """What a file's metadata and the notes beside it say. Where both speak, the file's own metadata win."""
     tags = tuple(_split(metadata.get("modelspec.tags", ""))) or tuple(_strings(beside.manager.get("tags")))
     triggers, source = _triggers(metadata, beside)
     model = beside.civitai.get("model")
@@ -61,7 +61,7 @@ def describe(metadata: Mapping[str, str], beside: Sidecars) -> AdapterMetadata:
 
 
 def _triggers(metadata: Mapping[str, str], beside: Sidecars) -> tuple[tuple[str, ...], str]:
-    """The words that call the subject, and where they stand."""
+    """(the words that call up the subject, where they were found)."""
     stated = (
         (_split(metadata.get("modelspec.trigger_phrase", "")), "modelspec"),
         (_split(_text(beside.user.get("activation text"))), "activation text"),
@@ -78,7 +78,7 @@ def _triggers(metadata: Mapping[str, str], beside: Sidecars) -> tuple[tuple[str,
 
 
 def _frequent_tags(text: str) -> list[str]:
-    """The most frequent training tags: those at least half as frequent as the first, five at most."""
+    """The most frequent training tags: at most five, each at least half as frequent as the first."""
     folders = _json(text)
     counts: Counter[str] = Counter()
     for tags in folders.values() if isinstance(folders, dict) else ():
@@ -90,7 +90,7 @@ def _frequent_tags(text: str) -> list[str]:
 
 
 def _category(metadata: Mapping[str, str], beside: Sidecars, tags: Iterable[str]) -> str:
-    """The stated category, else the first tag that is one."""
+    """The stated category if it is one of `CATEGORIES`, else the first tag that is one, else the stated one anyway."""
     stated = _first(metadata.get("lora_studio.category"), beside.user.get("category"))
     model = beside.civitai.get("model")
     civitai = _strings(model.get("tags")) if isinstance(model, dict) else []
@@ -103,7 +103,7 @@ def _category(metadata: Mapping[str, str], beside: Sidecars, tags: Iterable[str]
 
 
 def _preferred_weight(metadata: Mapping[str, str], beside: Sidecars) -> float | None:
-    """The strength its maker or its user wants; 0 stands for "not set" in A1111's notes."""
+    """The strength that its maker or its user prefers. 0 counts as absent: in A1111's notes it means "not set"."""
     for value in (
         metadata.get("lora_studio.preferred_weight"),
         beside.user.get("preferred weight"),
@@ -116,21 +116,21 @@ def _preferred_weight(metadata: Mapping[str, str], beside: Sidecars) -> float | 
 
 
 def _strength_range(beside: Sidecars) -> tuple[float, float] | None:
-    """The strengths between which it works well, lowest first; None unless both ends are given."""
+    """(lowest, highest) strength at which it works well; None unless both are given, in this order."""
     tips = _tips(beside)
     low, high = _number(tips.get("strength_min")), _number(tips.get("strength_max"))
     return None if low is None or high is None or low > high else (low, high)
 
 
 def _tips(beside: Sidecars) -> Mapping[str, object]:
-    """ComfyUI-Lora-Manager's `usage_tips`, which it keeps as JSON in a text."""
+    """ComfyUI-Lora-Manager's `usage_tips`, which it stores as a text of JSON."""
     tips = beside.manager.get("usage_tips")
     tips = _json(tips) if isinstance(tips, str) else tips
     return tips if isinstance(tips, dict) else {}
 
 
 def _hashes(metadata: Mapping[str, str], beside: Sidecars) -> dict[str, str]:
-    """Every hash that was written down, under its own name."""
+    """Name -> hash, for every hash that was written down."""
     found = {name: metadata[name] for name in _HASHES if metadata.get(name)}
     files = beside.civitai.get("files")
     for file in files if isinstance(files, list) else ():
@@ -143,7 +143,7 @@ def _hashes(metadata: Mapping[str, str], beside: Sidecars) -> dict[str, str]:
 
 
 def _first(*candidates: object) -> str:
-    """The first that is text and not blank."""
+    """The first candidate that is a text, and neither blank nor "none" nor "null"; "" where none is."""
     return next((text for candidate in candidates if (text := _text(candidate))), "")
 
 

@@ -1,6 +1,6 @@
-"""Which base model a file was made for, in the order of what can be trusted: shapes, names, metadata.
+"""Which base family a file was made for: told by its layers' names and shapes, else by its metadata.
 
-Never from the file's name; where nothing tells, the answer is "unknown".
+The file's own name is never used. Where nothing tells, the answer is "unknown".
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from pipelines.adapters.container import Entry
+from pipelines.adapters.container import TensorEntry
 from pipelines.adapters.keys import UNET, Contents
-from pipelines.adapters.kinds import KINDS
+from pipelines.adapters.kinds import ADAPTER_KINDS
 from pipelines.families.family import FAMILIES, SDXL
 
-_INPUT_AXES: Mapping[str, int] = {part: axis for kind in KINDS for part, axis in kind.input_axes.items()}
+_INPUT_AXES: Mapping[str, int] = {
+    part: axis for kind in ADAPTER_KINDS for part, axis in kind.input_axes.items()
+}
 _CONTEXT = re.compile(r".*attn2[._](?:processor[._])?to_[kv]")
 _DEEP = re.compile(r".*transformer_blocks[._](\d{1,9})[._]")
 
@@ -42,10 +44,10 @@ _FOREIGN = tuple(
 
 @dataclass(frozen=True)
 class Origin:
-    """The model family a file is for.
+    """The model family that a file was made for.
 
-    family: "sd1", "sd2", "sdxl", the name of a family we do not run, or "unknown".
-    evidence: "shapes", "names" or "metadata"; "" where unknown. detail: the evidence itself, for messages.
+    family: "sd1", "sd2", "sdxl", the name of a family that this program does not run, or "unknown".
+    evidence: "shapes", "names", "metadata" or "owner's word"; "" where unknown. detail: the evidence, for messages.
     """
 
     family: str = "unknown"
@@ -63,29 +65,29 @@ class Origin:
 
 def origin_of(
     contents: Contents,
-    tensors: Mapping[str, Entry],
+    tensors: Mapping[str, TensorEntry],
     metadata: Mapping[str, str],
     *,
     ambiguous_width: int | None = None,
 ) -> Origin:
-    """The family of a file.
+    """The family of a file. tensors, metadata: from its header.
 
-    ambiguous_width: a width of text embeddings that proves nothing, because the model at hand has it
-        without being of that width's family (a small model of another layout).
+    ambiguous_width: a width of text embeddings that proves nothing, because the model at hand has it without being of
+        the family with that width (a small model may have any width).
     """
     by_layers = origin_by_layers(contents, tensors, ambiguous_width=ambiguous_width)
     return by_layers or origin_by_metadata(metadata) or Origin()
 
 
 def origin_by_layers(
-    contents: Contents, tensors: Mapping[str, Entry], *, ambiguous_width: int | None = None
+    contents: Contents, tensors: Mapping[str, TensorEntry], *, ambiguous_width: int | None = None
 ) -> Origin | None:
-    """The family that the layers prove, by shapes or names; None where they leave it to the metadata."""
+    """The family that the layers prove, by names or shapes; None where they prove none."""
     return foreign(contents.strangers) or _by_width(contents, tensors, ambiguous_width) or _by_depth(contents)
 
 
 def foreign(keys: Iterable[str]) -> Origin | None:
-    """A family this program does not run, where its layers' names give it away."""
+    """The family that this program does not run, where the names of layers show one; else None."""
     for key in keys:
         for label, pattern in _FOREIGN:
             if pattern.search(key):
@@ -93,13 +95,13 @@ def foreign(keys: Iterable[str]) -> Origin | None:
     return None
 
 
-def text_width(contents: Contents, tensors: Mapping[str, Entry]) -> int | None:
+def text_width(contents: Contents, tensors: Mapping[str, TensorEntry]) -> int | None:
     """The width of the text embeddings that an adapter reads; None where none of its layers tells."""
     return next((width for _, width in _text_widths(contents, tensors)), None)
 
 
-def _text_widths(contents: Contents, tensors: Mapping[str, Entry]) -> Iterator[tuple[str, int]]:
-    """Key -> width: cross-attention keys and values read the text embeddings."""
+def _text_widths(contents: Contents, tensors: Mapping[str, TensorEntry]) -> Iterator[tuple[str, int]]:
+    """(key, width) of each layer that reads the text embeddings: the keys and values of cross-attention."""
     for key in contents.keys:
         axis = _INPUT_AXES.get(key.part)
         shape = tensors[key.text].shape
@@ -114,8 +116,8 @@ def _reads_text(path: str) -> bool:
     return _CONTEXT.fullmatch(path) is not None
 
 
-def _by_width(contents: Contents, tensors: Mapping[str, Entry], ambiguous: int | None) -> Origin | None:
-    """The text embeddings' width differs in every family."""
+def _by_width(contents: Contents, tensors: Mapping[str, TensorEntry], ambiguous: int | None) -> Origin | None:
+    """The family by the width of the text embeddings, which differs in every family."""
     families = {
         family.context_width: family for family in FAMILIES.values() if family.context_width != ambiguous
     }
@@ -126,7 +128,7 @@ def _by_width(contents: Contents, tensors: Mapping[str, Entry], ambiguous: int |
 
 
 def _by_depth(contents: Contents) -> Origin | None:
-    """Only SDXL stacks more than two transformer blocks in one attention."""
+    """SDXL, where an attention has more than two transformer blocks: no other family stacks so many."""
     for key in contents.keys:
         deep = _DEEP.match(key.address.path) if UNET in key.address.components else None
         if deep is not None and int(deep[1]) >= 2:
@@ -135,7 +137,7 @@ def _by_depth(contents: Contents) -> Origin | None:
 
 
 def origin_by_metadata(metadata: Mapping[str, str]) -> Origin | None:
-    """The family a file claims to be for."""
+    """The family that the metadata name; None where they name none."""
     for field in ("modelspec.architecture", "ss_base_model_version"):
         said = metadata.get(field, "").strip()
         family = _family_named(said)
@@ -147,7 +149,7 @@ def origin_by_metadata(metadata: Mapping[str, str]) -> Origin | None:
 
 
 def something_else(keys: Iterable[str]) -> str:
-    """What a file is that is no adapter, and where it belongs; "" where its keys do not tell."""
+    """What a file is, if not an adapter, and what to do with it; "" where its keys do not tell."""
     keys = set(keys)
     if any(
         key.startswith(("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")) for key in keys
@@ -163,7 +165,7 @@ def something_else(keys: Iterable[str]) -> str:
 
 
 def _family_named(said: str) -> str:
-    """The family that an architecture's name means, "" where it means none we know of."""
+    """The family that the name of an architecture means, "" where it is not known."""
     said = said.lower()
     for pattern, family in (
         (r".*refiner", "the SDXL refiner"),

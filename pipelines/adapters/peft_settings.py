@@ -1,8 +1,8 @@
-"""The settings PEFT keeps beside the weights, which decide every layer's scale.
+"""The settings that PEFT keeps beside the weights. They decide every layer's scale.
 
-Two places: `adapter_config.json` in a folder that PEFT wrote, and the safetensors metadata
-`lora_adapter_metadata`, where diffusers packs the same fields flat, each under its component
-({"unet.r": 4, "unet.lora_alpha": 8, "text_encoder.r": …}). Ranks are read off the tensors themselves.
+They are found in two places: in `adapter_config.json` in a folder that PEFT wrote, and in the safetensors metadata
+`lora_adapter_metadata`. There diffusers puts the same fields, with the component before each name
+({"unet.r": 4, "unet.lora_alpha": 8, "text_encoder.r": …}). Ranks are read off the tensors instead.
 """
 
 from __future__ import annotations
@@ -23,28 +23,35 @@ CONFIG_NAME = "adapter_config.json"
 
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 
-# Patterns are regular expressions out of an untrusted file: only pieces that cannot take forever are run.
+# Patterns are regular expressions from an untrusted file. Only those that cannot take forever are run.
 _HARMLESS = re.compile(r"\^?(?:[\w-]|\\\.|\.\*|\.|\\d\+?|\[0-9\]\+?)*\$?")
 
 
 @dataclass(frozen=True)
 class PeftSettings:
-    """What PEFT's LoraConfig says of one component. alpha None: nothing is said, so scale 1."""
+    """What PEFT's LoraConfig says of one component.
+
+    alpha: None where it says nothing, which means scale 1. alpha_pattern: regular expression -> alpha of the layers
+    whose names end so. rslora: whether the scale is that of rsLoRA.
+    """
 
     alpha: float | None = None
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     rslora: bool = False
 
     def alpha_of(self, module: str) -> float | None:
-        """The layer's alpha: the first pattern that matches the end of its name, else the common one."""
-        bare = module.removeprefix("text_model.")  # files name text layers with or without it
+        """The layer's alpha: that of the first pattern that matches the end of its name, else the common one."""
+        bare = module.removeprefix("text_model.")  # files write text layers with or without it
         for pattern, alpha in self.alpha_pattern.items():
             if any(re.match(rf"(.*\.)?({pattern})$", name) for name in (bare, f"text_model.{bare}")):
                 return alpha
         return self.alpha
 
     def scale_of(self, module: str, rank: int) -> float | None:
-        """alpha / rank, or alpha / sqrt(rank) under rsLoRA (Kalajdzievski 2023, arXiv 2312.03732)."""
+        """alpha / rank, or alpha / sqrt(rank) for rsLoRA (Kalajdzievski 2023, arXiv 2312.03732).
+
+        None without an alpha, and for rank 0.
+        """
         alpha = self.alpha_of(module)
         if alpha is None or rank == 0:
             return None
@@ -52,9 +59,10 @@ class PeftSettings:
 
 
 def peft_settings(path: Path, metadata: Mapping[str, str]) -> dict[str, PeftSettings]:
-    """Settings per component, for a file at `path` with this metadata. Raises AdapterFormatError and NoAnswer.
+    """Component -> its settings, for a file at `path` with this metadata; {} where there are none.
 
-    What the file itself carries wins over its neighbour.
+    Settings in the metadata win over an `adapter_config.json`. Raises AdapterFormatError for settings that are broken
+    or call for something that is not applied, and NoAnswer.
     """
     if METADATA_KEY in metadata:
         fields = _object(path.name, METADATA_KEY, metadata[METADATA_KEY])
@@ -95,7 +103,7 @@ def _object(file: str, what: str, text: str) -> dict[str, Any]:
 
 
 def _settings(where: str, fields: Mapping[str, Any]) -> PeftSettings:
-    """LoraConfig's fields, those that change the mathematics; refused by name where we cannot follow."""
+    """The fields of a LoraConfig that change the mathematics. Raises AdapterFormatError if one cannot be applied."""
     if (kind := fields.get("peft_type", "LORA")) != "LORA":
         raise AdapterFormatError(f"{where}: the PEFT type {kind} is not applied yet; look for a plain LoRA")
     if fields.get("use_dora"):

@@ -1,4 +1,4 @@
-"""An adapter's factors in one block of memory, so that one copy moves them all."""
+"""An adapter's factors in one block of memory (page-locked, if wanted), so that one copy moves them all."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pipelines.adapters.adapter import Adapter
 from pipelines.adapters.terms import LayerFactors, LowRank
 
 ALIGNMENT = 16
-"""Bytes to a multiple of which every tensor begins, as all data types and vectorised copies need it."""
+"""Every tensor begins at a multiple of so many bytes, which suits all data types and vectorised copies."""
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where one tensor lies: the layer's field, and how to read the bytes."""
+    """Where one tensor is: in which field of which layer's factors, and at which bytes of the block."""
 
     layer: str
     field: str
@@ -43,7 +43,7 @@ class Packed:
         return self.block.nbytes
 
     def factors_in(self, block: Tensor) -> Mapping[str, LayerFactors]:
-        """The factors as views of a copy of the block, wherever that lies."""
+        """Layer -> factors that are views of `block`, a copy of the block on any device."""
         found: dict[str, dict[str, Tensor]] = {}
         for place in self.places:
             found.setdefault(place.layer, {})[place.field] = place.read(block)
@@ -51,10 +51,10 @@ class Packed:
 
 
 def pack(adapter: Adapter, *, pinned: bool = False) -> Packed:
-    """The adapter, its factors copied into one block on the host.
+    """The adapter with its factors copied into one block on the host.
 
-    pinned: in page-locked memory, from which copies to a GPU run beside other work. Where the system locks no more
-    pages the block is an ordinary one (`packed.block.is_pinned()` tells).
+    pinned: in page-locked memory, from which copies to a GPU run beside other work. Where the system cannot lock that
+    much, the block is in ordinary memory (`packed.block.is_pinned()` tells).
     """
     places: list[_Place] = []
     end = 0
@@ -88,6 +88,6 @@ def _block(size: int, pinned: bool) -> Tensor:
     if pinned:
         try:
             return torch.empty(size, dtype=torch.uint8, pin_memory=True)
-        except RuntimeError:  # no more pages can be locked; copies are slower then, and otherwise the same
+        except RuntimeError:  # no more pages can be locked; copies are only slower
             pass
     return torch.empty(size, dtype=torch.uint8)

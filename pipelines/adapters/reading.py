@@ -1,6 +1,6 @@
-"""File -> Adapter: every layer exactly, or an error that names the file, the key and the remedy.
+"""File -> Adapter: every layer is read exactly, or an error names the file, the key and the remedy.
 
-Nothing of the model is touched here, so a refused file leaves everything as it was.
+The model is not touched here, so a refused file leaves everything as it was.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch import Tensor
 from pipelines.adapters.adapter import Adapter
 from pipelines.adapters.container import Header, adapter_path, read_header, read_tensors
 from pipelines.adapters.keys import Address, Contents, Key, sort_keys
-from pipelines.adapters.kinds import KINDS, Kind, RawLayer
+from pipelines.adapters.kinds import ADAPTER_KINDS, AdapterKind, RawLayer
 from pipelines.adapters.metadata import describe
 from pipelines.adapters.origin import Origin, origin_of, something_else
 from pipelines.adapters.peft_settings import PeftSettings, peft_settings
-from pipelines.adapters.reporting import Found, Place, report, some
+from pipelines.adapters.reporting import Findings, Place, report, some
 from pipelines.adapters.sidecars import read_sidecars
 from pipelines.adapters.spellings import LayerNames, layer_names
 from pipelines.adapters.terms import LayerFactors, ModelLayers
@@ -28,11 +28,12 @@ from pipelines.families.family import FamilyName
 
 
 def read_adapter(path: Path, model: ModelLayers, name: str, *, family: FamilyName | None = None) -> Adapter:
-    """Read a LoRA file against a model: all of it, or an AdapterError.
+    """Read an adapter file for a model, all of it.
 
     path: a .safetensors file, or a folder that PEFT or diffusers wrote.
-    name: what the adapter is to be called.
-    family: the user's word on what the file was made for, where its metadata is wrong.
+    name: the name that the adapter gets.
+    family: what the file was made for by the user's word, where its metadata is wrong.
+    Raises AdapterFileError, AdapterFormatError or AdapterMismatchError where any of it cannot be used, and NoAnswer.
     """
     path = adapter_path(path)
     header = read_header(path)
@@ -55,14 +56,14 @@ def read_adapter(path: Path, model: ModelLayers, name: str, *, family: FamilyNam
         )
     layers, kinds = _factors(raw, model)
     metadata = describe(header.metadata, read_sidecars(path))
-    found = Found(path.name, header, contents, origin, raw, settings, tuple(orphans), digest)
+    found = Findings(path.name, header, contents, origin, raw, settings, tuple(orphans), digest)
     return Adapter(name, layers, metadata, report(name, model, found, layers, kinds, metadata))
 
 
 def _refuse_unsupported(file: str, contents: Contents) -> None:
-    """A type that is not applied yet is refused by name, before anything else is looked at."""
+    """Raises AdapterFormatError for a type that is recognised but not applied yet. This comes before other checks."""
     parts = {key.part for key in contents.keys}
-    for kind in KINDS:
+    for kind in ADAPTER_KINDS:
         if kind.refusal and kind.claims(parts):
             key = next(key.text for key in contents.keys if kind.claims((key.part,)))
             raise AdapterFormatError(
@@ -73,9 +74,9 @@ def _refuse_unsupported(file: str, contents: Contents) -> None:
 def _checked_origin(
     file: str, contents: Contents, header: Header, model: ModelLayers, family: FamilyName | None
 ) -> Origin:
-    """The family the file was made for, which must be the model's unless nothing is known."""
+    """The family that the file was made for. Raises AdapterMismatchError where it is known and not the model's."""
     width = model.unet_config.get("cross_attention_dim")
-    # A small model may happen to have another family's width, which then proves nothing.
+    # A small model may happen to have the width of another family, which then proves nothing.
     ambiguous = width if isinstance(width, int) and width != model.family.context_width else None
     origin = origin_of(contents, header.tensors, header.metadata, ambiguous_width=ambiguous)
     if family is not None:
@@ -94,7 +95,7 @@ def _checked_origin(
 
 
 def _placed(file: str, contents: Contents, header: Header, model: ModelLayers) -> dict[Place, dict[str, Key]]:
-    """Every key at its place in the model: (component, module) -> part -> key."""
+    """Every key at its place in the model: (component, module) -> part -> key. Raises AdapterError if one has none."""
     if contents.unknown:
         raise AdapterFormatError(
             f"{file}: {some(contents.unknown)} of {len(header.tensors)} keys follow no adapter format known "
@@ -135,12 +136,15 @@ def _placed(file: str, contents: Contents, header: Header, model: ModelLayers) -
 def _place_of(
     file: str, address: Address, keys: Iterable[Key], names: LayerNames, header: Header, model: ModelLayers
 ) -> Place | None:
-    """The layer an address means. A text encoder that the file leaves open is settled by the widths."""
+    """The layer that an address means, None where the model has none.
+
+    Where the file does not say which text encoder it means, the widths decide. Raises AdapterFormatError if both fit.
+    """
     found = names.find(address)
     for key in keys:
         axis = {"up": 0, "outer": 0, "down": 1, "inner": 1}.get(
             key.part
-        )  # of the layer's own width, out or in
+        )  # the axis that has the layer's output or input width
         shape = header.tensors[key.text].shape
         if len(found) > 1 and axis is not None and len(shape) > axis:
             found = tuple(
@@ -162,7 +166,7 @@ def _raw_layer(
     settings: Mapping[str, PeftSettings],
     metadata: Mapping[str, str],
 ) -> RawLayer:
-    """One layer's tensors, each a finite float, and the scale that PEFT's settings give it."""
+    """One layer's tensors, and the scale by PEFT's settings. Raises AdapterError unless all are finite floats."""
     component, module = place
     texts = {part: key.text for part, key in keys.items()}
     parts = {part: tensors[text] for part, text in texts.items()}
@@ -188,11 +192,11 @@ def _raw_layer(
 
 def _factors(
     raw: Mapping[Place, RawLayer], model: ModelLayers
-) -> tuple[dict[str, LayerFactors], dict[str, Kind]]:
-    """Layer name -> factors, and which type each layer is of."""
+) -> tuple[dict[str, LayerFactors], dict[str, AdapterKind]]:
+    """(layer name -> factors, layer name -> adapter type). Raises AdapterError."""
     layers, kinds = {}, {}
     for (component, module), layer in raw.items():
-        kind = next(kind for kind in KINDS if kind.claims(layer.parts))
+        kind = next(kind for kind in ADAPTER_KINDS if kind.claims(layer.parts))
         layers[layer.name] = kind.read(layer, model.components[component][module])
         kinds[layer.name] = kind
     if all(factors.scale == 0 for factors in layers.values()):

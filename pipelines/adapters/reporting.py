@@ -1,4 +1,4 @@
-"""What reading a file brought to light, told to its user: nothing that was ignored stays unsaid."""
+"""The report on a file that was read. Whatever was ignored is mentioned."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pipelines.adapters.adapter import AdapterMetadata, LoadReport
 from pipelines.adapters.container import WEIGHT_DTYPES, Header
 from pipelines.adapters.keys import Contents
-from pipelines.adapters.kinds import Kind, RawLayer
+from pipelines.adapters.kinds import AdapterKind, RawLayer
 from pipelines.adapters.origin import Origin, origin_by_metadata
 from pipelines.adapters.peft_settings import PeftSettings
 from pipelines.adapters.terms import LayerFactors, LowRank, ModelLayers
@@ -18,8 +18,11 @@ Place = tuple[str, str]  # (component, module)
 
 
 @dataclass(frozen=True)
-class Found:
-    """What reading a file brought to light, for its report."""
+class Findings:
+    """What was found in a file, for its report.
+
+    file: its name. raw: the layers that were used. orphans: the places of alpha values without factors.
+    """
 
     file: str
     header: Header
@@ -47,12 +50,12 @@ class Found:
 def report(
     name: str,
     model: ModelLayers,
-    found: Found,
+    found: Findings,
     layers: Mapping[str, LayerFactors],
-    kinds: Mapping[str, Kind],
+    kinds: Mapping[str, AdapterKind],
     metadata: AdapterMetadata,
 ) -> LoadReport:
-    """The load report of a file that was read."""
+    """The load report of a file. name: of the adapter. layers, kinds: layer name -> its factors, and its type."""
     ranks = [factors.rank for factors in layers.values()]
     alphas = found.alphas()
     dtypes = Counter(
@@ -83,8 +86,8 @@ def report(
     )
 
 
-def _notes(found: Found, layers: Mapping[str, LayerFactors], with_alpha: int) -> Iterable[str]:
-    """Everything a user might wonder about later."""
+def _notes(found: Findings, layers: Mapping[str, LayerFactors], with_alpha: int) -> Iterable[str]:
+    """Whatever a user might wonder about later. with_alpha: how many layers have an alpha."""
     contents = found.contents
     if contents.bundled:
         yield f"{len(contents.bundled)} tensors of bundled embeddings (bundle_emb) ignored: no part of a LoRA"
@@ -105,7 +108,7 @@ def _notes(found: Found, layers: Mapping[str, LayerFactors], with_alpha: int) ->
 
 
 def some(keys: Iterable[str], most: int = 3) -> str:
-    """The count and the first few of many keys."""
+    """The number of keys and the first few of them, as a text."""
     keys = list(keys)
     shown = ", ".join(repr(key) for key in keys[:most])
     return f"{len(keys)} ({shown}{', …' if len(keys) > most else ''})"

@@ -1,6 +1,6 @@
-"""The notes that other tools leave beside `name.safetensors`, never trusted to be well-formed.
+"""The notes that other tools leave beside `name.safetensors`. They may be malformed.
 
-`name.json` (A1111, Forge), `name.civitai.info` (Civitai helpers), `name.metadata.json` (LoRA Manager),
+They are `name.json` (A1111, Forge), `name.civitai.info` (Civitai helpers), `name.metadata.json` (LoRA Manager),
 `name.txt` (free text), and a preview picture.
 """
 
@@ -30,10 +30,10 @@ _LIMIT = 4 * 2**20  # bytes; notes are a few kilobytes
 
 @dataclass(frozen=True)
 class Sidecars:
-    """What stands beside a file.
+    """What is found beside a file. All is empty where nothing is.
 
-    user: A1111's notes by their own names ("activation text", …); civitai: a Civitai model version;
-    manager: LoRA Manager's record; text: the .txt; files: the names of all that were found.
+    user: A1111's notes, by its own names ("activation text", …). civitai: a Civitai model version. manager: LoRA
+    Manager's record. text: the .txt. files: the names of all files that were found.
     """
 
     user: Mapping[str, object] = field(default_factory=dict)
@@ -45,12 +45,12 @@ class Sidecars:
 
 
 def read_sidecars(path: Path) -> Sidecars:
-    """The notes beside an adapter file. Broken ones count as absent: they never stop a load. Raises NoAnswer."""
+    """The notes beside an adapter file. Broken ones count as absent, and never stop a load. Raises NoAnswer."""
     return answered(path, lambda: _read(path))
 
 
 def _read(path: Path) -> Sidecars:
-    # Texts, since to make a Path takes longer than to ask whether it is there.
+    # Texts, because making a Path takes longer than asking whether the file is there.
     stem = os.path.join(path.parent, path.stem)
     found = {ending: Path(stem + ending) for ending in _NOTES if os.path.isfile(stem + ending)}
     preview = next((Path(stem + ending) for ending in PREVIEWS if os.path.isfile(stem + ending)), None)

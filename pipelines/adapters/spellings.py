@@ -1,7 +1,7 @@
-"""From the names files use to the names of one model's layers.
+"""From the names that files use to the names of one model's layers.
 
-Kohya's flattened names cannot be taken apart by rule ("_" stands for "." and for itself), so every name a
-file might use is listed beforehand from the model's own layers, and looked up.
+Kohya's flattened names cannot be taken apart by rule, because "_" stands for "." and for itself. So every name that a
+file might use is listed beforehand, from the model's own layers, and looked up.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ _SELF_ATTENTION = re.compile(r"(.+\.self_attn)\.(q|k|v|out)_proj")
 
 @dataclass(frozen=True)
 class LayerNames:
-    """Every spelling of every layer: component -> spelling -> the model's own name."""
+    """All spellings of all layers: component -> spelling -> the model's own name.
+
+    flat: the spellings with underscores in place of dots. dotted: all others.
+    """
 
     dotted: Mapping[str, Mapping[str, str]]
     flat: Mapping[str, Mapping[str, str]]
 
     def find(self, address: Address) -> tuple[tuple[str, str], ...]:
-        """The (component, module) pairs an address may mean; empty where the model has no such layer."""
+        """The (component, module) pairs that an address may mean; () where the model has no such layer."""
         table = self.flat if address.flat else self.dotted
         found = ((component, table.get(component, {}).get(address.path)) for component in address.components)
         return tuple((component, module) for component, module in found if module is not None)
@@ -45,7 +48,7 @@ def layer_names(model: ModelLayers) -> LayerNames:
 
 
 def _text_spellings(modules: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Text encoder layers with and without `text_model.`: transformers has used both, files carry either."""
+    """The spellings of text encoder layers, with and without `text_model.`: transformers and files have used both."""
     for module in modules:
         bare = module.removeprefix("text_model.")
         for spelling in (bare, f"text_model.{bare}"):

@@ -1,7 +1,7 @@
-"""What the tensors' names, shapes and types say of a file, without its metadata and its notes.
+"""What the names, shapes and types of a file's tensors say of it, without its metadata and notes.
 
-Files of one make (a base, a trainer, a rank) announce the same tensors to the byte, so what is known of one is
-known of all: in a library of thousands only the first of each make is taken apart.
+Files of one make (the same base, trainer and rank) describe their tensors in the same bytes, so what is known of one is
+known of all. In a library of thousands, only the first file of each make is taken apart.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipelines.adapters.container import WEIGHT_DTYPES, Entry, Opened
+from pipelines.adapters.container import WEIGHT_DTYPES, TensorEntry, UnparsedHeader
 from pipelines.adapters.keys import COMPONENTS, Address, Contents, sort_keys
-from pipelines.adapters.kinds import KINDS, Kind
+from pipelines.adapters.kinds import ADAPTER_KINDS, AdapterKind
 from pipelines.adapters.origin import Origin, origin_by_layers, something_else, text_width
 
 _EITHER_TEXT = "text_encoder?"
@@ -24,9 +24,9 @@ _REMEMBERED = 4096  # structures of about two kilobytes
 
 @dataclass(frozen=True)
 class Structure:
-    """The part of an `Inspection` that the tensors decide; its fields mean the same there.
+    """The part of an `Inspection` that follows from the tensors. Fields of the same name mean the same.
 
-    refusal: why no model takes such tensors, "" where one might. origin: None where only metadata can tell.
+    refusal: why no model can take such tensors, "" where one might. origin: None where only metadata can tell.
     data: bytes that the tensors take.
     """
 
@@ -41,8 +41,8 @@ class Structure:
     data: int
 
 
-def structure_of(tensors: Mapping[str, Entry]) -> Structure:
-    """What the tensors say, each of them looked at."""
+def structure_of(tensors: Mapping[str, TensorEntry]) -> Structure:
+    """The structure, found by looking at every tensor. tensors: name -> entry of the header."""
     contents = sort_keys(tensors)
     layers: dict[Address, dict[str, str]] = defaultdict(dict)
     for key in contents.keys:
@@ -66,14 +66,17 @@ def structure_of(tensors: Mapping[str, Entry]) -> Structure:
 
 
 class Structures:
-    """Structures by the sha256 of the JSON that announces the tensors. Safe for several threads."""
+    """Remembers structures by the sha256 of the JSON that describes the tensors. Safe for several threads.
+
+    most: how many are remembered; the oldest is forgotten first.
+    """
 
     def __init__(self, most: int = _REMEMBERED) -> None:
         self._most = most
         self._known: dict[bytes, Structure] = {}
         self._lock = threading.Lock()
 
-    def read(self, opened: Opened) -> tuple[Structure, Mapping[str, str]]:
+    def read(self, opened: UnparsedHeader) -> tuple[Structure, Mapping[str, str]]:
         """The structure and the metadata of a file. Raises AdapterFileError for a damaged one."""
         if opened.tensors is None or opened.metadata is None:
             header = opened.parse()
@@ -83,7 +86,7 @@ class Structures:
             known = self._known.get(mark)
         if known is not None and known.data == opened.available:
             return known, opened.metadata
-        header = opened.parse()  # known, but of another length: it says what is wrong
+        header = opened.parse()  # if known but of another length, this raises what is wrong with it
         structure = structure_of(header.tensors)
         with self._lock:
             while len(self._known) >= self._most:
@@ -93,18 +96,20 @@ class Structures:
 
 
 read_structure = Structures().read
-"""With what this process knows."""
+"""`Structures.read`, with one memory for the whole process."""
 
 
-@functools.cache  # a handful of combinations, asked for every layer
-def _kind_of(parts: frozenset[str]) -> Kind | None:
-    return next((kind for kind in KINDS if kind.claims(parts)), None)
+@functools.cache  # there are only a few combinations, and each layer asks for one
+def _kind_of(parts: frozenset[str]) -> AdapterKind | None:
+    return next((kind for kind in ADAPTER_KINDS if kind.claims(parts)), None)
 
 
 def _kind_names(
-    kinds: Mapping[Address, Kind], layers: Mapping[Address, Mapping[str, str]], tensors: Mapping[str, Entry]
+    kinds: Mapping[Address, AdapterKind],
+    layers: Mapping[Address, Mapping[str, str]],
+    tensors: Mapping[str, TensorEntry],
 ) -> tuple[str, ...]:
-    """The types in the file, the most frequent first; LoRA with kernels larger than 1x1 is called LoCon."""
+    """The adapter types in the file, the most frequent first. LoRA with kernels larger than 1x1 is called LoCon."""
     counts = Counter(kind.name for kind in kinds.values())
     kernels = [tensors[parts["down"]].shape[2:] for parts in layers.values() if "down" in parts]
     convolutional = any(kernel not in ((), (1, 1)) for kernel in kernels) or any(
@@ -113,8 +118,8 @@ def _kind_names(
     return tuple("LoCon" if name == "LoRA" and convolutional else name for name, _ in counts.most_common())
 
 
-def _refusal(contents: Contents, kinds: Mapping[Address, Kind]) -> str:
-    """Why no model of ours could take such a file, as far as its tensors tell; "" where one might."""
+def _refusal(contents: Contents, kinds: Mapping[Address, AdapterKind]) -> str:
+    """Why no model could take such a file, as far as its tensors tell; "" where one might."""
     refused = {kind.name: kind.refusal for kind in kinds.values() if kind.refusal}
     if refused:
         return f"{' and '.join(refused)} not applied yet: {next(iter(refused.values()))}"
@@ -130,7 +135,7 @@ def _component(address: Address) -> str:
 
 
 def _ranks(
-    layers: Mapping[Address, Mapping[str, str]], tensors: Mapping[str, Entry]
+    layers: Mapping[Address, Mapping[str, str]], tensors: Mapping[str, TensorEntry]
 ) -> tuple[int, int] | None:
     shapes = [
         tensors[parts[half]].shape

@@ -1,4 +1,4 @@
-"""What adapters are read against, the layers of a model, and what they do to one: the terms that are added up."""
+"""The layers of a model, for which adapters are read, and what an adapter does to one layer: its factors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipelines.families.family import Family
 
 @dataclass(frozen=True)
 class Target:
-    """The weight shape of one layer an adapter may change: [out, in] or [out, in, kh, kw]."""
+    """One layer that an adapter may change, by the shape of its weight: [out, in] or [out, in, kh, kw]."""
 
     shape: tuple[int, ...]
 
@@ -24,11 +24,11 @@ class Target:
 
 @dataclass(frozen=True)
 class ModelLayers:
-    """The layers of one model that adapters may change, which is what a file is read against.
+    """The layers of one model that adapters may change. A file is read for these.
 
-    components: component ("unet", "text_encoder", "text_encoder_2") -> dotted module name -> target.
-    unet_config: the UNet's configuration, from which the older (SGM) block names are derived.
     label: the model's name as its user knows it, for messages.
+    components: component ("unet", "text_encoder", "text_encoder_2") -> dotted module name -> target.
+    unet_config: the UNet's configuration, which tells the width of the text embeddings.
     """
 
     family: Family
@@ -39,11 +39,11 @@ class ModelLayers:
 
 @dataclass(frozen=True)
 class LowRank:
-    """dW = scale * up . down for one layer, the factors as they stand in the file.
+    """dW = scale * up . down for one layer (Hu et al. 2021, arXiv 2106.09685).
 
-    down: [rank, in] or [rank, in, kh, kw]; up: [out, rank] or [out, rank, 1, 1].
-    scale: alpha / rank (alpha / sqrt(rank) for rsLoRA); 1 where the file gives no alpha.
-    A Tucker core (`lora_mid`) is multiplied into `down` when the file is read, which is exact.
+    down: [rank, in] or [rank, in, kh, kw]. up: [out, rank] or [out, rank, 1, 1]. Both in the file's dtype.
+    scale: alpha / rank, or alpha / sqrt(rank) for rsLoRA; 1 where the file gives no alpha.
+    A Tucker core (`lora_mid`) is multiplied into `down`, in float32, when the file is read.
     """
 
     down: Tensor
@@ -55,13 +55,13 @@ class LowRank:
         return int(self.down.shape[0])
 
     def delta(self) -> Tensor:
-        """dW in float32, in the shape of the layer's weight: the slow, obvious reference."""
+        """dW in float32, in the shape of the layer's weight. This is the slow, obvious reference."""
         down, up = self.down.float(), self.up.float()
         delta = up.flatten(1) @ down.flatten(1) * self.scale
         return delta.reshape(up.shape[0], *down.shape[1:])
 
     def change(self, weight: Tensor) -> Tensor:
-        """dW in float32, in the shape of the layer's weight and on its device."""
+        """dW in float32, in the shape of `weight` and on its device. The weight's values do not matter."""
         return self.delta().to(weight.device).reshape(weight.shape)
 
     @property
@@ -81,10 +81,10 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Hadamard:
-    """W' = W * M element by element, with M = scale * outer . inner: true FLoRA (`kinds/flora.py`).
+    """W' = W * M, element by element, with M = scale * outer . inner: true FLoRA (`kinds/flora.py`).
 
-    inner: [rank, in], multiplies the layer's input; outer: [out, rank], multiplies its output. In a convolution M
-    [out, in] is the same for every tap of the kernel. scale: 1, or 1 / rank where the file asks for the mean.
+    inner: [rank, in], multiplies the layer's input. outer: [out, rank], multiplies its output. In a convolution
+    M [out, in] is the same for every tap of the kernel. scale: 1, or 1 / rank where the file asks for the mean.
     """
 
     inner: Tensor
@@ -100,13 +100,13 @@ class Hadamard:
         return self.outer.float() @ self.inner.float() * self.scale
 
     def change(self, weight: Tensor) -> Tensor:
-        """dW = W * (M - 1) in float32, in the shape of the base weight: the slow, obvious reference."""
+        """dW = W * (M - 1) in float32, in the shape of the base weight W and on its device: the obvious reference."""
         factor = self.factor().to(weight.device).reshape(*weight.shape[:2], *(1 for _ in weight.shape[2:]))
         return weight.float() * (factor - 1)
 
     @property
     def idle(self) -> bool:
-        """Whether it changes nothing, whatever its strength: M is 1 throughout."""
+        """Whether it changes nothing, whatever its strength: M is 1 everywhere."""
         return bool((self.factor() == 1).all())
 
     @property
@@ -120,4 +120,4 @@ class Hadamard:
 
 
 LayerFactors: TypeAlias = LowRank | Hadamard
-"""What an adapter does to one layer. Both kinds know their `rank`, their `scale` and their `change` of a weight."""
+"""What an adapter does to one layer. Both have a `rank`, a `scale` and a `change` of a weight."""

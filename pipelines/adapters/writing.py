@@ -1,4 +1,4 @@
-"""Factors -> file, the inverse of reading: what we write, we and the other tools read back exactly."""
+"""Factors -> file, the inverse of reading. What is written here, this program and other tools read back exactly."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pipelines.adapters.container import pack
+from pipelines.adapters.container import safetensors_bytes
 from pipelines.adapters.keys import COMPONENTS, TEXT, TEXT_2, UNET
 from pipelines.adapters.kinds import flora
 from pipelines.adapters.origin import origin_by_metadata
@@ -24,7 +24,7 @@ Naming = Literal["kohya", "peft"]
 
 
 def refuse_existing(out: Path, force: bool) -> None:
-    """Raises RequestError for an adapter file that cannot be written there."""
+    """Raises RequestError where no adapter file can be written at `out`. force: overwrite a file that is there."""
     if out.suffix != ".safetensors":
         raise RequestError(f"{out} must end in .safetensors")
     if not out.parent.is_dir():
@@ -40,14 +40,14 @@ def write_lora(
     naming: Naming = "kohya",
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write layers ("unet.down_blocks.0…to_q" -> factors) as one safetensors file, or leave no trace.
+    """Write layers ("unet.down_blocks.0…to_q" -> factors) as one safetensors file. Raises OSError, and writes nothing.
 
     The same layers and metadata give the same bytes.
 
-    naming: "kohya" (sd-scripts' names with diffusers blocks; alpha = scale * rank beside every layer) or
-        "peft" (diffusers' own; alphas in the `lora_adapter_metadata` that diffusers reads).
-    metadata: modelspec.* and the like, strings only.
-    FLoRA's layers have names of their own (`kinds/flora.py`), whatever the naming of the others.
+    naming: "kohya" (sd-scripts' names with diffusers' block names, and alpha = scale * rank beside every layer) or
+        "peft" (diffusers' own names, with the alphas in the `lora_adapter_metadata` that diffusers reads). FLoRA layers
+        have their own names (`kinds/flora.py`) in either case.
+    metadata: modelspec.* and the like.
     """
     assert layers, "an adapter without layers is none"
     texts = dict(metadata or {})
@@ -61,11 +61,11 @@ def write_lora(
         texts |= flora.METADATA
     texts.setdefault("format", "pt")
     tensors = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in written}
-    write_atomically(path, pack(tensors, texts))
+    write_atomically(path, safetensors_bytes(tensors, texts))
 
 
 def _kohya(layers: Mapping[str, LowRank], metadata: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
-    """`lora_unet_…` and `lora_te_…`, which is numbered (`lora_te1_…`) in files for SDXL."""
+    """(key, tensor) pairs under kohya's names: `lora_unet_…` and `lora_te_…`, or `lora_te1_…` in files for SDXL."""
     origin = origin_by_metadata(metadata)
     sdxl = origin is not None and origin.family == SDXL.name
     numbered = sdxl or any(_split(name)[0] == TEXT_2 for name in layers)
@@ -87,7 +87,7 @@ def _peft(layers: Mapping[str, LowRank]) -> Iterator[tuple[str, Tensor]]:
 
 
 def _flora(layers: Mapping[str, Hadamard]) -> Iterator[tuple[str, Tensor]]:
-    """`unet.….flora_in.weight` and `….flora_out.weight`; a scale, if there is one, is multiplied into `flora_out`."""
+    """(key, tensor) pairs `unet.….flora_in.weight` and `….flora_out.weight`. The scale goes into the latter."""
     for name, factors in sorted(layers.items()):
         component, module = _split(name)
         stem = f"{component}.{_written(component, module)}"
@@ -99,7 +99,7 @@ def _flora(layers: Mapping[str, Hadamard]) -> Iterator[tuple[str, Tensor]]:
 
 
 def _peft_settings(layers: Mapping[str, LowRank]) -> dict[str, object]:
-    """LoraConfig's fields per component, as diffusers packs them: every layer's rank and alpha by name."""
+    """A LoraConfig's fields for each component, as diffusers packs them: the ranks and alphas of the layers by name."""
     settings: dict[str, object] = {}
     for component in COMPONENTS:
         own = {
@@ -134,7 +134,7 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _written(component: str, module: str) -> str:
-    """A layer's name as files carry it: CLIP layers always under `text_model.`, whatever the model says."""
+    """A layer's name as files write it: CLIP layers always under `text_model.`, even if the model has no such part."""
     if component == UNET or module.startswith(("text_model.", "text_projection")):
         return module
     return f"text_model.{module}"

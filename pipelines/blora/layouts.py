@@ -1,4 +1,4 @@
-"""The layers of models that are not loaded: what a file can be read against without any weights."""
+"""The layers of models that are not loaded, so that adapter files can be read for them without any weights."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ BlockMap = Mapping[str, tuple[str, ...]]
 
 
 def published_layers(family: Family = SDXL) -> tuple[ModelLayers, BlockMap]:
-    """The layers and the block map of a family at its published size, from the configurations that ship."""
+    """(layers, block map) of a family at its published size, from the configurations that ship with the program."""
     return _layers(assets.root() / "configs" / family.name, family, family.label), family.block_map
 
 
 def model_outline(source: str | Path, home: Home) -> tuple[ModelLayers, BlockMap]:
-    """The layers and the block map of a model by name or path; no weight is read.
+    """(layers, block map) of a model, by name or path. No weight is read.
 
-    Raises ModelError for what is no model here, and for one that would have to be downloaded.
+    Raises ModelError for what is no model on this computer, one on the hub included; and NoAnswer.
     """
     entry = home.find_model(source)
     if entry is None:
@@ -48,7 +48,7 @@ def model_outline(source: str | Path, home: Home) -> tuple[ModelLayers, BlockMap
 
 @cache
 def _layers(folder: Path, family: Family, label: str) -> ModelLayers:
-    """The layers that the configurations in a diffusers folder describe."""
+    """The layers that the configurations in a diffusers folder describe. label: the model's name."""
     import diffusers
     import transformers
 

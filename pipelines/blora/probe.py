@@ -1,8 +1,8 @@
-"""Which blocks of a model carry content and which style: the paper's analysis, on any checkpoint.
+"""Which blocks of a model carry content and which carry style: the paper's analysis, for any checkpoint.
 
-One block's cross-attention is given another prompt while the rest keeps its own, and what changes in the
-picture is what that block carries (Frenkel et al. 2024, arXiv 2403.14572, section 3, done there on SDXL). For
-SD1.x and SD2.x, and for whole levels of blocks, the procedure is the same and the answer is ours.
+The cross-attention of one block gets another prompt, while all other blocks keep theirs. What then changes in the
+picture is what the block carries (Frenkel et al. 2024, arXiv 2403.14572, section 3, for SDXL). SD1.x, SD2.x, and whole
+levels of blocks are not in the paper; the procedure for them is the same.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ Swap = Callable[[Tensor], Tensor]
 
 _BLOCK = re.compile(r"(?:(?:down_blocks|up_blocks)\.\d+|mid_block)\.attentions\.\d+")
 CLEAR = 0.25
-"""Of the way from one prompt's picture to the other's: less than this is no answer."""
+"""The least fraction of the way from one prompt's picture to the other's that counts as an answer."""
 GAIN = 0.15
-"""What a whole level must carry more than its best block, to be proposed in that block's place."""
+"""How much more a whole level must carry than its best block, to be proposed instead of that block."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,14 @@ PAIRS = (
     Pair("style", "a photo of a house by a lake", "a pencil sketch of a house by a lake"),
     Pair("style", "a photo of a cat in a garden", "a neon cyberpunk picture of a cat in a garden"),
 )
-"""For models of the published sizes. Ours; the paper's prompts are not published."""
+"""Pairs for models of the published sizes. They are ours: the paper's prompts are not published."""
 
 
 def pairs_for(vocabulary: Mapping[str, Mapping[str, tuple[str, ...]]]) -> tuple[Pair, ...]:
-    """Pairs in the words of a model's card (its "character" and "style"); the general ones where it has none."""
+    """Pairs in the words of a model's card; `PAIRS` where it has fewer than four characters or two styles.
+
+    vocabulary: category -> word -> its synonyms.
+    """
     things, styles = list(vocabulary.get("character", {})), list(vocabulary.get("style", {}))
     if len(things) < 4 or len(styles) < 2:
         return PAIRS
@@ -75,10 +78,10 @@ def pairs_for(vocabulary: Mapping[str, Mapping[str, tuple[str, ...]]]) -> tuple[
 
 @dataclass(frozen=True)
 class Effect:
-    """What injecting the other prompt into one block, or one level of blocks, does.
+    """The effect of injecting the other prompt into one block, or into one level of blocks.
 
-    content, style: how far the picture moves (0 … 1) for pairs that differ in content, or in style; the mean
-    over pairs and seeds. None where no pair of that kind could be scored.
+    block: its dotted name. content, style: how far the picture moves for pairs that differ in content, or in style: 0
+    not at all, 1 all the way, the mean over pairs and seeds. None where no pair of that kind could be scored.
     """
 
     block: str
@@ -87,8 +90,11 @@ class Effect:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One pair's pictures of one seed, for the sheet: [3, h, w] in 0 … 1 each."""
+class SheetRow:
+    """One pair's pictures of one seed, a row of the contact sheet.
+
+    pictures: "A" and "B" (the two prompts), and each block or level -> [3, height, width] in 0 … 1.
+    """
 
     pair: Pair
     seed: int
@@ -97,21 +103,22 @@ class Row:
 
 @dataclass(frozen=True)
 class Probe:
-    """The outcome. block_map: the proposed map for the model's card; {} where no blocks answer clearly.
+    """The outcome of a probe.
 
-    published: the family has a published map (SDXL), so that this one is a check of it.
+    block_map: the map that is proposed for the model's card; {} where no blocks answer clearly. scorer: its name.
+    published: whether the family has a published map (SDXL has), which this one then checks.
     """
 
     effects: tuple[Effect, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[SheetRow, ...]
     block_map: Mapping[str, tuple[str, ...]]
     scorer: str
     published: bool
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How to probe. None: as the model's defaults say."""
+class ProbeSettings:
+    """How to probe. None takes the model's default. width, height: in pixels."""
 
     seeds: tuple[int, ...] = (1, 2)
     steps: int | None = None
@@ -121,7 +128,7 @@ class Settings:
 
 
 def attention_blocks(unet: nn.Module) -> tuple[str, ...]:
-    """The blocks that read the prompt, in the order they run: "down_blocks.1.attentions.0", …"""
+    """The blocks that read the prompt, in the order in which they run: "down_blocks.1.attentions.0", …"""
     found = (_BLOCK.match(name) for name, _ in unet.named_modules() if name.endswith("attn2"))
     names = dict.fromkeys(match[0] for match in found if match)
     order = {"down": 0, "mid_": 1, "up_b": 2}
@@ -129,16 +136,16 @@ def attention_blocks(unet: nn.Module) -> tuple[str, ...]:
 
 
 def levels(blocks: Iterable[str]) -> tuple[str, ...]:
-    """The levels that hold several of the blocks: "up_blocks.0", …"""
+    """The levels that hold more than one of the blocks: "up_blocks.0", …"""
     tops = [block.partition(".attentions")[0] for block in blocks]
     return tuple(dict.fromkeys(top for top in tops if tops.count(top) > 1))
 
 
 @contextmanager
 def injected(unet: nn.Module, block: str, swap: Swap) -> Iterator[None]:
-    """Within: the cross-attentions in `block`, and no others, read swap(context) instead of their context.
+    """Within: the cross-attentions in `block`, and no others, read swap(context) in place of their context.
 
-    block: a dotted name; a level takes all its blocks along. swap: [rows, tokens, width] -> the same shape.
+    block: the dotted name of a block, or of a level with all its blocks. swap: [rows, tokens, width] -> the same shape.
     """
 
     def exchange(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -153,9 +160,10 @@ def injected(unet: nn.Module, block: str, swap: Swap) -> Iterator[None]:
 
 
 def prompt_swap(model: Model, first: str, second: str) -> Swap:
-    """A swap that gives the rows whose context is `first`'s text that of `second`, and leaves all others.
+    """A swap that turns the context of `first` into that of `second`, and leaves other rows alone.
 
-    Rows are known by what they carry, so that it does not matter how calls are packed.
+    Rows are recognised by their context, so it does not matter how calls are packed. Raises RequestError for a prompt
+    of more than one chunk.
     """
     asks = model.text.level([TextAsk(first), TextAsk(second)])
     if asks[0].chunks > 1:
@@ -174,20 +182,20 @@ def probe(
     pipe: StudioPipeline,
     pairs: Sequence[Pair],
     scorer: Scorer,
-    settings: Settings | None = None,
+    settings: ProbeSettings | None = None,
     *,
     progress: Callable[[int], None] = lambda pictures: None,
 ) -> Probe:
-    """Render every pair plain and with each block injected, score what moved, propose a map.
+    """Render every pair plain and with the other prompt in each block, score the pictures, and propose a map.
 
-    progress: is told how many more pictures are done. Raises StudioError.
+    progress: is told how many more pictures are done. Raises the StudioError that a picture fails with.
     """
-    settings = settings or Settings()
+    settings = settings or ProbeSettings()
     unet = pipe.model.unet
     blocks = attention_blocks(unet)
     places = (*blocks, *levels(blocks))
     found: dict[str, dict[str, list[float]]] = {place: {"content": [], "style": []} for place in places}
-    rows: list[Row] = []
+    rows: list[SheetRow] = []
     for pair in pairs:
         swap = prompt_swap(pipe.model, pair.first, pair.second)
         pictures = {
@@ -202,7 +210,7 @@ def probe(
             )
             found[place][pair.part] += moved or []
         for index, seed in enumerate(settings.seeds):
-            rows.append(Row(pair, seed, {name: some[index] for name, some in pictures.items()}))
+            rows.append(SheetRow(pair, seed, {name: some[index] for name, some in pictures.items()}))
     effects = tuple(
         Effect(place, _mean(moved["content"]), _mean(moved["style"])) for place, moved in found.items()
     )
@@ -210,18 +218,18 @@ def probe(
     return Probe(effects, tuple(rows), propose(effects), scorer.name, published)
 
 
-def picture_count(pipe: StudioPipeline, pairs: Sequence[Pair], settings: Settings) -> int:
+def picture_count(pipe: StudioPipeline, pairs: Sequence[Pair], settings: ProbeSettings) -> int:
     """How many pictures a probe renders."""
     blocks = attention_blocks(pipe.model.unet)
     return len(pairs) * len(settings.seeds) * (2 + len(blocks) + len(levels(blocks)))
 
 
 def propose(effects: Sequence[Effect]) -> dict[str, tuple[str, ...]]:
-    """A block map: for each part the place that moves it most and the other part least.
+    """A block map: for each part, the place that moves it most and the other part least.
 
-    Worth of a place: what it moves of its own part, less half of what it moves of the other, less `GAIN` for
-    a whole level. Content and style must not overlap. Empty where either part moves by less than a quarter
-    anywhere. The rule is ours.
+    The worth of a place is what it moves of its own part, less half of what it moves of the other part, less `GAIN` if
+    it is a whole level. The two places must not overlap, and each must move its part by at least `CLEAR`. {} where no
+    two places do. The rule is ours.
     """
     known = [effect for effect in effects if effect.content is not None and effect.style is not None]
     best: tuple[float, Effect, Effect] | None = None
@@ -240,7 +248,7 @@ def propose(effects: Sequence[Effect]) -> dict[str, tuple[str, ...]]:
 
 
 def _of(effect: Effect) -> tuple[float, float]:
-    """(content, style), bounded to 0 … 1."""
+    """(content, style) of an effect, each bounded to 0 … 1, and 0 where it is not known."""
     return min(max(effect.content or 0.0, 0.0), 1.0), min(max(effect.style or 0.0, 0.0), 1.0)
 
 
@@ -248,8 +256,10 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _render(pipe: StudioPipeline, prompt: str, settings: Settings, progress: Callable[[int], None]) -> Tensor:
-    """[seeds, 3, h, w] in 0 … 1."""
+def _render(
+    pipe: StudioPipeline, prompt: str, settings: ProbeSettings, progress: Callable[[int], None]
+) -> Tensor:
+    """The pictures of a prompt, one for each seed: [seeds, 3, height, width] in 0 … 1."""
     requests = [
         Request(
             prompt,

@@ -1,4 +1,4 @@
-"""How far a picture has moved from one prompt's picture towards another's: 0 not at all, 1 all the way."""
+"""How far a picture has moved from one prompt's picture towards another's: 0 is not at all, 1 is all the way."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from pipelines.errors import SetupError
 
 Part = Literal["content", "style"]
 SMALLEST_SPAN = 0.02
-"""Margins closer than this say that the scorer does not tell the two prompts apart."""
+"""Where the margins of the two prompts' pictures differ by less, the scorer cannot tell the prompts apart."""
 
 
 class Scorer(Protocol):
-    """Something that tells pictures of one prompt from pictures of another."""
+    """Tells pictures of one prompt from pictures of another."""
 
     @property
     def name(self) -> str: ...
@@ -29,17 +29,19 @@ class Scorer(Protocol):
     def positions(
         self, pictures: Tensor, first: Tensor, second: Tensor, texts: tuple[str, str], part: Part
     ) -> list[float] | None:
-        """Where `pictures` lie between `first` (0) and `second` (1), seed by seed; all [n, 3, h, w] in 0 … 1.
+        """Where `pictures` lie between `first` (0) and `second` (1), for each of n seeds.
 
-        None where the scorer does not tell the two apart.
+        pictures, first, second: [n, 3, height, width] in 0 … 1. texts: the two prompts. part: in which they differ.
+        Results may lie outside 0 … 1. None where the scorer cannot tell first and second apart.
         """
         ...
 
 
 class PictureStatistics:
-    """Without any image-text model: where edges lie (content), which colours and textures there are (style).
+    """A scorer without an image-text model: by where edges lie (content), and by the colours (style).
 
-    Position = <f(x) - f(a), f(b) - f(a)> / |f(b) - f(a)|^2 with the features f. Our own stand-in; crude.
+    With features f, the position of x between a and b is <f(x) - f(a), f(b) - f(a)> / |f(b) - f(a)|^2. This is our own
+    stand-in, and crude.
     """
 
     name = "picture statistics"
@@ -57,7 +59,7 @@ class PictureStatistics:
 
 
 class OpenClip:
-    """An open_clip model on the CPU: the margin sim(picture, second text) - sim(picture, first text)."""
+    """A scorer by an open_clip model on the CPU: by the margin sim(picture, second text) - sim(picture, first text)."""
 
     def __init__(
         self, name: str, model: Any, tokens: Any, size: tuple[int, int], mean: Any, std: Any
@@ -89,10 +91,10 @@ class OpenClip:
 
 
 class EdgesAndText:
-    """Content by picture statistics, style by an image-text model.
+    """A scorer that takes picture statistics for content, and an image-text model for style.
 
-    For the scorer that ships: it has seen each character in its own colours only, so it cannot say what an
-    orange rabbit is, and would count a change of colour as one of content.
+    It is for the image-text model that ships. That has seen each character only in its own colours. So it cannot say
+    what an orange rabbit is, and would take a change of colour for a change of content.
     """
 
     def __init__(self, text: Scorer) -> None:
@@ -107,10 +109,10 @@ class EdgesAndText:
 
 
 def pick_scorer(folder: Path | None, *, embedded: bool, tokenizer: Any) -> Scorer:
-    """The scorer in `folder`; else, for an embedded model, the one that ships, for style; else statistics.
+    """The scorer in `folder`; else, for an embedded model, `EdgesAndText` with the one that ships; else statistics.
 
-    folder: an open_clip folder (open_clip_config.json and its weights). embedded: the model ships with the
-        program, so that the shipped scorer knows its words; tokenizer: that model's.
+    folder: an open_clip folder (open_clip_config.json and its weights). embedded: the model to probe ships with the
+        program, so that the shipped scorer knows its words. tokenizer: of the model to probe.
     Raises SetupError for a folder that open_clip cannot load.
     """
     if folder is not None:
@@ -150,7 +152,7 @@ def _open(folder: Path, tokenizer: Any) -> OpenClip:
 
 
 def _own_tokens(tokenizer: Any, texts: Sequence[str], length: int, end: int) -> Tensor:
-    """[texts, length]: ids of the rendering model's tokenizer, zeros behind the end token."""
+    """The texts' ids by the rendering model's tokenizer, zeros after the end token `end`: [texts, length]."""
     rows = []
     for text in texts:
         ids = [*tokenizer(text).input_ids[: length - 1]]
@@ -160,7 +162,8 @@ def _own_tokens(tokenizer: Any, texts: Sequence[str], length: int, end: int) -> 
 
 
 def _edges(pictures: Tensor) -> Tensor:
-    """[n, 3, h, w] -> [n, 256]: how much edge lies where, whatever its colour and contrast."""
+    """[n, 3, height, width] -> [n, 256]: how strong edges are in each field of a 16 x 16 grid, whatever their colour
+    and overall contrast."""
     grey = pictures.float().mean(dim=1, keepdim=True)
     across = (grey[..., :, 1:] - grey[..., :, :-1]).abs()[..., :-1, :]
     down = (grey[..., 1:, :] - grey[..., :-1, :]).abs()[..., :, :-1]
@@ -169,7 +172,7 @@ def _edges(pictures: Tensor) -> Tensor:
 
 
 def _colours(pictures: Tensor) -> Tensor:
-    """[n, 3, h, w] -> [n, 30]: mean and deviation of each channel and a histogram of 8 bins each."""
+    """[n, 3, height, width] -> [n, 30]: the mean, deviation and histogram (8 bins) of each channel."""
     flat = pictures.float().flatten(2)  # [n, 3, pixels]
     bins = (flat.clamp(0, 1) * 8).long().clamp(max=7)
     histogram = F.one_hot(bins, 8).float().mean(dim=2).flatten(1)

@@ -1,4 +1,4 @@
-"""A labelled contact sheet: rows of pictures under column titles."""
+"""Contact sheets: rows of pictures under titles."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ INK, PAPER, BEST = (20, 20, 20), (255, 255, 255), (0, 110, 60)
 
 
 def probe_sheet(probe: Probe, side: int = 128) -> Image.Image:
-    """One row a pair and seed, one column a block; below each column how far it moves content and style.
+    """A sheet with a row for each pair and seed, and a column for each block and level.
 
-    side: longest side of a picture, in pixels. The proposed blocks are marked.
+    Below each column stands how far it moves content and style. The proposed blocks are marked. side: the longest side
+    of a picture on the sheet, in pixels.
     """
     columns = ["A", "B", *(effect.block for effect in probe.effects)]
     first = next(iter(probe.rows[0].pictures.values()))
@@ -54,7 +55,7 @@ def probe_sheet(probe: Probe, side: int = 128) -> Image.Image:
 
 
 def grid(rows: Sequence[Mapping[str, Image.Image]], side: int = 128, titles: bool = True) -> Image.Image:
-    """Rows of titled pictures, every row with its own titles above."""
+    """A sheet of rows of pictures, title -> picture, each row with its titles above. side: of a picture, in pixels."""
     line = LINE + MARGIN if titles else 0
     columns = max(len(row) for row in rows)
     sheet = Image.new(
@@ -79,7 +80,7 @@ def short_name(block: str) -> str:
 
 
 def to_image(picture: Tensor) -> Image.Image:
-    """[3, h, w] in 0 … 1 -> a picture."""
+    """The picture of a tensor [3, height, width] in 0 … 1."""
     pixels = (picture.float().clamp(0, 1) * 255).round().to("cpu").permute(1, 2, 0).numpy()
     return Image.fromarray(pixels.astype(np.uint8))
 

@@ -1,7 +1,7 @@
-"""One LoRA -> its content blocks and its style blocks, each in a file of its own.
+"""Splits a LoRA into its content blocks and its style blocks, each in a file of its own.
 
-The released B-LoRA does this by filtering state-dict keys; it drops alphas and silently matches nothing in
-files with kohya's names. Here the file is read exactly, whatever its naming scheme, and scales are carried.
+The released B-LoRA code filters the keys of a state dict. It drops alphas, and silently matches nothing in files with
+kohya's names. Here the file is read exactly, whatever its naming scheme, and its scales are kept.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _DROPPED = ("sshs_", "modelspec.hash", "modelspec.thumbnail", "ss_tag_frequency"
 
 @dataclass(frozen=True)
 class Split:
-    """What became of one adapter.
+    """One adapter, split.
 
-    parts: "content" and "style" -> the layers in their blocks. elsewhere: blocks (and text encoders) that went
-    into neither -> their layers.
+    parts: "content" and "style" -> the layers in their blocks. elsewhere: blocks and text encoders that belong to
+    neither -> how many layers the adapter has there.
     """
 
     adapter: Adapter
@@ -35,7 +35,7 @@ class Split:
 
     @property
     def warning(self) -> str:
-        """Why the parts may not do what is hoped; "" for a file that was trained on the two blocks alone."""
+        """Why the parts may not work as hoped; "" for an adapter that was trained on the two parts' blocks alone."""
         if not self.elsewhere:
             return ""
         return (
@@ -46,7 +46,11 @@ class Split:
 
 
 def split(adapter: Adapter, block_map: Mapping[str, tuple[str, ...]], label: str) -> Split:
-    """The adapter's layers by part. Raises RequestError without a map, AdapterMismatchError for an empty part."""
+    """The adapter's layers by part. block_map: "content" and "style" -> their blocks. label: the model's name.
+
+    Raises RequestError where the map lacks a part, and AdapterMismatchError where the adapter changes none of its
+    layers.
+    """
     for part in PARTS:
         if not block_map.get(part):
             raise RequestError(
@@ -75,10 +79,11 @@ def split_file(
     naming: Naming = "peft",
     force: bool = False,
 ) -> Split:
-    """Split a LoRA file for `model`; outs: "content" and/or "style" -> the file to write.
+    """Split a LoRA file for `model`, and write the parts. outs: "content", "style" or both -> the file to write.
 
-    naming: "peft" (diffusers' own, alphas in its metadata) or "kohya" (alphas beside the layers).
-    Raises RequestError for files that are in the way, and AdapterError for a LoRA that cannot be split.
+    naming: "peft" (diffusers' own, alphas in its metadata) or "kohya" (alphas beside the layers). force: overwrite.
+    Raises RequestError for a file that cannot be written or a map without a part, AdapterError for a LoRA that cannot
+    be split, and NoAnswer.
     """
     for out in outs.values():
         refuse_existing(out, force)
@@ -101,7 +106,7 @@ def _inside(adapter: Adapter, blocks: Iterable[str]) -> dict[str, LayerFactors]:
 
 
 def _metadata(adapter: Adapter, part: str, model: ModelLayers) -> dict[str, str]:
-    """What the file says of itself, but for what no longer holds; and what part of it this is."""
+    """The metadata of one part's file: the adapter's own, without what no longer holds, and which part it is."""
     kept = {key: text for key, text in adapter.metadata.raw.items() if not key.startswith(_DROPPED)}
     title = adapter.metadata.title or adapter.name
     category = "style" if part == "style" else (adapter.metadata.category or "concept")

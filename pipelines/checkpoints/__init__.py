@@ -1,4 +1,4 @@
-"""A model by any name -> its parts, ready to run."""
+"""From a model's name, path or hub id to its parts, ready to run."""
 
 from pipelines.checkpoints.loading import Checkpoint, load_checkpoint
 

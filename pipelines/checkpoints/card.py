@@ -1,7 +1,7 @@
-"""`studio.json`, the card a model folder may carry: what to render it with, its words, its blocks.
+"""`studio.json`, the card that a model's folder may hold: how to render with the model, its words, its blocks.
 
-A card is optional and so is every key of it. Defaults come from the card, else from what the folder brings
-(its own scheduler and native size), else, as for single files, from the family.
+The card is optional, and so is every key in it. Defaults come from the card, else from the folder (its scheduler and
+the UNet's native size), else from the family. For single files they come from the family.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ CARD_FILE = "studio.json"
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a model says about itself; None or empty where it says nothing.
+    """What a model's card says; None or empty where it says nothing.
 
     family: "sd1", "sd2" or "sdxl".
-    width, height: pixels.
+    width, height: in pixels.
+    examples: prompts that suit the model.
     vocabulary: category -> word -> its synonyms.
     block_map: "content" and "style" -> the UNet blocks that hold them, as dotted names.
     """
@@ -46,7 +47,7 @@ class ModelCard:
 
 
 def read_card(folder: Path) -> ModelCard | None:
-    """The card in a model's folder, or None where there is none. Raises ModelError for an unreadable one."""
+    """The card in a model's folder, None where there is none. Raises ModelError for a faulty one, and NoAnswer."""
     file = folder / CARD_FILE
     try:
         content = parse_json(read_text(file))
@@ -75,8 +76,8 @@ def resolve_defaults(
 ) -> Defaults:
     """What a picture is rendered with where the request says nothing.
 
-    scheduler, size: what the model's folder brings, by the scheduler's name and as (width, height) in pixels;
-        None for single files.
+    scheduler: the name of the scheduler in the model's folder, None where there is none, as for single files.
+    size: the UNet's native (width, height) in pixels, None likewise.
     """
     base = family.defaults
     width, height = size or (base.width, base.height)

@@ -1,4 +1,4 @@
-"""A model's parts as diffusers and transformers load them, and what every way of loading has in common."""
+"""A model's parts as diffusers and transformers load them, and what all ways of loading have in common."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from pipelines.schedulers import Scheduler
 
 @dataclass(frozen=True)
 class Components:
-    """The parts of one model on the CPU; text encoders and tokenizers by the encoder's component name.
+    """The parts of one model, on the CPU.
 
-    files: the weight files they came from.
+    text_encoders, tokenizers: by the text encoder's component name. files: the weight files that they came from.
     """
 
     family: Family
@@ -39,7 +39,7 @@ class Components:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a model's folder. Raises ModelError where it is missing or malformed, and NoAnswer."""
+    """The JSON object in a file of a model's folder. Raises ModelError where it is missing or faulty, and NoAnswer."""
     try:
         content = parse_json(read_text(file))
     except FileNotFoundError as error:
@@ -55,8 +55,10 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def refuse_other_than_files(folder: Path) -> None:
-    """Raises ModelError for a pipe, a socket or a device in a model's folder, before another library opens it by its
-    name and waits for ever; NoAnswer where the folder does not answer."""
+    """Raises ModelError for a pipe, a socket or a device in a model's folder or in a folder directly in it.
+
+    Otherwise another library might open it by its name and wait for ever. Raises NoAnswer too.
+    """
     answered(folder, lambda: _look_through(folder, deep=True))
 
 
@@ -69,7 +71,7 @@ def _look_through(folder: Path, *, deep: bool) -> None:
         sign()
         try:
             mode = entry.stat().st_mode
-        except OSError:  # a link to nowhere: to be told of by whoever needs it
+        except OSError:  # a link to nowhere is reported by whoever needs the file
             continue
         if stat.S_ISDIR(mode):
             if deep:
@@ -79,16 +81,20 @@ def _look_through(folder: Path, *, deep: bool) -> None:
 
 
 def vae_dtype(dtype: torch.dtype, vae_config: Mapping[str, Any]) -> torch.dtype:
-    """float32 where the VAE overflows in the half precision asked for (where it does not say, it does)."""
+    """The dtype of a VAE in a model of `dtype`: float32 for a float16 model whose VAE overflows there, else `dtype`.
+
+    Its configuration says so as `force_upcast`; one that says nothing counts as overflowing.
+    """
     return torch.float32 if dtype == torch.float16 and vae_config.get("force_upcast", True) else dtype
 
 
 def make_model_scheduler(config: Mapping[str, Any], family: Family, **settings: Any) -> Scheduler:
-    """The model's own scheduler from its configuration, as diffusers' pipeline for the family would hold it.
+    """The model's own scheduler, made from its configuration as diffusers' pipeline for the family would make it.
 
-    Latents are never clipped, and SD1.x and SD2.x count from offset 1, whatever an old file says. A class
-    that needs a package which is not installed is replaced by Euler on the same noise schedule.
-    Raises ModelError for the scheduler of another kind of model.
+    settings: override the configuration, where the class knows them. Two entries of old configurations are corrected:
+    `clip_sample` is turned off, and `steps_offset` of SD1.x and SD2.x is set to 1. A class whose package is not
+    installed is replaced by Euler on the same noise schedule.
+    Raises ModelError for an unknown scheduler, and for that of another kind of model.
     """
     import diffusers
     from diffusers.utils.import_utils import is_scipy_available
@@ -115,7 +121,8 @@ def make_model_scheduler(config: Mapping[str, Any], family: Family, **settings: 
 
 
 def refuse_incomplete(label: str, *modules: Any) -> None:
-    """Raises ModelError where a weight was not in the files; diffusers' single-file loading passes over it."""
+    """Raises ModelError where a weight of the modules was not in the files, which diffusers' single-file loading
+    ignores. label: the model's name."""
     for module in modules:
         for name, weight in module.named_parameters():
             if weight.is_meta:
@@ -125,13 +132,13 @@ def refuse_incomplete(label: str, *modules: Any) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of another library's message, to be quoted in ours."""
+    """The first line of another library's error message, to be quoted in one of ours."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without diffusers' and transformers' progress bars, and without remarks that no user can act on."""
+    """Within: diffusers and transformers show no progress bars, and no remarks that no user can act on."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

@@ -1,4 +1,4 @@
-"""A diffusers folder on this computer -> its components."""
+"""From a diffusers folder on this computer to its components."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipelines.checkpoints.components import (
     refuse_other_than_files,
     vae_dtype,
 )
-from pipelines.checkpoints.weights import read_header
+from pipelines.checkpoints.weights import read_weights_header
 from pipelines.errors import ModelError
 from pipelines.families.family import SDXL, Family, family_of
 from pipelines.home.answers import answered
@@ -33,14 +33,14 @@ CLASSES = {
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
     "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
 }
-"""The component classes that can be run, by component name."""
+"""Component -> the classes of it that can be run."""
 
 HALVES = (torch.float16, torch.bfloat16)
 UNUSED: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
 
 
 def load_folder(folder: Path, dtype: torch.dtype) -> Components:
-    """Loads a local diffusers folder; nothing is fetched. Raises ModelError for what cannot be run."""
+    """Load a local diffusers folder; nothing is fetched. Raises ModelError for what cannot be run, and NoAnswer."""
     import diffusers
 
     refuse_other_than_files(folder)
@@ -88,7 +88,10 @@ def load_folder(folder: Path, dtype: torch.dtype) -> Components:
 
 
 def folder_family(folder: Path, index: Mapping[str, Any]) -> Family:
-    """The family of a diffusers folder, from its configurations alone. Raises ModelError for none of ours."""
+    """The family of a diffusers folder, from its configurations alone. index: its model_index.json.
+
+    Raises ModelError for a model that cannot be run, and NoAnswer.
+    """
     label = folder.name
     kind = index.get("_class_name")
     if not isinstance(index.get("unet"), list):
@@ -124,7 +127,10 @@ def folder_family(folder: Path, index: Mapping[str, Any]) -> Family:
 
 
 def folder_variant(folder: Path, dtype: torch.dtype) -> str | None:
-    """ "fp16" where the folder's UNet has such files and they are wanted, or are all there is; else None."""
+    """ "fp16" if the UNet has such files and `dtype` is a half precision, or if it has no others; else None.
+
+    Raises ModelError where the UNet has no .safetensors file, and NoAnswer.
+    """
     plain, half = weight_files(folder / "unet", None), weight_files(folder / "unet", "fp16")
     if not plain and not half:
         pickled = answered(folder, lambda: any((folder / "unet").glob("*.bin")))
@@ -136,15 +142,15 @@ def folder_variant(folder: Path, dtype: torch.dtype) -> str | None:
 
 
 def folder_files(folder: Path, dtype: torch.dtype) -> tuple[Path, ...]:
-    """The weight files that loading in `dtype` reads, in a fixed order."""
+    """The weight files that loading in `dtype` reads, in a fixed order. Raises as `folder_variant`."""
     variant = folder_variant(folder, dtype)
     parts = [part for part in CLASSES if "tokenizer" not in part and is_folder(folder / part)]
     return tuple(file for part in parts for file in _part_files(folder, part, variant))
 
 
 def _refuse_incomplete(folder: Path, part: str, module: Any, dtype: torch.dtype) -> None:
-    """Raises ModelError where files lack weights; diffusers and transformers fill them with random numbers."""
-    headers = [read_header(file) for file in _part_files(folder, part, folder_variant(folder, dtype))]
+    """Raises ModelError where files lack weights, which diffusers and transformers fill with random numbers."""
+    headers = [read_weights_header(file) for file in _part_files(folder, part, folder_variant(folder, dtype))]
     stored = sum(prod(s) for h in headers for key, s in h.shapes.items() if not key.endswith("position_ids"))
     needed = sum(weight.numel() for weight in module.parameters())
     if stored < needed:
@@ -159,7 +165,7 @@ def _part_files(folder: Path, part: str, variant: str | None) -> tuple[Path, ...
 
 
 def weight_files(folder: Path, variant: str | None) -> tuple[Path, ...]:
-    """A component's weight files of one variant, shards included."""
+    """The weight files of one variant in a component's folder, shards included, in a fixed order. Raises NoAnswer."""
     found = []
     for file in sorted(answered(folder, lambda: list(folder.glob("*.safetensors")))):
         match = re.fullmatch(

@@ -1,5 +1,8 @@
-"""What tells one model's weights from others'. Every byte of a file is read once, and what it gave is remembered in the
-user's cache for as long as the file's size and date stay as they were."""
+"""Hashes that tell one model's weights from another's.
+
+Every byte of a file is read once. Hashes of large files are remembered in the user's cache for as long as the file's
+size and date stay the same.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,15 @@ from pipelines.home.answers import answered
 from pipelines.home.files import parse_json, read_text, sha256_of, write_atomically
 
 REMEMBERED_BYTES = 64 * 2**20
-"""Size from which a file's hash is kept beyond the process; smaller ones are read again in no time."""
+"""The hash of a file of at least so many bytes is kept beyond the process. Smaller files are read again in no time."""
 
 
 def short_hash(files: Iterable[Path], folder: Path | None = None) -> str:
-    """The first 10 hexadecimal digits of the SHA-256 of a file; of several, of their hashes in order.
+    """The first 10 hexadecimal digits of one file's SHA-256; for several, of the SHA-256 of their hashes in order.
 
-    Ten digits of one whole file is how other programs write a model's hash into their pictures.
-    folder: where hashes of large files are remembered (made when it is needed); None is nowhere.
+    Other programs write ten digits of a whole file's hash into their pictures, too.
+    folder: where hashes of large files are remembered (made if need be); None is nowhere.
+    Raises OSError and NoAnswer.
     """
     hashes = [_remembered(file, folder) for file in files]
     if len(hashes) == 1:
@@ -36,12 +40,12 @@ def _remembered(file: Path, folder: Path | None) -> str:
     if folder is None or stat.st_size < REMEMBERED_BYTES:
         return _sha256(file, stat.st_size, stat.st_mtime_ns)
     note = folder / f"{hashlib.sha256(str(file).encode()).hexdigest()[:16]}.json"
-    with suppress(OSError, ValueError, KeyError, TypeError):  # not there, or torn: the file is read anew
+    with suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged: the file is read anew
         said: Any = parse_json(read_text(note))
         if said["of"] == stamp:
             return str(said["sha256"])
     found = _sha256(file, stat.st_size, stat.st_mtime_ns)
-    with suppress(OSError):  # a home that cannot be written to only costs time
+    with suppress(OSError):  # where the home cannot be written to, this only costs time later
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(note, json.dumps({"of": stamp, "sha256": found}))
     return found

@@ -1,4 +1,4 @@
-"""A model's files from the hub, by diffusers' own download: which of them, and how it goes."""
+"""A model's files from the hub, by diffusers' own download: which files are fetched, and how progress is reported."""
 
 from __future__ import annotations
 
@@ -15,15 +15,21 @@ from pipelines.checkpoints.components import first_line
 from pipelines.checkpoints.folders import HALVES, UNUSED, weight_files
 from pipelines.errors import ModelError
 
-Progress = Callable[[int, int], None]
-"""Told of a download: bytes that are here, and bytes of the files that were begun, which grow to all. What it raises
-ends the download; what is here by then is kept, and the next one goes on from there."""
+DownloadProgress = Callable[[int, int], None]
+"""Is called during a download with (the bytes that are here, the bytes of all files begun so far). What it raises ends
+the download. What is here by then is kept, and the next download goes on from there."""
 
 _TELLING = threading.Lock()
 
 
-def fetch(hub_id: str, dtype: torch.dtype, allow_downloads: bool, progress: Progress | None = None) -> Path:
-    """The local folder of a model on the hub, downloaded if need be. Raises ModelError with the remedy."""
+def fetch(
+    hub_id: str, dtype: torch.dtype, allow_downloads: bool, progress: DownloadProgress | None = None
+) -> Path:
+    """The local folder of a model on the hub, downloaded if need be and allowed.
+
+    dtype: a half precision prefers the model's fp16 files. progress: is told how the download goes.
+    Raises ModelError where the model cannot be had, and whatever `progress` raises.
+    """
     import httpx
     from diffusers import DiffusionPipeline
     from huggingface_hub.errors import HfHubHTTPError
@@ -50,9 +56,12 @@ def fetch(hub_id: str, dtype: torch.dtype, allow_downloads: bool, progress: Prog
 
 
 @contextmanager
-def _told(progress: Progress | None) -> Iterator[None]:
-    """Within: diffusers' download tells how it goes. It has no argument for that, though the call by which it fetches
-    has one; so for this long the call is made with it."""
+def _told(progress: DownloadProgress | None) -> Iterator[None]:
+    """Within: diffusers' download reports its progress.
+
+    diffusers' function has no argument for that, but the function of huggingface_hub that it calls has one. So for the
+    time being that function is replaced by one with this argument.
+    """
     if progress is None:
         yield
         return
@@ -68,9 +77,9 @@ def _told(progress: Progress | None) -> Iterator[None]:
             module.snapshot_download = snapshot_download
 
 
-def _bar(progress: Progress) -> type[Any]:
-    """A progress bar as huggingface_hub wants one, which draws nothing. Of one download there are several: one counts
-    files, one the bytes that come over the network, one those that are written."""
+def _bar(progress: DownloadProgress) -> type[Any]:
+    """A class of progress bars for huggingface_hub that draws nothing. One download makes several of them: one counts
+    files, one the bytes that come over the network, one the bytes that are written."""
     from tqdm import tqdm  # type: ignore[import-untyped]
 
     bars: list[Any] = []
@@ -82,12 +91,12 @@ def _bar(progress: Progress) -> type[Any]:
                 bars.append(self)
 
         def display(self, msg: str | None = None, pos: int | None = None) -> None:
-            """Nothing. Nor is anything told here, where tqdm holds a lock that an exception would never give back."""
+            """Do nothing. `progress` is not called here: tqdm holds a lock, which an exception would never release."""
 
         def update(self, n: float | None = 1) -> Any:
             drawn = super().update(n)
             totals = [int(bar.total) for bar in bars if bar.total]
-            if totals:  # that of the network's bytes is a guess, and never too small
+            if totals:  # the network's total is a guess, but never too small
                 progress(min(max(int(bar.n) for bar in bars), min(totals)), min(totals))
             return drawn
 
@@ -95,7 +104,7 @@ def _bar(progress: Progress) -> type[Any]:
 
 
 class _Nowhere:
-    """A file that takes everything."""
+    """A file that ignores what is written."""
 
     def write(self, text: str) -> None: ...
 
@@ -103,7 +112,7 @@ class _Nowhere:
 
 
 def _hub_error(hub_id: str, error: Exception, allow_downloads: bool) -> ModelError:
-    """What to tell of a failed download; diffusers hides the hub's own answer behind one of its own."""
+    """The error to raise for a failed download. diffusers hides the hub's own error as the cause of another."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     answer = error.__cause__ or error

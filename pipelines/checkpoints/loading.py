@@ -1,8 +1,8 @@
-"""A model by any name -> its parts, ready to run: `load_checkpoint`.
+"""From a model's source to its parts, ready to run: `load_checkpoint`.
 
-A source is the name of an embedded model or of one in a models folder, a local diffusers folder, a
-.safetensors file, or a model id on the hub. Local sources never reach for the network. Loading is diffusers'
-own; what is decided here is which class, which files, which precision, and what to refuse.
+A source is the name of an embedded model or of one in a models folder, a local diffusers folder, a .safetensors file,
+or a model id on the hub. Local sources never use the network. diffusers does the loading. What is decided here is which
+class, which files and which precision to take, and what to refuse.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pipelines.checkpoints.card import CARD_FILE, ModelCard, read_card, resolve_
 from pipelines.checkpoints.components import Components
 from pipelines.checkpoints.folders import folder_files, load_folder
 from pipelines.checkpoints.hashes import short_hash
-from pipelines.checkpoints.hub import Progress, fetch
-from pipelines.checkpoints.single_file import Facts, examine, load_single_file
+from pipelines.checkpoints.hub import DownloadProgress, fetch
+from pipelines.checkpoints.single_file import CheckpointFacts, examine, load_single_file
 from pipelines.checkpoints.vae import load_vae, refuse_misfit
 from pipelines.checkpoints.weights import memory_needed, refuse_if_too_large
 from pipelines.errors import ModelError
@@ -38,12 +38,13 @@ class Checkpoint:
 
     text_encoders, tokenizers: by the text encoder's component name ("text_encoder", "text_encoder_2").
     scheduler: the model's own; trajectories use fresh ones made from it (`pipelines.schedulers`).
-    label: the name to show; source: what was asked for.
+    label: the name to show. source: what was asked for.
+    card: the one in its folder, if any. defaults: what a request without further settings gets.
     prediction_type: "epsilon", "v_prediction" or "sample".
     zero_snr: the noise schedule is rescaled so that the last training step is pure noise.
     force_zeros_for_empty_prompt: a missing negative prompt is zeros, not the encoded empty text.
-    dtype: of the UNet and the text encoders (the VAE's may differ).
-    hashes: the folder where hashes of large files are remembered.
+    dtype: of the UNet and the text encoders; the VAE's may differ.
+    files: the weight files. hashes: the folder where hashes of large files are remembered.
     """
 
     unet: Any
@@ -65,7 +66,7 @@ class Checkpoint:
 
     @cached_property
     def hash(self) -> str:
-        """Ten hexadecimal digits that tell this model's weights from others'; read when first asked for."""
+        """Ten hexadecimal digits that tell this model's weights from others'. The first access reads the files."""
         return short_hash(self.files, self.hashes)
 
     @property
@@ -82,18 +83,17 @@ def load_checkpoint(
     home: Home | None = None,
     allow_downloads: bool = True,
     notify: Notify | None = None,
-    progress: Progress | None = None,
+    progress: DownloadProgress | None = None,
 ) -> Checkpoint:
-    """Loads a model onto the CPU.
+    """Load a model onto the CPU.
 
-    dtype: of the UNet and the text encoders; the VAE stays in float32 where that is float16 and its
-        configuration says `force_upcast`.
-    vae: another VAE to use, as a name in a vae folder, a .safetensors file or a diffusers folder.
-    home: where names are looked up (None: the user's own, see `pipelines.home.home`).
+    dtype: of the UNet and the text encoders. The VAE has it too, or float32 if it overflows in float16 (`vae_dtype`).
+    vae: another VAE to use: a name in a vae folder, a .safetensors file or a diffusers folder.
+    home: where names are looked up; None is the user's own (see `pipelines.home.home`).
     allow_downloads: whether a hub id that is not in the local cache may be fetched.
-    notify: is told, in one sentence, what a full-size model needs before it is loaded.
-    progress: is told how a download goes; what it raises ends it.
-    Raises ModelError for whatever cannot be found, read or run.
+    notify: is called, before a full-size model is loaded, with a sentence on the memory that it needs.
+    progress: is told how a download goes. What it raises ends it.
+    Raises ModelError for what cannot be found, read or run, and NoAnswer.
     """
     home = home or Home.resolve()
     found = home.find_model(source)
@@ -125,7 +125,7 @@ def _folder_parts(folder: Path, dtype: torch.dtype, vae: Path | None) -> Compone
 
 
 def _folder_defaults(label: str, parts: Components, card: ModelCard | None) -> Defaults:
-    """The card's, else the folder's own scheduler and the size its UNet was made for."""
+    """The card's defaults, else the folder's own scheduler and the size that its UNet was made for."""
     if card is not None and card.family not in (None, parts.family.name):
         raise ModelError(
             f"{label}: its card says {card.family}, but it is {parts.family.label}; mend {CARD_FILE}"
@@ -138,10 +138,11 @@ def _folder_defaults(label: str, parts: Components, card: ModelCard | None) -> D
     return resolve_defaults(parts.family, card, scheduler=name_of(parts.scheduler), size=size)
 
 
-def _file_defaults(facts: Facts) -> Defaults:
-    """The family's. SD2.x models that predict noise are its 512-pixel ones, and zero-SNR models get Euler:
+def _file_defaults(facts: CheckpointFacts) -> Defaults:
+    """The family's defaults, with two exceptions.
 
-    Karras spacing spends most of its steps on the endless noise that their schedule starts from.
+    SD2.x models that predict noise are those of 512 pixels. Zero-SNR models get Euler, because Karras spacing would
+    spend most steps on the infinite noise from which their schedule starts.
     """
     size = (512, 512) if facts.family is SD2 and facts.prediction_type == "epsilon" else None
     return resolve_defaults(facts.family, None, scheduler="Euler" if facts.zero_snr else None, size=size)

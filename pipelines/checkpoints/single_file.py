@@ -1,7 +1,7 @@
-"""A single .safetensors checkpoint in Stability's layout -> its components, with the hub switched off.
+"""From a single .safetensors checkpoint in Stability's layout to its components, without the network.
 
-What the file is gets decided from its keys and shapes before any tensor is read; what is not a complete SD1.x,
-SD2.x or SDXL text-to-image model is refused by its own name.
+The keys and shapes decide what the file is, before any tensor is read. Anything but a complete SD1.x, SD2.x or SDXL
+text-to-image model is refused, with a message that says what it is.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from pipelines.checkpoints.components import (
     refuse_incomplete,
     vae_dtype,
 )
-from pipelines.checkpoints.weights import Header, read_header
+from pipelines.checkpoints.weights import WeightsHeader, read_weights_header
 from pipelines.errors import ModelError
 from pipelines.families.family import SD1, SD2, SDXL, Family
 from pipelines.home.files import read_text
 
 LARGEST_NOTE = 2**18
-"""Bytes of the .yaml that may stand beside a checkpoint."""
+"""The most bytes that a .yaml beside a checkpoint may have."""
 UNET = "model.diffusion_model."
 VAE = ("first_stage_model.", "vae.")
 FIRST_CONV = f"{UNET}input_blocks.0.0.weight"
 PAD_TOKENS = {"sd1": ("<|endoftext|>",), "sd2": ("!",), "sdxl": ("<|endoftext|>", "!")}
-"""The token that fills a prompt up, by family, for each of its tokenizers."""
+"""Family -> the padding token of each of its tokenizers."""
 
 OTHERS: tuple[tuple[str, str], ...] = (
     (r"lora_(up|down|mid)\.|\.lora_[AB]\.|lora_linear_layer|\.(hada|lokr)_w1|dora_scale", "is a LoRA; load it as one"),
@@ -51,7 +51,7 @@ OTHERS: tuple[tuple[str, str], ...] = (
     (r"^(encoder|decoder)\.(conv_in|mid)|^first_stage_model\.", "is a VAE; give it as the VAE of a model"),
     (r"^text_model\.|^transformer\.resblocks\.|^cond_stage_model\.|^conditioner\.", "is a text encoder"),
 )  # fmt: skip
-"""What other files look like inside (a pattern on keys) -> what to say of them, first match wins."""
+"""(a pattern that some key of another kind of file matches, what to say of the file). The first match wins."""
 
 CHANNELS = {
     9: "is an inpainting model",
@@ -59,14 +59,14 @@ CHANNELS = {
     5: "is a depth model",
     7: "is an upscaler",
 }
-"""UNet input channels -> what the model is."""
+"""Number of the UNet's input channels -> what to say of the model."""
 
 
 @dataclass(frozen=True)
-class Facts:
+class CheckpointFacts:
     """What a checkpoint's keys, shapes and metadata say about it.
 
-    prediction_type: "epsilon" or "v_prediction". zero_snr: trained with zero terminal SNR.
+    prediction_type: "epsilon" or "v_prediction". zero_snr: whether it was trained with zero terminal SNR.
     """
 
     family: Family
@@ -76,9 +76,9 @@ class Facts:
 
 
 def load_single_file(file: Path, dtype: torch.dtype, vae: Any = None) -> Components:
-    """Loads a checkpoint without the network. Raises ModelError for what cannot be run.
+    """Load a checkpoint without the network. vae: a VAE to use in place of the file's own.
 
-    vae: a VAE to use in place of the file's own.
+    Raises ModelError for what cannot be run, and for a file without a VAE where none is given; and NoAnswer.
     """
     import diffusers
 
@@ -140,7 +140,7 @@ def load_single_file(file: Path, dtype: torch.dtype, vae: Any = None) -> Compone
 
 
 def load_tokenizers(family: Family) -> list[Any]:
-    """CLIP's tokenizer once for each text encoder of the family."""
+    """CLIP's tokenizer, once for each text encoder of the family, with its padding token."""
     from transformers import CLIPTokenizer
 
     folder = str(assets.root() / "configs" / "tokenizer")
@@ -150,17 +150,18 @@ def load_tokenizers(family: Family) -> list[Any]:
     ]
 
 
-def examine(file: Path) -> Facts:
-    """Reads a checkpoint's header and says what it is. Raises ModelError, by name, for what cannot be run."""
+def examine(file: Path) -> CheckpointFacts:
+    """Read a checkpoint's header, and say what it is. Raises ModelError, saying what it is, for what cannot be run;
+    and NoAnswer."""
     if file.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin"):
         raise ModelError(
             f"{file.name} is a pickle, which can run code when it is opened; use the model's .safetensors file"
         )
     if file.suffix.lower() != ".safetensors":
         raise ModelError(f"{file.name} is no model file; use a .safetensors file or a diffusers folder")
-    header = read_header(file)
+    header = read_weights_header(file)
     family = _family(file.name, header)
-    return Facts(
+    return CheckpointFacts(
         family=family,
         prediction_type=_prediction_type(file, header, family),
         zero_snr="ztsnr" in header.shapes
@@ -169,7 +170,7 @@ def examine(file: Path) -> Facts:
     )
 
 
-def _family(name: str, header: Header) -> Family:
+def _family(name: str, header: WeightsHeader) -> Family:
     keys = header.shapes
     if FIRST_CONV not in keys:
         for pattern, what in OTHERS:
@@ -201,11 +202,11 @@ def _family(name: str, header: Header) -> Family:
     raise ModelError(f"{name} has no text encoder inside that is understood; use a complete checkpoint")
 
 
-def _prediction_type(file: Path, header: Header, family: Family) -> str:
-    """From the marker key, else the metadata, else a .yaml beside the file, else the family's custom.
+def _prediction_type(file: Path, header: WeightsHeader, family: Family) -> str:
+    """The prediction type by the marker key, else the metadata, else a .yaml beside the file, else the family's usual.
 
-    Weights alone do not tell. SD2.x's published 768-pixel models predict v, and nearly all others follow them;
-    give SD2.x's 512-pixel base a .yaml with `parameterization: "eps"` beside it.
+    The weights do not tell. SD2.x's published 768-pixel models predict v, and nearly all others follow them. SD2.x's
+    512-pixel base needs a .yaml with `parameterization: "eps"` beside it.
     """
     if "v_pred" in header.shapes:
         return "v_prediction"
@@ -220,7 +221,8 @@ def _prediction_type(file: Path, header: Header, family: Family) -> str:
 
 
 def _parameterization(file: Path) -> str:
-    """What a Stability configuration beside the checkpoint says; "" where it says nothing."""
+    """The parameterization in a Stability configuration; "" where the file is not there. Raises ModelError where it
+    cannot be read."""
     try:
         content = yaml.safe_load(read_text(file, LARGEST_NOTE))
         said = content["model"]["params"].get("parameterization", "eps")
@@ -239,7 +241,7 @@ def _parameterization(file: Path) -> str:
     return said.lower() if isinstance(said, str) else "eps"
 
 
-def _scheduler(config: Path, facts: Facts) -> Any:
+def _scheduler(config: Path, facts: CheckpointFacts) -> Any:
     described = read_json(config / "scheduler" / "scheduler_config.json")
     described["prediction_type"] = facts.prediction_type
     if facts.zero_snr:

@@ -16,7 +16,7 @@ from pipelines.checkpoints.components import (
     refuse_other_than_files,
     vae_dtype,
 )
-from pipelines.checkpoints.weights import read_header
+from pipelines.checkpoints.weights import read_weights_header
 from pipelines.errors import ModelError
 from pipelines.families.family import Family
 from pipelines.home.files import is_folder, is_regular
@@ -26,15 +26,15 @@ DECODER_INPUTS = (
     "first_stage_model.decoder.conv_in.weight",
     "vae.decoder.conv_in.weight",
 )
-"""Where the number of latent channels can be read off, by layout."""
+"""The weights whose shape tells the number of latent channels, one for each layout of files."""
 
 
 def load_vae(path: Path, family: Family, dtype: torch.dtype, model_folder: Path | None = None) -> Any:
-    """The VAE, in float32 where `dtype` is float16 and it overflows there.
+    """Load the VAE from a .safetensors file or a diffusers folder. dtype: of the model (see `vae_dtype`).
 
-    model_folder: the diffusers folder of the model it is for; a single file is read by that model's VAE
-        configuration, so that its latents keep the scale that the UNet knows.
-    Raises ModelError for what is no VAE for this kind of model.
+    model_folder: the diffusers folder of the model that it is for, None for a single file. A VAE in a .safetensors file
+        is read with that model's VAE configuration, so that its latents have the scale that the UNet expects.
+    Raises ModelError for what is no VAE for this family, and NoAnswer.
     """
     import diffusers
 
@@ -76,7 +76,10 @@ def load_vae(path: Path, family: Family, dtype: torch.dtype, model_folder: Path 
 
 
 def refuse_misfit(label: str, vae: Any, own: Any) -> None:
-    """Raises ModelError for a VAE whose latents are not shaped like those of the model's own."""
+    """Raises ModelError for a VAE whose latents have another shape than those of the model's own VAE.
+
+    label: the VAE's name. own: the model's own VAE.
+    """
     for what, of in (("latent channels", _channels), ("pixels per latent cell", _cell)):
         if of(vae) != of(own):
             raise ModelError(
@@ -87,7 +90,7 @@ def refuse_misfit(label: str, vae: Any, own: Any) -> None:
 def _refuse_other_files(file: Path) -> None:
     if file.suffix.lower() != ".safetensors":
         raise ModelError(f"the VAE {file.name} is no .safetensors file; pickles (.pt, .ckpt) are not opened")
-    shapes = read_header(file).shapes
+    shapes = read_weights_header(file).shapes
     first = next((shapes[key] for key in DECODER_INPUTS if key in shapes), None)
     if first is None:
         raise ModelError(f"{file.name} holds no VAE; choose a file with a VAE's encoder and decoder")

@@ -1,4 +1,4 @@
-"""Weight files seen from outside: their headers and their size in memory. No tensor is read."""
+"""Weight files from outside: their headers, and the memory that they need. No tensor is read."""
 
 from __future__ import annotations
 
@@ -18,27 +18,26 @@ from pipelines.home.answers import answered, sign
 from pipelines.home.files import NoRegularFile, open_regular, parse_json
 
 LARGEST_HEADER = 100 * 2**20
-"""Bytes; the same limit that safetensors itself sets."""
+"""The most bytes that a header may have, as in safetensors itself."""
 FULL_SIZE = 400_000_000
-"""Parameters above which a model is called full-size (the smallest published family has 0.9 billion)."""
+"""A model with more parameters is called full-size. The smallest published family has 0.9 billion."""
 
 
 @dataclass(frozen=True)
-class Header:
-    """The header of a safetensors file: shape of each tensor, and the file's own metadata."""
+class WeightsHeader:
+    """The header of a safetensors file: tensor name -> shape, and the file's own metadata."""
 
     shapes: Mapping[str, tuple[int, ...]]
     metadata: Mapping[str, str]
 
     @property
     def parameters(self) -> int:
-        """Those that are loaded: a checkpoint's averaged copy of its own weights is not."""
+        """How many parameters are loaded. A checkpoint's averaged copy of its own weights is not."""
         return sum(prod(shape) for key, shape in self.shapes.items() if not key.startswith("model_ema."))
 
 
-def read_header(file: Path) -> Header:
-    """Reads the header alone. Raises ModelError for a file that is missing, cut short or not safetensors, and
-    NoAnswer."""
+def read_weights_header(file: Path) -> WeightsHeader:
+    """Read the header alone. Raises ModelError for one that is missing, truncated or no safetensors; and NoAnswer."""
     try:
         size, content = answered(file, lambda: _content(file))
         return _header(size, content)
@@ -64,7 +63,7 @@ def _content(file: Path) -> tuple[int, bytes]:
         return size, stream.read(length)
 
 
-def _header(size: int, text: bytes) -> Header:
+def _header(size: int, text: bytes) -> WeightsHeader:
     """Raises ValueError, LookupError, TypeError and AttributeError for what is no header."""
     content: Any = parse_json(text)
     if not isinstance(content, dict):
@@ -80,7 +79,7 @@ def _header(size: int, text: bytes) -> Header:
     if needed > size:
         raise ValueError(f"it is cut short: {size} bytes where {needed} belong")
     texts = metadata.items() if isinstance(metadata, dict) else ()
-    return Header(shapes, {key: value for key, value in texts if isinstance(value, str)})
+    return WeightsHeader(shapes, {key: value for key, value in texts if isinstance(value, str)})
 
 
 def _is_count(number: object) -> bool:
@@ -89,7 +88,7 @@ def _is_count(number: object) -> bool:
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """What a model's weights need against what is free; bytes, except for the number of parameters."""
+    """What a model's weights need, and what is free. weights, free: in bytes."""
 
     parameters: int
     weights: int
@@ -111,16 +110,17 @@ class MemoryNeed:
 
 
 def memory_needed(files: Iterable[Path], dtype: torch.dtype, free: int | None = None) -> MemoryNeed:
-    """What the weights in `files` need once loaded in `dtype` into this computer's memory.
+    """What the weights in `files` need in this computer's memory once they are loaded in `dtype`.
 
-    Working memory comes on top; it depends on the size and number of the pictures.
+    Working memory comes on top, depending on the size and number of the pictures. free: bytes, None for what is free
+    now. Raises as `read_weights_header`.
     """
-    parameters = sum(read_header(file).parameters for file in files)
+    parameters = sum(read_weights_header(file).parameters for file in files)
     return MemoryNeed(parameters, parameters * dtype.itemsize, free_memory() if free is None else free)
 
 
 def free_memory() -> int:
-    """Bytes of this computer's memory that a model may take: available, within a container's limit."""
+    """Bytes of this computer's memory that are available now, within a container's limit."""
     free = int(psutil.virtual_memory().available)
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     try:
@@ -130,13 +130,16 @@ def free_memory() -> int:
 
 
 def _file_cache() -> int:
-    """Bytes that a container counts as used but gives back when asked: cached files."""
+    """Bytes of cached files, which a container counts as used but gives back on demand."""
     lines = Path("/sys/fs/cgroup/memory.stat").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
 
 
 def refuse_if_too_large(label: str, need: MemoryNeed, notify: Callable[[str], None] | None) -> None:
-    """Says what a full-size model needs before it is loaded. Raises ModelError where it cannot fit."""
+    """Raises ModelError where a model does not fit into the memory. Else tells `notify` what a full-size one needs.
+
+    label: the model's name.
+    """
     if not need.fits:
         raise ModelError(
             f"{label} does not fit into this computer's memory: {need}. Close other programs, "

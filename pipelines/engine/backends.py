@@ -9,8 +9,8 @@ from typing import Literal
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 AttentionChoice = Literal["auto", "cudnn", "flash", "efficient", "math"]
-"""auto: torch's own order. Others: that kernel wherever it can run (by head size, dtype, mask, device), then torch's
-order; what each costs and rounds differs by device."""
+"""auto: torch chooses. Others: that kernel wherever it can run (by head size, dtype, mask, device), otherwise another
+one. How fast each is, and how it rounds, differs by device."""
 
 _BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -22,11 +22,11 @@ _BACKENDS = {
 
 @contextmanager
 def attention_by(choice: AttentionChoice) -> Iterator[None]:
-    """Within, also in what is compiled there: scaled dot products of attention by this choice."""
+    """Within: scaled dot product attention runs by this choice, also in code that is compiled within."""
     if choice == "auto":
         yield
         return
     others = [kernel for name, kernel in _BACKENDS.items() if name != choice]
-    order = [_BACKENDS[choice], *(others if choice != "math" else ())]  # math runs always; CPUs know no order
+    order = [_BACKENDS[choice], *(others if choice != "math" else ())]  # math always runs; CPUs take no order
     with sdpa_kernel(order, set_priority=True):
         yield

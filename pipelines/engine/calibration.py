@@ -1,4 +1,4 @@
-"""A device's rates for the planner, measured once in about a second and kept in the home's cache."""
+"""A device's rates for the planner. Measuring them takes about a second; the home's cache keeps them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from pipelines.engine.products.graphs import CudaGraphs
 from pipelines.home.files import write_atomically
 
 SECONDS = 0.03
-"""Measured for at least so long, five times over."""
+"""Each of five measurements takes about so long."""
 TINY_KERNELS = 100
+"""Kernels in the row that is timed for the cost of a launch."""
 
 
 def rates_of(device: torch.device, dtype: torch.dtype, cache: Path) -> Rates:
     """The rates of a device in a dtype: from the cache folder, else measured and kept there.
 
-    A file that cannot be read is measured anew.
+    Where the file is missing or cannot be read, they are measured. Raises OSError where they cannot be written.
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu-{torch.get_num_threads()}"
     kind = str(dtype).removeprefix("torch.")
@@ -44,7 +45,10 @@ def rates_of(device: torch.device, dtype: torch.dtype, cache: Path) -> Rates:
 
 @torch.inference_mode()
 def measure(device: torch.device, dtype: torch.dtype) -> Rates:
-    """Times a large product, a narrow one, a copy, and a row of tiny kernels (on a GPU: recorded and not)."""
+    """Time a large product, one of rank `LOW_RANK`, a copy, and a row of tiny kernels.
+
+    On a CUDA device the row is timed twice, as a CUDA graph and without one.
+    """
     large, rank = 8192 if device.type == "cuda" else 512, LOW_RANK
     x, weight = (torch.ones((large, large), device=device, dtype=dtype) for _ in range(2))
     down = weight[:rank]
@@ -66,7 +70,7 @@ def measure(device: torch.device, dtype: torch.dtype) -> Rates:
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Of one run of the work: the median of five measurements."""
+    """Seconds of one run of the work: the median of five measurements of many runs."""
 
     def timed(times: int) -> float:
         began = _now(device)

@@ -1,4 +1,4 @@
-"""Regional compilation: a UNet's repeated blocks through torch.compile, for exact shapes."""
+"""Regional compilation: torch.compile for a UNet's repeated blocks, for exact shapes."""
 
 from __future__ import annotations
 
@@ -12,20 +12,25 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
 BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D", "Transformer2DModel", "Upsample2D", "Downsample2D")
-"""diffusers' classes of which a UNet is made. Of a Transformer2DModel, its two ends (`CompiledTransformer`)."""
+"""The diffusers classes that are compiled. Of a Transformer2DModel, only its two ends are (`CompiledTransformer`)."""
 MOST_SHAPES = 256
-"""Compiled versions of a block: one for each width, number of rows and number of tokens that it meets."""
+"""Compiled versions of one block: one for each width, number of rows and number of tokens that it meets."""
 
 LONGEST_ROW = 2048
-"""Numbers that a norm keeps in registers. Inductor's own limit is 1024, and it reads longer rows, as SDXL's of 1280,
-once more for every pass: half as fast, measured."""
+"""The longest row, in numbers, that a norm keeps in registers. Inductor's own limit is 1024. It reads longer rows, such
+as SDXL's of 1280, once for every pass over them, which is half as fast (measured)."""
 
 Backend = str | Callable[..., Any]
 
 
 def arguments(backend: Backend = "inductor", options: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Of torch.compile, for exact shapes. options: of inductor, which on CUDA devices follows `_long_rows` besides."""
-    if backend == "inductor" and torch.cuda.is_available():  # the weights themselves may rest on the host
+    """The arguments of torch.compile for exact shapes.
+
+    options: inductor's. Where CUDA is available, inductor also follows `_long_rows`.
+    """
+    if (
+        backend == "inductor" and torch.cuda.is_available()
+    ):  # not the weights' device: they may rest on the host
         backend, options = _inductor(tuple(dict(options or {}).items())), None
     return {
         "fullgraph": True,
@@ -37,14 +42,14 @@ def arguments(backend: Backend = "inductor", options: Mapping[str, Any] | None =
 
 @cache
 def _inductor(options: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
-    """The backend with these options and `_long_rows`: one for all models, as torch compiles anew for another."""
+    """The backend with these options and `_long_rows`; one object for all models: torch compiles anew for another."""
 
     def inductor(graph: Any, inputs: Any) -> Any:
         from torch._inductor.compile_fx import compile_fx
         from torch._inductor.virtualized import V
 
-        # A thread keeps the heuristics of its first compilation, whatever the option says, which is part of the key
-        # by which inductor caches what it has compiled.
+        # A thread keeps the heuristics of its first compilation, whatever the option says; so they are set here. The
+        # option is needed too: it is part of the key by which inductor caches compiled code.
         with V.set_choices_handler(_long_rows()):
             patches = dict(options) | {"inductor_choices_class": _long_rows}
             return compile_fx(graph, inputs, config_patches=patches)
@@ -53,7 +58,7 @@ def _inductor(options: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
 
 
 def _long_rows() -> Any:
-    """Inductor's heuristics, but for `LONGEST_ROW`."""
+    """Inductor's heuristics, with `LONGEST_ROW` for its own limit."""
     from torch._inductor.choices import InductorChoices
     from torch._inductor.runtime.hints import ReductionHint
     from torch._inductor.virtualized import V
@@ -79,14 +84,14 @@ def compile_blocks(
     options: Mapping[str, Any] | None = None,
     classes: Collection[str] = BLOCKS,
 ) -> None:
-    """Compile the repeated blocks in place; each new shape is compiled when it is met first.
+    """Compile the repeated blocks in place. Each new shape is compiled when it is first met.
 
-    options: as in `arguments`. classes: those of `BLOCKS` that are compiled; norms between them are in any case. A
-    hook within a block must be there when its shape is met first: torch does not see those that come later.
+    options: as in `arguments`. classes: those of `BLOCKS` to compile; the norms between the blocks are always compiled.
+    A hook within a block must be there before its shape is first met: torch does not see later ones.
 
-    Settings of torch that this changes for the whole process: the limit of versions is raised to `MOST_SHAPES`, and
-    guards by recursive dict tags are switched off. Before torch 2.12, which does the same, they crash the process
-    once a compiled model has been let go (https://github.com/pytorch/pytorch/pull/181873).
+    This changes two settings of torch for the whole process. The limit of compiled versions is raised to `MOST_SHAPES`.
+    Guards by recursive dict tags are switched off: until torch 2.12, which switches them off itself, they crash the
+    process after a compiled model has been freed (https://github.com/pytorch/pytorch/pull/181873).
     """
     config: Any = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, MOST_SHAPES)
@@ -102,8 +107,8 @@ def compile_blocks(
         block.compile(**how)
 
 
-def part_blocks(unet: nn.Module) -> None:
-    """Run the blocks as they come again, in place."""
+def uncompile_blocks(unet: nn.Module) -> None:
+    """Undo `compile_blocks`, in place."""
     for module in unet.modules():
         if isinstance(module, CompiledTransformer):
             del module.ends
@@ -113,7 +118,7 @@ def part_blocks(unet: nn.Module) -> None:
 
 
 def _blocks(unet: nn.Module, classes: Collection[str]) -> Iterator[nn.Module]:
-    """Blocks that are compiled as a whole, and norms that stand outside of all that is compiled."""
+    """The blocks that are compiled as a whole, and the norms outside of them."""
     for module in unet.modules():
         name = type(module).__name__
         if name in ("Transformer2DModel", "UNet2DConditionModel"):
@@ -129,7 +134,7 @@ def _blocks(unet: nn.Module, classes: Collection[str]) -> Iterator[nn.Module]:
 
 @dataclass(frozen=True)
 class Ends:
-    """The first and the last part of a Transformer2DModel's call, compiled: its arguments follow the model itself."""
+    """The compiled first and last part of a Transformer2DModel's call. Both take the model as their first argument."""
 
     enter: Callable[..., Any]
     leave: Callable[..., Tensor]
@@ -141,8 +146,8 @@ class Ends:
 
 
 def _enter(stack: Any, image: Tensor) -> Any:
-    """As diffusers does, but a Linear reads its tokens side by side: else it would copy them, once for every product
-    that lane layers make of them, and add its bias in a pass of its own."""
+    """diffusers' first part, but with the tokens made contiguous for a Linear. Otherwise it would copy them once for
+    every product that a lane layer makes of them, and add its bias in a pass of its own."""
     if not stack.use_linear_projection:
         return Transformer2DModel._operate_on_continuous_inputs(stack, image)
     tokens = stack.norm(image).flatten(2).mT.contiguous()  # [rows, h * w, channels]
@@ -150,7 +155,7 @@ def _enter(stack: Any, image: Tensor) -> Any:
 
 
 def _leave(stack: Any, hidden_states: Tensor, residual: Tensor, *sizes: int) -> Tensor:
-    """As diffusers does, laid out as the image that came in was."""
+    """diffusers' last part, its result in the memory format of the image that came in."""
     found: Tensor = Transformer2DModel._get_output_for_continuous_inputs(
         stack, hidden_states, residual, *sizes
     )
@@ -161,18 +166,20 @@ def _leave(stack: Any, hidden_states: Tensor, residual: Tensor, *sizes: int) -> 
 
 
 class CompiledTransformer(Transformer2DModel):
-    """diffusers' Transformer2DModel whose way from the image [rows, channels, h, w] to tokens [rows, h * w, width] and
-    back are compiled, each with the norm or the sum beside it: no layout is written for its own sake.
+    """diffusers' Transformer2DModel with compiled ends.
 
-    A model's own one with its class exchanged. A copy or a pickle of it is diffusers' again, and not compiled, as
-    those of other compiled modules are.
+    The ends lead from the image [rows, channels, h, w] to tokens [rows, h * w, width], and back. Each is compiled
+    together with the norm or the sum next to it, so that no tensor is written only to change its layout.
+
+    It is the model's own module with its class exchanged. Copies and pickles of it are diffusers' class again and not
+    compiled, like those of other compiled modules.
     """
 
     ends: Ends
 
     @property
     def _hooked(self) -> bool:
-        """Then the layers run as they come: torch would not see a hook that came later."""
+        """Whether its layers have hooks. Then its ends run uncompiled: torch would not see a hook that came later."""
         layers = (self.norm, self.proj_in, self.proj_out)
         return any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
 

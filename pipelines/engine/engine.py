@@ -1,9 +1,9 @@
-"""The engine: UNet calls for rows with adapters of their own, recorded and replayed where that is faster.
+"""The engine: UNet calls for rows with adapters of their own, recorded and replayed where that is possible.
 
     call -> keys and values of its texts -> a recording for its bucket, or layer by layer -> prediction and features
 
-Calls run layer by layer on the CPU and where recording is not possible; the reason is told. Adapters that multiply
-weights (true FLoRA) are recorded as whole weights, where these fit and the mix stays for long enough.
+On the CPU, and where a call cannot be recorded, it runs layer by layer. `Stats` then tells the reason. Adapters that
+multiply weights (true FLoRA) can be recorded only as whole weights, if these fit and the mix stays for long enough.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ import torch
 
 from composers.plan import Use
 from pipelines.engine.backends import AttentionChoice, attention_by
-from pipelines.engine.call import Call, Found, forward
-from pipelines.engine.compiling import compile_blocks, part_blocks
+from pipelines.engine.compiling import compile_blocks, uncompile_blocks
 from pipelines.engine.planner import FEWEST_STEADY, KindPlan, Load, Planner
 from pipelines.engine.products.attention import RowText, TextMemory, join_weights
 from pipelines.engine.products.graphs import CudaGraphs, Recorder
 from pipelines.engine.products.layers import use_kernels
-from pipelines.engine.residency.bank import Bank, Rows, grouped
+from pipelines.engine.residency.bank import Bank, Mixes, grouped
 from pipelines.engine.residency.packing import Ranks, Taken
-from pipelines.engine.residency.table import KINDS, Kind
+from pipelines.engine.residency.table import LAYER_KINDS, LayerKind
 from pipelines.engine.stage import Bucket, KindForm, Stage, room_for_rank, room_for_rows
+from pipelines.engine.unet_call import UNetCall, UNetOutput, forward
 from pipelines.families.family import Cut
 from pipelines.families.unet import shallow_modules
 
 MOST_STAGES = 24
-"""Buckets kept at once. The one that was used longest ago makes room for a new one."""
+"""Stages kept at once. The one that was used longest ago makes room for a new one."""
 MEMORY_SHARE = 0.35
-"""The part of the device's memory that the buffers of all buckets may take."""
-STEP_KINDS: tuple[Kind, ...] = tuple(kind for kind in KINDS if kind != "text")
+"""The fraction of the device's memory that the buffers of all stages may take."""
+STEP_KINDS: tuple[LayerKind, ...] = tuple(kind for kind in LAYER_KINDS if kind != "text")
 
 
 @dataclass
 class Stats:
     """What the engine has done since it was made.
 
-    rows: latents' shape -> rows run so far, in full or shallow. captures: buckets recorded. replays: calls replayed.
-    rehearsals: first calls of a bucket, on its buffers. layer_by_layer: calls run without buffers. evictions: stages
-    dropped to make room. text_rows: rows whose text keys and values were computed. notes: why calls ran without a
-    recording that might have had one -> how many. why: of the last call; "" where nothing is to be said.
+    rows: latents' shape -> rows run so far, in full or shallow. captures: buckets recorded. replays: calls run by a
+    recording. rehearsals: first calls of a bucket, run on its buffers without one. layer_by_layer: calls run without
+    buffers. evictions: stages dropped to make room. text_rows: rows whose text keys and values were computed.
+    notes: the reason why calls could not be recorded -> how many. why: the last call's reason, "" where it has none.
     """
 
     rows: Counter[tuple[int, ...]] = field(default_factory=Counter)
@@ -59,19 +59,20 @@ class Stats:
     _compiled_before: int = 0
 
     def tell(self, why: str) -> None:
+        """Count a call that could not be recorded, and why."""
         self.notes[why] += 1
         self.why = why
 
     @property
     def recompiles(self) -> int:
-        """Graphs that torch.compile has made since the counter was set back (see `Engine.optimize`)."""
+        """Graphs that torch.compile has made since the last `Engine.reset`."""
         return _compiled() - self._compiled_before
 
 
 class Engine:
-    """Runs the UNet's calls. `bank` holds the adapters; `planner` chooses the forms.
+    """Runs the UNet's calls. `bank` holds the adapters, `planner` chooses the forms.
 
-    recorder_for: device -> what makes recordings on it; None runs layer by layer.
+    recorder_for: device -> what makes recordings on it, None where calls are to run layer by layer.
     """
 
     def __init__(self, unet: Any, bank: Bank, planner: Planner | None = None) -> None:
@@ -102,21 +103,24 @@ class Engine:
         backend: str = "inductor",
         kernels: bool = False,
     ) -> None:
-        """Choose how calls run. graphs: record and replay, on devices that can. compile: the UNet's repeated blocks
-        through torch.compile, once for each size. attention: by which kernel. kernels: see `use_kernels`."""
+        """Choose how calls run.
+
+        graphs: record and replay calls, on devices that can. compile: run the UNet's repeated blocks through
+        torch.compile, with this backend; each size is compiled once. attention: the kernel. kernels: see `use_kernels`.
+        """
         if attention != self.attention:
-            torch.compiler.reset()  # the kernel is part of what was compiled, now or before
+            torch.compiler.reset()  # the attention kernel is part of the compiled code
         self.graphs, self.attention = graphs, attention
         use_kernels(self._unet, kernels)
         if compile and not self.compiled:
             compile_blocks(self._unet, backend)
         if self.compiled and not compile:
-            part_blocks(self._unet)
+            uncompile_blocks(self._unet)
         self.compiled, self.kernels = compile, kernels
         self.reset()
 
     def reset(self) -> None:
-        """Forget what holds for the present device and dtype alone."""
+        """Forget all that depends on the device and dtype: stages, recordings, kept keys and values."""
         self._stages.clear()
         self._refused.clear()
         self._last_bucket.clear()
@@ -129,18 +133,18 @@ class Engine:
 
     @property
     def stages(self) -> Sequence[Stage]:
-        """The stages there are, the one used last at the end."""
+        """The present stages, the least recently used first."""
         return tuple(self._stages.values())
 
     # -- a call ------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def run(self, call: Call) -> Found:
-        """The call's results, in the UNet's dtype."""
+    def run(self, call: UNetCall) -> UNetOutput:
+        """Run a call. Its results are in the UNet's dtype. Raises what torch raises where memory runs out."""
         with attention_by(self.attention):
             return self._run(call)
 
-    def _run(self, call: Call) -> Found:
+    def _run(self, call: UNetCall) -> UNetOutput:
         self.stats.rows[call.shape] += call.rows
         self.stats.why = ""
         groups = grouped_by_pairs(call.uses)
@@ -153,13 +157,13 @@ class Engine:
         self.stats.layer_by_layer += 1
         return self._layer_by_layer(call)
 
-    def _on_stage(self, stage: Stage, call: Call, groups: Rows) -> Found | None:
-        """The call's results from a stage; None where the stage cannot be recorded."""
+    def _on_stage(self, stage: Stage, call: UNetCall, groups: Mixes) -> UNetOutput | None:
+        """The call's results from a stage; None where the stage cannot be run or recorded."""
         assert self.recorder is not None
         recorded, text_rows = stage.recorded, stage.text_rows
         try:
             found = stage.run(call, groups, self.recorder)
-        except RuntimeError as error:  # device memory that runs out is one, too
+        except RuntimeError as error:  # torch.OutOfMemoryError is one too
             if recorded:
                 raise
             self._refuse(stage.bucket, error)
@@ -170,7 +174,7 @@ class Engine:
         self.stats.rehearsals += not stage.recorded
         return found
 
-    def _layer_by_layer(self, call: Call) -> Found:
+    def _layer_by_layer(self, call: UNetCall) -> UNetOutput:
         modules = self._modules(call.cut)
         if self._hooked:
             with self.bank.active("unet", call.uses, modules):
@@ -180,8 +184,8 @@ class Engine:
         with self.bank.active("unet", call.uses, modules, STEP_KINDS), memory.used():
             return forward(self._unet, call)
 
-    def _remember(self, memory: TextMemory, call: Call) -> None:
-        """Keys and values of the call's texts into the memory: those of new texts and mixes are computed."""
+    def _remember(self, memory: TextMemory, call: UNetCall) -> None:
+        """Put the keys and values of the call's texts into the memory. Those of new texts and mixes are computed."""
         rows = [
             RowText(text, self.bank.marked(uses)) for text, uses in zip(call.texts, call.uses, strict=True)
         ]
@@ -196,7 +200,7 @@ class Engine:
 
     # -- stages ------------------------------------------------------------------------------------------
 
-    def _bucket(self, call: Call, groups: Rows) -> Bucket | None:
+    def _bucket(self, call: UNetCall, groups: Mixes) -> Bucket | None:
         """The bucket of a call; None where it runs layer by layer."""
         if not self.graphs or self.recorder is None:
             return None
@@ -217,13 +221,13 @@ class Engine:
             return None
         return last[1]
 
-    def _new_bucket(self, call: Call, groups: Rows) -> Bucket | str:
+    def _new_bucket(self, call: UNetCall, groups: Mixes) -> Bucket | str:
         """The bucket of a call, or why it has none."""
         group = call.rows // len(groups)
         rows = room_for_rows(call.rows, group)
         within = self._table.running(self._modules(call.cut))
         reaches = self.bank.reaches("unet")
-        ranks = [Taken(self._table, kind, groups, reaches, within).ranks for kind in KINDS]
+        ranks = [Taken(self._table, kind, groups, reaches, within).ranks for kind in LAYER_KINDS]
         load = self._load(rows, rows // group, call.shape, call.steady)
         multiplied = self.bank.multiplied_kinds("unet", groups, within)
         forms = self._forms(ranks, multiplied, load)
@@ -245,13 +249,12 @@ class Engine:
         return Load(rows, groups, shape[-2] * shape[-1], steady, MEMORY_SHARE * self._total_memory())
 
     def _forms(
-        self, ranks: Sequence[Ranks], multiplied: Collection[Kind], load: Load
+        self, ranks: Sequence[Ranks], multiplied: Collection[LayerKind], load: Load
     ) -> tuple[KindForm, ...] | str:
-        """A form for every kind of layer that adapters change, within the room that all share; or why there are none.
+        """A form for each kind of layer that adapters change; or a reason why the call cannot be recorded.
 
-        Keys and values of the texts never take whole weights: in SDXL those are gigabytes, for what is computed once a
-        mix. multiplied: the kinds whose weights are multiplied (FLoRA). On buffers they take whole weights, but for
-        those of the texts.
+        All kinds share one room for buffers. multiplied: the kinds whose weights FLoRA multiplies; they take whole
+        weights. The kind "text" never does: in SDXL these would be gigabytes, for what is computed once for each mix.
         """
         on_texts = {"text"} & {*multiplied}
         multiplied = {*multiplied} - on_texts
@@ -274,22 +277,24 @@ class Engine:
             load = replace(load, room=load.room - next(each.bytes for each in found if each.form == form))
             if whole and load.room < 0:
                 return "FLoRA runs without CUDA graphs: the device's memory is too small for whole weights"
-        return tuple(sorted(forms, key=lambda own: KINDS.index(own.kind)))  # equal forms, equal buckets
+        return tuple(sorted(forms, key=lambda own: LAYER_KINDS.index(own.kind)))  # equal forms, equal buckets
 
     def explain(
         self, uses: Sequence[tuple[Use, ...]], shape: Sequence[int], steady: int
     ) -> tuple[tuple[KindPlan, ...], str]:
-        """How a call over these rows would run: for every kind of layer that its adapters change, the form it takes and
-        what each form costs. And what multiplies weights without a form of its own, "" where nothing does.
+        """How a call over these rows would run.
 
-        shape: of the latents. steady: as in `Call`.
+        Returns, for each kind of layer that adapters change, the chosen form and what each form costs; and a note on
+        what FLoRA adapters do besides, "" where there is nothing to say.
+
+        uses: for each row, its adapters. shape: [channels, h, w] of the latents. steady: as in `UNetCall`.
         """
         rows = tuple(uses)
         recorded = self.graphs and self.recorder is not None
         groups = grouped_by_pairs(rows) if recorded else grouped(rows)
         load = self._load(len(rows), len(groups), shape, steady)
         reaches, within = self.bank.reaches("unet"), self._table.running(("",))
-        kinds = {kind: Taken(self._table, kind, groups, reaches, within).ranks for kind in KINDS}
+        kinds = {kind: Taken(self._table, kind, groups, reaches, within).ranks for kind in LAYER_KINDS}
         multiplied = self.bank.multiplied_kinds("unet", groups, within)
         forms = self._forms(list(kinds.values()), multiplied, load)
         refused = forms if isinstance(forms, str) else ""
@@ -308,8 +313,8 @@ class Engine:
         note = f"FLoRA multiplies the weights of {' and '.join(apart)} layers row by row" if apart else ""
         return plans, "; ".join(filter(None, (note, refused if recorded else "")))
 
-    def _stage(self, bucket: Bucket, call: Call) -> Stage | None:
-        """The stage of a bucket; None where it cannot be."""
+    def _stage(self, bucket: Bucket, call: UNetCall) -> Stage | None:
+        """The stage of a bucket, made if there is none yet; None where the bucket was refused or memory runs out."""
         stage = self._stages.get(bucket)
         if stage is None:
             if bucket in self._refused:
@@ -326,7 +331,7 @@ class Engine:
         return stage
 
     def _bound(self, keep: Bucket) -> None:
-        """Drop the stages used longest ago while there are too many or they take too much."""
+        """Drop the stages used longest ago while there are too many, or while they take too much memory."""
         limit = MEMORY_SHARE * self._total_memory()
         while len(self._stages) > MOST_STAGES or (
             len(self._stages) > 1 and sum(stage.bytes for stage in self._stages.values()) > limit
@@ -342,7 +347,7 @@ class Engine:
         return 8.0 * 2**30
 
     def _refuse(self, bucket: Bucket, error: RuntimeError) -> None:
-        """Calls of a bucket that cannot be recorded run layer by layer from now on."""
+        """Note that calls of this bucket run layer by layer from now on, and why."""
         self._stages.pop(bucket, None)
         if isinstance(error, torch.OutOfMemoryError):
             self._stages.clear()
@@ -355,7 +360,7 @@ class Engine:
 
     @property
     def _hooked(self) -> bool:
-        """Whether hooks may change what an attention layer reads: then nothing is kept and nothing is replayed."""
+        """Whether an attention layer has hooks. They may change what it reads, so nothing is kept or replayed."""
         return any(attn._forward_pre_hooks or attn._forward_hooks for attn in self._table.attention.values())
 
     def _modules(self, cut: Cut | None) -> tuple[str, ...]:
@@ -370,9 +375,11 @@ class Engine:
         }
 
 
-def grouped_by_pairs(rows: Rows) -> Rows:
-    """The mixes of pairs of equal neighbours where all rows are such pairs, else the mixes of single rows. Which of the
-    two it is must not depend on what the mixes hold."""
+def grouped_by_pairs(rows: Mixes) -> Mixes:
+    """One mix for each pair of rows, where all rows come in pairs of equal neighbours; else one for each row.
+
+    Which of the two it is must not depend on what the mixes hold.
+    """
     pairs = len(rows) % 2 == 0 and rows[::2] == rows[1::2]
     return tuple(rows[::2]) if pairs else tuple(rows)
 

@@ -1,16 +1,16 @@
-"""Which form is cheapest for the layers of one kind in a call: a cost model of the three products.
+"""Which form is cheapest for the layers of one kind in a call: a cost model of the three forms (`products/factors.py`).
 
-For every layer, with N rows in G groups, T tokens a row, rank R and element size e, beyond the base layer's own work:
+For one layer with N rows in G groups, T tokens a row and rank R, each form costs beyond the base layer's own work:
 
-    lane-packed  2 N T R (in + out) operations; reads x, writes and reads N T R, reads and writes y; 2 kernels;
-                 or, where whole weights are made in passing, 2 G R in out, and four passes over G weights
-    pool         the same with the pool's rank, and the gates: 3 kernels
-    dense        reads the weights of G groups instead of one; once a mix they are written, which its steps share
+    lane-packed  2 N T R (in + out) operations. Reads x, writes and reads N T R numbers, reads and writes y. 2 kernels.
+                 Where whole weights are made in passing: 2 G R in out operations and four passes over G weights.
+    pool         The same with the pool's rank. 3 kernels, one of them for the gates.
+    dense        Reads G weights instead of one. They are written once for each mix, and all its steps share that cost.
 
-Keys and values of the text take all that once a mix, and nothing in its other calls.
+For the layers of kind "text" all of this is done once for each mix, and not in its other calls.
 
-The time is operations / rate or bytes / bandwidth, whichever is larger, plus the launch of each kernel. The rate of a
-product of low rank grows with the rank, as its tiles fill, up to that of a large product.
+A form takes the longer of the times for its operations and for its bytes, and the launch of each kernel on top. The
+rate of a low-rank product grows with the rank, as its tiles fill, up to the rate of a large product.
 """
 
 from __future__ import annotations
@@ -23,22 +23,24 @@ from pipelines.engine.residency.packing import Ranks
 from pipelines.engine.residency.table import Table
 
 TEXT_TOKENS = 77
-"""Tokens that one pass of a text encoder reads."""
+"""Tokens of a text, as the cost model assumes them: one chunk."""
 FILLED_BY = 2
-"""Kernels that write one layer's weights for a mix. They are not recorded."""
+"""Kernels that write one layer's whole weights for a mix. They are launched one by one, not recorded."""
 FEWEST_STEADY = 10
-"""A mix gets weights of its own only where it stays as it is for so many steps."""
+"""A mix gets whole weights only if it stays the same for at least so many steps."""
 LOW_RANK = 48
-"""The rank at which products of low rank are measured, that of three LoRAs of rank 16."""
+"""The rank at which low-rank products are measured: that of three LoRAs of rank 16."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """How fast a device is.
+    """How fast a device is in one dtype.
 
-    gemm: operations a second in a large product. low_rank: the same in a product of rank `LOW_RANK`. bandwidth: bytes
-    copied a second, each read and written. launch: seconds a recorded kernel costs. host: seconds a kernel costs that
-    is not recorded.
+    gemm: operations per second in a large matrix product. A multiplication and an addition count as two.
+    low_rank: operations per second in a product of rank `LOW_RANK`.
+    bandwidth: bytes copied per second. A copied byte is read once and written once.
+    launch: seconds for a kernel in a recording.
+    host: seconds for a kernel that the host launches.
     """
 
     gemm: float
@@ -48,8 +50,11 @@ class Rates:
     host: float
 
     def product(self, rank: int) -> float:
-        """Operations a second in a product of that rank. An empty tile takes some time, and each rank adds to it."""
-        empty = LOW_RANK * (self.gemm / self.low_rank - 1)  # in ranks of a large product
+        """Operations per second in a product of that rank.
+
+        The time for such a product is a fixed part plus a part that grows with the rank. `low_rank` gives the first.
+        """
+        empty = LOW_RANK * (self.gemm / self.low_rank - 1)  # the fixed part, as a rank that takes as long
         return self.gemm * max(rank, 1) / (max(rank, 1) + max(empty, 0.0))
 
 
@@ -57,13 +62,13 @@ MEASURED = {
     "cuda": Rates(gemm=6.0e14, low_rank=1.0e14, bandwidth=2.6e12, launch=1.5e-6, host=6.0e-6),
     "cpu": Rates(gemm=5.0e10, low_rank=3.0e10, bandwidth=1.0e10, launch=1.0e-5, host=1.0e-5),
 }
-"""For devices that nobody has calibrated: an H100 in bfloat16, and one core in float32."""
+"""Rates for devices that are not calibrated, by type: those of an H100 in bfloat16 and of one core in float32."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """One layer's work in a call. tokens: positions a row. in_width: inputs, times the kernel's size in a convolution.
-    layers: how many layers have the same work."""
+    """One layer's work in a call. tokens: positions in a row. in_width: the layer's inputs, in a convolution times the
+    kernel's size. layers: how many layers have the same work."""
 
     rows: int
     tokens: int
@@ -74,7 +79,10 @@ class Work:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a form costs beyond the base model. step: seconds a call. once: seconds a mix. bytes: of buffers."""
+    """What a form costs beyond the base model.
+
+    step: seconds for each call. once: seconds for each new mix. bytes: the size of its buffers.
+    """
 
     form: Form
     step: float
@@ -82,13 +90,13 @@ class Estimate:
     bytes: int
 
     def over(self, steps: int) -> float:
-        """Seconds a step, for a mix that stays for so many steps."""
+        """Seconds for each step, for a mix that stays for so many steps."""
         return self.step + self.once / max(steps, 1)
 
 
 @dataclass(frozen=True)
 class Load:
-    """A call as the planner sees it. cells: h * w of the latents. steady: steps for which its mixes stay as they are.
+    """A call as the planner sees it. cells: h * w of the latents. steady: for how many steps its mixes stay the same.
     room: bytes that buffers may take."""
 
     rows: int
@@ -100,7 +108,7 @@ class Load:
 
 @dataclass(frozen=True)
 class KindPlan:
-    """The form chosen for one kind of layer, and what each form would cost."""
+    """The form chosen for one kind of layer, and what each form would cost. layers: how many there are of the kind."""
 
     ranks: Ranks
     layers: int
@@ -110,8 +118,8 @@ class KindPlan:
 
 @dataclass(frozen=True)
 class CallPlan:
-    """One UNet call for pictures of one size. steady: steps for which their mixes stay as they are. kinds: the forms.
-    note: what FLoRA adapters do besides."""
+    """One UNet call for pictures of one size, in pixels. steady: for how many steps their mixes stay the same.
+    kinds: the form for each kind of layer. note: what FLoRA adapters do besides, or ""."""
 
     width: int
     height: int
@@ -124,19 +132,22 @@ class CallPlan:
 
 @dataclass(frozen=True)
 class Planner:
-    """rates: of the device; None takes those of `MEASURED` for its type."""
+    """Estimates and chooses the forms. rates: the device's; None takes those of `MEASURED` for its type."""
 
     rates: Rates | None = None
 
     def estimates(self, table: Table, ranks: Ranks, load: Load) -> tuple[Estimate, ...]:
-        """What every form costs for one kind of layer."""
+        """What each form costs for one kind of layer: lane-packed, pool, dense, in this order."""
         weight = table.layers[0].weight
         rates = self.rates or MEASURED.get(weight.device.type, MEASURED["cpu"])
         works = list(works_of(table, ranks, load.rows, load.cells))
         return tuple(estimates(works, ranks, load.groups, rates, weight.itemsize))
 
     def choose(self, found: Sequence[Estimate], load: Load) -> Form:
-        """The cheapest form that fits; whole weights only where the mix stays for long enough."""
+        """The cheapest form whose buffers fit. "dense" only if the mix stays for `FEWEST_STEADY` steps.
+
+        found: as `estimates` gives it. Where no form fits, its first one.
+        """
         fitting = [
             each
             for each in found
@@ -146,14 +157,14 @@ class Planner:
 
 
 def works_of(table: Table, ranks: Ranks, rows: int, cells: int) -> Iterator[Work]:
-    """The layers of one kind; cells: h * w of the latents."""
+    """The work of the layers of one kind, equal layers together. cells: h * w of the latents."""
     for (level, inner, outer), layers in table.sizes[ranks.kind].items():
         tokens = TEXT_TOKENS if ranks.kind == "text" else 1 if level is None else max(cells >> (2 * level), 1)
         yield Work(rows, tokens, inner, outer, layers)
 
 
 def estimates(works: list[Work], ranks: Ranks, groups: int, rates: Rates, size: int) -> list[Estimate]:
-    """Lane-packed, pool and dense; `size`: bytes of an element."""
+    """What each form costs for these layers: lane-packed, pool, dense. size: bytes of one number."""
     found = []
     for form, rank, sets, kernels in (("lane-packed", ranks.lane, groups, 2), ("pool", ranks.pool, 1, 3)):
         step, held = 0.0, 0

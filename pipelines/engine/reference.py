@@ -1,6 +1,6 @@
-"""The slow, obvious reference: one image's mix merged into a copy of the weights.
+"""The slow, obvious reference: one image's mix, merged into a copy of the weights.
 
-The engine is tested against it, and `studio` times it as the sequential rival.
+The engine is tested against it, and `studio` times it as a rival that renders one image after another.
 """
 
 from __future__ import annotations
@@ -13,20 +13,24 @@ from torch import nn
 
 from composers.plan import Use
 from pipelines.adapters.adapter import Adapter
-from pipelines.engine.products.attention import part_attention
+from pipelines.engine.products.attention import restore_attention
 from pipelines.engine.products.layers import LaneConv2d, LaneLinear, unwrap
 
 
 def merged(
     model: nn.Module, component: str, adapters: Mapping[str, Adapter], uses: Iterable[Use]
 ) -> nn.Module:
-    """A copy of `model` (the component of that name) with W + sum_i weight_i * block factor_i * dW_i."""
+    """A copy of `model` with the weights W + sum_i weight_i * block_factor_i * dW_i.
+
+    model: a whole component, named `component` ("unet", "text_encoder", …). adapters: name -> adapter, those of the
+    uses among them. dW_i is the change that adapter i makes to the base weight W. Schedules are ignored.
+    """
     slots = [
         (module, module.slot) for module in model.modules() if isinstance(module, LaneLinear | LaneConv2d)
     ]
     twin = copy.deepcopy(model, {id(slot): slot for _, slot in slots})
     unwrap(twin)
-    part_attention(twin)
+    restore_attention(twin)
     layers = dict(twin.named_modules())
     base = dict(model.named_modules())
     with torch.no_grad():
@@ -37,6 +41,6 @@ def merged(
                     weight, own = layers[module].weight, base[module].weight
                     assert isinstance(weight, torch.Tensor)
                     assert isinstance(own, torch.Tensor)
-                    change = factor.change(own)  # of the base weight, so that the order does not matter
+                    change = factor.change(own)  # to the base weight, so that the order does not matter
                     weight += (use.weight * use.block_factor(module) * change).to(weight.dtype)
     return twin

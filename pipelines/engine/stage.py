@@ -1,9 +1,9 @@
-"""A stage: static buffers for UNet calls of one bucket, recorded once and replayed for every mix that fits.
+"""A stage: static buffers for the UNet calls of one bucket, recorded once and replayed for every mix that fits.
 
-Latents, timesteps, text keys and values, factors and gates are buffers that every call overwrites. Rows beyond the
-call's own are fillers; what they compute is dropped. So neither a mix nor a strength, a method or an adapter makes a
-new recording: only another bucket does. Keys and values of the texts are a recording of their own, replayed for all
-rows whenever a text or a mix of any is new.
+Latents, timesteps, text keys and values, factors and gates are buffers that every call overwrites. The buffers may have
+more rows than a call; the results of these are dropped. So only another bucket needs another recording; a new mix,
+strength, method or adapter does not. Text keys and values have a recording of their own. It is replayed for all rows
+whenever the text or the mix of any row is new.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from composers.plan import Use
-from pipelines.engine.call import Call, Found, forward
 from pipelines.engine.products.attention import RowText
 from pipelines.engine.products.factors import Acting, Form
 from pipelines.engine.products.graphs import Recorder, Recording
 from pipelines.engine.products.layers import together
-from pipelines.engine.residency.bank import Bank, Marked, Rows
+from pipelines.engine.residency.bank import Bank, Marked, Mixes
 from pipelines.engine.residency.packing import DensePacking, Packing, Taken
-from pipelines.engine.residency.table import Kind
+from pipelines.engine.residency.table import LayerKind
+from pipelines.engine.unet_call import UNetCall, UNetOutput, forward
 from pipelines.families.family import Cut
 from pipelines.families.unet import shallow_modules
 from pipelines.pace import moved
@@ -32,20 +32,21 @@ from pipelines.pace import moved
 
 @dataclass(frozen=True)
 class KindForm:
-    """The form of one kind of layer and, for low-rank forms, the rank there is room for (0 for dense)."""
+    """The form of one kind of layer. rank: the rank that its buffers have room for; 0 for dense."""
 
-    kind: Kind
+    kind: LayerKind
     form: Form
     rank: int
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Calls that one recording serves.
+    """The calls that one recording serves.
 
-    shape: [channels, h, w] of the latents. rows: at most. group: rows that share a mix. tokens: of the text.
-    forms: those of the kinds of layers that adapters change. texts_multiplied: adapters multiply the weights of text
-    keys and values, which are then not recorded.
+    shape: [channels, h, w] of the latents. rows: the most that a call may have. group: how many neighbouring rows share
+    a mix. tokens: of the text. masked: whether the text has a mask. cut, leaves: as in `UNetCall`.
+    forms: one for each kind of layer that adapters change. texts_multiplied: FLoRA adapters multiply the weights that
+    make text keys and values, whose computation is then not recorded.
     """
 
     shape: tuple[int, ...]
@@ -64,21 +65,28 @@ class Bucket:
 
 
 def room_for_rows(rows: int, group: int) -> int:
-    """Rows of the bucket that holds a call: even numbers to 16, then in steps of an eighth to a quarter."""
+    """Rows of the bucket for a call of `rows` rows: 1, or the next multiple of 2 (up to 16 rows), 4 (up to 32) or 8.
+
+    The multiple is `group`, the rows that share a mix, where that is larger.
+    """
     step = max(group, 2 if rows <= 16 else 4 if rows <= 32 else 8)
     return rows if rows == 1 else -(-rows // step) * step
 
 
 def room_for_rank(rank: int) -> int:
-    """Rank of the bucket that holds a mix: multiples of 16 to 64, of 32 to 256, then of 128."""
+    """Rank of the bucket for a mix of rank `rank`: the next multiple of 16 (up to 64), 32 (up to 256) or 128."""
     step = 16 if rank <= 64 else 32 if rank <= 256 else 128
     return -(-rank // step) * step
 
 
 class Stage:
-    """Buffers and the recordings of one bucket. text_rows: rows whose text keys and values were computed so far."""
+    """The buffers and recordings of one bucket. like: a call of it, whose tensors show dtypes and sizes.
 
-    def __init__(self, unet: Any, bank: Bank, bucket: Bucket, like: Call) -> None:
+    text_rows: how many rows' text keys and values were computed so far. Making a stage, and running it, raises what
+    torch raises where memory runs out.
+    """
+
+    def __init__(self, unet: Any, bank: Bank, bucket: Bucket, like: UNetCall) -> None:
         self.bucket = bucket
         self._unet, self._bank, self._table = unet, bank, bank.tables["unet"]
         self._modules = shallow_modules(unet, bucket.cut) if bucket.cut else ("",)
@@ -90,7 +98,7 @@ class Stage:
         self._call = like.on(inputs)
         self._inputs = inputs
         layer = self._table.layers[0].weight
-        self.packings: dict[Kind, Packing | DensePacking] = {}
+        self.packings: dict[LayerKind, Packing | DensePacking] = {}
         for own in bucket.forms:
             self.packings[own.kind] = (
                 DensePacking(
@@ -116,16 +124,16 @@ class Stage:
             for name, attn in texts.items()
         }
         self.text_rows = 0
-        # Whose keys and values are kept; None where that is not known.
+        # For each row, whose keys and values are kept. None where that is not known.
         self._texts: list[RowText | None] | None = None
         self._seats: list[Marked | None] = [None] * bucket.groups
         self._rehearsed = False
-        self._recording: Recording[Found] | None = None
+        self._recording: Recording[UNetOutput] | None = None
         self._texts_recording: Recording[None] | None = None
 
     @property
     def bytes(self) -> int:
-        """Memory of the buffers."""
+        """The size of the buffers."""
         kept = sum(key.nbytes + value.nbytes for key, value in self._kept.values())
         packed = sum(packing.bytes for packing in self.packings.values())
         return kept + packed + sum(tensor.nbytes for tensor in self._inputs.values())
@@ -134,11 +142,11 @@ class Stage:
     def recorded(self) -> bool:
         return self._recording is not None
 
-    def run(self, call: Call, groups: Rows, recorder: Recorder) -> Found:
-        """The call's results. groups: the mixes of its groups.
+    def run(self, call: UNetCall, groups: Mixes, recorder: Recorder) -> UNetOutput:
+        """Run a call of this bucket. groups: the mix of each of its groups.
 
-        The first call runs on the buffers without a recording, the second is recorded, and all others are replayed. So
-        nothing is recorded that is wanted only once. The result does not show which of the three it was.
+        The first call runs on the buffers without a recording. At the second the recording is made. So nothing is
+        recorded that is needed only once. The results are the same with a recording and without.
         """
         places = self._place(groups)
         rows = [place * self.bucket.group + row for place in places for row in range(self.bucket.group)]
@@ -161,10 +169,13 @@ class Stage:
         def mine(result: Tensor) -> Tensor:
             return result[: len(rows)].clone() if index is None else result[index]
 
-        return Found(mine(found.prediction), {cut: mine(value) for cut, value in found.features.items()})
+        return UNetOutput(mine(found.prediction), {cut: mine(value) for cut, value in found.features.items()})
 
-    def _place(self, groups: Rows) -> list[int]:
-        """The seat of every group, whose mix is then in the buffers. Whole weights keep their seats."""
+    def _place(self, groups: Mixes) -> list[int]:
+        """Put the groups' mixes into the buffers, and return the seat of each.
+
+        Where there are whole weights, a mix that already sits somewhere keeps its seat.
+        """
         mixes = [self._bank.marked(mix) for mix in groups]
         dense = any(own.form == "dense" for own in self.bucket.forms)
         before = list(self._seats)
@@ -173,13 +184,14 @@ class Stage:
         for seat, mix in zip(seats, mixes, strict=True):
             after[seat] = mix
         if after != before:
-            # Where memory runs out on the way, what was being written counts as nothing.
+            # Memory may run out on the way: until all is written, seats that change count as empty.
             self._seats = [mix if mix == old else None for mix, old in zip(after, before, strict=True)]
             self._fill(before, after)
         self._seats = after
         return seats
 
     def _fill(self, before: Sequence[Marked | None], after: Sequence[Marked | None]) -> None:
+        """Write the factors and weights of all kinds but "text", for the mixes on the seats `after`."""
         changed = [seat for seat, mix in enumerate(after) if mix is not None and mix != before[seat]]
         for kind, packing in self.packings.items():
             if isinstance(packing, DensePacking):
@@ -192,18 +204,18 @@ class Stage:
             elif kind != "text":
                 self._pack(kind, packing, [mix[0] if mix else () for mix in after])
 
-    def _pack(self, kind: Kind, packing: Packing, mixes: Sequence[tuple[Use, ...]]) -> None:
+    def _pack(self, kind: LayerKind, packing: Packing, mixes: Sequence[tuple[Use, ...]]) -> None:
         draft = self._taken(kind, mixes).draft(packing.form, packing.rank)
         assert draft is not None
         packing.fill(self._bank.pools, draft)
 
-    def _taken(self, kind: Kind, mixes: Sequence[tuple[Use, ...]]) -> Taken:
+    def _taken(self, kind: LayerKind, mixes: Sequence[tuple[Use, ...]]) -> Taken:
         return Taken(self._table, kind, mixes, self._bank.reaches("unet"), self._running)
 
     # -- texts -------------------------------------------------------------------------------------------
 
-    def _renew_texts(self, call: Call, rows: Sequence[int]) -> None:
-        """Fill in the keys and values of the call's texts and mixes. rows: where its rows sit."""
+    def _renew_texts(self, call: UNetCall, rows: Sequence[int]) -> None:
+        """Compute the text keys and values anew, unless the buffers have the call's. rows: where its rows sit."""
         packing = self.packings.get("text")
         reached = packing is not None or self.bucket.texts_multiplied
         texts: list[RowText | None] = [None] * self.bucket.rows
@@ -212,7 +224,7 @@ class Stage:
             texts[row], uses[row] = RowText(text, self._bank.marked(own) if reached else None), own
         if texts == self._texts:
             return
-        self._texts = None  # what is being written counts as nothing
+        self._texts = None  # not known until all is written
         if isinstance(packing, Packing):
             self._pack("text", packing, uses[:: self.bucket.group])
         if self.bucket.texts_multiplied:
@@ -226,7 +238,7 @@ class Stage:
         self.text_rows += len(rows)
 
     def _write_texts(self) -> None:
-        """Keys and values of the buffers' texts."""
+        """Write the keys and values of the texts in the buffers."""
         with self._acting(("text",)):
             for name, (key, value) in self._kept.items():
                 attn = self._table.texts[name]
@@ -236,7 +248,7 @@ class Stage:
 
     # -- the call ----------------------------------------------------------------------------------------
 
-    def _forward(self) -> Found:
+    def _forward(self) -> UNetOutput:
         try:
             for name, kept in self._kept.items():
                 self._table.texts[name].processor.kept = kept
@@ -250,8 +262,8 @@ class Stage:
         return bool(self._running[self._table.place[layer]])
 
     @contextmanager
-    def _acting(self, kinds: Sequence[Kind]) -> Iterator[None]:
-        """Within: the layers of these kinds read this stage's buffers."""
+    def _acting(self, kinds: Sequence[LayerKind]) -> Iterator[None]:
+        """Within: the layers of these kinds read their factors or weights from this stage's buffers."""
         acting: dict[int, Acting] = {}
         for kind in kinds:
             if kind in self.packings:
@@ -266,7 +278,7 @@ class Stage:
 
 
 def _assigned(seats: Sequence[Marked | None], groups: Sequence[Marked]) -> list[int]:
-    """A seat for every group: where its mix sits already, else a free one."""
+    """A seat for each group: one where its mix sits already, its own place if possible, else a free one."""
     free = set(range(len(seats)))
     found: list[int | None] = [None] * len(groups)
     for place, mix in enumerate(groups):

@@ -1,1 +1,1 @@
-"""What is known of a family of models: its blocks, its text encoders, its conditions."""
+"""The model families: their blocks, their text encoders, their conditions, and how their UNet runs."""

@@ -1,4 +1,4 @@
-"""Everything in which SD1.x, SD2.x and SDXL differ. What they have in common, a UNet, is in `unet` and `unet_names`."""
+"""All differences between SD1.x, SD2.x and SDXL. What they have in common, a UNet, is in `unet` and `unet_names`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pipelines.errors import ModelError
 
 FamilyName = Literal["sd1", "sd2", "sdxl"]
 Cut = Literal["published", "deep"]
-"""How much of the UNet a shallow pass runs, see `pipelines.families.unet`."""
+"""How much of the UNet a shallow pass runs: see `pipelines.families.unet`."""
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a picture is rendered with where the request says nothing; sizes in pixels."""
+    """What a picture is rendered with where the request says nothing. Sizes are in pixels."""
 
     width: int
     height: int
@@ -29,13 +29,13 @@ class Family:
     """One model family.
 
     architecture: what modelspec calls an adapter for it (https://github.com/Stability-AI/ModelSpec).
-    context_width: width of the text embeddings at the family's published size (small models of the
-        same layout are narrower).
-    text_encoders: the text encoders' component names, in the order their embeddings are joined.
-    size_conditioned: the UNet also takes pooled text and the six size numbers (`added_cond_kwargs`).
-    cut: where deep features are taken, unless a request says otherwise. SDXL's outermost blocks hold no
-        attention, so that at the published cut neither prompt nor adapter would act in a shallow pass.
-    content_blocks, style_blocks: the UNet blocks that hold content and style, where they are published.
+    context_width: the width of the text embeddings at the family's published size. Small models of the same layout
+        are narrower.
+    text_encoders: the text encoders' component names, in the order in which their embeddings are joined.
+    size_conditioned: the UNet also takes pooled text and six size numbers (`added_cond_kwargs`).
+    cut: where deep features are taken, unless a request says otherwise. SDXL's outermost blocks have no attention.
+        At the published cut, the prompt would not act in a shallow pass, nor would most adapters.
+    content_blocks, style_blocks: the UNet blocks that hold content and style; () where none are published.
     """
 
     name: FamilyName
@@ -51,7 +51,7 @@ class Family:
 
     @property
     def block_map(self) -> dict[str, tuple[str, ...]]:
-        """ "content" and "style" -> their blocks; empty where nothing is published."""
+        """ "content" and "style" -> their blocks. {} where none are published."""
         parts = {"content": self.content_blocks, "style": self.style_blocks}
         return {part: blocks for part, blocks in parts.items() if blocks}
 
@@ -93,7 +93,7 @@ FAMILIES: Mapping[str, Family] = {family.name: family for family in (SD1, SD2, S
 
 
 def family_of(unet_config: Mapping[str, Any]) -> Family:
-    """The family of a UNet from its configuration. Raises ModelError for one that is none of ours."""
+    """The family of a UNet, from its configuration. Raises ModelError for a UNet of another family or task."""
     addition = unet_config.get("addition_embed_type")
     if addition not in (None, "text_time") or unet_config.get("in_channels", 4) != 4:
         raise ModelError(

@@ -1,7 +1,7 @@
-"""A UNet of SD1.x, SD2.x or SDXL: its levels, where its passes are cut, and the two ways through it.
+"""A UNet of SD1.x, SD2.x or SDXL: its levels, its cuts, and the two ways through it.
 
-A full pass runs all blocks, and may leave the output of one up block behind. A shallow pass runs the blocks outside
-of it, on the present latents, timestep, text and adapters, and takes that output as it was:
+A full pass runs all blocks, and can leave the outputs of some up blocks behind as deep features. A shallow pass runs
+the outer blocks alone, on the present latents, timestep, text and adapters. It takes such an output as it was:
 
     cut         a shallow pass runs                                              what is remembered
     published   conv_in, the first down block, the last up block, conv_out       the output of up_blocks[-2]
@@ -30,7 +30,10 @@ LEVELS: Mapping[Cut, int] = {"published": 1, "deep": 2}
 
 
 def level_of(name: str, model: nn.Module) -> int | None:
-    """How often the layer's input has been halved; None where it has no positions. 0 for all layers of other models."""
+    """How often the input of a layer has been halved in size. 0 for all layers of a model that is no UNet.
+
+    None for layers whose input has no positions (embeddings of the timestep).
+    """
     if "emb" in name:
         return None
     levels = len(getattr(model, "down_blocks", ()))
@@ -44,7 +47,7 @@ def level_of(name: str, model: nn.Module) -> int | None:
 
 
 def feature_shape(unet_config: Mapping[str, Any], shape: Shape, cut: Cut) -> Shape:
-    """[channels, h, w] of what is remembered for latents of `shape`."""
+    """[channels, h, w] of the features at a cut, for latents of `shape`."""
     _, height, width = shape
     for _ in range(LEVELS[cut] - 1):
         height, width = -(-height // 2), -(-width // 2)
@@ -52,7 +55,7 @@ def feature_shape(unet_config: Mapping[str, Any], shape: Shape, cut: Cut) -> Sha
 
 
 def cuts_of(unet_config: Mapping[str, Any], preferred: Cut) -> tuple[Cut, ...]:
-    """The cuts that leave something out of this UNet, the preferred one first."""
+    """The cuts at which a shallow pass leaves out some of this UNet, the preferred one first."""
     levels = len(unet_config["block_out_channels"])
     found = [cut for cut in LEVELS if LEVELS[cut] < levels]
     return tuple(sorted(found, key=lambda cut: cut != preferred))
@@ -64,10 +67,10 @@ def cuts_of(unet_config: Mapping[str, Any], preferred: Cut) -> tuple[Cut, ...]:
 def conditions(
     text: Tensor, mask: Tensor | None, pooled: Tensor | None, sizes: Tensor | None
 ) -> dict[str, Any]:
-    """What a UNet reads beside latents and timesteps, under diffusers' names.
+    """What a UNet reads besides latents and timesteps, under diffusers' names.
 
-    text: [rows, tokens, width]; mask: [rows, tokens], nonzero where a token counts; pooled: [rows, width] and
-    sizes: [rows, 6], SDXL's.
+    text: [rows, tokens, width]. mask: [rows, tokens], nonzero where a token counts; None where all do.
+    pooled: [rows, width] and sizes: [rows, 6] for SDXL, None for others.
     """
     added = None
     if pooled is not None:
@@ -79,7 +82,10 @@ def conditions(
 def full_pass(
     unet: Any, leaves: Iterable[Cut], sample: Tensor, timestep: Tensor, reads: Mapping[str, Any]
 ) -> tuple[Tensor, dict[Cut, Tensor]]:
-    """The prediction, [rows, channels, h, w], and the features at the cuts `leaves`, [rows, *feature_shape]."""
+    """Run all blocks: the prediction, [rows, channels, h, w], and cut -> features, [rows, *feature_shape].
+
+    leaves: the cuts whose features are wanted. sample: [rows, channels, h, w]. timestep: [rows]. reads: `conditions`.
+    """
     with captured(unet, leaves) as features:
         prediction: Tensor = unet(sample, timestep, **reads, return_dict=False)[0]
     return prediction, features
@@ -87,7 +93,7 @@ def full_pass(
 
 @contextmanager
 def captured(unet: nn.Module, cuts: Iterable[Cut]) -> Iterator[dict[Cut, Tensor]]:
-    """Within: a call of `unet` leaves the features of these cuts behind, [rows, channels, h, w] each."""
+    """Within: a call of `unet` puts the features at these cuts, [rows, channels, h, w], into the dict it yields."""
     found: dict[Cut, Tensor] = {}
 
     def catch(cut: Cut, module: nn.Module, inputs: object, output: Tensor) -> None:
@@ -123,14 +129,14 @@ def shallow_pass(
     encoder_attention_mask: Tensor | None = None,
     added_cond_kwargs: dict[str, Tensor] | None = None,
 ) -> Tensor:
-    """The UNet's prediction, [rows, channels, h, w], from its outer blocks and the remembered features.
+    """Run the outer blocks alone, on remembered features: the prediction, [rows, channels, h, w].
 
-    deep: [rows, *feature_shape]. sample: [rows, channels, h, w]. timestep: [rows].
-    encoder_hidden_states: [rows, tokens, width]; encoder_attention_mask: [rows, tokens], nonzero where a token counts.
+    deep: the features, [rows, *feature_shape]. sample: [rows, channels, h, w]. timestep: [rows].
+    encoder_hidden_states: [rows, tokens, width]. encoder_attention_mask: [rows, tokens], nonzero where a token counts.
     added_cond_kwargs: SDXL's pooled text and sizes, as diffusers' UNet2DConditionModel takes them.
 
-    It is that class's own forward with the inner blocks left out, for the block types of SD1.x, SD2.x and SDXL.
-    Where `deep` is what a full pass on these very inputs has left behind, the prediction is the full pass's.
+    This is the forward of that class without the inner blocks, for the block types of SD1.x, SD2.x and SDXL. Where a
+    full pass on the same inputs has left `deep` behind, the prediction equals the full pass's.
     """
     levels = LEVELS[cut]
     emb = unet.time_embedding(unet.get_time_embed(sample=sample, timestep=timestep))  # [rows, emb]
@@ -168,7 +174,8 @@ def shallow_pass(
 def _down(
     block: Any, hidden: Tensor, emb: Tensor, text: Mapping[str, Any], *, downsample: bool
 ) -> tuple[Tensor, list[Tensor]]:
-    """A down block and the skips it leaves; the innermost one's downsampler feeds nothing that runs."""
+    """Run a down block: its output and its skips. The innermost block runs without its downsampler, whose output
+    nothing would read."""
     skips: list[Tensor] = []
     attentions = (
         block.attentions if getattr(block, "has_cross_attention", False) else [None] * len(block.resnets)

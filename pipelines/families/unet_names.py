@@ -1,4 +1,4 @@
-"""The names of a UNet's layers: diffusers', the original code's (SGM's), and those of old attention processors."""
+"""The names of a UNet's layers: diffusers' names, the original code's (SGM), and those of old attention processors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ATTENTION = re.compile(r"(.+\.attn\d+)\.(to_q|to_k|to_v|to_out\.0)")
 
 
 def unet_spellings(modules: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Every spelling of every layer, with the layer's own (diffusers') name: (spelling, layer)."""
+    """All spellings of all layers, as pairs of (spelling, the layer's diffusers name)."""
     modules = list(modules)
     sgm = sgm_names(modules)
     for module in modules:
@@ -40,13 +40,13 @@ def unet_spellings(modules: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 def sgm_names(modules: Iterable[str]) -> dict[str, str]:
-    """diffusers name -> SGM name for every layer of a UNet.
+    """diffusers name -> SGM name, for the layers of a UNet that have one.
 
-    The original code numbers blocks through: `input_blocks.0` is conv_in, then each level gives one number
-    per resnet (with its attention, if any, as second member) and one to its downsampler; `output_blocks`
-    likewise upwards, the upsampler being the last member of its level's last block. How many resnets,
-    attentions and samplers there are is read off the model's own layers, which is exact for every layout,
-    the small ones included.
+    The original code numbers its blocks without regard to levels. `input_blocks.0` is conv_in. Then each resnet of each
+    level takes one number (its attention, if any, is the block's second member), and so does each downsampler.
+    `output_blocks` are numbered likewise; an upsampler is the last member of its level's last block. The numbers of
+    resnets, attentions and samplers are read off the model's own layers, which is exact for every layout, small ones
+    included.
     """
     modules = list(modules)
     blocks = {**_numbered(modules, "down_blocks"), **_numbered(modules, "up_blocks"), **_middle(modules)}
@@ -68,7 +68,7 @@ def sgm_names(modules: Iterable[str]) -> dict[str, str]:
 
 
 def _numbered(modules: list[str], side: str) -> dict[str, str]:
-    """Members of the down or up blocks ("up_blocks.0.resnets.1") -> SGM places ("output_blocks.1.0")."""
+    """Member of a down or up block ("up_blocks.0.resnets.1") -> its SGM name ("output_blocks.1.0")."""
     members = _members(modules, side)
     levels = sorted({level for level, _, _ in members})
     number, prefix = (1, "input_blocks") if side == "down_blocks" else (0, "output_blocks")
@@ -90,13 +90,13 @@ def _numbered(modules: list[str], side: str) -> dict[str, str]:
 
 
 def _members(modules: list[str], side: str) -> set[tuple[int, str, int]]:
-    """(level, "resnets" | "attentions" | …, index) of everything that stands in the down or up blocks."""
+    """(level, "resnets" | "attentions" | …, index) of every member of the down blocks, or of the up blocks."""
     found = (re.match(rf"{side}\.(\d+)\.(\w+)\.(\d+)\.", module) for module in modules)
     return {(int(match[1]), match[2], int(match[3])) for match in found if match}
 
 
 def _middle(modules: list[str]) -> dict[str, str]:
-    """The middle block's members in the order they run: resnet, attention, resnet."""
+    """Member of the middle block -> its SGM name, numbered in the order they run: resnet, attention, resnet."""
     found = (re.match(r"mid_block\.(resnets|attentions)\.(\d+)\.", module) for module in modules)
     members = {(int(match[2]), match[1] == "attentions", match[0]) for match in found if match}
     # Each attention follows the resnet of its own number.

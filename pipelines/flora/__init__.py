@@ -1,1 +1,1 @@
-"""Training true FLoRA adapters (the type itself is `pipelines/adapters/kinds/flora.py`)."""
+"""Training true FLoRA adapters. The type itself is in `pipelines/adapters/kinds/flora.py`."""

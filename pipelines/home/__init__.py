@@ -1,4 +1,4 @@
-"""The user's folders, the names in them, and the settings."""
+"""The user's folders, the names of the files in them, and the settings."""
 
 from pipelines.home.home import Home
 from pipelines.home.names import Entry

@@ -1,11 +1,12 @@
-"""Folders that may not answer. A network share that went away holds whoever asks for a file, for minutes, in a call
-that nothing can end. So the files of users are asked for on threads of their own, and whoever asks waits for
-PATIENCE seconds without a sign of life.
+"""Folders that may not answer. A network share that has gone away blocks whoever asks it for a file, for minutes, in a
+system call that nothing can end. So users' files are asked for on threads of their own. Whoever asks waits until there
+has been no sign of life for `PATIENCE` seconds.
 
-    path -> its root -> at most MOST calls that wait for a first sign of life -> the answer, or NoAnswer
+    path -> its root -> at most `MOST` questions that wait for a first sign of life -> the answer, or NoAnswer
 
-While a call hangs, what it looks at is silent, with all below: further calls are refused at once, so that no thread is
-spent on it. Where MOST calls hang under one root, all of it is silent. It answers again as soon as they end.
+While a question hangs, the path that it is about is silent, with all below it. Further questions about it are refused
+at once, so that no more threads hang. Where `MOST` questions hang under one root, the whole root is silent. As soon as
+the questions end, it is asked again.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ from typing import Any, Generic, TypeVar
 from pipelines.errors import SetupError
 
 PATIENCE = 2.0
-"""Seconds without a sign of life after which a folder counts as one that does not answer."""
+"""Seconds without a sign of life after which a folder counts as silent."""
 MOST = 4
-"""Calls under one root at a time that had no sign of life yet, so that few threads hang when it goes away."""
+"""Questions under one root that may wait for a first sign of life at once, so that few threads hang if it goes away."""
 
-_SLICE = 0.05  # seconds; waiting is counted in these, so that a process that stood still blames no folder
-_KEPT = 4  # helpers that wait for further work
+_SLICE = 0.05  # seconds; waiting is counted in these, so that no folder is blamed when the process itself stood still
+_KEPT = 4  # idle helpers that are kept for further questions
 
 T = TypeVar("T")
 
 
 class NoAnswer(SetupError):
-    """A folder, or a file, does not answer. at: which."""
+    """A folder or a file does not answer. at: its path."""
 
     def __init__(self, at: str) -> None:
         super().__init__(
@@ -42,8 +43,12 @@ class NoAnswer(SetupError):
         self.at = at
 
 
-class Call(Generic[T]):
-    """Something that is asked of a root. at: what it looks at now; hangs: whoever asked gave it up, and it goes on."""
+class Question(Generic[T]):
+    """Work that asks a folder something, on a thread of its own.
+
+    root: the root that it belongs to. at: the path that it looks at now. hangs: whoever asked has given up, but the
+    thread still waits. signs: how many signs of life there have been.
+    """
 
     def __init__(self, root: str, at: str, work: Callable[[], T]) -> None:
         self.root, self.at = root, at
@@ -55,7 +60,7 @@ class Call(Generic[T]):
         self._error: BaseException | None = None
 
     def result(self) -> T:
-        """The answer. Raises what the work raised, and NoAnswer where nothing moves."""
+        """Wait for the answer. Raises what the work raises, and NoAnswer after `PATIENCE` seconds without a sign."""
         signs, waited = self.signs, 0.0
         while not self._over.wait(_SLICE):
             waited = waited + _SLICE if self.signs == signs else 0.0
@@ -71,11 +76,11 @@ class Call(Generic[T]):
         return self._answer[0]
 
     def run(self) -> None:
-        """On a thread that may hang."""
+        """Do the work. This is called on a thread that may hang."""
         _HERE.call = self
         try:
             self._answer.append(self._work())
-        except BaseException as error:  # it belongs to whoever asked
+        except BaseException as error:  # `result` raises it for whoever asked
             self._error = error
         finally:
             _HERE.call = None
@@ -87,13 +92,13 @@ class Call(Generic[T]):
 
 
 class _Helper(threading.Thread):
-    """A thread that may hang; it does one thing after another and holds up no end of the program."""
+    """A thread that may hang. It does one question's work after another, and does not keep the program from ending."""
 
     def __init__(self) -> None:
         super().__init__(name="folder", daemon=True)
-        self._given: SimpleQueue[Call[Any]] = SimpleQueue()
+        self._given: SimpleQueue[Question[Any]] = SimpleQueue()
 
-    def give(self, call: Call[Any]) -> None:
+    def give(self, call: Question[Any]) -> None:
         self._given.put(call)
 
     def run(self) -> None:
@@ -105,16 +110,18 @@ class _Helper(threading.Thread):
                 _IDLE.append(self)
 
 
-_CHANGED = threading.Condition()  # guards the three below, and is never held while a folder is asked
-_CALLS: list[Call[Any]] = []
+_CHANGED = threading.Condition()  # guards the next three, and is never held while a folder is asked
+_CALLS: list[Question[Any]] = []
 _IDLE: list[_Helper] = []
 _ROOTS: set[str] = set()
 _HERE = threading.local()
 
 
-def ask(root: str | Path, work: Callable[[], T]) -> Call[T]:
-    """Begins to ask a root that files are listed under, for `work` that opens, lists or looks at files there; its
-    `result` is waited for later, so that several roots can be asked at once. Raises NoAnswer for a silent one."""
+def ask(root: str | Path, work: Callable[[], T]) -> Question[T]:
+    """Begin to ask a root something, and remember it as a root. work: opens, lists or looks at files there.
+
+    Its `result` is waited for later, so that several roots can be asked at once. Raises NoAnswer for a silent root.
+    """
     root = _text(root)
     with _CHANGED:
         _ROOTS.add(root)
@@ -122,10 +129,10 @@ def ask(root: str | Path, work: Callable[[], T]) -> Call[T]:
 
 
 def answered(path: str | Path, work: Callable[[], T]) -> T:
-    """What `work` gives, which opens, lists or looks at `path` and what lies near it. Raises NoAnswer where nothing
-    comes.
+    """What `work` returns. It opens, lists or looks at `path` and what is near it.
 
-    Work that takes long calls `sign` now and then. Within such work, further calls are simply made.
+    Work that takes long must call `sign` now and then. Within such work, a nested call just does its own work.
+    Raises what `work` raises, and NoAnswer where the folder does not answer.
     """
     if _call_here() is not None:
         return work()
@@ -137,9 +144,10 @@ def each(
     look: Callable[[Path], T],
     told: Callable[[Path, T], None] = lambda path, value: None,
 ) -> dict[Path, T]:
-    """What `look` gives for each path, those under one root on one thread. What does not answer is left out.
+    """Path -> what `look` returns for it. Paths that do not answer are left out.
 
-    told: is called with each, as it comes. Raises what `look` raises.
+    Paths under one root are looked at by one thread. told: is called with each path and its value as it comes, on that
+    thread. Raises what `look` raises.
     """
     roots: dict[Path, str] = {}
     batches: dict[str, _Batch[T]] = {}
@@ -157,7 +165,7 @@ def each(
                 break
             try:
                 call.result()
-            except NoAnswer:  # what it looked at is left out, and the rest is looked at by another thread
+            except NoAnswer:  # the path that it looked at is left out; another thread looks at the rest
                 given |= batch.given
                 batch = batch.without_what_hangs()
         given |= batch.given
@@ -165,7 +173,7 @@ def each(
 
 
 class _Batch(Generic[T]):
-    """Paths to be looked at one after another. left: to be looked at; given: what came of the others."""
+    """Paths to look at, one after another. left: those still to come. given: path -> value, for those that are done."""
 
     def __init__(self, look: Callable[[Path], T], told: Callable[[Path, T], None]) -> None:
         self.left: deque[Path] = deque()
@@ -185,6 +193,7 @@ class _Batch(Generic[T]):
                 self._told(path, value)
 
     def without_what_hangs(self) -> _Batch[T]:
+        """End this batch, and return one with the paths that are left."""
         self._ended = True
         rest = _Batch(self._look, self._told)
         rest.left.extend(list(self.left))
@@ -193,7 +202,10 @@ class _Batch(Generic[T]):
 
 
 def sign(at: str | None = None) -> None:
-    """A sign of life: a folder has just answered something. at: what is looked at from now on."""
+    """Give a sign of life: the folder has just answered something. at: the path that is looked at from now on.
+
+    Does nothing outside of a question's work.
+    """
     call = _call_here()
     if call is not None:
         call.signs += 1
@@ -201,7 +213,7 @@ def sign(at: str | None = None) -> None:
 
 
 def silent(roots: Iterable[str | Path] | None = None) -> tuple[str, ...]:
-    """What does not answer at present: under some roots, or anywhere."""
+    """The paths that do not answer at present: under these roots, or anywhere."""
     texts = None if roots is None else [_text(root) for root in roots]
     with _CHANGED:
         found = dict.fromkeys(call.at for call in _CALLS if call.hangs)
@@ -209,21 +221,22 @@ def silent(roots: Iterable[str | Path] | None = None) -> tuple[str, ...]:
 
 
 def is_silent(path: str | Path) -> bool:
-    """Whether a path lies under what does not answer at present. The path itself is not looked at."""
+    """Whether a path is, or is under, one that does not answer at present. The path itself is not looked at."""
     hanging = silent()
     return bool(hanging) and any(_is_under(_text(path), at) for at in hanging)
 
 
 def root_of(path: str | Path) -> str:
-    """The root that a path lies under: one that was listed, else the folder it lies in. It is not looked at."""
+    """The root of a path: the innermost one given to `ask` that it is under, else its folder. Nothing is looked at."""
     text = _text(path)
     with _CHANGED:
         above = [root for root in _ROOTS if _is_under(text, root)]
     return max(above, key=len, default=os.path.dirname(text))
 
 
-def _begun(root: str, at: str, work: Callable[[], T]) -> Call[T]:
-    call = Call(root, at, work)
+def _begun(root: str, at: str, work: Callable[[], T]) -> Question[T]:
+    """A question whose work has been given to a thread. It may have to wait for others under its root first."""
+    call = Question(root, at, work)
     with _CHANGED:
         enough = time.monotonic() + 2 * PATIENCE
         while True:
@@ -232,7 +245,7 @@ def _begun(root: str, at: str, work: Callable[[], T]) -> Call[T]:
                 raise NoAnswer(at)
             if sum(other.hangs for other in beside) >= MOST:
                 raise NoAnswer(root)
-            # those that had a sign of life may take long: whoever hashes large files holds up nobody
+            # those that had a sign of life do not count: hashing a large file takes long, and must not hold up others
             if sum(not other.signs for other in beside) < MOST or time.monotonic() > enough:
                 break
             _CHANGED.wait(_SLICE)
@@ -250,8 +263,8 @@ def _begun(root: str, at: str, work: Callable[[], T]) -> Call[T]:
     return call
 
 
-def _call_here() -> Call[Any] | None:
-    """What this thread works on, where it is a helper."""
+def _call_here() -> Question[Any] | None:
+    """The question that this thread works on; None on other threads."""
     return getattr(_HERE, "call", None)
 
 

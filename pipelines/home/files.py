@@ -1,8 +1,8 @@
-"""Files of users: read with distrust, and written whole or not at all.
+"""Users' files: read with distrust, and written completely or not at all.
 
-A pipe, a socket or a device may bear any name, and whoever opens one waits for its other end. So only regular files
-are opened: what a name means is looked at before it is opened, and again once it is open. No more is read than a
-limit allows, and nobody waits for ever.
+A pipe, a socket or a device can have any name, and whoever opens one waits for its other end. So only regular files are
+opened: what a name stands for is checked before it is opened, and again once it is open. No more is read than a limit
+allows, and nobody waits for ever.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipelines.errors import SetupError
 from pipelines.home.answers import answered, sign
 
 LIMIT = 16 * 2**20
-"""Bytes of a file that is read as text: settings, notes, descriptions of models."""
+"""The most bytes that are read of a text file by default: settings, notes, descriptions of models."""
 
 _CHUNK = 2**20
 
@@ -37,7 +37,7 @@ _WHAT: Mapping[int, str] = {
 
 
 class NoRegularFile(OSError):
-    """The name means something else: a folder, a pipe, a socket, a device."""
+    """The name stands for something else than a regular file: a folder, a pipe, a socket, a device."""
 
     def __init__(self, path: str | Path, mode: int) -> None:
         what = _WHAT.get(stat.S_IFMT(mode), "something else")
@@ -45,31 +45,31 @@ class NoRegularFile(OSError):
 
 
 def is_regular(path: str | Path) -> bool:
-    """Whether there is a regular file, links followed. Raises NoAnswer."""
+    """Whether there is a regular file, also through a link. Raises NoAnswer."""
     return answered(path, lambda: os.path.isfile(path))
 
 
 def is_folder(path: str | Path) -> bool:
-    """Whether there is a folder, links followed. Raises NoAnswer."""
+    """Whether there is a folder, also through a link. Raises NoAnswer."""
     return answered(path, lambda: os.path.isdir(path))
 
 
 def exists(path: str | Path) -> bool:
-    """Whether there is anything, links followed. Raises NoAnswer."""
+    """Whether there is anything, also through a link. Raises NoAnswer."""
     return answered(path, lambda: os.path.exists(path))
 
 
 def open_regular(path: str | Path) -> io.BufferedReader:
-    """A regular file, open for reading; it does not wait for the other end of a pipe.
+    """Open a regular file for reading. This never waits for the other end of a pipe.
 
-    What is read from it may still not come: read inside `answered`. Raises OSError, NoRegularFile for what is no
-    regular file, and NoAnswer.
+    Reading from it may still hang, so read inside `answered`. Raises OSError, NoRegularFile (an OSError too) and
+    NoAnswer.
     """
     return answered(path, lambda: _open(path))
 
 
 def read_regular(path: str | Path, limit: int = LIMIT) -> bytes:
-    """All bytes of a regular file. Raises OSError, also where there are more than `limit`, and NoAnswer."""
+    """All bytes of a regular file. Raises OSError, also for a file of more than `limit` bytes, and NoAnswer."""
 
     def read() -> bytes:
         with _open(path) as file:
@@ -79,7 +79,7 @@ def read_regular(path: str | Path, limit: int = LIMIT) -> bytes:
             while chunk := file.read(_CHUNK):
                 sign()
                 content.write(chunk)
-                if content.tell() > limit:  # it grows, or tells no size
+                if content.tell() > limit:  # it has grown, or its size was not known
                     raise _too_large(path, limit)
         return content.getvalue()
 
@@ -87,14 +87,14 @@ def read_regular(path: str | Path, limit: int = LIMIT) -> bytes:
 
 
 def read_text(path: str | Path, limit: int = LIMIT) -> str:
-    """All of a UTF-8 file, without a mark of byte order. Raises OSError, ValueError for other bytes, and NoAnswer."""
+    """The text of a UTF-8 file, without a byte order mark. Raises as `read_regular`, and ValueError for other bytes."""
     return read_regular(path, limit).decode("utf-8-sig")
 
 
 def parse_json(text: str | bytes) -> object:
-    """Any JSON. Raises ValueError for whatever is none, also for what is nested too deep or has endless numbers.
+    """The value of a JSON text. Raises ValueError for what is not JSON, is nested too deep, or has too long a number.
 
-    Texts can be written as UTF-8 again: halves of surrogate pairs become question marks.
+    All texts in it can be written as UTF-8: halves of surrogate pairs become question marks.
     """
     try:
         text = text if isinstance(text, str) else text.decode("utf-8-sig")
@@ -105,12 +105,12 @@ def parse_json(text: str | bytes) -> object:
 
 
 def whole_text(text: str) -> str:
-    """A text that can be written as UTF-8: halves of surrogate pairs become question marks."""
+    """The text, so that it can be written as UTF-8: halves of surrogate pairs become question marks."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def is_whole_text(text: str) -> bool:
-    """Whether a text, as the name of a file, can be written as UTF-8."""
+    """Whether a text, such as a file's name, can be written as UTF-8."""
     if text.isascii():
         return True
     try:
@@ -121,7 +121,7 @@ def is_whole_text(text: str) -> bool:
 
 
 def sha256_of(path: str | Path, start: int = 0) -> str:
-    """The sha256 of a regular file's bytes from `start`, 64 hex digits. Raises OSError and NoAnswer."""
+    """The sha256 of a regular file's bytes from `start` on, 64 hex digits. Raises OSError and NoAnswer."""
 
     def read() -> str:
         digest, buffer = hashlib.sha256(), memoryview(bytearray(_CHUNK))
@@ -145,7 +145,7 @@ def _open(path: str | Path) -> io.BufferedReader:
     sign()
     opened = os.open(path, _FLAGS)
     mode = os.fstat(opened).st_mode
-    if not stat.S_ISREG(mode):  # not even a pipe that took the file's place just now is waited for
+    if not stat.S_ISREG(mode):  # a pipe may just have taken the file's place
         os.close(opened)
         raise NoRegularFile(path, mode)
     sign()
@@ -175,17 +175,17 @@ def _whole_texts(value: object) -> object:
 # -- writing ---------------------------------------------------------------------------------------------
 
 Content = str | bytes | Callable[[Path], object]
-"""What a file will hold: a text, written as UTF-8, bytes, or whoever writes it to a path."""
+"""What a file will hold: a text (written as UTF-8), bytes, or a function that writes it to the path it is given."""
 
 
 def write_atomically(file: Path, content: Content, *, force: bool = True) -> Path:
-    """Writes a file whole or not at all; returns where it is. Its folder is there already. Raises OSError.
+    """Write a file completely or not at all, and return its path. Its folder must exist. Raises OSError.
 
-    Several threads and processes may write one file: each has a temporary file of its own beside it, and readers see
-    one whole file or the other. Without `force`, a file that is there already is kept, and this one takes the next
-    free name.
+    Several threads and processes may write the same file: each writes a temporary file beside it first, and readers see
+    one complete file or the other. force: replace a file that is there; otherwise it is kept, and this one takes the
+    next free name.
     """
-    # A name as long as a file's may be leaves no room for more.
+    # The name is cut, because one of the greatest length would leave no room for what is added.
     temporary = file.with_name(f".{file.name[:50]}.{secrets.token_hex(6)}.part")
     try:
         match content:
@@ -198,16 +198,13 @@ def write_atomically(file: Path, content: Content, *, force: bool = True) -> Pat
         while not _published(temporary, file, force):
             file = next_name(file)
     finally:
-        with suppress(OSError):  # what has gone wrong before is told, not this
+        with suppress(OSError):  # an error from above is raised, rather than this one
             temporary.unlink()
     return file
 
 
 def write_whole(file: Path, content: Content, *, force: bool) -> Path:
-    """`write_atomically`, for what somebody wants written: its folder is made, and errors name the remedy.
-
-    Raises SetupError.
-    """
+    """`write_atomically` for a file that a user asked for: its folder is made. Raises SetupError with the remedy."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         return write_atomically(file, content, force=force)
@@ -218,6 +215,7 @@ def write_whole(file: Path, content: Content, *, force: bool) -> Path:
 
 
 def _published(temporary: Path, file: Path, force: bool) -> bool:
+    """Give the temporary file its final name. False where that is taken, and `force` is off."""
     if not force:
         try:
             os.link(temporary, file)  # unlike a rename, it never replaces
@@ -232,12 +230,15 @@ def _published(temporary: Path, file: Path, force: bool) -> bool:
 
 
 def next_name(file: Path) -> Path:
-    """The name to try next where a file is there already: "fox.png", "fox~2.png", "fox~3.png"."""
+    """The name to try next where one is taken: "fox.png" -> "fox~2.png" -> "fox~3.png"."""
     match = re.fullmatch(r"(.*)~(\d+)", file.stem)
     stem, number = (match[1], int(match[2])) if match else (file.stem, 1)
     return file.with_name(f"{stem}~{number + 1}{file.suffix}")
 
 
 def slug(text: str) -> str:
-    """The text as part of a file name: words, digits and hyphens, 60 characters at most."""
+    """The text as part of a file name: letters, digits, dots, underscores and hyphens, at most 60 characters.
+
+    "picture" where nothing is left of it.
+    """
     return re.sub(r"[^\w.]+", "-", text).strip("-.")[:60].rstrip("-.") or "picture"

@@ -1,4 +1,4 @@
-"""Other programs' folders: ComfyUI's `extra_model_paths.yaml`; ComfyUI, webui and Fooocus installations."""
+"""Other programs' model folders: from ComfyUI's `extra_model_paths.yaml`, or a ComfyUI, webui or Fooocus folder."""
 
 from __future__ import annotations
 
@@ -15,29 +15,28 @@ from pipelines.home.files import exists, is_folder, is_regular, read_text
 from pipelines.home.settings import Roots
 
 LARGEST = 2**18
-"""Bytes of an `extra_model_paths.yaml`."""
+"""The most bytes that an `extra_model_paths.yaml` may have."""
 
-KINDS: Mapping[str, tuple[str, ...]] = {
+COMFYUI_KEYS: Mapping[str, tuple[str, ...]] = {
     "models": ("checkpoints", "diffusers"),
     "loras": ("loras",),
     "vae": ("vae",),
 }
-"""Our folders -> ComfyUI's keys for them."""
+"""Our kind of folder -> ComfyUI's keys for such folders."""
 
 LAYOUTS: Mapping[str, tuple[str, ...]] = {
     "models": ("models/checkpoints", "models/Stable-diffusion", "models/diffusers"),
     "loras": ("models/loras", "models/Lora", "models/LyCORIS"),
     "vae": ("models/vae", "models/VAE"),
 }
-"""Our folders -> where other programs keep such files, from their own folder."""
+"""Our kind of folder -> where other programs keep such files, relative to their own folder."""
 
 
 def import_paths(path: str | Path) -> Roots:
-    """The folders that another program uses and that exist.
+    """The model folders of another program, those that exist.
 
-    path: an `extra_model_paths.yaml`, or the folder of a ComfyUI, webui (Forge, A1111) or Fooocus
-        installation.
-    Raises SetupError where nothing can be found there, or a folder does not answer.
+    path: an `extra_model_paths.yaml`, or the folder of a ComfyUI, webui (Forge, A1111) or Fooocus installation.
+    Raises SetupError where no folders are found, or (as NoAnswer) where a folder does not answer.
     """
     path = Path(os.path.expanduser(path))
     if is_folder(path):
@@ -62,7 +61,8 @@ def _from_layout(folder: Path) -> Roots:
 
 
 def _from_yaml(file: Path) -> Roots:
-    """ComfyUI's format: sections of `key: folder`, a folder a line, counted from the section's base."""
+    """The folders in ComfyUI's format: sections of `key: folder`, with one folder a line, relative to the section's
+    `base_path`. Raises SetupError."""
     try:
         sections = yaml.safe_load(read_text(file, LARGEST)) or {}
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
@@ -72,7 +72,7 @@ def _from_yaml(file: Path) -> Roots:
     roots = Roots()
     for section in sections.values():
         if isinstance(section, dict):
-            roots += Roots(*(_section(file, section, keys) for keys in KINDS.values()))
+            roots += Roots(*(_section(file, section, keys) for keys in COMFYUI_KEYS.values()))
     return roots
 
 
@@ -83,7 +83,7 @@ def _section(file: Path, section: Mapping[str, Any], keys: tuple[str, ...]) -> t
 
 
 def _said(section: Mapping[str, Any], key: str) -> str:
-    """A text, and nothing else: what is made of aliases may be endless once it is written out."""
+    """The text under a key, "" for other values. (Values made of YAML aliases may be endless once written out.)"""
     value = section.get(key)
     return value if isinstance(value, str) else ""
 
@@ -93,7 +93,7 @@ def _expanded(text: str) -> Path:
 
 
 def _existing(folders: list[Path]) -> tuple[Path, ...]:
-    """Those that exist, each once, also where upper and lower case name the same folder."""
+    """Those that exist, each once, by their real paths."""
     return tuple(dict.fromkeys(_real(folder) for folder in folders if is_folder(folder)))
 
 

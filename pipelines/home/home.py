@@ -1,4 +1,4 @@
-"""The user's folders (models, LoRAs, VAEs, pictures) and `config.toml`; names become files here."""
+"""The user's folders (models, LoRAs, VAEs, pictures) and `config.toml`. Names are looked up here."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @dataclass(frozen=True)
 class Home:
-    """Where the user's things lie, and what is found there. Only `made` and `add_folders` create anything.
+    """Where the user's files are, and what is found there. Only `made` and `add_folders` create anything.
 
-    settings: what config.toml says.
-    roots: further folders to look into: those given first, then config.toml's.
+    path: the home's own folder. settings: what config.toml says.
+    roots: further folders to look into: those that were given, then config.toml's.
     """
 
     path: Path
@@ -42,8 +42,9 @@ class Home:
         lora_dirs: Iterable[str | Path] = (),
         vae_dirs: Iterable[str | Path] = (),
     ) -> Home:
-        """flag > LORA_STUDIO_HOME > the platform's folder for user data; its config.toml is read.
+        """The home at `flag`, else at $LORA_STUDIO_HOME, else in the platform's folder for user data.
 
+        Its config.toml is read. model_dirs, lora_dirs, vae_dirs: further folders to look into.
         Raises SetupError for a faulty config.toml and for a given folder that does not exist.
         """
         chosen = flag or os.environ.get("LORA_STUDIO_HOME") or platformdirs.user_data_dir("lora-studio")
@@ -70,7 +71,7 @@ class Home:
         return self.path / "studio.sqlite"
 
     def made(self, folder: Path) -> Path:
-        """The folder, created if need be, for whoever is about to write. Raises SetupError where it cannot."""
+        """The folder, created if need be. Raises SetupError where it cannot be."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -81,19 +82,19 @@ class Home:
         return folder
 
     def add_folders(self, roots: Roots) -> Home:
-        """Writes further folders into config.toml; returns the home as it then is."""
+        """Write further folders into config.toml, and return the home as it then is. Raises SetupError, and OSError."""
         self.made(self.path)
         write_folders(self.path, self.settings.folders + roots)
         return Home(self.path, read_settings(self.path), self.roots + roots)
 
     def models(self) -> tuple[Entry, ...]:
-        """All models: the embedded ones, then the folders' (diffusers folders and .safetensors files)."""
+        """All models: the embedded ones, then those in the folders (diffusers folders and .safetensors files)."""
         embedded = [Entry("", model.path, embedded=True) for model in assets.embedded_models()]
         own = scan((self.path / "models", *self.roots.models), _is_model)
         return name_entries([*embedded, *(Entry("", path) for path in own)])
 
     def loras(self) -> tuple[Entry, ...]:
-        """All adapters: the embedded ones (each with the model it is made for), then those in the folders."""
+        """All adapters: the embedded ones (each with the model that it is made for), then those in the folders."""
         embedded = [Entry("", lora.path, lora.model, embedded=True) for lora in assets.embedded_loras()]
         own = scan((self.path / "loras", *self.roots.loras), _is_weights)
         return name_entries([*embedded, *(Entry("", path) for path in own)])
@@ -105,17 +106,17 @@ class Home:
 
     @property
     def silent(self) -> tuple[str, ...]:
-        """What was left out of the last lists, since it does not answer at present: folders, or some within them."""
+        """The paths in the home's folders that do not answer at present. Lists leave them out."""
         own = (self.path / name for name in ("models", "loras", "vae"))
         return silent([*own, *self.roots.models, *self.roots.loras, *self.roots.vae])
 
     def find_model(
         self, source: str | Path, *, paths: bool = True, entries: Sequence[Entry] | None = None
     ) -> Entry | None:
-        """A model by name or, where `paths` allows it, by path; None where it can only be a hub id.
+        """A model by name or, where `paths` allows it, by path. None where the source can only be a hub id.
 
-        Embedded names win, then paths, then names in the folders. entries: what `models` gave, if it was asked.
-        Raises ModelError for an unknown or ambiguous name, and NoAnswer for a path that does not answer.
+        Names of embedded models come first, then paths, then names in the folders. entries: what `models` returns, if
+        the caller has it. Raises ModelError for an unknown or ambiguous name, and NoAnswer.
         """
         name = str(source)
         for model in assets.embedded_models():
@@ -141,9 +142,9 @@ class Home:
     ) -> Entry:
         """An adapter by name or, where `paths` allows it, by path (a file, or a PEFT folder).
 
-        model: name of the loaded model; of two adapters of one name, the one made for it is meant.
-        entries: what `loras` gave, for many look-ups in a row.
-        Raises AdapterFileError for an unknown or ambiguous name, and NoAnswer for a path that does not answer.
+        model: the name of the loaded model. Of several adapters of one name, the one that is made for it is taken.
+        entries: what `loras` returns, if the caller has it.
+        Raises AdapterFileError for an unknown or ambiguous name, and NoAnswer.
         """
         path = _expanded(source)
         if paths and (files.is_regular(path) or files.is_regular(path / "adapter_config.json")):
@@ -158,7 +159,7 @@ class Home:
     def find_vae(self, source: str | Path, *, paths: bool = True) -> Entry:
         """A VAE by name or, where `paths` allows it, by path.
 
-        Raises ModelError for an unknown or ambiguous name, and NoAnswer for a path that does not answer.
+        Raises ModelError for an unknown or ambiguous name, and NoAnswer.
         """
         if paths and files.exists(path := _expanded(source)):
             return _at(path)
@@ -171,7 +172,7 @@ class Home:
     def _not_found(
         self, kind: str, name: str, matches: Sequence[Entry], entries: Sequence[Entry], roots: Sequence[Path]
     ) -> str:
-        """The message for a name that means nothing, or several things."""
+        """The message for a name that means nothing, or that means several things. matches: what it could mean."""
         if matches:
             return (
                 f"{kind} {name!r} is ambiguous; write one of {', '.join(repr(m.name) for m in matches[:6])}"
@@ -189,18 +190,18 @@ class Home:
 
 
 def _left_out(roots: Sequence[Path]) -> str:
-    """Which folders could not be looked into for now."""
+    """A sentence for each folder that could not be looked into for now."""
     return "".join(f"The folder {at} does not answer; try again once it does. " for at in silent(roots))
 
 
 def _away(roots: Sequence[Path]) -> str:
-    """Which folders are not there."""
+    """A remark on the folders that do not exist."""
     away = [str(root) for root in roots if not is_silent(root) and not files.is_folder(root)]
     return f" (not there at present: {', '.join(away)})" if away else ""
 
 
 def _given(kind: str, folders: Iterable[str | Path]) -> tuple[Path, ...]:
-    """Those that do not answer may be there, and are looked into once they do."""
+    """The folders as paths. Raises SetupError for one that does not exist; one that does not answer may exist."""
     paths = tuple(_expanded(folder).absolute() for folder in folders)
     for path in paths:
         with suppress(NoAnswer):
@@ -210,7 +211,7 @@ def _given(kind: str, folders: Iterable[str | Path]) -> tuple[Path, ...]:
 
 
 def _expanded(source: str | Path) -> Path:
-    """A path; the home of a user who is not known stays as it is written."""
+    """The source as a path, with `~` expanded. "~somebody" stays as it is if there is no such user."""
     return Path(os.path.expanduser(source))
 
 

@@ -1,8 +1,8 @@
-"""Files by name: what lies under some folders, the shortest name that tells each from the others, and lookup.
+"""Files by name: listing what is under some folders, naming each file as shortly as possible, and looking names up.
 
-A name is a file's stem (for a model folder, the folder's name), upper and lower case alike. Where two share
-it, both are written `folder/stem`, with more folders in front if need be. Names are looked up in the listing
-and never joined to a path, so that no name leads out of the folders; links that do are not listed.
+A name is a file's stem, or the name of a model's folder; case does not matter. Where two are equal, both are written
+`folder/stem`, with more folders in front if need be. Names are looked up in the listing and never joined to a path, so
+no name leads out of the folders. Links that lead out are not listed.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from pipelines.home.answers import Call, NoAnswer, ask, is_silent, sign
+from pipelines.home.answers import NoAnswer, Question, ask, is_silent, sign
 from pipelines.home.files import is_whole_text
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A file or model folder and the name it goes by.
+    """A file or a model's folder, and the name by which it is known.
 
-    model: the embedded model an embedded adapter is made for; None for the user's own files.
-    embedded: it ships with the program.
+    model: for an embedded adapter, the name of the embedded model that it is made for; else None.
+    embedded: whether it ships with the program.
     """
 
     name: str
@@ -35,15 +35,15 @@ class Entry:
 
 
 Wanted = Callable[[Path, str, bool], bool]
-"""(folder, name in it, whether that is a folder) -> whether it is one of the things to list."""
+"""(folder, name in it, whether that is a folder) -> whether it is to be listed."""
 
 
 def scan(roots: Sequence[Path], wanted: Wanted) -> list[Path]:
-    """What is wanted under the roots, sorted by path within each; no file is opened.
+    """All that is wanted under the roots, root by root, sorted by path within each. No file is opened.
 
-    Links are followed as long as they stay under a root; hidden folders are left out, and so is all inside a
-    folder that is itself wanted, whatever is neither a folder nor a regular file, and names that no text can hold.
-    Roots that do not exist are empty, and so are those that do not answer (see `answers`), until they do.
+    Links are followed if they lead to a place under a root. Left out are: hidden files and folders; what is inside a
+    folder that is itself wanted; what is neither a folder nor a regular file; names that cannot be written as UTF-8.
+    A root that does not exist, or does not answer at present (see `answers`), counts as empty.
     """
     walks = [_Walk(str(root), folders=[(str(root), "")]) for root in roots]
     calls = [_ask(walk.named, partial(_walk, walk, wanted)) for walk in walks]  # all at once
@@ -69,11 +69,11 @@ def scan(roots: Sequence[Path], wanted: Wanted) -> list[Path]:
 
 @dataclass
 class _Walk:
-    """What was found so far below a folder.
+    """A walk through a root, and what it has found so far.
 
-    named: as it was given; root: where it really is. folders: to be looked at, each with where it really is ("" where
-    that is to be found out); links: to be followed. files: real folder -> what is wanted in it. ended: nobody waits
-    for the rest.
+    named: the root as it was given. root: its real path. folders: those still to be listed, each with its real path (""
+    where that is not known yet). links: those still to be followed. files: real path of a folder -> what is wanted in
+    it. ended: nobody waits for the rest.
     """
 
     named: str
@@ -84,21 +84,28 @@ class _Walk:
     ended: bool = False
 
     def without_what_hangs(self) -> _Walk:
-        """To be gone on with elsewhere: the thread that walked it hangs in a folder that it took off the lists."""
+        """End this walk, and return one that another thread can continue.
+
+        This one's thread hangs in a folder that it has already taken off the lists.
+        """
         self.ended = True
         files = {real: list(listed) for real, listed in list(self.files.items())}
         return _Walk(self.named, self.root, list(self.folders), list(self.links), files)
 
 
-def _ask(named: str, work: Callable[[], None]) -> Call[None] | None:
+def _ask(named: str, work: Callable[[], None]) -> Question[None] | None:
     try:
         return ask(named, work)
     except NoAnswer:
         return None
 
 
-def _told(walk: _Walk, call: Call[None] | None, go_on: Callable[[_Walk], None]) -> _Walk:
-    """The walk when it is over. It goes on beside what does not answer; nothing is found where that is the root."""
+def _told(walk: _Walk, call: Question[None] | None, go_on: Callable[[_Walk], None]) -> _Walk:
+    """Wait for a walk to be over, and return it.
+
+    Where a folder does not answer, `go_on` continues the walk on another thread, without that folder. Where the root
+    itself does not answer, the walk ends.
+    """
     while call is not None:
         try:
             call.result()
@@ -110,13 +117,13 @@ def _told(walk: _Walk, call: Call[None] | None, go_on: Callable[[_Walk], None]) 
 
 
 def _walk(walk: _Walk, wanted: Wanted) -> None:
-    """A root and the folders in it. No link is followed: one may lead to a folder that does not answer."""
+    """List a root and the folders in it. No link is followed: it might lead to a folder that does not answer."""
     walk.root = walk.root or os.path.realpath(walk.named)
     _list(walk, wanted, frozenset())
 
 
 def _follow(walk: _Walk, inside: Sequence[str], seen: Set[str], wanted: Wanted) -> None:
-    """What links lead to, as long as it lies inside the roots; of folders, those that were not seen."""
+    """Follow a walk's links, if they lead to a place inside the roots; to folders only if these were not seen yet."""
     while (walk.links or walk.folders) and not walk.ended:
         _list(walk, wanted, seen)
         if not walk.links:
@@ -140,7 +147,7 @@ def _follow(walk: _Walk, inside: Sequence[str], seen: Set[str], wanted: Wanted) 
 
 
 def _list(walk: _Walk, wanted: Wanted, seen: Set[str]) -> None:
-    """Lists the folders of a walk and those in them."""
+    """List the folders of a walk, and all folders in them."""
     while walk.folders and not walk.ended:
         folder, real = walk.folders.pop()
         sign(folder)
@@ -167,7 +174,7 @@ def _list(walk: _Walk, wanted: Wanted, seen: Set[str]) -> None:
                 elif not entry.is_dir(follow_symlinks=False):
                     if entry.is_file(follow_symlinks=False) and wanted(path, entry.name, False):
                         files.append(entry.path)
-                else:  # on Windows, one that is no link may lead elsewhere all the same
+                else:  # on Windows, a folder that is no link may still lead elsewhere
                     below = os.path.join(real, entry.name) if os.name == "posix" else ""
                     walk.folders.append((entry.path, below))
             except OSError:
@@ -181,7 +188,7 @@ def _within(path: str, roots: Iterable[str]) -> bool:
 
 
 def name_entries(entries: Sequence[Entry]) -> tuple[Entry, ...]:
-    """The same entries, each under the shortest name that no other has; `name` on entry is ignored."""
+    """The same entries, each with the shortest name that no other has. Their present names are ignored."""
     spellings = {entry.path: _spellings(entry.path) for entry in entries}
     counts = Counter(spelling.casefold() for names in spellings.values() for spelling in set(names))
 
@@ -192,10 +199,10 @@ def name_entries(entries: Sequence[Entry]) -> tuple[Entry, ...]:
 
 
 def find(name: str, entries: Sequence[Entry], model: str | None = None) -> Entry | list[Entry]:
-    """The entry of that name, or, where there is not exactly one, those that it could mean (perhaps none).
+    """The entry of that name; or, where there is not exactly one, a list of those that it could mean, perhaps empty.
 
-    A name may be written with more folders than needed, and with the ending .safetensors. Adapters made for
-    `model` come before others, and those of another embedded model come last.
+    A name may have more folders than needed, and the ending .safetensors. Entries that are made for `model` are taken
+    first, then those that are made for no embedded model, then all others.
     """
     wanted = name.replace("\\", "/").removesuffix(".safetensors").strip("/")
     stem = wanted.rpartition("/")[2].casefold()
@@ -215,7 +222,7 @@ def find(name: str, entries: Sequence[Entry], model: str | None = None) -> Entry
 
 
 def near(name: str, entries: Sequence[Entry], count: int = 3) -> list[str]:
-    """The names most like this one; none for one longer than names are."""
+    """The names most like this one, at most `count`. [] for one that is too long to be a name."""
     if len(name) > _LONGEST:
         return []
     names = {entry.name.casefold(): entry.name for entry in entries}
@@ -226,7 +233,7 @@ def near(name: str, entries: Sequence[Entry], count: int = 3) -> list[str]:
 
 
 def _spellings(path: Path) -> list[str]:
-    """From the bare stem to the whole path: every way to write a file's name."""
+    """All ways to write a file's name, from the bare stem to the whole path."""
     stem = _stem(path)
     folders = [part for part in path.parts[:-1] if part != path.anchor]
     return [stem, *("/".join([*folders[-count:], stem]) for count in range(1, len(folders) + 1))]
@@ -236,4 +243,4 @@ def _stem(path: Path) -> str:
     return path.name.removesuffix(".safetensors")
 
 
-_LONGEST = 300  # letters; to compare thousands of names with a longer one takes too long
+_LONGEST = 300  # characters; comparing thousands of names with a longer one takes too long

@@ -1,11 +1,11 @@
-"""`config.toml` in the user's home: the model, the device, the precision, and further folders to look into.
+"""`config.toml` in the user's home: the model, the device, the precision, memory, and further folders to look into.
 
 ```toml
 model = "tiny-sdxl"
 device = "auto"            # auto, cpu, cuda, cuda:1, mps
 dtype = "float16"          # float32, float16, bfloat16
-lora_ram = 8.0             # GiB of memory for LoRAs; by default a quarter of it, at most 16
-lora_vram = 2.0            # GiB on the device for LoRAs; by default a quarter of it, at most 4
+lora_ram = 8.0             # GiB of the computer's memory for LoRAs; by default a quarter of it, at most 16
+lora_vram = 2.0            # GiB of the device's memory for LoRAs; by default a quarter of it, at most 4
 
 [folders]
 models = ["/data/checkpoints"]
@@ -30,7 +30,7 @@ from pipelines.home.files import read_text, write_atomically
 
 CONFIG_FILE = "config.toml"
 LARGEST = 2**20
-"""Bytes of it."""
+"""The most bytes that it may have."""
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "half": "float16"}
 """Short names of the precisions -> their names in torch."""
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
@@ -38,14 +38,14 @@ DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 @dataclass(frozen=True)
 class Roots:
-    """Folders to look into beside the home's own, in order."""
+    """Folders to look into besides the home's own, in order."""
 
     models: tuple[Path, ...] = ()
     loras: tuple[Path, ...] = ()
     vae: tuple[Path, ...] = ()
 
     def __add__(self, other: Roots) -> Roots:
-        """Both, in order, each folder once."""
+        """The folders of both, in order, each once."""
         return Roots(*(tuple(dict.fromkeys((*a, *b))) for a, b in zip(self.lists, other.lists, strict=True)))
 
     def __bool__(self) -> bool:
@@ -58,8 +58,7 @@ class Roots:
 
 @dataclass(frozen=True)
 class Settings:
-    """What `config.toml` says; None where it says nothing. dtype is torch's name of it; lora_ram and lora_vram are in
-    GiB."""
+    """What `config.toml` says; None where it says nothing. dtype: by torch's name. lora_ram, lora_vram: in GiB."""
 
     model: str | None = None
     device: str | None = None
@@ -70,7 +69,7 @@ class Settings:
 
 
 def read_settings(home: Path) -> Settings:
-    """The settings in a home; all empty where it has no config.toml. Raises SetupError for a faulty one."""
+    """The settings in a home, all None if it has no config.toml. Raises SetupError for a faulty one, and NoAnswer."""
     file = home / CONFIG_FILE
     try:
         content = tomllib.loads(read_text(file, LARGEST))
@@ -101,14 +100,14 @@ def read_settings(home: Path) -> Settings:
 
 
 def write_folders(home: Path, roots: Roots) -> Path:
-    """Puts the folders into config.toml, which is made if need be; all outside [folders] stays as it is.
+    """Put the folders into config.toml, which is made if need be. What is outside of [folders] stays as it is.
 
-    Raises SetupError where config.toml cannot be read.
+    Returns its path. Raises SetupError where config.toml cannot be read, OSError where it cannot be written.
     """
     file = home / CONFIG_FILE
     table = ["[folders]"]
     for name, folders in zip(("models", "loras", "vae"), roots.lists, strict=True):
-        # a JSON text is a TOML text too
+        # a text in JSON is a valid text in TOML
         table.append(
             f"{name} = [{', '.join(json.dumps(str(folder), ensure_ascii=False) for folder in folders)}]"
         )
@@ -154,7 +153,7 @@ def _gigabytes(file: Path, key: str, value: object) -> float | None:
 
 
 def _folders(file: Path, home: Path, name: str, value: Any) -> tuple[Path, ...]:
-    """Relative folders count from the home."""
+    """The folders under a key; relative ones start from the home. Raises SetupError."""
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise SetupError(
             f'{file}: folders.{name} is {value!r}; it must be a list of texts, as in ["/data/loras"]'

@@ -1,17 +1,16 @@
-"""Prompts into embeddings: many asks, each with its own adapters, in one call per text encoder.
+"""Prompts into embeddings: many asks, each with its own adapters, encoded together by each text encoder.
 
-An unweighted prompt of at most 75 tokens gives, alone in its call, bit for bit what diffusers'
-`encode_prompt` gives. Beyond that two rules of A1111's web UI apply, as its behaviour shows them:
+An unweighted prompt of at most 75 tokens, alone in its call, gives bit for bit what diffusers' `encode_prompt`
+gives. For other prompts two rules of A1111's web UI apply, as its behaviour shows them:
 
-- Long prompts are cut into chunks of 75 tokens, each framed by begin and end tokens and encoded by itself.
-  Where a cut would fall within 20 tokens after a comma, it moves back to that comma. BREAK ends a chunk.
+- Long prompts are cut into chunks of at most 75 tokens. Each chunk gets begin and end tokens and is encoded by
+  itself. Where a cut would fall within 20 tokens after a comma, it moves back to that comma. BREAK ends a chunk.
   The pooled embedding is that of the first chunk.
-- Weights multiply the token embeddings that come out of each encoder; then each chunk is rescaled so that
-  its mean is what it was. Begin, end and padding tokens weigh 1, the pooled embedding is not weighted. The
-  rescaling is held within what the weights themselves can cause (see `weigh`). Chunks without weights are
-  left untouched.
+- Weights multiply the token embeddings that come out of each encoder. Then each chunk is rescaled to the mean that
+  it had, within the bounds that `weigh` tells. Begin, end and padding tokens have weight 1. The pooled embedding is
+  not weighted. Chunks without weights are left untouched.
 
-One of diffusers' habits is the caller's choice here: it applies `clip_skip` to the positive prompt only.
+diffusers applies `clip_skip` to the positive prompt only. Here the caller decides that.
 """
 
 from __future__ import annotations
@@ -30,21 +29,21 @@ from pipelines.errors import ModelError, PromptError, RequestError
 from pipelines.families.family import Family
 from pipelines.text.prompt import Run, parse
 
-COMMA_REACH = 20  # tokens: how far a cut may move back to a comma (A1111's default)
-SMALLEST_GROWTH = 0.1  # no rescaling beyond tenfold, whatever the weights
-ROWS_AT_ONCE = 64  # chunks in one forward: SDXL keeps every layer's states of each, 6.5 MB in 16 bits
+COMMA_REACH = 20  # tokens that a cut may move back to reach a comma (A1111's default)
+SMALLEST_GROWTH = 0.1  # rescaling multiplies by 10 at most, whatever the weights
+ROWS_AT_ONCE = 64  # chunks in one forward; SDXL keeps all layers' states of each, 6.5 MB in 16 bits
 
 
 @dataclass(frozen=True)
 class TextAsk:
     """One prompt to encode. Equal asks are encoded once.
 
-    text: in A1111's syntax, adapter tags already taken out; None is "no negative prompt": zeros (pooled
-        too) where the model wants that (`force_zeros_for_empty_prompt`), else the encoded empty text.
-    uses: the text encoder's adapters; `weight` is their strength.
-    clip_skip: layers to skip, diffusers' count; None is the family's own layer.
-    chunks: at least so many chunks of tokens, filled up with encoded empty ones. The asks of one picture
-        need equally many: see `TextEncoder.level`.
+    text: in A1111's syntax, without adapter tags. None means "no negative prompt": zeros (pooled too) for a
+        model with `force_zeros_for_empty_prompt`, else the encoded empty text.
+    uses: the adapters on the text encoders. `weight` is their strength here.
+    clip_skip: how many layers to skip, as diffusers counts; None takes the family's usual layer.
+    chunks: the least number of chunks; encoded empty chunks fill up. All asks of one picture need the same
+        number: see `TextEncoder.level`.
     """
 
     text: str | None
@@ -55,7 +54,7 @@ class TextAsk:
 
 @dataclass(frozen=True)
 class Embedding:
-    """An encoded prompt on the encoder's device, in its dtype. Equal asks share one: do not write into it."""
+    """An encoded prompt, on the encoder's device and in its dtype. Equal asks share one, so never write into it."""
 
     tokens: Tensor  # [77 * chunks, width]
     pooled: Tensor | None  # [pooled width]; None where the family has none
@@ -65,10 +64,10 @@ class Embedding:
 
 
 class Lanes(Protocol):
-    """Whatever gives each row of a text encoder's forward its own adapters."""
+    """Gives each row of a text encoder's forward its own adapters. `Bank` is one."""
 
     def active(self, component: str, rows: Sequence[tuple[Use, ...]]) -> AbstractContextManager[object]:
-        """Entered around one forward of `component` ("text_encoder", …) whose row i has the uses rows[i]."""
+        """Within: one forward of `component` ("text_encoder", …), whose row i runs with the adapters rows[i]."""
         ...
 
 
@@ -82,7 +81,7 @@ class NoLanes:
 
 @dataclass(frozen=True)
 class Chunk:
-    """One row of a text encoder: begin token, up to 75 tokens, end token, padding; and each one's weight."""
+    """One row of a text encoder: begin token, up to 75 tokens, end token, padding; with a weight for each token."""
 
     ids: tuple[int, ...]
     weights: tuple[float, ...]
@@ -102,22 +101,25 @@ class _Encoder:
 
     @property
     def length(self) -> int:
-        """Tokens a row has, begin and end included: 77, also where a bare vocabulary does not say so."""
+        """Tokens in a row, begin and end included: 77 for CLIP, even if its tokenizer states no length."""
         return int(min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings))
 
     def tokens(self, text: str) -> list[list[tuple[int, float]]]:
-        """The prompt's (token id, weight) pairs, one list per section between BREAKs. Raises PromptError and
-        RequestError for texts that are too long to be split."""
+        """The prompt's (token id, weight) pairs, one list for each section between BREAKs.
+
+        Raises PromptError as `parse` and `check_words` do, and RequestError as `check_text` does.
+        """
         check_text("the prompt", text, LONGEST_PROMPT)
         return [[pair for run in section for pair in self._run(run)] for section in parse(text).sections]
 
     def _run(self, run: Run) -> list[tuple[int, float]]:
-        check_words("the prompt", run.text)  # again, for brackets that are gone may have joined words
+        check_words("the prompt", run.text)  # only now, as words may have joined where brackets were
         ids = self.tokenizer(run.text, add_special_tokens=False, verbose=False).input_ids
         return [(token, run.weight) for token in ids]
 
     def chunks(self, text: str, at_least: int = 1) -> list[Chunk]:
-        """The prompt's rows, filled up with empty ones to `at_least`. Raises PromptError for more than MOST_CHUNKS."""
+        """The prompt's rows, filled up with empty ones to `at_least`. Raises PromptError for more than `MOST_CHUNKS`,
+        and as `tokens` does."""
         size = self.length - 2
         comma = self.tokenizer.convert_tokens_to_ids(",</w>")
         sections = self.tokens(text)
@@ -141,7 +143,7 @@ class _Encoder:
 
 
 class TextEncoder:
-    """The text encoders of one model. Holds no cache: whoever asks keeps what comes back."""
+    """The text encoders of one model. It caches nothing; the caller keeps what it gets."""
 
     def __init__(
         self,
@@ -152,9 +154,9 @@ class TextEncoder:
         force_zeros_for_empty_prompt: bool = False,
         lanes: Lanes | None = None,
     ) -> None:
-        """Takes tokenizers and text encoders by the encoder's component name ("text_encoder", …).
+        """tokenizers, text_encoders: by the text encoder's component name ("text_encoder", …).
 
-        Raises ModelError where one that the family needs is missing.
+        lanes: what applies adapters; None allows none. Raises ModelError where a part that the family needs is missing.
         """
         self.family = family
         self.force_zeros_for_empty_prompt = force_zeros_for_empty_prompt
@@ -168,7 +170,7 @@ class TextEncoder:
             self._encoders.append(_Encoder(name, model, tokenizer))
 
     def count_tokens(self, text: str) -> tuple[int, int]:
-        """(tokens, chunks) of a prompt without tags; begin, end and padding tokens are not counted.
+        """(tokens, chunks) of a prompt without tags. Begin, end and padding tokens are not counted.
 
         Raises PromptError and RequestError for one that is too long.
         """
@@ -181,25 +183,25 @@ class TextEncoder:
         return max(len(encoder.chunks(text, ask.chunks)) for encoder in self._encoders)
 
     def level(self, asks: Iterable[TextAsk]) -> tuple[TextAsk, ...]:
-        """The asks of one picture, all raised to the chunks of the longest."""
+        """The asks of one picture, all with the number of chunks of the longest. Raises as `count_tokens` does."""
         asks = tuple(asks)
         most = max((self.chunks(ask) for ask in asks), default=1)
         return tuple(replace(ask, chunks=most) for ask in asks)
 
     def encode(self, asks: Sequence[TextAsk]) -> list[Embedding]:
-        """The asks' embeddings, in order, in one forward per text encoder.
+        """The asks' embeddings, in order. Each text encoder makes one forward for every `ROWS_AT_ONCE` chunks.
 
-        Raises RequestError where an ask skips more layers than an encoder has.
+        Raises RequestError where an ask skips more layers than an encoder has, and as `count_tokens` does.
         """
         asks = [replace(ask, chunks=self.chunks(ask)) for ask in asks]
-        spoken = [ask for ask in dict.fromkeys(asks) if not self.silent(ask)]
+        distinct = [ask for ask in dict.fromkeys(asks) if not self.is_zeros(ask)]
         with torch.no_grad():
-            embeddings = dict(zip(spoken, self._encode(spoken), strict=True))
-            embeddings |= {ask: self._zeros(ask) for ask in dict.fromkeys(asks) if self.silent(ask)}
+            embeddings = dict(zip(distinct, self._encode(distinct), strict=True))
+            embeddings |= {ask: self._zeros(ask) for ask in dict.fromkeys(asks) if self.is_zeros(ask)}
         return [embeddings[ask] for ask in asks]
 
-    def silent(self, ask: TextAsk) -> bool:
-        """Whether the ask is zeros and no encoder's work."""
+    def is_zeros(self, ask: TextAsk) -> bool:
+        """Whether the ask's embedding is zeros, without an encoder's work."""
         return ask.text is None and self.force_zeros_for_empty_prompt
 
     def _zeros(self, ask: TextAsk) -> Embedding:
@@ -222,7 +224,7 @@ class TextEncoder:
         return embeddings
 
     def _encode_with(self, encoder: _Encoder, asks: list[TextAsk]) -> list[Embedding]:
-        """The asks' embeddings as one encoder sees them; equal (tokens, adapters) share a row."""
+        """One encoder's part of the asks' embeddings. Equal pairs of (tokens, adapters) share a row."""
         chunks = [encoder.chunks(ask.text or "", ask.chunks) for ask in asks]
         rows = [[(chunk.ids, ask.uses) for chunk in own] for ask, own in zip(asks, chunks, strict=True)]
         order = {row: index for index, row in enumerate(dict.fromkeys(row for own in rows for row in own))}
@@ -244,8 +246,11 @@ class TextEncoder:
         rows: Sequence[tuple[tuple[int, ...], tuple[Use, ...]]],
         skips: list[int | None],
     ) -> tuple[dict[int | None, Tensor], Tensor | None]:
-        """(tokens, adapters) of each row -> by clip_skip the states that condition the UNet [rows, 77, width], and the
-        pooled ones [rows, pooled width], SDXL's of its second encoder. At most ROWS_AT_ONCE rows in one forward."""
+        """Run the encoder on rows of (tokens, adapters), at most `ROWS_AT_ONCE` in one forward.
+
+        Returns clip_skip -> the states that condition the UNet, [rows, 77, width]; and the pooled states, [rows, pooled
+        width], which only SDXL's second encoder has (else None).
+        """
         layers: dict[int | None, list[Tensor]] = {skip: [] for skip in skips}
         pooled: list[Tensor] = []
         layered = self.family.size_conditioned or any(skip is not None for skip in skips)
@@ -265,8 +270,8 @@ class TextEncoder:
     def _layer(self, encoder: _Encoder, output: Any, clip_skip: int | None) -> Tensor:
         """The hidden states that condition the UNet.  # [rows, 77, width]
 
-        SDXL reads them below the final norm, one layer before the last; the others after it, from the last
-        layer or, skipping, from an earlier one (diffusers' `encode_prompt` of each family).
+        As in diffusers' `encode_prompt` of each family: SDXL takes the states of the last layer but one, without the
+        final norm. The others take the last layer's, with the norm. `clip_skip` counts back from there.
         """
         if clip_skip is None and not self.family.size_conditioned:
             last: Tensor = output.last_hidden_state
@@ -279,12 +284,12 @@ class TextEncoder:
             )
         states: Tensor = output.hidden_states[-back]
         if not self.family.size_conditioned:
-            # transformers keeps the norm in `text_model` in some of its classes and versions, bare in others
+            # In some of transformers' classes and versions the norm is in `text_model`, in others in the model itself.
             states = getattr(encoder.model, "text_model", encoder.model).final_layer_norm(states)
         return states
 
     def _mask(self, encoder: _Encoder, ids: Tensor) -> Tensor | None:
-        """Which tokens are looked at; None is all, padding included, as nearly every model wants it."""
+        """Which tokens are attended to, [rows, 77]. None is all, padding included, as nearly every model wants it."""
         if self.family.size_conditioned or not getattr(encoder.model.config, "use_attention_mask", False):
             return None
         ends = (ids == encoder.tokenizer.eos_token_id).int().argmax(dim=-1, keepdim=True)  # [rows, 1]
@@ -295,10 +300,10 @@ class TextEncoder:
 def cut_tokens(
     tokens: Sequence[tuple[int, float]], size: int, comma: int, reach: int = COMMA_REACH
 ) -> list[list[tuple[int, float]]]:
-    """(token id, weight) pairs -> chunks of at most `size`, cut after a comma where one is near.
+    """(token id, weight) pairs, cut into chunks of at most `size`, after a comma where one is near.
 
-    A cut moves back to behind the last comma of a full chunk if at most `reach` tokens would move with it,
-    unless the next token is itself a comma. No tokens make one empty chunk.
+    comma: its token id. A cut moves back to just after the last comma of a full chunk if the comma is among the
+    chunk's last `reach` tokens and the next token is no comma. No tokens make one empty chunk.
     """
     pieces: list[list[tuple[int, float]]] = []
     begin = 0
@@ -319,12 +324,11 @@ def _joined(pieces: list[Tensor]) -> Tensor:
 def weigh(states: Tensor, weights: Tensor) -> Tensor:
     """Token embeddings times their weights, each chunk rescaled to the mean it had (A1111's rule).
 
-    states: [chunks, tokens, width]; weights: [chunks, tokens]. Computed in fp32, returned in the states'
-    dtype.
+    states: [chunks, tokens, width]; weights: [chunks, tokens]. Computed in fp32, returned in the states' dtype.
 
-    The mean is that of all numbers of a chunk. Where the tokens' own means have one sign, weighting changes
-    it by a factor between the smallest and the largest weight; the rescaling is held within those bounds, for
-    in models whose means cancel out the bare quotient is noise, of any size and sign.
+    The mean is over all numbers of a chunk. Where all tokens' means have the same sign, weighting changes it by a
+    factor between the smallest and the largest weight. The factor is held within these bounds (and above
+    `SMALLEST_GROWTH`). In models whose means cancel out, it would otherwise be noise of any size and sign.
     """
     plain = states.float()
     weighted = plain * weights.unsqueeze(-1)

@@ -1,19 +1,20 @@
-"""Prompt syntax as users of A1111's web UI write it, read into plain words and weights. Pure: no torch.
+"""The prompt syntax of A1111's web UI, read into plain words and weights. Pure: no torch.
 
-What the field calls "attention" syntax, as A1111's web UI documents and treats it:
+This is the "attention" syntax as A1111's web UI documents it and as it behaves there:
 
     (fox)        weight 1.1          ((fox))     1.1 * 1.1: nested weights multiply
     [fox]        weight 1 / 1.1      (fox:1.3)   weight 1.3
     \\(  \\)  \\[  \\]  \\\\               the character itself
     BREAK                            the following words start a new chunk of the text encoder
 
-Brackets that do not pair are no error: a closing one without an opening one is an ordinary character
-(so is `:1.3)`), an opening one that is never closed weighs all that follows. Square brackets take no
-number: `[fox:1.3]` are the words `fox:1.3` at 1 / 1.1. All other text is kept to the character: `C++`,
-`fox:1`, `:)` and `a\\b` mean what they say. Three corners where A1111 is stricter or odder: BREAK works
-inside brackets too (there it becomes a word), a lone backslash stays (there it vanishes), and `(a:1.2.3)`
-is text at 1.1 (there it is a crash). Its prompt editing and alternation (`[a:b:0.5]`, `[a|b]`) are not
-read: they are weighted words.
+Unpaired brackets are no error. A closing one without an opening one is an ordinary character (so is
+`:1.3)`). An opening one that is never closed weights all that follows. Square brackets take no number:
+`[fox:1.3]` is the words `fox:1.3` at 1 / 1.1. All other text is kept character by character: `C++`, `fox:1`,
+`:)` and `a\\b` mean what they say.
+
+Three things differ from A1111. BREAK works inside brackets too (there it becomes a word). A lone backslash
+stays (there it vanishes). `(a:1.2.3)` is text at 1.1 (there it crashes). A1111's prompt editing and
+alternation (`[a:b:0.5]`, `[a|b]`) are not supported: they are weighted words.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from pipelines.text.tags import LoraTag, take_tags, write_tag
 
 STRONGER = 1.1
 WEAKER = 1 / 1.1
-DEEPEST = 200  # brackets open at once: far beyond use, and a bound on the time a hostile prompt can take
+DEEPEST = 200  # brackets of one sort open at once: far more than anybody needs, and a bound on a hostile prompt's time
 
 _MARK = re.compile(
     r"""
@@ -45,7 +46,7 @@ _MARK = re.compile(
 
 
 class Run(NamedTuple):
-    """Words of one weight."""
+    """Words that share one weight."""
 
     text: str
     weight: float = 1.0
@@ -55,29 +56,29 @@ class Run(NamedTuple):
 class ParsedPrompt:
     """A prompt's words and weights.
 
-    sections: what stands between the BREAKs, each a tuple of runs; neighbouring runs differ in weight
-        and none is empty, so that a section without words is ().
+    sections: the parts between the BREAKs, each a tuple of runs. Neighbouring runs differ in weight and none
+        is empty, so a section without words is ().
     """
 
     sections: tuple[tuple[Run, ...], ...]
 
     @property
     def weighted(self) -> bool:
-        """Whether any words weigh other than 1."""
+        """Whether any words have a weight other than 1."""
         return any(run.weight != 1 for section in self.sections for run in section)
 
     @property
     def words(self) -> str:
-        """The words alone, brackets and weights gone, sections joined by a space."""
+        """The words alone, without brackets and weights, sections joined by a space."""
         sections = ("".join(run.text for run in section) for section in self.sections)
         return " ".join(words for words in sections if words)
 
 
 def parse(text: str) -> ParsedPrompt:
-    """A prompt without tags -> its words and weights.
+    """The words and weights of a prompt whose tags are already taken out. Takes time linear in its length.
 
-    Raises PromptError for a weight that is not a finite number, for more than 200 open brackets, and for more
-    BREAKs than chunks may be. Its time is linear in the text's length.
+    Raises PromptError for a weight that is not finite, for more than `DEEPEST` brackets of one sort open at
+    once, and for a BREAK that opens more than `MOST_CHUNKS` chunks.
     """
     pieces = [_Section()]
     pending: dict[str, list[tuple[int, int]]] = {"(": [], "[": []}  # where each open bracket stands
@@ -113,7 +114,7 @@ def parse(text: str) -> ParsedPrompt:
 
 
 class _Section:
-    """Words between two BREAKs, in stretches that no bracket divides: their words, and one weight for each."""
+    """The text between two BREAKs, divided into stretches at the brackets: the words and the weight of each."""
 
     def __init__(self) -> None:
         self.words: list[list[str]] = []
@@ -121,7 +122,7 @@ class _Section:
         self._open = False  # whether more words belong to the last stretch
 
     def begin(self) -> int:
-        """The place of the stretch that begins here."""
+        """The index of the stretch that begins here."""
         self._open = False
         return len(self.words)
 
@@ -151,7 +152,7 @@ def _weigh(pieces: list[_Section], start: tuple[int, int], factor: float) -> Non
 
 
 def _runs(section: _Section) -> tuple[Run, ...]:
-    """Neighbours of equal weight become one run, so that they are tokenised as one text."""
+    """The section as runs. Neighbours of equal weight become one run, so that they are tokenised as one text."""
     runs: list[Run] = []
     stretches = zip(section.weights, section.words, strict=True)
     for weight, own in itertools.groupby(stretches, key=lambda stretch: stretch[0]):

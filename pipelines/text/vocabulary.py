@@ -1,4 +1,4 @@
-"""The words that a small model knows, and which of a prompt's words it does not."""
+"""The words that a small model knows, and the words of a prompt that it does not know."""
 
 from __future__ import annotations
 
@@ -11,30 +11,32 @@ from pipelines.errors import StudioError
 from pipelines.text.tags import take_tags
 
 Vocabulary = Mapping[str, Mapping[str, tuple[str, ...]]]
-"""Category -> word -> its synonyms; {} is a model that knows all words."""
+"""Category -> word -> its synonyms. {} stands for a model that knows all words."""
 
 GLUE = frozenset((
     "a", "an", "the", "in", "on", "at", "of", "and", "with", "to", "by", "is", "it",
     "from", "under", "over", "near", "wearing", "holding", "style", "picture",
     "portrait", "sitting", "standing", "while", "very",
 ))  # fmt: skip
-"""Words that only hold a prompt together."""
+"""Words that only hold a prompt together. They count as known, and are never proposed."""
 
 
 MOST_TOLD = 30
-"""Unknown words that are looked up; whoever pastes a text in another language need not read them all."""
+"""Unknown words that are reported. Nobody who pastes a text in another language needs to read them all."""
 
 
 def known(vocabulary: Vocabulary, triggers: Iterable[str] = ()) -> frozenset[str]:
-    """Single words, in lower case: those of the vocabulary, their synonyms, and those that adapters bring."""
+    """The known words, single and in lower case: the vocabulary's, their synonyms, the adapters' triggers, `GLUE`."""
     phrases = [word for words in vocabulary.values() for word in words]
     phrases += [other for words in vocabulary.values() for others in words.values() for other in others]
     return frozenset(part for phrase in (*phrases, *triggers) for part in _words(phrase)) | GLUE
 
 
 def unknown(prompt: str, vocabulary: Vocabulary, triggers: Iterable[str] = ()) -> dict[str, str]:
-    """The first MOST_TOLD of the prompt's words that the model does not know, each with the nearest one that it
-    does, or ""."""
+    """The first `MOST_TOLD` words of the prompt that the model does not know -> the nearest word that it knows, or "".
+
+    {} for a model without a vocabulary, and for a prompt whose tags cannot be read.
+    """
     if not vocabulary:
         return {}
     try:

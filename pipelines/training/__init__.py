@@ -1,1 +1,1 @@
-"""Training small adapters on a resident model: the loop, its settings and its state, whatever the adapter's type."""
+"""Training small adapters on a loaded model: the loop, its settings and its state, for all types of adapters."""

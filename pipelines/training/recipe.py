@@ -1,4 +1,4 @@
-"""The settings of a training run, whatever is trained."""
+"""The settings of a training run, for all types of adapters."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import nn
 from pipelines.errors import RequestError
 
 SMALL_MODEL = 100_000_000
-"""UNet parameters below which small recipes are the defaults."""
+"""A UNet with fewer parameters gets a small recipe by default."""
 
 
 def is_small(unet: nn.Module) -> bool:
-    """Whether a UNet is one of the embedded models' size."""
+    """Whether a UNet is about as small as those of the embedded models."""
     return sum(weight.numel() for weight in unet.parameters()) < SMALL_MODEL
 
 
@@ -27,13 +27,14 @@ def _check(name: str, value: object, low: int, high: int) -> None:
 class Recipe:
     """The settings of one training run. Raises RequestError for values that make no sense.
 
-    rank: of every layer's factors. alpha: None is the rank, so that the scale is 1.
+    rank: of each layer's factors. alpha: None stands for the rank, so that the scale is 1.
     learning_rate: AdamW's, constant, without warm-up. weight_decay: AdamW's.
-    steps: optimiser steps. batch: noisy copies of the picture a step.
-    size: side of the square the picture is trained at, in pixels; None is the model's own.
-    center_crop: cut the square out of the middle; otherwise the picture is stretched into it.
-    gradient_checkpointing: less memory, a third more time; checkpoint_every: steps between states from
-        which training can resume; sample_every: steps between sample pictures, 0 for none.
+    steps: of the optimiser. batch: noisy copies of pictures in each step.
+    size: the side of the square to which pictures are brought, in pixels; None takes the model's own size.
+    center_crop: the square is cut from the middle; otherwise the picture is stretched to it.
+    seed: of all random numbers of the run.
+    gradient_checkpointing: takes less memory, and about a third more time. checkpoint_every: steps between states from
+        which training can resume. sample_every: steps between sample pictures, 0 for none.
     """
 
     rank: int = 64
@@ -67,14 +68,14 @@ class Recipe:
 
     @property
     def scale(self) -> float:
-        """alpha / rank."""
+        """The factors' scale, alpha / rank."""
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
 
     def with_values(self, **values: object) -> Recipe:
-        """This recipe with the given values in place of its own; None keeps the own."""
+        """This recipe with the given values in place of its own. None keeps its own. Raises RequestError."""
         known = {field.name for field in fields(self)}
         assert values.keys() <= known, values.keys() - known
         return replace(self, **{name: value for name, value in values.items() if value is not None})  # type: ignore[arg-type]

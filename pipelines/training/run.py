@@ -1,11 +1,11 @@
-"""One training run: its pictures, its optimiser, its noise. What is trained is the caller's.
+"""One training run: its pictures, its optimiser, its noise. The caller brings the parameters to train.
 
-Loss, per noisy copy x_t = a_t x_0 + s_t e of a picture's latents, with t uniform over the training steps:
+The loss, for each noisy copy x_t = a_t x_0 + s_t e of a picture's latents, with t uniform over the training steps:
 
-    epsilon models  |e_theta(x_t, t, c) - e|^2
+    epsilon models  |e_theta(x_t, t, c) - e|^2                   (Ho et al. 2020, arXiv 2006.11239, equation 14)
     v models        |v_theta(x_t, t, c) - (a_t e - s_t x_0)|^2   (Salimans & Ho 2022, arXiv 2202.00512)
 
-The base, the text encoders and the VAE stay as they are.
+It is the mean over all numbers of the batch. The base weights, the text encoders and the VAE are not changed.
 """
 
 from __future__ import annotations
@@ -34,15 +34,16 @@ from pipelines.training.state import Identity, load_state, save_state
 
 @dataclass(frozen=True)
 class Example:
-    """A picture and its caption, which is taken to the letter: "A [v]" holds brackets."""
+    """A picture and its caption. The caption is taken literally: the brackets in "A [v]" are part of it."""
 
     image: Image.Image
     caption: str
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Told after every optimiser step. sample: a picture of the prompt as the adapter stands, where one is due."""
+class TrainingProgress:
+    """What is reported after each optimiser step. step: from 1 to `steps`. sample: a picture with the adapter as it is
+    now, None where none is due."""
 
     step: int
     steps: int
@@ -51,17 +52,17 @@ class Progress:
 
 
 def state_file(out: Path) -> Path:
-    """Where the state of an unfinished run lies, beside the file to be."""
+    """The file for the state of an unfinished run, beside the adapter file `out`."""
     return out.with_name(f"{out.stem}.training")
 
 
 def literal(text: str) -> str:
-    """A text in prompt syntax that means the text itself: "A [v]" -> "A \\[v\\]"."""
+    """A text written in prompt syntax, so that it means itself: "A [v]" -> "A \\[v\\]"."""
     return re.sub(r"([()\[\]\\])", r"\\\1", text)
 
 
 def refuse_untrainable(model: Model) -> None:
-    """Raises SetupError for a model in a state that cannot be trained on."""
+    """Raises SetupError for a model with `offload` on, and for one with adapters loaded."""
     if model.offload:
         raise SetupError("training needs the whole model on its device; open it without low memory mode")
     if model.store.known:
@@ -69,9 +70,11 @@ def refuse_untrainable(model: Model) -> None:
 
 
 class Run:
-    """One training run over `examples`. weights: the parameters to train, all float32, by name.
+    """One training run over `examples`.
 
-    Raises RequestError for a picture size or a prediction type that cannot be trained.
+    weights: name -> a parameter to train, float32. where: names of what is trained, part of the run's identity.
+    file: for its state. Raises RequestError for a size or a prediction type that cannot be trained, PromptError for a
+    caption that is too long, and RenderError where memory runs out.
     """
 
     def __init__(
@@ -111,10 +114,15 @@ class Run:
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=model.dtype == torch.float16)
 
     def train(
-        self, resume: bool, progress: Callable[[Progress], None], sample: Callable[[], Image.Image]
+        self, resume: bool, progress: Callable[[TrainingProgress], None], sample: Callable[[], Image.Image]
     ) -> list[float]:
-        """The losses of the steps run now."""
-        done, whole = 0, True  # whole: the state is that after `done` steps, not amid one
+        """Run all steps that are left, and return their losses.
+
+        resume: go on from the state in the run's file. progress: is called after each step. sample: makes a sample
+        picture. A KeyboardInterrupt between two steps saves the state first. Raises RequestError for a state that is
+        missing or another run's, RenderError for a loss that is not finite, and OSError.
+        """
+        done, whole = 0, True  # whole: `done` steps are complete, and no other has begun
         if resume:
             if not self.file.is_file():
                 raise RequestError(
@@ -130,7 +138,7 @@ class Run:
                 losses.append(self._step())
                 done, whole = step, True
                 due = recipe.sample_every and step % recipe.sample_every == 0
-                progress(Progress(step, recipe.steps, losses[-1], sample() if due else None))
+                progress(TrainingProgress(step, recipe.steps, losses[-1], sample() if due else None))
                 if step % recipe.checkpoint_every == 0 and step < recipe.steps:
                     self._save(step)
         except KeyboardInterrupt:
@@ -144,7 +152,7 @@ class Run:
         save_state(self.file, self.identity, step, self.weights, self.optimiser, self.generator, scale)
 
     def _step(self) -> float:
-        """One optimiser step; all randomness comes from the run's own generator, on the CPU."""
+        """Make one optimiser step and return its loss. All random numbers come from the run's generator, on the CPU."""
         model, batch = self.model, self.recipe.batch
         shape = (batch, *self.latent_mean.shape[1:])
         sampled, noise = (torch.randn(shape, generator=self.generator).to(model.device) for _ in range(2))
@@ -180,14 +188,14 @@ class Run:
         return value
 
     def _picked(self) -> Tensor:
-        """The pictures of this step, [batch]; one picture costs no draw."""
+        """The numbers of the pictures in this step, [batch]. A single picture takes no random number."""
         count, batch = len(self.latent_mean), self.recipe.batch
         if count == 1:
             return torch.zeros(batch, dtype=torch.long, device=self.model.device)
         return torch.randint(count, (batch,), generator=self.generator).to(self.model.device)
 
     def _added(self, picked: Tensor) -> dict[str, Tensor] | None:
-        """SDXL's pooled text and sizes: the square that is trained on, uncropped, as rendering's defaults say."""
+        """SDXL's pooled text and sizes: those of the training square, uncropped, as when rendering. Else None."""
         if not self.model.checkpoint.family.size_conditioned:
             return None
         assert self.pooled is not None
@@ -195,7 +203,7 @@ class Run:
 
 
 def side_of(model: Model, recipe: Recipe) -> int:
-    """The side of the training square, in pixels: a multiple of the latent cell."""
+    """The side of the training square in pixels. Raises RequestError unless it is a multiple of the latent cell's."""
     defaults = model.checkpoint.defaults
     unit = model.checkpoint.vae_scale_factor
     side = recipe.size or min(defaults.width, defaults.height)
@@ -205,14 +213,14 @@ def side_of(model: Model, recipe: Recipe) -> int:
 
 
 def sample(pipe: StudioPipeline, prompt: str, recipe: Recipe) -> Image.Image:
-    """The prompt's picture as the adapter stands."""
+    """A picture of the prompt, with the adapter as it is now. Raises the StudioError that it fails with."""
     picture = pipe(Request(prompt, seed=recipe.seed)).images[0]
     assert isinstance(picture, Image.Image)
     return picture
 
 
 def described(model: Model, recipe: Recipe, title: str, prompt: str, method: str) -> dict[str, str]:
-    """What the file says of itself: enough to use it, and to train it again."""
+    """The metadata of a trained adapter: enough to use it, and to train it again. method: "B-LoRA" or "FLoRA"."""
     checkpoint = model.checkpoint
     named = re.search(r"\[[^\]]+\]", prompt)
     return {
@@ -233,7 +241,7 @@ def described(model: Model, recipe: Recipe, title: str, prompt: str, method: str
 
 
 def _noise_schedule(model: Model) -> Any:
-    """The model's training noise. Raises RequestError for a prediction type that has no target here."""
+    """The model's noise schedule for training. Raises RequestError for a prediction type that cannot be trained."""
     import diffusers
 
     kind = model.checkpoint.prediction_type
@@ -247,7 +255,10 @@ def _noise_schedule(model: Model) -> Any:
 
 @torch.no_grad()
 def _latents(model: Model, image: Image.Image, side: int, center_crop: bool) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of the picture's latents, [1, channels, h, w] float32, scaled as the UNet knows them."""
+    """(mean, deviation) of the picture's latents, each [1, channels, h, w] float32, scaled for the UNet.
+
+    side: of the training square, in pixels.
+    """
     image = ImageOps.exif_transpose(image).convert("RGB")
     if center_crop:
         square = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
@@ -266,7 +277,7 @@ def _latents(model: Model, image: Image.Image, side: int, center_crop: bool) -> 
 
 
 def _mark(images: Sequence[Image.Image]) -> str:
-    """The pictures' identity: the hash of their pixels."""
+    """The hash of the pictures' pixels, which tells whether a state belongs to the same pictures."""
     digest = hashlib.sha256()
     for image in images:
         digest.update(image.convert("RGB").tobytes())

@@ -1,4 +1,8 @@
-"""The state of an unfinished training run, as one file: a run that goes on from it ends as if never broken off."""
+"""The state of an unfinished training run, in one file. A run that goes on from it ends as if it had never stopped.
+
+It is a safetensors file. Its tensors are `weight.<name>`, `optimiser.<number>.<name>` and `generator`; its metadata
+`step`, `identity` (JSON) and `scale` (JSON).
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,10 @@ _GENERATOR = "generator"
 
 @dataclass(frozen=True)
 class Identity:
-    """What must be the same for a run to go on: everything the result depends on but the weights so far."""
+    """What must be the same for a run to go on: all that the result depends on, besides the state itself.
+
+    picture: the hash of the pictures. prompt: their captions, one a line. model: its name. blocks: what is trained.
+    """
 
     picture: str
     prompt: str
@@ -31,7 +38,8 @@ class Identity:
     recipe: Mapping[str, object]
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
-        """The fields in which a stored identity differs; steps and intervals may change."""
+        """The fields in which a stored identity differs. The number of steps, the intervals and gradient checkpointing
+        may differ. other: as `to_dict` gives it."""
         free = {"steps", "checkpoint_every", "sample_every", "gradient_checkpointing"}
         mine = {name: value for name, value in self.recipe.items() if name not in free}
         theirs = {name: value for name, value in dict(other.get("recipe", {})).items() if name not in free}
@@ -58,9 +66,9 @@ def save_state(
     generator: torch.Generator,
     scale: Mapping[str, float],
 ) -> None:
-    """Write everything the next step depends on; the old state is kept until the new one is whole.
+    """Write all that the next step depends on. The old state is kept until the new one is complete. Raises OSError.
 
-    scale: the gradient scaler's state, {} where there is none.
+    step: how many steps are done. scale: the gradient scaler's state, {} where there is none.
     """
     tensors = {f"weight.{name}": weight.detach().cpu() for name, weight in weights.items()}
     for index, moments in optimiser.state_dict()["state"].items():
@@ -83,9 +91,10 @@ def load_state(
     optimiser: torch.optim.Optimizer,
     generator: torch.Generator,
 ) -> tuple[int, dict[str, float]]:
-    """Put a state back into the run; returns the steps it has done and the gradient scaler's state.
+    """Put a state back into weights, optimiser and generator, in place.
 
-    Raises RequestError for what is no state, or another run's.
+    Returns (how many steps are done, the gradient scaler's state). Raises RequestError for a file that is no state, or
+    another run's.
     """
     try:
         with safetensors.safe_open(file, "pt") as opened:

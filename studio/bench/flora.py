@@ -153,7 +153,7 @@ def measure(
         down = noise(lanes, rank, layer.inputs) / layer.inputs**0.5
         up = noise(lanes, rank, layer.outputs) * 0.2
         rows = {
-            f"a{lane}": multiplied.Rows.of(
+            f"a{lane}": multiplied.RankRows.of(
                 Hadamard(1 + 0.2 * noise(rank, layer.inputs), 1 + 0.2 * noise(layer.outputs, rank), 1 / rank),
                 x,
             )

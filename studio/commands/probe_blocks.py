@@ -89,7 +89,7 @@ def run(values: ProbeBlocks, home: Home, teller: Teller) -> int:
     from pathlib import Path
 
     from pipelines.blora.probe import (
-        Settings,
+        ProbeSettings,
         attention_blocks,
         levels,
         pairs_for,
@@ -113,7 +113,7 @@ def run(values: ProbeBlocks, home: Home, teller: Teller) -> int:
     for part in ("content", "style"):
         if not any(pair.part == part for pair in pairs):
             raise RequestError(f"give a pair of each kind: --{part} A B is missing")
-    settings = Settings(
+    settings = ProbeSettings(
         seeds=tuple(range(1, values.seeds + 1)),
         steps=values.steps or max(checkpoint.defaults.steps // 2, 1),
         width=values.size,

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from pipelines.adapters.writing import Naming
-    from pipelines.flora.training import Reach
+    from pipelines.flora.flora_training import TrainingReach
     from pipelines.home import Home
     from pipelines.training.recipe import Recipe
-    from pipelines.training.run import Example, Progress
+    from pipelines.training.run import Example, TrainingProgress
     from studio.rendering.opening import Opening
     from studio.terminal.progress import Teller
 
@@ -62,7 +62,7 @@ class TrainFlora:
 
     training: Training
     images: tuple[Path, ...]
-    reach: Reach
+    reach: TrainingReach
 
 
 # -- flags -----------------------------------------------------------------------------------------------
@@ -155,8 +155,8 @@ def _read_flora(args: Namespace) -> TrainFlora:
 def run_blora(values: TrainBLora, home: Home, teller: Teller) -> int:
     """`train-blora`. The file's name on stdout; sample pictures beside it. Raises StudioError for bad input."""
     from pipelines.adapters.writing import refuse_existing
-    from pipelines.blora.recipe import default_recipe
-    from pipelines.blora.training import require_peft, train_blora
+    from pipelines.blora.blora_training import require_peft, train_blora
+    from pipelines.blora.default_recipes import default_recipe
     from studio.rendering.opening import open_pipeline
 
     asked = values.training
@@ -186,7 +186,7 @@ def run_blora(values: TrainBLora, home: Home, teller: Teller) -> int:
 def run_flora(values: TrainFlora, home: Home, teller: Teller) -> int:
     """`train-flora`. The file's name on stdout; sample pictures beside it. Raises StudioError for bad input."""
     from pipelines.adapters.writing import refuse_existing
-    from pipelines.flora.training import default_recipe, train_flora
+    from pipelines.flora.flora_training import default_recipe, train_flora
     from studio.rendering.opening import open_pipeline
 
     asked = values.training
@@ -249,7 +249,7 @@ def _read_image(file: Path) -> Image.Image:
 
 
 @contextmanager
-def _told(teller: Teller, out: Path, recipe: Recipe) -> Iterator[Callable[[Progress], None]]:
+def _told(teller: Teller, out: Path, recipe: Recipe) -> Iterator[Callable[[TrainingProgress], None]]:
     """Within: a bar, sample pictures beside `out`, and Ctrl+C between steps."""
     from pipelines.home.files import write_whole
     from pipelines.training.run import state_file
@@ -257,7 +257,7 @@ def _told(teller: Teller, out: Path, recipe: Recipe) -> Iterator[Callable[[Progr
 
     with teller.training(recipe.steps) as show, noted(at_once=False) as stopped:
 
-        def told(progress: Progress) -> None:
+        def told(progress: TrainingProgress) -> None:
             show(progress.step, progress.loss)
             if progress.sample is not None:
                 file = out.with_name(f"{out.stem}-step{progress.step:06d}.png")

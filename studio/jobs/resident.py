@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from pipelines import Event, Failed, Finished, Session, Started, Stepped, StudioPipeline
-from pipelines.checkpoints.hub import Progress
+from pipelines.checkpoints.hub import DownloadProgress
 from pipelines.errors import AdapterFileError
 from pipelines.flight import Aside
 from pipelines.home import Home
@@ -43,7 +43,7 @@ class Resident:
         opening: Opening,
         trust: Trust,
         notify: Callable[[str], None],
-        progress: Progress,
+        progress: DownloadProgress,
     ) -> None:
         self.key = key
         self.opening = opening

@@ -44,7 +44,7 @@ class Lesson:
     """What is to be trained.
 
     picture: the only one it learns from. prompt: names it, as in "A [v]". name: of the adapter to be.
-    steps, rank, size: None is the recipe's (see `pipelines.blora.recipe`); size in pixels.
+    steps, rank, size: None is the recipe's (see `pipelines.blora.default_recipes`); size in pixels.
     """
 
     picture: Path
@@ -115,8 +115,8 @@ class Trainings:
 
     def start(self, owner: str, lesson: Lesson, *, model: str | None = None) -> int:
         """Asks for a training; returns its id at once. Raises StudioError, and then nothing is begun."""
+        from pipelines.blora.blora_training import mapped_blocks, require_peft
         from pipelines.blora.layouts import model_outline
-        from pipelines.blora.training import mapped_blocks, require_peft
 
         with self._changed:
             self._refuse_many(owner)
@@ -308,9 +308,9 @@ def _work(told: Connection, home: Home, opening: Opening, lesson: Lesson, out: P
 
 
 def _learn(told: Connection, home: Home, opening: Opening, lesson: Lesson, out: Path, samples: Path) -> None:
-    from pipelines.blora.recipe import default_recipe
-    from pipelines.blora.training import train_blora
-    from pipelines.training.run import Progress
+    from pipelines.blora.blora_training import train_blora
+    from pipelines.blora.default_recipes import default_recipe
+    from pipelines.training.run import TrainingProgress
     from studio.rendering.opening import open_pipeline
 
     pipe = open_pipeline(opening, home)
@@ -318,7 +318,7 @@ def _learn(told: Connection, home: Home, opening: Opening, lesson: Lesson, out: 
     recipe = recipe.with_values(steps=lesson.steps, rank=lesson.rank, size=lesson.size)
     picture = read_init_image(lesson.picture)
 
-    def note(progress: Progress) -> None:
+    def note(progress: TrainingProgress) -> None:
         sample = None
         if progress.sample is not None:
             sample = samples.with_name(f"{samples.name}-{progress.step}.png")

@@ -9,7 +9,7 @@ import torch
 
 from pipelines import StudioPipeline
 from pipelines.checkpoints import load_checkpoint
-from pipelines.checkpoints.hub import Progress
+from pipelines.checkpoints.hub import DownloadProgress
 from pipelines.engine.backends import AttentionChoice
 from pipelines.engine.residency.limits import Limits
 from pipelines.errors import SetupError
@@ -56,7 +56,7 @@ def open_pipeline(
     notify: Callable[[str], None] | None = None,
     *,
     allow_downloads: bool = True,
-    progress: Progress | None = None,
+    progress: DownloadProgress | None = None,
 ) -> StudioPipeline:
     """The model on its device. `notify` is told what a full-size model needs. allow_downloads: from the hub;
     `progress` is told how one goes, and may end it by raising.

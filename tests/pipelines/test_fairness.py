@@ -16,7 +16,7 @@ from pipelines.errors import AdapterFileError
 from pipelines.events import Event, Failed, Finished, Started, Stepped
 from pipelines.model import Model
 from pipelines.session import Session
-from pipelines.turns import Shares, Turns
+from pipelines.turns import Ledger, Turns
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +252,7 @@ def test_owners_are_served_by_what_their_pictures_cost(model: Model) -> None:
 
 
 def test_nobody_banks_credit_and_nobody_sheds_debt() -> None:
-    shares: Shares[str] = Shares()
+    shares: Ledger[str] = Ledger()
     shares.among(["ann"])
     shares.charge("ann", 100)
     shares.among(["ann", "bob"])

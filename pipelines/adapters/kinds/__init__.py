@@ -1,10 +1,10 @@
-"""The adapter types, one file each. The order is the order in which they are asked to claim a layer."""
+"""The adapter types, one file each. They are asked in this order whether a layer is theirs."""
 
 from pipelines.adapters.kinds.flora import Flora
-from pipelines.adapters.kinds.kind import Kind, Leaf, RawLayer
+from pipelines.adapters.kinds.kind import AdapterKind, Leaf, RawLayer
 from pipelines.adapters.kinds.lora import Lora
 from pipelines.adapters.kinds.unsupported import UNSUPPORTED
 
-KINDS: tuple[Kind, ...] = (*UNSUPPORTED, Flora(), Lora())
+ADAPTER_KINDS: tuple[AdapterKind, ...] = (*UNSUPPORTED, Flora(), Lora())
 
-__all__ = ["KINDS", "Kind", "Leaf", "RawLayer"]
+__all__ = ["ADAPTER_KINDS", "AdapterKind", "Leaf", "RawLayer"]

@@ -6,23 +6,23 @@ paper's W0 [in, out], B [in, rank] and A [rank, out], for one sample X [tokens, 
     W = W0 * (B A)                          (equation 4; * is the element-wise product)
     Y = sum_r A_r * ((B_r * X) W0)          (equation 5: one product with the shared W0 per rank)
 
-The rank is summed over, which is what makes the two equal; the paper's text proposes a mean, which is 1 / rank of
-it. An ordinary LoRA, W0 + BA, is no FLoRA and cannot be made one: that takes BA = 1 + dW / W0, which has full rank.
+The two are equal because the rank is summed over. The paper's text proposes a mean, which is 1 / rank of the sum. An
+ordinary LoRA, W0 + BA, is no FLoRA and cannot be made one: that takes BA = 1 + dW / W0, which has full rank.
 
-The format, ours, as a safetensors file:
+The file format is ours, a safetensors file:
 
     unet.<layer>.flora_in.weight     [rank, in]    the rows B_r, which multiply the layer's input
     unet.<layer>.flora_out.weight    [out, rank]   the columns A_r, which multiply its output
     text_encoder.<layer>. …          likewise; all other prefixes and block names that LoRA files use are read too
     metadata  flora.version = "1";  flora.reduction = "sum" (also where it is missing) or "mean"
 
-There is no alpha. (The halves are not called A and B, which mean opposite sides in LoRA's and FLoRA's papers.) A
-layer may be a convolution: the factors then have no kernel, and every tap is multiplied alike (ours, not the paper's).
-An untrained adapter has flora_in and flora_out such that their product is 1 throughout. One file may hold FLoRA for
+There is no alpha. The halves are not called A and B, because these mean opposite sides in the LoRA and the FLoRA paper.
+A layer may be a convolution; the factors then have no kernel, and every tap is multiplied alike (this is ours, not the
+paper's). In an untrained adapter the product of flora_in and flora_out is 1 everywhere. One file may hold FLoRA for
 some layers and LoRA for others.
 
-Strength s interpolates from the base weight, as for DoRA: W0 + s (W0 * (BA) - W0); s = 1 is equation 4. The changes
-of several adapters on one layer, of whatever type, add up.
+Strength s interpolates from the base weight, as for DoRA: W0 + s (W0 * (BA) - W0). s = 1 gives equation 4. The changes
+that several adapters, of any type, make to one layer add up.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from pipelines.adapters.terms import Hadamard, Target
 from pipelines.errors import AdapterFormatError, AdapterMismatchError
 
 METADATA: Mapping[str, str] = {"flora.version": "1", "flora.reduction": "sum"}
-"""What a file of this type says of its format."""
+"""The metadata that a file of this type carries."""
 
 _LEAVES = {"flora_in.weight": Leaf("inner", "flora"), "flora_out.weight": Leaf("outer", "flora")}
 
 
 @dataclass(frozen=True)
 class Flora:
-    """True FLoRA."""
+    """True FLoRA, as an `AdapterKind`."""
 
     name: str = "FLoRA"
     leaves: Mapping[str, Leaf] = field(default_factory=lambda: dict(_LEAVES))
@@ -83,8 +83,8 @@ class Flora:
 
 
 def mean_of(file: str, metadata: Mapping[str, str]) -> bool:
-    """Whether the file's rank is averaged over instead of summed. Raises AdapterFormatError for settings of a
-    format we do not know."""
+    """Whether the file wants the mean over the rank instead of the sum. Raises AdapterFormatError for an unknown
+    version or reduction."""
     for name, known in (("flora.version", ("1",)), ("flora.reduction", ("sum", "mean"))):
         said = metadata.get(name, known[0])
         if said not in known:

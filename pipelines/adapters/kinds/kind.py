@@ -1,4 +1,4 @@
-"""What one adapter type must know about itself. A new type is one file with one `Kind` in it."""
+"""What an adapter type must know about itself. A new type is one file with one `AdapterKind` in it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipelines.adapters.terms import LayerFactors, Target
 
 @dataclass(frozen=True)
 class Leaf:
-    """The end of a key: which part of a layer it is, and whose habit it is to write it so."""
+    """The end of a key. part: which tensor of the layer it is. style: whose naming scheme it belongs to."""
 
     part: str
     style: str
@@ -21,10 +21,10 @@ class Leaf:
 
 @dataclass(frozen=True)
 class RawLayer:
-    """The tensors a file holds for one layer.
+    """The tensors that a file holds for one layer.
 
-    parts: part -> tensor; keys: part -> its key in the file, for messages.
-    scale: a factor known from outside the parts (PEFT's settings); None where only `alpha` may say it.
+    file: its name. name: the layer's ("unet.…"). parts: part -> tensor. keys: part -> its key, for messages.
+    scale: the scale that PEFT's settings give; None where they give none.
     metadata: the file's own, for types that keep settings there.
     """
 
@@ -36,12 +36,12 @@ class RawLayer:
     metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
-class Kind(Protocol):
+class AdapterKind(Protocol):
     """One adapter type, such as LoRA or LoKr.
 
-    leaves: ends of keys ("lora_up.weight") -> what they are. `alpha` belongs to LoRA and is shared by all.
-    input_axes: part -> the axis along which that tensor has the layer's input width, where there is one.
-    refusal: why this type is not applied, and what to do; "" for one that is.
+    leaves: end of a key ("lora_up.weight") -> what it is. `alpha` is among LoRA's, and all types share it.
+    input_axes: part -> the axis of that tensor that has the layer's input width, for parts that have one.
+    refusal: why this type is not applied, and what to do instead; "" for one that is applied.
     """
 
     @property
@@ -54,9 +54,9 @@ class Kind(Protocol):
     def refusal(self) -> str: ...
 
     def claims(self, parts: Collection[str]) -> bool:
-        """Whether a layer with these parts is of this type. Types are asked in the order of KINDS."""
+        """Whether a layer with these parts is of this type. Types are asked in the order of ADAPTER_KINDS."""
         ...
 
     def read(self, layer: RawLayer, target: Target) -> LayerFactors:
-        """The layer's exact factors, in the form its target takes. Raises AdapterError."""
+        """The layer's exact factors, in the shape that its target takes. Raises AdapterError."""
         ...

@@ -34,7 +34,7 @@ _LEAVES = {
 
 @dataclass(frozen=True)
 class Lora:
-    """Plain low-rank factors, with or without a Tucker core."""
+    """Plain low-rank factors, with or without a Tucker core; as an `AdapterKind`."""
 
     name: str = "LoRA"
     leaves: Mapping[str, Leaf] = field(default_factory=lambda: dict(_LEAVES))
@@ -66,7 +66,7 @@ class Lora:
         return LowRank(*_fitted(layer, target, down, up), scale)
 
     def _scale(self, layer: RawLayer, rank: int) -> float:
-        """alpha / rank by the layer's own alpha, else what the settings say, else 1."""
+        """alpha / rank if the layer has its own alpha, else the scale of the settings, else 1."""
         if "alpha" not in layer.parts:
             return 1.0 if layer.scale is None else layer.scale
         alpha = layer.parts["alpha"]
@@ -79,10 +79,10 @@ class Lora:
 
 
 def _folded(layer: RawLayer, target: Target, mid: Tensor, down: Tensor) -> Tensor:
-    """The Tucker core [up rank, down rank, kh, kw] times down [down rank, in(, 1, 1)]: [up rank, in, kh, kw].
+    """The Tucker core [up rank, down rank, kh, kw] times down [down rank, in(, 1, 1)]: [up rank, in, kh, kw] float32.
 
-    Three convolutions in a row (1x1 down, kh x kw core, 1x1 up) are one whose kernel
-    is their product, so nothing is approximated.
+    Three convolutions in a row (1x1 down, kh x kw core, 1x1 up) equal one whose kernel is their product, so nothing is
+    approximated. Raises AdapterMismatchError.
     """
     square = down.ndim == 2 or down.shape[2:] == (1, 1)
     if mid.ndim != 4 or mid.shape[1] != down.shape[0] or not square:
@@ -91,10 +91,10 @@ def _folded(layer: RawLayer, target: Target, mid: Tensor, down: Tensor) -> Tenso
 
 
 def _fitted(layer: RawLayer, target: Target, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """The factors in the form the target takes.
+    """(down, up) in the shapes that the target takes. Raises AdapterMismatchError where they do not fit.
 
-    A linear layer and a 1x1 convolution are the same mathematics, and files were trained on either, so
-    the trailing 1x1 is added or dropped.
+    A linear layer and a 1x1 convolution are the same mathematics, and files are trained on either. So a trailing 1x1 is
+    added or dropped as needed.
     """
     out_width, in_width, *kernel = target.shape
     rank = down.shape[0]

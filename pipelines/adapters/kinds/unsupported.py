@@ -1,4 +1,4 @@
-"""Types that are recognised, so that they can be refused by name instead of being half applied."""
+"""Types that are recognised only to be refused by name, instead of being half applied."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LATER = "this version applies LoRA and LoCon only; look for a plain LoRA of the
 
 @dataclass(frozen=True)
 class Unsupported:
-    """A type known by its keys alone: `ends` are the key ends that no other type has."""
+    """A type of which only the keys are known. ends: the ends of keys that no other type has."""
 
     name: str
     ends: tuple[str, ...]
@@ -35,7 +35,7 @@ _HADA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2
 _LOKR = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t1", "lokr_t2")
 
 UNSUPPORTED: tuple[Unsupported, ...] = (
-    # DoRA stands first: its layers carry LoRA's parts too.
+    # DoRA comes first, because its layers have LoRA's parts too.
     Unsupported("DoRA", ("dora_scale", "lora_magnitude_vector", "lora_magnitude_vector.weight")),
     Unsupported("LoRA with a trained bias", ("lora_A.bias", "lora_B.bias", "lora_up.bias", "lora_down.bias")),
     Unsupported("LoRA on an embedding", ("lora_embedding_A", "lora_embedding_B")),

@@ -1,1 +1,1 @@
-"""What one layer computes: the forms of its product with its lanes' adapters."""
+"""What one layer computes: its product with its lanes' adapters, in several forms and several ways."""

@@ -1,7 +1,7 @@
-"""Attention whose query, key and value are computed as one unit, and whose text keys and values can be kept.
+"""Attention whose query, key and value are computed together, and whose text keys and values can be kept.
 
-Keys and values of cross-attention depend on the text and on the adapters' strengths alone, not on the step. They are
-computed once for a row and kept while both stay as they are.
+Keys and values of cross-attention depend on the text and on the adapters' strengths, but not on the step. They are
+computed once for a row, and kept until its text or its strengths change.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pipelines.engine.products.layers import together
 from pipelines.engine.products.operands import side_by_side
 
 Kept = tuple[Tensor, Tensor]
-"""Keys and values of one attention layer, [rows, tokens, width] each."""
+"""(keys, values) of one attention layer, each [rows, tokens, width]."""
 
 
 class LaneAttention:
-    """diffusers' AttnProcessor2_0 for transformer blocks, with `kept` in place of keys and values where it is set."""
+    """diffusers' AttnProcessor2_0 for transformer blocks. Where `kept` is set, it is used for keys and values."""
 
     def __init__(self) -> None:
         self.kept: Kept | None = None
@@ -36,7 +36,8 @@ class LaneAttention:
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
-        """hidden_states [rows, tokens, width], encoder_hidden_states [rows, text tokens, text width]."""
+        """hidden_states [rows, tokens, width], encoder_hidden_states [rows, text tokens, text width] for
+        cross-attention -> [rows, tokens, width]."""
         rows, tokens, _ = hidden_states.shape
         if encoder_hidden_states is None:
             query, key, value = together([attn.to_q, attn.to_k, attn.to_v], hidden_states)
@@ -60,7 +61,7 @@ class LaneAttention:
 
 
 def join_attention(model: nn.Module) -> dict[str, Any]:
-    """Give every plain attention layer of `model` a LaneAttention, in place; name -> layer. Others stay as they are."""
+    """Give every plain attention layer of `model` a LaneAttention, in place. Returns name -> layer for these."""
     found: dict[str, Any] = {}
     for name, attn in _attention(model):
         if (
@@ -74,17 +75,19 @@ def join_attention(model: nn.Module) -> dict[str, Any]:
     return found
 
 
-def part_attention(model: nn.Module) -> None:
-    """Give `model` diffusers' own processors back, in place."""
+def restore_attention(model: nn.Module) -> None:
+    """Give `model` diffusers' own processors back, in place: undoes `join_attention`."""
     for _, attn in _attention(model):
         if isinstance(attn.processor, LaneAttention):
             attn.processor = AttnProcessor2_0()  # type: ignore[no-untyped-call]
 
 
 def join_weights(model: nn.Module) -> None:
-    """Lay the weights of every self-attention's query, key and value side by side in memory, in place, so that one
-    product can serve all three (`products.py`). They stay parameters of their own; moving the model parts them, and
-    what was recorded with them before must be recorded anew."""
+    """Lay the weights of each self-attention's query, key and value side by side in memory, in place.
+
+    So one product can serve all three (`operands.py`). They remain three parameters. Moving the model separates them
+    again. What was recorded with the weights at their old place must be recorded anew.
+    """
     for _, attn in _attention(model):
         if attn.to_k is not None and not attn.is_cross_attention:
             weights = [attn.to_q.weight, attn.to_k.weight, attn.to_v.weight]
@@ -100,7 +103,7 @@ def _attention(model: nn.Module) -> list[tuple[str, Any]]:
 
 @dataclass(frozen=True)
 class RowText:
-    """What a row's text keys and values depend on: its text (by identity) and what acts on the layers."""
+    """What a row's text keys and values depend on: its text (compared by identity) and the mix on the layers."""
 
     text: Tensor
     mix: object
@@ -113,9 +116,9 @@ class RowText:
 
 
 class TextMemory:
-    """Keys and values of some cross-attention layers, row by row.
+    """The keys and values of some cross-attention layers, for the rows of the last call.
 
-    layers: name -> attention layer with a LaneAttention processor. kept: name -> what is kept of it.
+    layers: name -> attention layer with a LaneAttention processor. kept: name -> the layer's keys and values.
     """
 
     def __init__(self, layers: Mapping[str, Any]) -> None:
@@ -125,7 +128,10 @@ class TextMemory:
         self._tokens = 0
 
     def missing(self, rows: Sequence[RowText], tokens: int) -> list[int]:
-        """Rows, each text once, whose keys and values are not known yet."""
+        """The places of rows whose keys and values are not known yet; of equal rows, the first.
+
+        tokens: of each text.
+        """
         if tokens == self._tokens and list(rows) == self._seats:
             return []
         known = set(self._seats) if tokens == self._tokens else set()
@@ -136,9 +142,10 @@ class TextMemory:
         return list(found.values())
 
     def seat(self, rows: Sequence[RowText], missing: Sequence[int], text: Tensor) -> None:
-        """Keep exactly these rows: known ones are carried over, the others are computed.
+        """Keep the keys and values of exactly these rows. Known ones are carried over, missing ones are computed.
 
-        text: [missing rows, tokens, width] of the rows that `missing` has named, whose adapters are acting now.
+        missing: as the method of that name gives it. text: these rows' texts, [missing rows, tokens, width]. The
+        adapters of these rows must be acting now.
         """
         if not missing and list(rows) == self._seats:
             return
@@ -149,7 +156,7 @@ class TextMemory:
         source |= {rows[place]: first + order for order, place in enumerate(missing)}
         index = [source[row] for row in rows]
         straight = index == list(range(first + len(missing)))
-        kept: dict[str, Kept] = {}  # taken over as a whole: device memory may run out on the way
+        kept: dict[str, Kept] = {}  # replaces the old one only once it is whole: memory may run out
         for name, layer in self._layers.items():
             parts = self.kept.get(name)
             if missing:
@@ -165,7 +172,7 @@ class TextMemory:
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Within: the layers take what was kept."""
+        """Within: the layers use the kept keys and values."""
         try:
             for name, kept in self.kept.items():
                 self._layers[name].processor.kept = kept

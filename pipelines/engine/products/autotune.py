@@ -1,8 +1,9 @@
-"""Which way a layer's product runs: the library's, or one of the kernels. Measured on the device, never assumed.
+"""Which way a layer's product runs: the library's, or by one of the kernels. Measured on the device, never assumed.
 
-The first call of a shape times all candidates, in a CUDA graph, on random operands of the same layout; one that fails,
-or whose result is not the library's, is dropped, and its reason kept. The choice holds for the process and stands in a
-file beside the device's rates. Nothing is measured while a CUDA graph is being captured: the library's way runs.
+The first call of a shape times all candidates, each in a CUDA graph, on random operands of the same layout. A candidate
+that fails, or whose result differs from the library's, is dropped, and the reason is kept. The choice holds for the
+process, and is kept in a file beside the device's rates. Nothing is measured while a CUDA graph is being captured: a
+shape that is not known then runs the library's way.
 """
 
 from __future__ import annotations
@@ -25,19 +26,21 @@ from pipelines.engine.products.operands import LIBRARY, Operands, Way
 from pipelines.home.files import write_atomically
 
 CALLS, TURNS = 20, 5
+"""Calls in one graph, and how often the graph is timed."""
 GAIN = 0.98
-"""A kernel is taken where it needs less than this part of the library's time: a smaller gain is noise."""
+"""A kernel is chosen if it takes less than this fraction of the library's time. A smaller gain is noise."""
 TOLERANCE = 1e-2
-"""How far a kernel's result may lie from the library's, relatively: twice what rounding its parts to bfloat16 costs."""
+"""The largest relative error of a kernel's result, by the norm: twice what rounding its parts to bfloat16 costs."""
 REVISION = 3
-"""The kernels' version. What was measured with older kernels is not read."""
+"""The kernels' version. Measurements of older kernels are not read."""
 
 Clock = Callable[[Way], float]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """name: the fastest way. microseconds: what every way took that ran. dropped: way -> why it was left out."""
+    """The outcome of measuring one shape. name: the chosen way. microseconds: way -> its time, for those that ran.
+    dropped: way -> why it was left out."""
 
     name: str
     microseconds: Mapping[str, float]
@@ -46,13 +49,13 @@ class Choice:
 
 @dataclass
 class Choices:
-    """What has been measured on one device in one dtype. file: where it is kept; None keeps it in memory alone."""
+    """The choices for one device and dtype, by `Operands.label`. file: where they are kept; None is memory alone."""
 
     file: Path | None = None
     known: dict[str, Choice] = field(default_factory=dict)
 
     def run(self, operands: Operands) -> Tensor:
-        """The product by the fastest way. Where it is not known it is measured first, unless a graph is captured."""
+        """The product by the chosen way. If there is none yet, it is measured first, unless a graph is captured."""
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             choice = self.known.get(operands.label)
         else:
@@ -62,19 +65,20 @@ class Choices:
         return operands.ways()[choice.name]()
 
     def choice(self, operands: Operands) -> Choice:
+        """The choice for operands of this shape, measured and kept if there is none yet."""
         label = operands.label
         found = self.known.get(label)
         if found is None or (found.name != LIBRARY and found.name not in operands.ways()):
             try:
                 found = measured(operands.twin().ways(), clock(operands.x.device))
-            except torch.OutOfMemoryError:  # no room to try: another call may have it
+            except torch.OutOfMemoryError:  # not kept: a later call may have room to measure
                 return Choice(LIBRARY, {}, {LIBRARY: "the device's memory is too small to measure"})
             self.known[label] = found
             self.write()
         return found
 
     def read(self) -> None:
-        """What the file holds; nothing where it cannot be read."""
+        """Take over what the file holds. Nothing where it cannot be read."""
         if self.file is None:
             return
         try:
@@ -84,6 +88,7 @@ class Choices:
             return
 
     def write(self) -> None:
+        """Write all choices to the file. Raises OSError."""
         if self.file is None:
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -92,9 +97,9 @@ class Choices:
 
 
 def measured(ways: Mapping[str, Way], seconds: Clock) -> Choice:
-    """The fastest of the ways, the library's unless another gains more than noise.
+    """Time the ways, and choose the fastest; the library's, unless another gains more than noise (`GAIN`).
 
-    ways: the library's among them, which must run.
+    ways: name -> way. The library's is among them, and must run. Raises torch.OutOfMemoryError.
     """
     expected = ways[LIBRARY]().float()
     found, dropped = {LIBRARY: 1e6 * seconds(ways[LIBRARY])}, {}
@@ -109,14 +114,14 @@ def measured(ways: Mapping[str, Way], seconds: Clock) -> Choice:
             found[name] = 1e6 * seconds(way)
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # whatever a compiler or a driver raises costs this candidate only
+        except Exception as error:  # compilers and drivers raise anything; only this candidate is dropped
             dropped[name] = f"{type(error).__name__}: {str(error).strip()[:300]}"
     best = min(found, key=found.__getitem__)
     return Choice(best if found[best] < GAIN * found[LIBRARY] else LIBRARY, found, dropped)
 
 
 def clock(device: torch.device) -> Clock:
-    """Seconds of a way on a CUDA device: the median of some replays of a graph of its calls."""
+    """A function that times a way on a CUDA device, in seconds: the median over replays of a graph of its calls."""
 
     def seconds(way: Way) -> float:
         def calls() -> None:
@@ -145,13 +150,13 @@ _folder: list[Path] = []
 
 
 def keep_in(cache_folder: Path) -> None:
-    """From now on choices are read from and kept in this folder, a file for each device and dtype."""
+    """From now on, read choices from this folder and keep them there: one file for each device and dtype."""
     _folder[:] = [cache_folder / "engine"]
     _choices.clear()
 
 
 def choices(device: torch.device, dtype: torch.dtype) -> Choices:
-    """Of a CUDA device and a dtype."""
+    """The choices for a CUDA device and a dtype."""
     found = _choices.get((device, dtype))
     if found is None:
         kind = str(dtype).removeprefix("torch.")
@@ -187,8 +192,11 @@ def product(
     gate: Tensor | None,
     geglu: bool,
 ) -> Tensor:
-    """What `Operands` describe, as one operation that inductor keeps whole: [lanes, …, P * out] for x [lanes, …, in],
-    half as wide with GEGLU. The lanes fall into groups here: an input taken apart before would cost a copy."""
+    """The product that `Operands` describes: x [lanes, …, in] -> [lanes, …, P * out], half as wide with GEGLU.
+
+    It is one operation, so that inductor keeps it whole. It divides the lanes into groups itself: dividing them outside
+    would cost a copy.
+    """
     groups = len(weights[0]) if weights[0].ndim == 3 else 1 if down is None else len(down)
     grouped = x.reshape(groups, -1, x.shape[-1])
     operands = Operands(grouped, tuple(weights), bias, down, tuple(ups), gate, geglu)

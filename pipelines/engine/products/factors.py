@@ -1,15 +1,15 @@
-"""What acts on one layer in one call, and the product it makes.
+"""What acts on one layer in one call, and the product that results.
 
-With N lanes in G groups of equal mix (a picture's guidance pair is one), T tokens a lane and R rank rows:
+There are N lanes in G groups of equal mix (such as a picture's guidance pair), T tokens a lane, and R rank rows:
 
-    lane-packed  y_n = W x_n + up_g (down_g x_n)             factors packed per group, strengths in `up`
-    pool         y_n = W x_n + up (gate_n * (down x_n))      one set of factors, gate zero where unused
-    dense        y_n = W_g x_n                               W_g = W + sum of the group's changes
+    lane-packed  y_n = W x_n + up_g (down_g x_n)             factors packed for each group, strengths in `up`
+    pool         y_n = W x_n + up (gate_g * (down x_n))      one set of factors, the gate 0 for those not used
+    dense        y_n = W_g x_n                               W_g = W + the sum of the group's changes
 
-after FLoRA's batched per-sample adapters (arXiv 2312.05677, appendix B.1, the additive form). Layers that read one
-input (query, key, value) shrink it together: their `down` lie side by side in one `stack`. A group may have so many
-tokens that y is much larger than the weights. There lane-packed factors make W_g in passing: for one product, then it
-is let go.
+This is FLoRA's batching of per-sample adapters (arXiv 2312.05677, appendix B.1, the additive form). To "shrink" an
+input is to multiply it by `down`. Layers that read the same input (query, key, value) shrink it together: their `down`
+lie side by side in one `stack`. Where a group has so many tokens that y is much larger than the weights, lane-packed
+factors make whole weights in passing: W_g is made for one product and then dropped.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ Form = Literal["lane-packed", "pool", "dense"]
 
 @dataclass
 class Factors:
-    """Low-rank factors of one layer.
+    """The low-rank factors of one layer.
 
-    lane-packed: down [G, R, in(, kh, kw)], up [G, R, out], no gate.
+    lane-packed: down [G, R, in(, kh, kw)], up [G, R, out], gate None.
     pool: down [R, in(, kh, kw)], up [R, out], gate [G, R].
-    stack: `down` of all layers that read this input, [G, k * R, in] or [k * R, in]; `down` is its part `place`.
+    stack: the `down` of all k layers that read this input, [G, k * R, in] or [k * R, in]. This layer's is number
+        `place`. In a convolution "in" is in * kh * kw.
     """
 
     down: Tensor
@@ -55,13 +56,17 @@ class Factors:
         return self.up.shape[-2]
 
     def part_of(self, shrunk: Tensor) -> Tensor:
-        """This layer's part, [..., R], of an input that went through the whole stack, [..., k * R]."""
+        """This layer's part [..., R] of an input that was shrunk by the whole stack, [..., k * R]."""
         return shrunk[..., self.place * self.rank : (self.place + 1) * self.rank]
 
 
 @dataclass
 class Dense:
-    """A weight of its own for every group: weight [G, out, in(, kh, kw)]; stack and place as in `Factors`."""
+    """One layer's whole weights, one for each group.
+
+    weight: [G, out, in(, kh, kw)]. stack: the weights of all k layers that read this input, [G, k * out, in]. This
+    layer's is number `place`.
+    """
 
     weight: Tensor
     stack: Tensor
@@ -79,15 +84,15 @@ class Dense:
 Acting = Factors | Dense
 
 PASSING = 3
-"""Whole weights are made in passing where the low-rank part would move at least this many times their bytes.
+"""When whole weights are made in passing: if the low-rank part would move at least so many times the bytes.
 
-Whole weights take four passes over G weights, in large products. A low-rank part takes one pass over x and two over y,
-in small products. Measured on an H200 at rank 48: both take equally long at 2.4 times the bytes. Whole weights take
-0.85 of the time at 4.8 times the bytes, and 0.57 of it at 9.6 times."""
+Whole weights are moved four times, by large products. A low-rank part moves x once and y twice, by small products.
+Measured on an H200 at rank 48: at 2.4 times the bytes both take equally long; at 4.8 times whole weights take 0.85 of
+the low-rank part's time, at 9.6 times 0.57 of it."""
 
 
 def made_in_passing(tokens: int, inner: int, outer: int) -> bool:
-    """Whether a group of so many tokens makes whole weights [outer, inner] in passing."""
+    """Whether a group with so many tokens, all its lanes' together, makes whole weights [outer, inner] in passing."""
     return tokens * (inner + 2 * outer) >= PASSING * 4 * inner * outer
 
 
@@ -95,9 +100,9 @@ def made_in_passing(tokens: int, inner: int, outer: int) -> bool:
 
 
 def add_linear(x: Tensor, y: Tensor, factors: Factors, shrunk: Tensor | None = None) -> None:
-    """Adds the factors' part for x [lanes, …, in] to the fresh, contiguous y [lanes, …, out], in place.
+    """Add the factors' part for x [lanes, …, in] to y [lanes, …, out], in place. y is contiguous.
 
-    shrunk: x already through `stack`, see `shrink`.
+    shrunk: x shrunk by the whole `stack`, where that has been done already.
     """
     shrunk = shrink(x, factors.down) if shrunk is None else factors.part_of(shrunk)  # [G or lanes * T, …, R]
     if factors.gate is None:
@@ -114,11 +119,11 @@ def in_one_pass(
     acting: Sequence[Factors] | Dense,
     geglu: bool = False,
 ) -> Tensor:
-    """Linear layers over one input with what acts on them and their activation, by the fastest way measured
-    (`autotune.py`): [lanes, …, P * out] for x [lanes, …, in], half as wide with GEGLU.
+    """Linear layers with what acts on them, by the fastest way that was measured (`autotune.py`).
 
-    acting: the factors of every layer, which make up one whole stack if there are several; empty without adapters; or
-    the whole weights of a single layer. bias: of a single layer.
+    x [lanes, …, in] -> [lanes, …, P * out], half as wide with `geglu`. weights: of P layers over one input.
+    bias: None, if there are several layers. acting: the factors of each layer, which must make up a whole stack if
+    there are several; or the whole weights of a single layer; or () without adapters.
     """
     down, gate = None, None
     ups: list[Tensor] = []
@@ -138,7 +143,7 @@ def in_one_pass(
 
 
 def shrink(x: Tensor, down: Tensor) -> Tensor:
-    """x [lanes, …, in] -> [G, T', R] for down [G, R, in], [lanes * T, R] for down [R, in]."""
+    """x [lanes, …, in] -> [G, tokens of a group, R] for down [G, R, in], or [all tokens, R] for down [R, in]."""
     if down.ndim == 3:
         return torch.bmm(x.reshape(down.shape[0], -1, x.shape[-1]), down.mT)
     return F.linear(x.reshape(-1, x.shape[-1]), down)
@@ -151,9 +156,10 @@ def linears(
     factors: Sequence[Factors],
     kernels: bool = False,
 ) -> list[Tensor]:
-    """Linear layers with factors over one input [lanes, …, in]; those that form one whole stack shrink together.
+    """Linear layers with low-rank factors over one input x [lanes, …, in]: [lanes, …, out] from each.
 
-    kernels: by the fastest way measured (`autotune.py`), where they can serve this input.
+    Layers that make up a whole stack shrink x together. kernels: where kernels can serve this input, run by the fastest
+    way that was measured (`autotune.py`).
     """
     stacked = len(factors) > 1 and all(
         each.stack is factors[0].stack and each.place == place for place, each in enumerate(factors)
@@ -183,22 +189,22 @@ def linears(
 
 
 def _in_passing(x: Tensor, weight: Tensor, bias: Tensor | None, factors: Factors) -> Tensor:
-    """x [lanes, …, in] through weights of each group's own, which are made for it and let go: [lanes, …, out]."""
+    """x [lanes, …, in] -> [lanes, …, out], through whole weights of each group that are made here and then dropped."""
     product = _merging_product if torch.compiler.is_compiling() else merging_product
     y: Tensor = product(x, weight, factors.down, factors.up)
     return y if bias is None else y + bias
 
 
 def merging_product(x: Tensor, weight: Tensor, down: Tensor, up: Tensor) -> Tensor:
-    """x [lanes, …, in] through weight [out, in] and what down [G, R, in] and up [G, R, out] add to it for each group,
-    summed beforehand: [lanes, …, out]."""
+    """x [lanes, …, in] -> [lanes, …, out], through the sum of weight [out, in] and what down [G, R, in] and
+    up [G, R, out] add to it for each group."""
     whole = torch.baddbmm(weight.expand(len(up), -1, -1), up.mT, down)  # [G, out, in]
     return _grouped(x, whole)
 
 
 @torch.library.custom_op("lora_studio::merging_product", mutates_args=())
 def _merging_product(x: Tensor, weight: Tensor, down: Tensor, up: Tensor) -> Tensor:
-    """As one operation for inductor, see `_grouped_product`."""
+    """`merging_product` as one operation for inductor: see `_grouped_product`."""
     return merging_product(x, weight, down, up)
 
 
@@ -220,7 +226,7 @@ def _lane_linears(
     ups: Sequence[Tensor],
     gates: Sequence[Tensor | None],
 ) -> list[Tensor]:
-    """`linears` as one operation that inductor keeps whole: it would make copies of the sums in place.
+    """`linears` as one operation, so that inductor keeps it whole. It would turn the sums in place into copies.
 
     downs: one for each layer, or the stack of all.
     """
@@ -267,7 +273,7 @@ def _for_inductor(
 
 
 def dense_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x [lanes, …, in] through weight [G, out, in]: [lanes, …, out]."""
+    """x [lanes, …, in] -> [lanes, …, out], through each group's own weight [G, out, in]."""
     if torch.compiler.is_compiling():
         y: Tensor = _grouped_product(x, weight)
         return y if bias is None else y + bias  # inductor merges the sum into what follows
@@ -283,8 +289,8 @@ def _grouped(x: Tensor, weight: Tensor) -> Tensor:
 
 @torch.library.custom_op("lora_studio::grouped_product", mutates_args=())
 def _grouped_product(x: Tensor, weight: Tensor) -> Tensor:
-    """As one operation for inductor: lanes that fall into groups outside it keep it from merging the norm before them
-    into one kernel."""
+    """`_grouped` as one operation for inductor. If lanes were divided into groups outside of it, inductor could not
+    merge the norm before the layer into one kernel."""
     return _grouped(x, weight)
 
 
@@ -298,7 +304,7 @@ def _(x: Tensor, weight: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a convolution moves: as in torch.nn.Conv2d, ungrouped, padded with zeros."""
+    """Stride, padding and dilation of a convolution, as in torch.nn.Conv2d; without groups, padded with zeros."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...] | str
@@ -308,8 +314,10 @@ class Geometry:
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation)
 
     def conv_groups(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x [lanes, in, h, w], weight [G, out, in, kh, kw] -> [lanes, out, h', w'], one group after another: a
-        grouped convolution is slower on every device measured."""
+        """x [lanes, in, h, w] through each group's own weight [G, out, in, kh, kw]: [lanes, out, h', w'].
+
+        One group after another, because a grouped convolution is slower on every device that was measured.
+        """
         if weight.shape[0] == 1:
             return self.conv(x, weight[0], bias)
         rows = x.chunk(weight.shape[0])
@@ -319,7 +327,10 @@ class Geometry:
 def conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, factors: Factors, y: Tensor | None
 ) -> Tensor:
-    """x [lanes, in, h, w] -> [lanes, out, h', w']; y: the base layer's own part where it is known already."""
+    """A convolution with factors: x [lanes, in, h, w] -> [lanes, out, h', w'].
+
+    y: the base layer's own result, where it is known already.
+    """
     if y is None:
         y = geometry.conv(x, weight, bias)
     if factors.gate is None:

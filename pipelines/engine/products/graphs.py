@@ -1,4 +1,4 @@
-"""Work recorded once and replayed: a CUDA graph, or the same work on the same buffers where there are no graphs."""
+"""Work that is recorded once and replayed: as a CUDA graph, or, where there are none, by doing the work again."""
 
 from __future__ import annotations
 
@@ -11,27 +11,29 @@ Result = TypeVar("Result", covariant=True)
 
 
 class Recording(Protocol[Result]):
-    """Recorded work. A replay reads the buffers that the work read, and writes those of `result`."""
+    """Recorded work. A replay reads the same buffers as the work did, and writes and returns the same results."""
 
     def replay(self) -> Result: ...
 
 
 class Recorder(Protocol):
-    """Records work on static buffers."""
+    """Makes recordings of work on static buffers."""
 
     def record(self, work: Callable[[], Result]) -> Recording[Result]: ...
 
 
 class CudaGraphs:
-    """CUDA graphs that share one memory pool, since only one of them runs at a time and what it leaves is copied out
-    before the next one starts."""
+    """Records CUDA graphs that share one memory pool.
+
+    They can share it because only one graph runs at a time, and its results are copied before the next one starts.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, work: Callable[[], Result]) -> Recording[Result]:
-        """Runs the work once on a side stream (libraries set themselves up), then records it."""
+        """Run the work once on a side stream, so that libraries set themselves up; then record it."""
         side: torch.cuda.Stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(side):
@@ -39,7 +41,7 @@ class CudaGraphs:
         torch.cuda.current_stream(self._device).wait_stream(side)
         torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
-        # Pictures may be decoded on another thread meanwhile, and its allocations must not end the recording.
+        # Other threads may use the device meanwhile, and their allocations must not end the recording.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             result = work()
         return _Graph(graph, result)
@@ -55,7 +57,7 @@ class _Graph(Recording[Result]):
 
 
 class Reruns:
-    """Static buffers without graphs: every replay does the work again. For tests on the CPU."""
+    """Recordings without graphs: every replay does the work again. For tests on the CPU."""
 
     def record(self, work: Callable[[], Result]) -> Recording[Result]:
         return _Rerun(work)

@@ -1,7 +1,7 @@
-"""What the Triton kernels do on the device, one program at a time; `kernels.py` launches them.
+"""The code of the Triton kernels, for one program on the device each. `kernels.py` launches them.
 
-Names as there: G groups of `tokens` rows each, P parts, `rank` rows of factors a part. Pointers come first, then sizes,
-then what a kernel is compiled for.
+Names are as there: G groups of `tokens` rows each, P parts, `rank` rank rows a part. Of the arguments, pointers come
+first, then sizes, then the constants for which a kernel is compiled.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def product_kernel(
     SIGNAL: tl.constexpr,
     OVERLAPPING: tl.constexpr,
 ):
-    """`kernels.product`; outer: of one part. EVEN: K divides `inner`."""
+    """`kernels.product`. outer: the output width of one part. EVEN: whether K divides `inner`."""
     if SIGNAL:
         gdc_launch_dependents()
     if PERSISTENT:
@@ -85,8 +85,11 @@ def _tile(
     BAND_ROWS: tl.constexpr,
     OVERLAPPING: tl.constexpr,
 ):
-    """One tile: rows [row, row + M) of a group, columns [column, column + N) of a part. Where it hangs over the edge,
-    the last row is read again, and nothing is written. Offsets within a tile fit 32 bits, those of tiles take 64."""
+    """One tile: rows [row, row + M) of a group, columns [column, column + N) of a part.
+
+    Where it hangs over the edge, the last row or column is read again, and nothing is written. Offsets within a tile
+    fit 32 bits, offsets of tiles need 64.
+    """
     row_blocks = tl.cdiv(tokens, M)
     column_blocks = tl.cdiv(outer, N)
     band = BAND_ROWS * PARTS * column_blocks
@@ -105,7 +108,7 @@ def _tile(
     inside = columns < outer - column
 
     value = tl.zeros((M, N), dtype=tl.float32)
-    gate = tl.zeros((M, N), dtype=tl.float32)  # no code comes of it without GEGLU
+    gate = tl.zeros((M, N), dtype=tl.float32)  # makes no code without GEGLU
     if LOW_RANK:
         shrunk += top * PARTS * rank + part * rank
         up += (part * groups + group).to(tl.int64) * rank * width + column
@@ -194,7 +197,7 @@ def _low_rank(
     PARTS: tl.constexpr,
     GEGLU: tl.constexpr,
 ):
-    """value, and gate with GEGLU, and what shrunk rows make of `up`, both from this tile's first on."""
+    """value plus the shrunk rows times `up`; with GEGLU, gate likewise. Both point at this tile's first."""
     ranks = tl.arange(0, R)
     shrunk_tile = shrunk + within_rows[:, None] * (PARTS * rank) + ranks[None, :]
     up_tile = up + ranks[:, None] * width + columns[None, :]
@@ -226,7 +229,7 @@ def merged_kernel(
     R: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """A program for M rows and N columns of a group's weight for a part."""
+    """One program makes M rows and N columns of one group's whole weight for one part."""
     group, part = tl.program_id(2) // PARTS, tl.program_id(2) % PARTS
     first_row, first_column = tl.program_id(0) * M, tl.program_id(1) * N
     rows, columns, ranks = tl.arange(0, M), tl.arange(0, N), tl.arange(0, R)
@@ -251,7 +254,7 @@ def merged_kernel(
 
 @triton.jit
 def geglu_kernel(y, bias, found, outer, BIAS: tl.constexpr, COLUMNS: tl.constexpr):
-    """A program for every row and every `COLUMNS` columns of the result."""
+    """One program makes `COLUMNS` columns of one row of the result."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = columns < outer

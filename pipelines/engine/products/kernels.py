@@ -1,14 +1,15 @@
-"""Triton kernels: a layer's product with all that belongs to it in one pass over its output.
+"""Triton kernels: a layer's product, with all that acts on it, in one pass over its output.
 
-    y_g,p = act(x_g W_p^T + s_g,p U_g,p + b)        g = 1 … G groups of lanes, p = 1 … P layers of one input
+    y_g,p = act(x_g W_p^T + s_g,p U_g,p + b)        g = 1 … G groups of lanes, p = 1 … P layers over one input
 
-W is one for all groups or, where P is 1, each group's own; s the groups' rows already shrunk and U their factors'
-second half, so that the low-rank part goes into the same float32 accumulator and costs no pass over y of its own. act
-is nothing or, where P is 1, GEGLU (Shazeer 2020, arXiv 2002.05202): of W's rows the first half makes h, the second
-half the gate, and h * gelu(gate) is written, half as wide as W is high; gelu is the exact one, with erf, as in
-diffusers.
+W is the same for all groups; where P is 1, each group may have its own. s is the shrunk input, and U is the `up` half
+of the factors. So the low-rank part goes into the same float32 accumulator, and needs no pass over y of its own.
 
-This module imports Triton; nothing imports it before a product on a CUDA device asks for it (`products.py`).
+act is nothing, or, where P is 1, GEGLU (Shazeer 2020, arXiv 2002.05202). The first half of W's rows then makes h and
+the second half the gate. What is written is h * gelu(gate), half as wide as W has rows. gelu is the exact one, with
+erf, as in diffusers.
+
+This module imports Triton. It is imported only when a product on a CUDA device needs it (`operands.py`).
 """
 
 from __future__ import annotations
@@ -25,19 +26,20 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from pipelines.engine.products.kernel_code import geglu_kernel, merged_kernel, product_kernel
 
 BAND = 8
-"""Row blocks whose tiles run side by side, so that what they share of W stays in the second-level cache."""
+"""Blocks of rows whose tiles run at the same time, so that the part of W that they share stays in the L2 cache."""
 GEGLU_COLUMNS = 1024
 MERGED_ROWS, MERGED_COLUMNS = 64, 128
 
 
 @dataclass(frozen=True)
 class Tile:
-    """How a product is cut: m x n outputs a program (n of h and n of the gate for GEGLU), k of the sum at once.
+    """How a product is divided among programs.
 
-    persistent: as many programs as the device has processors, each doing tile after tile. descriptors: x and W are
-    read through tensor descriptors, which need rows that are multiples of 16 bytes. overlapping: the product begins
-    while its input is still being shrunk, by the kernel before it (CUDA's programmatic dependent launch, from compute
-    capability 9.0 on), and adds the low-rank part last.
+    m, n: a tile of m x n outputs (with GEGLU, n of h and n of the gate). k: terms of the sum that are read at once.
+    warps, stages: Triton's settings of these names. persistent: there are only as many programs as the device has
+    multiprocessors, and each makes one tile after another. descriptors: x and W are read through tensor descriptors,
+    which need rows of a multiple of 16 bytes. overlapping: the product begins while the kernel before it still shrinks
+    the input, and adds the low-rank part last (CUDA's programmatic dependent launch, compute capability 9.0 and above).
     """
 
     m: int
@@ -56,7 +58,7 @@ class Tile:
         return f"{self.m} x {self.n} x {self.k}, {self.warps} warps, {self.stages} stages{extra}"
 
 
-PLAIN = (
+PLAIN = (  # without GEGLU
     Tile(128, 128, 64, 4, 3, descriptors=True, overlapping=True),
     Tile(128, 256, 64, 8, 3, descriptors=True, overlapping=True),
     Tile(128, 128, 64, 4, 3, descriptors=True),
@@ -65,7 +67,7 @@ PLAIN = (
     Tile(128, 256, 64, 8, 3),
     Tile(64, 128, 64, 4, 4),
 )
-GATED = (
+GATED = (  # with GEGLU
     Tile(128, 128, 64, 8, 3, descriptors=True, overlapping=True),
     Tile(128, 128, 64, 8, 3, descriptors=True),
     Tile(128, 64, 64, 4, 3, descriptors=True),
@@ -76,12 +78,12 @@ GATED = (
     Tile(64, 64, 64, 4, 4),
 )
 SHRINKING = Tile(64, 64, 64, 4, 4, descriptors=True)
-"""Candidates for products, and those with GEGLU: which is fastest is measured (`autotune.py`). And what shrinks for
-those that overlap it."""
+"""Shrinks the input for overlapping tiles. `PLAIN` and `GATED` are candidates: which is fastest is measured
+(`autotune.py`)."""
 
 
 def tiles(x: Tensor, *, geglu: bool, shrinking: bool) -> Sequence[Tile]:
-    """The candidates that can run a product of x [G, T, in]. shrinking: whether x is shrunk just before it."""
+    """The candidates that can run a product of x [G, T, in]. shrinking: x is shrunk just before the product."""
     aligned = x.shape[-1] * x.element_size() % 16 == 0
     overlap = shrinking and torch.cuda.get_device_capability(x.device) >= (9, 0)
     return [
@@ -94,7 +96,7 @@ def tiles(x: Tensor, *, geglu: bool, shrinking: bool) -> Sequence[Tile]:
 def shrink_and_product(
     x: Tensor, weights: Tensor, bias: Tensor | None, down: Tensor, ups: Tensor, geglu: bool, tile: Tile
 ) -> Tensor:
-    """As `product`, with x shrunk here, by down [G, P * R, in], for a tile that overlaps it."""
+    """`product` by an overlapping tile, with x first shrunk by down [G, P * R, in]."""
     shrunk = product(x, down[None], None, None, None, False, SHRINKING, signal=True)
     return product(x, weights, bias, shrunk, ups, geglu, tile)
 
@@ -109,11 +111,11 @@ def product(
     tile: Tile,
     signal: bool = False,
 ) -> Tensor:
-    """[G, T, P * out] for x [G, T, in], weights [P, out, in] or [1, G, out, in], bias [out] where P is 1, shrunk
-    [G, T, P * R] and ups [P, G, R, out], both or neither; [G, T, out / 2] with GEGLU. All of one dtype.
-    signal: let an overlapping kernel that follows begin at once.
+    """x [G, T, in] -> [G, T, P * out]; with GEGLU, where P is 1, [G, T, out / 2]. All tensors have one dtype.
 
-    Raises what Triton raises for a tile that this device cannot run.
+    weights: [P, out, in], or [1, G, out, in] where each group has its own. bias: [out], only where P is 1.
+    shrunk: [G, T, P * R] and ups: [P, G, R, out]; both or neither. signal: let an overlapping kernel that follows
+    begin at once. Raises what Triton raises for a tile that this device cannot run.
     """
     parts = len(weights)
     own = weights.ndim == 4
@@ -160,7 +162,8 @@ def product(
 
 
 def merged(weights: Tensor, down: Tensor, ups: Tensor) -> Tensor:
-    """Whole weights [G, P * out, in]: weights [P, out, in] and what down [G, P * R, in] and ups [P, G, R, out] add."""
+    """Whole weights [G, P * out, in]: weights [P, out, in] plus the product of down [G, P * R, in] and
+    ups [P, G, R, out], for each group."""
     parts, outer, inner = weights.shape
     groups, rank = ups.shape[1], ups.shape[2]
     found = weights.new_empty((groups, parts * outer, inner))
@@ -183,7 +186,10 @@ def merged(weights: Tensor, down: Tensor, ups: Tensor) -> Tensor:
 
 
 def geglu(y: Tensor, bias: Tensor | None = None) -> Tensor:
-    """h * gelu(gate) for y [..., 2 * out] and bias [2 * out], of whose sum h is the first half: [..., out]."""
+    """y [..., 2 * out] -> h * gelu(gate), [..., out]. h is the first half of y + bias and the gate the second half.
+
+    bias: [2 * out].
+    """
     outer = y.shape[-1] // 2
     found = y.new_empty((*y.shape[:-1], outer))
     grid = (found.numel() // outer, triton.cdiv(outer, GEGLU_COLUMNS))
@@ -195,14 +201,14 @@ def geglu(y: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _described(tensor: Tensor, rows: int, columns: int) -> TensorDescriptor:
-    """The tensor as a matrix of rows, read in blocks; what lies outside reads as zero."""
+    """A descriptor of the tensor as a matrix of its rows, read in blocks. What lies outside reads as zero."""
     matrix = tensor.flatten(0, -2)
     return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), [rows, columns])
 
 
 @cache
 def processors(device: torch.device) -> int:
-    """Of a CUDA device. On a CPU, for tests in Triton's interpreter: few."""
+    """How many multiprocessors a CUDA device has. 3 for a CPU, for tests in Triton's interpreter."""
     if device.type != "cuda":
         return 3
     return int(torch.cuda.get_device_properties(device).multi_processor_count)

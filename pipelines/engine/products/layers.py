@@ -1,8 +1,8 @@
-"""Layers whose every batch row (lane) has adapters of its own.
+"""Layers in which each row of the batch (each lane) has its own adapters.
 
-A lane layer is the model's own Linear or Conv2d with its class exchanged: same parameters, same names, same hooks, and
-the base weight is never touched. What acts on it in a call stands in its `Slot`: low-rank factors or whole weights
-(`factors.py`), and adapters that multiply the weight (true FLoRA, `multiplied.py`), which take W's place.
+A lane layer is the model's own Linear or Conv2d with its class exchanged. It keeps its parameters, names and hooks, and
+its base weight is never touched. Its `Slot` holds what acts on it in a call: low-rank factors or whole weights
+(`factors.py`), and the factors by which true FLoRA multiplies its weight (`multiplied.py`).
 """
 
 from __future__ import annotations
@@ -30,18 +30,20 @@ from pipelines.engine.products.factors import (
 
 
 class Slot:
-    """What acts on one layer in the present call, and the resident adapters that multiply its weight.
+    """What acts on one layer in the present call.
 
-    acting: its groups divide the lanes evenly. multiplying: rows of the adapters that multiply the weight.
+    acting: low-rank factors or whole weights; the lanes of the call divide evenly into its groups. multiplied: the
+    FLoRA factors of the call's lanes. multiplying: adapter -> its FLoRA factors, for all resident adapters.
     """
 
     def __init__(self) -> None:
         self.acting: Acting | None = None
         self.multiplied: flora.Multiplied | None = None
-        self.multiplying: dict[str, flora.Rows] = {}
+        self.multiplying: dict[str, flora.RankRows] = {}
 
     @property
     def idle(self) -> bool:
+        """Whether nothing acts on the layer now."""
         return self.acting is None and self.multiplied is None
 
     @property
@@ -49,7 +51,7 @@ class Slot:
         return sum(rows.bytes for rows in self.multiplying.values())
 
     def insert(self, adapter: str, factors: Hadamard, like: Tensor) -> None:
-        self.multiplying[adapter] = flora.Rows.of(factors, like)
+        self.multiplying[adapter] = flora.RankRows.of(factors, like)
 
     def remove(self, adapter: str) -> None:
         self.multiplying.pop(adapter, None)
@@ -98,7 +100,7 @@ LaneLayer = LaneLinear | LaneConv2d
 
 
 class KernelGEGLU(GEGLU):
-    """diffusers' GEGLU in one pass with its Linear, lane layer or plain, where kernels can serve it."""
+    """diffusers' GEGLU, run together with its Linear (lane layer or plain) where kernels can serve it."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         proj = self.proj
@@ -120,8 +122,10 @@ class KernelGEGLU(GEGLU):
 
 
 def use_kernels(model: nn.Module, on: bool) -> None:
-    """Let the low-rank products of `model`'s lane layers, and every GEGLU, run by the fastest way measured
-    (`autotune.py`), or no longer, in place. Without Triton nothing changes."""
+    """Turn kernels on or off for the low-rank products of `model`'s lane layers and for every GEGLU, in place.
+
+    With kernels on, they run by the fastest way that was measured (`autotune.py`). Without Triton they stay off.
+    """
     on = on and autotune.available()
     for module in model.modules():
         if isinstance(module, LaneLinear):
@@ -131,7 +135,10 @@ def use_kernels(model: nn.Module, on: bool) -> None:
 
 
 def together(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
-    """Several layers over one input [lanes, …, in], in one product where what acts on them stands side by side."""
+    """The outputs of several layers over one input x [lanes, …, in], each [lanes, …, out].
+
+    They run as one product where what acts on them lies in one stack.
+    """
     plain = all(type(layer) is LaneLinear and layer.slot.multiplied is None for layer in layers)
     if not plain:
         return [layer(x) for layer in layers]
@@ -150,7 +157,10 @@ def together(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
 
 
 def wrap(model: nn.Module) -> dict[str, LaneLayer]:
-    """Turn every Linear and ungrouped Conv2d of `model` into a lane layer, in place; name -> layer."""
+    """Turn every Linear, and every Conv2d without groups and with zero padding, into a lane layer, in place.
+
+    Returns name -> layer.
+    """
     wrapped: dict[str, LaneLayer] = {}
     for name, module in model.named_modules():
         if type(module) is nn.Linear:
@@ -166,7 +176,7 @@ def wrap(model: nn.Module) -> dict[str, LaneLayer]:
 
 
 def unwrap(model: nn.Module) -> None:
-    """Give `model` its own layers back, in place."""
+    """Give `model` its own layers back, in place: undoes `wrap` and `use_kernels`."""
     use_kernels(model, False)
     for module in model.modules():
         if isinstance(module, LaneLinear | LaneConv2d):

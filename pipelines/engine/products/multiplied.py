@@ -1,12 +1,13 @@
 """FLoRA's multiplied weights, lane by lane: W_n = W * M_n, with M_n = outer_n^T inner_n of rank R.
 
-Two forms of the same product (arXiv 2312.05677; `pipelines/adapters/kinds/flora.py` has the type and its strength):
+There are two forms of the same product (arXiv 2312.05677; `pipelines/adapters/kinds/flora.py` defines the type and its
+strength):
 
     products   y = sum_r outer_nr * (W (inner_nr * x_n))     equation 5: R passes through the shared W
-    weights    y = (W * M_n) x_n                             equation 4: one pass through a weight of the lane's own
+    weights    y = (W * M_n) x_n                             equation 4: one pass through the lane's own weight
 
-The paper decodes language models, one token a sample, where products are the cheaper; diffusion has up to thousands of
-tokens a lane, where making a weight of the lane's own is (`python -m studio.bench.flora` measures both).
+The paper decodes language models, one token a sample; there "products" is cheaper. Diffusion has up to thousands of
+tokens a lane; there "weights" is cheaper (`python -m studio.bench.flora` measures both).
 """
 
 from __future__ import annotations
@@ -26,24 +27,27 @@ from pipelines.adapters.terms import Hadamard
 FloraForm = Literal["products", "weights"]
 _Pass = Callable[[Tensor], Tensor]
 MOVED = {"cpu": 20, "cuda": 260}
-"""What reading or writing one number costs, in multiplications of a matrix product: memory's pace against arithmetic's
-(H100, bf16: 3 TB/s and 390 T multiplications/s)."""
+"""The cost of reading or writing one number, in multiplications of a matrix product, by device type. For CUDA: an H100
+in bf16, with 3 TB/s and 390 T multiplications/s."""
 
 
 @dataclass(frozen=True)
-class Rows:
-    """One adapter's rank rows on one layer, on the layer's device: inner [rank, in], outer [rank, out] (scaled)."""
+class RankRows:
+    """One adapter's factors for one layer, on the layer's device: inner [rank, in], outer [rank, out].
+
+    The adapter's scale is multiplied into outer.
+    """
 
     inner: Tensor
     outer: Tensor
 
     @classmethod
-    def of(cls, factors: Hadamard, like: Tensor) -> Rows:
+    def of(cls, factors: Hadamard, like: Tensor) -> RankRows:
         outer = (factors.outer.float() * factors.scale).T.contiguous()
         return cls(factors.inner.to(like), outer.to(like))
 
-    def to(self, like: Tensor) -> Rows:
-        return Rows(self.inner.to(like), self.outer.to(like))
+    def to(self, like: Tensor) -> RankRows:
+        return RankRows(self.inner.to(like), self.outer.to(like))
 
     @property
     def bytes(self) -> int:
@@ -54,8 +58,9 @@ class Rows:
 class Multiplied:
     """What multiplies one layer's weight in one call.
 
-    lanes: of the call. own: those with a factor, rest: the others, as indices; None where all lanes have one.
-    inner: [own, R, in]; outer: [own, R, out], the strengths in it. Zero rows pad lanes of lower rank.
+    lanes: how many the call has. own, rest: the indices of the lanes with and without a factor; None where all have
+    one.
+    inner: [own, R, in]. outer: [own, R, out], strengths included. Lanes of lower rank are padded with zero rows.
     """
 
     lanes: int
@@ -65,9 +70,10 @@ class Multiplied:
     outer: Tensor
 
     def form(self, tokens: int) -> FloraForm:
-        """The cheaper form for that many tokens a lane: multiplications, and numbers moved between memory and them.
+        """The cheaper form for so many tokens a lane, counting multiplications and the numbers moved (`MOVED`).
 
-        products scale R inputs and R outputs and sum these up; weights make M, multiply W by it, and read the result.
+        "products" scales R inputs and R outputs and sums up the outputs. "weights" makes M, multiplies W by it, and
+        reads the result.
         """
         rank, inputs, outputs = self.inner.shape[1], self.inner.shape[2], self.outer.shape[2]
         moved, size = MOVED.get(self.inner.device.type, MOVED["cpu"]), inputs * outputs
@@ -77,19 +83,19 @@ class Multiplied:
 
 
 Strengths = Sequence[Sequence[tuple[str, float]]]
-"""For every lane or group, its adapters and how strongly."""
+"""For each lane or group, its adapters and their strengths."""
 
 
 def strengths(lanes: Sequence[Sequence[Use]], layer: str) -> Strengths:
-    """Of every lane's or group's uses on one layer."""
+    """The strengths of each lane's or group's uses on one layer, block factors included."""
     return [[(use.adapter, use.weight * use.block_factor(layer)) for use in lane] for lane in lanes]
 
 
-def gather(rows: Mapping[str, Rows], strengths: Strengths) -> Multiplied | None:
-    """The factors that the lanes need; None where no lane has any.
+def gather(rows: Mapping[str, RankRows], strengths: Strengths) -> Multiplied | None:
+    """The factors that the lanes need; None where no lane has any. rows: adapter -> its factors on the layer.
 
-    W + sum_i s_i (W * M_i - W) is W times 1 - sum_i s_i + sum_i s_i M_i, so what is kept of W is one more row of
-    ones, left out where nothing is kept.
+    W + sum_i s_i (W * M_i - W) is W times (1 - sum_i s_i) + sum_i s_i M_i. The first term is one more rank row, of
+    ones. It is left out where it is zero.
     """
     lanes = [[(name, weight) for name, weight in lane if name in rows and weight != 0] for lane in strengths]
     own = [place for place, lane in enumerate(lanes) if lane]
@@ -115,9 +121,12 @@ def gather(rows: Mapping[str, Rows], strengths: Strengths) -> Multiplied | None:
     )
 
 
-def scales(rows: Mapping[str, Rows], strengths: Strengths) -> Tensor | None:
-    """By what the groups' weights are multiplied, 1 - sum_i s_i + sum_i s_i M_i: [groups, out, in], ones where a group
-    has no factors; None where no group has any. As many operations for all groups as for one, unlike `gather`."""
+def scales(rows: Mapping[str, RankRows], strengths: Strengths) -> Tensor | None:
+    """The factors of the groups' whole weights, (1 - sum_i s_i) + sum_i s_i M_i: [groups, out, in].
+
+    Ones where a group has no factors; None where no group has any. Unlike `gather`, it launches as many operations for
+    all groups as for one.
+    """
     taken = [
         name
         for name in rows
@@ -126,20 +135,23 @@ def scales(rows: Mapping[str, Rows], strengths: Strengths) -> Tensor | None:
     if not taken:
         return None
     given = np.array([[sum(w for own, w in lane if own == name) for name in taken] for lane in strengths])
-    kept = 1 - given.sum(1, keepdims=True)  # of W, through one more row of ones
+    kept = 1 - given.sum(1, keepdims=True)  # the strength of W itself, one more row of ones
     ranks = [*(len(rows[name].inner) for name in taken), 1]
     gate = np.repeat(np.hstack([given, kept]).astype(np.float32), ranks, axis=1)
     like = rows[taken[0]]
     inner = torch.cat([*(rows[name].inner for name in taken), torch.ones_like(like.inner[:1])])  # [R, in]
     outer = torch.cat([*(rows[name].outer for name in taken), torch.ones_like(like.outer[:1])])  # [R, out]
-    # Strengths meet the factors in float32: rounded before, they would change all of a weight the same way.
+    # Strengths multiply the factors in float32. If they were rounded first, the error would affect a whole weight
+    # alike.
     strong = torch.from_numpy(gate).to(outer.device)[..., None] * outer  # [groups, R, out]
     return torch.matmul(strong.to(inner).mT, inner)
 
 
 def linear(layer: nn.Linear, x: Tensor, factors: Multiplied, form: FloraForm | None = None) -> Tensor:
-    """x [lanes, …, in] through the lanes' own weights and the layer's bias: [lanes, …, out]. `form` None is the
-    cheaper one."""
+    """x [lanes, …, in] -> [lanes, …, out], through the lanes' own weights and the layer's bias.
+
+    form: None takes the cheaper one.
+    """
 
     def multiplied(x: Tensor) -> Tensor:
         tokens = x.reshape(x.shape[0], -1, x.shape[-1])  # [own, T, in]
@@ -160,8 +172,10 @@ def linear(layer: nn.Linear, x: Tensor, factors: Multiplied, form: FloraForm | N
 
 
 def conv2d(layer: nn.Conv2d, x: Tensor, factors: Multiplied, form: FloraForm | None = None) -> Tensor:
-    """x [lanes, in, h, w] through the lanes' own kernels: [lanes, out, h', w']. Kernels of several lanes would make
-    a grouped convolution, which is slower than one lane after another."""
+    """x [lanes, in, h, w] -> [lanes, out, h', w'], through the lanes' own kernels.
+
+    The lanes run one after another: a grouped convolution would be slower. form: None takes the cheaper one.
+    """
 
     def plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation)
@@ -181,7 +195,7 @@ def conv2d(layer: nn.Conv2d, x: Tensor, factors: Multiplied, form: FloraForm | N
 
 
 def _apart(x: Tensor, factors: Multiplied, multiplied: _Pass, plain: _Pass) -> Tensor:
-    """The lanes with factors of their own through one function, the rest through the other."""
+    """The lanes with factors through `multiplied`, the others through `plain`."""
     assert x.shape[0] == factors.lanes, f"{x.shape[0]} rows for {factors.lanes} lanes"
     if factors.own is None or factors.rest is None:
         return multiplied(x)

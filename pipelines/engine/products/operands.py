@@ -1,10 +1,10 @@
-"""The product of layers that read one input, with all that acts on them, and the ways of making it.
+"""The product of layers that read one input, with all that acts on them, and the ways to compute it.
 
-A layer mostly stands alone; query, key and value stand together. For groups g of lanes and each part p of the layers:
+Usually this is a single layer; query, key and value go together. For each group g of lanes and each layer p:
 
     y_g,p = act(x_g W_p^T + b + s_g,p U_g,p)        s_g = gate * (x_g D_g^T)
 
-Which way is fastest depends on the device and the shape, and is measured (`autotune.py`).
+Which way is fastest depends on the device and the shape. It is measured (`autotune.py`).
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ Way = Callable[[], Tensor]
 
 @dataclass(frozen=True)
 class Operands:
-    """x [G, T, in]; weights P of [out, in], or one [G, out, in]; bias [out] of one weight.
+    """What goes into the product. P is the number of layers, G of groups, R the rank.
 
-    down [G, P * R, in] and ups P of [G, R, out], both or neither; gate [pictures, P * R] for G = 1, whose lanes are
-    those of all pictures. geglu: act is GEGLU (Shazeer 2020, arXiv 2002.05202) of one weight, whose first half makes
-    h, the second half the gate of h * gelu(gate); else there is none.
+    x: [G, T, in]. weights: P of [out, in], or a single one [G, out, in] of each group's own. bias: [out], only with a
+    single weight. down: [G, P * R, in] and ups: P of [G, R, out]; both or neither. gate: for the pool [mixes, P * R];
+    then G is 1, and the T tokens divide evenly into as many mixes. geglu: act is GEGLU (Shazeer 2020, arXiv
+    2002.05202), only with a single weight: the first half of its rows makes h, the second half v of
+    h * gelu(v). Otherwise there is no act.
     """
 
     x: Tensor
@@ -47,7 +49,7 @@ class Operands:
 
     @property
     def label(self) -> str:
-        """Of all that its time depends on."""
+        """A text of all that the product's time depends on: sizes, rank and flags."""
         groups, tokens, inner = self.x.shape
         parts = f"{len(self.weights)} x " if len(self.weights) > 1 else ""
         texts = [f"{groups} x {tokens} x {inner} -> {parts}{self.weights[0].shape[-2]}"]
@@ -64,13 +66,13 @@ class Operands:
 
     @property
     def _joined(self) -> bool:
-        """Whether the layers' weights, and what acts on them, lie side by side: so a kernel needs them."""
+        """Whether the weights lie side by side in memory, and the ups too, as a kernel needs them."""
         return all(side_by_side(parts) is not None for parts in (self.weights, self.ups) if parts)
 
     # -- the ways ----------------------------------------------------------------------------------------
 
     def ways(self) -> dict[str, Way]:
-        """All there are by name, the library's first; each gives [G, T, P * out], half as wide with GEGLU."""
+        """Name -> way, the library's first. Each way gives [G, T, P * out], half as wide with GEGLU."""
         from pipelines.engine.products import kernels
 
         ways: dict[str, Way] = {LIBRARY: self.library}
@@ -87,12 +89,12 @@ class Operands:
         return ways
 
     def library(self) -> Tensor:
-        """The slow, obvious way: shrinking, products, the low-rank parts added in place, the activation."""
+        """The obvious way: shrink x, make the layers' products, add the low-rank parts in place, apply act."""
         shrunk = self._shrunk()
         return self._active(self._added(self._base(), shrunk))
 
     def library_geglu(self) -> Tensor:
-        """The library's way with a kernel for the activation, and for the bias where nothing but it can add that."""
+        """The library's way with a kernel for act, which adds the bias too where each group has its own weight."""
         from pipelines.engine.products import kernels
 
         if self.weights[0].ndim == 3:
@@ -100,8 +102,7 @@ class Operands:
         return kernels.geglu(self._added(self._base(), self._shrunk()))
 
     def beside(self) -> Tensor:
-        """The library's way with shrinking on a stream of its own, on what the layers' own products leave of the
-        device."""
+        """The library's way, with x shrunk on a stream of its own while the layers' own products run."""
         assert self.down is not None
         main = torch.cuda.current_stream(self.x.device)
         side = _side_stream(self.x.device)
@@ -114,9 +115,12 @@ class Operands:
         return self._active(self._added(y, shrunk))
 
     def _ways_in_passing(self) -> dict[str, Way]:
-        """With weights of every group's own, W_p + (D_g,p^T U_g,p)^T, made for this product alone: where a group has
-        many tokens, they are smaller than y, which adding the low-rank part reads and writes. Without GEGLU the library
-        alone goes on from there: tiles gain 4 % at most on whole weights, and lose mostly."""
+        """The ways that first make whole weights W_p + (D_g,p^T U_g,p)^T for each group, for this product alone.
+
+        Where a group has many tokens, these weights are smaller than y, which adding a low-rank part would read and
+        write. Without GEGLU only the library's way follows: with whole weights, tiles gain 4 % at most, and mostly
+        lose.
+        """
         from pipelines.engine.products import kernels
 
         if not self.geglu:
@@ -127,7 +131,7 @@ class Operands:
         return ways
 
     def _whole(self) -> Operands:
-        """The same product of weights made here."""
+        """The same product with whole weights, which are made here, and without low-rank parts."""
         from pipelines.engine.products import kernels
 
         weights, ups = side_by_side(self.weights), side_by_side(self.ups)
@@ -149,7 +153,7 @@ class Operands:
         return kernels.product(self.x, weights, self.bias, self._shrunk(), ups, self.geglu, tile)
 
     def _shrunk(self, out: Tensor | None = None) -> Tensor | None:
-        """s, [G, T, P * R]; None without low-rank parts. out: where to put it."""
+        """The shrunk input s, [G, T, P * R]; None without low-rank parts. out: where to put it."""
         if self.down is None:
             return None
         shrunk = torch.bmm(self.x, self.down.mT, out=out)
@@ -158,7 +162,7 @@ class Operands:
         return shrunk
 
     def _base(self) -> Tensor:
-        """[G, T, P * out]: the layers without what acts on them."""
+        """The layers' own outputs with their bias, [G, T, P * out]."""
         weight = self.weights[0]
         if weight.ndim == 3:
             if self.bias is None:
@@ -173,7 +177,7 @@ class Operands:
         return y
 
     def _added(self, y: Tensor, shrunk: Tensor | None) -> Tensor:
-        """y with the low-rank parts, in place."""
+        """y with the low-rank parts added, in place."""
         if shrunk is not None:
             parts = len(self.ups)
             pieces = zip(y.chunk(parts, dim=-1), shrunk.chunk(parts, dim=-1), self.ups, strict=True)
@@ -184,13 +188,13 @@ class Operands:
     def _active(self, y: Tensor) -> Tensor:
         if not self.geglu:
             return y
-        value, gate = y.chunk(2, dim=-1)
-        return value * F.gelu(gate)
+        h, v = y.chunk(2, dim=-1)
+        return h * F.gelu(v)
 
     # -- for measuring -----------------------------------------------------------------------------------
 
     def twin(self) -> Operands:
-        """Random operands of the same layout; torch's own generators are left alone."""
+        """Random operands of the same shapes and layout. torch's global generators are left alone."""
         generator = torch.Generator(self.x.device).manual_seed(0)
 
         def like(tensor: Tensor, scale: float) -> Tensor:
@@ -218,7 +222,11 @@ class Operands:
 
 
 def side_by_side(parts: Sequence[Tensor]) -> Tensor | None:
-    """Contiguous tensors of one shape that follow each other in memory, as one [parts, ...]; else None."""
+    """The tensors as one [parts, ...], if they are contiguous, of one shape, and follow each other in memory; else
+    None.
+
+    It is a view: nothing is copied.
+    """
     if not parts or not parts[0].is_contiguous():
         return None
     first = parts[0]

@@ -1,1 +1,1 @@
-"""Where adapters are: on the disk, in the host's memory, on the device, packed for the lanes at work."""
+"""Where adapters are: on disk, in the host's memory, on the device, and packed for the lanes of a call."""

@@ -1,6 +1,7 @@
-"""The bank: the factors of all resident adapters, and the gates that select from it per lane.
+"""The bank: the factors of all resident adapters, from which the gates select for each lane.
 
-`Bank.active` is the one place where adapters are switched on, and it switches them off again.
+A call that runs layer by layer switches adapters on by `Bank.active`, which also switches them off again. A recorded
+call does so by its `Stage`.
 """
 
 from __future__ import annotations
@@ -23,16 +24,20 @@ from pipelines.engine.products.factors import Acting, Form
 from pipelines.engine.products.layers import Slot
 from pipelines.engine.residency.packing import DensePacking, Packing, Ranks, Reach, Taken
 from pipelines.engine.residency.rows import RowPool
-from pipelines.engine.residency.table import KINDS, Kind, Table
+from pipelines.engine.residency.table import LAYER_KINDS, LayerKind, Table
 
 FormChoice = Literal["auto", "lane-packed", "pool", "dense"]
-Rows = tuple[tuple[Use, ...], ...]
+Mixes = tuple[tuple[Use, ...], ...]
+"""For each row, or for each group of rows, the adapters that act on it."""
 Marked = tuple[tuple[Use, ...], tuple[int, ...]]
+"""A mix, and the serial numbers of its adapters (see `Bank.marked`)."""
 
 
 @dataclass(frozen=True)
 class _Selection:
-    rows: Rows
+    """What one call selects: what goes into the layers' slots."""
+
+    rows: Mixes
     acting: tuple[tuple[Slot, Acting], ...]
     multiplied: tuple[tuple[Slot, flora.Multiplied], ...]
 
@@ -44,11 +49,12 @@ class _Selection:
 
 
 class Bank:
-    """Adapters resident on one model's UNet and text encoders.
+    """The adapters that are resident on one model's UNet and text encoders.
 
-    Wraps the components once, when it is made. `form` is the mathematical form of the per-lane product:
-    "lane-packed", "pool", "dense", or "auto", which pools while that costs at most twice the lane-packed arithmetic
-    (two dense products and no gather).
+    components: name -> module. Their layers are turned into lane layers when the bank is made. form: of the per-lane
+    product (`products/factors.py`). "auto" takes the pool in calls that run layer by layer, as long as that costs at
+    most twice the arithmetic of the lane-packed form, because it gathers nothing; for recorded calls the planner
+    chooses.
     """
 
     def __init__(self, components: Mapping[str, nn.Module], form: FormChoice = "auto") -> None:
@@ -58,18 +64,18 @@ class Bank:
         self._serials: dict[str, int] = {}  # adapter -> the version that it came with
         self._multiplying: set[str] = set()
         self.tables: dict[str, Table] = {name: Table(model) for name, model in components.items()}
-        # A pool for every width, rows or not: a stage's buffers hold all layers of a kind, whoever reaches them.
+        # There is a pool for every width, even if it is empty: a stage has buffers for all layers of a kind.
         widths = {width for table in self.tables.values() for width in table.widths}
         self.pools = {width: RowPool(width, self._weight()) for width in sorted(widths)}
         self._reach: dict[tuple[str, str], Reach] = {}  # (component, adapter)
         self._blocks: dict[str, dict[int, tuple[int, int]]] = {}  # adapter -> width -> (first row, rows)
-        self._selected: dict[tuple[str, tuple[str, ...], tuple[Kind, ...]], _Selection] = {}
+        self._selected: dict[tuple[str, tuple[str, ...], tuple[LayerKind, ...]], _Selection] = {}
 
     def load(self, adapter: Adapter, factors: Mapping[str, LayerFactors] | None = None) -> None:
-        """Make an adapter resident, or leave everything as it was where memory does not hold it.
+        """Make an adapter resident. Raises what torch raises where memory runs out; then nothing has changed.
 
-        All its layers exist in the model: the reader has seen to that. factors: its layers' factors, if they lie on the
-        device already; None stands for the adapter's own.
+        All its layers must exist in the model, which the reader has checked. factors: layer -> factors, if they are on
+        the device already; None takes the adapter's own.
         """
         assert adapter.name not in self.adapters, adapter.name
         blocks: dict[int, tuple[int, int]] = {}
@@ -89,7 +95,7 @@ class Bank:
         self._changed()
 
     def unload(self, name: str) -> None:
-        """Take an adapter out again; the base weights were never touched."""
+        """Take an adapter out again. Raises KeyError for one that is not resident."""
         del self.adapters[name], self._serials[name]
         self._multiplying.discard(name)
         self._withdraw(name, self._blocks.pop(name))
@@ -98,7 +104,7 @@ class Bank:
         self._changed()
 
     def to(self, device: torch.device) -> None:
-        """Move the factors to the device their layers work on, in their layers' dtype."""
+        """Move the factors to the device on which their layers work, in their layers' dtype."""
         like = self._weight().new_empty(0, device=device)
         for pool in self.pools.values():
             pool.to(like)
@@ -109,7 +115,7 @@ class Bank:
 
     @property
     def bytes(self) -> int:
-        """Device memory the factors take."""
+        """Device memory that the factors take."""
         slots = (layer.slot.bytes for table in self.tables.values() for layer in table.layers)
         return sum(pool.used_bytes for pool in self.pools.values()) + sum(slots)
 
@@ -119,11 +125,12 @@ class Bank:
         component: str,
         rows: Sequence[tuple[Use, ...]],
         modules: tuple[str, ...] = ("",),
-        kinds: tuple[Kind, ...] = KINDS,
+        kinds: tuple[LayerKind, ...] = LAYER_KINDS,
     ) -> Iterator[None]:
-        """Within: batch row i of `component` runs with the adapters `rows[i]`, at their `weight`.
+        """Within: row i of a batch through `component` runs with the adapters `rows[i]`, at their `weight`.
 
-        modules: dotted names of the parts that will run, where that is not all of it. kinds: those of the layers.
+        modules: the dotted names of the parts that will run, ("",) for all. kinds: the kinds of layers on which the
+        adapters act.
         """
         selection = self._selection(component, tuple(rows), modules, kinds)
         try:
@@ -139,7 +146,7 @@ class Bank:
                 slot.multiplied = None
 
     def forms(self, component: str, modules: tuple[str, ...] = ("",)) -> tuple[str, ...]:
-        """The forms in which `component`, or these parts of it, last ran."""
+        """The forms in which `component`, or these parts of it, last ran layer by layer; sorted."""
         found = [
             selection.forms
             for (own, parts, _), selection in self._selected.items()
@@ -153,8 +160,11 @@ class Bank:
 
     def multiplied_kinds(
         self, component: str, rows: Sequence[tuple[Use, ...]], within: npt.NDArray[np.bool_]
-    ) -> frozenset[Kind]:
-        """The kinds of layers whose weights these adapters multiply. within: [layers] bool, those that will run."""
+    ) -> frozenset[LayerKind]:
+        """The kinds of layers whose weights these adapters multiply (true FLoRA).
+
+        within: [layers] bool, the layers that will run.
+        """
         members = {use.adapter for lane in rows for use in lane if use.weight != 0} & self._multiplying
         table = self.tables[component]
         return frozenset(
@@ -164,17 +174,17 @@ class Bank:
         )
 
     def marked(self, uses: tuple[Use, ...]) -> Marked:
-        """The uses with the serial numbers of their adapters: equal marks stand for equal factors."""
+        """The uses with the serial numbers of their adapters. Equal marks mean equal factors, also after reloading."""
         return uses, tuple(self._serials[use.adapter] for use in uses)
 
     def reaches(self, component: str) -> Mapping[str, Reach]:
-        """Adapter -> where its rows for this component stand."""
+        """Adapter -> the places of its rank rows for this component."""
         return {name: reach for (own, name), reach in self._reach.items() if own == component}
 
     def choose(self, ranks: Ranks, *, multiplied: bool) -> Form:
         """The form for one kind of layer in a call that runs layer by layer.
 
-        multiplied: whether adapters of the call multiply weights. Whole weights would leave no place for those.
+        multiplied: whether adapters of the call multiply weights, which rules out whole weights.
         """
         if self.form == "dense" and multiplied:
             return "lane-packed"
@@ -183,15 +193,15 @@ class Bank:
         return "pool" if ranks.pool <= 2 * ranks.lane else "lane-packed"
 
     def _weight(self) -> Tensor:
-        """A layer's weight, in the dtype of all."""
+        """Some layer's weight; all layers have its dtype."""
         return next(iter(self.tables.values())).layers[0].weight.detach()
 
     def _insert(
         self, name: str, layers: Mapping[str, LayerFactors], blocks: dict[int, tuple[int, int]]
     ) -> dict[str, Reach]:
-        """Puts the factors into pools and slots. Each pool's block goes into `blocks` as soon as it is taken.
+        """Put the factors into the pools and slots. Each pool's block is noted in `blocks` as soon as it is taken.
 
-        Returns, for each component, the layers' ranks and where their rows stand within the blocks.
+        Returns, for each component, its layers' ranks and the places of their rows within the blocks.
         """
         rows: dict[int, list[Tensor]] = {}
         counts: dict[int, int] = {}
@@ -222,7 +232,7 @@ class Bank:
         return reaches
 
     def _withdraw(self, name: str, blocks: Mapping[int, tuple[int, int]]) -> None:
-        """Gives pools and slots back what an adapter took of them."""
+        """Remove an adapter's factors from the pools and slots."""
         for width, (first, count) in blocks.items():
             self.pools[width].remove(first, count)
         for table in self.tables.values():
@@ -230,7 +240,7 @@ class Bank:
                 layer.slot.remove(name)
 
     def _placed(self, component: str, reach: Reach, blocks: Mapping[int, tuple[int, int]]) -> Reach:
-        """The reach with its rows counted from the pools' beginnings."""
+        """The reach with its rows counted from the start of the pools, not of the blocks. Changed in place."""
         table = self.tables[component]
         for place in map(int, np.flatnonzero(reach.rank)):
             reach.down[place] += blocks[table.in_width(place)][0]
@@ -242,9 +252,9 @@ class Bank:
         self._selected.clear()
 
     def _selection(
-        self, component: str, rows: Rows, modules: tuple[str, ...], kinds: tuple[Kind, ...]
+        self, component: str, rows: Mixes, modules: tuple[str, ...], kinds: tuple[LayerKind, ...]
     ) -> _Selection:
-        """What `rows` select, built anew only when they are not those of the last call of the same part."""
+        """What `rows` select. It is built anew only if they differ from those of the last call of the same parts."""
         last = self._selected.get((component, modules, kinds))
         if last is not None and last.rows == rows:
             return last
@@ -262,7 +272,7 @@ class Bank:
             draft = taken.draft(form)
             if draft is None or not draft.covered.any():
                 continue
-            like = next(iter(self.pools.values())).rows  # where the layers work, wherever they rest
+            like = next(iter(self.pools.values())).rows  # where the layers work, even while they rest
             packing: Packing | DensePacking
             if form == "dense":
                 packing = DensePacking(table, kind, groups=len(groups), layers=draft.covered, like=like)
@@ -281,7 +291,7 @@ class Bank:
         return selection
 
     def _multiplied(
-        self, table: Table, rows: Rows, within: npt.NDArray[np.bool_], kinds: tuple[Kind, ...]
+        self, table: Table, rows: Mixes, within: npt.NDArray[np.bool_], kinds: tuple[LayerKind, ...]
     ) -> Iterator[tuple[Slot, flora.Multiplied]]:
         members = {use.adapter for lane in rows for use in lane}
         for place in np.flatnonzero(within):
@@ -293,8 +303,8 @@ class Bank:
                     yield slot, gathered
 
 
-def grouped(rows: Sequence[tuple[Use, ...]]) -> Rows:
-    """The mixes of the largest equal groups of neighbours that share one: of all, of pairs, else of single rows."""
+def grouped(rows: Sequence[tuple[Use, ...]]) -> Mixes:
+    """The mixes of the rows: one for all rows if they are equal, else one a pair if all pairs are, else one a row."""
     for size in (len(rows), 2):
         if (
             size
@@ -306,5 +316,5 @@ def grouped(rows: Sequence[tuple[Use, ...]]) -> Rows:
 
 
 def _scaled(factors: LowRank) -> Tensor:
-    """[rank, out] float32, the scale multiplied in."""
+    """`up` as [rank, out] float32, with the scale multiplied in."""
     return (factors.up.flatten(1).float() * factors.scale).T

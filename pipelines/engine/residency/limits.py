@@ -1,4 +1,4 @@
-"""How much memory adapters may take, and what they have taken and done."""
+"""How much memory adapters may take, and what the store has done."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ import torch
 
 MOST_HOST_BYTES = 16 * 2**30
 MOST_DEVICE_BYTES = 4 * 2**30
-"""Where no limit is given: a quarter of the memory, but at most this."""
+"""The most that the default limits, a quarter of the memory, come to."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bytes for the factors of all adapters on the host and on the device; None is a quarter of the memory there.
+    """Bytes for the factors of all adapters, on the host and on the device.
 
-    Adapters that one picture needs at once may exceed the device's limit, and those on the device the host's.
+    None is a quarter of the memory there, and at most `MOST_HOST_BYTES` or `MOST_DEVICE_BYTES`. The adapters of one
+    picture may exceed the device's limit. Those on the device may exceed the host's limit, because they stay on the
+    host too.
     """
 
     host: int | None = None
     device: int | None = None
 
     def on(self, device: torch.device) -> tuple[int, int]:
-        """(host, device) in bytes."""
+        """(host, device): the limits in bytes, with numbers for None."""
         ram = int(psutil.virtual_memory().total)
         card = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else ram
         return (
@@ -33,8 +35,12 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Level:
-    """One level's figures. hits, misses: of asks for an adapter; evictions: those that were put out for others."""
+class LevelStats:
+    """The figures of one level of the store, host or device.
+
+    hits, misses: how often an adapter that was asked for was there, or was not. evictions: adapters that had to leave
+    to make room. adapters, bytes: what is there now. limit: in bytes.
+    """
 
     hits: int
     misses: int
@@ -52,12 +58,16 @@ class Level:
 
 @dataclass(frozen=True)
 class StoreStats:
-    """What the store holds and has done. A miss on the host is a file read; pinned: bytes in page-locked memory."""
+    """What the store holds and has done.
+
+    known: adapters that were loaded. held: those that pictures in flight use. A miss on the host is the reading of a
+    file. pinned: bytes on the host in page-locked memory.
+    """
 
     known: int
     held: int
-    host: Level
-    device: Level
+    host: LevelStats
+    device: LevelStats
     pinned: int
 
     def __str__(self) -> str:

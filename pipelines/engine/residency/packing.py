@@ -1,8 +1,8 @@
-"""Factors of a mix of adapters, packed for the layers of one kind.
+"""The factors of mixes of adapters, packed for the layers of one kind.
 
-A `Draft` says, in whole numbers, which rank rows every group of lanes takes and how strongly; a `Packing` holds the
-buffers in which a call finds them and fills these from the bank's rows, in place: changing a mix is a few indexed
-copies, whatever the number of layers.
+A `Draft` says which rank rows each group of lanes takes, and which use sets their strength. A `Packing` holds the
+buffers from which a call reads them, and fills these in place from the bank's rows. So a change of mix takes a few
+indexed copies, however many layers there are.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from composers.plan import Use
 from pipelines.engine.products import multiplied
 from pipelines.engine.products.factors import Acting, Dense, Factors, Form
 from pipelines.engine.residency.rows import RowPool
-from pipelines.engine.residency.table import Kind, Places, Table
+from pipelines.engine.residency.table import LayerKind, Places, Table
 from pipelines.pace import moved
 
 Numbers = npt.NDArray[np.float32]
@@ -28,9 +28,10 @@ Groups = Sequence[tuple[Use, ...]]
 
 @dataclass(frozen=True)
 class Reach:
-    """Where an adapter's rank rows stand, for every layer of a component; rank 0 where it leaves a layer alone.
+    """Where an adapter's rank rows are, for each layer of a component. All are [layers].
 
-    down, up: the first row in the pool of the layer's input and output width. Each [layers].
+    rank: the adapter's rank, 0 for layers that it leaves alone. down, up: the number of its first row in the pool of
+    the layer's input width, and in that of its output width.
     """
 
     down: Places
@@ -44,11 +45,13 @@ class Reach:
 
 @dataclass(frozen=True)
 class Draft:
-    """What every group takes, for the layers of one kind.
+    """Which rank rows each group takes, for the layers of one kind.
 
-    reaches: those of the adapters taken, after one that reaches nothing. uses: those taken, after one of strength 0.
-    owner, offset: [sets, R], the row's adapter among `reaches` and its number there; sets is the number of groups for
-    lane-packed factors, 1 for the pool. use: [groups, R], which of `uses` sets the row's strength.
+    reaches: number 0 reaches nothing; then those of the adapters that are taken.
+    uses: number 0 is None, for strength 0; then the uses that are taken.
+    owner, offset: [sets, R], for each row its adapter (a number in `reaches`) and its number among that adapter's rows.
+        There is a set for each group with lane-packed factors, and one set for the pool.
+    use: [groups, R], for each row the use that sets its strength (a number in `uses`).
     covered: [layers] bool, the layers that any use changes.
     """
 
@@ -66,7 +69,7 @@ class Draft:
 
 
 def block_factors(table: Table, uses: Sequence[Use | None]) -> Numbers:
-    """By how much every use is turned in every layer, [uses, layers]."""
+    """Each use's block factor in each layer, [uses, layers] float32."""
     return np.array(
         [
             [use.block_factor(name) for name in table.names]
@@ -80,29 +83,30 @@ def block_factors(table: Table, uses: Sequence[Use | None]) -> Numbers:
 
 @dataclass(frozen=True)
 class Ranks:
-    """What choosing a form needs to know of one kind's layers in a call.
+    """What the choice of a form depends on, for the layers of one kind in a call.
 
-    lane: highest sum of ranks in a group. pool: sum of the ranks of all adapters taken.
+    lane: the highest sum of ranks in a group. pool: the sum of the ranks of all adapters in the call. Both are 0 where
+    no adapter changes such a layer.
     """
 
-    kind: Kind
+    kind: LayerKind
     groups: int
     lane: int
     pool: int
 
 
 class Taken:
-    """The uses of every group that change layers of one kind."""
+    """Of each group's uses, those that change layers of one kind."""
 
     def __init__(
         self,
         table: Table,
-        kind: Kind,
+        kind: LayerKind,
         groups: Groups,
         reaches: Mapping[str, Reach],
         within: npt.NDArray[np.bool_],
     ) -> None:
-        """within: [layers] bool, the layers that will run at all."""
+        """within: [layers] bool, the layers that will run. reaches: adapter -> its places, for those with factors."""
         self.table, self.kind = table, kind
         layers = table.of_kind[kind]
         self.layers = layers[within[layers]]
@@ -119,7 +123,7 @@ class Taken:
         return Ranks(self.kind, len(self.groups), lane, sum(self._rank[name] for name in self._names()))
 
     def draft(self, form: Form, rank: int | None = None) -> Draft | None:
-        """The draft for a form, padded to `rank`; None where nothing is changed."""
+        """The draft for a form, padded to `rank` if that is given. None where nothing is changed and no rank given."""
         names = self._names()
         uses: list[Use | None] = [None, *dict.fromkeys(use for group in self.groups for use in group)]
         if len(uses) == 1 and rank is None:
@@ -167,7 +171,10 @@ class Taken:
 
 
 class _Index:
-    """A draft on the device: which pool rows layers take, and how strongly. All that is large is computed there."""
+    """A draft on the device: which rows of the pools the layers take, and how strongly.
+
+    Whatever has an entry for each layer is computed on the device.
+    """
 
     def __init__(self, table: Table, draft: Draft, device: torch.device) -> None:
         def there(array: Places | Numbers) -> Tensor:
@@ -186,7 +193,7 @@ class _Index:
         )
 
     def rows(self, layers: Tensor, *, up: bool) -> Tensor:
-        """Pool rows for layers [...]: [..., sets, R]; row 0 where there is none."""
+        """The rows of the pool that layers [...] take: [..., sets, R]. Row 0, which is zero, where they take none."""
         mine = layers.flatten()
         starts, ranks = self._starts[up][:, mine][self._owner], self._ranks[:, mine][self._owner]
         offset = self._offset[..., None]  # [sets, R, 1]
@@ -201,7 +208,7 @@ class _Index:
 
 @dataclass(frozen=True)
 class _Piece:
-    """One indexed copy: rows for these layers into `buffer` [rows, width]."""
+    """One indexed copy: rows of the pool of `width`, for these layers, into `buffer` [rows, width]."""
 
     width: int
     layers: Tensor
@@ -210,15 +217,16 @@ class _Piece:
 
 
 class Packing:
-    """Buffers of low-rank factors for the layers of one kind, and `acting`: place in the table -> its factors.
+    """Buffers of low-rank factors for the layers of one kind. acting: place in the table -> the layer's factors.
 
-    layers: [layers] bool, those that get factors (with all others of their unit).
+    form: "lane-packed" or "pool". rank: of the buffers. layers: [layers] bool, those that get factors; all layers of
+    their units get some too. like: shows the device and dtype.
     """
 
     def __init__(
         self,
         table: Table,
-        kind: Kind,
+        kind: LayerKind,
         form: Form,
         *,
         groups: int,
@@ -269,7 +277,10 @@ class Packing:
         return sum(piece.buffer.nbytes + (0 if piece.gate is None else piece.gate.nbytes) for piece in pieces)
 
     def fill(self, pools: Mapping[int, RowPool], draft: Draft) -> None:
-        """Take the rows that the draft names, in place."""
+        """Fill the buffers in place with the rows that the draft names. pools: width -> pool.
+
+        The draft must have the rank of the buffers.
+        """
         assert draft.rank == self.rank, f"rank {draft.rank} for buffers of {self.rank}"
         device = next(iter(pools.values())).rows.device
         index = _Index(self.table, draft, device)
@@ -287,14 +298,13 @@ class Packing:
 
 
 class DensePacking:
-    """Whole weights for the layers of one kind, one for each group: W, multiplied by what its FLoRA adapters multiply
-    it by, + the sum of what its others add.
+    """Whole weights for the layers of one kind, one for each group: W times its FLoRA factors, plus what others add.
 
-    layers: as in `Packing`. `acting`: place in the table -> its weights.
+    layers, like: as in `Packing`. acting: place in the table -> the layer's weights.
     """
 
     def __init__(
-        self, table: Table, kind: Kind, *, groups: int, layers: npt.NDArray[np.bool_], like: Tensor
+        self, table: Table, kind: LayerKind, *, groups: int, layers: npt.NDArray[np.bool_], like: Tensor
     ) -> None:
         self.table, self.kind, self.groups = table, kind, groups
         self.form: Form = "dense"
@@ -320,9 +330,10 @@ class DensePacking:
         seats: Sequence[int] | None = None,
         multiplying: Groups = (),
     ) -> None:
-        """Merge the draft's groups anew from the base weights, in place.
+        """Make the weights of the draft's groups from the base weights, in place. draft: lane-packed.
 
-        seats: the groups they are here, ascending. multiplying: their uses, where some of them are FLoRA adapters.
+        seats: for each group of the draft, which group it is here, ascending; None for all in order. multiplying: the
+        groups' uses, if there are FLoRA adapters among them.
         """
         runs = _runs(range(self.groups) if seats is None else seats)
         like = next(iter(pools.values())).rows
@@ -354,7 +365,7 @@ class DensePacking:
                 torch.baddbmm(start, up[orders], down[orders], out=mine[own])
 
     def _scales(self, place: int, groups: Groups) -> Tensor | None:
-        """By what FLoRA adapters multiply a layer's weight, [groups, out, in(, 1, 1)]; None where none does."""
+        """The factors by which FLoRA multiplies a layer's weight, [groups, out, in(, 1, 1)]; None without any."""
         layer = self.table.layers[place]
         scales = multiplied.scales(
             layer.slot.multiplying, multiplied.strengths(groups, self.table.names[place])
@@ -363,7 +374,7 @@ class DensePacking:
 
 
 def _runs(seats: Sequence[int]) -> list[tuple[slice, slice]]:
-    """Ascending seats as slices of neighbours: (their places in the list, the seats)."""
+    """Runs of neighbouring seats, each as two slices: (the places in the list, the seats). seats: ascending."""
     found: list[tuple[slice, slice]] = []
     for order, seat in enumerate(seats):
         if found and found[-1][1].stop == seat:

@@ -1,4 +1,4 @@
-"""Rank rows of all resident adapters, one tensor for each width that a layer reads or writes."""
+"""The rank rows of all resident adapters: one pool for each width that a layer reads or writes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 class RowPool:
-    """Rows of one width, [capacity, width]. Row 0 is zero: it pads mixes of lower rank.
+    """Rows of one width, [capacity, width]. Row 0 is zero; it pads mixes of lower rank.
 
-    An adapter's rows lie together, so that it comes with one copy and its place is used again when it has left.
+    An adapter's rows are one block. So they arrive by one copy, and their place is free again when it has left.
     """
 
     def __init__(self, width: int, like: Tensor) -> None:
@@ -22,7 +22,8 @@ class RowPool:
         return (len(self.rows) - free) * self.rows.shape[1] * self.rows.itemsize
 
     def insert(self, rows: Tensor) -> int:
-        """Take in [n, width]; returns where its first row stands. Nothing is taken where memory runs out."""
+        """Store rows [n, width] as one block; returns the number of its first row. Raises what torch raises where
+        memory runs out; then nothing is stored."""
         rows = rows.to(self.rows)
         count = len(rows)
         for place, (first, room) in enumerate(self._free):
@@ -35,6 +36,7 @@ class RowPool:
         return first
 
     def remove(self, first: int, count: int) -> None:
+        """Free the block of `count` rows from `first` on."""
         joined: list[tuple[int, int]] = []
         for start, room in sorted([*self._free, (first, count)]):
             if joined and sum(joined[-1]) == start:
@@ -47,7 +49,10 @@ class RowPool:
         self.rows = self.rows.to(like)
 
     def _grow(self, count: int) -> int:
-        """Make room at the end: an eighth more than asked, so that many adapters do not mean many copies."""
+        """Make room for `count` rows at the end, and an eighth to spare, so that many adapters do not mean many copies.
+
+        Returns the number of the first of these rows.
+        """
         old = len(self.rows)
         have = self._free[-1][1] if self._free and sum(self._free[-1]) == old else 0
         more = count - have

@@ -1,12 +1,13 @@
-"""The adapter store: disk -> host -> device, on both levels bounded in bytes, the least recently used first out.
+"""The adapter store: disk -> host -> device. Host and device are bounded in bytes; the least recently used leaves
+first.
 
-    known     every adapter that was loaded, with its report and metadata; a few kilobytes each, never given up
+    known     every adapter that was loaded, with its report and metadata: a few kilobytes each, kept until unloaded
     host      factors as the file has them, each adapter's in one block (page-locked where the device is a GPU)
     device    factors in the bank, ready to be selected
 
-What pictures in flight use is held and never leaves the device. What is on the device is on the host too, so that
-leaving costs nothing and coming back is one copy, on a stream of its own beside the steps. An adapter that has left
-both is read again from its file, which must not have changed.
+Adapters that pictures in flight use are held, and never leave the device. Adapters on the device are on the host too.
+So leaving the device costs nothing, and coming back is one copy, on a stream of its own beside the steps. An adapter
+that has left both is read again from its file, which must not have changed.
 """
 
 from __future__ import annotations
@@ -27,17 +28,18 @@ from pipelines.adapters.pinned import Packed, pack
 from pipelines.adapters.reading import read_adapter
 from pipelines.adapters.terms import ModelLayers
 from pipelines.engine.residency.bank import Bank
-from pipelines.engine.residency.limits import Level, Limits, StoreStats
+from pipelines.engine.residency.limits import LevelStats, Limits, StoreStats
 from pipelines.errors import AdapterError, AdapterFileError
 from pipelines.families.family import FamilyName
 from pipelines.faults import out_of_memory
 
 
 @dataclass(frozen=True)
-class Known:
-    """What is kept of an adapter wherever its factors are. numbers: how many its factors have.
+class KnownAdapter:
+    """What is known of an adapter, wherever its factors are.
 
-    path, family: as it was loaded; path None where it came from no file, so that it never leaves the host.
+    path, family: as it was loaded. path is None for one that came from no file, and never leaves the host.
+    layers: "unet.…" and the like. numbers: how many numbers its factors have.
     """
 
     name: str
@@ -50,7 +52,7 @@ class Known:
 
 
 class Hold:
-    """Adapters kept on the device until `release`, or until nobody remembers this object.
+    """Keeps adapters on the device until `release`, or until this object is garbage.
 
     paged: how many had to be brought there for it.
     """
@@ -62,7 +64,7 @@ class Hold:
         self._release.atexit = False
 
     def release(self) -> None:
-        """Let go; a second time does nothing."""
+        """Let the adapters go. A second call does nothing."""
         self._release()
 
 
@@ -75,7 +77,7 @@ class _Counts:
 
 @dataclass
 class _Arriving:
-    """An adapter on its way to the device. event: after which it is there; None where copies are not asynchronous."""
+    """An adapter on its way to the device. event: passed when it is there; None where the device is not CUDA."""
 
     factors: Mapping[str, Any]
     block: Tensor
@@ -84,7 +86,7 @@ class _Arriving:
 
 @dataclass
 class _Shelves:
-    """Names in the order of their last use."""
+    """The adapters on the host, on the device, and on their way there; the least recently used first."""
 
     host: OrderedDict[str, Packed] = field(default_factory=OrderedDict)
     device: OrderedDict[str, None] = field(default_factory=OrderedDict)
@@ -100,7 +102,7 @@ class AdapterStore:
         self._device, self._dtype = torch.device("cpu"), dtype
         self._limits = Limits()
         self._files: dict[str, tuple[str, Path]] = {}  # case-folded name -> its spelling, its file
-        self._known: dict[str, Known] = {}
+        self._known: dict[str, KnownAdapter] = {}
         self._shelves = _Shelves()
         self._held: Counter[str] = Counter()
         self._host_counts, self._device_counts = _Counts(), _Counts()
@@ -109,7 +111,7 @@ class AdapterStore:
     # -- what there is -----------------------------------------------------------------------------------
 
     @property
-    def known(self) -> Mapping[str, Known]:
+    def known(self) -> Mapping[str, KnownAdapter]:
         """Every adapter that was loaded, by name, in the order of loading."""
         return self._known
 
@@ -119,7 +121,7 @@ class AdapterStore:
 
     @limits.setter
     def limits(self, limits: Limits) -> None:
-        """Takes effect at once, but for adapters that are held."""
+        """New limits take effect at once, except for adapters that are held."""
         self._limits = limits
         self._make_room(0)
         self._trim_host()
@@ -132,8 +134,10 @@ class AdapterStore:
         return StoreStats(
             known=len(self._known),
             held=len(self._held_names),
-            host=Level(host.hits, host.misses, host.evictions, len(shelf.host), self._host_bytes, host_limit),
-            device=Level(
+            host=LevelStats(
+                host.hits, host.misses, host.evictions, len(shelf.host), self._host_bytes, host_limit
+            ),
+            device=LevelStats(
                 device.hits,
                 device.misses,
                 device.evictions,
@@ -147,11 +151,14 @@ class AdapterStore:
     # -- coming and going --------------------------------------------------------------------------------
 
     def add(self, files: Mapping[str, Path]) -> None:
-        """Make adapters findable by name; their files are read when somebody first asks for them."""
+        """Make adapters known by name. Their files are read when they are first asked for. files: name -> file."""
         self._files |= {name.casefold(): (name, path) for name, path in files.items()}
 
     def load(self, path: Path, name: str, family: FamilyName | None = None) -> LoadReport:
-        """Read a file and keep it as `name`, on the device where there is room. Raises AdapterError."""
+        """Read a file and keep it as `name`; on the device too, if there is room.
+
+        family: the base family it was made for, where its metadata is wrong. Raises AdapterError.
+        """
         if name.casefold() in (other.casefold() for other in self._known):
             raise AdapterError(
                 f"an adapter named {name!r} is already loaded; unload it or choose another adapter_name"
@@ -164,7 +171,10 @@ class AdapterStore:
         return adapter.report
 
     def read(self, name: str) -> Adapter:
-        """The adapter, in the host's memory. Raises AdapterError, and KeyError for a name that nobody added."""
+        """The adapter in the host's memory, read from its file if need be.
+
+        Raises AdapterError, and KeyError for a name that was never added.
+        """
         name = self._spelled(name)
         if name in self._shelves.host:
             self._host_counts.hits += 1
@@ -184,13 +194,13 @@ class AdapterStore:
         return self._keep(adapter)
 
     def ensure(self, names: Iterable[str]) -> None:
-        """Make the adapters of these names known, where files were added for them. Raises AdapterError."""
+        """Load the adapters of these names for which files were added, unless they are loaded. Raises AdapterError."""
         for name in names:
             if name.casefold() in self._files and self._spelled(name) not in self._known:
                 self.read(name)
 
     def unload(self, name: str) -> None:
-        """Forget an adapter altogether, but for its file's place. Raises AdapterError while pictures use it."""
+        """Forget an adapter, except where its file is. Raises AdapterError while pictures use it."""
         if name in self._held_names:
             raise AdapterError(f"{name!r} is in use by pictures in the making; unload it when they are done")
         self._leave(name)
@@ -198,7 +208,7 @@ class AdapterStore:
         self._known.pop(name, None)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
-        """The bank has moved: what comes from now on comes there."""
+        """Follow the bank, which has moved to this device and dtype. On CUDA, host blocks become page-locked."""
         self._device, self._dtype = device, dtype
         self._shelves.arriving.clear()
         pinned = device.type == "cuda"
@@ -212,17 +222,20 @@ class AdapterStore:
     # -- the device --------------------------------------------------------------------------------------
 
     def fits(self, names: Iterable[str]) -> bool:
-        """Whether these adapters have room on the device beside those held. With none held they always have."""
+        """Whether these adapters have room on the device beside those held. If none are held, they always have."""
         held = self._held_names
         needed = held | {self._spelled(name) for name in names}
         return not held or needed == held or self._sizes(needed) <= self._limits.on(self._device)[1]
 
     def exceeds(self, names: Iterable[str]) -> bool:
-        """Whether these adapters alone are more than the device's limit."""
+        """Whether these adapters by themselves exceed the device's limit."""
         return self._sizes({self._spelled(name) for name in names}) > self._limits.on(self._device)[1]
 
     def portions(self, asks: Sequence[Iterable[str]]) -> list[range]:
-        """Runs of asks whose adapters have room on the device at once, beside those held; one ask at least."""
+        """The asks, divided into ranges whose adapters have room on the device at once, beside those held.
+
+        asks: for each, its adapters' names. A range has at least one ask, even if that has no room.
+        """
         limit = self._limits.on(self._device)[1]
         found: list[range] = []
         first, needed = 0, self._held_names
@@ -235,7 +248,10 @@ class AdapterStore:
         return [*found, range(first, len(asks))] if asks else []
 
     def hold(self, names: Iterable[str]) -> Hold:
-        """Bring adapters onto the device and keep them there. Raises AdapterError where a file cannot be read again."""
+        """Bring adapters onto the device and keep them there.
+
+        Raises AdapterError for an adapter that is not loaded, a file that cannot be read again, or too little memory.
+        """
         wanted = tuple(dict.fromkeys(self._spelled(name) for name in names))
         for name in wanted:
             if name not in self._known:
@@ -246,7 +262,7 @@ class AdapterStore:
         try:
             for name in wanted:
                 hold.paged += self._bring(name)
-            self._make_room(0)  # what an earlier picture needed beyond the limit
+            self._make_room(0)  # an earlier picture may have needed more than the limit
         except BaseException:
             hold.release()
             raise
@@ -254,7 +270,7 @@ class AdapterStore:
 
     @contextmanager
     def holding(self, names: Iterable[str]) -> Iterator[None]:
-        """Within: the adapters are on the device."""
+        """Within: the adapters are on the device. Raises as `hold`."""
         hold = self.hold(names)
         try:
             yield
@@ -262,9 +278,9 @@ class AdapterStore:
             hold.release()
 
     def prefetch(self, names: Iterable[str]) -> None:
-        """Start bringing adapters that will be asked for soon, as far as others that are not held make room.
+        """Start to bring adapters onto the device that will be needed soon. Others that are not held make room.
 
-        Nothing where the device is the host: there would be nothing to overlap with. Files that cannot be read are
+        Does nothing where the device is the host: there would be nothing to overlap with. Files that cannot be read are
         left for `hold` to report.
         """
         if not self._overlaps:
@@ -284,7 +300,7 @@ class AdapterStore:
             self._start(name)
 
     def _bring(self, name: str) -> bool:
-        """Onto the device, others making room; whether it was not there."""
+        """Bring an adapter onto the device; others make room. Returns whether it had to be copied now."""
         if name in self._shelves.device:
             self._device_counts.hits += 1
             self._shelves.device.move_to_end(name)
@@ -299,7 +315,7 @@ class AdapterStore:
         return True
 
     def _start(self, name: str) -> None:
-        """Begin the copy to the device."""
+        """Begin to copy an adapter to the device. It is on the host."""
         packed = self._shelves.host[name]
         if self._device.type != "cuda":
             self._shelves.arriving[name] = _Arriving(packed.adapter.layers, packed.block, None)
@@ -312,7 +328,7 @@ class AdapterStore:
         self._shelves.arriving[name] = _Arriving(packed.factors_in(block), block, event)
 
     def _arrive(self, name: str) -> None:
-        """End the copy: the factors join the bank, on the stream that will use them."""
+        """Finish the copy: put the factors into the bank, on the stream that will use them. Raises AdapterError."""
         if name not in self._shelves.arriving:
             self._start(name)
         arriving = self._shelves.arriving.pop(name)
@@ -332,7 +348,7 @@ class AdapterStore:
         self._shelves.device[name] = None
 
     def _make_room(self, size: int, keep: frozenset[str] = frozenset()) -> None:
-        """Let adapters leave the device until `size` bytes are free, but for those held."""
+        """Let adapters leave the device until `size` bytes are free; but none that is held or in `keep`."""
         limit = self._limits.on(self._device)[1]
         kept = self._held_names | keep
         for name in [*self._shelves.arriving, *self._shelves.device]:
@@ -351,7 +367,7 @@ class AdapterStore:
     # -- the host ----------------------------------------------------------------------------------------
 
     def _register(self, adapter: Adapter, path: Path | None, family: FamilyName | None) -> Adapter:
-        self._known[adapter.name] = Known(
+        self._known[adapter.name] = KnownAdapter(
             adapter.name,
             path,
             family,
@@ -369,7 +385,7 @@ class AdapterStore:
         return packed.adapter
 
     def _trim_host(self, keep: str = "") -> None:
-        """Let adapters leave the host until the limit holds, but for those on the device, which need it."""
+        """Let adapters leave the host until its limit holds; but none that is on the device, or has no file."""
         limit = self._limits.on(self._device)[0]
         needed = {keep, *self._shelves.device, *self._shelves.arriving}
         for name in list(self._shelves.host):
@@ -387,7 +403,7 @@ class AdapterStore:
     # -- sizes and names ---------------------------------------------------------------------------------
 
     def _spelled(self, name: str) -> str:
-        """The name as it was added or loaded, whatever the case it is asked for in."""
+        """The name as it was added or loaded, for a name in any case."""
         return self._files.get(name.casefold(), (name, None))[0]
 
     @property
@@ -395,7 +411,7 @@ class AdapterStore:
         return frozenset(name for name, count in self._held.items() if count > 0)
 
     def _size(self, name: str) -> int:
-        """Bytes on the device, in the model's own precision; 0 for an adapter that was unloaded."""
+        """Bytes that an adapter takes on the device, in the model's dtype; 0 for one that is not loaded."""
         known = self._known.get(name)
         return known.numbers * self._dtype.itemsize if known else 0
 

@@ -1,7 +1,8 @@
-"""The layers of one component in the order in which the bank packs them.
+"""The layers of one component, in the order in which the bank packs them.
 
-Layers of one kind that read equally wide inputs stand in one `Stack`, those that write equally wide outputs in one
-`Outs`, so that the factors of all of them are gathered with one indexed copy each.
+A unit is a group of layers that read the same input, or a single layer. Units of one kind, input width and number of
+layers form a `Stack`. Layers of one kind and output width form an `Outs`. So one indexed copy gathers the factors of
+all layers in a `Stack` or an `Outs`.
 """
 
 from __future__ import annotations
@@ -19,36 +20,39 @@ from pipelines.engine.products.attention import join_attention
 from pipelines.engine.products.layers import LaneConv2d, LaneLayer, wrap
 from pipelines.families.unet import level_of
 
-Kind = Literal["attention", "text", "linear", "conv"]
-"""attention: a transformer's projections; text: keys and values of cross-attention; linear: all other linear layers."""
-KINDS: tuple[Kind, ...] = ("attention", "text", "linear", "conv")
+LayerKind = Literal["attention", "text", "linear", "conv"]
+"""attention: the projections of attention layers, without those of "text". text: the projections of cross-attention to
+keys and values. linear: all other linear layers. conv: convolutions."""
+LAYER_KINDS: tuple[LayerKind, ...] = ("attention", "text", "linear", "conv")
 Places = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Stack:
-    """Units of layers that read one input each. layers: [units, layers a unit], places in `Table.layers`."""
+    """Units whose inputs are equally wide. width: of the inputs. layers: [units, layers in a unit], places in
+    `Table.layers`."""
 
-    kind: Kind
+    kind: LayerKind
     width: int
     layers: Places
 
 
 @dataclass(frozen=True)
 class Outs:
-    """Layers that write equally wide outputs. layers: [layers], places in `Table.layers`."""
+    """Layers whose outputs are equally wide. width: of the outputs. layers: [layers], places in `Table.layers`."""
 
-    kind: Kind
+    kind: LayerKind
     width: int
     layers: Places
 
 
 class Table:
-    """Wraps a component, in place, and lists its lane layers.
+    """Turns the layers of a component into lane layers, in place, and lists them.
 
-    attention: name -> attention layer whose query, key and value are one unit. texts: the cross-attention among them.
+    A layer's place is its number in `names`, `layers`, `kinds` and `levels`; place: name -> that number.
+    attention: name -> attention layer with a LaneAttention. texts: the cross-attention layers among these.
     levels: how often a layer's input has been halved; None where it has no positions (embeddings of the timestep).
-    sizes: of every kind, how many layers have a level, an input and an output width.
+    sizes: kind -> (level, input width, output width) -> how many layers there are.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -58,13 +62,13 @@ class Table:
         self.names: tuple[str, ...] = tuple(wrapped)
         self.layers: tuple[LaneLayer, ...] = tuple(wrapped.values())
         self.place: Mapping[str, int] = {name: place for place, name in enumerate(self.names)}
-        self.kinds: tuple[Kind, ...] = tuple(self._kind(name) for name in self.names)
-        self.of_kind: Mapping[Kind, Places] = {
+        self.kinds: tuple[LayerKind, ...] = tuple(self._kind(name) for name in self.names)
+        self.of_kind: Mapping[LayerKind, Places] = {
             kind: np.array([place for place, own in enumerate(self.kinds) if own == kind], np.int64)
-            for kind in KINDS
+            for kind in LAYER_KINDS
         }
         self.levels: tuple[int | None, ...] = tuple(level_of(name, model) for name in self.names)
-        self.sizes: Mapping[Kind, Counter[tuple[int | None, int, int]]] = {
+        self.sizes: Mapping[LayerKind, Counter[tuple[int | None, int, int]]] = {
             kind: Counter(
                 (self.levels[place], self.in_width(place), self.out_width(place)) for place in places
             )
@@ -74,7 +78,7 @@ class Table:
         self.stacks, self.outs = self._stacks(), self._outs()
 
     def running(self, modules: tuple[str, ...]) -> npt.NDArray[np.bool_]:
-        """[layers] bool: the layers in these parts of the component."""
+        """[layers] bool: the layers in these parts of the component, given by dotted names; "" is all of it."""
         if modules not in self._running:
             parts = tuple(f"{part}." if part else "" for part in modules)
             self._running[modules] = np.array([f"{name}.".startswith(parts) for name in self.names], bool)
@@ -82,7 +86,7 @@ class Table:
 
     @property
     def widths(self) -> set[int]:
-        """Of all inputs and outputs."""
+        """The widths of all inputs and outputs."""
         return {part.width for part in self.stacks} | {part.width for part in self.outs}
 
     def in_width(self, place: int) -> int:
@@ -91,17 +95,17 @@ class Table:
     def out_width(self, place: int) -> int:
         return self.layers[place].weight.shape[0]
 
-    def _kind(self, name: str) -> Kind:
+    def _kind(self, name: str) -> LayerKind:
         if isinstance(self.layers[self.place[name]], LaneConv2d):
             return "conv"
         owner, _, own = name.rpartition(".")
         if owner in self.texts and own in ("to_k", "to_v"):
             return "text"
-        within = (owner, owner.rpartition(".")[0])  # to_out is a list of its own
+        within = (owner, owner.rpartition(".")[0])  # to_out is a list inside the attention layer
         return "attention" if any(part in self.attention for part in within) else "linear"
 
     def _units(self) -> list[tuple[int, ...]]:
-        """Layers over one input, together; all others alone."""
+        """The places of the layers of each unit."""
         units: list[tuple[int, ...]] = []
         for name, layer in self.attention.items():
             members = ("to_k", "to_v") if layer.is_cross_attention else ("to_q", "to_k", "to_v")
@@ -112,7 +116,7 @@ class Table:
         return units + [(place,) for place in range(len(self.layers)) if place not in joined]
 
     def _stacks(self) -> tuple[Stack, ...]:
-        found: dict[tuple[Kind, int, int], list[tuple[int, ...]]] = {}
+        found: dict[tuple[LayerKind, int, int], list[tuple[int, ...]]] = {}
         for unit in self._units():
             found.setdefault((self.kinds[unit[0]], self.in_width(unit[0]), len(unit)), []).append(unit)
         return tuple(
@@ -120,7 +124,7 @@ class Table:
         )
 
     def _outs(self) -> tuple[Outs, ...]:
-        found: dict[tuple[Kind, int], list[int]] = {}
+        found: dict[tuple[LayerKind, int], list[int]] = {}
         for place, kind in enumerate(self.kinds):
             found.setdefault((kind, self.out_width(place)), []).append(place)
         return tuple(Outs(kind, width, np.array(places, np.int64)) for (kind, width), places in found.items())

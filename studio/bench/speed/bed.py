@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from pipelines import assets
 from pipelines.adapters import Adapter, AdapterMetadata, LoadReport, LowRank
 from pipelines.checkpoints import load_checkpoint
-from pipelines.engine.call import Call
 from pipelines.engine.planner import TEXT_TOKENS
 from pipelines.engine.products.attention import join_weights
+from pipelines.engine.unet_call import UNetCall
 from pipelines.home import Home
 from studio.bench.speed.workload import SUFFIXES, Layers, Row, adapter_name
 
@@ -154,12 +154,12 @@ class Inputs:
             arguments["added_cond_kwargs"] = {"text_embeds": call.pooled, "time_ids": call.sizes}
         return arguments
 
-    def call(self, rows: Sequence[Row]) -> Call:
+    def call(self, rows: Sequence[Row]) -> UNetCall:
         """The same as the engine takes it: all rows in full."""
         device = self._sample.device
         images = torch.tensor([row.image for row in rows], dtype=torch.long, device=device)
         roles = torch.tensor([row.negative for row in rows], dtype=torch.long, device=device)
-        return Call(
+        return UNetCall(
             latents=self._sample[images],
             timesteps=self._timestep[images],
             text=self._text[images, roles],

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from pipelines.adapters import Adapter
 from pipelines.denoise import steady
-from pipelines.engine.call import Call
 from pipelines.engine.engine import Engine
 from pipelines.engine.residency.bank import Bank, FormChoice
+from pipelines.engine.unet_call import UNetCall
 from pipelines.families.family import Cut
 from pipelines.families.unet import cuts_of
 from studio.bench.speed.bed import Bed, Inputs
@@ -29,7 +29,7 @@ class _Part:
 
     places: tuple[int, ...]
     rows: tuple[Row, ...]
-    call: Call
+    call: UNetCall
 
 
 class Ours:

@@ -20,7 +20,7 @@ from pipelines.blora.probe import (
     PAIRS,
     Effect,
     Pair,
-    Settings,
+    ProbeSettings,
     attention_blocks,
     injected,
     levels,
@@ -35,7 +35,7 @@ from pipelines.blora.sheet import probe_sheet
 from pipelines.errors import RequestError, SetupError
 
 A, B = "a fox in the snow", "a red car"
-SMALL = Settings(seeds=(1, 2), steps=2, guidance_scale=3.0, width=64, height=64)
+SMALL = ProbeSettings(seeds=(1, 2), steps=2, guidance_scale=3.0, width=64, height=64)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_sd1_is_probed_the_same_way(sd_folder: Path) -> None:
     assert len(blocks) == 6 + 1 + 9
     assert levels(blocks)[-1] == "up_blocks.3"
     pairs = (Pair("content", A, B), Pair("style", A, f"{A}, ink drawing"))
-    few = Settings(seeds=(1,), steps=2, guidance_scale=1.0, width=32, height=32)
+    few = ProbeSettings(seeds=(1,), steps=2, guidance_scale=1.0, width=32, height=32)
     found = probe(pipe, pairs, PictureStatistics(), few)
     assert not found.published
     assert len(found.effects) == 16 + 6

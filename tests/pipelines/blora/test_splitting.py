@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipelines.adapters import ModelLayers, read_adapter
+from pipelines.blora.blora_training import trained_layers
 from pipelines.blora.layouts import model_outline, published_layers
 from pipelines.blora.splitting import split, split_file
-from pipelines.blora.training import trained_layers
 from pipelines.errors import AdapterMismatchError, ModelError, RequestError
 from pipelines.families.family import SD1, SDXL
 from pipelines.families.unet_names import sgm_names

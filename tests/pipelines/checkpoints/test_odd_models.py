@@ -16,7 +16,7 @@ from pipelines.checkpoints import load_checkpoint
 from pipelines.checkpoints.components import read_json
 from pipelines.checkpoints.folders import folder_family
 from pipelines.checkpoints.single_file import FIRST_CONV, examine
-from pipelines.checkpoints.weights import read_header
+from pipelines.checkpoints.weights import read_weights_header
 from pipelines.errors import ModelError, SetupError
 from pipelines.home import answers
 
@@ -50,7 +50,12 @@ def test_a_single_file_and_a_vae_that_are_no_files_are_refused(
 ) -> None:
     file = tmp_path / "odd.safetensors"
     make(file)
-    for use in (examine, read_header, load_checkpoint, lambda file: load_checkpoint(sdxl_folder, vae=file)):
+    for use in (
+        examine,
+        read_weights_header,
+        load_checkpoint,
+        lambda file: load_checkpoint(sdxl_folder, vae=file),
+    ):
         with pytest.raises(ModelError, match="odd"):
             in_time(lambda use=use: use(file))
     make(tmp_path / "config.json")

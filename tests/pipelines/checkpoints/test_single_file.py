@@ -22,7 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from pipelines import assets
 from pipelines.checkpoints import load_checkpoint
 from pipelines.checkpoints.single_file import examine, load_tokenizers
-from pipelines.checkpoints.weights import read_header
+from pipelines.checkpoints.weights import read_weights_header
 from pipelines.errors import ModelError
 from pipelines.families.family import FAMILIES, SD1, SD2, SDXL
 
@@ -387,7 +387,7 @@ def test_a_full_size_sd1_checkpoint_loads_offline(tmp_path: Path, monkeypatch: p
     del tensors
     said: list[str] = []
     checkpoint = load_checkpoint(file, dtype=torch.float16, notify=said.append)
-    assert read_header(file).parameters > 1e9
+    assert read_weights_header(file).parameters > 1e9
     assert "billion parameters need 2.0 GiB of memory" in said[0]
     assert checkpoint.vae.dtype == torch.float32
     assert sum(p.numel() for p in checkpoint.unet.parameters()) == PUBLISHED["sd1"]

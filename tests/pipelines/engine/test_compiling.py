@@ -17,7 +17,13 @@ from torch._inductor.virtualized import V
 
 from composers import Use
 from pipelines import StudioPipeline
-from pipelines.engine.compiling import BLOCKS, CompiledTransformer, arguments, compile_blocks, part_blocks
+from pipelines.engine.compiling import (
+    BLOCKS,
+    CompiledTransformer,
+    arguments,
+    compile_blocks,
+    uncompile_blocks,
+)
 from pipelines.engine.reference import merged
 from pipelines.engine.residency.bank import FormChoice
 
@@ -87,7 +93,7 @@ def test_a_compiled_model_predicts_the_same_and_comes_apart(
     compile_blocks(unet, "eager")
     assert compiled(unet) == EVERYTHING
     assert relative(predicted(unet), expected) < 1e-6
-    part_blocks(unet)
+    uncompile_blocks(unet)
     assert compiled(unet) == set()
     assert classes(unet) == before
     assert not any(hasattr(module, "ends") for module in unet.modules())
@@ -175,7 +181,7 @@ def test_hooks_on_the_projections_are_called(pipe: StudioPipeline) -> None:
     stack = next(module for module in unet.modules() if isinstance(module, CompiledTransformer))
     handle = stack.proj_out.register_forward_hook(lambda module, args, found: found * 2)
     hooked = predicted(unet)
-    part_blocks(unet)
+    uncompile_blocks(unet)
     assert relative(hooked, predicted(unet)) < 1e-6
     assert relative(hooked, before) > 1e-4
     compile_blocks(unet, "eager")

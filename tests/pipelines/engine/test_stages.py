@@ -15,12 +15,12 @@ import torch
 from composers import Composite, Switch, Use
 from pipelines import Request, StudioPipeline
 from pipelines.adapters import read_adapter
-from pipelines.engine.call import Call, forward
 from pipelines.engine.engine import Engine
 from pipelines.engine.products.graphs import Reruns
 from pipelines.engine.reference import merged
 from pipelines.engine.residency.bank import FormChoice
 from pipelines.engine.residency.packing import DensePacking
+from pipelines.engine.unet_call import UNetCall, forward
 
 from ..lanes import relative
 
@@ -82,14 +82,16 @@ def test_stages_draw_what_layers_one_by_one_draw(
 CELLS = 4
 
 
-def call(pipe: StudioPipeline, mixes: Sequence[tuple[Use, ...]], *, seed: int = 0, twins: int = 2) -> Call:
+def call(
+    pipe: StudioPipeline, mixes: Sequence[tuple[Use, ...]], *, seed: int = 0, twins: int = 2
+) -> UNetCall:
     """A call with one guidance pair for each mix, steady for long."""
     generator = torch.Generator().manual_seed(seed)
     config = pipe.model.unet.config
     rows = twins * len(mixes)
     text = torch.randn((rows, 7, config.cross_attention_dim), generator=generator)
     sized = pipe.model.checkpoint.family.size_conditioned
-    return Call(
+    return UNetCall(
         torch.randn((rows, 4, CELLS, CELLS), generator=generator),
         torch.linspace(20, 980, rows),
         text,

@@ -16,11 +16,11 @@ from composers import Composite, Use
 from pipelines import Request, StudioPipeline
 from pipelines.adapters import Hadamard
 from pipelines.checkpoints import load_checkpoint
-from pipelines.engine.call import Call, forward
 from pipelines.engine.engine import Engine
 from pipelines.engine.products import multiplied
 from pipelines.engine.reference import merged
 from pipelines.engine.residency.bank import FormChoice
+from pipelines.engine.unet_call import UNetCall, forward
 from pipelines.model import Model
 from studio.commands.plan import spell
 
@@ -164,7 +164,7 @@ def test_both_forms_are_the_papers_equations_at_every_geometry() -> None:
         "one": Hadamard(torch.randn(1, 6), torch.randn(10, 1)),
         "three": Hadamard(torch.randn(3, 6), torch.randn(10, 3), 1 / 3),
     }
-    rows = {name: multiplied.Rows.of(factor, torch.zeros(0)) for name, factor in factors.items()}
+    rows = {name: multiplied.RankRows.of(factor, torch.zeros(0)) for name, factor in factors.items()}
     lanes = [[("three", 1.0)], [], [("one", 1.0)], [("one", 0.5), ("three", -0.25)]]
     for some in (lanes, [lanes[0], lanes[2], lanes[3], lanes[0]]):
         gathered = multiplied.gather(rows, some)
@@ -234,7 +234,7 @@ def pipe(
     return staged(pipe)
 
 
-def assert_merged(pipe: StudioPipeline, own: Call, found: Tensor, row: int) -> None:
+def assert_merged(pipe: StudioPipeline, own: UNetCall, found: Tensor, row: int) -> None:
     twin = merged(pipe.model.unet, "unet", pipe.model.bank.adapters, own.uses[row])
     assert relative(found[row], forward(twin, own).prediction[row]) < 1e-5, own.uses[row]
 
@@ -284,7 +284,7 @@ def test_where_whole_weights_do_not_serve_layers_run_one_by_one_and_say_why(
     expected = engine.run(own).prediction
     assert engine.stats.layer_by_layer == 0
 
-    def alone(own: Call, why: str) -> None:
+    def alone(own: UNetCall, why: str) -> None:
         before = engine.stats.layer_by_layer
         assert relative(engine.run(own).prediction, expected) < 1e-5
         assert engine.stats.layer_by_layer == before + 1

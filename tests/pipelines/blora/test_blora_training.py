@@ -17,12 +17,12 @@ from PIL import Image
 
 from pipelines import Request, StudioPipeline
 from pipelines.adapters import read_adapter, sha256
-from pipelines.blora.recipe import PAPER, SMALL, default_recipe
-from pipelines.blora.training import Trained, train_blora
+from pipelines.blora.blora_training import TrainedBLora, train_blora
+from pipelines.blora.default_recipes import PAPER, SMALL, default_recipe
 from pipelines.errors import RequestError, SetupError
 from pipelines.text.encoder import TextAsk
 from pipelines.training.recipe import Recipe
-from pipelines.training.run import Progress, literal, state_file
+from pipelines.training.run import TrainingProgress, literal, state_file
 
 QUICK = Recipe(
     rank=4,
@@ -48,7 +48,7 @@ def image() -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def train(pipe: StudioPipeline, image: Image.Image, out: Path, **settings: Any) -> Trained:
+def train(pipe: StudioPipeline, image: Image.Image, out: Path, **settings: Any) -> TrainedBLora:
     settings = {"recipe": QUICK, **settings}
     return train_blora(pipe, image, PROMPT, out, **settings)
 
@@ -59,7 +59,7 @@ def test_a_run_writes_an_adapter_and_leaves_the_model_alone(
     request = Request("a fox", seed=1, steps=2, width=32, height=32)
     plain = pipe(request, output_type="latent").images[0]
     weights = {name: weight.clone() for name, weight in pipe.model.unet.state_dict().items()}
-    told: list[Progress] = []
+    told: list[TrainingProgress] = []
     trained = train(pipe, image, tmp_path / "v.safetensors", progress=told.append)
     assert [progress.step for progress in told] == [1, 2, 3]
     assert trained.losses == tuple(progress.loss for progress in told)
@@ -88,7 +88,7 @@ def test_a_run_writes_an_adapter_and_leaves_the_model_alone(
 def test_resumed_is_uninterrupted(pipe: StudioPipeline, image: Image.Image, tmp_path: Path) -> None:
     whole = train(pipe, image, tmp_path / "whole.safetensors")
 
-    def stop(progress: Progress) -> None:
+    def stop(progress: TrainingProgress) -> None:
         if progress.step == 2:
             raise KeyboardInterrupt
 
@@ -118,7 +118,7 @@ def test_checkpoints_are_written_on_the_way(pipe: StudioPipeline, image: Image.I
     recipe = replace(QUICK, checkpoint_every=1, sample_every=2)
     samples: list[Image.Image] = []
 
-    def look(progress: Progress) -> None:
+    def look(progress: TrainingProgress) -> None:
         seen.append(state_file(out).exists())
         if progress.sample is not None:
             samples.append(progress.sample)
@@ -178,7 +178,7 @@ def test_half_precision_resumes_too(
     pipe = StudioPipeline.from_pretrained(sdxl_folder, dtype=dtype)
     whole = train(pipe, image, tmp_path / "whole.safetensors")
 
-    def stop(progress: Progress) -> None:
+    def stop(progress: TrainingProgress) -> None:
         if progress.step == 2:
             raise KeyboardInterrupt
 

@@ -1,7 +1,7 @@
-"""Train a B-LoRA: one picture, one prompt, the attention of the content and the style blocks.
+"""Trains a B-LoRA on one picture and one prompt, in the attention of the content blocks and the style blocks.
 
-Both blocks are trained jointly, which is what makes them share the picture out between them (Frenkel et al. 2024,
-arXiv 2403.14572, section 4). The loss is in `pipelines/training/run.py`.
+The blocks are trained jointly. So they divide the picture's content and style between them (Frenkel et al. 2024, arXiv
+2403.14572, section 4). The loss is in `pipelines/training/run.py`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from torch import Tensor
 from pipelines.adapters import LowRank, write_lora
 from pipelines.adapters.writing import Naming, refuse_existing
 from pipelines.blocks import within
-from pipelines.blora.recipe import ATTENTION, default_recipe
+from pipelines.blora.default_recipes import ATTENTION, default_recipe
 from pipelines.errors import RequestError, SetupError
 from pipelines.model import Model
 from pipelines.pipeline import StudioPipeline
 from pipelines.training.recipe import Recipe
 from pipelines.training.run import (
     Example,
-    Progress,
     Run,
+    TrainingProgress,
     described,
     literal,
     refuse_untrainable,
@@ -39,8 +39,11 @@ _ADAPTER = "blora"
 
 
 @dataclass(frozen=True)
-class Trained:
-    """The outcome. losses: of the steps run now; a resumed run has fewer than its recipe's steps."""
+class TrainedBLora:
+    """The outcome of a training run. file: what was written. layers: how many were trained.
+
+    losses: of the steps that ran now; a resumed run has fewer than its recipe has steps.
+    """
 
     file: Path
     recipe: Recipe
@@ -60,17 +63,19 @@ def train_blora(
     naming: Naming = "peft",
     resume: bool = False,
     force: bool = False,
-    progress: Callable[[Progress], None] = lambda step: None,
-) -> Trained:
-    """Train on one picture and write the adapter; BLora takes either part of it, `split` cuts it in two.
+    progress: Callable[[TrainingProgress], None] = lambda step: None,
+) -> TrainedBLora:
+    """Train on one picture and write the adapter. The method `BLora` uses either part of it; `split` cuts it in two.
 
-    prompt: taken to the letter ("A [v]" holds brackets, as in the paper); the name in it should be a word the
-        model does not know. sample_prompt: for sample pictures, in prompt syntax; None is `prompt`.
-    recipe: None is the paper's, or the small one for small models.
-    resume: go on from the state that an interrupted run left beside `out`. A KeyboardInterrupt that `progress`
-        raises leaves one of the step just done; any other leaves the last checkpoint.
-    Raises SetupError without peft, RequestError for a model without block map, RenderError for a loss that is
-    not finite, and StudioError otherwise.
+    prompt: taken literally: the brackets in "A [v]" (as in the paper) are part of it. The name in it should be a word
+        that the model does not know. sample_prompt: for sample pictures, in prompt syntax; None takes `prompt`.
+    recipe: None takes the paper's, or the small one for small models.
+    naming: of the keys, as in `write_lora`. force: overwrite a file that is there.
+    resume: go on from the state that an interrupted run left beside `out`. A KeyboardInterrupt between two steps (as
+        `progress` may raise it) leaves the state of the step just done; one amid a step leaves the last checkpoint.
+    progress: is called after each step.
+    Raises SetupError without peft or for a model that cannot be trained now, RequestError for a model without a block
+    map and for other values that make no sense, RenderError for a loss that is not finite, and OSError.
     """
     require_peft()
     refuse_existing(out, force)
@@ -87,16 +92,19 @@ def train_blora(
     metadata = described(model, recipe, out.stem, prompt, "B-LoRA") | {"lora_studio.blocks": ",".join(blocks)}
     write_lora(out, layers, naming=naming, metadata=metadata)
     state_file(out).unlink(missing_ok=True)
-    return Trained(out, recipe, blocks, len(layers), tuple(losses))
+    return TrainedBLora(out, recipe, blocks, len(layers), tuple(losses))
 
 
 def training_blocks(model: Model) -> tuple[str, ...]:
-    """The model's content and style blocks. Raises RequestError for a model without a map of them."""
+    """The model's content blocks, then its style blocks. Raises RequestError for a model without a map of them."""
     return mapped_blocks(model.checkpoint.label, model.facts.block_map)
 
 
 def mapped_blocks(label: str, block_map: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """The content and style blocks of a model's map. Raises RequestError where it has none of either."""
+    """The content blocks, then the style blocks, of a model's map. Raises RequestError where either is missing.
+
+    label: the model's name. block_map: "content" and "style", with or without "@" before them -> blocks.
+    """
     parts = {name.removeprefix("@"): blocks for name, blocks in block_map.items()}
     for part in ("content", "style"):
         if not parts.get(part):
@@ -108,7 +116,7 @@ def mapped_blocks(label: str, block_map: Mapping[str, tuple[str, ...]]) -> tuple
 
 
 def trained_layers(names: Iterable[str], blocks: tuple[str, ...]) -> list[str]:
-    """Of a UNet's layers, the attention projections in the blocks: 160 of them in SDXL's two."""
+    """Of a UNet's layers, the attention projections in these blocks. SDXL has 160 in its two blocks."""
     attention = re.compile(rf".*\.{ATTENTION}")
     return [
         name for name in names if attention.fullmatch(name) and any(within(name, block) for block in blocks)
@@ -116,7 +124,7 @@ def trained_layers(names: Iterable[str], blocks: tuple[str, ...]) -> list[str]:
 
 
 def require_peft() -> None:
-    """Raises SetupError where peft is missing."""
+    """Raises SetupError where peft is not installed."""
     try:
         import peft  # noqa: F401
     except ImportError as error:
@@ -127,7 +135,7 @@ def require_peft() -> None:
 
 @contextmanager
 def _adapted(model: Model, blocks: tuple[str, ...], recipe: Recipe) -> Iterator[dict[str, Tensor]]:
-    """Within: the UNet with trainable factors; yields "layer.lora_A" and "layer.lora_B" -> parameter."""
+    """Within: the UNet has trainable factors. Yields "layer.lora_A" and "layer.lora_B" -> float32 parameter."""
     from peft import LoraConfig
 
     unet = model.unet
@@ -161,7 +169,7 @@ def _adapted(model: Model, blocks: tuple[str, ...], recipe: Recipe) -> Iterator[
 
 
 def _factors(weights: dict[str, Tensor], recipe: Recipe) -> dict[str, LowRank]:
-    """ "unet.…to_q" -> its factors in half precision, as adapters are exchanged."""
+    """ "unet.…to_q" -> its factors, in float16, as adapters usually are."""
     layers = {}
     for name in weights:
         if name.endswith(".lora_A"):

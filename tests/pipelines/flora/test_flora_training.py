@@ -14,11 +14,11 @@ from PIL import Image
 
 from pipelines import Request, StudioPipeline
 from pipelines.adapters import Hadamard, read_adapter, sha256
-from pipelines.blora.training import train_blora
+from pipelines.blora.blora_training import train_blora
 from pipelines.errors import RequestError, SetupError
-from pipelines.flora.training import LARGE, SMALL, Trained, default_recipe, train_flora
+from pipelines.flora.flora_training import LARGE, SMALL, TrainedFlora, default_recipe, train_flora
 from pipelines.training.recipe import Recipe
-from pipelines.training.run import Example, Progress, state_file
+from pipelines.training.run import Example, TrainingProgress, state_file
 
 QUICK = Recipe(
     rank=3,
@@ -50,7 +50,7 @@ def examples() -> list[Example]:
     ]
 
 
-def train(pipe: StudioPipeline, examples: list[Example], out: Path, **settings: Any) -> Trained:
+def train(pipe: StudioPipeline, examples: list[Example], out: Path, **settings: Any) -> TrainedFlora:
     return train_flora(pipe, examples, PROMPT, out, **{"recipe": QUICK, **settings})
 
 
@@ -59,7 +59,7 @@ def test_a_run_writes_an_adapter_and_leaves_the_model_alone(
 ) -> None:
     plain = pipe(REQUEST, output_type="latent").images[0]
     weights = {name: weight.clone() for name, weight in pipe.model.unet.state_dict().items()}
-    told: list[Progress] = []
+    told: list[TrainingProgress] = []
     trained = train(pipe, examples, tmp_path / "v.safetensors", progress=told.append)
     assert trained.losses == tuple(progress.loss for progress in told)
     after = pipe.model.unet.state_dict()
@@ -98,7 +98,7 @@ def test_the_file_renders_as_it_was_trained(
     the file's half precision."""
     samples: list[Image.Image] = []
 
-    def keep(progress: Progress) -> None:
+    def keep(progress: TrainingProgress) -> None:
         if progress.sample is not None:
             samples.append(progress.sample)
 
@@ -119,7 +119,7 @@ def test_the_file_renders_as_it_was_trained(
 def test_resumed_is_uninterrupted(pipe: StudioPipeline, examples: list[Example], tmp_path: Path) -> None:
     whole = train(pipe, examples, tmp_path / "whole.safetensors")
 
-    def stop(progress: Progress) -> None:
+    def stop(progress: TrainingProgress) -> None:
         if progress.step == 2:
             raise KeyboardInterrupt
 

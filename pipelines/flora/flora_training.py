@@ -1,9 +1,8 @@
-"""Train a FLoRA: pictures with captions in, factors that multiply the UNet's weights out.
+"""Trains a FLoRA on pictures with captions: factors that multiply the UNet's weights.
 
-W = W0 * (B A) as `pipelines/adapters/kinds/flora.py` has it, from an identity start: the first rank is ones, which
-makes W = W0, and of the others the inner half is drawn and the outer half is zero. Training runs through the
-multiplied weight itself (arXiv 2312.05677, equation 4), which for one adapter is the cheapest form. The loss is in
-`pipelines/training/run.py`.
+W = W0 * (B A), as in `pipelines/adapters/kinds/flora.py`. Training starts at W = W0: the first rank is all ones, and of
+the other ranks the inner half is random and the outer half zero. It runs through the multiplied weight itself (arXiv
+2312.05677, equation 4), the cheapest form for a single adapter. The loss is in `pipelines/training/run.py`.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ from pipelines.pipeline import StudioPipeline
 from pipelines.training.recipe import Recipe, is_small
 from pipelines.training.run import (
     Example,
-    Progress,
     Run,
+    TrainingProgress,
     described,
     literal,
     refuse_untrainable,
@@ -36,10 +35,10 @@ from pipelines.training.run import (
     state_file,
 )
 
-Reach = Literal["attention", "transformer"]
-"""The UNet's layers that are trained: the attention projections, or those and the feed-forward layers."""
+TrainingReach = Literal["attention", "transformer"]
+"""Which of the UNet's layers are trained: the attention projections, or these and the feed-forward layers."""
 
-REACHES: dict[Reach, re.Pattern[str]] = {
+REACHES: dict[TrainingReach, re.Pattern[str]] = {
     "attention": re.compile(r".*\.attn[12]\.(?:to_q|to_k|to_v|to_out\.0)"),
     "transformer": re.compile(
         r".*\.transformer_blocks\.\d+\.(?:attn[12]\.(?:to_q|to_k|to_v|to_out\.0)|ff\.net\..*)"
@@ -49,8 +48,8 @@ REACHES: dict[Reach, re.Pattern[str]] = {
 LARGE = Recipe(
     rank=2, learning_rate=8e-3, weight_decay=0.0, steps=1000, batch=1, checkpoint_every=250, sample_every=250
 )
-"""The paper's learning rate (8e-3 against LoRA's 1e-4, for language models); the rest is ours. Decay would pull the
-weights towards zero, not towards the base."""
+"""For models of the published sizes. The learning rate is the paper's (8e-3 where LoRA has 1e-4, for language models);
+the rest is ours. There is no decay, because it would pull the factors to zero, and not the weights to W0."""
 
 SMALL = Recipe(
     rank=2,
@@ -62,12 +61,15 @@ SMALL = Recipe(
     checkpoint_every=75,
     sample_every=75,
 )
-"""Ours, for the embedded models."""
+"""For the embedded models; ours."""
 
 
 @dataclass(frozen=True)
-class Trained:
-    """The outcome. losses: of the steps run now; a resumed run has fewer than its recipe's steps."""
+class TrainedFlora:
+    """The outcome of a training run. file: what was written. layers: how many were trained.
+
+    losses: of the steps that ran now; a resumed run has fewer than its recipe has steps.
+    """
 
     file: Path
     recipe: Recipe
@@ -87,17 +89,19 @@ def train_flora(
     out: Path,
     *,
     recipe: Recipe | None = None,
-    reach: Reach = "attention",
+    reach: TrainingReach = "attention",
     resume: bool = False,
     force: bool = False,
-    progress: Callable[[Progress], None] = lambda step: None,
-) -> Trained:
+    progress: Callable[[TrainingProgress], None] = lambda step: None,
+) -> TrainedFlora:
     """Train on the pictures and write the adapter.
 
-    prompt: names what is learned, for sample pictures and the file's trigger phrase, to the letter.
-    recipe: None is `default_recipe`'s; it has no alpha, as the type has none.
-    resume: go on from the state that an interrupted run left beside `out`.
-    Raises RequestError for what cannot be trained, RenderError for a loss that is not finite, StudioError otherwise.
+    prompt: names what is learned, for sample pictures and the file's trigger phrase. It is taken literally.
+    recipe: None takes `default_recipe`'s. It must have no alpha, because the type has none.
+    reach: the layers to train. resume: go on from the state that an interrupted run left beside `out`.
+    force: overwrite a file that is there. progress: is called after each step.
+    Raises RequestError for values that make no sense, SetupError for a model that cannot be trained now, RenderError
+    for a loss that is not finite, and OSError.
     """
     refuse_existing(out, force)
     model = pipe.model
@@ -118,12 +122,12 @@ def train_flora(
     metadata = described(model, recipe, out.stem, prompt, "FLoRA") | {"lora_studio.reach": reach}
     write_lora(out, layers, metadata=metadata)
     state_file(out).unlink(missing_ok=True)
-    return Trained(out, recipe, len(layers), tuple(losses))
+    return TrainedFlora(out, recipe, len(layers), tuple(losses))
 
 
 @contextmanager
-def _adapted(model: Model, reach: Reach, recipe: Recipe) -> Iterator[dict[str, Tensor]]:
-    """Within: the UNet with trainable factors; yields "layer.inner" and "layer.outer" -> parameter."""
+def _adapted(model: Model, reach: TrainingReach, recipe: Recipe) -> Iterator[dict[str, Tensor]]:
+    """Within: the UNet has trainable factors. Yields "layer.inner" and "layer.outer" -> float32 parameter."""
     unet: nn.Module = model.unet
     layers = {
         name: layer
@@ -156,14 +160,14 @@ def _adapted(model: Model, reach: Reach, recipe: Recipe) -> Iterator[dict[str, T
 
 
 def _multiplied(layer: nn.Linear, inner: Tensor, outer: Tensor, x: Tensor) -> Tensor:
-    """Equation 4: x [..., in] through W0 * (outer . inner)."""
+    """Equation 4: x [..., in] -> [..., out], through W0 * (outer . inner) and the layer's bias."""
     with torch.autocast(x.device.type, enabled=False):
         weight = (layer.weight.float() * (outer @ inner)).to(layer.weight.dtype)
     return nn.functional.linear(x, weight, layer.bias)
 
 
 def _factors(weights: dict[str, Tensor]) -> dict[str, Hadamard]:
-    """ "unet.…to_q" -> its factors in half precision, as adapters are exchanged."""
+    """ "unet.…to_q" -> its factors, in float16, as adapters usually are."""
     layers = {}
     for name in weights:
         if name.endswith(".inner"):

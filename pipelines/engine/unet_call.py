@@ -1,4 +1,4 @@
-"""What one UNet call reads and leaves behind."""
+"""What one UNet call reads, and what it gives."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from pipelines.families.unet import conditions, full_pass, shallow_pass
 
 
 @dataclass(frozen=True)
-class Call:
-    """The rows of one UNet call. All run in full, or all on remembered features at one cut.
+class UNetCall:
+    """The rows of one UNet call. All run in full, or all run on remembered features at one cut.
 
-    latents: [rows, channels, h, w]; timesteps: [rows] float32; text: [rows, tokens, width]; mask: [rows, tokens] bool,
-    None where every token counts; pooled: [rows, width] and sizes: [rows, 6], SDXL's; deep: [rows, *feature_shape].
-    cut: where rows on remembered features run; None for a pass in full, which leaves features at the cuts `leaves`.
-    uses: per row, its adapters. texts: per row, the tensor its text came from: one object, one text.
-    steady: for how many calls in a row, before and after this one, no row's uses change.
+    latents: [rows, channels, h, w]. timesteps: [rows] float32. text: [rows, tokens, width]. mask: [rows, tokens] bool,
+        None where every token counts. pooled: [rows, width] and sizes: [rows, 6], for SDXL only.
+    uses: for each row, its adapters. texts: for each row, the tensor that its text came from. The same object means the
+        same text.
+    steady: how many consecutive calls, this one included, have the same uses.
+    cut: where the rows on remembered features run; None for a full pass. deep: these features, [rows, *feature_shape].
+    leaves: the cuts at which a full pass leaves features behind.
     """
 
     latents: Tensor
@@ -48,29 +50,29 @@ class Call:
         return tuple(self.latents.shape[1:])
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors it has, by field."""
+        """The tensors that it has, by field name."""
         named = ("latents", "timesteps", "text", "mask", "pooled", "sizes", "deep")
         return {name: value for name in named if (value := getattr(self, name)) is not None}
 
-    def on(self, tensors: Mapping[str, Tensor]) -> Call:
-        """The same call reading other tensors."""
+    def on(self, tensors: Mapping[str, Tensor]) -> UNetCall:
+        """The same call with these tensors in place of its own. tensors: by field name."""
         fields: Any = dict(tensors)
         return replace(self, **fields)
 
 
 @dataclass(frozen=True)
-class Found:
-    """prediction: [rows, channels, h, w]; features: cut -> [rows, *feature_shape]."""
+class UNetOutput:
+    """What a UNet call gives. prediction: [rows, channels, h, w]. features: cut -> [rows, *feature_shape]."""
 
     prediction: Tensor
     features: Mapping[Cut, Tensor]
 
 
-def forward(unet: Any, call: Call) -> Found:
-    """The call through the UNet as it stands, with whatever acts on its layers."""
+def forward(unet: Any, call: UNetCall) -> UNetOutput:
+    """Run the call through the UNet, with whatever acts on its layers now."""
     reads = conditions(call.text, call.mask, call.pooled, call.sizes)
     with torch.inference_mode():
         if call.cut is None:
-            return Found(*full_pass(unet, call.leaves, call.latents, call.timesteps, reads))
+            return UNetOutput(*full_pass(unet, call.leaves, call.latents, call.timesteps, reads))
         assert call.deep is not None
-        return Found(shallow_pass(unet, call.cut, call.deep, call.latents, call.timesteps, **reads), {})
+        return UNetOutput(shallow_pass(unet, call.cut, call.deep, call.latents, call.timesteps, **reads), {})
