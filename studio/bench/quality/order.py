@@ -27,7 +27,8 @@ from studio.bench.quality.plots import over_cost, over_size
 from studio.bench.quality.references import shipped_references
 from studio.bench.quality.results import as_json, as_text, rows_of
 from studio.bench.quality.sets import Suite, library_suite, read_suite, set_file
-from studio.rendering.opening import BUILT_IN, Opening, model_name, pick_device
+from studio.library.models import BUILT_IN
+from studio.rendering.opening import Opening, model_name, pick_device
 from studio.terminal.exits import INTERRUPTED
 from studio.terminal.progress import Teller
 
