@@ -3,6 +3,7 @@
 from pipelines.adapters.adapter import LoadReport
 from pipelines.errors import StudioError
 from pipelines.events import Cancelled, Event, Failed, Finished, Started, Stepped
+from pipelines.flight import Ticket
 from pipelines.pipeline import Result, StudioPipeline
 from pipelines.record import Record
 from pipelines.request import Request
@@ -22,4 +23,5 @@ __all__ = [
     "Stepped",
     "StudioError",
     "StudioPipeline",
+    "Ticket",
 ]
