@@ -66,7 +66,7 @@ class Outcome:
 
 
 class Drive:
-    """Renders jobs with one model. `on_file` is told every picture's file once it is written, in the order they finish."""
+    """Renders jobs with one model. `on_file` is told of every file once it is written, in the order they finish."""
 
     def __init__(
         self,
