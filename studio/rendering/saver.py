@@ -129,10 +129,9 @@ class Saver(Generic[P, T]):
         """What has become of pictures by now, in the order they were handed over; waits for so many."""
         count = 0
         while self._pending and (count < least or self._pending[0].done()):
-            told = self._pending[0].result()
-            self._pending.popleft()  # only now: an interruption while waiting loses nothing
+            wait([self._pending[0]])  # it stays there meanwhile: an interruption loses nothing
             count += 1
-            yield told
+            yield self._pending.popleft().result()
 
     def rest(self) -> Iterator[T]:
         """What has become of all pictures; waits for them."""

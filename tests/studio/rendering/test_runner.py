@@ -80,8 +80,8 @@ def test_a_ticket_says_what_was_found(model: Model) -> None:
     mix = ask(None, adapters={"a": 1.0, "b": 1.0}, composer=Composite(), steps=5)
     ticket = runner.give("fox", replace(mix, init_image=Image.new("RGB", (32, 32)), strength=0.4))
     assert ticket.steps == 2
-    assert ticket.rows == 3  # a lane for each adapter, and one without a prompt
-    assert ticket.all_rows == 6
+    assert ticket.rows == 4  # two for each adapter
+    assert ticket.all_rows == 8
     assert ticket.shape == model.latent_shape(32, 32)
     told = ended(runner)
     [finished] = [event for _, event in told if isinstance(event, Finished)]
