@@ -67,7 +67,7 @@ class Ledger:
             self.failed(saved.picture, str(error))
 
     def saved(self, task: Task, file: Path, record: Record) -> None:
-        """The file of a picture that was stopped meanwhile is deleted."""
+        """A picture is done. The file of one that was stopped meanwhile is deleted."""
         with self.changed:
             place = stored(file, self._home)
             if not self.store.finish_picture(task.work.job.id, task.index, place, record.to_dict()):
