@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pipelines.adapters.adapter import LoadReport
     from pipelines.errors import StudioError
     from pipelines.events import Cancelled, Event, Failed, Finished, Started, Stepped
+    from pipelines.flight import Ticket
     from pipelines.pipeline import Result, StudioPipeline
     from pipelines.record import Record
     from pipelines.request import Request
@@ -31,12 +32,14 @@ __all__ = [
     "Stepped",
     "StudioError",
     "StudioPipeline",
+    "Ticket",
 ]
 
 _MODULES = {
     "pipelines.adapters.adapter": ("LoadReport",),
     "pipelines.errors": ("StudioError",),
     "pipelines.events": ("Cancelled", "Event", "Failed", "Finished", "Started", "Stepped"),
+    "pipelines.flight": ("Ticket",),
     "pipelines.pipeline": ("Result", "StudioPipeline"),
     "pipelines.record": ("Record",),
     "pipelines.request": ("Request",),

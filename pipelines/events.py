@@ -40,11 +40,13 @@ class Finished:
     """The picture: a PIL image, an array [h, w, 3] in 0 … 1, a tensor [3, h, w] in 0 … 1, or latents.
 
     It comes one or more rounds after its last `Stepped` where pictures are decoded beside the rounds (on CUDA).
+    request: the resolved one.
     """
 
     id: int
     image: object = field(repr=False)
     record: Record
+    request: Request
 
 
 @dataclass(frozen=True)

@@ -99,4 +99,4 @@ class Finishing:
         except Exception as error:
             return flight.failed(own_error(error, "the picture's record could not be made"))
         flight.let_go()
-        return Finished(flight.id, image, record)
+        return Finished(flight.id, image, record, flight.request)

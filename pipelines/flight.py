@@ -29,6 +29,22 @@ Group = tuple[Shape, int]
 """Pictures that share UNet calls: those of one latent shape; the id of one that makes its own, else 0."""
 
 
+@dataclass(frozen=True)
+class Ticket:
+    """What a session answers to whoever asks for a picture.
+
+    id: names the picture in events. request: the resolved one, with the seed that was drawn. shape: of its latents.
+    steps: solver steps that really run. rows: UNet rows of its next round. all_rows: of all its steps together.
+    """
+
+    id: int
+    request: Request
+    shape: Shape
+    steps: int
+    rows: int
+    all_rows: int
+
+
 @dataclass
 class Flight:
     """One picture that a session was asked for.
@@ -67,13 +83,24 @@ class Flight:
         return len((self.trajectory.plan if self.trajectory else self.plans[0]).lanes)
 
     @property
+    def all_rows(self) -> int:
+        """The rows of all its steps together."""
+        return sum(len(plan.lanes) for plan in self.plans)
+
+    @property
+    def ticket(self) -> Ticket:
+        return Ticket(
+            self.id, self.request, self.shape, self.request.executed_steps, self.rows, self.all_rows
+        )
+
+    @property
     def group(self) -> Group:
         return (self.shape, self.id if self.own_calls else 0)
 
     @property
     def work(self) -> float:
         """What all its steps cost together, in UNet rows times latent cells."""
-        return float(sum(len(plan.lanes) for plan in self.plans) * self.shape[1] * self.shape[2])
+        return float(self.all_rows * self.shape[1] * self.shape[2])
 
     def let_go(self) -> None:
         """Nothing more comes of it: it lets go of its adapters, features and latents."""

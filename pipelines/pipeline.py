@@ -294,4 +294,4 @@ class StudioPipeline:
             raise RequestError(f"output_type={output_type!r} must be pil, np, pt or latent")
         session = Session(self.model, output_type=output_type)
         asked = [requests] if isinstance(requests, Request) else list(requests)
-        yield session, [session.submit(request) for request in asked]
+        yield session, [session.submit(request).id for request in asked]

@@ -35,7 +35,7 @@ from pipelines.families.unet import Shape
 from pipelines.faults import own_error
 from pipelines.features import Features, most_kept, passes_of
 from pipelines.finishing import Finishing
-from pipelines.flight import Aside, Flight, set_aside, take_up
+from pipelines.flight import Aside, Flight, Ticket, set_aside, take_up
 from pipelines.model import Model
 from pipelines.notes import charge
 from pipelines.pace import Pace
@@ -65,10 +65,11 @@ class Session:
         self._preparation = Preparation(model)
         self._finishing = Finishing(model, output_type, self._pace)
 
-    def submit(self, request: Request, owner: Hashable = "", priority: int = 0) -> int:
-        """Ask for a picture. A higher priority goes first, and owners take turns. Returns the picture's id.
+    def submit(self, request: Request, owner: Hashable = "", priority: int = 0) -> Ticket:
+        """Ask for a picture. A higher priority goes first, and owners take turns.
 
-        Raises a StudioError for a request that this model cannot render.
+        The request is resolved and planned here, once, and the ticket says what came of it. Raises a StudioError for
+        a request that this model cannot render.
         """
         resolved = request.resolved(self.model.facts)
         assert resolved.width is not None
@@ -81,7 +82,7 @@ class Session:
         if resolved.cut is not None:
             flight.cost.feature_bytes = most_kept(passes) * self.model.feature_bytes(shape, resolved.cut)
         self._waiting.append(flight)
-        return flight.id
+        return flight.ticket
 
     def cancel(self, id: int) -> bool:
         """Take a picture out; it makes no further UNet call. False where it is not here (any more)."""
@@ -112,8 +113,8 @@ class Session:
         self._waiting = [flight for flight in self._waiting if not flight.parked]
         return found
 
-    def resume(self, aside: Aside) -> int:
-        """Go on with a picture that was set aside, where it was, as soon as it is its turn. Returns its new id.
+    def resume(self, aside: Aside) -> Ticket:
+        """Go on with a picture that was set aside, where it was, as soon as it is its turn. It gets a new id.
 
         Its adapters must be loaded. Raises AdapterFileError where one of them is another file by now.
         """
@@ -126,7 +127,7 @@ class Session:
         flight = aside.flight
         flight.id, flight.began = next(self._ids), time.perf_counter() - aside.seconds
         self._waiting.append(flight)
-        return flight.id
+        return flight.ticket
 
     def close(self) -> None:
         """Lets go of all that is here; the session is not used any more."""

@@ -137,7 +137,7 @@ def _change(own: Tensor, base: Tensor) -> Tensor:
 def _rings(model: Model, requests: Sequence[Request]) -> Tensor:
     """The rings of the latents after every step: [requests, steps, RINGS] on the CPU."""
     session = Session(model, output_type="latent")
-    found: dict[int, list[Tensor]] = {session.submit(request): [] for request in requests}
+    found: dict[int, list[Tensor]] = {session.submit(request).id: [] for request in requests}
     for event in session.drain():
         if isinstance(event, Failed):
             raise event.error

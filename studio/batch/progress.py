@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from studio.batch.manifest import Outcome
 from studio.batch.run import Batch
-from studio.batch.worker import Fill
+from studio.rendering.runner import Fill
 from studio.terminal.exits import INTERRUPTED, OK, SOME_FAILED
 from studio.terminal.interruption import noted
 from studio.terminal.progress import Teller, duration

@@ -22,9 +22,10 @@ from studio.batch.checking import Group
 from studio.batch.placement import Node, Share, share_of
 from studio.batch.queue import Held, Task, TaskQueue
 from studio.batch.remote import Assignment, FileMark, Opened, RemoteWorker, Reply
-from studio.batch.worker import Fill, Rendered
+from studio.batch.worker import Rendered
 from studio.pictures.metadata import Setup
 from studio.rendering.opening import Opening
+from studio.rendering.runner import Fill
 
 TOKEN_REMEDY = (
     "check the address, and where the cluster asks for a token, put it into ~/.ray/auth_token or RAY_AUTH_TOKEN here "
@@ -201,7 +202,7 @@ class RayEngine:
         for parcel in said.parcels:
             actor.held.tasks.pop(parcel.key, None)
             self.made[actor.place] += parcel.error is None
-            yield Rendered(parcel.key, record=parcel.record, png=parcel.png, error=parcel.error)
+            yield Rendered(parcel.key, parcel.png, parcel.error)
         self._employ(actor, said.wants)
 
     def _bury(self, actor: _Actor, share: Share, error: Exception) -> Iterator[Rendered]:

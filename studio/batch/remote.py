@@ -9,24 +9,24 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
-from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
-from pipelines import Record, Request
-from pipelines.errors import ModelError
+from pipelines import Request
+from pipelines.errors import ModelError, RenderError
 from pipelines.home import Home
-from studio.batch.worker import Fill, Rendered, Worker
+from studio.batch.worker import Rendered, Worker
 from studio.library.hashes import find_adapter, is_adapter
-from studio.pictures.metadata import Setup, save_picture
+from studio.pictures.metadata import Setup
 from studio.rendering.opening import Opening, open_pipeline
+from studio.rendering.runner import Fill
+from studio.rendering.saver import Png, Saved, Saver
 
-MOST_ENCODING = 32
-"""Finished pictures that may wait to become PNGs before rendering waits for them."""
+ENCODERS = 2
+"""Threads that make PNGs of pictures beside the steps; nobody minds the order."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,7 @@ class Parcel:
     """A finished picture as its file's bytes, or why there is none."""
 
     key: str
-    png: bytes | None = field(default=None, repr=False)
-    record: Record | None = field(default=None, repr=False)
+    png: Png | None = field(default=None, repr=False)
     error: str | None = None
 
 
@@ -96,8 +95,7 @@ class RemoteWorker:
         self._scratch = Path(tempfile.mkdtemp(prefix="lora-studio-"))
         self._worker: Worker | None = None
         self._files: dict[str, Path] = {}
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="pictures")
-        self._encoding: deque[Future[Parcel]] = deque()
+        self._saver = Saver(_parcel, threads=ENCODERS)
 
     def open(self, assignment: Assignment) -> Opened:
         """Makes the model and the adapters' files ready, or says what is missing. Raises StudioError."""
@@ -122,7 +120,7 @@ class RemoteWorker:
             place += f" GPU {os.environ.get('CUDA_VISIBLE_DEVICES', '')}"
         if lacking or missing:
             return Opened(lacking, missing, 0, os.getpid(), place)
-        self._worker = Worker(pipe, self._files)
+        self._worker = Worker(pipe, self._files, self._setup)
         return Opened(False, (), self._worker.room, os.getpid(), place)
 
     def receive_adapter(self, digest: str, content: bytes) -> None:
@@ -140,20 +138,19 @@ class RemoteWorker:
         assert self._worker is not None
         worker = self._worker
         refused = (worker.give(key, request) for key, request in tasks)
-        parcels = [self._parcel(one) for one in refused if one]
-        while not parcels and (worker.busy or self._encoding):
+        parcels = [Parcel(one.key, error=one.error) for one in refused if one]
+        while not parcels and (worker.busy or self._saver.pending):
             if worker.busy:
-                self._encoding += [self._threads.submit(self._parcel, one) for one in worker.step()]
-            parcels = self._encoded(wait=not worker.busy or len(self._encoding) > MOST_ENCODING)
-        wants = worker.room if worker.hungry else 0
-        return Reply(tuple(parcels), wants, worker.fill)
+                for one in worker.step():
+                    self._encode(one)
+            parcels = list(self._saver.told(least=0 if worker.busy else 1))
+        return Reply(tuple(parcels), worker.room, worker.fill)
 
-    def _encoded(self, *, wait: bool) -> list[Parcel]:
-        """The pictures that are PNGs by now; `wait`: one at least."""
-        done: list[Parcel] = []
-        while self._encoding and (self._encoding[0].done() or (wait and not done)):
-            done.append(self._encoding.popleft().result())
-        return done
+    def _encode(self, rendered: Rendered) -> None:
+        if rendered.made is None:
+            self._saver.fail(rendered.key, RenderError(rendered.error))
+        else:
+            self._saver.take(rendered.key, rendered.made, self._scratch / f"{rendered.key}.png", force=True)
 
     def _find_adapter(self, name: str, mark: FileMark) -> bool:
         candidates = [Path(mark.path), self._adapter(mark.digest)]
@@ -166,21 +163,14 @@ class RemoteWorker:
     def _adapter(self, digest: str) -> Path:
         return self._scratch / "adapters" / f"{digest}.safetensors"
 
-    def _parcel(self, rendered: Rendered) -> Parcel:
-        if rendered.image is None or rendered.request is None or rendered.record is None:
-            return Parcel(rendered.key, error=rendered.error)
-        file = save_picture(
-            rendered.image,
-            self._scratch / f"{rendered.key}.png",
-            request=rendered.request,
-            record=rendered.record,
-            adapters=self._files,
-            setup=self._setup,
-            force=True,
-        )
-        content = file.read_bytes()
-        file.unlink()
-        return Parcel(rendered.key, content, rendered.record)
+
+def _parcel(saved: Saved[str]) -> Parcel:
+    """What is sent of a picture; its file goes."""
+    if saved.file is None or saved.record is None:
+        return Parcel(saved.picture, error=str(saved.error))
+    content = saved.file.read_bytes()
+    saved.file.unlink()
+    return Parcel(saved.picture, Png(content, saved.record))
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines import StudioError, StudioPipeline
+from pipelines.errors import RenderError
 from pipelines.home import Home
 from studio.batch.checking import Group, check_group, find_places, grouped
 from studio.batch.jobfile import JobFile, from_objects, read_jobs
@@ -25,10 +26,11 @@ from studio.batch.manifest import Manifest, Outcome
 from studio.batch.plan import TEMPLATE, Ground, Job, plan
 from studio.batch.problems import Problems
 from studio.batch.variants import Wildcards
-from studio.batch.worker import Fill, Rendered, Worker
-from studio.batch.writer import Writer
+from studio.batch.worker import Rendered, Worker
 from studio.pictures.metadata import Setup
 from studio.rendering.opening import Opening, model_name, open_pipeline
+from studio.rendering.runner import Fill
+from studio.rendering.saver import Saved, Saver
 
 if TYPE_CHECKING:
     from studio.batch.ray_engine import RayEngine
@@ -109,17 +111,30 @@ class Batch:
         """Renders what is missing; outcomes as they come, each already on the disk."""
         folders = {(self._manifest.folder / job.file).parent for job in self.jobs}
         self._manifest.sweep(folders)
-        jobs = {job.key: (job, group) for group in self._groups for job in group.jobs}
-        setup = Setup(self.order.opening.vae, self.order.opening.low_memory)
-        with Writer(self._manifest, setup, force=self.order.force) as writer:
-            for outcome in self._found:
-                writer.note(outcome)
+        jobs = {job.key: job for group in self._groups for job in group.jobs}
+        for outcome in self._found:
+            self._manifest.append(outcome)
+            yield outcome
+        with Saver(self._noted) as saver:
             for rendered in self._rendered():
                 if rendered is not None:
-                    job, group = jobs[rendered.key]
-                    writer.take(job, rendered, group.shelf.files)
-                yield from writer.finished()
-            yield from writer.finished(wait=True)
+                    self._save(saver, jobs[rendered.key], rendered)
+                yield from saver.told()
+            yield from saver.rest()
+
+    def _save(self, saver: Saver[Job, Outcome], job: Job, rendered: Rendered) -> None:
+        if rendered.made is None:
+            saver.fail(job, RenderError(rendered.error))
+        else:
+            saver.take(job, rendered.made, self._manifest.folder / job.file, force=self.order.force)
+
+    def _noted(self, saved: Saved[Job]) -> Outcome:
+        """On the saver's thread: a picture's line in the manifest, once its file is on the disk. Raises SetupError."""
+        record = None if saved.record is None else saved.record.to_dict()
+        error = None if saved.error is None else str(saved.error)
+        outcome = Outcome(saved.picture, saved.file, record, error)
+        self._manifest.append(outcome)
+        return outcome
 
     # -- before ------------------------------------------------------------------------------------------
 
@@ -224,7 +239,8 @@ class Batch:
         else:
             self._ready = None  # one model at a time
             pipe = self._open(group.model)
-        worker = Worker(pipe, group.shelf.files)
+        setup = Setup(self.order.opening.vae, self.order.opening.low_memory)
+        worker = Worker(pipe, group.shelf.files, setup)
         before = self.fill
         try:
             for rendered in worked(worker, group):
@@ -242,7 +258,7 @@ def worked(worker: Worker, group: Group) -> Iterator[Rendered | None]:
     waiting = iter(group.jobs)
     left = True
     while left or worker.busy:
-        while left and worker.hungry:
+        while left and worker.room:
             job = next(waiting, None)
             if job is None:
                 left = False

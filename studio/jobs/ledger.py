@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from pipelines import StudioError
+from pipelines import Record, StudioError
 from pipelines.home import Home
 from studio.drafts.entries import read_draft
 from studio.jobs.gate import ModelKey
 from studio.jobs.job import Job, JobState
 from studio.jobs.previews import Previews
 from studio.jobs.queue import Queue, Task, Work
-from studio.jobs.saving import Made
 from studio.jobs.store import Store
 from studio.jobs.views import stored
+from studio.rendering.saver import Saved, not_saved
 
 
 class Ledger:
@@ -53,12 +53,24 @@ class Ledger:
         with suppress(sqlite3.Error):  # after a death of the studio it would be tried alone, needlessly
             self.store.take_back(task.work.job.id, task.index)
 
-    def saved(self, made: Made, file: Path) -> None:
-        """On the saver's thread. The file of a picture that was stopped meanwhile is deleted."""
+    def noted(self, saved: Saved[Task]) -> None:
+        """What has become of a picture, on the saver's thread. A file that nobody can be told of is deleted."""
+        error = saved.error
+        if saved.file is not None and saved.record is not None:
+            try:
+                self.saved(saved.picture, saved.file, saved.record)
+            except Exception as fault:
+                with suppress(OSError):
+                    saved.file.unlink(missing_ok=True)
+                error = not_saved(fault)
+        if error is not None:
+            self.failed(saved.picture, str(error))
+
+    def saved(self, task: Task, file: Path, record: Record) -> None:
+        """A picture is done. The file of one that was stopped meanwhile is deleted."""
         with self.changed:
-            task = made.task
-            record = made.record.to_dict()
-            if not self.store.finish_picture(task.work.job.id, task.index, stored(file, self._home), record):
+            place = stored(file, self._home)
+            if not self.store.finish_picture(task.work.job.id, task.index, place, record.to_dict()):
                 file.unlink(missing_ok=True)
             self._leave(task)
             self._settle(task.work)

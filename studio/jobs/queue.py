@@ -36,9 +36,9 @@ class Side:
     alone: bool = False
 
 
-@dataclass
+@dataclass(eq=False)
 class Task:
-    """One picture that is not done. id: the session's, once it was handed over. request: the resolved one.
+    """One picture that is not done. request: the resolved one, once it was handed over.
 
     suspect: it was in the making when something broke. deaths: how often the studio died while it alone was.
     cost: what it was charged with, in UNet rows times steps times pixels.
@@ -49,7 +49,6 @@ class Task:
     label: str
     draft: Draft
     state: JobState = JobState.QUEUED
-    id: int | None = None
     request: Request | None = None
     step: int = 0
     count: int = 0
@@ -92,7 +91,7 @@ class Work:
 
     def put_back(self, task: Task, *, suspect: bool) -> None:
         """A picture that was handed over waits again, before the others of its job; it is drawn from its seed."""
-        task.state, task.id, task.request, task.step, task.suspect = JobState.QUEUED, None, None, 0, suspect
+        task.state, task.request, task.step, task.suspect = JobState.QUEUED, None, 0, suspect
         (self.suspects if suspect else self.waiting).appendleft(task)
 
     def forget_waiting(self) -> None:

@@ -1,4 +1,4 @@
-"""One loaded model at work: its pipeline, its session, and its adapters, read when they are first asked for.
+"""One loaded model at work: its pipeline, its runner, and its adapters, read when they are first asked for.
 
 Everything here runs on the worker's thread.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from pipelines import Event, Failed, Finished, Session, Started, Stepped, StudioPipeline
+from pipelines import Event, Stepped, StudioPipeline
 from pipelines.checkpoints.hub import DownloadProgress
 from pipelines.errors import AdapterFileError
 from pipelines.flight import Aside
@@ -24,6 +24,7 @@ from studio.jobs.gate import ModelKey, Trust
 from studio.jobs.job import ModelState
 from studio.jobs.queue import Task
 from studio.rendering.opening import Opening, open_pipeline
+from studio.rendering.runner import Runner
 
 Stamp = tuple[int, int]
 
@@ -53,13 +54,11 @@ class Resident:
         self._names = names
         self._home = home
         self._stamps: dict[str, Stamp] = {}
-        self._session = Session(self.pipe.model)
-        self._tasks: dict[int, Task] = {}
-        self._rows_waiting: dict[int, int] = {}
+        self._runner: Runner[Task] = Runner(self.pipe.model)
 
     def close(self) -> None:
         """Lets go of the device's memory."""
-        del self._session, self.pipe
+        del self._runner, self.pipe
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -68,102 +67,62 @@ class Resident:
 
     @property
     def idle(self) -> bool:
-        return self._session.idle
+        return self._runner.idle
 
     @property
     def tasks(self) -> list[Task]:
         """Those handed over and not done."""
-        return list(self._tasks.values())
+        return self._runner.pictures
 
     @property
     def hungry(self) -> bool:
         """Whether more pictures should be handed over, so that no row stays empty."""
-        defaults = self.pipe.model.checkpoint.defaults
-        shape = self.pipe.model.latent_shape(defaults.width, defaults.height)
-        return sum(self._rows_waiting.values()) < self.pipe.model.rows_at_once(shape)
+        return self._runner.hungry
 
     @property
     def owners_waiting(self) -> set[str]:
         """Whose pictures were handed over and are not in flight yet."""
-        return {self._tasks[id].work.job.owner for id in self._rows_waiting}
+        return {task.work.job.owner for task in self._runner.waiting}
 
-    def give(self, task: Task, shelf: Shelf) -> None:
-        """Hands a picture over to the session. Raises StudioError for one that cannot be rendered."""
+    def give(self, task: Task, shelf: Shelf) -> float:
+        """Hands a picture over. What it costs, in UNet rows times steps times pixels.
+
+        Raises StudioError for one that cannot be rendered.
+        """
         request = task.draft.build(shelf.use)
         self._load([use.adapter for use in request.uses])
-        resolved = request.resolved(self.pipe.model.facts)
-        rows = len(resolved.plans()[0].lanes)
-        task.id = self._session.submit(resolved, owner=task.work.job.owner, priority=task.work.priority)
-        task.request, task.count = resolved, resolved.executed_steps
+        ticket = self._runner.give(task, request, owner=task.work.job.owner, priority=task.work.priority)
+        task.request, task.count = ticket.request, ticket.steps
         task.work.most_steps = max(task.work.most_steps, task.count)
-        self._tasks[task.id] = task
-        self._rows_waiting[task.id] = rows
-
-    def cost(self, task: Task) -> float:
-        """Of a picture that was given, in UNet rows times steps times pixels."""
-        request = task.request
-        assert request is not None
-        assert request.width is not None
-        assert request.height is not None
-        return float(sum(len(plan.lanes) for plan in request.plans()) * request.width * request.height)
+        assert task.request.width is not None
+        assert task.request.height is not None
+        return float(ticket.all_rows * task.request.width * task.request.height)
 
     def resume(self, task: Task, aside: Aside) -> None:
         """Goes on with a picture that was set aside. Raises AdapterError where its adapters are not what they were."""
-        assert task.request is not None
-        self._load([use.adapter for use in task.request.uses])
-        task.id = self._session.resume(aside)
-        self._tasks[task.id] = task
-        self._rows_waiting[task.id] = aside.flight.rows
+        self._load([use.adapter for use in aside.flight.request.uses])
+        self._runner.resume(task, aside)
 
     def suspend(self) -> tuple[list[tuple[Task, Aside]], list[Task]]:
         """Takes all off the device that is not being decoded: what was in flight, to be resumed, and what was not
         begun."""
-        asides = self._session.suspend()
-        begun = [(self._tasks[id], aside) for id, aside in asides.items()]
-        waiting = [self._tasks[id] for id in self._rows_waiting if id not in asides]
-        for task, _ in begun:
-            assert task.id is not None
-            self._forget(task.id)
-        for task in waiting:
-            self.cancel(task)
-        return begun, waiting
+        return self._runner.suspend()
 
     def cancel(self, task: Task) -> bool:
-        """Takes a picture out before its next UNet call; False where it is not in the session (any more)."""
-        if task.id is None or not self._session.cancel(task.id):
-            return False
-        self._forget(task.id)
-        return True
+        """Takes a picture out before its next UNet call; False where it is not here (any more)."""
+        return self._runner.cancel(task)
 
     def step(self) -> list[tuple[Task, Event]]:
         """One round of all pictures in flight; what has come of it."""
-        told = []
-        for event in self._session.step():
-            task = self._tasks.get(event.id)
-            if task is None:  # it was cancelled
-                continue
-            if isinstance(event, Started):
-                self._rows_waiting.pop(event.id, None)
-                task.request = event.request
-            elif isinstance(event, Stepped):
+        told = self._runner.step()
+        for task, event in told:
+            if isinstance(event, Stepped):
                 task.step, task.count = event.step, event.count
-            elif isinstance(event, Finished | Failed):
-                self._forget(event.id)
-            told.append((task, event))
         return told
 
     def start_over(self) -> list[Task]:
         """A new session after the old one broke; returns what was in it."""
-        lost = self.tasks
-        self._tasks.clear()
-        self._rows_waiting.clear()
-        self._session.close()
-        self._session = Session(self.pipe.model)
-        return lost
-
-    def _forget(self, id: int) -> None:
-        self._tasks.pop(id, None)
-        self._rows_waiting.pop(id, None)
+        return self._runner.start_over()
 
     # -- adapters ----------------------------------------------------------------------------------------
 
@@ -177,7 +136,7 @@ class Resident:
         files = self.files
         loaded_as = {name.casefold(): name for name in files}
         wanted = [loaded_as[name.casefold()] for name in names if name.casefold() in loaded_as]
-        in_use = {use.adapter for task in self._tasks.values() if task.request for use in task.request.uses}
+        in_use = {use.adapter for task in self.tasks if task.request for use in task.request.uses}
         for name in wanted:
             self._refresh(name, files[name], in_use)
         self.pipe.store.add(files)

@@ -19,8 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-
-from PIL import Image
+from functools import partial
 
 from pipelines import Event, Failed, Finished, Started, Stepped, StudioError
 from pipelines.errors import ModelError
@@ -37,10 +36,11 @@ from studio.jobs.ledger import Ledger
 from studio.jobs.previews import Previews
 from studio.jobs.queue import Side, Task
 from studio.jobs.resident import Resident
-from studio.jobs.saving import Made, Saver
+from studio.jobs.saving import file_of
 from studio.jobs.shelves import Shelves
 from studio.pictures.metadata import Setup
 from studio.rendering.opening import Opening
+from studio.rendering.saver import Made, Saver
 
 TURN = 30.0
 """Seconds that a model goes on taking pictures while jobs wait for another one, at least."""
@@ -67,7 +67,7 @@ class Rounds:
         home: Callable[[], Home],
         ledger: Ledger,
         calls: Calls,
-        saver: Saver,
+        saver: Saver[Task, None],
         previews: Previews,
         shelves: Shelves,
         *,
@@ -318,9 +318,9 @@ class Rounds:
             if aside is not None:
                 resident.resume(task, aside)
                 return
-            resident.give(task, self._shelves.of(task.work))
+            cost = resident.give(task, self._shelves.of(task.work))
             with self._changed:
-                self._queue.costs(task, resident.cost(task))
+                self._queue.costs(task, cost)
         except Exception as error:
             self._fail(task, own_error(error, "the picture could not be begun"))
 
@@ -355,6 +355,8 @@ class Rounds:
                 work.pace = pace if work.pace is None else PACE_MEMORY * work.pace + (1 - PACE_MEMORY) * pace
         self._previews.draw([(task, event) for task, event in told if isinstance(event, Stepped)])
         self._ledger.tell()
+        for _ in self._saver.told():  # the ledger was told on the saver's thread
+            pass
 
     def _take(self, task: Task, event: Event, resident: Resident) -> None:
         match event:
@@ -362,11 +364,10 @@ class Rounds:
                 task.state = JobState.RUNNING
                 self._ledger.store.start_picture(task.work.job.id, task.index)
             case Finished() if task.alive:
-                assert isinstance(event.image, Image.Image)
-                assert task.request is not None
                 setup = Setup(task.work.key.vae, self._opening.low_memory)
                 record = replace(event.record, notes=(*event.record.notes, *_notes(task.work.job)))
-                self._saver.take(Made(task, event.image, task.request, record, resident.files, setup))
+                made = Made.of(replace(event, record=record), resident.files, setup)
+                self._saver.take(task, made, partial(file_of, task, made, self._home()))
             case Failed():
                 self._ledger.failed(task, str(event.error))
 

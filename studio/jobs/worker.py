@@ -34,13 +34,14 @@ from studio.jobs.ledger import Ledger
 from studio.jobs.previews import Previews
 from studio.jobs.queue import LIVE, Task, Work
 from studio.jobs.rounds import Rounds
-from studio.jobs.saving import Saver, live_folder
+from studio.jobs.saving import live_folder
 from studio.jobs.shelves import Shelves
 from studio.jobs.store import NewPicture, Store
 from studio.jobs.views import gallery_picture, job_head, job_view, located, picture_view, stored
 from studio.library.models import ModelEntry, list_models
 from studio.library.scan import Library
 from studio.rendering.opening import Opening
+from studio.rendering.saver import Saver
 
 T = TypeVar("T")
 
@@ -68,7 +69,7 @@ class Worker:
         self._previews = Previews(home)
         self._ledger = Ledger(home, self._store, self._previews)
         self._queue, self._changed = self._ledger.queue, self._ledger.changed
-        self._saver = Saver(home, self._ledger.saved, self._ledger.failed)
+        self._saver = Saver(self._ledger.noted)
         self._calls = Calls()
         self._coming: Counter[str] = Counter()  # pictures of each owner that are being queued
         self._shelves = Shelves(lambda: self.home, self.trust)

@@ -1,30 +1,21 @@
-"""The run itself: requests are submitted together, every picture is saved as it comes."""
+"""The command line's run: all requests are given together, and every picture is saved as it comes."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 
-from pipelines import (
-    Event,
-    Failed,
-    Finished,
-    Record,
-    Request,
-    Session,
-    Started,
-    Stepped,
-    StudioError,
-    StudioPipeline,
-)
-from pipelines.faults import forget_tensors, own_error
+from pipelines import Event, Failed, Finished, Record, Request, Stepped, StudioError, StudioPipeline
+from pipelines.faults import forget_tensors
 from pipelines.home.files import write_whole
 from studio.drafts.draft import placed
-from studio.pictures.metadata import Setup, save_picture
+from studio.pictures.metadata import Setup
+from studio.rendering.runner import Runner
+from studio.rendering.saver import Made, Saved, Saver
 from studio.terminal.exits import INTERRUPTED, OK, SOME_FAILED
 from studio.terminal.interruption import noted
 from studio.terminal.progress import Teller
@@ -75,7 +66,7 @@ class Outcome:
 
 
 class Drive:
-    """Renders jobs with one model. `on_file` is told every picture's path as soon as it is written."""
+    """Renders jobs with one model. `on_file` is told of every file once it is written, in the order they finish."""
 
     def __init__(
         self,
@@ -90,10 +81,8 @@ class Drive:
         self._saving = saving
         self._teller = teller
         self._on_file = on_file
-        self._session = Session(pipe.model)
-        self._facts = pipe.model.facts
-        self._places: dict[int, int] = {}
-        self._resolved: dict[int, Request] = {}
+        self._runner: Runner[int] = Runner(pipe.model)
+        self._images: dict[int, Image.Image] = {}
         self._previews: set[Path] = set()
         self.outcome = Outcome()
 
@@ -102,46 +91,53 @@ class Drive:
 
         slow: say how long it will take. Raises StudioError, before any work, for a request that cannot be rendered.
         """
-        steps = sum(self._submit(place, job) for place, job in enumerate(self._jobs))
+        steps = sum(self._give(place, job) for place, job in enumerate(self._jobs))
         began = time.monotonic()
         try:
-            with (
-                noted(at_once=True) as stopped,
-                self._teller.counting(steps, len(self._jobs), slow=slow) as counter,
-            ):
-                while not self._session.idle:
-                    if stopped:
-                        raise KeyboardInterrupt
-                    events = self._session.step()
-                    counter.steps(sum(isinstance(event, Stepped) for event in events))
-                    for event in events:
-                        self._take(event)
-        except KeyboardInterrupt:
-            self.outcome.interrupted = True
+            with Saver[int, Saved[int]](lambda saved: saved) as saver:
+                try:
+                    self._rounds(saver, steps, slow)
+                except KeyboardInterrupt:
+                    self.outcome.interrupted = True
+                    self._tell(saver.rest())
         finally:
             for file in self._previews:
                 file.unlink(missing_ok=True)
         self._sum_up(time.monotonic() - began)
         return self.outcome
 
-    def _submit(self, place: int, job: Job) -> int:
+    def _rounds(self, saver: Saver[int, Saved[int]], steps: int, slow: bool) -> None:
+        """Until all is done and saved. Raises KeyboardInterrupt where somebody stops it."""
+        with (
+            noted(at_once=True) as stopped,
+            self._teller.counting(steps, len(self._jobs), slow=slow) as counter,
+        ):
+            while not self._runner.idle:
+                if stopped:
+                    raise KeyboardInterrupt
+                told = self._runner.step()
+                counter.steps(sum(isinstance(event, Stepped) for _, event in told))
+                for place, event in told:
+                    self._take(place, event, saver)
+                self._tell(saver.told())
+            self._tell(saver.rest())
+
+    def _give(self, place: int, job: Job) -> int:
         """Returns the steps it will take."""
         try:
-            steps = job.request.resolved(self._facts).executed_steps
-            self._places[self._session.submit(job.request)] = place
+            return self._runner.give(place, job.request).steps
         except StudioError as error:
             raise placed(error, job.where) from error
-        return steps
 
-    def _take(self, event: Event) -> None:
-        place = self._places[event.id]
+    def _take(self, place: int, event: Event, saver: Saver[int, Saved[int]]) -> None:
+        job, saving = self._jobs[place], self._saving
         match event:
-            case Started():
-                self._resolved[place] = event.request
-            case Stepped() if self._saving.previews and event.step < event.count:
-                self._preview(event, self._jobs[place].file)
+            case Stepped() if saving.previews and event.step < event.count:
+                self._preview(event, job.file)
             case Finished():
-                self._save(place, event)
+                made = Made.of(event, saving.adapters, saving.setup)
+                self._images[place] = made.image
+                saver.take(place, made, job.file, force=saving.force)
             case Failed():
                 self._fail(place, event.error)
 
@@ -157,23 +153,15 @@ class Drive:
             return
         self._previews.add(preview)
 
-    def _save(self, place: int, event: Finished) -> None:
-        assert isinstance(event.image, Image.Image)
-        try:
-            file = save_picture(
-                event.image,
-                self._jobs[place].file,
-                request=self._resolved[place],
-                record=event.record,
-                adapters=self._saving.adapters,
-                setup=self._saving.setup,
-                force=self._saving.force,
-            )
-        except Exception as error:  # it is of this picture alone
-            self._fail(place, own_error(error, "the picture could not be saved"))
-            return
-        self.outcome.finished[place] = Picture(file, event.image, event.record)
-        self._on_file(file)
+    def _tell(self, saved: Iterable[Saved[int]]) -> None:
+        for one in saved:
+            if one.error is not None:
+                self._fail(one.picture, one.error)
+                continue
+            assert one.file is not None
+            assert one.record is not None
+            self.outcome.finished[one.picture] = Picture(one.file, self._images.pop(one.picture), one.record)
+            self._on_file(one.file)
 
     def _fail(self, place: int, error: StudioError) -> None:
         self.outcome.failed[place] = str(placed(error, self._jobs[place].where))

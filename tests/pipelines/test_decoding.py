@@ -101,7 +101,7 @@ def test_memory_too_small_for_a_tile_fails_the_picture(model: Model, monkeypatch
 
     monkeypatch.setattr(model.vae.decoder, "forward", no_device)
     session = Session(model)
-    id = session.submit(Request("a", seed=1, steps=1, width=32, height=32))
+    id = session.submit(Request("a", seed=1, steps=1, width=32, height=32)).id
     [failed] = [event for event in session.drain() if isinstance(event, Failed)]
     assert failed.id == id
     assert isinstance(failed.error, RenderError)
@@ -142,7 +142,7 @@ def ask(seed: int, steps: int = 2) -> Request:
 
 def test_rounds_do_not_wait_for_a_decode(model: Model, events: list[Slow]) -> None:
     session = Session(model)
-    short, long = session.submit(ask(1, 1)), session.submit(ask(2, 5))
+    short, long = session.submit(ask(1, 1)).id, session.submit(ask(2, 5)).id
     found = [event for _ in range(3) for event in session.step()]
     assert not any(isinstance(event, Finished) for event in found)
     assert not events[0].waited
@@ -156,7 +156,7 @@ def test_rounds_do_not_wait_for_a_decode(model: Model, events: list[Slow]) -> No
 
 def test_a_picture_is_cancelled_while_it_is_decoded(model: Model, events: list[Slow]) -> None:
     session = Session(model)
-    ids = [session.submit(ask(1, 1)), session.submit(ask(2, 1)), session.submit(ask(3, 3))]
+    ids = [session.submit(ask(1, 1)).id, session.submit(ask(2, 1)).id, session.submit(ask(3, 3)).id]
     session.step()
     assert session.cancel(ids[0])
     assert not session.cancel(ids[0])
@@ -180,7 +180,7 @@ def test_a_decode_that_fails_tells_when_it_is_gathered(
 ) -> None:
     monkeypatch.setattr(Decoder, "_decode", _fail)
     session = Session(model)
-    id = session.submit(ask(1, 1))
+    id = session.submit(ask(1, 1)).id
     found = list(session.drain())
     assert [event.id for event in found if isinstance(event, Failed)] == [id]
     assert any(isinstance(event, Started) for event in found)

@@ -67,7 +67,7 @@ def test_a_picture_that_was_set_aside_goes_on_to_the_last_bit_with_the_model_loa
 ) -> None:
     expected = pipe(ask(steps=8, **settings), output_type="latent").images[0]
     session = Session(pipe.model, output_type="latent")
-    first = session.submit(ask(steps=8, **settings))
+    first = session.submit(ask(steps=8, **settings)).id
     before = steps_of([event for _ in range(3) for event in session.step()])
     aside = session.suspend()
     assert list(aside) == [first]
@@ -76,7 +76,7 @@ def test_a_picture_that_was_set_aside_goes_on_to_the_last_bit_with_the_model_loa
     assert pipe.store.stats.held == 0
 
     later = Session(opened(sdxl_folder, make_lora).model, output_type="latent")
-    again = later.resume(aside[first])
+    again = later.resume(aside[first]).id
     events = list(later.drain())
     assert [event.id for event in events if isinstance(event, Started)] == [again]
     steps = [event.step for event in events if isinstance(event, Stepped)]
@@ -91,7 +91,7 @@ def test_one_whose_adapter_has_changed_meanwhile_is_refused(
     sdxl_folder: Path, make_lora: Callable[..., Path], pipe: StudioPipeline
 ) -> None:
     session = Session(pipe.model)
-    id = session.submit(ask(adapters={"a": 1.0}))
+    id = session.submit(ask(adapters={"a": 1.0})).id
     session.step()
     aside = session.suspend()[id]
     other = StudioPipeline.from_pretrained(sdxl_folder)
@@ -103,16 +103,16 @@ def test_one_whose_adapter_has_changed_meanwhile_is_refused(
 def test_one_that_is_taken_up_waits_its_turn_and_can_be_set_aside_again(model: Model) -> None:
     model.row_limit = 2
     session = Session(model, output_type="latent")
-    first = session.submit(ask(1))
+    first = session.submit(ask(1)).id
     session.step()
     aside = session.suspend()[first]
-    other = session.submit(ask(2))
+    other = session.submit(ask(2)).id
     session.step()
-    waiting = session.resume(aside)
+    waiting = session.resume(aside).id
     session.step()
     twice = session.suspend()
     assert sorted(twice) == sorted([other, waiting])
-    ids = [session.resume(twice[id]) for id in (waiting, other)]
+    ids = [session.resume(twice[id]).id for id in (waiting, other)]
     events = list(session.drain())
     assert {event.id for event in events if isinstance(event, Finished)} == set(ids)
 
@@ -184,8 +184,8 @@ def test_a_picture_of_more_rows_than_a_call_holds_closes_the_door_to_nobody(mode
     model.row_limit = 2
     session = Session(model, output_type="latent")
     large = ask(1, adapters={"a": 1.0, "b": 1.0}, composer=Composite(), steps=50)
-    wide = [session.submit(large, owner="ann"), session.submit(large, owner="ann")]
-    small = [session.submit(ask(seed, steps=3), owner="bob") for seed in (2, 3)]
+    wide = [session.submit(large, owner="ann").id, session.submit(large, owner="ann").id]
+    small = [session.submit(ask(seed, steps=3), owner="bob").id for seed in (2, 3)]
     events = [event for _ in range(8) for event in session.step()]
     done = {event.id for event in events if isinstance(event, Finished)}
     assert done == set(small)
@@ -200,7 +200,7 @@ def test_a_picture_of_many_rows_does_not_swell_the_calls_of_other_owners(model: 
     for owners, largest in ((("ann", "bob"), 2), (("ann", "ann"), 6)):
         session = Session(model, output_type="latent")
         session.submit(large, owner=owners[0])
-        small = session.submit(ask(2, steps=3), owner=owners[1])
+        small = session.submit(ask(2, steps=3), owner=owners[1]).id
         [record] = [
             event.record for event in session.drain() if isinstance(event, Finished) and event.id == small
         ]
@@ -214,7 +214,7 @@ def test_one_that_finds_no_room_does_not_hold_up_the_others_for_long(model: Mode
         session.submit(ask(seed, steps=200), owner="ann")
     session.step()
     session.submit(ask(4, adapters={"a": 1.0, "b": 1.0}, composer=Composite(), steps=200), owner="ann")
-    small = session.submit(ask(5, steps=2), owner="bob")
+    small = session.submit(ask(5, steps=2), owner="bob").id
     events = [event for _ in range(PATIENCE + 8) for event in session.step()]
     assert [event.id for event in events if isinstance(event, Finished)] == [small]
 
@@ -225,7 +225,7 @@ def test_who_has_nothing_in_flight_finds_room_before_long(model: Model) -> None:
     for seed in (1, 2):
         session.submit(ask(seed, steps=200), owner="ann")
     session.step()
-    late = session.submit(ask(3, steps=2), owner="bob")
+    late = session.submit(ask(3, steps=2), owner="bob").id
     events = [event for _ in range(PATIENCE + 4) for event in session.step()]
     assert [event.id for event in events if isinstance(event, Finished)] == [late]
     assert not [event for event in events if isinstance(event, Failed)]
@@ -234,7 +234,7 @@ def test_who_has_nothing_in_flight_finds_room_before_long(model: Model) -> None:
 def test_who_has_much_in_flight_waits_as_ever(model: Model) -> None:
     model.row_limit = 4
     session = Session(model, output_type="latent")
-    ids = [session.submit(ask(seed, steps=PATIENCE + 10), owner="ann") for seed in range(3)]
+    ids = [session.submit(ask(seed, steps=PATIENCE + 10), owner="ann").id for seed in range(3)]
     events = [event for _ in range(PATIENCE + 5) for event in session.step()]
     assert [event.id for event in events if isinstance(event, Started)] == ids[:2]
 
@@ -245,8 +245,8 @@ def test_who_has_much_in_flight_waits_as_ever(model: Model) -> None:
 def test_owners_are_served_by_what_their_pictures_cost(model: Model) -> None:
     model.row_limit = 4
     session = Session(model, output_type="latent")
-    long = [session.submit(ask(seed, steps=12), owner="ann") for seed in (1, 2)]
-    short = [session.submit(ask(seed, steps=3), owner="bob") for seed in range(3, 8)]
+    long = [session.submit(ask(seed, steps=12), owner="ann").id for seed in (1, 2)]
+    short = [session.submit(ask(seed, steps=3), owner="bob").id for seed in range(3, 8)]
     order = [event.id for event in session.drain() if isinstance(event, Started)]
     assert order == [long[0], *short[:4], long[1], short[4]]
 

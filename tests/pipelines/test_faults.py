@@ -50,7 +50,7 @@ def ask(seed: int, **settings: Any) -> Request:
 def drawn(model: Model, *requests: Request) -> tuple[dict[int, Any], dict[int, Failed]]:
     """(seed -> image, seed -> how it failed)"""
     session = Session(model, output_type="latent")
-    seeds = {session.submit(request): request.seed for request in requests}
+    seeds = {session.submit(request).id: request.seed for request in requests}
     events: list[Event] = list(session.drain())
     images = {seeds[event.id]: event.image for event in events if isinstance(event, Finished)}
     failed = {seeds[event.id]: event for event in events if isinstance(event, Failed)}

@@ -82,7 +82,7 @@ def ask(composer: Composer, seed: int = 1, **settings: object) -> Request:
 
 def rendered(model: Model, *requests: Request) -> list[tuple[Tensor, Record]]:
     session = Session(model, output_type="latent")
-    ids = [session.submit(request) for request in requests]
+    ids = [session.submit(request).id for request in requests]
     events = list(session.drain())
     found = {event.id: (event.image, event.record) for event in events if isinstance(event, Finished)}
     return [found[id] for id in ids]  # type: ignore[misc]
@@ -232,7 +232,7 @@ def test_a_batch_of_mixed_methods_equals_single_renders(model: Model) -> None:
     ids = []
     events: list[Event] = []
     for request in requests:  # each joins a round later
-        ids.append(session.submit(request))
+        ids.append(session.submit(request).id)
         events += session.step()
     events += list(session.drain())
     joined = {event.id: event.image for event in events if isinstance(event, Finished)}
@@ -275,7 +275,7 @@ def remembered(session: Session) -> list[weakref.ref[Tensor]]:
 def test_features_go_when_the_picture_is_done_or_cancelled(sdxl: Model) -> None:
     session = Session(sdxl, output_type="latent")
     session.submit(ask(Composite(), 1, reuse=3, steps=4))
-    dropped = session.submit(ask(CMLoRA(refresh="all"), 2))
+    dropped = session.submit(ask(CMLoRA(refresh="all"), 2)).id
     session.step()
     features = remembered(session)
     assert len(features) == 12
@@ -307,7 +307,7 @@ def test_a_picture_whose_features_do_not_fit_beside_others_waits(sdxl: Model) ->
     [(expected, record)] = rendered(sdxl, request)
     sdxl.feature_limit = int(1.5 * record.feature_bytes)
     session = Session(sdxl, output_type="latent")
-    ids = [session.submit(replace(request, seed=seed)) for seed in (1, 2)]
+    ids = [session.submit(replace(request, seed=seed)).id for seed in (1, 2)]
     events = list(session.drain())
     order = [(type(event), event.id) for event in events if isinstance(event, Started | Finished)]
     assert order == [(Started, ids[0]), (Finished, ids[0]), (Started, ids[1]), (Finished, ids[1])]

@@ -395,7 +395,7 @@ def test_a_picture_set_aside_goes_on_as_if_nothing_had_been(
         request_, output_type="latent"
     ).images[0]
     session = Session(open_pipe(sdxl_folder, make_lora, torch.float32, "cuda").model, output_type="latent")
-    first = session.submit(request_)
+    first = session.submit(request_).id
     for _ in range(3):
         session.step()
     aside = session.suspend()[first]
@@ -411,7 +411,7 @@ def test_a_fault_on_the_device_thread_is_one_pictures_own(
 ) -> None:
     pipe = open_pipe(sdxl_folder, make_lora, torch.float16, "cuda")
     session = Session(pipe.model, output_type="latent")
-    ids = [session.submit(Request("a fox", seed=seed, steps=4)) for seed in (1, 2, 3)]
+    ids = [session.submit(Request("a fox", seed=seed, steps=4)).id for seed in (1, 2, 3)]
     session.step()
     broken = next(job for job in session._flying if job.id == ids[1])
     assert broken.trajectory is not None

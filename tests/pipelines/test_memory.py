@@ -113,8 +113,8 @@ def test_memory_that_is_gone_by_the_time_fails_that_picture_alone(
     pipe: StudioPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = Session(pipe.model)
-    good = session.submit(Request("a", seed=1, steps=2))
-    bad = session.submit(Request("a", seed=2, steps=2, width=1024, height=1024))
+    good = session.submit(Request("a", seed=1, steps=2)).id
+    bad = session.submit(Request("a", seed=2, steps=2, width=1024, height=1024)).id
     have = 200 * 10**6
     monkeypatch.setattr(
         memory_module, "free", lambda device, wanted=sys.maxsize: have if wanted > have else wanted

@@ -64,10 +64,10 @@ def same(found: Tensor, expected: Tensor) -> bool:
 
 def test_pictures_join_and_leave_between_rounds(model: Model, calls: list[int]) -> None:
     session = Session(model, output_type="latent")
-    requests = {session.submit(ask(1, steps=5)): ask(1, steps=5)}
+    requests = {session.submit(ask(1, steps=5)).id: ask(1, steps=5)}
     events = session.step() + session.step()
     late = ask(2, steps=4, adapters={"a": 1.0}, scheduler="DPM++ 2M SDE")
-    requests[session.submit(late)] = late
+    requests[session.submit(late).id] = late
     events += list(session.drain())
     assert calls == [2, 2, 4, 4, 4, 2]
     found = finished(events)
@@ -77,7 +77,7 @@ def test_pictures_join_and_leave_between_rounds(model: Model, calls: list[int]) 
 
 def test_events_tell_the_course_of_a_picture(model: Model) -> None:
     session = Session(model)
-    id = session.submit(ask(steps=3))
+    id = session.submit(ask(steps=3)).id
     events = list(session.drain())
     assert [type(event) for event in events] == [Started, Stepped, Stepped, Stepped, Finished]
     assert [(event.step, event.count) for event in events if isinstance(event, Stepped)] == [
@@ -101,7 +101,7 @@ def test_heun_steps_are_solver_steps(model: Model, calls: list[int]) -> None:
 
 def test_cancel_acts_before_the_next_call_and_frees_the_rows(model: Model, calls: list[int]) -> None:
     session = Session(model, output_type="latent")
-    kept, dropped = session.submit(ask(1)), session.submit(ask(2))
+    kept, dropped = session.submit(ask(1)).id, session.submit(ask(2)).id
     events = session.step()
     assert session.cancel(dropped)
     events += list(session.drain())
@@ -124,7 +124,7 @@ def test_closing_the_stream_stops_within_a_step(pipe: StudioPipeline, calls: lis
 def test_pictures_of_other_sizes_have_calls_of_their_own(model: Model, calls: list[int]) -> None:
     session = Session(model, output_type="latent")
     small, wide = ask(1), ask(2, width=64, height=32)
-    ids = [session.submit(request) for request in (small, wide)]
+    ids = [session.submit(request).id for request in (small, wide)]
     found = finished(list(session.drain()))
     assert calls == [2, 2] * 4
     for id, request in zip(ids, (small, wide), strict=True):
@@ -134,8 +134,8 @@ def test_pictures_of_other_sizes_have_calls_of_their_own(model: Model, calls: li
 def test_owners_take_turns_within_the_row_limit(model: Model) -> None:
     model.row_limit = 4
     session = Session(model, output_type="latent")
-    many = [session.submit(ask(seed), owner="many") for seed in range(6)]
-    one = session.submit(ask(99), owner="one")
+    many = [session.submit(ask(seed), owner="many").id for seed in range(6)]
+    one = session.submit(ask(99), owner="one").id
     order = [event.id for event in session.drain() if isinstance(event, Finished)]
     assert order[:2] == [many[0], one]
     assert sorted(order) == sorted([*many, one])
@@ -144,7 +144,7 @@ def test_owners_take_turns_within_the_row_limit(model: Model) -> None:
 def test_a_higher_priority_goes_first(model: Model) -> None:
     model.row_limit = 2
     session = Session(model, output_type="latent")
-    ids = [session.submit(ask(seed), priority=priority) for seed, priority in ((1, 0), (2, 0), (3, 5))]
+    ids = [session.submit(ask(seed), priority=priority).id for seed, priority in ((1, 0), (2, 0), (3, 5))]
     order = [event.id for event in session.drain() if isinstance(event, Finished)]
     assert order == [ids[2], ids[0], ids[1]]
 
@@ -175,7 +175,7 @@ def test_memory_that_runs_out_splits_the_batch_and_is_remembered(
 
     monkeypatch.setattr(model.unet, "forward", small_device)
     session = Session(model, output_type="latent")
-    ids = [session.submit(request) for request in requests]
+    ids = [session.submit(request).id for request in requests]
     events = list(session.drain())
     found = finished(events)
     for id, latents in zip(ids, expected, strict=True):
@@ -194,7 +194,7 @@ def test_memory_too_small_for_one_row_is_an_error_with_a_remedy(
 
     monkeypatch.setattr(model.unet, "forward", no_device)
     session = Session(model)
-    id = session.submit(ask())
+    id = session.submit(ask()).id
     [failed] = [event for event in session.drain() if isinstance(event, Failed)]
     assert failed.id == id
     assert isinstance(failed.error, RenderError)
@@ -203,7 +203,7 @@ def test_memory_too_small_for_one_row_is_an_error_with_a_remedy(
 
 def test_a_request_that_fails_to_prepare_fails_alone(model: Model) -> None:
     session = Session(model, output_type="latent")
-    good, bad = session.submit(ask(1)), session.submit(ask(2, clip_skip=50))
+    good, bad = session.submit(ask(1)).id, session.submit(ask(2, clip_skip=50)).id
     events = list(session.drain())
     assert [event.id for event in events if isinstance(event, Failed)] == [bad]
     assert list(finished(events)) == [good]
@@ -211,7 +211,7 @@ def test_a_request_that_fails_to_prepare_fails_alone(model: Model) -> None:
 
 def test_a_picture_that_is_not_finite_fails_alone(model: Model) -> None:
     session = Session(model)
-    good, bad = session.submit(ask(1)), session.submit(ask(2, adapters=[Use("a", 1.0)]))
+    good, bad = session.submit(ask(1)).id, session.submit(ask(2, adapters=[Use("a", 1.0)])).id
     events = session.step()
     in_flight = next(job for job in session._flying if job.id == bad)
     assert in_flight.trajectory is not None

@@ -52,7 +52,7 @@ def ask(prompt: str, seed: int = 1, **settings: object) -> Request:
 
 def drained(model: Model, requests: list[Request]) -> tuple[list[int], list[Event]]:
     session = Session(model, output_type="latent")
-    ids = [session.submit(request) for request in requests]
+    ids = [session.submit(request).id for request in requests]
     return ids, list(session.drain())
 
 
@@ -117,7 +117,7 @@ def test_an_adapter_that_goes_while_its_picture_waits_is_an_error_with_a_remedy(
 ) -> None:
     model.row_limit = 2
     session = Session(model, output_type="latent")
-    good, bad = session.submit(ask("a", 1)), session.submit(ask("a", 2, adapters={"a": 1.0}))
+    good, bad = session.submit(ask("a", 1)).id, session.submit(ask("a", 2, adapters={"a": 1.0})).id
     events = session.step()
     pipe.unload_lora_weights("a")
     events += list(session.drain())

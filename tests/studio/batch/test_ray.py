@@ -129,7 +129,7 @@ def test_a_worker_asks_for_what_it_lacks(
     assert reply.parcels[0].error is not None
     [parcel] = worker.advance([("good", request)]).parcels
     assert parcel.png is not None
-    assert parcel.png.startswith(b"\x89PNG")
+    assert parcel.png.content.startswith(b"\x89PNG")
     elsewhere = RemoteWorker(Opening(), Setup(), Home.resolve(loras.parent), 1)
     here = Assignment(str(sdxl_folder), model_hash, {"renamed": FileMark("/nowhere/fox", digest, size)})
     assert elsewhere.open(here).ready  # found by its hash

@@ -18,6 +18,7 @@ from studio.jobs.ledger import Ledger
 from studio.jobs.resident import Resident
 from studio.jobs.store import Store
 from studio.jobs.worker import MOST_LIVE
+from studio.rendering import saver
 
 from .conftest import draft
 
@@ -97,10 +98,10 @@ def test_a_fault_in_handing_over_is_of_that_picture_alone(
 ) -> None:
     give = Resident.give
 
-    def faulty(self: Resident, task: Any, shelf: Any) -> None:
+    def faulty(self: Resident, task: Any, shelf: Any) -> float:
         if task.draft.values["seed"] == BAD:
             raise error
-        give(self, task, shelf)
+        return give(self, task, shelf)
 
     monkeypatch.setattr(Resident, "give", faulty)
     paused = studio.pause()
@@ -134,16 +135,14 @@ def test_a_fault_in_noting_progress_is_of_that_picture_alone(
 def test_a_picture_that_cannot_be_saved_fails_alone(
     studio: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    import studio.jobs.saving as saving
-
-    save = saving.save_picture
+    save = saver.save_picture
 
     def faulty(image: Any, file: Path, **options: Any) -> Path:
         if options["record"].seed == BAD:
             raise error
         return save(image, file, **options)
 
-    monkeypatch.setattr(saving, "save_picture", faulty)
+    monkeypatch.setattr(saver, "save_picture", faulty)
     id = studio.ask("ann", draft(seed=1), draft(seed=BAD), draft(seed=2))
     view = studio.over(id, "ann")
     assert [str(picture.state) for picture in view.pictures] == ["done", "failed", "done"]
@@ -225,12 +224,12 @@ def test_a_picture_that_is_finished_while_it_is_stopped_stays_stopped(
     saving, go = threading.Event(), threading.Event()
     saved = Ledger.saved
 
-    def slowly(self: Ledger, made: Any, file: Path) -> None:
+    def slowly(self: Ledger, task: Any, file: Path, record: Any) -> None:
         saving.set()
         assert go.wait(60)
-        saved(self, made, file)
+        saved(self, task, file, record)
 
-    monkeypatch.setattr(studio.worker._saver, "_done", lambda *made: slowly(studio.worker._ledger, *made))
+    monkeypatch.setattr(Ledger, "saved", slowly)
     id = studio.ask("ann", draft(seed=1))
     assert saving.wait(60)
     [file] = studio.home.outputs.rglob("*.png")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from composers import Composite
+from pipelines import Request
 from pipelines.checkpoints import loading
 from pipelines.errors import AdapterError, ModelError, RequestError, SetupError
 from pipelines.home import Home
@@ -349,3 +351,17 @@ def test_a_second_server_is_told_where_the_first_one_is(studio_home: Home) -> No
             pass
     with HomeLock(studio_home):
         pass
+
+
+def test_a_picture_is_resolved_once_and_planned_once(studio: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: Counter[str] = Counter()
+    for name in ("resolved", "plans"):
+        real = getattr(Request, name)
+
+        def counting(self: Request, *args: Any, real: Any = real, name: str = name) -> Any:
+            counts[name] += 1
+            return real(self, *args)
+
+        monkeypatch.setattr(Request, name, counting)
+    assert studio.over(studio.ask("ann", draft(seed=1), draft(seed=2)), "ann").state is JobState.DONE
+    assert counts == {"resolved": 2, "plans": 2}  # at the gate too, once the model is loaded

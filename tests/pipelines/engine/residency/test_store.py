@@ -192,8 +192,8 @@ def test_a_changed_file_is_not_taken_for_the_old_one(
     file.unlink()
     model.store.limits = Limits(host=0, device=0)
     session = Session(model, output_type="latent")
-    bad = session.submit(Request("a fox", adapters={"mine": 1.0}, steps=1, width=32, height=32, seed=1))
-    good = session.submit(Request("a fox", steps=1, width=32, height=32, seed=1))
+    bad = session.submit(Request("a fox", adapters={"mine": 1.0}, steps=1, width=32, height=32, seed=1)).id
+    good = session.submit(Request("a fox", steps=1, width=32, height=32, seed=1)).id
     ended = {event.id: event for event in session.drain() if isinstance(event, Finished | Failed)}
     assert isinstance(ended[bad], Failed)
     assert "no such file" in str(ended[bad].error)
@@ -331,7 +331,7 @@ def test_the_device_never_holds_more_than_its_limit_and_one_picture(
 def test_a_cancelled_or_abandoned_picture_lets_go(model: Model, files: dict[str, Path]) -> None:
     store = loaded(model, files).store
     session = Session(model, output_type="latent")
-    ids = [session.submit(request) for request in requests(files)[:4]]
+    ids = [session.submit(request).id for request in requests(files)[:4]]
     session.step()
     assert store.stats.held > 0
     for id in ids:
