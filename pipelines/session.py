@@ -136,6 +136,7 @@ class Session:
 
     @property
     def idle(self) -> bool:
+        """Whether nothing is waiting, in the making, or to be told."""
         return not (self._waiting or self._flying or self._finishing.busy or self._events)
 
     def drain(self) -> Iterator[Event]:
