@@ -143,11 +143,15 @@ class Studio:
         self.number("steps", steps)
 
     def choose(self, box: str, choice: str) -> None:
-        """From a dropdown, by typing."""
+        """From a dropdown, as a person does: once its choices have come, by keys, since they filter."""
         control = self.page.locator(f"#{box} input").first
         control.click()
-        control.fill(choice)
-        self.page.get_by_role("option", name=choice, exact=True).click()
+        option = self.page.get_by_role("option", name=choice, exact=True)
+        expect(option).to_be_visible()
+        control.press("ControlOrMeta+a")
+        control.press_sequentially(choice)
+        expect(self.page.get_by_role("option").first).to_have_accessible_name(re.compile(re.escape(choice)))
+        option.click()
 
     def add(self, *loras: str) -> None:
         for lora in loras:
