@@ -167,7 +167,7 @@ def test_where_no_password_can_be_typed_a_file_is_suggested(
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO())
     with pytest.raises(
-        SetupError, match="no terminal .* write logins into a file for --auth-file"
+        SetupError, match=r"no terminal .* write logins into a file for --auth-file"
     ) as refused:
         read_users(["supersecret"], None, listening=listening)
     assert "supersecret" not in str(refused.value)
