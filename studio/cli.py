@@ -43,7 +43,8 @@ lora-studio --help shows all commands, lora-studio render --help all flags."""
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
     os.environ.update({name: os.environ.get(name, value) for name, value in QUIET_ENVIRONMENT.items()})
-    args = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    args = parser(words).parse_args(words)
     if args.command is None:
         print(TRY)
         return OK
@@ -72,8 +73,8 @@ def _run(command: Command[Any], args: Namespace) -> int:
     return command.run(command.read(args), home, teller)
 
 
-def parser() -> ArgumentParser:
-    """All commands and flags."""
+def parser(words: Sequence[str] = ()) -> ArgumentParser:
+    """The commands and flags that a command line can mean; all of them where none is given."""
     top = Parser(
         prog="lora-studio",
         allow_abbrev=False,
@@ -81,7 +82,7 @@ def parser() -> ArgumentParser:
         epilog="Exit codes: 0 all done, 1 some failed, 2 bad input or set-up, 130 interrupted.",
     )
     top.add_argument("--version", action=_Version, nargs=0, help="print the version")
-    add_commands(top)
+    add_commands(top, words)
     return top
 
 

@@ -1,10 +1,11 @@
-"""Every command in this folder, found by its file, and the parser of them all."""
+"""Every command in this folder, found by its file, and the parser of those that a command line can mean."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 from argparse import RawDescriptionHelpFormatter
+from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -22,15 +23,35 @@ SubParsers: TypeAlias = "_SubParsersAction[Parser]"
 def commands() -> tuple[Command[Any] | Group, ...]:
     """All of them, as `--help` lists them: by their place, then by their name."""
     found: list[Command[Any] | Group] = []
-    for module in pkgutil.iter_modules(studio.commands.__path__, "studio.commands."):
-        found += getattr(importlib.import_module(module.name), "COMMANDS", ())
+    for file in _files():
+        found += _commands_in(file)
     return tuple(sorted(found, key=lambda each: (each.place, each.name)))
 
 
-def add_commands(top: Parser) -> None:
-    """Gives the program its commands. The parsed flags hold the chosen one as `chosen`."""
+def asked_for(words: Sequence[str]) -> tuple[Command[Any] | Group, ...]:
+    """Those that a command line can mean. A first word that names a file and its command means that one alone, and no
+    other file is imported; whatever else stands there can mean any."""
+    file = words[0].replace("-", "_") if words else ""
+    if file in _files():
+        for each in _commands_in(file):
+            if isinstance(each, Command) and each.name == words[0]:
+                return (each,)
+    return commands()
+
+
+def _files() -> list[str]:
+    return [module.name for module in pkgutil.iter_modules(studio.commands.__path__)]
+
+
+def _commands_in(file: str) -> tuple[Command[Any] | Group, ...]:
+    module = importlib.import_module(f"studio.commands.{file}")
+    return getattr(module, "COMMANDS", ())
+
+
+def add_commands(top: Parser, words: Sequence[str] = ()) -> None:
+    """Gives the program the commands that a command line can mean. The parsed flags hold the chosen one as `chosen`."""
     parts = {"": top.add_subparsers(dest="command", metavar="COMMAND")}
-    for each in sorted(commands(), key=lambda each: " " in each.name):  # a group before its own
+    for each in sorted(asked_for(words), key=lambda each: " " in each.name):  # a group before its own
         if isinstance(each, Group):
             parser = parts[""].add_parser(
                 each.name, allow_abbrev=False, help=each.help, description=each.description

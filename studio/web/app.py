@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -98,9 +97,9 @@ def build(worker: Worker, trainings: Trainings) -> gr.Blocks:
             show_progress="hidden",
             api_visibility="private",
         )
-        seen = gr.State(())
+        seen = gr.Textbox("", visible="hidden", label="Seen")
 
-        def beat(seen: Sequence[int]) -> tuple[Any, ...]:
+        def beat(seen: str) -> tuple[Any, ...]:
             now = (model_line(desk), showcase.html())
             return only_new(now, now, seen)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 pytestmark = pytest.mark.browser
 
@@ -114,3 +114,35 @@ def test_ones_own_checkpoint_is_found_chosen_and_loaded(studio: Any, tmp_path: P
     studio.generate()
     studio.state("1 of 1 picture done")
     assert studio.server.records()[-1]["model"] == "my-own"
+
+
+def test_lost_answers_are_asked_for_again_and_what_is_typed_stays(visitor: Any) -> None:
+    """Of whatever the page asks outside the queue, the first answer is lost."""
+    studio = visitor(start=False)
+    lost: set[int] = set()
+    pushed: list[int] = []
+
+    def lose(route: Route) -> None:
+        number = route.request.post_data_json["fn_index"]
+        answer = route.fetch()
+        if "data-complete" in answer.text():
+            pushed.append(number)
+        if number in lost:
+            route.fulfill(response=answer)
+        else:
+            lost.add(number)
+            route.fulfill(status=500, json={"error": None})  # as Gradio answers what has raised
+
+    studio.page.route("**/gradio_api/run/predict*", lose)
+    studio.open()
+    studio.write("a panda in the snow")
+    box = studio.page.locator("#add-lora input").first
+    box.press_sequentially("kim")
+    expect(studio.page.get_by_role("option", name="kimono", exact=True)).to_be_visible()
+    expect(box).to_have_value("kim")
+    studio.add("kimono")
+    expect(studio.page.locator("#prompt textarea")).to_have_value("a panda in the snow")
+    studio.page.wait_for_timeout(2500)
+    assert len(pushed) == 2, "the lost answer, and the one that came, which is not sent again"
+    assert pushed[0] in lost
+    studio.problems.clear()  # the console tells of the lost answers

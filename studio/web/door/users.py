@@ -15,10 +15,8 @@ from pathlib import Path
 from pipelines.errors import SetupError
 
 ENVIRONMENT = "LORA_STUDIO_AUTH"
-RIGHT_WAY = (
-    "write logins into a file for --auth-file, one NAME:PASSWORD a line, "
-    "or give --auth NAME and type the password"
-)
+IN_A_FILE = "write logins into a file for --auth-file, one NAME:PASSWORD a line"
+RIGHT_WAY = f"{IN_A_FILE}, or give --auth NAME and type the password"
 LARGEST_FILE = 2**20
 """Bytes of a file with logins."""
 
@@ -75,11 +73,10 @@ def _lines(file: str, warn: Callable[[str], None]) -> list[str]:
 
 def _asked(name: str) -> dict[str, str]:
     """A name alone: its password is typed, and seen by nobody."""
-    if not name.strip() or not sys.stdin.isatty():
-        raise SetupError(
-            "--auth: write a name and a password with a colon between them, as in ann:secret, or a name alone where "
-            "the password can be typed"
-        )
+    if not name.strip():
+        raise SetupError(f"--auth names nobody; {RIGHT_WAY}")
+    if not sys.stdin.isatty():
+        raise SetupError(f"--auth NAME: there is no terminal to type the password into; {IN_A_FILE}")
     password = getpass.getpass(f"password for {name.strip()}: ")
     return _user(f"{name}:{password}", "--auth")
 

@@ -84,7 +84,7 @@ def add(desk: Desk, viewer: Viewer) -> None:
         measured, [names, desk.model, desk.browser], plot, concurrency_limit=None, api_visibility="private"
     )
 
-    def offered(model: str) -> Any:
-        return gr.Dropdown(choices=[card.name for card in desk.fitting(model)])
+    def offered(model: str) -> dict[Any, Any]:
+        return {names: gr.Dropdown(choices=[card.name for card in desk.fitting(model)])}
 
     viewer.on_model(offered, desk.model, [names])

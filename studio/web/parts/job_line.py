@@ -26,15 +26,18 @@ class Shown:
     at_work: bool
 
 
-def only_new(values: Sequence[Any], marks: Sequence[Hashable], seen: Sequence[int]) -> tuple[Any, ...]:
-    """The values whose marks are not those that were seen, `gr.skip()` for the others, and at the end the marks as
-    they are to be seen next: a browser draws anew whatever it is sent, and that takes its time."""
-    now = tuple(hash(mark) for mark in marks)
+def only_new(values: Sequence[Any], marks: Sequence[Hashable], seen: str) -> tuple[Any, ...]:
+    """The values whose marks the page has not seen, `gr.skip()` for the others, and at the end what it has seen then.
+
+    A browser draws anew whatever it is sent, and that takes its time. The page itself holds what it has seen, in a
+    hidden box: so an answer that was lost on its way is sent again.
+    """
+    now = [f"{hash(mark):x}" for mark in marks]
     shown = [
         value if mark != old else gr.skip()
-        for value, mark, old in zip(values, now, [*seen, *[None] * len(now)], strict=False)
+        for value, mark, old in zip(values, now, [*seen.split(), *[""] * len(now)], strict=False)
     ]
-    return (*shown, now)
+    return (*shown, " ".join(now))
 
 
 NOTHING = Shown("", (), False)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 
 from studio.jobs import LIVE, JobHead
 from studio.web.parts import job_line
@@ -17,6 +18,9 @@ from studio.web.parts.desk import Desk, who
 
 BEAT = 0.5
 """Seconds between two looks."""
+AGAIN = 1.0
+"""Seconds after which a page asks again for what it has no answer to."""
+ASK_AGAIN = "(seen, told, again) => (seen && seen !== told ? `${Date.now()}` : again)"
 LISTED = 30
 
 
@@ -46,10 +50,11 @@ class Viewer:
             format="png",
         )
         jobs = gr.Dropdown([], value=None, label="Your jobs", elem_id=f"{gallery}-jobs")
-        job, seen = gr.State(""), gr.State(())
+        job = gr.State("")
         model_seen = gr.Textbox(visible="hidden", label="Model")
+        seen = gr.Textbox("", visible="hidden", label="Seen")
 
-        def look(job: str, seen: Sequence[int], browser: str | None, request: gr.Request) -> tuple[Any, ...]:
+        def look(job: str, seen: str, browser: str | None, request: gr.Request) -> tuple[Any, ...]:
             owner = who(browser, request)
             view = desk.worker.view(job, owner, latest=True, records=False) if job else None
             now = job_line.shown(view)
@@ -86,9 +91,32 @@ class Viewer:
         jobs.input(lambda id: id or "", jobs, job, show_progress="hidden", api_visibility="private")
         return cls(job, model_seen, pictures)
 
-    def on_model(self, do: Callable[..., Any], inputs: Any, outputs: Sequence[Any]) -> None:
-        """Calls `do` when another model is ready, and once at first."""
-        self.model_seen.change(do, inputs, list(outputs), show_progress="hidden", api_visibility="private")
+    def on_model(
+        self, do: Callable[[str], dict[Any, Any]], model: gr.State, outputs: Sequence[Component]
+    ) -> None:
+        """Calls `do` with the chosen model's name when another model is ready, and once at first.
+
+        The page asks again until an answer has come: a lost one leaves nothing empty. It asks outside Gradio's queue,
+        whose answers can be missed.
+        """
+        told, again = gr.Textbox("", visible="hidden"), gr.Textbox("", visible="hidden")
+
+        def answer(seen: str, told_of: str, model: str) -> dict[Any, Any]:
+            return {told: seen} if seen == told_of else {**do(model), told: seen}
+
+        gr.on(
+            [self.model_seen.change, again.change],
+            answer,
+            [self.model_seen, told, model],
+            [*outputs, told],
+            queue=False,
+            trigger_mode="once",  # a slow answer is waited for
+            show_progress="hidden",
+            api_visibility="private",
+        )
+        gr.Timer(AGAIN).tick(
+            None, [self.model_seen, told, again], again, js=ASK_AGAIN, api_visibility="private"
+        )
 
     def found_again(self, desk: Desk, browser: str, request: gr.Request) -> str:
         """The job to look at when a page is opened: the newest that is not over, else the newest."""

@@ -65,6 +65,28 @@ def test_the_whole_parser_is_built_without_anything_heavy() -> None:
     assert done.stdout.strip() == "set()"
 
 
+@pytest.mark.parametrize(
+    ("words", "files"),
+    [
+        (["render", "--help"], {"render", "flags", "registry"}),
+        (["probe-blocks", "tiny-sdxl"], {"probe_blocks", "flags", "registry"}),
+        (["bench", "speed"], {file.stem for file in FILES} | {"registry"}),  # others share its group
+        (["models"], {file.stem for file in FILES} | {"registry"}),  # its file has another name
+        (["flags"], {file.stem for file in FILES} | {"registry"}),  # a file without commands
+        (["--help"], {file.stem for file in FILES} | {"registry"}),
+        ([], {file.stem for file in FILES} | {"registry"}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_command_that_is_named_is_the_only_one_imported(words: list[str], files: set[str]) -> None:
+    code = (
+        f"import sys; from studio.cli import parser; parser({words}); "
+        "print(*(name.split('.')[2] for name in sys.modules if name.startswith('studio.commands.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == files
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_command_imports_the_standard_library_composers_and_the_flags(file: Path) -> None:
     cheap = ("composers", "studio.commands.flags", "studio.terminal.exits")
@@ -113,7 +135,8 @@ def test_every_command_reads_its_flags_into_a_value() -> None:
         "advise": ["--lora", "fox", "--lora", "hat"],
     }
     for command in commands():
-        args = parser().parse_args([*command.name.split(), *words.get(command.name, [])])
+        line = [*command.name.split(), *words.get(command.name, [])]
+        args = parser(line).parse_args(line)
         assert args.chosen is command
         assert not isinstance(command.read(args), Namespace)
 

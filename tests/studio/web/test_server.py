@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -156,9 +157,21 @@ def test_logins_come_from_flags_a_file_and_the_environment(
     file.write_text("# ours\nbob:b:c\n\n")
     monkeypatch.setenv("LORA_STUDIO_AUTH", "eve:e, kim:k")
     assert read_users(["ann:a"], str(file)) == {"ann": "a", "bob": "b:c", "eve": "e", "kim": "k"}
-    with pytest.raises(SetupError, match="--auth: write a name and a password") as refused:
-        read_users(["supersecret"], None)
+    with pytest.raises(SetupError, match=r"--auth names nobody; write logins into a file for --auth-file"):
+        read_users([" "], None)
+
+
+@pytest.mark.parametrize("listening", [False, True])
+def test_where_no_password_can_be_typed_a_file_is_suggested(
+    monkeypatch: pytest.MonkeyPatch, listening: bool
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    with pytest.raises(
+        SetupError, match=r"no terminal .* write logins into a file for --auth-file"
+    ) as refused:
+        read_users(["supersecret"], None, listening=listening)
     assert "supersecret" not in str(refused.value)
+    assert "--auth NAME:PASSWORD" not in str(refused.value)
 
 
 def test_the_next_free_port_is_taken() -> None:
