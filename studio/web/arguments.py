@@ -1,6 +1,6 @@
 """The arguments of functions for programs that ask for pictures, made from the one table of a request's fields.
 
-A new field of Request is an argument by its own name, the last one: what programs already give by place stays there.
+A new field of Request is an argument by its own name. It follows those that programs give by place (`FIRST`).
 """
 
 from __future__ import annotations
@@ -30,12 +30,11 @@ FIRST = (
     "prompt", "loras", "methods", "negative_prompt", "method", "seed", "steps", "guidance_scale", "width", "height",
     "sampler", "count", "model", "wait_seconds",
 )  # fmt: skip
-"""The order in which programs may give arguments by place; all others follow. Names are added below, never here."""
+"""Programs give these by place, in this order. All other arguments follow, so nothing is ever added here."""
 _WORDS = {
     "prompt": "What to draw; <lora:name:0.8> tags and (word:1.2) weights are understood.",
     "loras": 'Names with strengths, as in ["nilo-fox=0.8", "kimono"]; see `library`.',
     "method": "How the LoRAs are combined, as in switch:interval=3; see `methods`.",
-    "seed": "Of the first picture; the others follow. -1 draws one.",
 }
 """What functions of ours say better than the table."""
 _TYPES: Mapping[Kind, Any] = {

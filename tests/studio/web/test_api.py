@@ -92,7 +92,7 @@ def test_a_picture_starts_from_an_uploaded_one(program: Client, client: httpx.Cl
     job = program.predict("a fox", ["fox", "hat"], **{**SMALL, "steps": 4}, **said, api_name="/compose")
     assert job["state"] == "done", job["error"]
     record = job["pictures"][0]["record"]
-    assert (record["strength"], record["init_image"]["size"]) == (0.5, [32, 32])
+    assert (record["strength"], record["executed_steps"]) == (0.5, 2)
     assert (record["crop"], record["text_mode"]) == ([0, 64], "first")
     for path in ("/etc/passwd", str(file)):
         for other in ({}, {"meta": {"_type": "gradio.FileData"}}):

@@ -116,9 +116,9 @@ def test_our_script_takes_an_object_and_the_prompt_is_told_as_it_was_sent(client
     info = json.loads(answer.json()["info"])
     assert (info["prompt"], info["all_prompts"], info["clip_skip"]) == (prompt, [prompt], 2)
     told = client.post("/sdapi/v1/png-info", json={"image": answer.json()["images"][0]}).json()
-    record = json.loads(told["items"]["lora-studio"])
-    assert (record["reuse"], record["text_mode"], record["clip_skip"]) == (2, "first", 1)
-    assert [use["adapter"] for use in record["adapters"]] == ["hat", "fox"]
+    request = json.loads(told["items"]["lora-studio"])["request"]
+    assert (request["reuse"], request["text_mode"], request["clip_skip"]) == (2, "first", 1)
+    assert [use["adapter"] for use in request["adapters"]] == ["hat", "fox"]
 
 
 def test_our_script_wins_over_an_option_that_is_set(client: httpx.Client) -> None:
