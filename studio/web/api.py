@@ -10,36 +10,34 @@ import asyncio
 import inspect
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 from urllib.parse import quote
 
 import gradio as gr
+from gradio.components.api_component import Api
+from gradio.context import Context
 from gradio.events import api as offer
 from starlette.concurrency import run_in_threadpool
 
 from composers.registry import methods as all_methods
-from composers.registry import parse as parse_composer
 from composers.shown import shown
-from pipelines import StudioError
 from pipelines.adapters import Inspection, inspect_file
 from pipelines.bounds import LONGEST_PROMPT, MOST_ADAPTERS, check_text
 from pipelines.errors import RequestError
 from pipelines.home import Home
 from pipelines.request import SEEDS
 from studio.drafts.draft import MOST_PICTURES, Draft, counted
-from studio.drafts.entries import LONGEST_METHOD, plain_draft
-from studio.drafts.flags import parse_lora
+from studio.drafts.entries import plain_draft
 from studio.jobs import JobView, Worker
 from studio.jobs.owner import owner_of
 from studio.library.card import Card
 from studio.library.fit import Fit, fit_of
 from studio.pictures.restore import restore
 from studio.rendering.opening import Opening, model_name
+from studio.web.arguments import Argument, draft_of, method_of, uploaded, with_fields
 from studio.web.door.events import login_of
 
 LOOK_EVERY = 0.1
@@ -47,11 +45,40 @@ LOOK_EVERY = 0.1
 LONGEST_WAIT = 3600.0
 """Seconds that a call may wait for a job."""
 
+COMPARED = ["merge", "switch", "composite", "cmlora"]
+COUNT = Argument("count", int, "Pictures, with rising seeds.", 1)
+MODEL = Argument("model", str, "A name of `models`; empty is the default one.", "")
+WAIT_SECONDS = Argument(
+    "wait_seconds", float, "How long to wait for the pictures; 0 returns the queued job at once.", 600.0
+)
+MIX = Argument("loras", list[str], 'Names with strengths, as in ["nilo-fox=0.8", "kimono"].')
+METHODS = Argument(
+    "methods",
+    list[str] | None,
+    'As in ["merge", "switch:interval=3", "composite", "cmlora"], which is the default.',
+    None,
+)
+
 
 def add(worker: Worker) -> None:
     """Adds the functions to the page that is being built."""
     for function in Functions(worker).all():
         offer(checked(function), api_name=function.__name__, queue=False, concurrency_limit=None)
+    assert Context.root_block is not None
+    _fill_in(Context.root_block)
+
+
+def _fill_in(pages: gr.Blocks) -> None:
+    """Whoever gives arguments by place may leave out the last ones; Gradio would refuse a list that is too short."""
+    preprocess = pages.preprocess_data
+
+    async def preprocess_data(block_fn: Any, inputs: list[Any], *rest: Any, **named: Any) -> Any:
+        left = block_fn.inputs[len(inputs) :]
+        if all(isinstance(block, Api) for block in block_fn.inputs):
+            inputs = [*inputs, *(block.value for block in left)]
+        return await preprocess(block_fn, inputs, *rest, **named)
+
+    pages.preprocess_data = preprocess_data  # type: ignore[method-assign]
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -60,12 +87,13 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     What is not as the function's annotations say raises RequestError, which is told like any other.
     """
     hints = get_type_hints(function)
-    names = list(inspect.signature(function).parameters)
+    parameters = inspect.signature(function).parameters
+    names = list(parameters)
+    defaults = {name: one.default for name, one in parameters.items() if one.default is not one.empty}
 
     def judged(values: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
         given = {**dict(zip(names, values, strict=False)), **named}
-        with _told():
-            return {name: _as_said(name, value, hints[name]) for name, value in given.items()}
+        return defaults | {name: _as_said(name, value, hints[name]) for name, value in given.items()}
 
     if inspect.iscoroutinefunction(function):
 
@@ -95,7 +123,13 @@ def _as_said(name: str, value: Any, kind: Any) -> Any:
         return [
             check_text(f"{name}, entry {place}", one, LONGEST_PROMPT) for place, one in enumerate(value, 1)
         ]
-    if str in kinds:
+    if list[int] in kinds:
+        if not isinstance(value, list) or len(value) != 2:
+            raise RequestError(
+                f"{name}={shown(value)} must be a list of two whole numbers, as in [1024, 768]"
+            )
+        return [_as_said(name, one, int) for one in value]
+    if str in kinds or get_origin(kind) is Literal:
         return check_text(name, value, LONGEST_PROMPT)
     if bool in kinds:
         if not isinstance(value, bool):
@@ -111,7 +145,7 @@ def _as_said(name: str, value: Any, kind: Any) -> Any:
 
 
 class Functions:
-    """The functions, over one worker. A StudioError is shown as it is."""
+    """The functions, over one worker. What they raise is told at the door (`studio.web.door.events`)."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
@@ -119,86 +153,31 @@ class Functions:
     def all(self) -> list[Any]:
         worker = self._worker
 
-        async def compose(
-            prompt: str,
-            loras: list[str] | None = None,
-            negative_prompt: str = "",
-            method: str = "merge",
-            seed: int = -1,
-            steps: int = 0,
-            guidance_scale: float = -1.0,
-            width: int = 0,
-            height: int = 0,
-            sampler: str = "",
-            count: int = 1,
-            model: str = "",
-            wait_seconds: float = 600.0,
-            request: gr.Request | None = None,
-        ) -> dict[str, Any]:
+        @with_fields(COUNT, MODEL, WAIT_SECONDS)
+        async def compose(request: gr.Request | None = None, **said: Any) -> dict[str, Any]:
             """Draw pictures with a mix of LoRAs.
 
-            Args:
-                prompt: what to draw; <lora:name:0.8> tags and (word:1.2) weights are understood.
-                loras: names with strengths, as in ["nilo-fox=0.8", "kimono"]; see `library`.
-                negative_prompt: what to keep out.
-                method: how the LoRAs are combined: merge, switch, composite, cmlora, blora, with settings as in
-                    switch:interval=3; see `methods`.
-                seed: of the first picture, the others follow; -1 draws one.
-                steps: 0 is the model's own number.
-                guidance_scale: below 0 is the model's own; 1 or less means none.
-                width: in pixels; 0 is the model's own.
-                height: in pixels; 0 is the model's own.
-                sampler: as in A1111: Euler, DPM++ 2M Karras, …; empty is the model's own.
-                count: pictures, with rising seeds.
-                model: a name of `models`; empty is the default one.
-                wait_seconds: how long to wait for the pictures; 0 returns the queued job at once.
+            What is left out is as the model says.
 
             Returns:
                 The job: its id, state, message, and the pictures with their files, addresses, and records.
             """
-            base = _draft(prompt, loras, negative_prompt, steps, guidance_scale, width, height, sampler)
-            drafts = _counted(base.with_value("composer", _method(method)), seed, count)
-            return await _asked(worker, request, drafts, [], "compose", model, wait_seconds)
+            drafts = _counted(draft_of(said), said["count"])
+            return await _asked(worker, request, drafts, [], "compose", said)
 
-        async def compare(
-            prompt: str,
-            loras: list[str],
-            methods: list[str] | None = None,
-            negative_prompt: str = "",
-            seed: int = -1,
-            steps: int = 0,
-            guidance_scale: float = -1.0,
-            width: int = 0,
-            height: int = 0,
-            sampler: str = "",
-            model: str = "",
-            wait_seconds: float = 600.0,
-            request: gr.Request | None = None,
-        ) -> dict[str, Any]:
+        @with_fields(MIX, METHODS, MODEL, WAIT_SECONDS, without=("method",))
+        async def compare(request: gr.Request | None = None, **said: Any) -> dict[str, Any]:
             """Draw one mix by several methods, at one seed and in shared passes.
 
-            Args:
-                prompt: what to draw.
-                loras: names with strengths, as in ["nilo-fox=0.8", "kimono"].
-                methods: as in ["merge", "switch:interval=3", "composite", "cmlora"], which is the default.
-                negative_prompt: what to keep out.
-                seed: -1 draws one.
-                steps: 0 is the model's own number.
-                guidance_scale: below 0 is the model's own.
-                width: in pixels; 0 is the model's own.
-                height: in pixels; 0 is the model's own.
-                sampler: empty is the model's own.
-                model: a name of `models`; empty is the default one.
-                wait_seconds: how long to wait for the pictures; 0 returns the queued job at once.
+            What is left out is as the model says.
 
             Returns:
                 The job, one picture a method, labelled by it.
             """
-            names = methods or ["merge", "switch", "composite", "cmlora"]
-            base = _draft(prompt, loras, negative_prompt, steps, guidance_scale, width, height, sampler)
-            [base] = _counted(base, seed, 1)
-            drafts = [base.with_value("composer", _method(name)) for name in names]
-            return await _asked(worker, request, drafts, names, "compare", model, wait_seconds)
+            names = said["methods"] or COMPARED
+            [base] = _counted(draft_of(said), 1)
+            drafts = [base.with_value("composer", method_of(name)) for name in names]
+            return await _asked(worker, request, drafts, names, "compare", said)
 
         async def job(
             id: str, wait_seconds: float = 0.0, first: int = 1, request: gr.Request | None = None
@@ -237,10 +216,9 @@ class Functions:
             Returns:
                 One object a file; `misfit` says why one does not fit, and is empty where it does.
             """
-            with _told():
-                fit = _fit(worker.home, model)
-                found = worker.library.search(search, fit=fit, fitting_only=fitting_only)
-                return [_card(card, fit) for card in found]
+            fit = _fit(worker.home, model)
+            found = worker.library.search(search, fit=fit, fitting_only=fitting_only)
+            return [_card(card, fit) for card in found]
 
         def inspect(name: str) -> dict[str, Any]:
             """What one LoRA file is: type, rank, layers, the family it was made for, metadata, trigger words.
@@ -251,8 +229,7 @@ class Functions:
             Returns:
                 All that its header and the notes beside it say.
             """
-            with _told():
-                return told_of(inspect_file(worker.home.find_lora(name, paths=False).path))
+            return told_of(inspect_file(worker.home.find_lora(name, paths=False).path))
 
         def picture_info(picture: dict[str, Any]) -> dict[str, Any]:
             """What a picture was made with: by LoRA Studio, A1111, ComfyUI, InvokeAI and others.
@@ -263,20 +240,14 @@ class Functions:
             Returns:
                 The settings, the model, what of it is missing here, and notes.
             """
-            with _told():
-                path = picture.get("path") if isinstance(picture, dict) else None
-                if not isinstance(path, str):
-                    raise RequestError(
-                        "picture must be an uploaded file, as gradio_client.handle_file gives it"
-                    )
-                found = restore(Path(path), worker.home, worker.library)
-                return {
-                    "program": found.program,
-                    "settings": plain_draft(found.draft),
-                    "model": found.model,
-                    "missing": [str(one) for one in found.missing],
-                    "notes": list(found.notes),
-                }
+            found = restore(uploaded("picture", picture), worker.home, worker.library)
+            return {
+                "program": found.program,
+                "settings": plain_draft(found.draft),
+                "model": found.model,
+                "missing": [str(one) for one in found.missing],
+                "notes": list(found.notes),
+            }
 
         def models() -> list[dict[str, Any]]:
             """The models that can be chosen.
@@ -307,51 +278,13 @@ class Functions:
         return [compose, compare, job, cancel, library, inspect, picture_info, models, methods]
 
 
-@contextmanager
-def _told() -> Iterator[None]:
-    """Within: a StudioError becomes the message that gradio shows to whoever called."""
-    try:
-        yield
-    except StudioError as error:
-        raise gr.Error(str(error), print_exception=False) from error
-
-
 def _owner(request: gr.Request | None) -> str:
     return owner_of(login_of(request))
 
 
-def _draft(
-    prompt: str,
-    loras: Sequence[str] | None,
-    negative: str,
-    steps: int,
-    guidance: float,
-    width: int,
-    height: int,
-    sampler: str,
-) -> Draft:
-    values: dict[str, Any] = {
-        "prompt": prompt,
-        "negative_prompt": negative or None,
-        "steps": steps or None,
-        "guidance_scale": None if guidance < 0 else guidance,
-        "width": width or None,
-        "height": height or None,
-        "scheduler": sampler or None,
-    }
-    with _told():
-        wanted = tuple(parse_lora(text) for text in loras or ())
-    return Draft({name: value for name, value in values.items() if value is not None}, wanted)
-
-
-def _method(text: str) -> Any:
-    with _told():
-        return parse_composer(check_text("method", text, LONGEST_METHOD))
-
-
-def _counted(draft: Draft, seed: int, count: int) -> list[Draft]:
-    with _told():
-        return counted(draft, count, random.randrange(SEEDS) if seed == -1 else seed)
+def _counted(draft: Draft, count: int) -> list[Draft]:
+    seed = draft.values.get("seed")
+    return counted(draft, count, random.randrange(SEEDS) if seed is None else seed)
 
 
 async def _asked(
@@ -360,17 +293,15 @@ async def _asked(
     drafts: Sequence[Draft],
     labels: Sequence[str],
     kind: str,
-    model: str,
-    wait_seconds: float,
+    said: Mapping[str, Any],
 ) -> dict[str, Any]:
     owner = _owner(request)
+    model = said["model"] or None
 
     def submit() -> str:
-        return worker.submit(owner, drafts, model=model or None, kind=kind, labels=labels)
+        return worker.submit(owner, drafts, model=model, kind=kind, labels=labels)
 
-    with _told():
-        id = await run_in_threadpool(submit)
-    return await _waited(worker, id, owner, wait_seconds)
+    return await _waited(worker, await run_in_threadpool(submit), owner, said["wait_seconds"])
 
 
 async def _waited(worker: Worker, id: str, owner: str, seconds: float, first: int = 1) -> dict[str, Any]:
@@ -391,7 +322,7 @@ async def _waited(worker: Worker, id: str, owner: str, seconds: float, first: in
 def _told_of_job(worker: Worker, id: str, owner: str, first: int) -> dict[str, Any]:
     view = worker.view(id, owner, first=min(max(first - 1, 0), MOST_PICTURES))
     if view is None:
-        raise gr.Error(f"you have no job {shown(id)}", print_exception=False)
+        raise RequestError(f"you have no job {shown(id)}")
     return job_to_dict(view, paths=worker.trust.paths)
 
 

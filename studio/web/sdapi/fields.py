@@ -2,6 +2,14 @@
 
 Front ends send every field they know, most of them at a value that asks for nothing; those are passed over. A field
 that asks for something this studio does not do is refused by name, never ignored.
+
+Fields of a request that A1111 has a name for are mapped by the one table (`studio.drafts.fields`). All others, new ones
+too, ride in our own script, as an object with the names that requests files have:
+
+    "alwayson_scripts": {"LoRA Studio": {"args": ["switch:interval=3", {"reuse": 3, "crop": [0, 64]}]}}
+
+Method, object, or both. What the object says wins over A1111's field, since front ends always send theirs: with
+{"negative_prompt": ""} the empty text is encoded, where A1111's own "" says nothing.
 """
 
 from __future__ import annotations
@@ -9,19 +17,19 @@ from __future__ import annotations
 import difflib
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from composers.registry import methods
-from composers.registry import parse as parse_composer
 from composers.shown import shown
 from pipelines.bounds import LONGEST_NAME, LONGEST_PROMPT, check_text
 from pipelines.errors import RequestError
 from pipelines.request import SEEDS
 from pipelines.schedulers import canonical
 from studio.drafts.draft import Draft, counted
-from studio.drafts.entries import LONGEST_METHOD
+from studio.drafts.entries import read_draft
+from studio.drafts.fields import BY_NAME, FIELDS, Field
 from studio.drafts.picture_file import LARGEST_FILE
 from studio.drafts.plain import check_plain
 
@@ -31,13 +39,21 @@ MOST_SAID = 10_000
 """Values of one field."""
 LONGEST_PICTURE = 4 * LARGEST_FILE // 3 + 100
 """Characters of a picture as base64 text."""
-OUR_SCRIPT = "lora studio"
-"""In `alwayson_scripts`: {"LoRA Studio": {"args": ["switch:interval=3"]}} chooses the method."""
+OUR_SCRIPT = "LoRA Studio"
+"""In `alwayson_scripts`, written in whatever case."""
+USUAL_STRENGTH = 0.75
+"""A1111's, of an initial image."""
 
+_ELSEWHERE = {
+    "prompt": "the field prompt",
+    "seed": "the field seed",
+    "init_image": "the field init_images of /sdapi/v1/img2img",
+}
+"""Fields of a request that A1111's own fields alone say, with all that belongs to them."""
+_MAPPED = tuple(field for field in FIELDS if field.call)
 _READ = (
-    "prompt", "negative_prompt", "seed", "sampler_name", "sampler_index", "scheduler", "steps", "cfg_scale", "width",
-    "height", "batch_size", "n_iter", "denoising_strength", "init_images", "resize_mode", "override_settings",
-    "alwayson_scripts", "send_images", "save_images",
+    *(field.call for field in _MAPPED), "sampler_name", "sampler_index", "scheduler", "batch_size", "n_iter",
+    "init_images", "resize_mode", "override_settings", "alwayson_scripts", "send_images", "save_images",
 )  # fmt: skip
 _INDIFFERENT = (
     "do_not_save_samples", "do_not_save_grid", "override_settings_restore_afterwards", "include_init_images",
@@ -74,7 +90,8 @@ _REFUSED: Mapping[str, tuple[str, tuple[object, ...]]] = {
 """Field -> what it asks for, and the values beside False, None, 0 and nothing at which it asks for nothing."""
 _SCHEDULES = {"automatic": "", "uniform": "", "normal": "", "karras": " Karras", "sgm_uniform": " SGM Uniform",
               "sgm uniform": " SGM Uniform"}  # fmt: skip
-OPTIONS = ("sd_model_checkpoint", "sd_vae", "CLIP_stop_at_last_layers")
+CLIP_SKIP = "CLIP_stop_at_last_layers"
+OPTIONS = ("sd_model_checkpoint", "sd_vae", CLIP_SKIP)
 """The settings that can be changed, for one request or for all that follow."""
 
 
@@ -82,10 +99,12 @@ OPTIONS = ("sd_model_checkpoint", "sd_vae", "CLIP_stop_at_last_layers")
 class Asked:
     """One txt2img or img2img call. draft: of its first picture, whose seed is set; init_image: as base64 text.
 
-    resize: how the initial image is brought to size: 0 stretched, 1 cropped. override: settings for this call.
+    prompt: as it was sent, with its LoRA tags. resize: how the initial image is brought to size: 0 stretched,
+    1 cropped. override: settings for this call.
     """
 
     draft: Draft
+    prompt: str
     count: int
     init_image: str | None
     resize: int
@@ -95,7 +114,7 @@ class Asked:
 
     def drafts(self, init_image: Path | None) -> list[Draft]:
         """One a picture, with rising seeds."""
-        return counted(Draft(self.draft.values, (), init_image), self.count, self.draft.values["seed"])
+        return counted(replace(self.draft, init_image=init_image), self.count, self.draft.values["seed"])
 
 
 def read_asked(body: Mapping[str, Any], *, with_image: bool) -> Asked:
@@ -110,21 +129,14 @@ def read_asked(body: Mapping[str, Any], *, with_image: bool) -> Asked:
         raise RequestError(f"batch_size x n_iter is {shown(count)}; it must lie in 1 … {MOST_AT_ONCE}")
     override = body.get("override_settings") or {}
     check_options(override)
-    seed = _whole(body, "seed", -1)
-    values: dict[str, Any] = {
-        "prompt": _text(body, "prompt", LONGEST_PROMPT),
-        "negative_prompt": _text(body, "negative_prompt", LONGEST_PROMPT) or None,
-        "seed": random.randrange(SEEDS) if seed == -1 else seed,
-        "steps": body.get("steps"),
-        "guidance_scale": body.get("cfg_scale"),
-        "width": body.get("width"),
-        "height": body.get("height"),
-        "scheduler": _scheduler(body),
-        "composer": _method(body),
-        "strength": body.get("denoising_strength", 0.75) if with_image else None,
-    }
+    script = _script(body)
+    _refuse_two_skips(override, script)
+    values = {field.name: _value(field, body, with_image=with_image) for field in _MAPPED}
+    values["scheduler"] = _scheduler(body)
+    said = {name: value for name, value in values.items() if value is not None}
     return Asked(
-        Draft({name: value for name, value in values.items() if value is not None}),
+        Draft({**said, **script.values}, script.wanted),
+        said["prompt"],
         count,
         images[0] if with_image else None,
         _whole(body, "resize_mode", 0),
@@ -151,18 +163,18 @@ def check_options(options: object) -> None:
 
 def clip_skip(options: Mapping[str, Any]) -> int | None:
     """Text-encoder layers to skip: A1111 counts from 1, which skips nothing."""
-    value = options.get("CLIP_stop_at_last_layers")
+    value = options.get(CLIP_SKIP)
     if value in (None, 1):
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise RequestError(f"CLIP_stop_at_last_layers={shown(value)} must be a whole number above 0")
+        raise RequestError(f"{CLIP_SKIP}={shown(value)} must be a whole number above 0")
     return value - 1
 
 
 def _refuse(body: Mapping[str, Any], *, with_image: bool) -> None:
     known = (*_READ, *_INDIFFERENT, *_REFUSED)
     for name, value in body.items():
-        if name in _REFUSED:
+        if name in _REFUSED and name not in _READ:
             what, neutral = _REFUSED[name]
             if value and value not in neutral:
                 raise RequestError(f"{name}={shown(value)}: not offered here ({what}); leave the field out")
@@ -187,23 +199,78 @@ def _scheduler(body: Mapping[str, Any]) -> str | None:
     return canonical(name if not suffix or name.lower().endswith(suffix.lower()) else f"{name}{suffix}")
 
 
-def _method(body: Mapping[str, Any]) -> Any:
+def _value(field: Field, body: Mapping[str, Any], *, with_image: bool) -> Any:
+    """What A1111's own field says; None is nothing. Request judges it."""
+    if field.name == "seed":
+        seed = _whole(body, field.call, -1)
+        return random.randrange(SEEDS) if seed == -1 else seed
+    if field.name == "strength":
+        strength = body.get(field.call) if with_image else None
+        return USUAL_STRENGTH if with_image and strength is None else strength
+    if field.kind in ("prompt", "text"):
+        text = _text(body, field.call, LONGEST_PROMPT if field.kind == "prompt" else LONGEST_NAME)
+        return text if text or field.name == "prompt" else None
+    value = body.get(field.call)
+    return tuple(value) if field.kind == "pair" and isinstance(value, list) else value
+
+
+def _script(body: Mapping[str, Any]) -> Draft:
+    """What our own script says."""
     scripts = body.get("alwayson_scripts") or {}
     if not isinstance(scripts, Mapping):
         raise RequestError("alwayson_scripts must be an object")
+    found = []
     for name, script in scripts.items():
-        if name.lower() != OUR_SCRIPT:
-            if not script or not (isinstance(script, Mapping) and script.get("args")):
-                continue
-            raise RequestError(
-                f"alwayson_scripts: the script {shown(name)} is not here; leave it out. {OUR_SCRIPT.title()!r} takes a "
-                f"method: {', '.join(methods())}"
-            )
         args = script.get("args") if isinstance(script, Mapping) else None
-        if not isinstance(args, list) or len(args) != 1 or not isinstance(args[0], str):
-            raise RequestError(f'alwayson_scripts: {name!r} takes one text, as in ["switch:interval=3"]')
-        return parse_composer(check_text("the method", args[0], LONGEST_METHOD))
-    return None
+        if name.lower() == OUR_SCRIPT.lower():
+            found.append(_read_args(args))
+        elif script and args:
+            raise RequestError(
+                f"alwayson_scripts: the script {shown(name)} is not here; leave it out. {OUR_SCRIPT!r} takes a "
+                f"method: {', '.join(methods())}; and an object with fields of a request"
+            )
+    if len(found) > 1:
+        raise RequestError(
+            f"alwayson_scripts: {OUR_SCRIPT!r} stands there {len(found)} times; once is enough"
+        )
+    return found[0] if found else Draft()
+
+
+def _read_args(args: object) -> Draft:
+    """[method], [object] or [method, object]; the object is read as an entry of a requests file."""
+    where = f"alwayson_scripts: {OUR_SCRIPT}"
+    match args:
+        case [str() as method]:
+            return read_draft({"composer": method}, where)
+        case [dict() as entry]:
+            pass
+        case [str() as method, dict() as entry]:
+            if entry.get("composer") is not None:
+                raise RequestError(f"{where}: the method is given twice; leave composer out of the object")
+            entry = {**entry, "composer": method}
+        case _:
+            raise RequestError(
+                f"{where}: args must be a method, an object with fields of a request, or both, as in "
+                '["switch:interval=3", {"reuse": 3, "text_mode": "first"}]'
+            )
+    for name, place in _ELSEWHERE.items():
+        if name in entry:
+            raise RequestError(
+                f"{where}: {name} is said by {place}; the object takes every other field of a request: "
+                f"{', '.join(other for other in BY_NAME if other not in _ELSEWHERE)}"
+            )
+    return read_draft(entry, where)
+
+
+def _refuse_two_skips(override: Mapping[str, Any], script: Draft) -> None:
+    """Raises RequestError where one call says two clip skips. A1111 counts from 1, we from 0."""
+    counted_from_1 = override.get(CLIP_SKIP)
+    skip = script.values.get("clip_skip")
+    if counted_from_1 is not None and skip is not None and counted_from_1 - 1 != skip:
+        raise RequestError(
+            f"{CLIP_SKIP}={shown(counted_from_1)} skips {counted_from_1 - 1} layers, and clip_skip={shown(skip)} of "
+            f"{OUR_SCRIPT} skips another number; leave one of them out"
+        )
 
 
 def _text(body: Mapping[str, Any], name: str, longest: int = LONGEST_NAME) -> str:

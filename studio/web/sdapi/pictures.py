@@ -62,7 +62,7 @@ async def render(
 def _submit(worker: Worker, owner: str, own: Options, asked: Asked) -> str:
     settings = {**own.values, **asked.override}
     skip = clip_skip(settings)
-    if skip is not None:
+    if skip is not None and "clip_skip" not in asked.draft.values:
         asked = replace(asked, draft=asked.draft.with_value("clip_skip", skip))
     model = settings.get("sd_model_checkpoint")
     vae = settings.get("sd_vae")
@@ -127,8 +127,8 @@ def _info(view: JobView, asked: Asked, texts: list[str]) -> dict[str, Any]:
     negative = first.get("negative_prompt") or ""
     seeds = [record["seed"] for record in records]
     return {
-        "prompt": asked.draft.values["prompt"],
-        "all_prompts": [asked.draft.values["prompt"]] * len(records),
+        "prompt": asked.prompt,
+        "all_prompts": [asked.prompt] * len(records),
         "negative_prompt": negative,
         "all_negative_prompts": [negative] * len(records),
         "seed": seeds[0] if seeds else asked.draft.values["seed"],

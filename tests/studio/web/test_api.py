@@ -10,7 +10,9 @@ import httpx
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from PIL import Image
 
+from studio.drafts.fields import BY_NAME, FIELDS
 from studio.jobs import Trainings
 from studio.web.app import build
 
@@ -34,6 +36,8 @@ EXPECTED = {
     "/methods": [],
 }  # fmt: skip
 """What programs rely on: names are added, never changed."""
+OF_A_REQUEST = {"/compose", "/compare"}
+"""They take every field of a request (`test_request_fields`): those that are not named above come last."""
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +51,10 @@ def test_names_and_parameters_stay_as_they_are(program: Client) -> None:
         name: [parameter["parameter_name"] for parameter in endpoint["parameters"]]
         for name, endpoint in told["named_endpoints"].items()
     }
+    for name in OF_A_REQUEST:
+        rest = {field.argument for field in FIELDS} - {"method"} | set(EXPECTED[name])
+        assert set(found[name]) == rest, name
+        found[name] = found[name][: len(EXPECTED[name])]
     assert found == EXPECTED
     assert told["unnamed_endpoints"] == {}
 
@@ -75,6 +83,34 @@ def test_a_mix_is_composed_and_its_picture_fetched(
     assert told["program"] == "LoRA Studio"
     assert [row["adapter"] for row in told["settings"]["adapters"]] == ["fox", "hat"]
     assert (told["model"], told["missing"]) == (running.model, [])
+
+
+def test_a_picture_starts_from_an_uploaded_one(program: Client, client: httpx.Client, tmp_path: Path) -> None:
+    file = tmp_path / "red.png"
+    Image.new("RGB", (32, 32), "red").save(file)
+    said = {"init_image": handle_file(str(file)), "strength": 0.5, "crop": [0, 64], "text_mode": "first"}
+    job = program.predict("a fox", ["fox", "hat"], **{**SMALL, "steps": 4}, **said, api_name="/compose")
+    assert job["state"] == "done", job["error"]
+    record = job["pictures"][0]["record"]
+    assert (record["strength"], record["executed_steps"]) == (0.5, 2)
+    assert (record["crop"], record["text_mode"]) == ([0, 64], "first")
+    for path in ("/etc/passwd", str(file)):
+        for other in ({}, {"meta": {"_type": "gradio.FileData"}}):
+            body = {"prompt": "a fox", "init_image": {"path": path, **other}, "wait_seconds": 0}
+            event = client.post("/gradio_api/call/v2/compose", json=body).json()["event_id"]
+            told = client.get(f"/gradio_api/call/compose/{event}").text
+            assert "event: error" in told
+            assert "is not yours" in told
+
+
+def test_the_last_of_a_list_of_arguments_may_be_left_out(client: httpx.Client) -> None:
+    """Whoever wrote all arguments of an older server need not write those that came since."""
+    older = ["a fox", ["fox"], "", "merge", 7, 2, -1, 32, 32, "", 1, "", 30]
+    [job] = client.post("/gradio_api/run/compose", json={"data": older}).json()["data"]
+    assert (job["state"], job["pictures"][0]["seed"]) == ("done", 7)
+    refused = client.post("/gradio_api/run/compose", json={"data": []})
+    assert refused.status_code == 500
+    assert "prompt=None must be text" in refused.json()["error"]
 
 
 def test_the_readmes_example_runs(running: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,3 +178,8 @@ def test_mcp_clients_are_offered_the_same_functions(client: httpx.Client) -> Non
     assert {f"/{tool['name']}" for tool in schema} == set(EXPECTED)
     [compose] = [tool for tool in schema if tool["name"] == "compose"]
     assert "mix of LoRAs" in compose["description"]
+    properties = compose["inputSchema"]["properties"]
+    assert {field.argument for field in FIELDS} <= set(properties)
+    assert properties["reuse"]["description"].startswith(f"{BY_NAME['reuse'].knob.help} 0 leaves")
+    assert properties["cut"]["enum"] == ["", *BY_NAME["cut"].knob.choices]
+    assert compose["inputSchema"]["required"] == ["prompt"]

@@ -105,6 +105,32 @@ def test_our_methods_are_a_script(client: httpx.Client) -> None:
     assert "Composition: switch:interval=1" in answer["info"].replace('\\"', "")
 
 
+def test_our_script_takes_an_object_and_the_prompt_is_told_as_it_was_sent(client: httpx.Client) -> None:
+    said = {"reuse": 2, "text_mode": "first", "adapters": {"hat": 0.5}, "clip_skip": 1}
+    script = {"LoRA Studio": {"args": ["composite", said]}}
+    prompt = "a fox <lora:fox:0.5>"
+    answer = client.post(
+        "/sdapi/v1/txt2img", json={"prompt": prompt, "alwayson_scripts": script, **SMALL, "save_images": True}
+    )
+    assert answer.status_code == 200, answer.text
+    info = json.loads(answer.json()["info"])
+    assert (info["prompt"], info["all_prompts"], info["clip_skip"]) == (prompt, [prompt], 2)
+    told = client.post("/sdapi/v1/png-info", json={"image": answer.json()["images"][0]}).json()
+    request = json.loads(told["items"]["lora-studio"])["request"]
+    assert (request["reuse"], request["text_mode"], request["clip_skip"]) == (2, "first", 1)
+    assert [use["adapter"] for use in request["adapters"]] == ["hat", "fox"]
+
+
+def test_our_script_wins_over_an_option_that_is_set(client: httpx.Client) -> None:
+    assert client.post("/sdapi/v1/options", json={"CLIP_stop_at_last_layers": 2}).status_code == 200
+    script = {"LoRA Studio": {"args": [{"clip_skip": 0}]}}
+    content = client.post(
+        "/sdapi/v1/txt2img", json={"prompt": "a", "alwayson_scripts": script, **SMALL}
+    ).json()
+    assert json.loads(content["info"])["clip_skip"] == 1
+    assert client.post("/sdapi/v1/options", json={"CLIP_stop_at_last_layers": 1}).status_code == 200
+
+
 def test_progress_and_interrupt(running: Any, client: httpx.Client) -> None:
     answers: list[httpx.Response] = []
     body = {"prompt": "a fox", "width": 32, "height": 32, "steps": 900}

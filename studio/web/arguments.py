@@ -1,0 +1,169 @@
+"""The arguments of functions for programs that ask for pictures, made from the one table of a request's fields.
+
+A new field of Request is an argument by its own name. It follows those that programs give by place (`FIRST`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import gradio as gr
+
+from composers.plan import Composer
+from composers.registry import parse as parse_composer
+from composers.registry import spell
+from pipelines.bounds import check_text
+from pipelines.errors import RequestError
+from studio.drafts.draft import Draft, Wanted
+from studio.drafts.entries import LONGEST_METHOD
+from studio.drafts.fields import FIELDS, Field, Kind
+from studio.drafts.flags import parse_lora
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+FIRST = (
+    "prompt", "loras", "methods", "negative_prompt", "method", "seed", "steps", "guidance_scale", "width", "height",
+    "sampler", "count", "model", "wait_seconds",
+)  # fmt: skip
+"""Programs give these by place, in this order. All other arguments follow, so nothing is ever added here."""
+_WORDS = {
+    "prompt": "What to draw; <lora:name:0.8> tags and (word:1.2) weights are understood.",
+    "loras": 'Names with strengths, as in ["nilo-fox=0.8", "kimono"]; see `library`.',
+    "method": "How the LoRAs are combined, as in switch:interval=3; see `methods`.",
+}
+"""What functions of ours say better than the table."""
+_TYPES: Mapping[Kind, Any] = {
+    "whole": int,
+    "real": float,
+    "truth": bool,
+    "pair": list[int],
+    "mix": list[str],
+    "picture": dict[str, Any],
+}
+"""Of the values of a field as JSON holds them; those of all other kinds are texts."""
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument. type: its annotation. default: `inspect.Parameter.empty` where it must be given."""
+
+    name: str
+    type: Any
+    help: str
+    default: Any = inspect.Parameter.empty
+
+
+def with_fields(*own: Argument, without: Collection[str] = ()) -> Callable[[Function], Function]:
+    """Tells everybody who asks that a function takes the fields of a request, arguments of its own, and `request`.
+
+    The function takes them by name. own: an argument with a field's name stands in that one's place. without: names of
+    fields that it does not take. Gradio, MCP and `studio.web.api.checked` read signature, annotations and docstring;
+    the docstring brings the summary, and what is returned.
+    """
+    named = {argument.name: argument for argument in (*map(_argument, FIELDS), *own)}
+    arguments = sorted((one for one in named.values() if one.name not in without), key=_place)
+    parameters = [_parameter(one.name, one.type, one.default) for one in arguments]
+    parameters.append(_parameter("request", gr.Request | None, None))
+
+    def told(function: Function) -> Function:
+        returned = inspect.get_annotations(function, eval_str=True)["return"]
+        function.__annotations__ = {
+            **{parameter.name: parameter.annotation for parameter in parameters},
+            "return": returned,
+        }
+        function.__signature__ = inspect.Signature(parameters, return_annotation=returned)  # type: ignore[attr-defined]
+        summary, _, returns = (inspect.getdoc(function) or "").partition("Returns:")
+        lines = "".join(f"    {argument.name}: {argument.help}\n" for argument in arguments)
+        function.__doc__ = f"{summary}Args:\n{lines}\nReturns:{returns}"
+        return function
+
+    return told
+
+
+def _parameter(name: str, kind: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=kind)
+
+
+def _place(argument: Argument) -> int:
+    return FIRST.index(argument.name) if argument.name in FIRST else len(FIRST)
+
+
+def _argument(field: Field) -> Argument:
+    default = _default(field)
+    help = _WORDS.get(field.argument) or f"{field.knob.help}{_left_out(field)}"
+    return Argument(field.argument, _type(field, default), help, default)
+
+
+def _default(field: Field) -> Any:
+    if field.setting.default is dataclasses.MISSING:
+        return inspect.Parameter.empty
+    if isinstance(field.default, Composer):
+        return spell(field.default)
+    if field.kind == "mix":
+        return None
+    return list(field.empty) if isinstance(field.empty, tuple) else field.empty
+
+
+def _type(field: Field, default: Any) -> Any:
+    if field.kind == "choice":
+        literal: Any = Literal
+        return literal[(*([""] if field.optional else []), *field.knob.choices)]
+    kind = _TYPES.get(field.kind, str)
+    return kind | None if default is None else kind
+
+
+def _left_out(field: Field) -> str:
+    """What its default means, where the default is no value of the field."""
+    if not field.optional:
+        return ""
+    empty = {"": "Empty", None: "null"}.get(field.empty, field.empty)
+    return f" {f'{empty:g}' if isinstance(empty, float) else empty} leaves it out."
+
+
+def draft_of(said: Mapping[str, Any]) -> Draft:
+    """What the arguments of the fields say of a picture. Raises RequestError, ComposerError and PromptError."""
+    values: dict[str, Any] = {}
+    wanted: tuple[Wanted, ...] = ()
+    init_image = None
+    for field in FIELDS:
+        value: Any = said.get(field.argument)
+        if not _says_something(field, value):
+            continue
+        if field.kind == "mix":
+            wanted = tuple(map(parse_lora, value))
+        elif field.kind == "picture":
+            init_image = uploaded(field.argument, value)
+        elif field.kind == "method":
+            values[field.name] = method_of(value)
+        else:
+            values[field.name] = tuple(value) if field.kind == "pair" else value
+    return Draft(values, wanted, init_image)
+
+
+def _says_something(field: Field, value: Any) -> bool:
+    """A number below its range says nothing where no number need be given, as guidance_scale=-1."""
+    if value is None or (value == field.empty and field.setting.default is not dataclasses.MISSING):
+        return False
+    low = field.knob.low
+    return not (field.kind == "real" and field.optional and low is not None and value < low)
+
+
+def method_of(text: str) -> Composer:
+    """Raises RequestError and ComposerError."""
+    return parse_composer(check_text("method", text, LONGEST_METHOD))
+
+
+def uploaded(name: str, value: object) -> Path:
+    """The file that an argument names, which the door has found to be its sender's (`studio.web.door.files`).
+
+    Raises RequestError.
+    """
+    path = value.get("path") if isinstance(value, dict) else None
+    if not isinstance(path, str):
+        raise RequestError(f"{name} must be an uploaded file, as gradio_client.handle_file gives it")
+    return Path(path)
