@@ -139,8 +139,8 @@ def take_tags(text: str) -> tuple[str, tuple[LoraTag, ...]]:
     """A prompt -> the prompt without its adapter tags, and the tags in order.
 
     Commas and white space around a tag are tidied; a text without tags comes back as it is, and so does
-    every other `<…>`. Raises PromptError for a malformed tag, for `<hypernet:…>`, and for more tags than a picture may
-    have adapters.
+    every other `<…>`. Raises PromptError for a malformed tag, for `<hypernet:…>`, for a tag within another, and for
+    more tags than a picture may have adapters.
     """
     kept = ""
     tags: list[LoraTag] = []
@@ -154,7 +154,14 @@ def take_tags(text: str) -> tuple[str, tuple[LoraTag, ...]]:
         kept = _seam(kept, between) if tags and between.strip(_SEPARATORS) else kept + between
         tags.append(_read(match))
         end = match.end()
-    return (_seam(kept, text[end:]) if tags else text), tuple(tags)
+    if not tags:
+        return text, ()
+    kept = _seam(kept, text[end:])
+    if (left := _TAG.search(kept)) is not None:  # what is read once is never read again
+        raise PromptError(
+            f"a tag stands within another, around {_shortened(left[0])}; write them one after the other"
+        )
+    return kept, tuple(tags)
 
 
 def write_tag(use: Use) -> str:

@@ -245,6 +245,12 @@ def test_block_lists_that_mean_nothing_are_refused(lbw: str) -> None:
         tag.use()
 
 
+def test_what_is_read_once_is_read_for_good() -> None:
+    """No text makes another adapter of what is left of it."""
+    with pytest.raises(PromptError, match="within another"):
+        take_tags("a <lo<lora:a:1>ra:b:1>")
+
+
 def test_a_bare_tag_says_no_strength() -> None:
     _, (bare, said) = take_tags("<lora:fox> <lora:hat:1>")
     assert (bare.bare, said.bare) == (True, False)
