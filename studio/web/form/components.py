@@ -47,7 +47,8 @@ def control(field: Field, nothing: str = OWN, **look: Any) -> Any:
     if field.kind == "truth":
         return gr.Checkbox(**look)
     if field.optional and field.kind != "prompt" and look["info"] == own.help:
-        look["info"] = f"{own.help} {'Empty' if shown(field, None) == '' else field.empty}: {nothing}."
+        empty = f"{field.empty:g}" if field.kind in ("whole", "real") else "Empty"
+        look["info"] = f"{own.help} {empty}: {nothing}."
     return _number(field, look) if field.kind in ("whole", "real") else gr.Textbox(**look)
 
 
