@@ -43,6 +43,8 @@ class Form:
     count: int = 1
     vae: str = ""
 
+    __hash__ = None  # type: ignore[assignment]  # as of its mappings; gradio tells states apart by it
+
     def said(self, name: str) -> Any:
         """The value of a field; None where nothing is said."""
         return self.values.get(name)

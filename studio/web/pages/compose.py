@@ -68,13 +68,15 @@ def add(desk: Desk, strip: gr.HTML) -> tuple[Fields, Viewer, gr.Button]:
         )
         return controls[name]
 
-    def pairs_of(place: Place) -> None:
-        """The controls of a place, two beside each other."""
-        names = [field.name for field in VALUES if field.place == place]
-        for start in range(0, len(names), 2):
-            with gr.Row():
-                for name in names[start : start + 2]:
-                    shown(name)
+    def all_of(place: Place) -> None:
+        """The controls of a place: two beside each other, and three of those for pairs of numbers."""
+        fields = [field for field in VALUES if field.place == place]
+        for pairs, abreast in ((False, 2), (True, 3)):
+            names = [field.name for field in fields if (field.kind == "pair") == pairs]
+            for start in range(0, len(names), abreast):
+                with gr.Row():
+                    for name in names[start : start + abreast]:
+                        shown(name)
 
     with gr.Row(equal_height=False):
         with gr.Column(scale=6, min_width=340):
@@ -108,9 +110,9 @@ def add(desk: Desk, strip: gr.HTML) -> tuple[Fields, Viewer, gr.Button]:
             method_settings.add(desk, method, method_values, states.structure)
             cost = gr.HTML(container=False, elem_id="cost")
             with gr.Accordion("Size, steps, sampler", open=False):
-                pairs_of("sampling")
+                all_of("sampling")
             with gr.Accordion("Advanced", open=False):
-                pairs_of("advanced")
+                all_of("advanced")
                 vae = gr.Dropdown(
                     [OWN_VAE],
                     value="",

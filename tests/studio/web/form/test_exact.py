@@ -70,7 +70,7 @@ def page() -> Fields:
         return Fields(
             {field.name: control(field) for field in VALUES},
             gr.Radio(list(methods())), gr.State({}), gr.State(()), gr.State(0), gr.Image(type="filepath"),
-            gr.Slider(1, 16, 1), gr.Textbox(), gr.State(Form()),
+            gr.Slider(1, 16, 1), gr.Dropdown(["", "soft"], value=""), gr.State(Form()),
         )  # fmt: skip
 
 

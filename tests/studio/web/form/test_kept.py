@@ -129,7 +129,8 @@ def test_what_cannot_be_read_is_told_and_the_form_begins_anew(own: Home, broken:
     [
         ("seed", "x"), ("seed", [1]), ("prompt", None), ("prompt", 5), ("scheduler", "Eule"), ("width", 1e9),
         ("width", 10**400), ("cut", "shallow"), ("crop", [1, 2, 3]), ("crop", {"a": 1}), ("strength", None),
-        ("guidance_scale", "7"), ("composer", "switch"), ("adapters", {"fox": 1}), ("init_image", "/etc/passwd"), ("glow", 3),
+        ("guidance_scale", "7"), ("composer", "switch"), ("adapters", {"fox": 1}), ("init_image", "/etc/passwd"),
+        ("glow", 3),
     ],
 )  # fmt: skip
 def test_a_value_of_another_version_is_told_and_left_out(own: Home, name: str, value: object) -> None:
