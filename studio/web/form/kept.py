@@ -171,7 +171,7 @@ def _values(plain: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         if is_proper(fields[name], read):
             found[name] = read
         else:
-            notes.append(f"{fields[name].knob.label} was left out: {shown(value)} is none in this version.")
+            notes.append(f"{fields[name].knob.label} {shown(value)} means nothing here, so it was left out.")
     return found
 
 

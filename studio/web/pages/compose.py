@@ -13,7 +13,7 @@ from studio.drafts.fields import BY_NAME, Place
 from studio.jobs.inputs import with_kept_input
 from studio.web.door.events import login_of
 from studio.web.form import mix
-from studio.web.form.components import Fields, control
+from studio.web.form.components import OWN, Fields, control
 from studio.web.form.form import OWN_METHOD, VALUES, Form, composed, left_out, row_sweep
 from studio.web.form.job_file import FILE, job_file, written
 from studio.web.form.kept import kept
@@ -26,7 +26,7 @@ from studio.web.parts.submit import asker, with_example
 from studio.web.parts.summary import Summary
 from studio.web.parts.vocabulary import VocabularyPanel
 
-OWN_VAE = ("the model's own", "")
+OWN_VAE = (OWN, "")
 NOTHING = {
     "seed": "a new one each time",
     "reuse": "off",
@@ -63,9 +63,7 @@ def add(desk: Desk, strip: gr.HTML) -> tuple[Fields, Viewer, gr.Button]:
     controls: dict[str, Any] = {}
 
     def shown(name: str, **look: Any) -> Any:
-        controls[name] = control(
-            BY_NAME[name], **({"nothing": NOTHING[name]} if name in NOTHING else {}), **look
-        )
+        controls[name] = control(BY_NAME[name], NOTHING.get(name, OWN), **look)
         return controls[name]
 
     def all_of(place: Place) -> None:

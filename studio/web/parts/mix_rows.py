@@ -115,7 +115,7 @@ def _row(
         ):
             with gr.Row():
                 text = gr.Textbox(
-                    "" if row.text_weight is None else f"{row.text_weight:g}",
+                    _written(row.text_weight),
                     label="Text-encoder strength",
                     interactive=True,
                     placeholder="as strength",
@@ -196,6 +196,14 @@ def _row(
         show_progress="hidden",
         api_visibility="private",
     )
+
+
+def _written(strength: float | None) -> str:
+    """As `_strength` reads it."""
+    if strength is None:
+        return ""
+    short = f"{strength:g}"
+    return short if float(short) == strength else repr(strength)
 
 
 def _strength(text: str) -> float | None:
