@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from playwright.sync_api import Route, expect
+
+from studio.pictures.metadata import read_picture
 
 pytestmark = pytest.mark.browser
 
@@ -92,6 +96,47 @@ def test_a_normalised_mix_says_so_in_its_record_and_becomes_a_job_file(studio: A
     assert content["jobs"] == [{"seed": 31}]
     assert content["defaults"]["steps"] == 3
     assert [use["weight"] for use in content["defaults"]["adapters"]] == [0.5, 0.5]
+
+
+def test_a_dropped_picture_brings_back_every_setting(studio: Any, until: Callable[..., None]) -> None:
+    page = studio.page
+    studio.write("a panda <lora:kimono:0.7:lbw=OUTALL:step=1@0,0.5@2>")
+    studio.add("panda")
+    studio.steps(3)
+    page.get_by_role("button", name="Advanced").click()
+    studio.number("seed", 9007199254740991)
+    studio.number("reuse", 2)
+    studio.number("clip-skip", 0)
+    studio.choose("text-mode", "first")
+    for label, pair in (("Original size", "100, 90"), ("Crop", "5,7"), ("Target size", "64x96")):
+        page.get_by_label(label).fill(pair)
+
+    def drawn() -> Path:
+        before = len(studio.server.pictures())
+        studio.generate()
+        until(lambda: len(studio.server.pictures()) > before)
+        return Path(studio.server.pictures()[-1])
+
+    made = drawn()
+    page.locator("#clear-form").click()
+    expect(page.get_by_label("Crop")).to_have_value("0,0")
+    expect(page.locator("#seed input")).to_have_value("-1")
+    studio.tab("Gallery")
+    page.locator("#drop input[type=file]").set_input_files(made)
+    expect(page.locator("#prompt textarea")).to_have_value("a panda")
+    expect(studio.rows).to_have_count(2)
+    studio.tab("Compose")
+    expect(page.get_by_label("Target size")).to_have_value("64,96")
+    expect(page.locator("#reuse input")).to_have_value("2")
+    first, again = read_picture(made), read_picture(drawn())
+    assert replace(first.draft, where=again.draft.where) == again.draft
+    assert (first.draft.values["crop"], first.draft.values["clip_skip"]) == ((5, 7), 0)
+    assert [use["weight"] for use in first.record["adapters"]] == [
+        use["weight"] for use in again.record["adapters"]
+    ]
+    page.get_by_label("Crop").fill("5")
+    studio.generate()
+    studio.says("must be two whole numbers, as in 1024,768")
 
 
 def test_ones_own_checkpoint_is_found_chosen_and_loaded(studio: Any, tmp_path: Path, sd_folder: Path) -> None:

@@ -382,8 +382,19 @@ def test_a_form_comes_back_as_it_stood(old: Home) -> None:
     late = Wanted("glow", 1.0, blocks=(("mid_block", 0.5),), schedule=Schedule(((0.5, 0.0),)), band="low")
     assert reopened(0, None, old) == PutBack(
         Form(
-            prompt="a fox <lora:castle:0.5:lbw=OUTALL>, ünder the sun",
-            negative="rain",
+            values={
+                "prompt": "a fox <lora:castle:0.5:lbw=OUTALL>, ünder the sun",
+                "negative_prompt": "rain",
+                "seed": 7,
+                "steps": 12,
+                "guidance_scale": 4.5,
+                "width": 64,
+                "height": 96,
+                "scheduler": "DPM++ 2M Karras",
+                "guidance_rescale": 0.2,
+                "clip_skip": 1,
+                "strength": 0.4,
+            },
             method="switch",
             method_values={"interval": 3, "convention": "code"},
             rows=(
@@ -391,16 +402,7 @@ def test_a_form_comes_back_as_it_stood(old: Home) -> None:
                 mix.Row("coat", on=False, weight=-1.0, preset="style"),
                 mix.Row("glow", weight=0.4, preset=mix.CUSTOM, before=0.8, wanted=late),
             ),
-            seed=7,
             count=3,
-            steps=12,
-            guidance=4.5,
-            width=64,
-            height=96,
-            scheduler="DPM++ 2M Karras",
-            rescale=0.2,
-            clip_skip=1,
-            strength=0.4,
         ),
         "tiny-sdxl",
     )
@@ -408,7 +410,7 @@ def test_a_form_comes_back_as_it_stood(old: Home) -> None:
 
 
 def test_a_form_belongs_to_whoever_was_logged_in(old: Home) -> None:
-    assert reopened(2, "ann", old) == PutBack(Form(prompt="of ann"), "tiny-sd")
+    assert reopened(2, "ann", old) == PutBack(Form({"prompt": "of ann"}), "tiny-sd")
     assert reopened(2, None, old) is None
 
 

@@ -1,103 +1,200 @@
-"""The Compose form's components, by name: what a handler got becomes a Form, and a Form what a handler returns."""
+"""The Compose form's components: made from the table of fields, read as a Form, and filled from one.
+
+A control is coarser than a value: "" and None look alike, and sliders round. So the page holds the form that was
+brought to it (by a picture, or by the browser), and a control that still shows it gives its value back, exactly.
+"""
 
 from __future__ import annotations
 
+import filecmp
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from pipelines.request import MOST
+from pipelines.schedulers import MODEL_OWN, canonical, scheduler_names
 from studio.drafts.draft import HIGHEST_SEED
-from studio.web.form.form import OWN, Form, real, whole
+from studio.drafts.fields import BY_NAME, Field
+from studio.web.form.form import OWN_METHOD, Form, real, whole
+
+OWN = "the model's own"
+
+
+def control(field: Field, nothing: str = OWN, **look: Any) -> Any:
+    """The control of a field. nothing: what it means where nothing is said. look: what else the component takes."""
+    own = field.knob
+    look = {
+        "value": shown(field, None),
+        "label": own.label,
+        "info": own.help,
+        "elem_id": field.name.replace("_", "-"),
+        "min_width": 150,
+        **look,
+    }
+    if field.kind == "scheduler":
+        choices = [
+            (nothing, ""),
+            ("the checkpoint's", MODEL_OWN),
+            *((name, name) for name in scheduler_names()),
+        ]
+        return gr.Dropdown(choices, **look)
+    if field.kind == "choice" or (field.kind == "truth" and field.optional):
+        choices = [(name, name) for name in own.choices or ("true", "false")]
+        return gr.Dropdown([(nothing, ""), *choices] if field.optional else choices, **look)
+    if field.kind == "truth":
+        return gr.Checkbox(**look)
+    if field.optional and field.kind != "prompt" and look["info"] == own.help:
+        empty = f"{field.empty:g}" if field.kind in ("whole", "real") else "Empty"
+        look["info"] = f"{own.help} {empty}: {nothing}."
+    return _number(field, look) if field.kind in ("whole", "real") else gr.Textbox(**look)
+
+
+def _number(field: Field, look: dict[str, Any]) -> Any:
+    """A slider where the range is short, or a usual one is known."""
+    own = field.knob
+    low = field.empty if field.optional and own.low is not None else own.low
+    step, precision = (1, 0) if field.kind == "whole" else (0.05, None)
+    most = field.most or (1 if (low, own.high) == (0, 1) else None)
+    if low is not None and most is not None:
+        return gr.Slider(low, most, step=step, precision=precision, **look)
+    # without an end: gradio refuses what lies beyond at every key, and Request says what may stand there
+    return gr.Number(minimum=low, precision=precision, **look)
+
+
+def shown(field: Field, value: Any) -> Any:
+    """What the field's control shows of a value; None stands for nothing said."""
+    if value is None:
+        value = field.empty
+    if field.kind == "scheduler":
+        return canonical(value) if value else ""
+    if field.kind == "pair" or (field.kind == "truth" and field.optional):
+        return "" if value is None else field.write(value)
+    return _lines(value) if isinstance(value, str) else value
+
+
+def _lines(text: str) -> str:
+    """As a browser ends lines."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _shows(field: Field, held: Any, value: Any) -> bool:
+    """Whether a control shows the value (None: nothing said). Large numbers come back rounded from a browser."""
+    if held is None:
+        return value is None
+    own = shown(field, value)
+    if isinstance(own, str):
+        return isinstance(held, str) and _lines(held) == own
+    if isinstance(own, bool) or isinstance(held, bool) or not isinstance(held, int | float):
+        return bool(held == own)
+    return abs(held) < MOST and float(held) == float(own)
+
+
+def _said(field: Field, held: Any) -> Any:
+    """The value that stands in a control; None where it says nothing. Raises RequestError."""
+    if _shows(field, held, None):
+        return None
+    if field.kind == "whole":
+        return whole(held, field.name, -HIGHEST_SEED, HIGHEST_SEED)
+    if field.kind == "real":
+        return real(held, field.name, -MOST, MOST)
+    if field.kind == "truth" and not field.optional:
+        return bool(held)
+    text = str(held)
+    if not text.strip():
+        return None
+    return field.read(text) if field.kind in ("pair", "truth") else text
 
 
 @dataclass(frozen=True)
 class Fields:
-    """The form's components. read: what a handler got, as a Form; filled: a Form, as what a handler returns."""
+    """The form's components. controls: those of the fields in `form.VALUES`, by name; a field without one rides along
+    unseen. brought: holds the form that was brought to the page."""
 
-    prompt: gr.Textbox
-    negative: gr.Textbox
+    controls: Mapping[str, Any]
     method: gr.Radio
     method_values: gr.State
     rows: gr.State
     structure: gr.State
-    seed: gr.Number
-    count: gr.Slider
-    steps: gr.Slider
-    guidance: gr.Number
-    width: gr.Number
-    height: gr.Number
-    scheduler: gr.Dropdown
-    rescale: gr.Slider
-    clip_skip: gr.Number
     init_image: gr.Image
-    strength: gr.Slider
+    count: gr.Slider
     vae: gr.Dropdown
+    brought: gr.State
 
     @property
     def components(self) -> set[Any]:
-        return set(vars(self).values())
+        others = {component for name, component in vars(self).items() if name != "controls"}
+        return {*self.controls.values(), *others}
+
+    @property
+    def prompt(self) -> Any:
+        return self.controls["prompt"]
 
     def read(self, got: Mapping[Any, Any]) -> Form:
-        """Raises RequestError for what is no number where one must stand."""
-
-        def count(component: gr.Number | gr.Slider, what: str, empty: int = 0) -> int:
-            value = got[component]
-            return whole(empty if value is None else value, what, -1, HIGHEST_SEED)
-
-        def number(component: gr.Number | gr.Slider, what: str, empty: float = 0.0) -> float:
-            value = got[component]
-            return real(empty if value is None else value, what, -1e6, 1e6)
-
+        """What a handler got, as a Form. Raises RequestError for what cannot be read."""
+        brought: Form = got[self.brought]
+        values = dict(brought.values)
+        for name, component in self.controls.items():
+            field, held = BY_NAME[name], got[component]
+            if not _shows(field, held, values.get(name)):
+                values[name] = _said(field, held)
+                if values[name] is None:
+                    del values[name]
+        method, settings = got[self.method], got[self.method_values]
+        if (method, settings) == (brought.method or OWN_METHOD, brought.method_values):
+            method = brought.method
         return Form(
-            prompt=got[self.prompt] or "",
-            negative=got[self.negative] or "",
-            method=got[self.method],
-            method_values=got[self.method_values],
+            values=values,
+            method=method,
+            method_values=settings,
             rows=tuple(got[self.rows]),
-            seed=count(self.seed, "seed", -1),
-            count=count(self.count, "pictures", 1),
-            steps=count(self.steps, "steps"),
-            guidance=number(self.guidance, "guidance scale", -1),
-            width=count(self.width, "width"),
-            height=count(self.height, "height"),
-            scheduler=got[self.scheduler] or OWN,
-            rescale=number(self.rescale, "guidance rescale"),
-            clip_skip=count(self.clip_skip, "clip skip"),
-            init_image=got[self.init_image],
-            strength=number(self.strength, "strength", Form.strength),
+            init_image=_picture(got[self.init_image], brought.init_image),
+            count=whole(1 if got[self.count] is None else got[self.count], "pictures", -1, HIGHEST_SEED),
             vae=got[self.vae] or "",
         )
 
     def filled(
         self, form: Form, structure: int, lend: Callable[[Path], Path] | None = None
     ) -> dict[Any, Any]:
-        """What puts a form on the page. structure: the state's present number.
+        """A Form, as what a handler returns to put it on the page. structure: the state's present number.
 
-        lend: makes a copy of the initial picture that the page may show, since the home's own it may not. Without it
-        no picture is put there. Raises RequestError.
+        lend: makes a copy of the initial picture that the page may show, since the home's own it may not. Without it,
+        and where its file is gone, there is no picture. Raises RequestError.
         """
         image = Path(form.init_image) if form.init_image else None
-        shown = lend(image) if lend is not None and image is not None and image.is_file() else None
+        lent = lend(image) if lend is not None and image is not None and image.is_file() else None
+        if lent is None:
+            form = replace(form, init_image=None)
         return {
-            self.prompt: form.prompt,
-            self.negative: form.negative,
-            self.method: form.method,
+            **{one: _filled(BY_NAME[name], form.said(name)) for name, one in self.controls.items()},
+            self.method: form.method or OWN_METHOD,
             self.method_values: dict(form.method_values),
             self.rows: form.rows,
             self.structure: structure + 1,
-            self.seed: form.seed,
+            self.init_image: None if lent is None else str(lent),
             self.count: form.count,
-            self.steps: form.steps,
-            self.guidance: form.guidance,
-            self.width: form.width,
-            self.height: form.height,
-            self.scheduler: form.scheduler,
-            self.rescale: form.rescale,
-            self.clip_skip: form.clip_skip,
-            self.init_image: None if shown is None else str(shown),
-            self.strength: form.strength,
             self.vae: form.vae,
+            self.brought: form,
         }
+
+    def with_seed(self, seed: int, brought: Form) -> dict[Any, Any]:
+        """What puts a seed on the page."""
+        return {self.controls["seed"]: seed, self.brought: brought.saying(seed=seed)}
+
+
+def _filled(field: Field, value: Any) -> Any:
+    """What a control is given; a slider reaches as far as its value."""
+    own = shown(field, value)
+    return own if field.most is None else gr.update(value=own, maximum=max(field.most, own))
+
+
+def _picture(held: str | None, brought: str | None) -> str | None:
+    """The file of the initial picture: the brought one's own where the page shows its copy."""
+    if held is None or brought is None:
+        return held
+    try:
+        return brought if filecmp.cmp(held, brought, shallow=False) else held
+    except OSError:
+        return held

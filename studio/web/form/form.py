@@ -8,66 +8,99 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from composers.plan import Composer
 from composers.registry import build, settings_of
 from composers.registry import methods as all_methods
 from composers.shown import shown
 from pipelines.bounds import STRONGEST
-from pipelines.errors import RequestError
-from pipelines.request import SEEDS
-from pipelines.text.tags import take_tags
+from pipelines.errors import RequestError, StudioError
+from pipelines.request import SEEDS, Request
 from studio.drafts.draft import Draft, check_count, counted
+from studio.drafts.fields import BY_NAME, FIELDS, Field
 from studio.web.form import methods, mix
 
-OWN = "the model's own"
 MOST_COMPARED = 500
 """Pictures of one comparison or one sweep."""
+VALUES: tuple[Field, ...] = tuple(one for one in FIELDS if one.kind not in ("mix", "method", "picture"))
+"""The fields whose values stand in `Form.values`."""
+OWN_METHOD: str = BY_NAME["composer"].default.name
+"""Of a request that names none."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """What stands in the form. steps, guidance, width, height: 0 or below means the model's own; vae: "" does."""
+    """What stands in the form.
 
-    prompt: str = ""
-    negative: str = ""
-    method: str = "merge"
+    values: what is said, by the names of Request's fields; the mix, the method and the initial picture stand beside
+    it. method: "" says nothing, which is Request's own. vae: "" is the model's own.
+    """
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    method: str = ""
     method_values: Mapping[str, object] = field(default_factory=dict)
     rows: mix.Rows = ()
-    seed: int = -1
-    count: int = 1
-    steps: int = 0
-    guidance: float = -1.0
-    width: int = 0
-    height: int = 0
-    scheduler: str = OWN
-    rescale: float = 0.0
-    clip_skip: int = 0
     init_image: str | None = None
-    strength: float = 0.8
+    count: int = 1
     vae: str = ""
+
+    __hash__ = None  # type: ignore[assignment]  # as of its mappings; gradio tells states apart by it
+
+    def said(self, name: str) -> Any:
+        """The value of a field; None where nothing is said."""
+        return self.values.get(name)
+
+    def saying(self, **values: Any) -> Form:
+        """The same form with these values."""
+        return replace(self, values={**self.values, **values})
+
+    @property
+    def prompt(self) -> str:
+        """As it is written, with its tags."""
+        return str(self.said("prompt") or "")
 
 
 def draft_of(form: Form) -> Draft:
-    """The form as a job asks for it; its seed may be drawn later. Raises StudioError for settings of a method."""
-    if form.method not in all_methods():
-        build(shown(form.method), {})  # which says what methods there are
-    tags = mix.preset_tags(form.rows)
-    values: dict[str, Any] = {
-        "prompt": f"{form.prompt} {tags}".strip(),
-        "negative_prompt": form.negative or None,
-        "composer": methods.built(form.method, form.method_values),
-        "steps": form.steps or None,
-        "guidance_scale": None if form.guidance < 0 else form.guidance,
-        "width": form.width or None,
-        "height": form.height or None,
-        "scheduler": None if form.scheduler == OWN else form.scheduler,
-        "guidance_rescale": form.rescale or None,
-        "clip_skip": form.clip_skip or None,
-        "strength": form.strength if form.init_image else None,
-        "seed": None if form.seed < 0 else form.seed,
-    }
-    image = Path(form.init_image) if form.init_image else None
-    said = {name: value for name, value in values.items() if value is not None}
-    return Draft(said, mix.asked(form.rows), image)
+    """The form as a job asks for it; its seed may be drawn later. Raises StudioError for settings of a method, and for
+    tags of the prompt that cannot be read."""
+    values = dict(form.values)
+    if form.method:
+        if form.method not in all_methods():
+            build(shown(form.method), {})  # which says what methods there are
+        values["composer"] = methods.built(form.method, form.method_values)
+    return Draft(values, mix.asked(form.rows), Path(form.init_image) if form.init_image else None)
+
+
+def form_of(draft: Draft, vae: str | None = None) -> Form:
+    """The form that asks for a draft: a picture's settings, put back. vae: the one that it was made with.
+
+    What no request would take is left out: pictures are a stranger's.
+    """
+    said = draft.values.get("composer")
+    composer = said if isinstance(said, Composer) else None
+    return Form(
+        values={
+            one.name: draft.values[one.name]
+            for one in VALUES
+            if one.name in draft.values and is_proper(one, draft.values[one.name])
+        },
+        method="" if composer is None else composer.name,
+        method_values={} if composer is None else settings_of(composer),
+        rows=tuple(map(mix.row_of, draft.wanted)),
+        init_image=None if draft.init_image is None else str(draft.init_image),
+        vae=vae or "",
+    )
+
+
+def is_proper(field: Field, value: object) -> bool:
+    """Whether a request takes the value. A prompt may be too long: it can be shortened on the page."""
+    if field.kind == "prompt" and isinstance(value, str):
+        return True
+    values: dict[str, Any] = {"prompt": "", field.name: value}
+    try:
+        Request(**values)
+    except StudioError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -81,7 +114,7 @@ class Asked:
 
 def composed(form: Form) -> Asked:
     """One picture a seed, rising from the first. Raises StudioError."""
-    drafts = counted(draft_of(form), max(form.count, 1), _seeded(form).seed)
+    drafts = counted(draft_of(form), max(form.count, 1), _seeded(form).said("seed"))
     return Asked(drafts, before=mix.weights_before(form.rows))
 
 
@@ -90,44 +123,9 @@ DRAFT_STEPS = 8
 
 def live(form: Form, seed: int) -> Asked:
     """A draft of the form: one picture of few steps. seed: where the form leaves it open. Raises StudioError."""
-    steps = min(form.steps, DRAFT_STEPS) if form.steps else DRAFT_STEPS
-    return Asked([draft_of(replace(form, steps=steps, seed=seed if form.seed < 0 else form.seed))])
-
-
-def form_of(draft: Draft, vae: str | None = None) -> Form:
-    """The form that asks for a draft: a picture's settings, put back. vae: the one that it was made with."""
-    values = draft.values
-    composer = values.get("composer")
-    _, tags = take_tags(str(values.get("prompt", "")))
-
-    def number(name: str, default: float) -> float:
-        value = values.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
-            return default  # a stranger's: Request would refuse it
-        return value
-
-    rows = tuple(mix.row_of(wanted) for wanted in draft.wanted)
-    prompt, rows = (
-        mix.taken_from(str(values.get("prompt", "")), rows) if tags else (values.get("prompt", ""), rows)
-    )
-    return Form(
-        prompt=str(prompt),
-        negative=str(values.get("negative_prompt") or ""),
-        method=composer.name if composer is not None else "merge",
-        method_values=settings_of(composer) if composer is not None else {},
-        rows=rows,
-        seed=int(number("seed", -1)),
-        steps=int(number("steps", 0)),
-        guidance=float(number("guidance_scale", -1)),
-        width=int(number("width", 0)),
-        height=int(number("height", 0)),
-        scheduler=str(values.get("scheduler", OWN)),
-        rescale=float(number("guidance_rescale", 0)),
-        clip_skip=int(number("clip_skip", 0)),
-        init_image=None if draft.init_image is None else str(draft.init_image),
-        strength=float(number("strength", Form.strength)),
-        vae=vae or "",
-    )
+    steps, own = form.said("steps"), form.said("seed")
+    few = DRAFT_STEPS if steps is None else min(steps, DRAFT_STEPS)
+    return Asked([draft_of(form.saying(steps=few, seed=seed if own is None else own))])
 
 
 def compared(form: Form, names: Sequence[str], factors: Sequence[float] = (1.0,)) -> Asked:
@@ -143,9 +141,9 @@ def compared(form: Form, names: Sequence[str], factors: Sequence[float] = (1.0,)
     seeded = _seeded(form)
     drafts, labels = [], []
     for name in names:
-        values = form.method_values if name == form.method else {}
+        values = form.method_values if name == (form.method or OWN_METHOD) else {}
         for factor in factors:
-            scaled = tuple(replace(row, weight=round(row.weight * factor, 4)) for row in form.rows)
+            scaled = tuple(mix.scaled(row, factor) for row in form.rows)
             drafts.append(draft_of(replace(seeded, method=name, method_values=values, rows=scaled)))
             labels.append(name if len(factors) == 1 else f"{name} x {factor:g}")
     return Asked(drafts, labels)
@@ -161,8 +159,8 @@ def left_out(form: Form) -> Asked:
     cases = [("all", acting), *(others if len(acting) > 1 else []), ("the base alone", ())]
     drafts = []
     for _, rows in cases:
-        short = len(rows) < 2 and form.method not in ("merge",)
-        method = "merge" if short else form.method  # one LoRA is the same by every method
+        short = len(rows) < 2
+        method = OWN_METHOD if short else form.method  # one LoRA is the same by every method
         values = {} if short else form.method_values
         drafts.append(draft_of(replace(seeded, rows=rows, method=method, method_values=values)))
     return Asked(drafts, [label for label, _ in cases])
@@ -185,7 +183,7 @@ def sweep(form: Form, name: str, low: float, high: float, count: int) -> Asked:
         rows = tuple(
             replace(row, weight=value)
             if row.name == name
-            else replace(row, weight=round(row.weight * value, 3))
+            else mix.scaled(row, value, 3)
             if name == ALL
             else row
             for row in form.rows
@@ -201,7 +199,7 @@ SWEPT = 5
 
 def row_sweep(form: Form, name: str) -> Asked:
     """One LoRA's strength from 0 to half again as much as it has now, at least to 1.5. Raises StudioError."""
-    now = next((row.weight for row in form.rows if row.name == name), 1.0)
+    now = next((row.strength for row in form.rows if row.name == name), 1.0)
     end = 1.5 * now if now < 0 else max(1.5, min(1.5 * now, mix.HIGHEST))
     rows = tuple(replace(row, on=True) if row.name == name else row for row in form.rows)
     return sweep(replace(form, rows=rows), name, 0.0, end, SWEPT)
@@ -228,4 +226,4 @@ def whole(value: object, what: str, low: int, high: int) -> int:
 
 
 def _seeded(form: Form) -> Form:
-    return form if form.seed >= 0 else replace(form, seed=random.randrange(SEEDS))
+    return form if form.said("seed") is not None else form.saying(seed=random.randrange(SEEDS))

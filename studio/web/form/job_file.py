@@ -53,12 +53,18 @@ def written(text: str, file: Path) -> str:
 
 def _said(job: dict[str, Any]) -> dict[str, Any]:
     """A job without what says nothing, its prompt to the letter."""
-    adapters = [
-        {name: value for name, value in use.items() if value not in (None, [], (), False)}
+    said = {name: value for name, value in job.items() if value is not None}
+    if "prompt" in said:
+        said["prompt"] = literal(said["prompt"])
+    said["adapters"] = [
+        {name: value for name, value in use.items() if value is not None and value not in ((), [])}
         for use in job["adapters"]
     ]
-    said: dict[str, Any] = _plain({**job, "prompt": literal(job["prompt"]), "adapters": adapters})
-    return said
+    for use in said["adapters"]:
+        if not use["pinned"]:
+            del use["pinned"]
+    plain: dict[str, Any] = _plain(said)
+    return plain
 
 
 def _plain(value: Any) -> Any:

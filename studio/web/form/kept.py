@@ -14,29 +14,24 @@ from composers import methods as all_methods
 from composers.shown import shown
 from pipelines import StudioError
 from pipelines.home import Home
-from pipelines.schedulers import scheduler_names
 from studio.drafts.draft import Draft, Wanted
 from studio.drafts.entries import plain_draft, read_draft
+from studio.drafts.fields import Field
 from studio.drafts.plain import check_plain
 from studio.jobs.gate import Trust, model_key
 from studio.library.card import Card
 from studio.web.form import methods, mix
-from studio.web.form.form import OWN, Form
+from studio.web.form.form import OWN_METHOD, VALUES, Form, is_proper
 
-FORMAT = 1
+FORMAT = 2
 """Of what is kept: one more whenever it comes to mean something else."""
 LONGEST_KEPT = 100_000
 """Characters of a text: a prompt that is too long to be drawn comes back all the same, to be shortened."""
 MOST_KEPT = 20_000
 """Values of a form."""
+EXACT = 2**53
+"""A browser's whole numbers are exact up to here; larger ones are kept as text."""
 UNREADABLE = "What this browser kept of the form cannot be read, so the form begins anew."
-SCALARS = tuple(
-    (field.name, field.default)
-    for field in dataclasses.fields(Form)
-    if isinstance(field.default, str | int | float)
-)
-"""The form's fields of one value, with what stands in them at first. The initial picture is not kept: its file is the
-server's."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +44,27 @@ class PutBack:
 
 
 def kept(form: Form, model: str, user: str | None, cards: Iterable[Card]) -> dict[str, Any]:
-    """The form as JSON can hold it. user: who is logged in. cards: the library's, for how the mix's files are now."""
+    """The form as JSON can hold it, but for the initial picture, whose file is the server's.
+
+    user: who is logged in. cards: the library's, for how the mix's files are now.
+    """
     files = {card.name.casefold(): _mark(card) for card in cards}
     return {
         "format": FORMAT,
         "user": user or "",
         "model": model,
-        **{name: getattr(form, name) for name, _ in SCALARS},
+        "values": {name: _for_browser(value) for name, value in form.values.items()},
+        "method": form.method,
         "method_values": dict(form.method_values),
         "rows": [{**_plain(row), "file": files.get(row.name.casefold())} for row in form.rows],
+        "count": form.count,
+        "vae": form.vae,
     }
+
+
+def _for_browser(value: Any) -> Any:
+    large = isinstance(value, int) and abs(value) > EXACT
+    return str(value) if large else value
 
 
 def put_back(
@@ -68,17 +74,18 @@ def put_back(
     any more, or another file now, is told in `notes`. look_up: names -> those of the cards that the library has."""
     if value is None:
         return None
+    notes: list[str] = []
     try:
-        if not isinstance(value, Mapping) or value["format"] != FORMAT:
+        if not isinstance(value, Mapping) or value["format"] not in (1, FORMAT):
             raise ValueError("another version's form")
         if value["user"] != (user or ""):
             return None
         check_plain(value, "the form", longest=LONGEST_KEPT, most=MOST_KEPT, deepest=10)
-        form, model = _form(value), _of_type("", value["model"])
-        files = {row["name"]: row["file"] for row in value["rows"]}
+        plain = value if value["format"] == FORMAT else _of_format_1(value)
+        form, model = _form(plain, notes), _of_type("", plain["model"])
+        files = {row["name"]: row["file"] for row in plain.get("rows", ())}
     except (StudioError, KeyError, TypeError, ValueError, OverflowError):
         return PutBack(Form(), notes=(UNREADABLE,))
-    notes: list[str] = []
     rows = _known_rows(form.rows, files, look_up, notes)
     try:
         model_key(model or None, None, home, trust)
@@ -127,21 +134,92 @@ def _plain(row: mix.Row) -> dict[str, Any]:
     return {**plain, "wanted": wanted}
 
 
-def _form(plain: Mapping[str, Any]) -> Form:
-    """Raises StudioError, KeyError, TypeError, ValueError or OverflowError for what is none."""
-    said: dict[str, Any] = {name: _of_type(default, plain[name]) for name, default in SCALARS}
-    if said["method"] not in all_methods():
+def _form(plain: Mapping[str, Any], notes: list[str]) -> Form:
+    """What is left out of it is as in an empty form. Raises StudioError, KeyError, TypeError, ValueError or
+    OverflowError for what is none."""
+    method, settings = _of_type("", plain.get("method", "")), dict(plain.get("method_values", {}))
+    if method not in ("", *all_methods()):
         raise ValueError("another version's method")
-    if said["scheduler"] not in (OWN, *scheduler_names()):
-        raise ValueError("another version's sampler")
-    values = dict(plain["method_values"])
-    methods.built(said["method"], values)
-    rows = tuple(_row(row) for row in plain["rows"])
+    methods.built(method or OWN_METHOD, settings)
+    rows = tuple(_row(row) for row in plain.get("rows", ()))
     if len(rows) > mix.MOST_ROWS:
         raise ValueError("more rows than there can be")
     if len({row.name.casefold() for row in rows}) < len(rows):
         raise ValueError("one LoRA twice")
-    return Form(**said, method_values=values, rows=rows)
+    return Form(
+        values=_values(dict(plain.get("values", {})), notes),
+        method=method,
+        method_values=settings,
+        rows=rows,
+        count=_of_type(1, plain.get("count", 1)),
+        vae=_of_type("", plain.get("vae", "")),
+    )
+
+
+def _values(plain: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    """The values that this version takes; the others are told."""
+    fields = {field.name: field for field in VALUES}
+    found: dict[str, Any] = {}
+    for name, value in plain.items():
+        if name not in fields:
+            notes.append(f"This version has no setting {shown(name)}, so it was left out.")
+            continue
+        try:
+            read = _value(fields[name], value)
+        except StudioError:
+            read = _NONE
+        if is_proper(fields[name], read):
+            found[name] = read
+        else:
+            notes.append(f"{fields[name].knob.label} {shown(value)} means nothing here, so it was left out.")
+    return found
+
+
+_NONE = object()
+"""No value of any field."""
+
+
+def _value(field: Field, plain: Any) -> Any:
+    """A value as the browser kept it. Raises StudioError."""
+    if plain is None or field.kind == "prompt":
+        return plain
+    if field.kind == "whole" and isinstance(plain, str):
+        return field.read(plain)
+    return read_draft({field.name: plain}, "what the browser kept").values[field.name]
+
+
+_NAMES_1: Mapping[str, tuple[str, Any]] = {
+    "prompt": ("prompt", ""),
+    "negative": ("negative_prompt", ""),
+    "seed": ("seed", -1),
+    "steps": ("steps", 0),
+    "guidance": ("guidance_scale", -1.0),
+    "width": ("width", 0),
+    "height": ("height", 0),
+    "scheduler": ("scheduler", "the model's own"),
+    "rescale": ("guidance_rescale", 0.0),
+    "clip_skip": ("clip_skip", 0),
+    "strength": ("strength", 0.8),
+}
+"""Format 1: name -> the field, and what stood there where nothing was said. Seed and guidance below 0 said nothing."""
+
+
+def _of_format_1(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """A form as versions before the table of fields kept it. Raises KeyError, TypeError and OverflowError."""
+    said = {
+        name: _of_type(nothing, plain[old])
+        for old, (name, nothing) in _NAMES_1.items()
+        if plain[old] != nothing
+    }
+    for name in ("seed", "guidance_scale"):
+        if said.get(name, 0) < 0:
+            del said[name]
+    own = (plain["method"], plain["method_values"]) == (OWN_METHOD, {})
+    return {
+        **{name: plain[name] for name in ("model", "method_values", "rows", "count", "vae")},
+        "values": said,
+        "method": "" if own else plain["method"],
+    }
 
 
 def _row(plain: Mapping[str, Any]) -> mix.Row:
@@ -151,10 +229,10 @@ def _row(plain: Mapping[str, Any]) -> mix.Row:
     return mix.Row(
         _of_type("", plain["name"]),
         _of_type(own.on, plain["on"]),
-        _of_type(own.weight, plain["weight"]),
-        None if plain["text_weight"] is None else _of_type(0.0, plain["text_weight"]),
+        _or_none(0.0, plain["weight"]),
+        _or_none(0.0, plain["text_weight"]),
         plain["preset"],
-        None if plain["before"] is None else _of_type(0.0, plain["before"]),
+        _or_none(0.0, plain["before"]),
         None if plain["wanted"] is None else _wanted(plain["wanted"]),
     )
 
@@ -162,6 +240,10 @@ def _row(plain: Mapping[str, Any]) -> mix.Row:
 def _wanted(plain: object) -> Wanted:
     [wanted] = read_draft({"adapters": [plain]}, "what the browser kept").wanted
     return wanted
+
+
+def _or_none(like: Any, value: object) -> Any:
+    return None if value is None else _of_type(like, value)
 
 
 def _of_type(like: Any, value: object) -> Any:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from composers.plan import Mix, Use
 from composers.shown import shown
 from pipelines.bounds import STRONGEST
-from pipelines.errors import RequestError
-from pipelines.text.tags import LoraTag, take_tags
-from studio.drafts.draft import Wanted
+from pipelines.errors import PromptError, RequestError
+from pipelines.text.tags import PARTS, LoraTag, take_tags
+from studio.drafts.draft import Wanted, wanted_of
 
 LOWEST, HIGHEST = -2.0, 2.0
 """Strengths that a slider offers; what a picture or a tag brings may lie beyond."""
@@ -33,44 +32,60 @@ PRESETS: dict[str, str] = {
     "OUTD": "Out, deep",
     "OUTS": "Out, shallow",
 }
-"""Block presets by what a tag's lbw= calls them; see `pipelines.blocks`."""
+"""Block presets by what a tag's lbw= calls them; a job holds them as the block "@INALL" (see `pipelines.blocks`)."""
 
 
 @dataclass(frozen=True)
 class Row:
     """One LoRA of the mix.
 
-    on: whether it acts; a row that is off keeps its place. text_weight: None is "as weight".
+    on: whether it acts; a row that is off keeps its place. weight: None is what the file prefers.
+    text_weight: None is "as weight"; of the presets in PARTS it is 0, whatever stands here.
     preset: a key of PRESETS, else CUSTOM with `wanted.blocks`.
     before: the weight before the mix was normalised; None in one that was not, or was changed since.
-    wanted: what else the adapter brings (its schedule, pinned, band), as it came from a picture.
+    wanted: what else the adapter brings (its schedule, pinned, band), as it came from a picture or a tag.
     """
 
     name: str
     on: bool = True
-    weight: float = 1.0
+    weight: float | None = 1.0
     text_weight: float | None = None
     preset: str = ""
     before: float | None = None
     wanted: Wanted | None = None
 
+    @property
+    def strength(self) -> float:
+        """The weight as a number."""
+        return 1.0 if self.weight is None else self.weight
+
     def asked(self) -> Wanted:
         """The row as a job asks for it."""
         base = self.wanted or Wanted(self.name)
-        blocks = base.blocks if self.preset == CUSTOM else ()
         return replace(
-            base, adapter=self.name, weight=self.weight, text_weight=self.text_weight, blocks=blocks
+            base,
+            adapter=self.name,
+            weight=self.weight,
+            text_weight=0.0 if self.preset in PARTS else self.text_weight,
+            blocks=base.blocks if self.preset == CUSTOM else _symbolic(self.preset),
         )
 
 
 Rows = tuple[Row, ...]
 
 
+def _symbolic(preset: str) -> tuple[tuple[str, float], ...]:
+    """A preset as blocks that only a model can name."""
+    return ((f"@{preset}", 1.0),) if preset else ()
+
+
 def row_of(wanted: Wanted) -> Row:
     """The row that asks for the same."""
-    weight = 1.0 if wanted.weight is None else wanted.weight
-    preset = CUSTOM if wanted.blocks else ""
-    return Row(wanted.adapter, True, weight, wanted.text_weight, preset, wanted=wanted)
+    preset = next((name for name in PRESETS if _symbolic(name) == wanted.blocks), CUSTOM)
+    text = wanted.text_weight
+    if preset in PARTS:
+        preset, text = (preset, None) if text == 0 else (CUSTOM, text)
+    return Row(wanted.adapter, True, wanted.weight, text, preset, wanted=wanted)
 
 
 def added(rows: Rows, name: str, weight: float = 1.0) -> Rows:
@@ -117,6 +132,22 @@ def _check_strength(name: str, value: object) -> None:
         raise RequestError(f"{name}={shown(value)} must be a number in {-STRONGEST:g} … {STRONGEST:g}")
 
 
+def scaled(row: Row, factor: float, digits: int = 4) -> Row:
+    """The row at another strength; as it stands at a factor of 1."""
+    return row if factor == 1 else replace(row, weight=round(row.strength * factor, digits))
+
+
+def preferring(rows: Rows, preferred: Mapping[str, float | None]) -> Rows:
+    """The rows with the strengths that their files prefer, where they leave it to them. preferred: by name in lower
+    case."""
+    return tuple(
+        row
+        if row.weight is not None or preferred.get(row.name.casefold()) is None
+        else replace(row, weight=preferred[row.name.casefold()])
+        for row in rows
+    )
+
+
 def _as_edited(rows: Rows) -> Rows:
     """Not normalised any more: its total is another one."""
     return tuple(replace(row, before=None) for row in rows)
@@ -128,7 +159,7 @@ def active(rows: Rows) -> Rows:
 
 def total(rows: Rows) -> float:
     """The sum of the strengths' sizes of all that act together under Merge."""
-    return sum(abs(row.weight) for row in active(rows))
+    return sum(abs(row.strength) for row in active(rows))
 
 
 def normalised(rows: Rows, target: float = 1.0) -> Rows:
@@ -142,9 +173,9 @@ def normalised(rows: Rows, target: float = 1.0) -> Rows:
     return tuple(
         replace(
             row,
-            weight=round(row.weight * factor, 3),
+            weight=round(row.strength * factor, 3),
             text_weight=None if row.text_weight is None else round(row.text_weight * factor, 3),
-            before=row.weight,
+            before=row.strength,
         )
         if row.on
         else row
@@ -158,34 +189,41 @@ def weights_before(rows: Rows) -> dict[str, float]:
 
 
 def asked(rows: Rows) -> tuple[Wanted, ...]:
-    """All acting rows that no preset changes, as a job asks for them; the others are written as tags."""
-    return tuple(row.asked() for row in active(rows) if row.preset in ("", CUSTOM))
+    """All acting rows as a job asks for them."""
+    return tuple(row.asked() for row in active(rows))
 
 
-def preset_tags(rows: Rows) -> str:
-    """Rows with a block preset as tags, since only the model knows which blocks a preset means."""
-    return " ".join(_tag(row) for row in active(rows) if row.preset not in ("", CUSTOM))
-
-
-def _tag(row: Row) -> str:
-    name = re.sub(r"([:<>\\])", r"\\\1", row.name)
-    text = row.weight if row.text_weight is None else row.text_weight
-    return f"<lora:{name}:te={text:g}:unet={row.weight:g}:lbw={row.preset}>"
+def has_tags(prompt: str) -> bool:
+    """Whether there are tags that can be read."""
+    try:
+        return bool(take_tags(prompt)[1])
+    except PromptError:
+        return False
 
 
 def taken_from(prompt: str, rows: Rows) -> tuple[str, Rows]:
-    """A prompt's plain tags as rows: the prompt without them, and the rows with them.
+    """A prompt's tags as rows: the prompt without them, and the rows with them.
 
-    Tags that a row cannot show (with moments, or block numbers) stay in the prompt. Raises PromptError.
+    A tag wins over the row of its LoRA. Tags that mean nothing stay in the prompt. Raises PromptError for malformed
+    ones, and RequestError for more rows than a page can hold.
     """
-    _, tags = take_tags(prompt)
+    text, tags = take_tags(prompt)
+    taken = []
     for tag in tags:
-        if tag.points or tag.dyn is not None or (tag.lbw and tag.lbw not in PRESETS):
+        try:
+            fresh = row_of(wanted_of(tag))
+        except PromptError:
             continue
-        prompt = _without(prompt, tag)
+        taken.append(tag)
         rows = added(rows, tag.name)
-        place = next(i for i, row in enumerate(rows) if row.name.casefold() == tag.name.casefold())
-        rows = changed(rows, place, on=True, weight=tag.weight, text_weight=tag.text_weight, preset=tag.lbw)
+        rows = tuple(
+            replace(fresh, name=row.name) if row.name.casefold() == tag.name.casefold() else row
+            for row in rows
+        )
+    if len(taken) == len(tags):
+        return text, rows
+    for tag in taken:
+        prompt = _without(prompt, tag)
     return prompt, rows
 
 
@@ -195,14 +233,13 @@ def _without(prompt: str, tag: LoraTag) -> str:
     return before.rstrip(" ,") + seam + after.lstrip(" ,")
 
 
-def uses_of(rows: Rows, tags: Iterable[LoraTag] = ()) -> Mix:
-    """The mix as composers see it, for a method's schedule; step numbers and presets do not change that."""
-    uses = [Use(row.name, row.weight, band=row.asked().band) for row in active(rows) if row.weight]
-    names = {use.adapter.casefold() for use in uses}
-    uses += [Use(tag.name, tag.weight) for tag in tags if tag.weight and tag.name.casefold() not in names]
-    return Mix(tuple(uses))
+def uses_of(rows: Rows) -> Mix:
+    """The mix as composers see it, for a method's schedule; presets do not change that."""
+    return Mix(
+        tuple(Use(row.name, row.strength, band=row.asked().band) for row in active(rows) if row.strength)
+    )
 
 
 def as_text(rows: Sequence[Row]) -> str:
     """In one line, for titles: "fox 0.8 + comic 1"."""
-    return " + ".join(f"{row.name} {row.weight:g}" for row in rows) or "no LoRA"
+    return " + ".join(f"{row.name} {row.strength:g}" for row in rows) or "no LoRA"

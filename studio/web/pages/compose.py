@@ -8,12 +8,13 @@ from typing import Any
 import gradio as gr
 
 from composers import methods
-from pipelines.schedulers import scheduler_names
+from pipelines import StudioError
+from studio.drafts.fields import BY_NAME, Place
 from studio.jobs.inputs import with_kept_input
 from studio.web.door.events import login_of
 from studio.web.form import mix
-from studio.web.form.components import Fields
-from studio.web.form.form import OWN, Form, composed, left_out, row_sweep
+from studio.web.form.components import OWN, Fields, control
+from studio.web.form.form import OWN_METHOD, VALUES, Form, composed, left_out, row_sweep
 from studio.web.form.job_file import FILE, job_file, written
 from studio.web.form.kept import kept
 from studio.web.parts import method_settings, mix_rows, scrub, words
@@ -25,7 +26,14 @@ from studio.web.parts.submit import asker, with_example
 from studio.web.parts.summary import Summary
 from studio.web.parts.vocabulary import VocabularyPanel
 
-OWN_VAE = ("the model's own", "")
+OWN_VAE = (OWN, "")
+NOTHING = {
+    "seed": "a new one each time",
+    "reuse": "off",
+    "original_size": "the picture's own",
+    "target_size": "the picture's own",
+}
+"""What it means where nothing is said, of fields that the model has no own value for."""
 PROMPT_HINT = (
     "(word:1.2) weighs, <lora:name:0.8> adds a LoRA; both complete as you type. Ctrl+Enter draws, Ctrl+↑/↓ changes a "
     "weight, Esc stops."
@@ -52,12 +60,27 @@ def add(desk: Desk, strip: gr.HTML) -> tuple[Fields, Viewer, gr.Button]:
     The button generates; it is to be made interactive when the page knows whose it is.
     """
     states = MixStates.fresh()
+    controls: dict[str, Any] = {}
+
+    def shown(name: str, **look: Any) -> Any:
+        controls[name] = control(BY_NAME[name], NOTHING.get(name, OWN), **look)
+        return controls[name]
+
+    def all_of(place: Place) -> None:
+        """The controls of a place: two beside each other, and three of those for pairs of numbers."""
+        fields = [field for field in VALUES if field.place == place]
+        for pairs, abreast in ((False, 2), (True, 3)):
+            names = [field.name for field in fields if (field.kind == "pair") == pairs]
+            for start in range(0, len(names), abreast):
+                with gr.Row():
+                    for name in names[start : start + abreast]:
+                        shown(name)
+
     with gr.Row(equal_height=False):
         with gr.Column(scale=6, min_width=340):
-            prompt = gr.Textbox(
-                label="Prompt",
+            prompt = shown(
+                "prompt",
                 lines=3,
-                elem_id="prompt",
                 placeholder="What to draw; empty draws the model's first example",
                 info=PROMPT_HINT,
             )
@@ -66,7 +89,7 @@ def add(desk: Desk, strip: gr.HTML) -> tuple[Fields, Viewer, gr.Button]:
                 surprise = gr.Button("Surprise me", size="sm", visible=False, elem_id="surprise")
                 take_tags = gr.Button("Turn tags into rows", size="sm", visible=False)
             vocabulary = VocabularyPanel.drawn(surprise)
-            negative = gr.Textbox(label="Negative prompt", lines=1, elem_id="negative")
+            shown("negative_prompt", lines=1, info=None, elem_id="negative")
             completions = gr.HTML(container=False, elem_classes="unseen")
             triggers = gr.HTML(container=False, elem_classes="unseen")
             gr.Markdown("### LoRAs")
@@ -80,26 +103,14 @@ def add(desk: Desk, strip: gr.HTML) -> tuple[Fields, Viewer, gr.Button]:
                     "Normalise to 1", size="sm", scale=0, min_width=130, elem_id="normalise"
                 )
             live_on = gr.Checkbox(True, label="Live draft", info=SMALL_MODEL, elem_id="live-on")
-            method = gr.Radio(list(methods()), value="merge", label="Method", elem_id="method")
+            method = gr.Radio(list(methods()), value=OWN_METHOD, label="Method", elem_id="method")
             method_values = gr.State({})
             method_settings.add(desk, method, method_values, states.structure)
             cost = gr.HTML(container=False, elem_id="cost")
             with gr.Accordion("Size, steps, sampler", open=False):
-                with gr.Row():
-                    width = gr.Number(0, label="Width", info="0: the model's own", precision=0, minimum=0)
-                    height = gr.Number(0, label="Height", info="0: the model's own", precision=0, minimum=0)
-                with gr.Row():
-                    steps = gr.Slider(
-                        0, 150, 0, step=1, label="Steps", info="0: the model's own", elem_id="steps"
-                    )
-                    guidance = gr.Number(
-                        -1, label="Guidance scale", info="-1: the model's own; 1 or less: none"
-                    )
-                scheduler = gr.Dropdown([OWN, *scheduler_names()], value=OWN, label="Sampler")
+                all_of("sampling")
             with gr.Accordion("Advanced", open=False):
-                with gr.Row():
-                    rescale = gr.Slider(0, 1, 0, step=0.05, label="Guidance rescale")
-                    clip_skip = gr.Number(0, label="Clip skip", precision=0, minimum=0, maximum=11)
+                all_of("advanced")
                 vae = gr.Dropdown(
                     [OWN_VAE],
                     value="",
@@ -116,7 +127,7 @@ def add(desk: Desk, strip: gr.HTML) -> tuple[Fields, Viewer, gr.Button]:
                     height=200,
                     elem_id="init-image",
                 )
-                strength = gr.Slider(0.05, 1, 0.8, step=0.05, label="How far to change that picture")
+                shown("strength")
         with gr.Column(scale=7, min_width=340, elem_id="results"):
             with gr.Row(elem_id="actions"):
                 generate = gr.Button(
@@ -124,9 +135,7 @@ def add(desk: Desk, strip: gr.HTML) -> tuple[Fields, Viewer, gr.Button]:
                 )
                 stop = gr.Button("Stop", scale=1, elem_id="stop")
             with gr.Row():
-                seed = gr.Number(
-                    -1, label="Seed", info="-1: a new one each time", precision=0, elem_id="seed"
-                )
+                shown("seed", info=f"-1: {NOTHING['seed']}")
                 count = gr.Slider(1, 16, 1, step=1, label="Pictures", elem_id="count")
             live = Live(live_on, gr.HTML(elem_id="draft", container=False))
             viewer = Viewer.drawn(desk, stop)
@@ -140,9 +149,16 @@ def add(desk: Desk, strip: gr.HTML) -> tuple[Fields, Viewer, gr.Button]:
             with gr.Accordion("One mix, four methods, one pass"):
                 strip.render()  # type: ignore[no-untyped-call]
     fields = Fields(
-        prompt, negative, method, method_values, states.rows, states.structure, seed, count, steps, guidance, width,
-        height, scheduler, rescale, clip_skip, init_image, strength, vae,
-    )  # fmt: skip
+        controls,
+        method,
+        method_values,
+        states.rows,
+        states.structure,
+        init_image,
+        count,
+        vae,
+        gr.State(Form()),
+    )
     buttons = Buttons(generate, who_did, reuse_seed, clear, as_file, ready, normalise, take_tags)
     Summary(gauge, cost, unknown, take_tags, triggers).wire(desk, fields)
     vocabulary.wire(desk, prompt)
@@ -209,8 +225,12 @@ def _edit_mix(
         [states.rows, states.structure, add_lora],
         api_visibility="private",
     )
+
+    def normalised(held: mix.Rows, structure: int, settled: int) -> tuple[Any, ...]:
+        return mix.normalised(desk.preferring(tuple(held))), structure + 1, settled + 1
+
     buttons.normalise.click(
-        lambda held, structure, settled: (mix.normalised(tuple(held)), structure + 1, settled + 1),
+        normalised,
         [states.rows, states.structure, states.settled],
         [states.rows, states.structure, states.settled],
         api_visibility="private",
@@ -246,15 +266,22 @@ def _ask(desk: Desk, fields: Fields, states: MixStates, viewer: Viewer, buttons:
             api_visibility="private",
         )
 
-    def kept_seed(job: str, browser: str | None, request: gr.Request) -> Any:
-        view = desk.worker.view(job, who(browser, request)) if job else None
-        return view.pictures[0].seed if view is not None and view.pictures else gr.skip()
+    def kept_seed(got: dict[Any, Any], request: gr.Request) -> Any:
+        view = desk.worker.view(got[viewer.job], who(got[desk.browser], request)) if got[viewer.job] else None
+        if view is None or not view.pictures:
+            return gr.skip()
+        return fields.with_seed(view.pictures[0].seed, got[fields.brought])
 
-    buttons.reuse_seed.click(kept_seed, [viewer.job, desk.browser], fields.seed, api_visibility="private")
+    buttons.reuse_seed.click(
+        kept_seed,
+        {viewer.job, desk.browser, fields.brought},
+        [fields.controls["seed"], fields.brought],
+        api_visibility="private",
+    )
 
     def as_file(got: dict[Any, Any], request: gr.Request) -> str:
-        form = with_example(fields.read(got), desk.worker.model_state())
         with told():
+            form = with_example(fields.read(got), desk.worker.model_state())
             kept = [with_kept_input(draft, desk.worker.home) for draft in composed(form).drafts]
             models = [desk.chosen(got[desk.model])] * len(kept)
             place = desk.files.place(FILE, whose_files(request))
@@ -276,7 +303,10 @@ def _keep(desk: Desk, fields: Fields, buttons: Buttons) -> None:
     def keep(got: dict[Any, Any], request: gr.Request) -> Any:
         if not got[desk.opened]:  # what was kept is not put back yet
             return gr.skip()
-        form = fields.read({**got, fields.init_image: None})
+        try:
+            form = fields.read({**got, fields.init_image: None})
+        except StudioError:  # what is being written cannot be read yet
+            return gr.skip()
         cards = desk.worker.library.glance(wait=0, again=False).cards
         return kept(form, got[desk.model], login_of(request), cards)
 

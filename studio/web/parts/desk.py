@@ -20,6 +20,7 @@ from studio.library.fit import Fit, fit_of
 from studio.rendering.opening import Opening, model_name
 from studio.web.door.events import login_of
 from studio.web.door.files import Files
+from studio.web.form.mix import Rows, preferring
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,13 @@ class Desk:
     def fitting(self, model: str) -> list[Card]:
         """The library's cards that fit the model, by name."""
         return self.worker.library.search(fit=self.fit(model), fitting_only=True)
+
+    def preferring(self, rows: Rows) -> Rows:
+        """The mix with the strengths that its files prefer, where it leaves them to the files."""
+        if all(row.weight is not None for row in rows):
+            return rows
+        found = self.worker.library.named(row.name for row in rows)
+        return preferring(rows, {card.name.casefold(): card.preferred_weight for card in found})
 
 
 def who(browser: str | None, request: gr.Request) -> str:

@@ -91,7 +91,6 @@ class Live:
                 return
             worker, owner = desk.worker, who(got[desk.browser], request)
             state = worker.model_state()
-            form = with_example(fields.read(got), state)
 
             def begin() -> str:
                 seed = _seed_of(worker, got[viewer.job], owner)
@@ -103,6 +102,7 @@ class Live:
                 return submit(desk, owner, form, live(form, seed), got[desk.model], LIVE)
 
             try:
+                form = with_example(fields.read(got), state)
                 job = await asyncio.to_thread(drafts.begin, str(request.session_hash), owner, begin)
             except StudioError as error:
                 yield {self.panel: f'<p class="small-note">No draft: {escape(str(error))}</p>'}

@@ -89,6 +89,12 @@ def _row(
     home: Home, states: MixStates, prompt: gr.Textbox, place: int, row: mix.Row, card: Card | None, *, last: bool
 ) -> None:  # fmt: skip
     triggers = () if card is None else tuple(card.triggers)
+    strength = row.strength
+    if row.weight is None and card is not None and card.preferred_weight is not None:
+        strength = card.preferred_weight
+    presets = [(label, key) for key, label in mix.PRESETS.items()]
+    if row.preset == mix.CUSTOM:
+        presets.append(("As it came", mix.CUSTOM))
     with gr.Group(elem_classes=["mix-row"] if row.on else ["mix-row", "off"]):
         with gr.Row(equal_height=False):
             head = _thumb(home, card, row.name) + _name(row, card)
@@ -101,7 +107,7 @@ def _row(
         with gr.Row():
             on = gr.Checkbox(row.on, label=f"Use {row.name}", interactive=True, min_width=120, scale=1)
             weight = gr.Slider(
-                min(mix.LOWEST, row.weight), max(mix.HIGHEST, row.weight), row.weight, step=0.05,
+                min(mix.LOWEST, strength), max(mix.HIGHEST, strength), strength, step=0.05,
                 label=f"{row.name}: strength", info=_recommended(card), interactive=True, scale=3, min_width=180,
             )  # fmt: skip
         with gr.Accordion(
@@ -109,15 +115,15 @@ def _row(
         ):
             with gr.Row():
                 text = gr.Textbox(
-                    "" if row.text_weight is None else f"{row.text_weight:g}",
+                    _written(row.text_weight),
                     label="Text-encoder strength",
                     interactive=True,
                     placeholder="as strength",
                     min_width=140,
                 )
                 preset = gr.Dropdown(
-                    [(label, key) for key, label in mix.PRESETS.items()],
-                    value=row.preset if row.preset in mix.PRESETS else "",
+                    presets,
+                    value=row.preset,
                     label="Blocks",
                     interactive=True,
                     min_width=140,
@@ -190,6 +196,14 @@ def _row(
         show_progress="hidden",
         api_visibility="private",
     )
+
+
+def _written(strength: float | None) -> str:
+    """As `_strength` reads it."""
+    if strength is None:
+        return ""
+    short = f"{strength:g}"
+    return short if float(short) == strength else repr(strength)
 
 
 def _strength(text: str) -> float | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -21,8 +20,8 @@ def asker(
     """A handler that submits what `make` asks for, of what it got and the form; it returns the job's id."""
 
     def ask(got: dict[Any, Any], request: gr.Request) -> str:
-        form = with_example(fields.read(got), desk.worker.model_state())
         with told():
+            form = with_example(fields.read(got), desk.worker.model_state())
             return submit(desk, who(got[desk.browser], request), form, make(got, form), got[desk.model], kind)
 
     return ask
@@ -46,4 +45,4 @@ def with_example(form: Form, state: ModelState) -> Form:
     """An empty prompt draws the model's first example."""
     if form.prompt.strip() or not state.examples:
         return form
-    return replace(form, prompt=state.examples[0])
+    return form.saying(prompt=state.examples[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
@@ -13,13 +13,12 @@ from pipelines import StudioError
 from pipelines.bounds import LONGEST_PROMPT, MOST_ADAPTERS
 from pipelines.errors import RequestError
 from pipelines.request import MOST_STEPS
-from pipelines.text.tags import take_tags
 from pipelines.text.vocabulary import unknown as unknown_words
 from studio.jobs import ModelState
 from studio.web.form import methods as method_room
 from studio.web.form import mix
 from studio.web.form.components import Fields
-from studio.web.form.form import Form
+from studio.web.form.form import OWN_METHOD, Form
 from studio.web.parts import words
 from studio.web.parts.desk import Desk
 
@@ -44,14 +43,20 @@ class Summary:
         """Says it anew with every change."""
 
         def say(got: Mapping[Any, Any]) -> dict[Any, Any]:
-            form = fields.read(got)
             state = desk.worker.model_state()
+            try:
+                form = fields.read(got)
+            except StudioError as error:
+                return {self.cost: _note(error)}
+            form = replace(form, rows=desk.preferring(form.rows))
             triggers = _triggers(desk, form.rows)
             return {
                 self.gauge: gauge_html(form.rows),
                 self.cost: cost_html(form, state),
                 self.unknown: _unknown(form.prompt, state, triggers),
-                self.tags: gr.Button(visible=_has_tags(form.prompt)),
+                self.tags: gr.Button(
+                    visible=len(form.prompt) <= LONGEST_PROMPT and mix.has_tags(form.prompt)
+                ),
                 self.triggers: words.completions("triggers", [(word, word) for word in triggers]),
             }
 
@@ -59,12 +64,10 @@ class Summary:
             [
                 component.change
                 for component in (
-                    fields.prompt,
                     fields.rows,
                     fields.method,
                     fields.method_values,
-                    fields.steps,
-                    fields.guidance,
+                    *(fields.controls[name] for name in ("prompt", "steps", "guidance_scale")),
                 )
             ],
             say,
@@ -91,8 +94,9 @@ def gauge_html(rows: mix.Rows) -> str:
 def cost_html(form: Form, state: ModelState) -> str:
     """The method's cost and its schedule; what speaks against it, where something does."""
     defaults = state.defaults
-    steps = form.steps or (defaults.steps if defaults else 20)
-    guidance = form.guidance if form.guidance >= 0 else defaults.guidance_scale if defaults else 7.0
+    steps, guidance = form.said("steps"), form.said("guidance_scale")
+    steps = (defaults.steps if defaults else 20) if steps is None else steps
+    guidance = (defaults.guidance_scale if defaults else 7.0) if guidance is None else guidance
     try:
         if not 1 <= steps <= MOST_STEPS:
             raise RequestError(f"steps={steps} must be a whole number in 1 … {MOST_STEPS}")
@@ -104,12 +108,16 @@ def cost_html(form: Form, state: ModelState) -> str:
                 f'<p class="small-note">{len(members)} LoRAs over {steps} steps are too many to be shown.</p>'
             )
         plans = method_room.schedule(
-            method_room.built(form.method, form.method_values), members, steps, guidance
+            method_room.built(form.method or OWN_METHOD, form.method_values), members, steps, guidance
         )
     except StudioError as error:
-        return f'<p class="small-note">{escape(str(error))}</p>'
+        return _note(error)
     names = [use.adapter for use in members.uses]
     return f'<p class="small-note">{method_room.cost(plans)}</p>{method_room.timeline(plans, names)}'
+
+
+def _note(error: StudioError) -> str:
+    return f'<p class="small-note">{escape(str(error))}</p>'
 
 
 def _unknown(prompt: str, state: ModelState, triggers: Sequence[str]) -> str:
@@ -120,15 +128,6 @@ def _unknown(prompt: str, state: ModelState, triggers: Sequence[str]) -> str:
             "drawn.</p>"
         )
     return words.unknown_html(unknown_words(prompt, state.vocabulary, triggers))
-
-
-def _has_tags(prompt: str) -> bool:
-    if len(prompt) > LONGEST_PROMPT:
-        return False
-    try:
-        return bool(take_tags(prompt)[1])
-    except StudioError:
-        return False
 
 
 def _triggers(desk: Desk, rows: mix.Rows) -> list[str]:

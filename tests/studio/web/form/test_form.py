@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from composers.plan import Schedule
 from pipelines.errors import RequestError, StudioError
 from studio.batch.jobfile import read_jobs
 from studio.batch.plan import Ground, plan
 from studio.batch.problems import Problems
 from studio.batch.variants import Wildcards
-from studio.drafts.draft import Draft
+from studio.drafts.draft import Draft, Wanted
 from studio.drafts.entries import plain_draft
 from studio.jobs import ModelState
 from studio.web.form import mix
@@ -29,18 +30,20 @@ from studio.web.parts.summary import cost_html
 from ....budget import cheap
 
 FORM = Form(
-    prompt="a {fox} in__snow__, (crown:1.2) | ünder the sun",
-    negative="rain",
+    values={
+        "prompt": "a {fox} in__snow__, (crown:1.2) | ünder the sun",
+        "negative_prompt": "rain",
+        "seed": 7,
+        "steps": 12,
+        "guidance_scale": 4.5,
+        "guidance_rescale": 0.2,
+        "width": 64,
+        "clip_skip": 1,
+    },
     method="switch",
     method_values={"interval": 3},
     rows=(Row("fox", weight=0.8, text_weight=0.5), Row("hat", weight=1.1), Row("off", on=False)),
-    seed=7,
     count=3,
-    steps=12,
-    guidance=4.5,
-    width=64,
-    rescale=0.2,
-    clip_skip=1,
 )
 
 
@@ -57,30 +60,55 @@ def test_a_job_file_asks_for_the_same_pictures(tmp_path: Path) -> None:
     assert [job.seed for job in jobs] == [7, 8, 9]
 
 
+def test_a_job_file_asks_for_the_same_blocks_schedules_and_conditions(tmp_path: Path) -> None:
+    late = Wanted("late", 0.5, schedule=Schedule(((0.0, 0.0), (3.0, 1.0))), pinned=True, band="low")
+    rows = (
+        Row("way-in", weight=0.8, preset="INALL"),
+        Row("content", weight=0.9, preset="content"),
+        Row("style", weight=None, preset="style"),
+        Row("quiet", weight=0.0, text_weight=0.0),
+        mix.row_of(Wanted("own", 1.0, 0.0, (("mid_block", 0.5), ("up_blocks.1", 1.0)))),
+        mix.row_of(Wanted("numbers", 1.0, 1.0, (("@1,0,0.5", 1.0),))),
+        mix.row_of(late),
+    )
+    every = {"negative_prompt": "", "reuse": 2, "cut": "deep", "text_mode": "first", "crop": (5, 7),
+             "original_size": (64, 96), "target_size": (96, 64), "scheduler": "Euler a", "height": None,
+             "strength": 0.5}  # fmt: skip
+    drafts = composed(replace(FORM.saying(**every), method="", rows=rows)).drafts
+    file = tmp_path / "jobs.yaml"
+    file.write_text(job_file(drafts, ["tiny-sdxl"] * 3), encoding="utf-8")
+    problems = Problems()
+    jobs = plan(read_jobs(file, problems), Ground("other", {}, Wildcards(None)), problems)
+    assert problems.messages == []
+    for job, draft in zip(jobs, drafts, strict=True):
+        said = {name: value for name, value in draft.values.items() if value is not None}
+        assert (job.draft.values, job.draft.wanted) == (said, draft.wanted)
+
+
 def test_a_form_with_an_open_seed_is_written_with_the_one_that_was_drawn(tmp_path: Path) -> None:
-    form = Form(prompt="a fox")
+    form = Form({"prompt": "a fox"})
     text = job_file(composed(form).drafts, ["tiny-sdxl"])
     assert "- seed: " in text
     assert "adapters: []" in text
 
 
 def test_another_vae_is_named_in_the_command() -> None:
-    text = job_file(composed(Form(prompt="a fox")).drafts, ["m"], "my vae")
+    text = job_file(composed(Form({"prompt": "a fox"})).drafts, ["m"], "my vae")
     assert text.startswith("# lora-studio batch jobs.yaml --out pictures --vae 'my vae'\n")
 
 
 def test_a_pictures_settings_fill_the_form_that_asks_for_it_again(tmp_path: Path) -> None:
-    form = replace(FORM, init_image=str(tmp_path / "start.png"), strength=0.4, vae="my vae")
+    form = replace(FORM.saying(strength=0.4), init_image=str(tmp_path / "start.png"), vae="my vae")
     first = composed(form).drafts[0]
     again = form_of(first, "my vae")
-    assert (again.vae, again.init_image, again.strength) == ("my vae", form.init_image, 0.4)
+    assert (again.vae, again.init_image, again.said("strength")) == ("my vae", form.init_image, 0.4)
     assert plain_draft(composed(again).drafts[0]) == plain_draft(first)
 
 
 def test_a_draft_of_the_form_has_few_steps_and_the_forms_seed() -> None:
     [draft] = live(FORM, seed=99).drafts
     assert (draft.values["steps"], draft.values["seed"]) == (8, 7)
-    [draft] = live(Form(prompt="a fox", steps=4), seed=99).drafts
+    [draft] = live(Form({"prompt": "a fox", "steps": 4}), seed=99).drafts
     assert (draft.values["steps"], draft.values["seed"]) == (4, 99)
 
 
@@ -102,7 +130,7 @@ def test_a_sweep_of_a_row_that_is_off_switches_it_on() -> None:
 
 
 def test_what_the_mix_was_before_it_was_normalised_goes_with_the_job() -> None:
-    form = Form(prompt="a fox", rows=mix.normalised((Row("fox", weight=1.5), Row("hat", weight=0.5))))
+    form = Form({"prompt": "a fox"}, rows=mix.normalised((Row("fox", weight=1.5), Row("hat", weight=0.5))))
     assert composed(form).before == {"fox": 1.5, "hat": 0.5}
     assert composed(FORM).before == {}
 
@@ -110,11 +138,11 @@ def test_what_the_mix_was_before_it_was_normalised_goes_with_the_job() -> None:
 def test_a_pictures_settings_come_back_with_its_vae_and_what_it_began_with(tmp_path: Path) -> None:
     start = tmp_path / "start.png"
     start.write_bytes(b"")
-    [draft, *_] = composed(replace(FORM, init_image=str(start), strength=0.4)).drafts
+    [draft, *_] = composed(replace(FORM.saying(strength=0.4), init_image=str(start))).drafts
     again = form_of(draft, "my vae")
-    assert (again.prompt, again.method, again.seed, again.vae) == (FORM.prompt, "switch", 7, "my vae")
+    assert (again.prompt, again.method, again.said("seed"), again.vae) == (FORM.prompt, "switch", 7, "my vae")
     assert [(row.name, row.weight) for row in again.rows] == [("fox", 0.8), ("hat", 1.1)]
-    assert (again.init_image, again.strength) == (str(start), 0.4)
+    assert (again.init_image, again.said("strength")) == (str(start), 0.4)
 
 
 NAN, INF = math.nan, math.inf
@@ -125,8 +153,8 @@ NAN, INF = math.nan, math.inf
     [
         (lambda: composed(replace(FORM, count=10**9)), "count=1000000000: at most 10000 pictures"),
         (lambda: composed(replace(FORM, count=10**5000)), "count=a number of about"),
-        (lambda: composed(replace(FORM, seed=2**64 - 1)), "the last of 3 seeds would lie beyond"),
-        (lambda: composed(replace(FORM, seed=10**30)), "seed="),
+        (lambda: composed(FORM.saying(seed=2**64 - 1)), "the last of 3 seeds would lie beyond"),
+        (lambda: composed(FORM.saying(seed=10**30)), "seed="),
         (lambda: composed(replace(FORM, method="swich")), "did you mean 'switch'"),
         (
             lambda: compared(FORM, ["merge"], [1.0] * 10**6),
@@ -172,7 +200,9 @@ def test_a_strangers_settings_that_are_no_numbers_leave_the_form_as_it_is() -> N
 
 def test_a_run_of_a_thousand_million_steps_is_not_drawn_as_a_table() -> None:
     with cheap():
-        assert "steps=1000000000 must be" in cost_html(replace(FORM, steps=10**9), ModelState())
+        assert "steps=1000000000 must be" in cost_html(FORM.saying(steps=10**9), ModelState())
         many = tuple(Row(f"a{n}") for n in range(101))
         assert "101 LoRAs are more than" in cost_html(replace(FORM, rows=many), ModelState())
-        assert "too many to be shown" in cost_html(replace(FORM, rows=many[:99], steps=999), ModelState())
+        assert "too many to be shown" in cost_html(
+            replace(FORM.saying(steps=999), rows=many[:99]), ModelState()
+        )

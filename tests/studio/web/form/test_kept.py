@@ -23,25 +23,29 @@ from studio.web.form.mix import CUSTOM, Row
 
 LATE = Wanted("nilo-fox", 1.0, blocks=(("mid", 0.5),), schedule=Schedule(((0.5, 0.0),)))
 FORM = Form(
-    prompt="a fox <lora:x:0.5>, ünder the sun",
-    negative="rain",
+    values={
+        "prompt": "a fox <lora:x:0.5>, ünder the sun",
+        "negative_prompt": "",
+        "seed": 2**64 - 1,
+        "steps": 12,
+        "guidance_scale": 4.5,
+        "width": 64,
+        "height": None,
+        "scheduler": "DPM++ 2M Karras",
+        "guidance_rescale": 0.2,
+        "clip_skip": 0,
+        "strength": 0.4,
+        "crop": (5, 7),
+    },
     method="switch",
     method_values={"interval": 3},
     rows=(
         Row("fox", weight=0.8, text_weight=0.5, before=1.2),
         Row("Hat", on=False, weight=-1, preset="style"),
         Row("nilo-fox", preset=CUSTOM, wanted=LATE),
+        Row("owl", on=False, weight=None),
     ),
-    seed=7,
     count=3,
-    steps=12,
-    guidance=4.5,
-    width=64,
-    height=96,
-    scheduler="DPM++ 2M Karras",
-    rescale=0.2,
-    clip_skip=1,
-    strength=0.4,
 )
 
 
@@ -109,15 +113,39 @@ def test_it_belongs_to_whoever_is_logged_in(own: Home) -> None:
 @pytest.mark.parametrize(
     "broken",
     [
-        {"format": 0}, {"prompt": None}, {"seed": "7"}, {"count": True}, {"method": "swich"},
-        {"method_values": {"interval": -3}}, {"method_values": 5}, {"scheduler": "Eule"}, {"rows": None}, {"rows": [1]},
-        {"rows": [{"name": "fox"}]}, {"model": 3}, {"width": 1e999},
-        {"guidance": float("nan")}, {"guidance": 10**400}, {"prompt": "a" * 100_001}, {"prompt": "\ud800"},
+        {"format": 0}, {"format": 3}, {"values": 3}, {"values": ["prompt"]}, {"count": True}, {"method": "swich"},
+        {"method_values": {"interval": -3}}, {"method_values": 5}, {"rows": None}, {"rows": [1]}, {"vae": None},
+        {"rows": [{"name": "fox"}]}, {"model": 3}, {"count": 1e999}, {"values": {"prompt": "a" * 100_001}},
+        {"values": {"guidance_scale": float("nan")}}, {"values": {"prompt": "\ud800"}},
         {"rows": [{"name": f"a{n}"} for n in range(10_000)]}, {"method_values": {"x": [[[[[[[[[[[1]]]]]]]]]]]}},
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_told_and_the_form_begins_anew(own: Home, broken: dict[str, Any]) -> None:
     assert reopened({**browser(FORM, own), **broken}, own) == PutBack(Form(), notes=(UNREADABLE,))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seed", "x"), ("seed", [1]), ("prompt", None), ("prompt", 5), ("scheduler", "Eule"), ("width", 1e9),
+        ("width", 10**400), ("cut", "shallow"), ("crop", [1, 2, 3]), ("crop", {"a": 1}), ("strength", None),
+        ("guidance_scale", "7"), ("composer", "switch"), ("adapters", {"fox": 1}), ("init_image", "/etc/passwd"),
+        ("glow", 3),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_version_is_told_and_left_out(own: Home, name: str, value: object) -> None:
+    held = browser(FORM, own)
+    held["values"][name] = value
+    back = reopened(held, own)
+    assert back is not None
+    assert dict(back.form.values) == {n: v for n, v in FORM.values.items() if n != name}
+    assert replace(back.form, values=FORM.values) == FORM
+    [note] = back.notes
+    assert "left out" in note
+
+
+def test_what_another_version_did_not_keep_is_as_in_an_empty_form(own: Home) -> None:
+    assert reopened({"format": 2, "user": "", "model": ""}, own) == PutBack(Form())
 
 
 @pytest.mark.parametrize(
@@ -133,6 +161,45 @@ def test_nor_can_a_row_be_of_anything(own: Home, broken: dict[str, Any]) -> None
     assert reopened(held, own) == PutBack(Form(), notes=(UNREADABLE,))
 
 
-@pytest.mark.parametrize("nothing", [3, "text", [], {}, {"format": 1}])
+FIRST = {
+    "format": 1, "user": "", "model": "", "prompt": "", "negative": "", "method": "merge", "seed": -1, "count": 1,
+    "steps": 0, "guidance": -1.0, "width": 0, "height": 0, "scheduler": "the model's own", "rescale": 0.0,
+    "clip_skip": 0, "strength": 0.8, "vae": "", "method_values": {}, "rows": [],
+}  # fmt: skip
+"""A form of format 1 in which nothing is said."""
+
+
+@pytest.mark.parametrize(
+    ("old", "form"),
+    [
+        ({}, Form()),
+        ({"seed": -5, "guidance": -0.5}, Form()),
+        ({"seed": 0, "guidance": 0}, Form({"seed": 0, "guidance_scale": 0.0})),
+        ({"negative": "rain", "clip_skip": 2}, Form({"negative_prompt": "rain", "clip_skip": 2})),
+        ({"method": "switch"}, Form(method="switch")),
+        ({"method_values": {"x": 1}}, Form(method="merge", method_values={"x": 1})),
+        ({"count": 4}, Form(count=4)),
+    ],
+)
+def test_a_form_of_format_1_means_what_it_meant(own: Home, old: dict[str, Any], form: Form) -> None:
+    assert reopened({**FIRST, **old}, own) == PutBack(form)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"prompt": None},
+        {"seed": "7"},
+        {"guidance": 10**400},
+        {"width": 1e999},
+        {"method": "swich"},
+        {"rows": 3},
+    ],
+)
+def test_a_form_of_format_1_that_cannot_be_read_is_told(own: Home, broken: dict[str, Any]) -> None:
+    assert reopened({**FIRST, **broken}, own) == PutBack(Form(), notes=(UNREADABLE,))
+
+
+@pytest.mark.parametrize("nothing", [3, "text", [], {}, {"format": 1}, {"format": 2}])
 def test_nor_can_anything_else(own: Home, nothing: object) -> None:
     assert reopened(nothing, own) == PutBack(Form(), notes=(UNREADABLE,))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.errors import RequestError
+from pipelines.errors import PromptError, RequestError
 from studio.web.form import mix
 from studio.web.form.mix import Row
 
@@ -59,6 +59,16 @@ def test_tags_become_rows_and_leave_the_prompt() -> None:
         ("b", 0.5, None),
         ("c", 0.9, 0.2),
     ]
+
+
+def test_a_tag_that_means_nothing_stays_in_the_prompt_and_the_others_become_rows() -> None:
+    prompt, held = mix.taken_from("a fox <lora:b:0.5>, <lora:c:1:lbw=nowhere>, <lora:d>, in snow", rows(1, 1))
+    assert prompt == "a fox, <lora:c:1:lbw=nowhere>, in snow"
+    assert [(row.name, row.weight) for row in held] == [("a", 1), ("b", 0.5), ("d", None)]
+    with pytest.raises(PromptError):
+        mix.taken_from("<lora:b:x>", ())
+    assert mix.has_tags("a <lora:b:lbw=nowhere>")
+    assert not mix.has_tags("a <lora:b:x>")
 
 
 @pytest.mark.parametrize("value", [None, "1", math.nan, math.inf, 101, -1e9, True, [1]])
