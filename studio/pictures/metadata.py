@@ -43,7 +43,9 @@ PARAMETERS = "parameters"
 VERSION = 1
 OURS = "LoRA Studio"
 OTHER = "made by {}, whose noise and rounding differ: expect a similar picture, not the same"
-STRIPPED = f"its text {CHUNK!r} was taken out; the one for other programs is read, which does not say which LoRAs were pinned"
+STRIPPED = (
+    f"its text {CHUNK!r} was taken out; the one for other programs does not say which LoRAs were pinned"
+)
 MOST_TOLD = 40
 """Settings, tags or LoRAs of another program that are named one by one."""
 LONGEST_NOTE = 300
