@@ -125,7 +125,7 @@ def _inspected(file: str, home: Home) -> Inspection | dict[str, Any]:
 
 def _picture(path: Path, home: Home) -> dict[str, Any]:
     """What a picture says, and what that means here; why it means nothing, where it does not."""
-    from pipelines.errors import RequestError
+    from composers import StudioError
     from studio.drafts.entries import plain_draft
     from studio.drafts.plain import read_json
     from studio.library.scan import Library
@@ -137,7 +137,7 @@ def _picture(path: Path, home: Home) -> dict[str, Any]:
     told = {"path": str(path), PARAMETERS: texts.get(PARAMETERS), CHUNK: ours}
     try:
         found = restore(path, home, Library(lambda: home))
-    except RequestError as error:
+    except StudioError as error:
         return {**told, "program": None, "notes": [str(error)]}
     return {
         **told,

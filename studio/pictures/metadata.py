@@ -164,9 +164,10 @@ def without_echoes(values: Mapping[str, Any], family: str) -> dict[str, Any]:
     features, would stay behind when width, model or method change.
     """
     kept = dict(values)
-    own = (values.get("height"), values.get("width"))
+    own = [values.get("height"), values.get("width")]
     for name in ("original_size", "target_size"):
-        if tuple(kept.get(name) or ()) == own:
+        size = kept.get(name)
+        if isinstance(size, tuple | list) and list(size) == own:
             del kept[name]
     known = FAMILIES.get(family)
     if kept.get("reuse") is None and known is not None and kept.get("cut") == known.cut:

@@ -217,6 +217,29 @@ def test_a_value_that_no_request_may_have_is_told_and_left_out(own: Home, tmp_pa
     assert [note.partition(" not taken over")[0] for note in found.notes[1:]] == ["Steps", "Sampler"]
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"original_size": 5, "target_size": [1.5, 2], "crop": "a", "cut": 3, "reuse": "x"},
+        {"steps": 0, "width": -8, "height": 1e30, "scheduler": 7, "strength": True, "seed": -1},
+        {"text_mode": "odd", "clip_skip": 1000, "guidance_scale": "much", "guidance_rescale": [1, 2]},
+    ],
+    ids=lambda odd: next(iter(odd)),
+)
+def test_odd_values_of_a_picture_of_ours_are_told(own: Home, tmp_path: Path, odd: dict[str, object]) -> None:
+    said = {
+        "version": 1,
+        "request": {"prompt": "a", "negative_prompt": "", **odd},
+        "adapters": {},
+        "setup": {"vae": None, "low_memory": False},
+        "record": {"model": "random-sdxl", "model_hash": "h", "family": ["sdxl"], "model_source": 5},
+    }
+    found = read(own, tmp_path, **{"lora-studio": json.dumps(said)})
+    assert found.draft.values == {"prompt": "a", "negative_prompt": ""}
+    assert all(any(note.startswith(name) for note in found.notes) for name in odd)
+    assert found.model == "random-sdxl"
+
+
 def test_a_method_that_names_a_lora_names_it_as_it_is_called_here(
     own: Home, loras: Path, tmp_path: Path
 ) -> None:
