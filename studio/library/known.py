@@ -68,30 +68,31 @@ class Finder:
             self._listed = self._home.loras()
         return self._listed
 
-    def model(self, name: str, digest: str) -> str:
-        """The model's name; "" for one that is missing or not said."""
-        name = re.sub(r"\.(safetensors|ckpt)$", "", name.replace("\\", "/").rsplit("/", 1)[-1])
-        if not name:
-            return ""
-        try:
-            entry = self._home.find_model(name, paths=False)
-        except ModelError:
-            entry = None
-        if entry is not None:
-            return entry.name
-        self.missing.append(Missing("model", name, tuple(near(name, self._home.models())), digest))
+    def model(self, name: str, digest: str, source: str = "") -> str:
+        """The model's name; "" for one that is missing or not said. source: another way in which it was named."""
+        for called in (*_names(name), *_names(source)):
+            try:
+                entry = self._home.find_model(called, paths=False)
+            except ModelError:
+                continue
+            if entry is not None:
+                return entry.name
+        if names := _names(name):
+            called = names[-1]
+            self.missing.append(Missing("model", called, tuple(near(called, self._home.models())), digest))
         return ""
 
     def vae(self, name: str | None) -> str | None:
         """The VAE's name; None for one that is missing or not said."""
-        if name is None:
-            return None
-        called = name.replace("\\", "/").rsplit("/", 1)[-1]
-        try:
-            return self._home.find_vae(called, paths=False).name
-        except ModelError:
-            self.missing.append(Missing("VAE", called, tuple(near(called, self._home.vaes()))))
-            return None
+        names = _names(name or "")
+        for called in names:
+            try:
+                return self._home.find_vae(called, paths=False).name
+            except ModelError:
+                continue
+        if names:
+            self.missing.append(Missing("VAE", names[-1], tuple(near(names[-1], self._home.vaes()))))
+        return None
 
     def lora(self, name: str, said: Known | None, model: str) -> str | None:
         """The LoRA's name; None for one that is missing. A file that bears the hash comes before one of that name.
@@ -127,6 +128,12 @@ class Finder:
         names = {entry.path: entry.name for entry in self._loras}
         path = find_adapter(names, said.digest, said.size)
         return None if path is None else names[path]
+
+
+def _names(said: str) -> tuple[str, ...]:
+    """What a picture calls a file, with and without the folders in front; () for nothing."""
+    name = re.sub(r"\.(safetensors|ckpt)$", "", said.replace("\\", "/"))
+    return tuple(dict.fromkeys(filter(None, (name, name.rsplit("/", 1)[-1]))))
 
 
 def model_with_hash(home: Home, digest: str, say: Callable[[str], None] = lambda text: None) -> Entry | None:

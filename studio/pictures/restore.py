@@ -13,6 +13,7 @@ from typing import Any
 
 from composers.errors import StudioError
 from composers.plan import Composer, settings
+from pipelines.bounds import LONGEST_NAME
 from pipelines.errors import ModelError
 from pipelines.home import Home
 from pipelines.home.files import exists
@@ -64,7 +65,8 @@ def restore(file: Path, home: Home, library: Library | None = None) -> Restored:
     said = read_picture(file)
     finder = Finder(home, library)
     finder.notes += said.notes
-    model = finder.model(said.model, said.model_hash)
+    source = str(said.record.get("model_source", ""))[:LONGEST_NAME]
+    model = finder.model(said.model, said.model_hash, source)
     draft = _named_as_here(said, model, finder)
     values = dict(draft.values)
     if said.ours:
@@ -76,7 +78,7 @@ def restore(file: Path, home: Home, library: Library | None = None) -> Restored:
         draft=replace(draft, values=_sound(values, finder.notes), where=""),
         said=said,
         model=model,
-        hub="" if model else _hub(said, home),
+        hub="" if model else _hub(source, home),
         vae=vae,
         missing=tuple(finder.missing),
         notes=tuple(finder.notes),
@@ -86,10 +88,14 @@ def restore(file: Path, home: Home, library: Library | None = None) -> Restored:
 def _named_as_here(said: Remembered, model: str, finder: Finder) -> Draft:
     """What the picture says, with the LoRAs that are here under their names here; also where its method names them."""
     wanted = []
-    names = {}
+    names: dict[str, str] = {}
     for one in said.draft.wanted:
         name = finder.lora(one.adapter, said.known.get(one.adapter.casefold()), model)
-        if name is not None:
+        if name in names.values():
+            finder.notes.append(
+                f"LoRA {one.adapter!r} is left out: it is {name!r} here, which is in the mix already"
+            )
+        elif name is not None:
             wanted.append(replace(one, adapter=name))
             names[one.adapter.casefold()] = name
     draft = replace(said.draft, wanted=tuple(wanted))
@@ -105,9 +111,8 @@ def _named_as_here(said: Remembered, model: str, finder: Finder) -> Draft:
     return draft.with_value("composer", replace(composer, **changed))
 
 
-def _hub(said: Remembered, home: Home) -> str:
+def _hub(source: str, home: Home) -> str:
     """Where on the hub the model came from; "" for one that did not, and for what means a file here."""
-    source = str(said.record.get("model_source", ""))
     try:
         on_hub = bool(source) and home.find_model(source, paths=False) is None
     except ModelError:
