@@ -52,6 +52,8 @@ NAMED = ("te", "unet", "dyn", "lbw", "start", "stop", "step")
 _TAG = re.compile(
     r"<\s*(?P<kind>lora|lyco|hypernet)\s*:(?P<body>(?:\\.|[^<>\\\n])*)(?P<end>>)?", re.IGNORECASE
 )
+_HEAD = re.compile(r"<\s*+\w++\s*+:\s*+[^\s,]*+")
+"""Of a tag that is not closed."""
 _NUMBER = re.compile(r"[+-]?(?:\d++(?:\.\d*+)?|\.\d++)(?:[eE][+-]?\d++)?")
 _CLOSING = re.compile(r"[)\]]|:\s*[-+.\d]+\s*\)")
 _SEPARATORS = " \t\r\n\f\v,"
@@ -142,22 +144,48 @@ def take_tags(text: str) -> tuple[str, tuple[LoraTag, ...]]:
     every other `<…>`. Raises PromptError for a malformed tag, for `<hypernet:…>`, for a tag within another, and for
     more tags than a picture may have adapters.
     """
+    return _taken(text, None)
+
+
+def sift_tags(text: str) -> tuple[str, tuple[LoraTag, ...], tuple[str, ...]]:
+    """As `take_tags`, for a prompt of another program: nothing is refused.
+
+    Tags that cannot be read or mean nothing are taken out too; the third value says why. A tag that is not closed
+    ends at the next comma or white space.
+    """
+    unread: list[str] = []
+    kept, tags = _taken(text, unread)
+    return kept, tags, tuple(dict.fromkeys(unread))
+
+
+def _taken(text: str, unread: list[str] | None) -> tuple[str, tuple[LoraTag, ...]]:
+    """The text without its tags, and the tags. unread: is told what is wrong with a tag; None raises it."""
     kept = ""
     tags: list[LoraTag] = []
     end = 0
     for match in _TAG.finditer(text):
-        if len(tags) == MOST_ADAPTERS:
-            raise PromptError(
-                f"the prompt has more than {MOST_ADAPTERS} adapter tags, the most of one picture; take some out"
-            )
         between = text[end : match.start()]
-        kept = _seam(kept, between) if tags and between.strip(_SEPARATORS) else kept + between
-        tags.append(_read(match))
+        kept = _seam(kept, between) if end and between.strip(_SEPARATORS) else kept + between
         end = match.end()
-    if not tags:
+        try:
+            if len(tags) == MOST_ADAPTERS:
+                raise PromptError(
+                    f"the prompt has more than {MOST_ADAPTERS} adapter tags, the most of one picture; take some out"
+                )
+            tag = _read(match)
+            if unread is not None:
+                tag.use()
+            tags.append(tag)
+        except PromptError as error:
+            if unread is None:
+                raise
+            unread.append(str(error))
+            if match["end"] is None and (head := _HEAD.match(match[0])):
+                end = match.start() + head.end()
+    if not end:
         return text, ()
     kept = _seam(kept, text[end:])
-    if (left := _TAG.search(kept)) is not None:  # what is read once is never read again
+    if unread is None and (left := _TAG.search(kept)) is not None:  # what is read once is never read again
         raise PromptError(
             f"a tag stands within another, around {_shortened(left[0])}; write them one after the other"
         )

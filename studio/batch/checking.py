@@ -58,7 +58,7 @@ def grouped(jobs: Iterable[Job], home: Home, say: Callable[[str], None], problem
         except ModelError as error:
             problems.add(own[0].where, error)
             continue
-        shelf = Shelf(home, entry.name if entry else None, say=say)
+        shelf = Shelf(home, entry.name if entry else None)
         for job in own:
             for missing in shelf.missing(job.draft.wanted):
                 problems.add(job.where, missing)

@@ -12,6 +12,8 @@ from studio.commands.flags import Command
 from studio.terminal.exits import BAD_INPUT, OK, SOME_FAILED
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pipelines.adapters import Inspection
     from pipelines.home import Entry, Home
     from studio.library.fit import Fit
@@ -114,26 +116,58 @@ def _inspected(file: str, home: Home) -> Inspection | dict[str, Any]:
 
     from pipelines.adapters import inspect_file
     from pipelines.home.files import exists
-    from studio.drafts.plain import read_json
-    from studio.pictures.metadata import CHUNK, PARAMETERS, read_texts
 
     path = Path(os.path.expanduser(file))
     if path.suffix.lower() in PICTURES:
-        texts = read_texts(path)
-        ours = read_json(texts[CHUNK], f"{file}: its {CHUNK!r} text") if CHUNK in texts else None
-        return {"path": str(path), PARAMETERS: texts.get(PARAMETERS), CHUNK: ours}
+        return _picture(path, home)
     return inspect_file(path if exists(path) else home.find_lora(file).path)
+
+
+def _picture(path: Path, home: Home) -> dict[str, Any]:
+    """What a picture says, and what that means here; why it means nothing, where it does not."""
+    from composers import StudioError
+    from studio.drafts.entries import plain_draft
+    from studio.drafts.plain import read_json
+    from studio.library.scan import Library
+    from studio.pictures.metadata import CHUNK, PARAMETERS, read_texts
+    from studio.pictures.restore import restore
+
+    texts = read_texts(path)
+    ours = read_json(texts[CHUNK], f"{path}: its {CHUNK!r} text") if CHUNK in texts else None
+    told = {"path": str(path), PARAMETERS: texts.get(PARAMETERS), CHUNK: ours}
+    try:
+        found = restore(path, home, Library(lambda: home))
+    except StudioError as error:
+        return {**told, "program": None, "notes": [str(error)]}
+    return {
+        **told,
+        "program": found.program,
+        "settings": plain_draft(found.draft),
+        "model": found.model,
+        "missing": [str(one) for one in found.missing],
+        "notes": list(found.notes),
+    }
 
 
 def _shown(result: Inspection | dict[str, Any]) -> str:
     from pathlib import Path
 
+    from studio.drafts.fields import FIELDS
     from studio.pictures.metadata import PARAMETERS
 
     if not isinstance(result, dict):
         return str(result)
-    said = result[PARAMETERS] or "says nothing about how it was made"
-    return f"{Path(result['path']).name}\n" + "\n".join(f"  {line}" for line in said.splitlines())
+    lines = [Path(result["path"]).name]
+    if result["program"] is None and not result[PARAMETERS]:
+        return "\n  ".join([*lines, "says nothing about how it was made", *result["notes"]])
+    if result[PARAMETERS]:
+        lines += result[PARAMETERS].splitlines()
+    else:
+        settings = result["settings"]
+        lines += [f"model: {result['model']}"] if result["model"] else []
+        lines += [f"{field.name}: {settings[field.name]}" for field in FIELDS if settings.get(field.name)]
+    lines += [f"missing: {one}" for one in result.get("missing", ())]
+    return "\n  ".join([*lines, *result["notes"]])
 
 
 def models(values: Models, home: Home, teller: Teller) -> int:

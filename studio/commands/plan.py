@@ -54,7 +54,7 @@ def run(values: Plan, home: Home, teller: Teller) -> int:
     name = model_name(values.opening, home)
     entry = home.find_model(name)
     drafts = drafts_of(values.asked, Draft(), lambda: first_example(name, entry))
-    shelf = Shelf(home, entry.name if entry else None, say=teller.say)
+    shelf = Shelf(home, entry.name if entry else None)
     requests = requests_of(drafts, shelf)
     with teller.waiting(f"loading {name} …"):
         pipe = open_pipeline(values.opening, home, teller.say)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from studio.drafts.flags import Asked
     from studio.pictures.comparison import Comparison
     from studio.pictures.files import Sheet
-    from studio.pictures.metadata import Remembered
+    from studio.pictures.restore import Restored
     from studio.rendering.once import Job, Outcome
     from studio.rendering.opening import Opening
     from studio.terminal.progress import Teller
@@ -137,18 +137,17 @@ def run(values: Render, home: Home, teller: Teller) -> int:
     from studio.rendering.once import Drive, Job, Saving
     from studio.rendering.opening import is_slow, model_name, open_pipeline
 
-    remembered = None if values.picture is None else _remembered(values.picture, teller)
+    restored = None if values.picture is None else _restored(values.picture, home, teller)
     opening = values.opening
-    if remembered is not None:
-        opening = repetition.opening_again(opening, remembered, home, teller.say)
+    if restored is not None:
+        opening = repetition.opening_again(opening, restored, home, teller.say)
     name = model_name(opening, home)
     entry = home.find_model(name)
-    base = remembered.draft if remembered else Draft()
+    base = restored.draft if restored else Draft()
     drafts = drafts_of(values.asked, base, lambda: first_example(name, entry))
-    if remembered is not None:
-        repetition.check_init_image(remembered, drafts[0], teller.say)
-    known = remembered.known if remembered else None
-    shelf = Shelf(home, entry.name if entry else None, known=known, say=teller.say)
+    if restored is not None:
+        repetition.check_init_image(restored, drafts[0], teller.say)
+    shelf = Shelf(home, entry.name if entry else None)
     requests = requests_of(drafts, shelf)
     _say_if_methods_are_idle(requests, teller)
     sheets = [_sheet(request, entry.name if entry else name) for request in requests]
@@ -158,14 +157,14 @@ def run(values: Render, home: Home, teller: Teller) -> int:
     for report in shelf.load(pipe):
         teller.say(f"LoRA {_applied(report)}")
     _propose(pipe, requests, teller)
-    if remembered is not None:
-        repetition.check_model(remembered, pipe, teller.say)
+    if restored is not None:
+        repetition.check_model(restored, pipe, teller.say)
     jobs = [
         Job(request, draft.where, file) for request, draft, file in zip(requests, drafts, files, strict=True)
     ]
     saving = Saving(shelf.files, Setup(opening.vae, opening.low_memory), values.force, values.previews)
     on_file = (lambda file: None) if values.as_json else (lambda file: print(file, flush=True))
-    repeat = remembered if values.repeats else None
+    repeat = restored if values.repeats else None
     with nullcontext() if repeat is None else repetition.threads_of(repeat):
         outcome = Drive(pipe, jobs, saving, teller=teller, on_file=on_file).run(slow=is_slow(pipe))
     compared = None
@@ -178,13 +177,14 @@ def run(values: Render, home: Home, teller: Teller) -> int:
     return outcome.code
 
 
-def _remembered(picture: Path, teller: Teller) -> Remembered:
-    from studio.pictures.metadata import read_picture
+def _restored(picture: Path, home: Home, teller: Teller) -> Restored:
+    from studio.pictures.restore import FROM_ANOTHER, restore
 
-    remembered = read_picture(picture)
-    for note in remembered.notes:
-        teller.say(f"{picture}: {note}")
-    return remembered
+    restored = restore(picture, home)
+    for note in restored.notes:
+        if note != FROM_ANOTHER:  # which is asked for where it is not given
+            teller.say(f"{picture}: {note}")
+    return restored
 
 
 def _say_if_methods_are_idle(requests: Sequence[Request], teller: Teller) -> None:

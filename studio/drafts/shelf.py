@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -14,15 +13,6 @@ from pipelines.adapters import LoadReport, inspect_file
 from pipelines.errors import AdapterFileError
 from pipelines.home import Entry, Home
 from studio.drafts.draft import Draft, Wanted, placed
-from studio.library.hashes import find_adapter, is_adapter
-
-
-@dataclass(frozen=True)
-class Known:
-    """What a picture says of an adapter that it was made with: its hash, and its size in bytes if that is known."""
-
-    digest: str
-    size: int | None = None
 
 
 class Names(dict[Path, str]):
@@ -46,9 +36,8 @@ class Names(dict[Path, str]):
 class Shelf:
     """Looks adapters up, remembers which are needed, and loads them.
 
-    model: name of the model they are for. known: name in lower case -> what a picture says of it; a file that
-    bears the hash is taken before one that bears the name. say: is told what a user should know.
-    names: file -> name, shared by shelves that load into one model. paths: whether a path may stand for a name.
+    model: name of the model they are for. names: file -> name, shared by shelves that load into one model.
+    paths: whether a path may stand for a name.
     """
 
     def __init__(
@@ -56,15 +45,11 @@ class Shelf:
         home: Home,
         model: str | None,
         *,
-        known: Mapping[str, Known] | None = None,
-        say: Callable[[str], None] = lambda text: None,
         names: Names | None = None,
         paths: bool = True,
     ) -> None:
         self._home = home
         self._model = model
-        self._known = known or {}
-        self._say = say
         self._entries: tuple[Entry, ...] | None = None
         self._found: dict[str, Entry] = {}
         self._lost: dict[str, AdapterFileError] = {}
@@ -124,46 +109,17 @@ class Shelf:
             raise self._lost[key]
         if key not in self._found:
             try:
-                self._found[key] = self._look_up(name)
+                self._found[key] = self._home.find_lora(
+                    name, self._model, paths=self._paths, entries=self._listed()
+                )
             except AdapterFileError as error:
                 self._lost[key] = error
                 raise
         path = self._found[key].path
         wishes = ("/".join([*path.parts[-1 - up : -1], path.stem]) for up in range(len(path.parts)))
-        # as the picture calls it, since a method's settings may name it
-        self._names.claim(path, chain([name] if key in self._known else [], wishes))
+        # as it is listed, since a method's settings may name it
+        self._names.claim(path, chain([self._found[key].name], wishes))
         return path
-
-    def _look_up(self, name: str) -> Entry:
-        known = self._known.get(name.casefold())
-        try:
-            entry = self._home.find_lora(name, self._model, paths=self._paths, entries=self._listed())
-        except AdapterFileError as error:
-            if known is None:
-                raise
-            same = self._by_hash(known)
-            if same is None:
-                raise AdapterFileError(
-                    f"{error}. The picture gives its hash as {known.digest[:12]}"
-                ) from error
-            self._say(f"LoRA {name!r} was found by its hash: it is called {same.name!r} here")
-            return same
-        if known is None or is_adapter(entry.path, known.digest):
-            return entry
-        same = self._by_hash(known)
-        if same is not None:
-            self._say(f"LoRA {name!r} of this picture is called {same.name!r} here (found by its hash)")
-            return same
-        self._say(
-            f"LoRA {name!r} is another file than the one this picture was made with (hash {known.digest[:12]}), "
-            "so the picture will differ"
-        )
-        return entry
-
-    def _by_hash(self, known: Known) -> Entry | None:
-        entries = {entry.path: entry for entry in self._listed()}
-        path = find_adapter(entries, known.digest, known.size)
-        return None if path is None else entries[path]
 
 
 def requests_of(drafts: Sequence[Draft], shelf: Shelf) -> list[Request]:

@@ -6,9 +6,10 @@
     Lora hashes: "fox: 0123456789ab"
 
 The last line (one line, broken here) holds the settings, if at least three `Key: value` pairs stand in it; a
-value with a comma, a colon or a line break is written as a JSON string. Reading takes time in proportion to the text,
-whatever stands in it. Other programs know more keys than we
-do; what they say is listed in `Parameters.ignored`, so that nobody is told more than was understood.
+value with a comma, a colon or a line break is written as a JSON string. Its keys come from the table of a request's
+fields (`studio.drafts.fields`); only what A1111 says in a way of its own is spelled here. Reading takes time in
+proportion to the text, whatever stands in it. Other programs know more keys than we do. What is not understood is
+listed, so that nobody is told more than was understood.
 """
 
 from __future__ import annotations
@@ -17,6 +18,17 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+from composers.errors import StudioError
+from composers.registry import parse as parse_composer
+from composers.registry import spell
+from composers.shown import shown
+from pipelines.bounds import check_text
+from pipelines.errors import RequestError
+from pipelines.request import Request
+from studio.drafts.entries import LONGEST_METHOD
+from studio.drafts.fields import BY_NAME, FIELDS, Field
 
 FEWEST_PAIRS = 3
 NEGATIVE = "Negative prompt:"
@@ -29,63 +41,84 @@ _KEY = re.compile(r"\s*+(?P<key>\w[\w /+.-]*+)\s*+:\s*+")
 _QUOTED = re.compile(r'(?P<value>"(?:[^"\\]|\\.)*+")\s*+(?:,|$)')
 _BARE = re.compile(r"(?P<value>[^,]*+)(?:,|$)")
 _SPECIAL = re.compile(r'[,:\n"]')
+_SIZE = re.compile(r"([0-9]{1,9}+)x([0-9]{1,9}+)")
+_NUMBER = re.compile(r"[+-]?+[0-9]{1,20}+(?:\.[0-9]{1,60}+)?+(?:[eE][+-]?+[0-9]{1,3}+)?+")
 
-READ = ("Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "Size", "Model", "Model hash", "Lora hashes",
-        "Clip skip", "Denoising strength", "Composition", "Version", "CFG Rescale", "Text mode")  # fmt: skip
+BY_KEY: Mapping[str, Field] = {field.key: field for field in FIELDS if field.key}
+FIRST = ("Steps", "Sampler", "CFG scale", "Seed", "Size", "Model hash", "Model", "Denoising strength", "Clip skip",
+         "CFG Rescale", "Composition")  # fmt: skip
+"""The order that other programs expect; what only we say comes after it."""
+LAST = ("Lora hashes", "Version")
+HIRES = "Hires upscale"
+"""Where this stands, the denoising strength is of a second pass, and no picture was started from."""
+BESIDE = ("Schedule type", "Model", "Model hash", *LAST)
+"""Keys that are read with others, or that say no field of a request."""
 
 
 @dataclass(frozen=True)
 class Parameters:
     """What the text says; None where it says nothing.
 
-    prompt: with its `<lora:…>` tags. clip_skip: A1111's count (1 skips nothing).
-    lora_hashes: adapter name -> its short hash. composition: our own key, the method as `composers.parse` reads it.
-    ignored: keys that mean nothing here.
+    prompt: with its `<lora:…>` tags. values: the other fields of a request, by Request's names and as it means them.
+    lora_hashes: adapter name -> its short hash. ignored: keys that mean nothing here. unread: key -> what is wrong with
+    its value.
     """
 
     prompt: str
     negative_prompt: str | None = None
-    steps: int | None = None
-    sampler: str | None = None
-    cfg_scale: float | None = None
-    cfg_rescale: float | None = None
-    seed: int | None = None
-    size: tuple[int, int] | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
     model: str | None = None
     model_hash: str | None = None
-    clip_skip: int | None = None
-    denoising: float | None = None
-    composition: str | None = None
-    text_mode: str | None = None
     lora_hashes: Mapping[str, str] = field(default_factory=dict)
-    ignored: tuple[str, ...] = ()
     version: str | None = None
+    ignored: tuple[str, ...] = ()
+    unread: Mapping[str, str] = field(default_factory=dict)
+
+
+# -- writing ---------------------------------------------------------------------------------------------
 
 
 def write(said: Parameters) -> str:
     """The text, as A1111 and everything that reads after it expects it."""
-    width, height = said.size or (None, None)
-    pairs: dict[str, object] = {
-        "Steps": said.steps,
-        "Sampler": said.sampler,
-        "CFG scale": _plain(said.cfg_scale),
-        "Seed": said.seed,
-        "Size": f"{width}x{height}" if said.size else None,
+    values = {name: value for name, value in said.values.items() if value is not None}
+    own = {
+        field.key: _written(field, values[field.name])
+        for field in FIELDS
+        if field.key and field.name in values
+    }
+    hashes = ", ".join(f"{name}: {short}" for name, short in said.lora_hashes.items())
+    found = {
+        **own,
+        "Size": f"{values['width']}x{values['height']}" if "width" in values else None,
         "Model hash": said.model_hash or None,
         "Model": said.model,
-        "Denoising strength": _plain(said.denoising),
-        "Clip skip": said.clip_skip,
-        "CFG Rescale": _plain(said.cfg_rescale),
-        "Composition": said.composition,
-        "Text mode": said.text_mode,
-        "Lora hashes": ", ".join(f"{name}: {short}" for name, short in said.lora_hashes.items()) or None,
+        "Denoising strength": _plain("strength", values),
+        "Clip skip": str(values["clip_skip"] + 1) if "clip_skip" in values else None,
+        "Lora hashes": hashes or None,
         "Version": said.version,
     }
+    keys = (*FIRST, *(key for key in own if key not in FIRST), *LAST)
+    pairs = [(key, text) for key in keys if (text := found.get(key)) is not None]
     lines = [said.prompt]
     if said.negative_prompt:
         lines.append(f"{NEGATIVE} {said.negative_prompt}")
-    lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in pairs.items() if value is not None))
+    lines.append(", ".join(f"{key}: {_quoted(text)}" for key, text in pairs))
     return "\n".join(lines)
+
+
+def _written(field: Field, value: Any) -> str:
+    return spell(value) if field.kind == "method" else field.write(value)
+
+
+def _plain(name: str, values: Mapping[str, Any]) -> str | None:
+    return BY_NAME[name].write(values[name]) if name in values else None
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False) if _SPECIAL.search(text) or text != text.strip() else text
+
+
+# -- reading ---------------------------------------------------------------------------------------------
 
 
 def read(text: str) -> Parameters:
@@ -95,28 +128,68 @@ def read(text: str) -> Parameters:
     if len(pairs) < FEWEST_PAIRS:
         lines, pairs = [*lines, last], {}
     prompt, negative = _prompts(lines)
-    sampler, spacing = pairs.get("Sampler"), pairs.get("Schedule type", "Automatic")
-    if sampler and spacing not in ("Automatic", "Uniform") and not sampler.endswith(spacing):
-        sampler = f"{sampler} {spacing}"
+    values: dict[str, Any] = {}
+    ignored: list[str] = []
+    unread: dict[str, str] = {}
+    for key, said in pairs.items():
+        if key in BESIDE:
+            continue
+        try:
+            found = _values(key, said, pairs)
+            if found is None:
+                ignored.append(key)
+                continue
+            Request("", **found)  # the gate of all values
+            values |= found
+        except StudioError as error:
+            unread[key] = str(error)
+    hashes = pairs.get("Lora hashes", "")
+    found_hashes = _hashes(hashes)
+    if hashes and not found_hashes:
+        unread["Lora hashes"] = f"{shown(hashes)} names no hash"
     return Parameters(
         prompt=prompt,
         negative_prompt=negative,
-        steps=_whole(pairs.get("Steps")),
-        sampler=sampler or None,
-        cfg_scale=_real(pairs.get("CFG scale")),
-        cfg_rescale=_real(pairs.get("CFG Rescale")),
-        seed=_whole(pairs.get("Seed")),
-        size=_size(pairs.get("Size", "")),
+        values=values,
         model=pairs.get("Model") or None,
         model_hash=pairs.get("Model hash") or None,
-        clip_skip=_whole(pairs.get("Clip skip")),
-        denoising=_real(pairs.get("Denoising strength")),
-        composition=pairs.get("Composition") or None,
-        text_mode=pairs.get("Text mode") or None,
-        lora_hashes=_hashes(pairs.get("Lora hashes", "")),
-        ignored=tuple(key for key in pairs if key not in READ),
+        lora_hashes=found_hashes,
         version=pairs.get("Version"),
+        ignored=tuple(ignored),
+        unread=unread,
     )
+
+
+def _values(key: str, said: str, pairs: Mapping[str, str]) -> dict[str, Any] | None:
+    """What one setting says, by Request's names; None where its key means nothing here. Raises StudioError."""
+    if key == "Size":
+        match = _SIZE.fullmatch(said)
+        if match is None:
+            raise RequestError(f"{shown(said)} must be a width and a height, as in 512x768")
+        return {"width": int(match[1]), "height": int(match[2])}
+    if key == "Clip skip":  # 1 skips nothing
+        return {"clip_skip": _read(BY_NAME["clip_skip"], said) - 1}
+    if key == "Denoising strength":
+        return None if HIRES in pairs else {"strength": _read(BY_NAME["strength"], said)}
+    field = BY_KEY.get(key)
+    if field is None:
+        return None
+    if not said and field.kind != "text":
+        return {}
+    if field.kind == "scheduler":
+        spacing = pairs.get("Schedule type", "Automatic")
+        apart = spacing not in ("Automatic", "Uniform") and not said.endswith(spacing)
+        return {field.name: f"{said} {spacing}" if apart else said}
+    return {field.name: _read(field, said)}
+
+
+def _read(field: Field, said: str) -> Any:
+    """A value. Raises StudioError."""
+    if field.kind == "method":
+        return parse_composer(check_text(field.name, said, LONGEST_METHOD))
+    if field.kind in ("whole", "real") and not _NUMBER.fullmatch(said):
+        raise RequestError(f"{field.name}={shown(said)} must be a number")
+    return field.read(said)
 
 
 def pairs(text: str) -> dict[str, str]:
@@ -158,11 +231,6 @@ def _hashes(text: str) -> dict[str, str]:
     return found
 
 
-def _quoted(value: object) -> str:
-    text = str(value)
-    return json.dumps(text, ensure_ascii=False) if _SPECIAL.search(text) or text != text.strip() else text
-
-
 def _unquoted(text: str) -> str:
     if len(text) < 2 or not (text[0] == text[-1] == '"'):
         return text
@@ -172,21 +240,3 @@ def _unquoted(text: str) -> str:
         return found
     except ValueError:
         return text
-
-
-def _plain(number: float | None) -> str | None:
-    return None if number is None else f"{number:.12g}"
-
-
-def _whole(text: str | None) -> int | None:
-    return int(text) if text is not None and re.fullmatch(r"[0-9]{1,20}", text) else None
-
-
-def _real(text: str | None) -> float | None:
-    found = text is not None and re.fullmatch(r"[0-9]{1,20}(\.[0-9]{1,60})?", text)
-    return float(found[0]) if found else None
-
-
-def _size(text: str) -> tuple[int, int] | None:
-    match = re.fullmatch(r"([0-9]{1,9})x([0-9]{1,9})", text)
-    return (int(match[1]), int(match[2])) if match else None

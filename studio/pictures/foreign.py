@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,10 @@ from sd_parsers import ParserManager
 from sd_parsers.data import PromptInfo
 from sd_parsers.parsers import ComfyUIParser
 
-from pipelines.bounds import LONGEST_NAME
 from pipelines.errors import RequestError, StudioError
-from studio.drafts.draft import Draft, Wanted
-from studio.drafts.entries import checked
+from studio.drafts.draft import Wanted
 from studio.drafts.picture_file import MOST_SAID, is_png
 from studio.drafts.plain import read_json
-from studio.pictures.metadata import Remembered
 
 LONGEST_LINE = 10_000
 """Characters of a text that sd-parsers searches by patterns, some of which take the square of its length."""
@@ -47,10 +45,21 @@ COMFY_SAMPLERS: Mapping[str, str] = {
 """ComfyUI's solver and spacing -> our name, where an alias does not do."""
 
 
-def read_foreign(file: Path, texts: Mapping[str, str]) -> tuple[Remembered, str]:
-    """What a picture says, and the program that made it. texts: its text chunks. Raises RequestError."""
+@dataclass(frozen=True)
+class Foreign:
+    """What a picture of another program says. values: by Request's names, as they stand there; wanted: its LoRAs, those
+    of tags in its prompt not among them. model, digest: "" where it does not say."""
+
+    program: str
+    values: Mapping[str, Any]
+    wanted: tuple[Wanted, ...]
+    model: str
+    digest: str
+
+
+def read_foreign(file: Path, texts: Mapping[str, str]) -> Foreign:
+    """texts: the picture's text chunks. Raises RequestError where it does not say how it was made."""
     info, prompt, negative = _parsed(file, texts)
-    program = str(info.generator.value)
     sampler = info.samplers[0] if info.samplers else None
     settings: Mapping[str, Any] = {**info.metadata, **(sampler.parameters if sampler else {})}
     width, height = _size(settings, info.raw_parameters)
@@ -65,19 +74,7 @@ def read_foreign(file: Path, texts: Mapping[str, str]) -> tuple[Remembered, str]
         "height": height,
     }
     model, digest = _model(info)
-    note = f"made by {program}, whose noise and rounding differ: expect a similar picture, not the same"
-    draft = Draft(
-        {key: value for key, value in values.items() if value is not None},
-        tuple(_loras(info.raw_parameters)),
-        where=file.name,
-    )
-    return Remembered(
-        checked(draft),
-        ours=False,
-        model=model[:LONGEST_NAME],
-        model_hash=digest[:LONGEST_NAME],
-        notes=(note,),
-    ), program
+    return Foreign(str(info.generator.value), values, tuple(_loras(info.raw_parameters)), model, digest)
 
 
 def _parsed(file: Path, texts: Mapping[str, str]) -> tuple[PromptInfo, object, object]:

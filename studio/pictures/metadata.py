@@ -11,35 +11,47 @@ Only what was applied is written. Initial images are not stored, only their size
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from composers.registry import parse as parse_composer
 from composers.shown import shown
 from pipelines import Record, Request
-from pipelines.bounds import LONGEST_NAME, MOST_ADAPTERS
+from pipelines.bounds import LONGEST_NAME, LONGEST_PROMPT, MOST_ADAPTERS, check_text
 from pipelines.errors import RequestError, StudioError
+from pipelines.families.family import FAMILIES
 from pipelines.home.files import write_whole
-from pipelines.schedulers import MODEL_OWN
-from pipelines.text.tags import write_tag
+from pipelines.text.tags import sift_tags, write_tag
 from studio.drafts import picture_file
-from studio.drafts.draft import Draft
-from studio.drafts.entries import LONGEST_METHOD, checked, plain_request, read_draft
+from studio.drafts.draft import Draft, Wanted, wanted_of
+from studio.drafts.entries import checked, plain_request, read_draft
+from studio.drafts.fields import FIELDS
 from studio.drafts.plain import read_json
-from studio.drafts.shelf import Known
 from studio.library.hashes import short_hash
+from studio.library.known import Known
 from studio.pictures import a1111
+
+if TYPE_CHECKING:
+    from studio.pictures.foreign import Foreign
 
 CHUNK = "lora-studio"
 PARAMETERS = "parameters"
 VERSION = 1
+OURS = "LoRA Studio"
+OTHER = "made by {}, whose noise and rounding differ: expect a similar picture, not the same"
+STRIPPED = (
+    f"its text {CHUNK!r} was taken out; the one for other programs does not say which LoRAs were pinned"
+)
 MOST_TOLD = 40
-"""Settings of another program that are named one by one."""
+"""Settings, tags or LoRAs of another program that are named one by one."""
+LONGEST_NOTE = 300
+"""Characters of what is wrong with one of them."""
+LONGEST_TAGGED = 10 * LONGEST_PROMPT
+"""Characters of a prompt with its LoRA tags."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +66,14 @@ class Setup:
 class Remembered:
     """What a picture says it was made with.
 
-    ours: by our own chunk, so completely; else by A1111's text. model, model_hash: "" where it does not say.
+    program: what made it. ours: whether it is by our own chunk, so completely. model, model_hash: "" where it does not
+    say.
     known: adapter's name in lower case -> its hash. init_image: its mark, where there was one.
-    record: as it was written, {} in a foreign picture. notes: what could not be taken over.
+    record: as it was written, {} where that is not by our own chunk. notes: what could not be taken over.
     """
 
     draft: Draft
+    program: str
     ours: bool
     model: str = ""
     model_hash: str = ""
@@ -118,21 +132,47 @@ def _parameters(request: Request, record: Record, adapters: Mapping[str, Path]) 
     return a1111.Parameters(
         prompt=f"{request.prompt} {tags}".strip(),
         negative_prompt=request.negative_prompt,
-        steps=record.steps,
-        sampler=record.scheduler,
-        cfg_scale=record.guidance_scale,
-        cfg_rescale=record.guidance_rescale or None,
-        seed=record.seed,
-        size=(record.width, record.height),
+        values=_changed(request, record.family),
         model=record.model,
         model_hash=record.model_hash,
-        clip_skip=None if record.clip_skip is None else record.clip_skip + 1,
-        denoising=record.strength,
-        composition=record.composer if record.adapters else None,
-        text_mode=None if record.text_mode == "merged" else record.text_mode,
         lora_hashes={use.name: short_hash(adapters[use.name]) for use in record.adapters},
         version=f"{CHUNK} {record.versions.get(CHUNK, '')}".strip(),
     )
+
+
+def _changed(request: Request, family: str) -> dict[str, Any]:
+    """What a resolved request says beside its prompts, its mix and its initial image, and would not be so anyway."""
+    values = {
+        field.name: value
+        for field in FIELDS
+        if field.kind not in ("prompt", "mix", "picture")
+        and (value := getattr(request, field.name)) != field.default
+    }
+    values = without_echoes(values, family)
+    if request.uses:
+        values["composer"] = request.composer
+    values.pop("strength", None)
+    if request.init_image is not None:
+        values["strength"] = request.strength
+    return values
+
+
+def without_echoes(values: Mapping[str, Any], family: str) -> dict[str, Any]:
+    """Values of a resolved request without those that only repeat others.
+
+    Sizes of SDXL's conditioning that are the picture's own, and the family's own cut where only the method remembers
+    features, would stay behind when width, model or method change.
+    """
+    kept = dict(values)
+    own = [values.get("height"), values.get("width")]
+    for name in ("original_size", "target_size"):
+        size = kept.get(name)
+        if isinstance(size, tuple | list) and list(size) == own:
+            del kept[name]
+    known = FAMILIES.get(family)
+    if kept.get("reuse") is None and known is not None and kept.get("cut") == known.cut:
+        del kept["cut"]
+    return kept
 
 
 # -- reading ---------------------------------------------------------------------------------------------
@@ -144,20 +184,21 @@ def read_texts(file: Path) -> dict[str, str]:
 
 
 def read_picture(file: Path) -> Remembered:
-    """What a picture says it was made with. Raises RequestError where it says nothing that can be understood."""
+    """What a picture says it was made with, whatever program made it. Raises RequestError where it says nothing that
+    can be understood."""
     texts = read_texts(file)
     if CHUNK in texts:
         return _ours(file.name, texts[CHUNK])
-    if PARAMETERS in texts:
-        return _foreign(file.name, a1111.read(texts[PARAMETERS]))
-    if "workflow" in texts or "prompt" in texts:
-        raise RequestError(
-            f"{file.name} holds a ComfyUI workflow, which is not read; give --prompt and --lora yourself"
-        )
-    raise RequestError(
-        f"{file.name} does not say how it was made (it has neither a {CHUNK!r} nor a {PARAMETERS!r} text); give the "
-        "file as it was saved, messengers and image hosts strip it"
-    )
+    if PARAMETERS in texts and _is_a1111(texts[PARAMETERS]):
+        return _from_a1111(file.name, a1111.read(texts[PARAMETERS]))
+    from studio.pictures.foreign import read_foreign  # its library takes long to import
+
+    return _from_another(file.name, read_foreign(file, texts))
+
+
+def _is_a1111(text: str) -> bool:
+    """Fooocus and others keep JSON under the same name."""
+    return not text.lstrip().startswith("{")
 
 
 def _ours(name: str, text: str) -> Remembered:
@@ -172,6 +213,7 @@ def _ours(name: str, text: str) -> Remembered:
         vae = setup["vae"]
         return Remembered(
             draft=read_draft(request, name),
+            program=OURS,
             ours=True,
             model=_name(record["model"]),
             model_hash=_name(record["model_hash"]),
@@ -207,40 +249,64 @@ def _known(adapters: Mapping[str, Any]) -> dict[str, Known]:
     }
 
 
-def _foreign(name: str, said: a1111.Parameters) -> Remembered:
-    values: dict[str, Any] = {
-        "prompt": said.prompt,
-        "negative_prompt": said.negative_prompt or None,
-        "steps": said.steps,
-        "guidance_scale": said.cfg_scale,
-        "guidance_rescale": said.cfg_rescale,
-        "seed": said.seed,
-        "scheduler": None if said.sampler == MODEL_OWN else said.sampler,
-        "clip_skip": None if said.clip_skip in (None, 1) else said.clip_skip - 1,
-        "text_mode": said.text_mode,
-    }
-    if said.size is not None:
-        values["width"], values["height"] = said.size
-    if said.denoising is not None:
-        values["strength"] = said.denoising
-    notes = [
-        "made by another program, whose noise and rounding differ: expect a similar picture, not the same"
-    ]
+def _from_a1111(name: str, said: a1111.Parameters) -> Remembered:
+    stripped = (said.version or "").startswith(CHUNK)
+    notes = [STRIPPED if stripped else OTHER.format("another program")]
     if said.ignored:
-        told = [key[:60] for key in said.ignored[:MOST_TOLD]]
-        more = len(said.ignored) - len(told)
-        notes.append(f"not taken over: {', '.join(told)}{f' and {more} more' if more else ''}")
-    if said.composition is not None and len(said.composition) <= LONGEST_METHOD:
-        try:
-            values["composer"] = parse_composer(said.composition)
-        except StudioError as error:
-            notes.append(f"composition not taken over: {error}")
+        notes.append(f"not taken over: {_told([key[:60] for key in said.ignored])}")
+    notes += [f"{key} not taken over: {why[:LONGEST_NOTE]}" for key, why in said.unread.items()]
+    values = {"prompt": said.prompt, "negative_prompt": said.negative_prompt or None, **said.values}
     return Remembered(
-        draft=checked(Draft({key: value for key, value in values.items() if value is not None}, where=name)),
+        draft=_draft(name, values, (), notes),
+        program=OURS if stripped else "A1111",
         ours=False,
         model=(said.model or "")[:LONGEST_NAME],
         model_hash=(said.model_hash or "")[:LONGEST_NAME],
         known={key.casefold(): Known(digest) for key, digest in said.lora_hashes.items()},
-        init_image={} if said.denoising is not None and "Hires upscale" not in said.ignored else None,
+        init_image={} if "strength" in said.values else None,
         notes=tuple(notes),
     )
+
+
+def _from_another(name: str, said: Foreign) -> Remembered:
+    notes = [OTHER.format(said.program)]
+    return Remembered(
+        draft=_draft(name, said.values, said.wanted, notes),
+        program=said.program,
+        ours=False,
+        model=said.model[:LONGEST_NAME],
+        model_hash=said.digest[:LONGEST_NAME],
+        notes=tuple(notes),
+    )
+
+
+def _draft(name: str, values: Mapping[str, Any], wanted: Sequence[Wanted], notes: list[str]) -> Draft:
+    """What a picture of another program says, LoRA tags of its prompt among the adapters.
+
+    Tags that cannot be read are left out, and told in `notes`; so are adapters that stand twice. Raises RequestError
+    for texts that are too long.
+    """
+    prompt = check_text(f"{name}: prompt", values["prompt"], LONGEST_TAGGED)
+    prompt, tags, unread = sift_tags(prompt)
+    if unread:
+        notes.append(f"left out of the prompt: {_told([why[:LONGEST_NOTE] for why in unread])}")
+    if any(sift_tags(prompt)[1:]):  # what is left around a tag may look like another one
+        prompt = prompt.replace("<", "")
+    found: dict[str, Wanted] = {}
+    twice = []
+    for one in (*wanted, *map(wanted_of, tags)):
+        if found.setdefault(one.adapter.casefold(), one) is not one:
+            twice.append(one.adapter[:60])
+    if twice:
+        notes.append(f"asked for more than once, of which the first counts: {_told(twice)}")
+    kept = list(found.values())[:MOST_ADAPTERS]
+    if len(found) > len(kept):
+        notes.append(f"of {len(found)} LoRAs the first {len(kept)} are taken over, the most of one picture")
+    said = {key: value for key, value in values.items() if value is not None} | {"prompt": prompt}
+    return checked(Draft(said, tuple(kept), where=name))
+
+
+def _told(said: Sequence[str]) -> str:
+    """The first of them, and how many more there are."""
+    more = len(said) - MOST_TOLD
+    return ", ".join(said[:MOST_TOLD]) + (f" and {more} more" if more > 0 else "")

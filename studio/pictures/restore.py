@@ -1,195 +1,133 @@
-"""From a picture to the settings it was made with: ours, A1111's, and, through sd-parsers, ComfyUI's, InvokeAI's, …
+"""The one way back from a picture: to the settings it was made with, and to the files here that it was made with.
 
-What is not here is named, with what is here under a similar name, or under another name with the same hash.
+Command line, web pages and programs all take it. What is not here is named, with what is here under a similar name; a
+LoRA that is here under another name is known by its hash.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines import StudioError
-from pipelines.bounds import MOST_ADAPTERS
-from pipelines.errors import AdapterFileError, ModelError, PromptError
+from composers.errors import StudioError
+from composers.plan import Composer, settings
+from pipelines.bounds import LONGEST_NAME
+from pipelines.errors import ModelError
 from pipelines.home import Home
-from pipelines.home.names import near
+from pipelines.home.files import exists
+from pipelines.request import PROMPTS, Request
 from pipelines.schedulers import canonical
-from pipelines.text.tags import take_tags
-from studio.drafts.draft import Draft, Wanted
-from studio.drafts.shelf import Known
-from studio.library.hashes import is_adapter
+from studio.drafts.draft import Draft
+from studio.library.known import Finder, Missing
 from studio.library.scan import Library
-from studio.pictures.foreign import read_foreign
-from studio.pictures.metadata import CHUNK, PARAMETERS, Remembered, read_picture, read_texts
+from studio.pictures.metadata import Remembered, read_picture, without_echoes
 
-
-@dataclass(frozen=True)
-class Missing:
-    """Something that the picture was made with and that is not here. kind: "LoRA" or "model".
-
-    near: what is here under similar names. hash: as the picture gives it, "" where it does not.
-    """
-
-    kind: str
-    name: str
-    near: tuple[str, ...] = ()
-    hash: str = ""
-
-    def __str__(self) -> str:
-        said = f" (hash {self.hash[:12]})" if self.hash else ""
-        hint = f"; similar: {', '.join(self.near)}" if self.near else ""
-        return f"{self.kind} {self.name!r}{said} is not here{hint}"
+FROM_ANOTHER = "it was made from another picture, which is not stored in it: choose that one again"
 
 
 @dataclass(frozen=True)
 class Restored:
     """What a picture was made with, as far as it says and as far as it is here.
 
-    draft: its LoRAs under the names they have here, those of the prompt's tags among them; the missing are left out.
-    model: its name here, "" where it is not here or not said. program: what made the picture.
+    draft: what to ask for to make it again; its LoRAs have the names that they have here, and the missing are left out.
+    said: what the picture says itself. model: its name here, "" where it is not here or not said; hub: its hub id,
+    where it came from there and is not here. vae: its name here.
     notes: what a user should know: files found by their hash, settings that mean nothing here, …
     """
 
     draft: Draft
-    program: str
+    said: Remembered
     model: str = ""
+    hub: str = ""
     vae: str | None = None
     missing: tuple[Missing, ...] = ()
     notes: tuple[str, ...] = ()
-    record: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def program(self) -> str:
+        """What made the picture."""
+        return self.said.program
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """As the picture holds it; {} in a foreign one."""
+        return self.said.record
 
 
-def restore(file: Path, home: Home, library: Library) -> Restored:
-    """Raises RequestError for a file that is no picture or says nothing of how it was made."""
-    remembered, program = _read(file)
-    notes = list(remembered.notes)
-    model, gone = _model(remembered, home)
-    draft = _tags_as_rows(remembered.draft, notes)
-    wanted, missing = _adapters(draft.wanted, remembered.known, model, home, library, notes)
-    draft = replace(draft, wanted=wanted, where="")
-    if remembered.init_image is not None:
-        notes.append("it was made from another picture, which is not stored in it: choose that one again")
+def restore(file: Path, home: Home, library: Library | None = None) -> Restored:
+    """What a picture was made with. Raises RequestError for a file that is no picture or says nothing of it.
+
+    library: knows LoRAs by their headers, so that no stranger's picture has all files read. Without it they are read,
+    where a hash may mean them.
+    """
+    said = read_picture(file)
+    finder = Finder(home, library)
+    finder.notes += said.notes
+    source = str(said.record.get("model_source", ""))[:LONGEST_NAME]
+    model = finder.model(said.model, said.model_hash, source)
+    draft = _named_as_here(said, model, finder)
+    values = dict(draft.values)
+    if said.ours:
+        values = without_echoes(values, str(said.record.get("family", "")))
+    vae = finder.vae(said.setup.vae)
+    if said.init_image is not None:
+        finder.notes.append(FROM_ANOTHER)
     return Restored(
-        draft=_with_known_sampler(draft, notes),
-        program=program,
+        draft=replace(draft, values=_sound(values, finder.notes), where=""),
+        said=said,
         model=model,
-        vae=remembered.setup.vae,
-        missing=(*gone, *missing),
-        notes=tuple(notes),
-        record=remembered.record,
+        hub="" if model else _hub(source, home),
+        vae=vae,
+        missing=tuple(finder.missing),
+        notes=tuple(finder.notes),
     )
 
 
-def _read(file: Path) -> tuple[Remembered, str]:
-    texts = read_texts(file)
-    if CHUNK in texts:
-        return read_picture(file), "LoRA Studio"
-    if PARAMETERS in texts and _is_a1111(texts[PARAMETERS]):
-        return read_picture(file), "A1111"
-    return read_foreign(file, texts)
+def _named_as_here(said: Remembered, model: str, finder: Finder) -> Draft:
+    """What the picture says, with the LoRAs that are here under their names here; also where its method names them."""
+    wanted = []
+    names: dict[str, str] = {}
+    for one in said.draft.wanted:
+        name = finder.lora(one.adapter, said.known.get(one.adapter.casefold()), model)
+        if name in names.values():
+            finder.notes.append(
+                f"LoRA {one.adapter!r} is left out: it is {name!r} here, which is in the mix already"
+            )
+        elif name is not None:
+            wanted.append(replace(one, adapter=name))
+            names[one.adapter.casefold()] = name
+    draft = replace(said.draft, wanted=tuple(wanted))
+    composer = draft.values.get("composer")
+    if not isinstance(composer, Composer):
+        return draft
+    changed = {
+        setting.name: name
+        for setting in settings(type(composer))
+        if setting.annotation == "str"
+        and (name := names.get(str(getattr(composer, setting.name)).casefold()))
+    }
+    return draft.with_value("composer", replace(composer, **changed))
 
 
-def _is_a1111(text: str) -> bool:
-    """Fooocus and others keep JSON under the same name."""
-    return not text.lstrip().startswith("{")
-
-
-# -- names here --------------------------------------------------------------------------------------------
-
-
-def _model(remembered: Remembered, home: Home) -> tuple[str, list[Missing]]:
-    """The model's name here; what is missing where it is not."""
-    name = re.sub(r"\.(safetensors|ckpt)$", "", remembered.model.replace("\\", "/").rsplit("/", 1)[-1])
-    if not name:
-        return "", []
+def _hub(source: str, home: Home) -> str:
+    """Where on the hub the model came from; "" for one that did not, and for what means a file here."""
     try:
-        entry = home.find_model(name, paths=False)
+        on_hub = bool(source) and home.find_model(source, paths=False) is None
     except ModelError:
-        entry = None
-    if entry is not None:
-        return entry.name, []
-    return "", [Missing("model", name, tuple(near(name, home.models())), remembered.model_hash)]
+        return ""
+    return source if on_hub and not exists(Path(source)) else ""
 
 
-def _tags_as_rows(draft: Draft, notes: list[str]) -> Draft:
-    """Tags of the prompt become rows of the mix, so that they can be seen and moved; those that say more than
-    strengths stay where they are."""
-    prompt = str(draft.values.get("prompt", ""))
-    try:
-        _, tags = take_tags(prompt)
-    except PromptError as error:
-        notes.append(f"the prompt's LoRA tags cannot be read: {error}")
-        return draft
-    if len(tags) + len(draft.wanted) > MOST_ADAPTERS:
-        notes.append(f"the prompt's LoRA tags stay in it: a picture may have {MOST_ADAPTERS} adapters")
-        return draft
-    named = {wanted.adapter.casefold() for wanted in draft.wanted}
-    rows = list(draft.wanted)
-    for tag in tags:
-        plain = not (tag.points or tag.lbw or tag.dyn)
-        if plain and tag.name.casefold() not in named:
-            said = tag.source.count(":") > 1  # else it is the strength that the file prefers
-            rows.append(Wanted(tag.name, tag.weight if said else None, tag.text_weight))
-            prompt = prompt.replace(tag.source, "", 1)
-            named.add(tag.name.casefold())
-    prompt = re.sub(r" {2,}", " ", prompt).strip()
-    return replace(draft.with_value("prompt", prompt), wanted=tuple(rows))
-
-
-def _adapters(
-    wanted: Sequence[Wanted],
-    known: Mapping[str, Known],
-    model: str,
-    home: Home,
-    library: Library,
-    notes: list[str],
-) -> tuple[tuple[Wanted, ...], list[Missing]]:
-    """Those that are here, under their names here; and those that are not."""
-    here, missing = [], []
-    for one in wanted:
-        said = known.get(one.adapter.casefold())
-        name = _name_here(one.adapter, said, model, home, library, notes)
-        if name is None:
-            similar = tuple(near(one.adapter, home.loras()))
-            missing.append(Missing("LoRA", one.adapter, similar, said.digest if said else ""))
-        else:
-            here.append(replace(one, adapter=name))
-    return tuple(here), missing
-
-
-def _name_here(
-    name: str, said: Known | None, model: str, home: Home, library: Library, notes: list[str]
-) -> str | None:
-    try:
-        entry = home.find_lora(name, model or None, paths=False)
-    except AdapterFileError:
-        same = library.with_hash(said.digest, said.size) if said else None
-        if same is not None:
-            notes.append(f"LoRA {name!r} was found by its hash: it is called {same.name!r} here")
-        return same.name if same is not None else None
-    if said is None or is_adapter(entry.path, said.digest):
-        return entry.name
-    same = library.with_hash(said.digest, said.size)
-    if same is not None:
-        notes.append(f"LoRA {name!r} of this picture is called {same.name!r} here (found by its hash)")
-        return same.name
-    notes.append(
-        f"LoRA {name!r} is another file than the one this picture was made with, so the picture will differ"
-    )
-    return entry.name
-
-
-def _with_known_sampler(draft: Draft, notes: list[str]) -> Draft:
-    name = draft.values.get("scheduler")
-    if name is None:
-        return draft
-    try:
-        return draft.with_value("scheduler", canonical(str(name)))
-    except StudioError as error:
-        notes.append(str(error))
-        return replace(
-            draft, values={key: value for key, value in draft.values.items() if key != "scheduler"}
-        )
+def _sound(values: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    """The values that a request may have; `notes` is told of the others. Prompts stay, for their user to mend."""
+    kept: dict[str, Any] = {}
+    for name, value in values.items():
+        try:
+            if name not in PROMPTS:
+                Request("", **{name: value})
+            kept[name] = canonical(value) if name == "scheduler" else value
+        except StudioError as error:
+            notes.append(str(error))
+    return kept

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 
 from pipelines.home import Home
@@ -56,6 +57,25 @@ def test_inspect_takes_files_names_and_pictures(run: Run, loras: Path, tmp_path:
     assert [entry["kinds"] for entry in json.loads(run("inspect", "fox", "--json").out)] == [["LoRA"]]
     assert run("inspect", "fox", "nowhere").code == 1
     assert run("inspect", "nowhere").code == 2
+
+
+def test_inspect_says_what_a_picture_means_here(run: Run, loras: Path, tmp_path: Path) -> None:
+    info = PngInfo()
+    metadata = {"positive_prompt": "a fox", "negative_prompt": "", "seed": 5, "cfg_scale": 6.5, "steps": 30,
+                "width": 64, "height": 64, "scheduler": "euler_a", "app_version": "5.0.0",
+                "model": {"name": "gone"}, "loras": [{"model": {"name": "hat"}, "weight": 0.65},
+                {"model": {"name": "fxo"}, "weight": 1}]}  # fmt: skip
+    info.add_text("invokeai_metadata", json.dumps(metadata))
+    Image.new("RGB", (8, 8)).save(tmp_path / "invoke.png", pnginfo=info)
+    ran = run("inspect", tmp_path / "invoke.png")
+    assert ran.code == 0, ran.err
+    assert "prompt: a fox" in ran.out
+    assert "missing: LoRA 'fxo' is not here; similar: fox" in ran.out
+    assert "missing: model 'gone'" in ran.out
+    assert "made by InvokeAI" in ran.out
+    [told] = json.loads(run("inspect", tmp_path / "invoke.png", "--json").out)
+    assert told["settings"]["seed"] == 5
+    assert [use["adapter"] for use in told["settings"]["adapters"]] == ["hat"]
 
 
 def test_other_programs_folders_are_taken_over(run: Run, home: Path, tmp_path: Path) -> None:

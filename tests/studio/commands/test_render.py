@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from studio.pictures.metadata import read_picture
 
@@ -148,6 +149,15 @@ def test_two_files_of_one_name(render: Run, loras: Path, tmp_path: Path) -> None
     assert [use["name"] for use in json.loads(ran.out)[0]["adapters"]] == ["fox", "loras/fox"]
 
 
+def resaid(picture: Path, file: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Path:
+    """The picture with another text of ours."""
+    info = PngInfo()
+    with Image.open(picture) as image:
+        info.add_text("lora-studio", json.dumps(change(json.loads(image.info["lora-studio"]))))
+        image.save(file, pnginfo=info)
+    return file
+
+
 class TestAgain:
     """`render --from picture.png`."""
 
@@ -199,11 +209,87 @@ class TestAgain:
             file.unlink()
         ran = run("render", "--from", picture, "--model-dir", sdxl_folder.parent)
         assert ran.code == 2
-        assert "unknown LoRA 'fox'" in ran.err
-        assert "unknown LoRA 'hat'" in ran.err
+        assert "LoRA 'fox' (hash " in ran.err
+        assert "LoRA 'hat' (hash " in ran.err
+        assert "--lora-dir" in ran.err
+        assert "model" not in ran.err.replace("--model", "")
         ran = run("render", "--from", picture)
         assert ran.code == 2
-        assert "the model 'random-sdxl' (hash " in ran.err
+        for missing in ("LoRA 'fox' (hash ", "LoRA 'hat' (hash ", "model 'random-sdxl' (hash "):
+            assert missing in ran.err
+
+    def test_no_path_of_this_computer_is_taken_from_a_picture(
+        self, run: Run, picture: Path, loras: Path, sdxl_folder: Path, tmp_path: Path
+    ) -> None:
+        hidden = tmp_path / "hidden"
+        shutil.copytree(sdxl_folder, hidden / "models" / "random-sdxl")
+        shutil.move(loras / "fox.safetensors", hidden / "fox.safetensors")
+        told = resaid(
+            picture,
+            tmp_path / "told.png",
+            lambda said: {
+                **said,
+                "request": {**said["request"], "adapters": [{"adapter": str(hidden / "fox.safetensors")}]},
+                "record": {
+                    **said["record"],
+                    "model": str(hidden / "models" / "random-sdxl"),
+                    "model_source": str(hidden / "models" / "random-sdxl"),
+                },
+                "setup": {"vae": str(hidden / "vae"), "low_memory": False},
+            },
+        )
+        ran = run("render", "--from", told)
+        assert ran.code == 2
+        for missing in ("LoRA '", "model 'random-sdxl'", "VAE 'vae'"):
+            assert f"{missing}" in ran.err
+        assert ran.err.count("is not here") == 3
+
+    def test_another_programs_picture_is_rendered_too(
+        self, run: Run, loras: Path, sdxl_folder: Path, tmp_path: Path
+    ) -> None:
+        nodes = {
+            "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "x/random-sdxl.safetensors"}},
+            "2": {
+                "class_type": "LoraLoader",
+                "inputs": {
+                    "lora_name": "hat.safetensors", "strength_model": 0.2, "strength_clip": 0.2,
+                    "model": ["1", 0], "clip": ["1", 1],
+                },
+            },
+            "3": {"class_type": "CLIPTextEncode", "inputs": {"text": "a hat <lora:fox:0.1>", "clip": ["2", 1]}},
+            "4": {"class_type": "CLIPTextEncode", "inputs": {"text": "blurry", "clip": ["2", 1]}},
+            "5": {"class_type": "EmptyLatentImage", "inputs": {"width": 32, "height": 48, "batch_size": 1}},
+            "6": {
+                "class_type": "KSampler",
+                "inputs": {
+                    "seed": 11, "steps": 2, "cfg": 5.5, "sampler_name": "euler", "scheduler": "normal",
+                    "model": ["2", 0], "positive": ["3", 0], "negative": ["4", 0], "latent_image": ["5", 0],
+                },
+            },
+        }  # fmt: skip
+        info = PngInfo()
+        info.add_text("prompt", json.dumps(nodes))
+        Image.new("RGB", (8, 8)).save(tmp_path / "comfy.png", pnginfo=info)
+        ran = run(
+            "render", "--from", tmp_path / "comfy.png", "--model-dir", sdxl_folder.parent, "--json",
+            "--out", tmp_path / "2.png",
+        )  # fmt: skip
+        assert ran.code == 0, ran.err
+        assert "made by ComfyUI" in ran.err
+        [record] = json.loads(ran.out)
+        assert (record["model"], record["seed"], record["steps"]) == ("random-sdxl", 11, 2)
+        assert (record["width"], record["height"], record["prompt"]) == (32, 48, "a hat")
+        assert [(use["name"], use["weight"]) for use in record["adapters"]] == [("hat", 0.2), ("fox", 0.1)]
+
+    def test_sizes_that_were_the_pictures_own_follow_it(
+        self, run: Run, picture: Path, sdxl_folder: Path, tmp_path: Path
+    ) -> None:
+        ran = run(
+            "render", "--from", picture, "--model-dir", sdxl_folder.parent, "--width", 48, "--json",
+            "--out", tmp_path / "2.png",
+        )  # fmt: skip
+        record = json.loads(ran.out)[0]
+        assert record["original_size"] == record["target_size"] == [32, 48]
 
     def test_another_file_of_the_same_name_is_no_secret(
         self, run: Run, picture: Path, loras: Path, sdxl_folder: Path, tmp_path: Path

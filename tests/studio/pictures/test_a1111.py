@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from studio.pictures.a1111 import Parameters, pairs, read, write
+from composers import Switch
+from studio.drafts.fields import FIELDS
+from studio.pictures.a1111 import BESIDE, Parameters, pairs, read, write
 
 from ...budget import cheap
 
@@ -26,14 +28,17 @@ def test_what_is_written_is_read_back(prompt: str, negative: str | None) -> None
     said = Parameters(
         prompt,
         negative,
-        steps=20,
-        sampler="DPM++ 2M Karras",
-        cfg_scale=3.5,
-        seed=2**32 - 1,
-        size=(128, 96),
+        {
+            "steps": 20,
+            "scheduler": "DPM++ 2M Karras",
+            "guidance_scale": 3.5,
+            "seed": 2**32 - 1,
+            "width": 128,
+            "height": 96,
+            "composer": Switch(interval=3, convention="code"),
+        },
         model='odd, "name": x',
         model_hash="0123456789",
-        composition="switch:interval=3,convention=code",
         lora_hashes={"fox": "0123456789ab", "folder/hat": "ba9876543210"},
     )
     assert read(write(said)) == said
@@ -43,11 +48,14 @@ def test_values_are_quoted_as_a1111_does() -> None:
     text = write(
         Parameters(
             "a fox",
-            steps=20,
-            sampler="Euler",
-            cfg_scale=7.0,
-            seed=1,
-            size=(64, 64),
+            values={
+                "steps": 20,
+                "scheduler": "Euler",
+                "guidance_scale": 7.0,
+                "seed": 1,
+                "width": 64,
+                "height": 64,
+            },
             lora_hashes={"fox": "ab" * 6},
         )
     )
@@ -66,8 +74,15 @@ def test_another_programs_text() -> None:
     )
     assert said.prompt == "masterpiece, 1girl <lora:add_detail:0.7>,\nred hat"
     assert said.negative_prompt == "bad hands,\nblurry"
-    assert (said.steps, said.sampler, said.cfg_scale, said.seed) == (30, "DPM++ 2M Karras", 6.5, 1234567)
-    assert (said.size, said.clip_skip) == ((832, 1216), 2)
+    assert said.values == {
+        "steps": 30,
+        "scheduler": "DPM++ 2M Karras",
+        "guidance_scale": 6.5,
+        "seed": 1234567,
+        "width": 832,
+        "height": 1216,
+        "clip_skip": 1,
+    }
     assert (said.model, said.model_hash) == ("ghostmix_v20Bakedvae", "e3edb8a26f")
     assert said.lora_hashes == {"add_detail": "7c6bad76eb54"}
     assert said.ignored == ("VAE hash", "VAE", "TI hashes")
@@ -79,17 +94,42 @@ def test_another_programs_text() -> None:
 )
 def test_a_text_without_settings_is_all_prompt(text: str) -> None:
     said = read(text)
-    assert said.steps is None
+    assert said.values == {}
     assert said.prompt == text.strip("\n")
 
 
 @pytest.mark.parametrize(
-    "last", ["Steps: many, Sampler: Euler, Seed: -1", "Steps: 1, Size: big, CFG scale: nan"]
+    ("last", "read_all_the_same", "unread"),
+    [
+        ("Steps: many, Sampler: Euler, Seed: -1", {"scheduler": "Euler"}, {"Steps", "Seed"}),
+        ("Steps: 1, Size: big, CFG scale: nan", {"steps": 1}, {"Size", "CFG scale"}),
+        ("Steps: 1001, Sampler: Odd, CFG scale: 5", {"guidance_scale": 5.0}, {"Steps", "Sampler"}),
+        ("Steps: 1, Clip skip: 0, Denoising strength: 2", {"steps": 1}, {"Clip skip", "Denoising strength"}),
+        ("Steps: 1, Composition: swich, Crop: 5", {"steps": 1}, {"Composition", "Crop"}),
+        ('Steps: 1, Cut: shallow, Lora hashes: "fox: none"', {"steps": 1}, {"Cut", "Lora hashes"}),
+        ("Steps: , Sampler: , Composition: ", {}, set()),
+    ],
 )
-def test_nonsense_values_say_nothing(last: str) -> None:
+def test_nonsense_values_say_nothing_and_are_named(
+    last: str, read_all_the_same: dict[str, object], unread: set[str]
+) -> None:
     said = read(f"a fox\n{last}")
     assert said.prompt == "a fox"
-    assert (said.seed, said.size, said.cfg_scale) == (None, None, None)
+    assert said.values == read_all_the_same
+    assert set(said.unread) == unread
+    assert said.ignored == ()
+
+
+def test_the_strength_of_a_second_pass_is_none_of_ours() -> None:
+    said = read("a\nSteps: 1, Seed: 2, Denoising strength: 0.4, Hires upscale: 2")
+    assert said.values == {"steps": 1, "seed": 2}
+    assert said.ignored == ("Denoising strength", "Hires upscale")
+
+
+def test_no_two_fields_share_a_key() -> None:
+    keys = [field.key for field in FIELDS if field.key]
+    by_hand = ("Size", "Clip skip", "Denoising strength", *BESIDE)
+    assert len({*keys, *by_hand}) == len(keys) + len(by_hand)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +165,7 @@ def test_numbers_that_are_none_say_nothing(number: str) -> None:
     said = read(
         f"a\nSteps: {number}, CFG scale: {number}, Seed: {number}, Size: {number}x{number}, Clip skip: x"
     )
-    assert (said.steps, said.cfg_scale, said.seed, said.size, said.clip_skip) == (None,) * 5
+    assert said.values == {}
 
 
 def test_a_line_of_more_settings_than_any_program_has_is_prompt() -> None:

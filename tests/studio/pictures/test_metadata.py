@@ -98,7 +98,16 @@ def test_a_picture_gives_its_request_back(
     assert "<lora:hat:te=0.1:unet=0.2>" in said.prompt
     assert "<lora:fox:0.30000000000000004:lbw=mid_block@1:step=1@0,0.25@0.5>" in said.prompt
     assert said.lora_hashes == {"fox": short_hash(files["fox"]), "hat": short_hash(files["hat"])}
-    assert (said.steps, said.size, said.seed, said.model) == (2, (16, 16), resolved.seed, "random-sdxl")
+    assert said.model == "random-sdxl"
+    assert said.values == {
+        "steps": 2,
+        "scheduler": resolved.scheduler,
+        "guidance_scale": resolved.guidance_scale,
+        "seed": resolved.seed,
+        "width": 16,
+        "height": 16,
+        "composer": resolved.composer,
+    }
 
 
 def test_only_what_was_applied_is_written(

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from composers import BLora
 from pipelines.errors import RequestError
 from pipelines.home import Home
 from studio.drafts.entries import plain_draft
@@ -139,6 +140,118 @@ def test_invokeai(own: Home, tmp_path: Path) -> None:
     assert (found.draft.values["steps"], found.draft.values["seed"]) == (30, 5)
     assert [(row.adapter, row.weight) for row in found.draft.wanted] == [("hat", 0.65)]
     assert found.model == "random-sdxl"
+
+
+LINE = "\nSteps: 20, Sampler: Euler, Seed: 7"
+
+
+@pytest.mark.parametrize(
+    ("tag", "why"),
+    [
+        ("<hypernet:old:0.5>", "<hypernet:old:0.5>: hypernetworks are not supported"),
+        ("<lora:hat:1:1:dyn=4>", "<lora:hat:1:1:dyn=4>: a dynamic rank"),
+        ("<lora:hat:much>", "<lora:hat:much>"),
+        ("<lora:hat:1:lbw=1,R,1>", "<lora:hat:1:lbw=1,R,1>"),
+        ("<lora:hat", "'<lora:hat"),
+    ],
+)
+@pytest.mark.parametrize("program", ["A1111", "ComfyUI"])
+def test_a_tag_that_cannot_be_read_is_left_out_and_named(
+    own: Home, tmp_path: Path, program: str, tag: str, why: str
+) -> None:
+    prompt = f"a <lora:fox> on {tag}, a hill"
+    nodes = COMFY | {"6": node("CLIPTextEncode", text=prompt, clip=["11", 1])}
+    texts = {"parameters": prompt + LINE} if program == "A1111" else {"prompt": json.dumps(nodes)}
+    found = read(own, tmp_path, **texts)
+    assert found.draft.values["prompt"] == "a on, a hill"
+    assert ("fox", None) in [(row.adapter, row.weight) for row in found.draft.wanted]
+    [told] = [note for note in found.notes if why in note]
+    assert told.startswith("left out of the prompt: ")
+
+
+def test_tags_that_say_more_than_strengths_become_adapters_too(own: Home, tmp_path: Path) -> None:
+    found = read(own, tmp_path, parameters="a <lora:fox:0.5:lbw=OUTALL:start=0.5>" + LINE)
+    [row] = found.draft.wanted
+    assert (found.draft.values["prompt"], row.adapter, row.blocks) == ("a", "fox", (("@OUTALL", 1.0),))
+    assert row.schedule is not None
+
+
+def test_of_a_lora_that_stands_twice_the_first_counts(own: Home, tmp_path: Path) -> None:
+    found = read(own, tmp_path, parameters="a <lora:fox:0.5> <lora:Fox:0.7> <lora:hat:1>" + LINE)
+    assert [(row.adapter, row.weight) for row in found.draft.wanted] == [("fox", 0.5), ("hat", 1.0)]
+    assert "asked for more than once, of which the first counts: Fox" in found.notes
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "<lo<lora:fox:1>ra:hat:1>",
+        "<lo<lora:fox:1>ra:hat:much>",
+        "<lora:" * 3000,
+        "<lora:a:1>" * 1900,
+        "x<lora:a:b>" * 1800,
+        " ".join(f"<lora:a{n}:1>" for n in range(1000)),
+        "<lora:" + "\\" * 10_000,
+        "<" + " " * 19_000,
+    ],
+    ids=lambda prompt: prompt[:30],
+)
+def test_no_prompt_makes_a_picture_unreadable(own: Home, tmp_path: Path, prompt: str) -> None:
+    with cheap():
+        found = read(own, tmp_path, parameters=prompt + LINE)
+    assert found.draft.values["seed"] == 7
+    assert len(found.draft.wanted) + len(found.missing) <= 100
+    assert sum(map(len, found.notes)) < 50_000
+
+
+def test_a_value_that_no_request_may_have_is_told_and_left_out(own: Home, tmp_path: Path) -> None:
+    nodes = json.loads(json.dumps(COMFY))
+    nodes["3"]["inputs"] |= {"steps": 5000, "sampler_name": "strange"}
+    found = read(own, tmp_path, prompt=json.dumps(nodes))
+    assert {"steps", "scheduler"}.isdisjoint(found.draft.values)
+    assert found.draft.values["seed"] == 11
+    assert any("steps=5000" in note for note in found.notes)
+    assert any("strange" in note for note in found.notes)
+    found = read(own, tmp_path, parameters="a\nSteps: 5000, Sampler: strange, Seed: 11")
+    assert found.draft.values == {"prompt": "a", "seed": 11}
+    assert [note.partition(" not taken over")[0] for note in found.notes[1:]] == ["Steps", "Sampler"]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"original_size": 5, "target_size": [1.5, 2], "crop": "a", "cut": 3, "reuse": "x"},
+        {"steps": 0, "width": -8, "height": 1e30, "scheduler": 7, "strength": True, "seed": -1},
+        {"text_mode": "odd", "clip_skip": 1000, "guidance_scale": "much", "guidance_rescale": [1, 2]},
+    ],
+    ids=lambda odd: next(iter(odd)),
+)
+def test_odd_values_of_a_picture_of_ours_are_told(own: Home, tmp_path: Path, odd: dict[str, object]) -> None:
+    said = {
+        "version": 1,
+        "request": {"prompt": "a", "negative_prompt": "", **odd},
+        "adapters": {},
+        "setup": {"vae": None, "low_memory": False},
+        "record": {"model": "random-sdxl", "model_hash": "h", "family": ["sdxl"], "model_source": 5},
+    }
+    found = read(own, tmp_path, **{"lora-studio": json.dumps(said)})
+    assert found.draft.values == {"prompt": "a", "negative_prompt": ""}
+    assert all(any(note.startswith(name) for note in found.notes) for name in odd)
+    assert found.model == "random-sdxl"
+
+
+def test_a_method_that_names_a_lora_names_it_as_it_is_called_here(
+    own: Home, loras: Path, tmp_path: Path
+) -> None:
+    digest = short_hash(loras / "fox.safetensors")
+    (loras / "fox.safetensors").rename(loras / "vulpes.safetensors")
+    line = f'{LINE}, Composition: "blora:content=FOX,style=hat", Lora hashes: "fox: {digest}"'
+    file = tmp_path / "picture.png"
+    read(own, tmp_path, parameters="a <lora:fox:1> <lora:hat:1>" + line)
+    found = restore(file, own)  # every file may be read
+    assert [row.adapter for row in found.draft.wanted] == ["vulpes", "hat"]
+    assert found.draft.values["composer"] == BLora(content="vulpes", style="hat")
+    assert found.notes[1:] == ("LoRA 'fox' was found by its hash: it is called 'vulpes' here",)
 
 
 @pytest.mark.parametrize("texts", [{}, {"prompt": "{"}, {"prompt": "[]"}, {"workflow": "{}"}])

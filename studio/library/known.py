@@ -1,0 +1,153 @@
+"""Files that a picture names, looked up here: by their names, then by their hashes.
+
+A picture never names a path: whatever looks like one is only a name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pipelines.checkpoints.folders import folder_files
+from pipelines.checkpoints.hashes import short_hash
+from pipelines.errors import AdapterFileError, ModelError
+from pipelines.home import Entry, Home
+from pipelines.home.names import near
+from studio.library.hashes import find_adapter, is_adapter
+from studio.library.scan import Library
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a picture says of an adapter that it was made with: its hash, and its size in bytes if that is known."""
+
+    digest: str
+    size: int | None = None
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Something that the picture was made with and that is not here. kind: "LoRA", "model" or "VAE".
+
+    near: what is here under similar names. hash: as the picture gives it, "" where it does not.
+    """
+
+    kind: str
+    name: str
+    near: tuple[str, ...] = ()
+    hash: str = ""
+
+    def __str__(self) -> str:
+        said = f" (hash {self.hash[:12]})" if self.hash else ""
+        hint = f"; similar: {', '.join(self.near)}" if self.near else ""
+        return f"{self.kind} {self.name!r}{said} is not here{hint}"
+
+
+class Finder:
+    """Says what a picture's files are called here. `missing` and `notes` fill up as it is asked.
+
+    library: knows LoRAs by their headers, for a program that must answer soon. Without it every file is read that a
+    hash may mean.
+    """
+
+    def __init__(self, home: Home, library: Library | None = None) -> None:
+        self.missing: list[Missing] = []
+        self.notes: list[str] = []
+        self._home = home
+        self._library = library
+        self._listed: tuple[Entry, ...] | None = None
+
+    @property
+    def _loras(self) -> tuple[Entry, ...]:
+        """Thousands of files perhaps, listed once."""
+        if self._listed is None:
+            self._listed = self._home.loras()
+        return self._listed
+
+    def model(self, name: str, digest: str, source: str = "") -> str:
+        """The model's name; "" for one that is missing or not said. source: another way in which it was named."""
+        for called in (*_names(name), *_names(source)):
+            try:
+                entry = self._home.find_model(called, paths=False)
+            except ModelError:
+                continue
+            if entry is not None:
+                return entry.name
+        if names := _names(name):
+            called = names[-1]
+            self.missing.append(Missing("model", called, tuple(near(called, self._home.models())), digest))
+        return ""
+
+    def vae(self, name: str | None) -> str | None:
+        """The VAE's name; None for one that is missing or not said."""
+        names = _names(name or "")
+        for called in names:
+            try:
+                return self._home.find_vae(called, paths=False).name
+            except ModelError:
+                continue
+        if names:
+            self.missing.append(Missing("VAE", names[-1], tuple(near(names[-1], self._home.vaes()))))
+        return None
+
+    def lora(self, name: str, said: Known | None, model: str) -> str | None:
+        """The LoRA's name; None for one that is missing. A file that bears the hash comes before one of that name.
+
+        model: of two embedded LoRAs of one name, the one made for it is meant.
+        """
+        try:
+            entry = self._home.find_lora(name, model or None, paths=False, entries=self._loras)
+        except AdapterFileError:
+            same = self._with_hash(said) if said else None
+            if same is None:
+                digest = said.digest if said else ""
+                self.missing.append(Missing("LoRA", name, tuple(near(name, self._loras)), digest))
+            else:
+                self.notes.append(f"LoRA {name!r} was found by its hash: it is called {same!r} here")
+            return same
+        if said is None or is_adapter(entry.path, said.digest):
+            return entry.name
+        same = self._with_hash(said)
+        if same is not None:
+            self.notes.append(f"LoRA {name!r} of this picture is called {same!r} here (found by its hash)")
+            return same
+        self.notes.append(
+            f"LoRA {name!r} is another file than the one this picture was made with (hash {said.digest[:12]}), so "
+            "the picture will differ"
+        )
+        return entry.name
+
+    def _with_hash(self, said: Known) -> str | None:
+        if self._library is not None:
+            card = self._library.with_hash(said.digest, said.size)
+            return None if card is None else card.name
+        names = {entry.path: entry.name for entry in self._loras}
+        path = find_adapter(names, said.digest, said.size)
+        return None if path is None else names[path]
+
+
+def _names(said: str) -> tuple[str, ...]:
+    """What a picture calls a file, with and without the folders in front; () for nothing."""
+    name = re.sub(r"\.(safetensors|ckpt)$", "", said.replace("\\", "/"))
+    return tuple(dict.fromkeys(filter(None, (name, name.rsplit("/", 1)[-1]))))
+
+
+def model_with_hash(home: Home, digest: str, say: Callable[[str], None] = lambda text: None) -> Entry | None:
+    """The model that a hash of a picture means, whatever it is called. All models may be read, which takes long."""
+    wanted = digest.lower()[:10]
+    if not wanted:
+        return None
+    say("comparing the hashes of the models that are here …")
+    return next((entry for entry in home.models() if _hash(entry.path, home) == wanted), None)
+
+
+def _hash(path: Path, home: Home) -> str:
+    """A model's, as pictures give it; "" for one that cannot be read."""
+    try:
+        return short_hash(folder_files(path, torch.float32) if path.is_dir() else [path], home.hashes)
+    except (ModelError, OSError):
+        return ""

@@ -1,0 +1,208 @@
+"""Every field of a request goes into a picture's two texts and comes back from each, also one that is made up here."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from composers import BLora, CMLoRA, Composite, Merge, Schedule, Switch, Use
+from composers.registry import spell
+from pipelines import Record, Request
+from pipelines.families.family import Defaults
+from pipelines.home import Home
+from pipelines.request import Facts
+from studio.drafts.draft import Draft
+from studio.drafts.fields import BY_NAME, FIELDS, Field
+from studio.pictures.metadata import CHUNK, PARAMETERS, Setup, chunks
+from studio.pictures.restore import Restored, restore
+
+ROOT = Path(__file__).resolve().parents[3]
+FACTS = Facts(
+    "a model",
+    Defaults(512, 768, "DPM++ 2M Karras", 20, 7.5),
+    adapters=("fox", "hat"),
+    size_unit=8,
+    block_map={"@content": ("mid_block",), "@style": ("up_blocks.0",)},
+    unet_layers=("mid_block.a", "up_blocks.0.a"),
+    cuts=("deep", "published"),
+)
+IMAGE = Image.new("RGB", (64, 48), "red")
+SCHEDULED = Use("fox", 0.5, 0.25, (("mid_block", 0.5),), Schedule(((0.0, 0.0), (0.25, 1.0))))
+SAMPLES: Mapping[str, list[Any]] = {
+    "prompt": ["", "a fox", "a (fox:1.3), [hat]\nBREAK a \\(x\\)", "Steps: 3, Seed: 4, Size: 5x5", "狐 🦊 “”"],
+    "negative_prompt": [None, "", "rain", "two\nlines: of, it"],
+    "adapters": [(), {"fox": 0.7}, {"hat": -1.5, "fox": 100.0}, [SCHEDULED, Use("hat", 1e-3)]],
+    "composer": [Merge(), Composite(), Switch(interval=2), Switch(convention="code"), BLora("hat", "fox", "square")],
+    "width": [None, 8, 1000, 16384],
+    "height": [None, 8, 1000, 16384],
+    "strength": [0.05, 0.8, 0.123456789, 1.0],
+    "scheduler": [None, "model", "Euler a", "DPM++ 2M"],
+    "init_image": [None, IMAGE],
+}  # fmt: skip
+"""Of fields whose values are not any that their range allows."""
+BESIDE: Mapping[str, Mapping[str, Any]] = {
+    "adapters": {"composer": Composite()},
+    "composer": {"adapters": {"fox": 0.5, "hat": 0.25}},
+    "strength": {"init_image": IMAGE},
+    "cut": {"reuse": 3},
+}
+"""What a field means nothing without."""
+
+
+def samples(field: Field) -> list[Any]:
+    """Values of a field: what stands for nothing, the ends of its range, and something between."""
+    own = field.knob
+    found = SAMPLES.get(field.name)
+    if found is not None:
+        return found
+    low, high = (own.low or 0, 10 if own.high is None else own.high)
+    between: list[Any] = {
+        "whole": [int(low), int(low + high) // 3, int(high)],
+        "real": [float(low), low + (high - low) * 0.37, float(high)],
+        "truth": [False, True],
+        "choice": list(own.choices),
+        "pair": [(int(low), int(high)), (int(high), int(low)), (0, 0), (768, 512), (512, 768)],
+        "text": ["", "a", 'a "b", c: d', " a\nb"],
+    }[field.kind]
+    return [*between, field.default, *([None] if field.optional else [])]
+
+
+CASES = [(field.name, value) for field in FIELDS for value in samples(field)]
+each = pytest.mark.parametrize(("name", "value"), CASES, ids=lambda value: str(value)[:40])
+
+
+def resolved(name: str, value: Any) -> Request:
+    asked = {"prompt": "a fox", **BESIDE.get(name, {}), name: value}
+    return Request(**asked).resolved(FACTS)
+
+
+def record_of(request: Request) -> Record:
+    """As a picture has it, but for what its adapters' files and the run tell."""
+    said: dict[str, Any] = {one.name: getattr(request, one.name, None) for one in dataclasses.fields(Record)}
+    said |= {
+        "composer": spell(request.composer), "adapters": (), "model": "ghost", "model_source": "", "notes": (),
+        "model_hash": "0123456789", "family": "sdxl", "versions": {CHUNK: "1.0"},
+        "strength": None if request.init_image is None else request.strength,
+    }  # fmt: skip
+    return Record(**said)
+
+
+def back(request: Request, text: str, tmp_path: Path) -> Restored:
+    """What is restored from a picture in which this text alone is left."""
+    home = tmp_path / "home"
+    (home / "loras").mkdir(parents=True, exist_ok=True)
+    for name in FACTS.adapters:
+        (home / "loras" / f"{name}.safetensors").touch()
+    info = PngInfo()
+    info.add_text(text, chunks(request, record_of(request), {}, Setup())[text])
+    Image.new("RGB", (8, 8)).save(tmp_path / "picture.png", pnginfo=info)
+    return restore(tmp_path / "picture.png", Home.resolve(home))
+
+
+def again(draft: Draft, image: Image.Image | None) -> Request:
+    request = draft.build(lambda wanted: wanted.use(wanted.adapter, None))
+    return dataclasses.replace(request, init_image=image).resolved(FACTS)
+
+
+@each
+def test_a_field_comes_back_from_our_text(tmp_path: Path, name: str, value: Any) -> None:
+    request = resolved(name, value)
+    found = back(request, CHUNK, tmp_path)
+    assert again(found.draft, request.init_image) == request
+    assert (found.said.init_image is None) == (request.init_image is None)
+    assert found.draft.values.get("negative_prompt") == request.negative_prompt
+    assert found.notes == (found.notes[:1] if request.init_image is not None else ())
+
+
+@each
+def test_a_field_comes_back_from_the_text_for_other_programs(tmp_path: Path, name: str, value: Any) -> None:
+    request = resolved(name, value)
+    found = back(request, PARAMETERS, tmp_path)
+    expected = dataclasses.replace(request, negative_prompt=request.negative_prompt or None)
+    assert again(found.draft, request.init_image) == expected
+    assert (found.said.init_image is None) == (request.init_image is None)
+    assert (found.program, found.said.model, found.said.model_hash) == ("LoRA Studio", "ghost", "0123456789")
+    [first, *rest] = found.said.notes
+    assert "was taken out" in first
+    assert rest == []
+
+
+@pytest.mark.parametrize("text", [CHUNK, PARAMETERS])
+def test_all_fields_at_once(tmp_path: Path, text: str) -> None:
+    asked = {field.name: samples(field)[-2] for field in FIELDS if field.name != "prompt"}
+    asked |= {"adapters": {"hat": -1.5, "fox": 2.0}, "reuse": 2, "width": 1000, "height": 8, "steps": 30}
+    request = Request("a fox", **{**asked, "init_image": IMAGE}).resolved(FACTS)
+    assert again(back(request, text, tmp_path).draft, IMAGE) == request
+
+
+@pytest.mark.parametrize("text", [CHUNK, PARAMETERS])
+def test_what_only_repeats_other_values_is_left_out(tmp_path: Path, text: str) -> None:
+    found = back(resolved("steps", 5), text, tmp_path).draft.values
+    assert {"original_size", "target_size", "cut"} & found.keys() <= {"cut"}
+    assert found.get("cut") is None
+    assert (found["width"], found["height"]) == (512, 768)
+    assert back(resolved("target_size", (9, 9)), text, tmp_path).draft.values["target_size"] == (9, 9)
+
+
+def test_a_cut_that_only_the_method_brought_is_left_out(tmp_path: Path) -> None:
+    asked = {"prompt": "a", "adapters": {"fox": 1.0, "hat": 1.0}, "composer": BY_NAME["composer"].default}
+    request = Request(**asked, reuse=2).resolved(FACTS)
+    assert back(request, CHUNK, tmp_path).draft.values["cut"] == "deep"
+    request = Request(**{**asked, "composer": CMLoRA()}).resolved(FACTS)
+    assert request.cut == "deep"
+    for text in (CHUNK, PARAMETERS):
+        found = back(request, text, tmp_path).draft
+        assert "cut" not in found.values
+        assert again(found, None).cut == "deep"
+    other = dataclasses.replace(request, cut="published")
+    for text in (CHUNK, PARAMETERS):
+        assert back(other, text, tmp_path).draft.values["cut"] == "published"
+
+
+MADE_UP = '    sharpness: float | None = knob(None, "Sharpness", "How sharp.", low=0, high=1)\n'
+SCRIPT = """
+import sys
+from pathlib import Path
+from tests.studio.pictures.test_every_field import CHUNK, PARAMETERS, FACTS, Request, again, back
+import pipelines
+assert Path(pipelines.__file__).is_relative_to(Path.cwd()), pipelines.__file__
+for value in (None, 0.0, 0.25, 1.0):
+    request = Request("a", sharpness=value).resolved(FACTS)
+    for text in (CHUNK, PARAMETERS):
+        found = back(request, text, Path("made"))
+        assert found.draft.values.get("sharpness") == value, (text, value, found)
+        assert again(found.draft, None) == request
+print("came through")
+"""
+
+
+def test_a_new_field_goes_through_both_texts_by_one_line_in_request(tmp_path: Path) -> None:
+    for folder in ("composers", "pipelines", "studio"):
+        ignored = shutil.ignore_patterns("__pycache__", "static")
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
+    for folder in ("assets", "made", "tests/studio/pictures"):
+        (tmp_path / folder).mkdir(parents=True)
+    shutil.copy(__file__, tmp_path / "tests/studio/pictures")
+    module = tmp_path / "pipelines" / "request.py"
+    source = module.read_text(encoding="utf-8")
+    place = source.index("\n    def __post_init__", source.index("class Request"))
+    module.write_text(source[:place] + MADE_UP + source[place:], encoding="utf-8")
+    ran = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.stdout == "came through\n", ran.stderr[-3000:]
