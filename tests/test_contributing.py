@@ -14,6 +14,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+OTHERS = """
+    grainy: bool = knob(False, "Grainy", "Whether it has grain.")
+    look: str | None = knob(None, "Look", "How it looks.", choices=("old", "new"))
+    offset: tuple[int, int] | None = knob(None, "Offset", "Where it is.", low=0, high=9)
+"""
+"""Fields of the other kinds."""
 HELP = "import sys, studio.cli as c\ntry: c.main(sys.argv[1:])\nexcept SystemExit: pass\n"
 
 
@@ -34,11 +40,16 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "_assets")
         )
     (folder / "assets").symlink_to(ROOT / "assets")
+    (folder / "tests" / "studio" / "pictures").mkdir(parents=True)
+    (folder / "made").mkdir()
+    shutil.copy(ROOT / "tests/studio/pictures/test_every_field.py", folder / "tests/studio/pictures")
     (folder / "composers" / "gentle.py").write_text(code_of("Add a method"), encoding="utf-8")
     file = folder / "pipelines" / "request.py"
     lines = file.read_text(encoding="utf-8")
     place = lines.index("    def __post_init__(self)", lines.index("class Request:"))
-    file.write_text(f"{lines[:place]}{code_of('Add a request field')}\n{lines[place:]}", encoding="utf-8")
+    file.write_text(
+        f"{lines[:place]}{code_of('Add a request field')}{OTHERS}\n{lines[place:]}", encoding="utf-8"
+    )
     return folder
 
 
@@ -65,6 +76,9 @@ def run(copy: Path, code: str, *words: str) -> str:
 def test_a_new_field_arrives_on_the_command_line(copy: Path) -> None:
     told = " ".join(run(copy, HELP, "render", "--help").split())
     assert "--sharpness X how sharp it is (0 … 1)" in told
+    assert "--grainy, --no-grainy whether it has grain" in told
+    assert "--look old|new how it looks" in told
+    assert "--offset A,B where it is" in told
 
 
 def test_a_new_field_arrives_in_job_files(copy: Path) -> None:
@@ -94,6 +108,101 @@ def test_a_new_field_is_judged_at_the_gate(copy: Path) -> None:
         "try: Request('a fox', sharpness=2)\nexcept RequestError as error: print(error)"
     )
     assert run(copy, code).strip() == "sharpness=2 must be a number in 0 … 1"
+
+
+IN_THE_FORM = """
+from composers.plan import Composer
+from pipelines.home import Home
+from studio.drafts.draft import Draft
+from studio.jobs import Trainings, Worker
+from studio.web.app import build
+from studio.web.form.components import Fields
+from studio.web.form.form import draft_of, form_of
+from studio.web.pages import compose
+
+import tempfile
+from pathlib import Path
+
+home = Home(Path(tempfile.mkdtemp()))
+drawn = []
+add = compose.add
+compose.add = lambda *given: drawn.append(add(*given)) or drawn[-1]
+pages = build(Worker(home), Trainings(home))
+fields = drawn[0][0]
+said = {"sharpness": 0.123, "grainy": True, "look": "old", "offset": (3, 4)}
+config = {one["props"].get("label"): one for one in pages.get_config_file()["components"]}
+advanced = [one.label for one in pages.blocks.values() if getattr(one, "elem_id", None) in said]
+assert advanced == ["Sharpness", "Grainy", "Look", "Offset"], advanced
+assert config["Sharpness"]["props"]["info"] == "How sharp it is. -1: the model's own."
+assert config["Look"]["props"]["choices"] == [("the model's own", ""), ("old", "old"), ("new", "new")]
+assert {name: config[name]["type"] for name in advanced} == {
+    "Sharpness": "number", "Grainy": "checkbox", "Look": "dropdown", "Offset": "textbox"}
+
+def on_page(form):
+    filled = fields.filled(form, 0).items()
+    return {one: told["value"] if isinstance(told, dict) and "__type__" in told else told for one, told in filled}
+
+for values in ({}, said, {"sharpness": None}, {"sharpness": 0.0, "grainy": False}, {"sharpness": 1, "look": None}):
+    draft = Draft(values)
+    assert draft_of(fields.read(on_page(form_of(draft)))) == draft, values
+got = on_page(form_of(Draft(said)))
+changed = {"sharpness": 0.5, "grainy": False, "look": "new", "offset": "5, 6"}
+got |= {fields.controls[name]: held for name, held in changed.items()}
+assert draft_of(fields.read(got)).values == {"sharpness": 0.5, "look": "new", "offset": (5, 6)}
+print("fine")
+"""
+
+
+def test_a_new_field_has_a_control_and_its_value_goes_there_and_back(copy: Path) -> None:
+    assert run(copy, IN_THE_FORM).strip().endswith("fine")
+
+
+FOR_PROGRAMS = """
+import inspect
+from pipelines.request import Request
+from studio.web.api import Functions, checked
+from studio.web.arguments import draft_of
+from studio.web.sdapi.fields import read_asked
+
+assert Request.__module__ == "pipelines.request"
+for function in Functions(None).all()[:2]:
+    parameter = inspect.signature(checked(function)).parameters["sharpness"]
+    told = "    sharpness: How sharp it is. -1" in inspect.getdoc(function)
+    print(parameter.default, parameter.annotation.__name__, told)
+print(draft_of({"prompt": "a", "sharpness": 0.5}).values)
+print(draft_of({"prompt": "a", "sharpness": -1.0}).values)
+script = {"LoRA Studio": {"args": ["merge", {"sharpness": 0.25}]}}
+asked = read_asked({"prompt": "a", "alwayson_scripts": script}, with_image=False)
+print(asked.drafts(None)[0].build(None).sharpness)
+"""
+
+
+def test_a_new_field_arrives_at_programs(copy: Path) -> None:
+    assert run(copy, FOR_PROGRAMS).splitlines() == [
+        "-1.0 float True",
+        "-1.0 float True",
+        "{'prompt': 'a', 'sharpness': 0.5}",
+        "{'prompt': 'a'}",
+        "0.25",
+    ]
+
+
+IN_PICTURES = """
+from pathlib import Path
+from tests.studio.pictures.test_every_field import CHUNK, PARAMETERS, FACTS, Request, again, back
+for name, values in {"sharpness": (None, 0.0, 0.25, 1.0), "grainy": (True, False), "look": ("old", None),
+                     "offset": ((3, 4), None)}.items():
+    for value in values:
+        request = Request("a", **{name: value}).resolved(FACTS)
+        for text in (CHUNK, PARAMETERS):
+            found = back(request, text, Path("made"))
+            assert again(found.draft, None) == request, (text, name, value, found)
+print("came through")
+"""
+
+
+def test_a_new_field_stands_in_pictures_and_comes_back(copy: Path) -> None:
+    assert run(copy, IN_PICTURES) == "came through\n"
 
 
 # -- a method ------------------------------------------------------------------------------------------------

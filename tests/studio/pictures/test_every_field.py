@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -167,42 +163,3 @@ def test_a_cut_that_only_the_method_brought_is_left_out(tmp_path: Path) -> None:
     other = dataclasses.replace(request, cut="published")
     for text in (CHUNK, PARAMETERS):
         assert back(other, text, tmp_path).draft.values["cut"] == "published"
-
-
-MADE_UP = '    sharpness: float | None = knob(None, "Sharpness", "How sharp.", low=0, high=1)\n'
-SCRIPT = """
-import sys
-from pathlib import Path
-from tests.studio.pictures.test_every_field import CHUNK, PARAMETERS, FACTS, Request, again, back
-import pipelines
-assert Path(pipelines.__file__).is_relative_to(Path.cwd()), pipelines.__file__
-for value in (None, 0.0, 0.25, 1.0):
-    request = Request("a", sharpness=value).resolved(FACTS)
-    for text in (CHUNK, PARAMETERS):
-        found = back(request, text, Path("made"))
-        assert found.draft.values.get("sharpness") == value, (text, value, found)
-        assert again(found.draft, None) == request
-print("came through")
-"""
-
-
-def test_a_new_field_goes_through_both_texts_by_one_line_in_request(tmp_path: Path) -> None:
-    for folder in ("composers", "pipelines", "studio"):
-        ignored = shutil.ignore_patterns("__pycache__", "static")
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
-    for folder in ("assets", "made", "tests/studio/pictures"):
-        (tmp_path / folder).mkdir(parents=True)
-    shutil.copy(__file__, tmp_path / "tests/studio/pictures")
-    module = tmp_path / "pipelines" / "request.py"
-    source = module.read_text(encoding="utf-8")
-    place = source.index("\n    def __post_init__", source.index("class Request"))
-    module.write_text(source[:place] + MADE_UP + source[place:], encoding="utf-8")
-    ran = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.stdout == "came through\n", ran.stderr[-3000:]
