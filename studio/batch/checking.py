@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -46,7 +46,7 @@ class Group:
         return self.shelf.use(wanted)
 
 
-def grouped(jobs: Iterable[Job], home: Home, say: Callable[[str], None], problems: Problems) -> list[Group]:
+def grouped(jobs: Iterable[Job], home: Home, problems: Problems) -> list[Group]:
     """Jobs by model, models in the order of their first job; names that mean nothing go to `problems`."""
     by_model: dict[str, list[Job]] = {}
     for job in jobs:

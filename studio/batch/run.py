@@ -155,7 +155,7 @@ class Batch:
             vae=order.opening.vae,
         )
         self.jobs = plan(jobs, ground, problems)
-        self._groups = grouped(self.jobs, self.home, self.say, problems)
+        self._groups = grouped(self.jobs, self.home, problems)
         return jobs.name
 
     def _wildcard_folder(self, jobs: JobFile) -> Path | None:

@@ -47,7 +47,7 @@ class Names:
     flags: of the command line, the shown one first; () where commands spell it by hand. options: further names in
     prompt files. axis: names of an axis of a grid. argument: for programs (`studio.web.api`). call: A1111's name in
     /sdapi bodies; "" where it has none. setting: its key in a picture's settings line; "" where that says it
-    otherwise. most: the end of its slider. place: see `Place`.
+    otherwise. most: the end of its slider. place: see `Place`. nothing: what it means where nothing is said.
     """
 
     flags: tuple[str, ...] | None = None
@@ -58,6 +58,7 @@ class Names:
     setting: str | None = None
     most: float | None = None
     place: Place = "advanced"
+    nothing: str = "the model's own"
 
 
 _NAMES: Mapping[str, Names] = {
@@ -70,7 +71,7 @@ _NAMES: Mapping[str, Names] = {
         flags=(), options=("composer",), axis=("method", "composer"), argument="method", setting="Composition",
         place="page",
     ),
-    "seed": Names(axis=("seed",), call="seed", setting="Seed", place="page"),
+    "seed": Names(axis=("seed",), call="seed", setting="Seed", place="page", nothing="a new one each time"),
     "steps": Names(axis=("steps",), call="steps", setting="Steps", most=150, place="sampling"),
     "guidance_scale": Names(
         flags=("--guidance", "--cfg-scale", "--guidance-scale"), axis=("guidance", "cfg"), call="cfg_scale",
@@ -87,6 +88,9 @@ _NAMES: Mapping[str, Names] = {
     "strength": Names(axis=("strength",), call="denoising_strength", setting="", place="page"),
     "clip_skip": Names(axis=("clip_skip",), setting=""),
     "text_mode": Names(axis=("text_mode",), setting="Text mode"),
+    "reuse": Names(nothing="off"),
+    "original_size": Names(nothing="the picture's own"),
+    "target_size": Names(nothing="the picture's own"),
 }  # fmt: skip
 
 
@@ -104,6 +108,7 @@ class Field:
     key: str
     most: float | None
     place: Place
+    nothing: str
 
     @property
     def name(self) -> str:
@@ -169,7 +174,10 @@ class Field:
             return f"{value[0]},{value[1]}"
         if self.kind == "truth":
             return "true" if value else "false"
-        return f"{value:.12g}" if isinstance(value, float) else str(value)
+        if isinstance(value, float):
+            short = f"{value:.12g}"
+            return short if float(short) == value else repr(value)
+        return str(value)
 
 
 def _field(setting: Setting) -> Field:
@@ -188,6 +196,7 @@ def _field(setting: Setting) -> Field:
         key=setting.knob.label if names.setting is None else names.setting,
         most=names.most,
         place=names.place,
+        nothing=names.nothing,
     )
 
 

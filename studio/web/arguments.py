@@ -122,7 +122,7 @@ def _left_out(field: Field) -> str:
     if not field.optional:
         return ""
     empty = {"": "Empty", None: "null"}.get(field.empty, field.empty)
-    return f" {f'{empty:g}' if isinstance(empty, float) else empty} leaves it out."
+    return f" {f'{empty:g}' if isinstance(empty, float) else empty}: {field.nothing}."
 
 
 def draft_of(said: Mapping[str, Any]) -> Draft:

@@ -23,9 +23,9 @@ from studio.web.form.form import OWN_METHOD, Form, real, whole
 OWN = "the model's own"
 
 
-def control(field: Field, nothing: str = OWN, **look: Any) -> Any:
-    """The control of a field. nothing: what it means where nothing is said. look: what else the component takes."""
-    own = field.knob
+def control(field: Field, **look: Any) -> Any:
+    """The control of a field. look: what else the component takes."""
+    own, nothing = field.knob, field.nothing
     look = {
         "value": shown(field, None),
         "label": own.label,

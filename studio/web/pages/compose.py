@@ -27,13 +27,6 @@ from studio.web.parts.summary import Summary
 from studio.web.parts.vocabulary import VocabularyPanel
 
 OWN_VAE = (OWN, "")
-NOTHING = {
-    "seed": "a new one each time",
-    "reuse": "off",
-    "original_size": "the picture's own",
-    "target_size": "the picture's own",
-}
-"""What it means where nothing is said, of fields that the model has no own value for."""
 PROMPT_HINT = (
     "(word:1.2) weighs, <lora:name:0.8> adds a LoRA; both complete as you type. Ctrl+Enter draws, Ctrl+↑/↓ changes a "
     "weight, Esc stops."
@@ -63,7 +56,7 @@ def add(desk: Desk, strip: gr.HTML) -> tuple[Fields, Viewer, gr.Button]:
     controls: dict[str, Any] = {}
 
     def shown(name: str, **look: Any) -> Any:
-        controls[name] = control(BY_NAME[name], NOTHING.get(name, OWN), **look)
+        controls[name] = control(BY_NAME[name], **look)
         return controls[name]
 
     def all_of(place: Place) -> None:
@@ -135,7 +128,7 @@ def add(desk: Desk, strip: gr.HTML) -> tuple[Fields, Viewer, gr.Button]:
                 )
                 stop = gr.Button("Stop", scale=1, elem_id="stop")
             with gr.Row():
-                shown("seed", info=f"-1: {NOTHING['seed']}")
+                shown("seed", info=f"-1: {BY_NAME['seed'].nothing}")
                 count = gr.Slider(1, 16, 1, step=1, label="Pictures", elem_id="count")
             live = Live(live_on, gr.HTML(elem_id="draft", container=False))
             viewer = Viewer.drawn(desk, stop)
