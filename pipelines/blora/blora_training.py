@@ -26,8 +26,8 @@ from pipelines.pipeline import StudioPipeline
 from pipelines.training.recipe import Recipe
 from pipelines.training.run import (
     Example,
-    Run,
     TrainingProgress,
+    TrainingRun,
     described,
     literal,
     refuse_untrainable,
@@ -86,7 +86,7 @@ def train_blora(
     refuse_untrainable(model)
     blocks = training_blocks(model)
     with _adapted(model, blocks, recipe) as weights:
-        run = Run(model, [Example(image, prompt)], recipe, weights, blocks, state_file(out))
+        run = TrainingRun(model, [Example(image, prompt)], recipe, weights, blocks, state_file(out))
         losses = run.train(resume, progress, lambda: sample(pipe, sample_prompt or literal(prompt), recipe))
         layers = _factors(weights, recipe)
     metadata = described(model, recipe, out.stem, prompt, "B-LoRA") | {"lora_studio.blocks": ",".join(blocks)}

@@ -26,8 +26,8 @@ from pipelines.pipeline import StudioPipeline
 from pipelines.training.recipe import Recipe, is_small
 from pipelines.training.run import (
     Example,
-    Run,
     TrainingProgress,
+    TrainingRun,
     described,
     literal,
     refuse_untrainable,
@@ -116,7 +116,7 @@ def train_flora(
         raise RequestError("the prompt is empty; name what is learned, as in --prompt 'a [v] fox'")
     refuse_untrainable(model)
     with _adapted(model, reach, recipe) as weights:
-        run = Run(model, examples, recipe, weights, (reach,), state_file(out))
+        run = TrainingRun(model, examples, recipe, weights, (reach,), state_file(out))
         losses = run.train(resume, progress, lambda: sample(pipe, literal(prompt), recipe))
         layers = _factors(weights)
     metadata = described(model, recipe, out.stem, prompt, "FLoRA") | {"lora_studio.reach": reach}

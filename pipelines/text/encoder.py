@@ -27,7 +27,7 @@ from composers.plan import Use
 from pipelines.bounds import LONGEST_PROMPT, MOST_CHUNKS, check_text, check_words
 from pipelines.errors import ModelError, PromptError, RequestError
 from pipelines.families.family import Family
-from pipelines.text.prompt import Run, parse
+from pipelines.text.prompt import WeightedText, parse
 
 COMMA_REACH = 20  # tokens that a cut may move back to reach a comma (A1111's default)
 SMALLEST_GROWTH = 0.1  # rescaling multiplies by 10 at most, whatever the weights
@@ -112,7 +112,7 @@ class _Encoder:
         check_text("the prompt", text, LONGEST_PROMPT)
         return [[pair for run in section for pair in self._run(run)] for section in parse(text).sections]
 
-    def _run(self, run: Run) -> list[tuple[int, float]]:
+    def _run(self, run: WeightedText) -> list[tuple[int, float]]:
         check_words("the prompt", run.text)  # only now, as words may have joined where brackets were
         ids = self.tokenizer(run.text, add_special_tokens=False, verbose=False).input_ids
         return [(token, run.weight) for token in ids]

@@ -45,7 +45,7 @@ _MARK = re.compile(
 )
 
 
-class Run(NamedTuple):
+class WeightedText(NamedTuple):
     """Words that share one weight."""
 
     text: str
@@ -60,7 +60,7 @@ class ParsedPrompt:
         is empty, so a section without words is ().
     """
 
-    sections: tuple[tuple[Run, ...], ...]
+    sections: tuple[tuple[WeightedText, ...], ...]
 
     @property
     def weighted(self) -> bool:
@@ -151,9 +151,9 @@ def _weigh(pieces: list[_Section], start: tuple[int, int], factor: float) -> Non
         pieces[index].weigh(offset if index == first else 0, factor)
 
 
-def _runs(section: _Section) -> tuple[Run, ...]:
+def _runs(section: _Section) -> tuple[WeightedText, ...]:
     """The section as runs. Neighbours of equal weight become one run, so that they are tokenised as one text."""
-    runs: list[Run] = []
+    runs: list[WeightedText] = []
     stretches = zip(section.weights, section.words, strict=True)
     for weight, own in itertools.groupby(stretches, key=lambda stretch: stretch[0]):
         text = "".join(word for _, words in own for word in words)
@@ -161,8 +161,8 @@ def _runs(section: _Section) -> tuple[Run, ...]:
             raise PromptError(
                 f"the weight of {text.strip()[:60]!r} is too large; give weights of about 0.1 to 2"
             )
-        runs.append(Run(text, weight))
+        runs.append(WeightedText(text, weight))
     return tuple(runs)
 
 
-__all__ = ["LoraTag", "ParsedPrompt", "Run", "parse", "take_tags", "write_tag"]
+__all__ = ["LoraTag", "ParsedPrompt", "WeightedText", "parse", "take_tags", "write_tag"]

@@ -69,7 +69,7 @@ def refuse_untrainable(model: Model) -> None:
         raise SetupError("training needs a model without adapters; unload them first")
 
 
-class Run:
+class TrainingRun:
     """One training run over `examples`.
 
     weights: name -> a parameter to train, float32. where: names of what is trained, part of the run's identity.

@@ -13,8 +13,8 @@ from pipelines.errors import AdapterError, ModelError, StudioError
 from pipelines.home import Entry, Home
 from pipelines.home.files import next_name
 from pipelines.text.prompt import parse
-from studio.batch.manifest import Outcome, is_whole
-from studio.batch.plan import Job
+from studio.batch.manifest import PictureOutcome, is_whole
+from studio.batch.plan import PlannedPicture
 from studio.batch.problems import Problems
 from studio.drafts.draft import Wanted
 from studio.drafts.entries import plain_request
@@ -24,16 +24,16 @@ from studio.pictures.metadata import CHUNK, read_texts
 
 
 @dataclass(frozen=True)
-class Group:
+class ModelGroup:
     """The jobs of one model, and the adapters they ask for. model_hash: of its weights, once it has been open."""
 
     model: str
     shelf: Shelf
-    jobs: tuple[Job, ...]
+    jobs: tuple[PlannedPicture, ...]
     model_hash: str = ""
     _preferred: dict[str, float] = field(default_factory=dict, compare=False, repr=False)
 
-    def request(self, job: Job) -> Request:
+    def request(self, job: PlannedPicture) -> Request:
         """The job's request, its adapters found. Raises StudioError."""
         return job.draft.build(self._use)
 
@@ -46,9 +46,9 @@ class Group:
         return self.shelf.use(wanted)
 
 
-def grouped(jobs: Iterable[Job], home: Home, problems: Problems) -> list[Group]:
+def grouped(jobs: Iterable[PlannedPicture], home: Home, problems: Problems) -> list[ModelGroup]:
     """Jobs by model, models in the order of their first job; names that mean nothing go to `problems`."""
-    by_model: dict[str, list[Job]] = {}
+    by_model: dict[str, list[PlannedPicture]] = {}
     for job in jobs:
         by_model.setdefault(job.model, []).append(job)
     groups = []
@@ -62,11 +62,11 @@ def grouped(jobs: Iterable[Job], home: Home, problems: Problems) -> list[Group]:
         for job in own:
             for missing in shelf.missing(job.draft.wanted):
                 problems.add(job.where, missing)
-        groups.append(Group(model, shelf, tuple(own)))
+        groups.append(ModelGroup(model, shelf, tuple(own)))
     return groups
 
 
-def check_group(group: Group, pipe: StudioPipeline, problems: Problems) -> Group:
+def check_group(group: ModelGroup, pipe: StudioPipeline, problems: Problems) -> ModelGroup:
     """The group with its jobs in the order to render them: one latent shape after the other."""
     requests = []
     for job in group.jobs:
@@ -79,7 +79,7 @@ def check_group(group: Group, pipe: StudioPipeline, problems: Problems) -> Group
         except AdapterError as error:
             problems.add("", error)
     facts = replace(pipe.model.facts, adapters=tuple(group.shelf.files))
-    sizes: dict[tuple[int | None, int | None], list[Job]] = {}
+    sizes: dict[tuple[int | None, int | None], list[PlannedPicture]] = {}
     for job, request in requests:
         with problems.gathered(job.where):
             resolved = request.resolved(facts)
@@ -90,14 +90,14 @@ def check_group(group: Group, pipe: StudioPipeline, problems: Problems) -> Group
 
 
 def find_places(
-    group: Group,
+    group: ModelGroup,
     pipe: StudioPipeline,
     folder: Path,
     claimed: Mapping[Path, str],
     taken: Set[Path],
     *,
     force: bool,
-) -> tuple[Group, list[Outcome]]:
+) -> tuple[ModelGroup, list[PictureOutcome]]:
     """The group with the files it will write, and the jobs whose pictures are there already.
 
     A picture may lie there without a line in the manifest: the run was ended between the two. If it says that
@@ -106,8 +106,8 @@ def find_places(
     facts = replace(pipe.model.facts, adapters=tuple(group.shelf.files))
     taken = set(taken)
     own = {key: path for path, key in claimed.items()}
-    jobs: list[Job] = []
-    found: list[Outcome] = []
+    jobs: list[PlannedPicture] = []
+    found: list[PictureOutcome] = []
     for job in group.jobs:
         file, record = folder / job.file, None
         named = own.get(job.key)
@@ -124,7 +124,7 @@ def find_places(
         taken.add(file)
         job = replace(job, file=file.relative_to(folder))
         if record is not None:
-            found.append(Outcome(job, file, record))
+            found.append(PictureOutcome(job, file, record))
         else:
             jobs.append(job)
     return replace(group, jobs=tuple(jobs)), found

@@ -47,7 +47,7 @@ MOST_FIELDS = 100
 
 
 @dataclass(frozen=True)
-class Entry:
+class JobEntry:
     """One job as it was written. where: "jobs.yaml, line 7". lines: field -> its line, where it has one of its own."""
 
     fields: Mapping[str, Any]
@@ -65,8 +65,8 @@ class JobFile:
 
     name: str
     folder: Path
-    defaults: Entry
-    entries: tuple[Entry, ...]
+    defaults: JobEntry
+    entries: tuple[JobEntry, ...]
 
 
 def read_jobs(path: Path, problems: Problems) -> JobFile:
@@ -79,8 +79,8 @@ def read_jobs(path: Path, problems: Problems) -> JobFile:
     except UnicodeDecodeError as error:
         raise SetupError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
     reader = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".txt": _prompts}.get(kind, _yaml)
-    defaults = Entry({}, path.name)
-    entries: list[Entry] = []
+    defaults = JobEntry({}, path.name)
+    entries: list[JobEntry] = []
     for entry, is_default in reader(text, path.name, problems):
         if is_default:
             defaults = entry
@@ -99,11 +99,11 @@ def read_jobs(path: Path, problems: Problems) -> JobFile:
 
 def from_objects(jobs: Sequence[Mapping[str, Any]]) -> JobFile:
     """Jobs given as objects."""
-    entries = tuple(Entry(dict(job), f"job {number}") for number, job in enumerate(jobs, 1))
-    return JobFile("jobs", Path().absolute(), Entry({}, "jobs"), entries)
+    entries = tuple(JobEntry(dict(job), f"job {number}") for number, job in enumerate(jobs, 1))
+    return JobFile("jobs", Path().absolute(), JobEntry({}, "jobs"), entries)
 
 
-def check_names(entry: Entry, problems: Problems) -> None:
+def check_names(entry: JobEntry, problems: Problems) -> None:
     """Fields that do not exist."""
     if len(entry.fields) > MOST_FIELDS:
         problems.add(entry.where, f"{len(entry.fields)} fields are more than a job has; split it")
@@ -113,7 +113,7 @@ def check_names(entry: Entry, problems: Problems) -> None:
             problems.add(entry.at(name), f"unknown field {shown(name)}; {nearest(name, JOB_FIELDS)}")
 
 
-Read = Iterator[tuple[Entry, bool]]
+Read = Iterator[tuple[JobEntry, bool]]
 Place = tuple[str, Mapping[str, str]]
 
 
@@ -281,7 +281,7 @@ def _csv(text: str, name: str, problems: Problems) -> Read:
                 if len(header) > MOST_FIELDS:
                     problems.add(where, f"{len(header)} headings are more than a job has fields; split it")
                     return
-                check_names(Entry(dict.fromkeys(header), where), problems)
+                check_names(JobEntry(dict.fromkeys(header), where), problems)
                 continue
             if len(row) > len(header):
                 problems.add(
@@ -293,7 +293,7 @@ def _csv(text: str, name: str, problems: Problems) -> Read:
             for key in filter(JOB_FIELDS.__contains__, cells):
                 with problems.gathered(where):
                     fields[key] = _cell(key, cells[key])
-            yield Entry(fields, where), False
+            yield JobEntry(fields, where), False
     except csv.Error as error:
         problems.add(f"{name}, line {reader.line_num}", f"it is not valid CSV ({error}); check the quotes")
 
@@ -318,7 +318,7 @@ def _prompts(text: str, name: str, problems: Problems) -> Read:
         if line.strip() and not line.lstrip().startswith("#"):
             where = f"{name}, line {number}"
             with problems.gathered(where):
-                yield Entry(read_line(line.strip()), where), False
+                yield JobEntry(read_line(line.strip()), where), False
 
 
 def _sections(content: Any, name: str, problems: Problems) -> tuple[Any, list[Any]]:
@@ -351,7 +351,7 @@ def _entry(content: Any, place: Place, problems: Problems, *, is_default: bool =
         what = "the defaults" if is_default else "a job"
         problems.add(where, f'{what} must be an object, as in {{"prompt": "a fox"}}, not {shown(content)}')
         return
-    yield Entry({str(key): value for key, value in content.items()}, where, lines), is_default
+    yield JobEntry({str(key): value for key, value in content.items()}, where, lines), is_default
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from pipelines.errors import SetupError
-from studio.batch.plan import Job
+from studio.batch.plan import PlannedPicture
 
 if sys.platform != "win32":
     import fcntl
@@ -31,10 +31,10 @@ _END_OF_PNG = b"IEND\xaeB`\x82"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PictureOutcome:
     """What has become of a job. file: the picture's, absolute. record: as the picture holds it."""
 
-    job: Job
+    job: PlannedPicture
     file: Path | None = None
     record: Mapping[str, Any] | None = None
     error: str | None = None
@@ -89,7 +89,7 @@ class Manifest:
                 entry = json.loads(line)
                 self.entries[entry["key"]] = entry
 
-    def append(self, outcome: Outcome) -> None:
+    def append(self, outcome: PictureOutcome) -> None:
         """Adds the line, on the disk when this returns. Raises SetupError."""
         job = outcome.job
         entry: dict[str, Any] = {
@@ -111,15 +111,15 @@ class Manifest:
             raise SetupError(f"{self.folder / MANIFEST} cannot be written ({error.strerror})") from error
         self.entries[job.key] = entry
 
-    def done(self, job: Job) -> Outcome | None:
+    def done(self, job: PlannedPicture) -> PictureOutcome | None:
         """The job's outcome where it is done and its picture is whole, or where it has failed."""
         entry = self.entries.get(job.key)
         if entry is None:
             return None
         if entry["status"] == "failed":
-            return Outcome(job, error=str(entry.get("error")))
+            return PictureOutcome(job, error=str(entry.get("error")))
         file = self.folder / entry["file"]
-        return Outcome(job, file, entry.get("record")) if is_whole(file) else None
+        return PictureOutcome(job, file, entry.get("record")) if is_whole(file) else None
 
     def claimed(self) -> dict[Path, str]:
         """File -> key of the pictures that are named here."""

@@ -23,7 +23,7 @@ from pipelines.bounds import LONGEST_NAME, check_text
 from pipelines.errors import RequestError, SetupError
 from pipelines.home.files import slug
 from pipelines.request import SEEDS, Request
-from studio.batch.jobfile import JOB_FIELDS, Entry, JobFile, check_names
+from studio.batch.jobfile import JOB_FIELDS, JobEntry, JobFile, check_names
 from studio.batch.problems import Problems
 from studio.batch.values import MOST_VALUES, alternatives, products
 from studio.batch.variants import Template, Wildcards, draw, every, read_template, size
@@ -38,7 +38,7 @@ VARIANTS = ("random", "all")
 
 
 @dataclass(frozen=True)
-class Job:
+class PlannedPicture:
     """One picture of a batch.
 
     index: its place, from 1. key: hash of all that decides the picture, the same in every run of the same job.
@@ -71,17 +71,17 @@ class Ground:
     vae: str | None = None
 
 
-def plan(jobs: JobFile, ground: Ground, problems: Problems) -> list[Job]:
+def plan(jobs: JobFile, ground: Ground, problems: Problems) -> list[PlannedPicture]:
     """All jobs in order; mistakes go to `problems`, and then the list is not complete.
 
     Raises SetupError for a template that cannot be.
     """
     check_template(ground.template)
     check_names(jobs.defaults, problems)
-    given = Entry(ground.overrides, "--set")
+    given = JobEntry(ground.overrides, "--set")
     check_names(given, problems)
     checked = _Checked(jobs.folder, ground.wildcards)
-    planned: list[Job] = []
+    planned: list[PlannedPicture] = []
     seen: Counter[str] = Counter()
     for entry in _countable(jobs, given, checked, problems):
         check_names(entry, problems)
@@ -94,10 +94,10 @@ def plan(jobs: JobFile, ground: Ground, problems: Problems) -> list[Job]:
     return planned
 
 
-def _countable(jobs: JobFile, given: Entry, checked: _Checked, problems: Problems) -> list[Entry]:
+def _countable(jobs: JobFile, given: JobEntry, checked: _Checked, problems: Problems) -> list[JobEntry]:
     """The entries that come to a sound number of pictures, and none where all together do not; the rest is noted.
     Counts pictures and makes none."""
-    found: list[Entry] = []
+    found: list[JobEntry] = []
     total = 0
     for entry in jobs.entries:
         own = _count(_merged(entry, jobs.defaults, given), checked)
@@ -114,7 +114,7 @@ def _countable(jobs: JobFile, given: Entry, checked: _Checked, problems: Problem
     return found
 
 
-def _merged(entry: Entry, defaults: Entry, given: Entry) -> dict[str, Any]:
+def _merged(entry: JobEntry, defaults: JobEntry, given: JobEntry) -> dict[str, Any]:
     return {**defaults.fields, **entry.fields, **given.fields}
 
 
@@ -194,7 +194,7 @@ class _Checked:
 
 
 def _expanded(
-    entry: Entry, defaults: Entry, given: Entry, checked: _Checked, problems: Problems
+    entry: JobEntry, defaults: JobEntry, given: JobEntry, checked: _Checked, problems: Problems
 ) -> Iterator[dict[str, Any]]:
     """The fields of each picture of one entry, without seeds where none is said."""
     merged = _merged(entry, defaults, given)
@@ -235,7 +235,7 @@ def _pictures(fields: dict[str, Any], template: Template) -> Iterator[dict[str, 
 
 def _job(
     index: int, fields: dict[str, Any], where: str, folder: Path, ground: Ground, seen: Counter[str]
-) -> Job:
+) -> PlannedPicture:
     model = fields.pop("model", ground.model)
     name = fields.pop("name", None)
     template = fields["prompt"]
@@ -261,7 +261,7 @@ def _job(
         model=slug(Path(model).name),
     )
     file = Path(stem if stem.lower().endswith(".png") else f"{stem}.png")
-    return Job(index, key, name or prompt, where, fields["seed"], model, file, draft, fields)
+    return PlannedPicture(index, key, name or prompt, where, fields["seed"], model, file, draft, fields)
 
 
 def _seed(fields: Mapping[str, Any], model: str, seen: Counter[str]) -> int:
@@ -323,7 +323,7 @@ def _filled(
     return template.format(index=index, name=name, seed=seed, prompt=prompt, composer=composer, model=model)
 
 
-def _refuse_same_names(jobs: list[Job], template: str, problems: Problems) -> None:
+def _refuse_same_names(jobs: list[PlannedPicture], template: str, problems: Problems) -> None:
     counts = Counter(str(job.file).casefold() for job in jobs)
     name, count = max(counts.items(), key=lambda item: item[1], default=("", 0))
     if count > 1:

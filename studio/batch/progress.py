@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from studio.batch.manifest import Outcome
+from studio.batch.manifest import PictureOutcome
 from studio.batch.run import Batch
 from studio.rendering.runner import Fill
 from studio.terminal.exits import INTERRUPTED, OK, SOME_FAILED
@@ -26,7 +26,7 @@ def render(
     *,
     as_json: bool,
     files: bool = True,
-    tell: Callable[[Outcome], None] = lambda outcome: None,
+    tell: Callable[[PictureOutcome], None] = lambda outcome: None,
 ) -> int:
     """Renders what is missing and tells of it; the exit code.
 
@@ -63,7 +63,7 @@ def render(
     return SOME_FAILED if failed else OK
 
 
-def _print(outcome: Outcome, as_json: bool, files: bool) -> None:
+def _print(outcome: PictureOutcome, as_json: bool, files: bool) -> None:
     if as_json:
         plain = {
             "index": outcome.job.index,
@@ -78,7 +78,7 @@ def _print(outcome: Outcome, as_json: bool, files: bool) -> None:
         print(outcome.file, flush=True)
 
 
-def _name_failed(failed: list[Outcome], retried: bool, teller: Teller) -> None:
+def _name_failed(failed: list[PictureOutcome], retried: bool, teller: Teller) -> None:
     if not failed:
         return
     remedy = "" if retried else "; --retry-failed renders them again"
@@ -103,7 +103,7 @@ class Meter:
     def seconds(self) -> float:
         return time.monotonic() - self._began
 
-    def count(self, outcome: Outcome, fill: Fill) -> None:
+    def count(self, outcome: PictureOutcome, fill: Fill) -> None:
         """One more outcome."""
         self.done += 1
         if outcome.failed:

@@ -14,7 +14,7 @@ MOST_DEATHS = 2
 
 
 @dataclass(frozen=True)
-class Task:
+class QueuedPicture:
     """A job as the queue sees it. mix: what its adapters are, equal for equal sets of them."""
 
     key: str
@@ -28,15 +28,15 @@ class Held:
 
     model: str | None = None
     mixes: set[Hashable] = field(default_factory=set)
-    tasks: dict[str, Task] = field(default_factory=dict)
+    tasks: dict[str, QueuedPicture] = field(default_factory=dict)
 
 
 class TaskQueue:
     """The tasks that no worker has, and the memory of those whose workers died."""
 
-    def __init__(self, tasks: Iterable[Task]) -> None:
-        self._waiting: dict[str, dict[Hashable, deque[Task]]] = {}
-        self._suspects: deque[Task] = deque()
+    def __init__(self, tasks: Iterable[QueuedPicture]) -> None:
+        self._waiting: dict[str, dict[Hashable, deque[QueuedPicture]]] = {}
+        self._suspects: deque[QueuedPicture] = deque()
         self._deaths: Counter[str] = Counter()
         for task in tasks:
             self._waiting.setdefault(task.model, {}).setdefault(task.mix, deque()).append(task)
@@ -52,7 +52,7 @@ class TaskQueue:
         model = max(counts, key=counts.__getitem__, default=None)
         return model if model is not None and counts[model] else None
 
-    def take(self, held: Held, most: int, workers: int) -> list[Task]:
+    def take(self, held: Held, most: int, workers: int) -> list[QueuedPicture]:
         """Up to `most` tasks for a worker's open model, noted as held.
 
         Mixes that it knows come first. The last tasks are shared out. One whose worker has died is given alone,
@@ -63,7 +63,7 @@ class TaskQueue:
         if self._suspected(held.model):
             return [] if held.tasks else [self._hold(held, self._next_suspect(held.model))]
         most = min(most, -(-self._count(held.model) // workers))
-        taken: list[Task] = []
+        taken: list[QueuedPicture] = []
         mixes = self._waiting.get(held.model, {})
         while len(taken) < most and mixes:
             known = (mix for mix in mixes if mix in held.mixes)
@@ -75,16 +75,16 @@ class TaskQueue:
                 del mixes[mix]
         return taken
 
-    def died(self, held: Held) -> list[Task]:
+    def died(self, held: Held) -> list[QueuedPicture]:
         """Takes back what a dead worker held; returns the tasks that have now cost too many workers."""
-        given_up: list[Task] = []
+        given_up: list[QueuedPicture] = []
         for task in held.tasks.values():
             self._deaths[task.key] += 1
             (given_up if self._deaths[task.key] >= MOST_DEATHS else self._suspects).append(task)
         held.tasks.clear()
         return given_up
 
-    def _hold(self, held: Held, task: Task) -> Task:
+    def _hold(self, held: Held, task: QueuedPicture) -> QueuedPicture:
         held.tasks[task.key] = task
         held.mixes.add(task.mix)
         return task
@@ -95,7 +95,7 @@ class TaskQueue:
     def _suspected(self, model: str) -> int:
         return sum(task.model == model for task in self._suspects)
 
-    def _next_suspect(self, model: str) -> Task:
+    def _next_suspect(self, model: str) -> QueuedPicture:
         task = next(task for task in self._suspects if task.model == model)
         self._suspects.remove(task)
         return task

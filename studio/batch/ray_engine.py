@@ -18,10 +18,10 @@ from typing import Any
 from pipelines.adapters import sha256
 from pipelines.errors import RenderError, SetupError, StudioError
 from pipelines.home import Home
-from studio.batch.checking import Group
+from studio.batch.checking import ModelGroup
 from studio.batch.placement import Node, Share, share_of
-from studio.batch.queue import Held, Task, TaskQueue
-from studio.batch.remote import Assignment, FileMark, Opened, RemoteWorker, Reply
+from studio.batch.queue import Held, QueuedPicture, TaskQueue
+from studio.batch.remote import Assignment, FileMark, OpenedModel, RemoteWorker, Reply
 from studio.batch.worker import Rendered
 from studio.pictures.metadata import Setup
 from studio.rendering.opening import Opening
@@ -55,7 +55,7 @@ class RayEngine:
 
     def __init__(
         self,
-        groups: Sequence[Group],
+        groups: Sequence[ModelGroup],
         *,
         opening: Opening,
         home: Home,
@@ -66,7 +66,7 @@ class RayEngine:
         self._groups = {group.model: group for group in groups}
         self._jobs = {job.key: (job, group) for group in groups for job in group.jobs}
         self._queue = TaskQueue(
-            Task(job.key, group.model, frozenset(use.adapter for use in job.draft.wanted))
+            QueuedPicture(job.key, group.model, frozenset(use.adapter for use in job.draft.wanted))
             for group in groups
             for job in group.jobs
         )
@@ -188,7 +188,7 @@ class RayEngine:
                 cause if isinstance(cause, StudioError) else RenderError(f"a worker failed: {error}")
             ) from error
         self._deaths = 0
-        if isinstance(said, Opened):
+        if isinstance(said, OpenedModel):
             actor.pid, actor.place = said.pid, said.place
             assert actor.opening is not None
             if said.ready:
@@ -231,7 +231,7 @@ class RayEngine:
             self._assignments[model] = Assignment(model, group.model_hash, marks)
         return self._assignments[model]
 
-    def _send(self, actor: _Actor, opened: Opened, assignment: Assignment) -> None:
+    def _send(self, actor: _Actor, opened: OpenedModel, assignment: Assignment) -> None:
         """Sends through the object store what a worker lacks, and asks again."""
         for name in opened.lacks_adapters:
             mark = assignment.adapters[name]

@@ -18,7 +18,7 @@ import torch
 from pipelines import Request
 from pipelines.errors import ModelError, RenderError
 from pipelines.home import Home
-from studio.batch.worker import Rendered, Worker
+from studio.batch.worker import Rendered, Renderer
 from studio.library.hashes import find_adapter, is_adapter
 from studio.pictures.metadata import Setup
 from studio.rendering.opening import Opening, open_pipeline
@@ -48,7 +48,7 @@ class Assignment:
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedModel:
     """What is not here and must be sent: the model, and adapters by name; else the worker is ready.
 
     wants: how many pictures it can take. pid: its process. place: its computer's name, and which of its GPUs it has.
@@ -93,11 +93,11 @@ class RemoteWorker:
         self._setup = setup
         self._home = home
         self._scratch = Path(tempfile.mkdtemp(prefix="lora-studio-"))
-        self._worker: Worker | None = None
+        self._worker: Renderer | None = None
         self._files: dict[str, Path] = {}
         self._saver = Saver(_parcel, threads=ENCODERS)
 
-    def open(self, assignment: Assignment) -> Opened:
+    def open(self, assignment: Assignment) -> OpenedModel:
         """Makes the model and the adapters' files ready, or says what is missing. Raises StudioError."""
         if self._worker is not None:
             self._worker.close()
@@ -119,9 +119,9 @@ class RemoteWorker:
         if self._opening.device == "cuda":
             place += f" GPU {os.environ.get('CUDA_VISIBLE_DEVICES', '')}"
         if lacking or missing:
-            return Opened(lacking, missing, 0, os.getpid(), place)
-        self._worker = Worker(pipe, self._files, self._setup)
-        return Opened(False, (), self._worker.room, os.getpid(), place)
+            return OpenedModel(lacking, missing, 0, os.getpid(), place)
+        self._worker = Renderer(pipe, self._files, self._setup)
+        return OpenedModel(False, (), self._worker.room, os.getpid(), place)
 
     def receive_adapter(self, digest: str, content: bytes) -> None:
         """A file that was missing here."""

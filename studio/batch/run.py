@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from pipelines import StudioError, StudioPipeline
 from pipelines.errors import RenderError
 from pipelines.home import Home
-from studio.batch.checking import Group, check_group, find_places, grouped
+from studio.batch.checking import ModelGroup, check_group, find_places, grouped
 from studio.batch.jobfile import JobFile, from_objects, read_jobs
-from studio.batch.manifest import Manifest, Outcome
-from studio.batch.plan import TEMPLATE, Ground, Job, plan
+from studio.batch.manifest import Manifest, PictureOutcome
+from studio.batch.plan import TEMPLATE, Ground, PlannedPicture, plan
 from studio.batch.problems import Problems
 from studio.batch.variants import Wildcards
-from studio.batch.worker import Rendered, Worker
+from studio.batch.worker import Rendered, Renderer
 from studio.pictures.metadata import Setup
 from studio.rendering.opening import Opening, model_name, open_pipeline
 from studio.rendering.runner import Fill
@@ -39,7 +39,7 @@ EngineName = Literal["local", "ray"]
 
 
 @dataclass(frozen=True)
-class Order:
+class BatchOrder:
     """What is asked for.
 
     jobs: a job file, or jobs as objects with its fields. out: the batch's folder.
@@ -73,19 +73,19 @@ class Batch:
     """
 
     def __init__(
-        self, order: Order, home: Home | None = None, say: Callable[[str], None] = lambda text: None
+        self, order: BatchOrder, home: Home | None = None, say: Callable[[str], None] = lambda text: None
     ) -> None:
         self.order = order
         self.home = home or Home.resolve()
         self.say = say
-        self.jobs: list[Job] = []
-        self.earlier: list[Outcome] = []
+        self.jobs: list[PlannedPicture] = []
+        self.earlier: list[PictureOutcome] = []
         self.pending = 0
         self.fill = Fill()
         self._stack = ExitStack()
         self._judge_only = False
-        self._groups: list[Group] = []
-        self._found: list[Outcome] = []
+        self._groups: list[ModelGroup] = []
+        self._found: list[PictureOutcome] = []
         self.ray: RayEngine | None = None
         self._ready: tuple[str, StudioPipeline] | None = None
 
@@ -107,7 +107,7 @@ class Batch:
     ) -> None:
         self._stack.close()
 
-    def run(self) -> Iterator[Outcome]:
+    def run(self) -> Iterator[PictureOutcome]:
         """Renders what is missing; outcomes as they come, each already on the disk."""
         folders = {(self._manifest.folder / job.file).parent for job in self.jobs}
         self._manifest.sweep(folders)
@@ -122,17 +122,19 @@ class Batch:
                 yield from saver.told()
             yield from saver.rest()
 
-    def _save(self, saver: Saver[Job, Outcome], job: Job, rendered: Rendered) -> None:
+    def _save(
+        self, saver: Saver[PlannedPicture, PictureOutcome], job: PlannedPicture, rendered: Rendered
+    ) -> None:
         if rendered.made is None:
             saver.fail(job, RenderError(rendered.error))
         else:
             saver.take(job, rendered.made, self._manifest.folder / job.file, force=self.order.force)
 
-    def _noted(self, saved: Saved[Job]) -> Outcome:
+    def _noted(self, saved: Saved[PlannedPicture]) -> PictureOutcome:
         """On the saver's thread: a picture's line in the manifest, once its file is on the disk. Raises SetupError."""
         record = None if saved.record is None else saved.record.to_dict()
         error = None if saved.error is None else str(saved.error)
-        outcome = Outcome(saved.picture, saved.file, record, error)
+        outcome = PictureOutcome(saved.picture, saved.file, record, error)
         self._manifest.append(outcome)
         return outcome
 
@@ -166,7 +168,7 @@ class Batch:
 
     def _recall(self) -> None:
         """Sets aside what former runs have done."""
-        kept: dict[str, Outcome] = {}
+        kept: dict[str, PictureOutcome] = {}
         for job in self.jobs:
             outcome = self._manifest.done(job)
             if outcome is not None and not (outcome.failed and self.order.retry_failed):
@@ -177,7 +179,7 @@ class Batch:
 
     def _check(self, problems: Problems) -> None:
         """Opens every model that is needed, the first one last, and keeps that."""
-        checked: list[Group] = []
+        checked: list[ModelGroup] = []
         taken = {outcome.file for outcome in self.earlier if outcome.file is not None}
         for group in reversed(self._groups):
             self._ready = None
@@ -233,14 +235,14 @@ class Batch:
             self.fill = self.ray.fill
             yield rendered
 
-    def _on_this_computer(self, group: Group) -> Iterator[Rendered | None]:
+    def _on_this_computer(self, group: ModelGroup) -> Iterator[Rendered | None]:
         if self._ready is not None and self._ready[0] == group.model:
             _, pipe = self._ready
         else:
             self._ready = None  # one model at a time
             pipe = self._open(group.model)
         setup = Setup(self.order.opening.vae, self.order.opening.low_memory)
-        worker = Worker(pipe, group.shelf.files, setup)
+        worker = Renderer(pipe, group.shelf.files, setup)
         before = self.fill
         try:
             for rendered in worked(worker, group):
@@ -253,7 +255,7 @@ class Batch:
                 self.say(f"adapters on the device: {moved}")
 
 
-def worked(worker: Worker, group: Group) -> Iterator[Rendered | None]:
+def worked(worker: Renderer, group: ModelGroup) -> Iterator[Rendered | None]:
     """All the group's jobs through a worker; None after every round."""
     waiting = iter(group.jobs)
     left = True
@@ -270,7 +272,7 @@ def worked(worker: Worker, group: Group) -> Iterator[Rendered | None]:
         yield None
 
 
-def given(worker: Worker, group: Group, job: Job) -> Rendered | None:
+def given(worker: Renderer, group: ModelGroup, job: PlannedPicture) -> Rendered | None:
     """Gives a job to a worker; what comes back at once is why it cannot be made (a file gone since, say)."""
     try:
         return worker.give(job.key, group.request(job))
@@ -292,15 +294,15 @@ def render_jobs(
     address: str | None = None,
     workers: int | None = None,
     home: Home | None = None,
-) -> Iterator[Outcome]:
+) -> Iterator[PictureOutcome]:
     """Renders a job file, or jobs as objects, into a folder; outcomes as they finish, the earlier runs' not again.
 
     for outcome in render_jobs([{"prompt": "a fox", "seed": "1-4"}], Path("out")):
         print(outcome.file, outcome.record)
 
-    The parameters are `Order`'s. All mistakes are raised as one RequestError when the first outcome is asked for.
+    The parameters are `BatchOrder`'s. All mistakes are raised as one RequestError when the first outcome is asked for.
     """
-    order = Order(
+    order = BatchOrder(
         jobs=jobs,
         out=out,
         opening=opening or Opening(),

@@ -36,14 +36,14 @@ _MANY = re.compile(r"\s*+[\d-]++\$\$")
 
 
 @dataclass(frozen=True)
-class Choice:
+class PromptChoice:
     """One of several texts, with their likelihoods; each text is a sequence of words and choices."""
 
     options: tuple[Template, ...]
     weights: tuple[float, ...]
 
 
-Template = tuple["str | Choice", ...]
+Template = tuple["str | PromptChoice", ...]
 
 
 @dataclass
@@ -51,14 +51,14 @@ class Wildcards:
     """The wildcard files of a folder (None: there is none), read when first asked for."""
 
     folder: Path | None
-    _read: dict[str, Choice] = field(default_factory=dict)
+    _read: dict[str, PromptChoice] = field(default_factory=dict)
 
-    def choice(self, name: str, depth: int) -> Choice:
+    def choice(self, name: str, depth: int) -> PromptChoice:
         """The lines of a wildcard's file. Raises PromptError and SetupError."""
         if name not in self._read:
             lines = self._lines(name)
             options = tuple(read_template(line, self, depth + 1) for line in lines)
-            self._read[name] = Choice(options, tuple(1.0 for _ in options))
+            self._read[name] = PromptChoice(options, tuple(1.0 for _ in options))
         return self._read[name]
 
     def _lines(self, name: str) -> list[str]:
@@ -123,7 +123,7 @@ def literal(text: str) -> str:
 
 def _until(text: str, start: int, wildcards: Wildcards, depth: int, *, inside: bool) -> tuple[Template, int]:
     """The template from `start` to the end, or to the `|` or `}` that ends an option."""
-    parts: list[str | Choice] = []
+    parts: list[str | PromptChoice] = []
     words: list[str] = []
     place = start
     while place < len(text):
@@ -151,7 +151,7 @@ def _until(text: str, start: int, wildcards: Wildcards, depth: int, *, inside: b
     return (tuple([*parts, "".join(words)] if words else parts), place)
 
 
-def _choice(text: str, start: int, wildcards: Wildcards, depth: int) -> tuple[Choice, int]:
+def _choice(text: str, start: int, wildcards: Wildcards, depth: int) -> tuple[PromptChoice, int]:
     """The choice whose `{` stands at `start`, and where it ends."""
     if depth > DEEPEST:
         raise PromptError(f"choices are nested more than {DEEPEST} deep")
@@ -175,7 +175,7 @@ def _choice(text: str, start: int, wildcards: Wildcards, depth: int) -> tuple[Ch
         raise PromptError(
             f"in the choice {text[start : place + 1]!r} nothing is likely; give a weight above 0"
         )
-    return Choice(tuple(options), tuple(weights)), place + 1
+    return PromptChoice(tuple(options), tuple(weights)), place + 1
 
 
 def draw(template: Template, seed: int) -> str:
@@ -185,7 +185,7 @@ def draw(template: Template, seed: int) -> str:
 
 def _drawn(template: Template, source: random.Random) -> str:
     words: list[str] = []
-    pending: list[str | Choice] = list(reversed(template))
+    pending: list[str | PromptChoice] = list(reversed(template))
     length = drawn = 0
     while pending:
         part = pending.pop()

@@ -24,7 +24,7 @@ class Rendered:
     error: str | None = None
 
 
-class Worker:
+class Renderer:
     """Renders pictures on one loaded model. files: name -> file of the adapters."""
 
     def __init__(self, pipe: StudioPipeline, files: Mapping[str, Path], setup: Setup) -> None:

@@ -45,7 +45,7 @@ from pipelines.engine.engine import cuda_graphs
 from pipelines.home import Home
 from pipelines.record import device_name
 from studio.bench.speed.bed import Bed, Inputs, load_unet
-from studio.bench.speed.profile import Profile, profiled
+from studio.bench.speed.profile import TimeProfile, profiled
 from studio.bench.speed.timing import Captured, Timing, seconds_of, take_turns
 from studio.bench.speed.ways import relative
 from studio.bench.speed.workload import Workload
@@ -77,7 +77,7 @@ _APART: dict[Build, frozenset[str]] = {
 
 
 @dataclass(frozen=True)
-class Way:
+class BaseWay:
     """How the model is built and which attention kernel comes first."""
 
     build: Build
@@ -89,14 +89,14 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Finding:
+class BaseFinding:
     """A way's step. ready: seconds until it could run. difference: relative, to the first way's predictions."""
 
-    way: Way
+    way: BaseWay
     timing: Timing
     ready: float
     difference: float
-    profile: Profile | None
+    profile: TimeProfile | None
 
 
 def built(unet: Any, build: Build, backend: str) -> Any:
@@ -126,8 +126,15 @@ def _plain(backend: str) -> Backend:
 
 
 def measure(
-    unet: Any, pictures: int, cells: int, ways: Sequence[Way], repeats: int, *, profile: bool, backend: str
-) -> list[Finding]:
+    unet: Any,
+    pictures: int,
+    cells: int,
+    ways: Sequence[BaseWay],
+    repeats: int,
+    *,
+    profile: bool,
+    backend: str,
+) -> list[BaseFinding]:
     """All ways on one model, one after another, each in turns with the first.
 
     pictures: with guidance, two rows each. cells: of the latents' side.
@@ -144,7 +151,7 @@ def measure(
         gc.collect()
         own: list[Callable[[], Tensor]] = []
 
-        def prepare(way: Way = way, own: list[Callable[[], Tensor]] = own) -> None:
+        def prepare(way: BaseWay = way, own: list[Callable[[], Tensor]] = own) -> None:
             call = partial(_predictions, built(unet, way.build, backend), inputs, way.attention)
             call()  # what compiles does so here
             own.append(Captured.by(recorder, call) if recorder else call)
@@ -154,7 +161,7 @@ def measure(
         expected = own[0]().clone() if expected is None else expected
         turns = take_turns({"first": first, "own": own[0]}, bed.device, repeats)
         findings.append(
-            Finding(
+            BaseFinding(
                 way,
                 turns["own"],
                 ready,
@@ -172,7 +179,7 @@ def _predictions(unet: Any, inputs: dict[str, Any], attention: AttentionChoice) 
     return found
 
 
-def line(finding: Finding, first: Finding) -> str:
+def line(finding: BaseFinding, first: BaseFinding) -> str:
     """A line for people, and the profile's below it."""
     median = finding.timing.median
     text = (
@@ -203,7 +210,7 @@ def main(arguments: list[str] | None = None) -> int:
     device = torch.device(options.device)
     dtype = getattr(torch, options.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     unet = load_unet(options.model, Home.resolve(), device, dtype)
-    ways = [Way(build, attention) for build in options.builds for attention in options.attention]
+    ways = [BaseWay(build, attention) for build in options.builds for attention in options.attention]
     found = {}
     print(
         f"{options.model}, {options.images} pictures, {device_name(device)}, torch {torch.__version__}, {dtype}"

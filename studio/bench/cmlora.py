@@ -182,18 +182,18 @@ def broken_gates(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Sample:
     latents: Tensor
     record: Record
     seconds: float
 
 
-def render(pipe: StudioPipeline, request: Request) -> Picture:
+def render(pipe: StudioPipeline, request: Request) -> Sample:
     began = time.perf_counter()
     result = pipe(request, output_type="latent")
     if pipe.model.device.type == "cuda":
         torch.cuda.synchronize(pipe.model.device)
-    return Picture(result.images[0], result.records[0], time.perf_counter() - began)
+    return Sample(result.images[0], result.records[0], time.perf_counter() - began)
 
 
 def load(model: str, device: str, loras: Sequence[str]) -> StudioPipeline:
@@ -247,7 +247,7 @@ def time_pictures(
             with FlopCounterMode(display=False) as counter:
                 render(pipe, request)
             flops[name] = counter.get_total_flops()
-        taken: dict[str, list[Picture]] = {name: [] for name in requests}
+        taken: dict[str, list[Sample]] = {name: [] for name in requests}
         for _ in range(repeats):
             for name, request in requests.items():
                 taken[name].append(render(pipe, request))

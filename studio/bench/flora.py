@@ -80,7 +80,7 @@ LAYERS: Mapping[str, tuple[Layer, ...]] = {
 
 
 @dataclass(frozen=True)
-class Finding:
+class FloraFinding:
     """One layer's figures. seconds: way -> rank -> median; spread: the largest (max - min) / median.
 
     c1, c2: seconds of a multiplication. predicted, measured: the largest rank at which products are no slower than
@@ -137,7 +137,7 @@ def measured_crossover(products: Mapping[int, float], lora: Mapping[int, float])
 @torch.inference_mode()
 def measure(
     layer: Layer, lanes: int, ranks: Sequence[int], repeats: int, device: torch.device, dtype: torch.dtype
-) -> Finding:
+) -> FloraFinding:
     """Time all ways at all ranks."""
     generator = torch.Generator().manual_seed(0)
 
@@ -177,7 +177,7 @@ def measure(
     work = {rank: samples * rank * (layer.inputs + layer.outputs) for rank in ranks}
     extra = {rank: seconds["LoRA"][rank] - seconds["base"][rank] for rank in ranks}
     c1 = sum(extra[rank] * work[rank] for rank in ranks) / sum(work[rank] ** 2 for rank in ranks)
-    return Finding(
+    return FloraFinding(
         layer,
         seconds,
         spread,
@@ -231,7 +231,7 @@ def _often(way: Callable[[], Tensor]) -> Tensor:
     return way()
 
 
-def table(finding: Finding) -> str:
+def table(finding: FloraFinding) -> str:
     """One layer's figures, times as multiples of the base's."""
     layer = finding.layer
     lines = [
@@ -254,7 +254,7 @@ def _rank(value: float) -> str:
     return "any" if math.isinf(value) else "none" if value == 0 else f"{value:.1f}"
 
 
-def as_json(findings: Sequence[Finding], lanes: int, device: torch.device, dtype: torch.dtype) -> str:
+def as_json(findings: Sequence[FloraFinding], lanes: int, device: torch.device, dtype: torch.dtype) -> str:
     """All figures; an infinite crossover is null."""
 
     def finite(value: float) -> float | None:
@@ -280,7 +280,7 @@ def as_json(findings: Sequence[Finding], lanes: int, device: torch.device, dtype
     )
 
 
-def plot(findings: Sequence[Finding], title: str, file: Path) -> None:
+def plot(findings: Sequence[FloraFinding], title: str, file: Path) -> None:
     """Time against rank, one panel a layer, with the measured and the predicted crossover."""
     from matplotlib.figure import Figure
 

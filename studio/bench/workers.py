@@ -27,8 +27,8 @@ import numpy as np
 from PIL import Image
 
 from pipelines.home import Home
-from studio.batch.manifest import Outcome
-from studio.batch.run import Batch, Order
+from studio.batch.manifest import PictureOutcome
+from studio.batch.run import Batch, BatchOrder
 from studio.pictures.comparison import TOLERANCE
 from studio.rendering.opening import Opening
 
@@ -39,7 +39,7 @@ SAMPLERS = ("Euler", "Euler a", "DPM++ 2M Karras")
 
 
 @dataclass(frozen=True)
-class Run:
+class WorkersRun:
     """One batch: pictures, seconds to the first one (starting Ray and loading included), pictures a second after it,
     how full the calls were while work waited, and how many
     pictures each computer and GPU made."""
@@ -87,7 +87,9 @@ def jobs_of(count: int, home: Home, model: str) -> list[dict[str, Any]]:
     ]
 
 
-def rendered(label: str, order: Order, home: Home, *, kill: bool = False) -> tuple[Run, dict[int, Outcome]]:
+def rendered(
+    label: str, order: BatchOrder, home: Home, *, kill: bool = False
+) -> tuple[WorkersRun, dict[int, PictureOutcome]]:
     """The order done; `kill`: a worker is killed after the first picture."""
     with Batch(order, home, lambda text: print(f"  {text}", file=sys.stderr)) as batch:
         began = time.perf_counter()
@@ -99,14 +101,14 @@ def rendered(label: str, order: Order, home: Home, *, kill: bool = False) -> tup
                 os.kill(batch.ray.pids[0], signal.SIGKILL)
         rest = times[-1] - times[0]
         pace = (len(times) - 1) / rest if rest > 0 else 0.0
-        run = Run(
+        run = WorkersRun(
             label, len(times), times[0], pace, batch.fill.busy, dict(batch.ray.made) if batch.ray else {}
         )
     print(run, flush=True)
     return run, outcomes
 
 
-def sameness(label: str, found: dict[int, Outcome], expected: dict[int, Outcome]) -> Sameness:
+def sameness(label: str, found: dict[int, PictureOutcome], expected: dict[int, PictureOutcome]) -> Sameness:
     """All pictures of one run against another's."""
     largest, lowest = 0, float("inf")
     for index, outcome in expected.items():
@@ -142,8 +144,8 @@ def main(words: Sequence[str] | None = None) -> int:
     runs, same = [], []
     with tempfile.TemporaryDirectory(prefix="lora-studio-") as folder:
 
-        def order(name: str, count: int, workers: int | None) -> Order:
-            return Order(
+        def order(name: str, count: int, workers: int | None) -> BatchOrder:
+            return BatchOrder(
                 jobs[:count],
                 Path(folder) / name,
                 opening,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipelines.home import Home
-    from studio.batch.run import Order
+    from studio.batch.run import BatchOrder
     from studio.terminal.progress import Teller
 
 HELP = """job files:
@@ -29,10 +29,10 @@ wildcards/animal.txt) are drawn by the seed, or all with variants: all. Run it a
 
 
 @dataclass(frozen=True)
-class Batch:
+class BatchValues:
     """order: None asks for the JSON schema of a job. as_json: print each outcome as a line of JSON."""
 
-    order: Order | None
+    order: BatchOrder | None
     as_json: bool = False
 
 
@@ -74,17 +74,17 @@ def _cluster_flags(command: ArgumentParser) -> None:
     )
 
 
-def read(args: Namespace) -> Batch:
+def read(args: Namespace) -> BatchValues:
     """Raises RequestError and SetupError for flags that do not go together."""
     from pathlib import Path
 
     from pipelines.errors import RequestError
     from studio.batch.plan import TEMPLATE
-    from studio.batch.run import Order
+    from studio.batch.run import BatchOrder
     from studio.batch.values import read_override
 
     if args.schema:
-        return Batch(None)
+        return BatchValues(None)
     if args.jobs is None:
         raise RequestError("say which job file to render, as in lora-studio batch jobs.yaml --out pictures")
     if args.out is None and not args.check:
@@ -93,7 +93,7 @@ def read(args: Namespace) -> Batch:
         raise RequestError("--address and --workers are for --engine ray; give that too")
     if args.workers is not None and args.workers < 1:
         raise RequestError(f"--workers {args.workers} must be at least 1")
-    order = Order(
+    order = BatchOrder(
         jobs=Path(args.jobs),
         out=Path(args.out or "."),
         opening=flags.read_opening(args),
@@ -107,10 +107,10 @@ def read(args: Namespace) -> Batch:
         workers=args.workers,
         check_only=args.check,
     )
-    return Batch(order, args.json)
+    return BatchValues(order, args.json)
 
 
-def run(values: Batch, home: Home, teller: Teller) -> int:
+def run(values: BatchValues, home: Home, teller: Teller) -> int:
     """The exit code: 0 all done, 1 some failed, 130 interrupted. Raises StudioError for bad input (2)."""
     import json
 

@@ -6,11 +6,11 @@ from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
 from studio.commands import flags
-from studio.commands.flags import Command, Group
+from studio.commands.flags import Command, CommandGroup
 
 if TYPE_CHECKING:
     from pipelines.home import Home
-    from studio.bench.speed.order import Order
+    from studio.bench.speed.order import SpeedOrder
     from studio.terminal.progress import Teller
 
 FORMS = ("auto", "lane-packed", "pool", "dense")
@@ -88,11 +88,11 @@ def add(command: ArgumentParser) -> None:
     flags.quiet_flag(machine)
 
 
-def read(args: Namespace) -> Order:
+def read(args: Namespace) -> SpeedOrder:
     """What is measured."""
-    from studio.bench.speed.order import Order
+    from studio.bench.speed.order import SpeedOrder
 
-    return Order(
+    return SpeedOrder(
         models=tuple(args.model),
         sizes=tuple(args.size or ()),
         images=tuple(args.images),
@@ -118,7 +118,7 @@ def read(args: Namespace) -> Order:
     )
 
 
-def run(order: Order, home: Home, teller: Teller) -> int:
+def run(order: SpeedOrder, home: Home, teller: Teller) -> int:
     """The exit code: 1 where --gates finds one broken."""
     from studio.bench.speed import order as speed
 
@@ -126,7 +126,7 @@ def run(order: Order, home: Home, teller: Teller) -> int:
 
 
 COMMANDS = (
-    Group(
+    CommandGroup(
         "bench",
         place=160,
         help="measure speed, or which method composes better",

@@ -47,7 +47,7 @@ class Command(Generic[V]):
 
 
 @dataclass(frozen=True)
-class Group:
+class CommandGroup:
     """A command that has commands of its own: those named after it."""
 
     name: str

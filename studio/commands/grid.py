@@ -30,7 +30,7 @@ Values are separated by commas, or by | where they hold commas themselves."""
 
 
 @dataclass(frozen=True)
-class Grid:
+class GridValues:
     """asked: what all cells share. axes: x, y and z, as text. title: None is the prompt. cell: its width in pixels."""
 
     asked: Asked
@@ -54,14 +54,14 @@ def add(command: ArgumentParser) -> None:
     flags.machine_flags(command)
 
 
-def read(args: Namespace) -> Grid:
+def read(args: Namespace) -> GridValues:
     """Raises RequestError."""
     from composers.shown import shown
     from pipelines.errors import RequestError
 
     if args.cell is not None and not 1 <= args.cell <= WIDEST_CELL:
         raise RequestError(f"--cell {shown(args.cell)} must be a number of pixels in 1 … {WIDEST_CELL}")
-    return Grid(
+    return GridValues(
         asked=flags.read_asked(args),
         opening=flags.read_opening(args),
         axes=(args.x, args.y, args.z),
@@ -72,13 +72,13 @@ def read(args: Namespace) -> Grid:
     )
 
 
-def run(values: Grid, home: Home, teller: Teller) -> int:
+def run(values: GridValues, home: Home, teller: Teller) -> int:
     """The exit code: 0 all done, 1 some failed, 130 interrupted. Raises StudioError for bad input (2)."""
     from datetime import date
 
     from pipelines.errors import RequestError
     from studio.batch.progress import render
-    from studio.batch.run import Batch, Order
+    from studio.batch.run import Batch, BatchOrder
     from studio.grid.axes import read_axis
     from studio.grid.files import write_grid
     from studio.grid.grid import make_grid
@@ -89,7 +89,7 @@ def run(values: Grid, home: Home, teller: Teller) -> int:
     varies_model = any(axis is not None and axis.name == "model" for axis in axes)
     if varies_model and values.opening.source is not None:
         raise RequestError("give the models either as an axis or with --model")
-    order = Order(jobs=grid.jobs(), out=out / "cells", opening=values.opening, template=CELLS)
+    order = BatchOrder(jobs=grid.jobs(), out=out / "cells", opening=values.opening, template=CELLS)
     with Batch(order, home, teller.say) as batch:
         outcomes = list(batch.earlier)
         code = render(batch, teller, as_json=values.as_json, tell=outcomes.append, files=False)
@@ -99,7 +99,7 @@ def run(values: Grid, home: Home, teller: Teller) -> int:
     return code
 
 
-def _fields(values: Grid, home: Home) -> Mapping[str, Any]:
+def _fields(values: GridValues, home: Home) -> Mapping[str, Any]:
     """The job that all cells share, from the flags."""
     from zlib import crc32
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlanValues:
     """The pictures whose calls are planned, and the model that would draw them."""
 
     asked: Asked
@@ -36,13 +36,13 @@ def add(command: ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="print JSON")
 
 
-def read(args: Namespace) -> Plan:
+def read(args: Namespace) -> PlanValues:
     """Raises RequestError."""
     asked = dataclasses.replace(flags.read_asked(args), requests=flags.path(args.requests))
-    return Plan(asked, flags.read_opening(args), args.json)
+    return PlanValues(asked, flags.read_opening(args), args.json)
 
 
-def run(values: Plan, home: Home, teller: Teller) -> int:
+def run(values: PlanValues, home: Home, teller: Teller) -> int:
     """Prints the plan; the exit code is 0. Raises StudioError."""
     import json
 

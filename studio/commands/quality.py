@@ -11,7 +11,7 @@ from studio.commands.flags import Command
 if TYPE_CHECKING:
     from pipelines.home import Home
     from studio.bench.quality.advice import Question
-    from studio.bench.quality.order import Order
+    from studio.bench.quality.order import QualityOrder
     from studio.terminal.progress import Teller
 
 QUALITY_HELP = """methods:  METHOD[:SETTINGS][@STRENGTH][^CATEGORY], as in merge@0.8 or switch:interval=3^style
@@ -101,10 +101,10 @@ def _picture_flags(command: ArgumentParser) -> None:
     flags.quiet_flag(command)
 
 
-def _read_quality(args: Namespace) -> Order:
-    from studio.bench.quality.order import Order
+def _read_quality(args: Namespace) -> QualityOrder:
+    from studio.bench.quality.order import QualityOrder
 
-    return Order(
+    return QualityOrder(
         opening=flags.read_opening(args),
         set=args.set,
         loras=tuple(args.lora),
@@ -156,7 +156,7 @@ def _read_overrides(args: Namespace) -> dict[str, Any]:
 # -- runs ------------------------------------------------------------------------------------------------
 
 
-def run_quality(order: Order, home: Home, teller: Teller) -> int:
+def run_quality(order: QualityOrder, home: Home, teller: Teller) -> int:
     """The exit code: 0 all done, 1 some pictures failed, 130 interrupted. Raises StudioError for bad input."""
     from studio.bench.quality import order as quality
 

@@ -10,7 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import studio.commands
-from studio.commands.flags import Command, Group, Parser, folder_flags
+from studio.commands.flags import Command, CommandGroup, Parser, folder_flags
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -20,15 +20,15 @@ SubParsers: TypeAlias = "_SubParsersAction[Parser]"
 
 
 @cache
-def commands() -> tuple[Command[Any] | Group, ...]:
+def commands() -> tuple[Command[Any] | CommandGroup, ...]:
     """All of them, as `--help` lists them: by their place, then by their name."""
-    found: list[Command[Any] | Group] = []
+    found: list[Command[Any] | CommandGroup] = []
     for file in _files():
         found += _commands_in(file)
     return tuple(sorted(found, key=lambda each: (each.place, each.name)))
 
 
-def asked_for(words: Sequence[str]) -> tuple[Command[Any] | Group, ...]:
+def asked_for(words: Sequence[str]) -> tuple[Command[Any] | CommandGroup, ...]:
     """Those that a command line can mean. A first word that names a file and its command means that one alone, and no
     other file is imported; whatever else stands there can mean any."""
     file = words[0].replace("-", "_") if words else ""
@@ -43,7 +43,7 @@ def _files() -> list[str]:
     return [module.name for module in pkgutil.iter_modules(studio.commands.__path__)]
 
 
-def _commands_in(file: str) -> tuple[Command[Any] | Group, ...]:
+def _commands_in(file: str) -> tuple[Command[Any] | CommandGroup, ...]:
     module = importlib.import_module(f"studio.commands.{file}")
     return getattr(module, "COMMANDS", ())
 
@@ -52,7 +52,7 @@ def add_commands(top: Parser, words: Sequence[str] = ()) -> None:
     """Gives the program the commands that a command line can mean. The parsed flags hold the chosen one as `chosen`."""
     parts = {"": top.add_subparsers(dest="command", metavar="COMMAND")}
     for each in sorted(asked_for(words), key=lambda each: " " in each.name):  # a group before its own
-        if isinstance(each, Group):
+        if isinstance(each, CommandGroup):
             parser = parts[""].add_parser(
                 each.name, allow_abbrev=False, help=each.help, description=each.description
             )

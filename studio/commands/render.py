@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from studio.pictures.comparison import Comparison
     from studio.pictures.files import Sheet
     from studio.pictures.restore import Restored
-    from studio.rendering.once import Job, Outcome
+    from studio.rendering.once import Outcome, Picture
     from studio.rendering.opening import Opening
     from studio.terminal.progress import Teller
 
 
 @dataclass(frozen=True)
-class Render:
+class RenderValues:
     """What `render` is to do.
 
     picture: one to render again. out: a file, a folder or a template; None is the day's folder. previews: show
@@ -79,13 +79,13 @@ def add(command: ArgumentParser) -> None:
     flags.quiet_flag(group)
 
 
-def read(args: Namespace) -> Render:
+def read(args: Namespace) -> RenderValues:
     """Raises RequestError."""
     from pipelines.errors import RequestError
 
     if args.picture is not None and args.requests is not None:
         raise RequestError("give either --from or --requests")
-    return Render(
+    return RenderValues(
         asked=dataclasses.replace(flags.read_asked(args), requests=flags.path(args.requests)),
         opening=flags.read_opening(args),
         picture=flags.path(args.picture),
@@ -123,7 +123,7 @@ def _methods_help() -> str:
 # -- run -------------------------------------------------------------------------------------------------
 
 
-def run(values: Render, home: Home, teller: Teller) -> int:
+def run(values: RenderValues, home: Home, teller: Teller) -> int:
     """The exit code: 0 all done, 1 some failed, 130 interrupted. Raises StudioError for bad input (2)."""
     import json
     from datetime import date
@@ -134,7 +134,7 @@ def run(values: Render, home: Home, teller: Teller) -> int:
     from studio.pictures.files import plan_files
     from studio.pictures.metadata import Setup
     from studio.rendering import repetition
-    from studio.rendering.once import Drive, Job, Saving
+    from studio.rendering.once import Drive, Picture, Saving
     from studio.rendering.opening import is_slow, model_name, open_pipeline
 
     restored = None if values.picture is None else _restored(values.picture, home, teller)
@@ -160,7 +160,8 @@ def run(values: Render, home: Home, teller: Teller) -> int:
     if restored is not None:
         repetition.check_model(restored, pipe, teller.say)
     jobs = [
-        Job(request, draft.where, file) for request, draft, file in zip(requests, drafts, files, strict=True)
+        Picture(request, draft.where, file)
+        for request, draft, file in zip(requests, drafts, files, strict=True)
     ]
     saving = Saving(shelf.files, Setup(opening.vae, opening.low_memory), values.force, values.previews)
     on_file = (lambda file: None) if values.as_json else (lambda file: print(file, flush=True))
@@ -218,7 +219,7 @@ def _applied(report: LoadReport) -> str:
     return f"{report.name} changes {layers} layers{notes}"
 
 
-def _results(jobs: Sequence[Job], outcome: Outcome, compared: Comparison | None) -> list[dict[str, Any]]:
+def _results(jobs: Sequence[Picture], outcome: Outcome, compared: Comparison | None) -> list[dict[str, Any]]:
     """What --json prints, in the order of the jobs."""
     results: list[dict[str, Any]] = []
     for place, _ in enumerate(jobs):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Split:
+class SplitValues:
     """file: a LoRA by path or name. outs: "content" and "style" -> the file to write. model: the one it is for."""
 
     file: str
@@ -45,7 +45,7 @@ def add(command: ArgumentParser) -> None:
     flags.quiet_flag(command, "no remarks, errors only")
 
 
-def read(args: Namespace) -> Split:
+def read(args: Namespace) -> SplitValues:
     """Raises RequestError where nothing is to be written."""
     from pipelines.errors import RequestError
 
@@ -53,10 +53,10 @@ def read(args: Namespace) -> Split:
     outs = {part: out for part, out in named.items() if out is not None}
     if not outs:
         raise RequestError("say where to write: --content OUT, --style OUT, or both")
-    return Split(args.file, outs, args.model, args.naming, args.force)
+    return SplitValues(args.file, outs, args.model, args.naming, args.force)
 
 
-def run(values: Split, home: Home, teller: Teller) -> int:
+def run(values: SplitValues, home: Home, teller: Teller) -> int:
     """The files' names on stdout. Raises StudioError for bad input."""
     entry = home.find_lora(values.file, values.model)
     found = _split(values, entry.path, entry.model, home)
@@ -68,7 +68,7 @@ def run(values: Split, home: Home, teller: Teller) -> int:
     return OK
 
 
-def _split(values: Split, file: Path, made_for: str | None, home: Home) -> Found:
+def _split(values: SplitValues, file: Path, made_for: str | None, home: Home) -> Found:
     """For the model that is named, that the file is made for, or the first whose layers it fits."""
     from pipelines.blora.layouts import model_outline
     from pipelines.blora.splitting import split_file

@@ -25,7 +25,7 @@ this computer can read them, so --listen refuses them."""
 
 
 @dataclass(frozen=True)
-class Web:
+class WebValues:
     """How to serve.
 
     model: the one that is chosen at first. opening: how to open models, whichever is chosen. exact_port: refuse the
@@ -71,13 +71,13 @@ def add(command: ArgumentParser) -> None:
     flags.machine_flags(command)
 
 
-def read(args: Namespace) -> Web:
+def read(args: Namespace) -> WebValues:
     """Raises SetupError."""
     from pipelines.errors import SetupError
 
     if not 0 <= args.port < 2**16 or args.max_upload < 1:
         raise SetupError("--port must lie in 0 … 65535, and --max-upload must be at least 1")
-    return Web(
+    return WebValues(
         opening=replace(flags.read_opening(args), source=None),
         model=args.model,
         host=ANYWHERE if args.listen else args.host,
@@ -92,7 +92,7 @@ def read(args: Namespace) -> Web:
     )
 
 
-def run(values: Web, home: Home, teller: Teller) -> int:
+def run(values: WebValues, home: Home, teller: Teller) -> int:
     """Serves until it is stopped; the exit code. Raises StudioError."""
     from studio.jobs.gate import Trust
     from studio.web.door.closing import end_hanging

@@ -41,7 +41,7 @@ _TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0
 
 
 @dataclass(frozen=True)
-class Names:
+class FieldNames:
     """What a field is called where it is not called by its own name.
 
     flags: of the command line, the shown one first; () where commands spell it by hand. options: further names in
@@ -61,42 +61,42 @@ class Names:
     nothing: str = "the model's own"
 
 
-_NAMES: Mapping[str, Names] = {
-    "prompt": Names(flags=(), argument="prompt", call="prompt", setting="", place="page"),
-    "negative_prompt": Names(
+_NAMES: Mapping[str, FieldNames] = {
+    "prompt": FieldNames(flags=(), argument="prompt", call="prompt", setting="", place="page"),
+    "negative_prompt": FieldNames(
         flags=("--negative", "--negative-prompt"), call="negative_prompt", setting="", place="page"
     ),
-    "adapters": Names(flags=(), argument="loras", setting="", place="page"),
-    "composer": Names(
+    "adapters": FieldNames(flags=(), argument="loras", setting="", place="page"),
+    "composer": FieldNames(
         flags=(), options=("composer",), axis=("method", "composer"), argument="method", setting="Composition",
         place="page",
     ),
-    "seed": Names(axis=("seed",), call="seed", setting="Seed", place="page", nothing="a new one each time"),
-    "steps": Names(axis=("steps",), call="steps", setting="Steps", most=150, place="sampling"),
-    "guidance_scale": Names(
+    "seed": FieldNames(axis=("seed",), call="seed", setting="Seed", place="page", nothing="a new one each time"),
+    "steps": FieldNames(axis=("steps",), call="steps", setting="Steps", most=150, place="sampling"),
+    "guidance_scale": FieldNames(
         flags=("--guidance", "--cfg-scale", "--guidance-scale"), axis=("guidance", "cfg"), call="cfg_scale",
         setting="CFG scale", place="sampling",
     ),
-    "guidance_rescale": Names(setting="CFG Rescale"),
-    "width": Names(axis=("width",), call="width", setting="", place="sampling"),
-    "height": Names(axis=("height",), call="height", setting="", place="sampling"),
-    "scheduler": Names(
+    "guidance_rescale": FieldNames(setting="CFG Rescale"),
+    "width": FieldNames(axis=("width",), call="width", setting="", place="sampling"),
+    "height": FieldNames(axis=("height",), call="height", setting="", place="sampling"),
+    "scheduler": FieldNames(
         flags=("--scheduler", "--sampler"), options=("sampler_name",), axis=("sampler", "scheduler"),
         argument="sampler", setting="Sampler", place="sampling",
     ),
-    "init_image": Names(setting="", place="page"),
-    "strength": Names(axis=("strength",), call="denoising_strength", setting="", place="page"),
-    "clip_skip": Names(axis=("clip_skip",), setting=""),
-    "text_mode": Names(axis=("text_mode",), setting="Text mode"),
-    "reuse": Names(nothing="off"),
-    "original_size": Names(nothing="the picture's own"),
-    "target_size": Names(nothing="the picture's own"),
+    "init_image": FieldNames(setting="", place="page"),
+    "strength": FieldNames(axis=("strength",), call="denoising_strength", setting="", place="page"),
+    "clip_skip": FieldNames(axis=("clip_skip",), setting=""),
+    "text_mode": FieldNames(axis=("text_mode",), setting="Text mode"),
+    "reuse": FieldNames(nothing="off"),
+    "original_size": FieldNames(nothing="the picture's own"),
+    "target_size": FieldNames(nothing="the picture's own"),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Field:
-    """One field of a request with all its names. See `Names`; here they are complete."""
+    """One field of a request with all its names. See `FieldNames`; here they are complete."""
 
     setting: Setting
     kind: Kind
@@ -181,7 +181,7 @@ class Field:
 
 
 def _field(setting: Setting) -> Field:
-    names = _NAMES.get(setting.name, Names())
+    names = _NAMES.get(setting.name, FieldNames())
     own = f"--{setting.name.replace('_', '-')}"
     flags = (own,) if names.flags is None else names.flags
     spelled = (setting.name, *(flag.removeprefix("--").replace("-", "_") for flag in flags), *names.options)

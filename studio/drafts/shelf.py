@@ -15,7 +15,7 @@ from pipelines.home import Entry, Home
 from studio.drafts.draft import Draft, Wanted, placed
 
 
-class Names(dict[Path, str]):
+class LoadedNames(dict[Path, str]):
     """File -> the name it is loaded by, no two alike. Safe for several threads."""
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class Shelf:
         home: Home,
         model: str | None,
         *,
-        names: Names | None = None,
+        names: LoadedNames | None = None,
         paths: bool = True,
     ) -> None:
         self._home = home
@@ -54,7 +54,7 @@ class Shelf:
         self._found: dict[str, Entry] = {}
         self._lost: dict[str, AdapterFileError] = {}
         self._preferred: dict[Path, float | None] = {}
-        self._names = Names() if names is None else names
+        self._names = LoadedNames() if names is None else names
         self._paths = paths
 
     @property

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipelines.home.files import write_whole
-from studio.batch.manifest import Outcome
+from studio.batch.manifest import PictureOutcome
 from studio.grid.grid import Grid
 from studio.grid.page import write_page
 from studio.grid.sheet import draw_sheet
 
 
 def write_grid(
-    grid: Grid, *, grid_folder: Path, outcomes: list[Outcome], cell_width: int | None
+    grid: Grid, *, grid_folder: Path, outcomes: list[PictureOutcome], cell_width: int | None
 ) -> tuple[Path, Path]:
     """Writes sheet and page; returns their files."""
     cells = grid.cells(outcomes)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import RequestError
-from studio.batch.manifest import Outcome
+from studio.batch.manifest import PictureOutcome
 from studio.grid.axes import MOST_CELLS, Axis
 
 ONE = Axis("", (("", lambda fields: fields),))
@@ -63,7 +63,7 @@ class Grid:
             jobs.append({**fields, "prompt": escaped(fields["prompt"]), "name": " ".join(self.labels(place))})
         return jobs
 
-    def cells(self, outcomes: Iterable[Outcome]) -> list[Cell]:
+    def cells(self, outcomes: Iterable[PictureOutcome]) -> list[Cell]:
         """What has become of the cells, in order; the outcomes are those of the jobs, by their index from 1."""
         by_index = {outcome.job.index: outcome for outcome in outcomes}
         cells = []

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pipelines.home import Home
 from pipelines.request import Facts
 from studio.drafts.draft import Draft
-from studio.drafts.shelf import Names, Shelf
+from studio.drafts.shelf import LoadedNames, Shelf
 from studio.jobs.gate import ModelKey, Trust, check, find_model
 from studio.jobs.queue import Work
 
@@ -23,9 +23,9 @@ class Shelves:
     def __init__(self, home: Callable[[], Home], trust: Trust) -> None:
         self._home, self._trust = home, trust
         self._lock = threading.Lock()  # guards the mapping, and is never held while files are looked at
-        self._names: defaultdict[ModelKey, Names] = defaultdict(Names)
+        self._names: defaultdict[ModelKey, LoadedNames] = defaultdict(LoadedNames)
 
-    def names(self, key: ModelKey) -> Names:
+    def names(self, key: ModelKey) -> LoadedNames:
         """File -> name of the adapters that a model's jobs have asked for."""
         with self._lock:
             return self._names[key]

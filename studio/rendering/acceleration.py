@@ -11,7 +11,7 @@ from pipelines.adapters import AdapterMetadata
 
 
 @dataclass(frozen=True)
-class Kind:
+class Acceleration:
     """A family of them: how its files call it, and its settings."""
 
     name: str
@@ -22,15 +22,15 @@ class Kind:
 
 
 KINDS = (
-    Kind("LCM", re.compile(r"(?<![a-z])lcm(?![a-z])", re.IGNORECASE), "LCM", (4, 8), 1.0),
-    Kind("Lightning", re.compile(r"lightning", re.IGNORECASE), "Euler trailing", (4, 8), 1.0),
-    Kind("Hyper", re.compile(r"hyper[-_ ]?sd", re.IGNORECASE), "Euler trailing", (4, 8), 1.0),
+    Acceleration("LCM", re.compile(r"(?<![a-z])lcm(?![a-z])", re.IGNORECASE), "LCM", (4, 8), 1.0),
+    Acceleration("Lightning", re.compile(r"lightning", re.IGNORECASE), "Euler trailing", (4, 8), 1.0),
+    Acceleration("Hyper", re.compile(r"hyper[-_ ]?sd", re.IGNORECASE), "Euler trailing", (4, 8), 1.0),
 )
 """LCM-LoRA (arXiv 2311.05556), SDXL-Lightning (arXiv 2402.13929), Hyper-SD (arXiv 2404.13686)."""
 MOST_GUIDANCE = 1.5
 
 
-def kind_of(name: str, metadata: AdapterMetadata) -> Kind | None:
+def kind_of(name: str, metadata: AdapterMetadata) -> Acceleration | None:
     """What the file's name, title and tags say; None for an ordinary adapter."""
     said = (name, metadata.title, metadata.base_model, *metadata.tags, metadata.raw.get("ss_output_name", ""))
     return next((kind for kind in KINDS if any(kind.pattern.search(text) for text in said)), None)
@@ -53,7 +53,7 @@ def proposals(loaded: Mapping[str, AdapterMetadata], requests: Sequence[Request]
     return found
 
 
-def _misused(kind: Kind, name: str, request: Request) -> bool:
+def _misused(kind: Acceleration, name: str, request: Request) -> bool:
     use = next((use for use in request.uses if use.adapter == name), None)
     if use is None:
         return False

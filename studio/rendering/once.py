@@ -25,7 +25,7 @@ PREVIEWS = 4
 
 
 @dataclass(frozen=True)
-class Job:
+class Picture:
     """One picture: what was asked for, where (for messages), and its file."""
 
     request: Request
@@ -44,7 +44,7 @@ class Saving:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Drawn:
     """One that is done."""
 
     file: Path
@@ -56,7 +56,7 @@ class Picture:
 class Outcome:
     """What has come of the jobs so far, by their place."""
 
-    finished: dict[int, Picture] = field(default_factory=dict)
+    finished: dict[int, Drawn] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
     interrupted: bool = False
 
@@ -71,7 +71,7 @@ class Drive:
     def __init__(
         self,
         pipe: StudioPipeline,
-        jobs: Sequence[Job],
+        jobs: Sequence[Picture],
         saving: Saving,
         *,
         teller: Teller,
@@ -122,7 +122,7 @@ class Drive:
                 self._tell(saver.told())
             self._tell(saver.rest())
 
-    def _give(self, place: int, job: Job) -> int:
+    def _give(self, place: int, job: Picture) -> int:
         """Returns the steps it will take."""
         try:
             return self._runner.give(place, job.request).steps
@@ -160,7 +160,7 @@ class Drive:
                 continue
             assert one.file is not None
             assert one.record is not None
-            self.outcome.finished[one.picture] = Picture(one.file, self._images.pop(one.picture), one.record)
+            self.outcome.finished[one.picture] = Drawn(one.file, self._images.pop(one.picture), one.record)
             self._on_file(one.file)
 
     def _fail(self, place: int, error: StudioError) -> None:

@@ -20,7 +20,7 @@ from studio.web.pages import compare, compose
 from studio.web.pages import frequency as frequency_page
 from studio.web.pages import gallery as gallery_page
 from studio.web.pages import library as library_page
-from studio.web.pages.gallery import Ways
+from studio.web.pages.gallery import GalleryWays
 from studio.web.parts.desk import Desk
 from studio.web.parts.job_line import only_new
 from studio.web.parts.model_picker import ModelPicker, model_line
@@ -60,7 +60,7 @@ def build(worker: Worker, trainings: Trainings) -> gr.Blocks:
             with gr.Tab("Library", id="library-page") as library:
                 library_page.add(desk, fields, library)
             with gr.Tab("Gallery", id="gallery-page") as gallery:
-                gallery_page.add(desk, fields, gallery, Ways(tabs, COMPOSE, COMPARE, compared))
+                gallery_page.add(desk, fields, gallery, GalleryWays(tabs, COMPOSE, COMPARE, compared))
             with gr.Tab("B-LoRA", id="blora-page"):
                 blora_page.add(desk)
             with gr.Tab("Frequency", id="frequency-page"):

@@ -34,7 +34,7 @@ from pipelines.training.recipe import Recipe
 from pipelines.training.state import Identity, load_state
 from studio.batch.jobfile import read_jobs
 from studio.batch.manifest import MANIFEST
-from studio.batch.plan import Ground, Job, plan
+from studio.batch.plan import Ground, PlannedPicture, plan
 from studio.batch.problems import Problems
 from studio.batch.variants import Wildcards
 from studio.drafts.draft import Draft, Wanted, wanted_of
@@ -398,9 +398,9 @@ def test_a_form_comes_back_as_it_stood(old: Home) -> None:
             method="switch",
             method_values={"interval": 3, "convention": "code"},
             rows=(
-                mix.Row("Hat", weight=0.6, text_weight=0.3, before=1.2),
-                mix.Row("coat", on=False, weight=-1.0, preset="style"),
-                mix.Row("glow", weight=0.4, preset=mix.CUSTOM, before=0.8, wanted=late),
+                mix.MixRow("Hat", weight=0.6, text_weight=0.3, before=1.2),
+                mix.MixRow("coat", on=False, weight=-1.0, preset="style"),
+                mix.MixRow("glow", weight=0.4, preset=mix.CUSTOM, before=0.8, wanted=late),
             ),
             count=3,
         ),
@@ -417,7 +417,7 @@ def test_a_form_belongs_to_whoever_was_logged_in(old: Home) -> None:
 # -- job files and batches ---------------------------------------------------------------------------------
 
 
-def planned(name: str) -> list[Job]:
+def planned(name: str) -> list[PlannedPicture]:
     problems = Problems()
     file = BEFORE / "jobs" / name
     jobs = plan(

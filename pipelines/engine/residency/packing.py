@@ -1,7 +1,7 @@
 """The factors of mixes of adapters, packed for the layers of one kind.
 
-A `Draft` says which rank rows each group of lanes takes, and which use sets their strength. A `Packing` holds the
-buffers from which a call reads them, and fills these in place from the bank's rows. So a change of mix takes a few
+A `PackingDraft` says which rank rows each group of lanes takes, and which use sets their strength. A `Packing` holds
+the buffers from which a call reads them, and fills these in place from the bank's rows. So a change of mix takes a few
 indexed copies, however many layers there are.
 """
 
@@ -44,7 +44,7 @@ class Reach:
 
 
 @dataclass(frozen=True)
-class Draft:
+class PackingDraft:
     """Which rank rows each group takes, for the layers of one kind.
 
     reaches: number 0 reaches nothing; then those of the adapters that are taken.
@@ -122,7 +122,7 @@ class Taken:
         lane = max((sum(self._rank[use.adapter] for use in group) for group in self.groups), default=0)
         return Ranks(self.kind, len(self.groups), lane, sum(self._rank[name] for name in self._names()))
 
-    def draft(self, form: Form, rank: int | None = None) -> Draft | None:
+    def draft(self, form: Form, rank: int | None = None) -> PackingDraft | None:
         """The draft for a form, padded to `rank` if that is given. None where nothing is changed and no rank given."""
         names = self._names()
         uses: list[Use | None] = [None, *dict.fromkeys(use for group in self.groups for use in group)]
@@ -154,7 +154,7 @@ class Taken:
                     offset[place, span] = np.arange(self._rank[use.adapter])
         nothing = np.zeros(len(self.table.layers), np.int64)
         reaches = (Reach(nothing, nothing, nothing), *(self._reaches[name] for name in names))
-        return Draft(form, reaches, tuple(uses), owner, offset, chosen, self._covered(uses))
+        return PackingDraft(form, reaches, tuple(uses), owner, offset, chosen, self._covered(uses))
 
     def _names(self) -> list[str]:
         return list(dict.fromkeys(use.adapter for group in self.groups for use in group))
@@ -176,7 +176,7 @@ class _Index:
     Whatever has an entry for each layer is computed on the device.
     """
 
-    def __init__(self, table: Table, draft: Draft, device: torch.device) -> None:
+    def __init__(self, table: Table, draft: PackingDraft, device: torch.device) -> None:
         def there(array: Places | Numbers) -> Tensor:
             return moved(torch.from_numpy(np.ascontiguousarray(array)), device)
 
@@ -276,7 +276,7 @@ class Packing:
         pieces = (*self._downs, *self._ups)
         return sum(piece.buffer.nbytes + (0 if piece.gate is None else piece.gate.nbytes) for piece in pieces)
 
-    def fill(self, pools: Mapping[int, RowPool], draft: Draft) -> None:
+    def fill(self, pools: Mapping[int, RowPool], draft: PackingDraft) -> None:
         """Fill the buffers in place with the rows that the draft names. pools: width -> pool.
 
         The draft must have the rank of the buffers.
@@ -326,7 +326,7 @@ class DensePacking:
     def fill(
         self,
         pools: Mapping[int, RowPool],
-        draft: Draft,
+        draft: PackingDraft,
         seats: Sequence[int] | None = None,
         multiplying: Groups = (),
     ) -> None:

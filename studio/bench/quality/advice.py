@@ -16,7 +16,7 @@ from pipelines.errors import RequestError
 from pipelines.home import Home
 from pipelines.home.files import write_whole
 from studio.batch.values import numbers
-from studio.bench.quality.cells import Plan
+from studio.bench.quality.cells import CellPlan
 from studio.bench.quality.drawing import draw, drawn
 from studio.bench.quality.elements import Composition
 from studio.bench.quality.measures import NAMES, Scored
@@ -77,7 +77,7 @@ def run(question: Question, home: Home, teller: Teller) -> int:
     opening = settled(question.opening, suite, home)
     composition = Composition(suite.elements)
     asked = [read_method(text) for text in question.methods or standard_methods()]
-    plan = Plan(
+    plan = CellPlan(
         suite=suite,
         compositions=(composition,),
         methods=tuple(method for method in asked if method.suits(composition)),
@@ -195,7 +195,7 @@ def as_text(ranking: Sequence[Rank]) -> str:
     )
 
 
-def write_sheet(ranking: Sequence[Rank], scored: Sequence[Scored], plan: Plan, out: Path) -> Path:
+def write_sheet(ranking: Sequence[Rank], scored: Sequence[Scored], plan: CellPlan, out: Path) -> Path:
     """advice.png: a line a method, best first, a column a seed."""
     shots = {(row.method, row.seed): row.shot for row in scored}
     title = plan.prompt or plan.suite.prompt_of(plan.compositions[0].words)

@@ -16,7 +16,7 @@ from studio.grid.grid import escaped
 
 
 @dataclass(frozen=True)
-class Cell:
+class QualityCell:
     """One picture."""
 
     composition: Composition
@@ -25,7 +25,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CellPlan:
     """What is drawn. prompt: instead of the compositions' own trigger words."""
 
     suite: Suite
@@ -35,10 +35,10 @@ class Plan:
     prompt: str | None = None
 
     @property
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[QualityCell]:
         """The compared pictures: every method that suits a composition, seed by seed."""
         return [
-            Cell(composition, method, seed)
+            QualityCell(composition, method, seed)
             for composition in self.compositions
             for method in self.methods
             if method.suits(composition)
@@ -46,12 +46,12 @@ class Plan:
         ]
 
     @property
-    def singles(self) -> list[Cell]:
+    def singles(self) -> list[QualityCell]:
         """Every element alone, with its own words: what its identity is measured against."""
         elements = dict.fromkeys(element for one in self.compositions for element in one.elements)
         return [single(element, seed) for element in elements for seed in self.seeds]
 
-    def job(self, cell: Cell) -> dict[str, Any]:
+    def job(self, cell: QualityCell) -> dict[str, Any]:
         """The cell as a batch takes it; its name is the same in every run and no other cell has it."""
         composition, method = cell.composition, cell.method
         alone = composition.size == 1
@@ -70,17 +70,17 @@ class Plan:
         return {**self.suite.settings, **fields, "name": f"{method.family}-{composition.size}-{digest}"}
 
 
-def single(element: Element, seed: int) -> Cell:
-    return Cell(Composition((element,)), Method(Merge()), seed)
+def single(element: Element, seed: int) -> QualityCell:
+    return QualityCell(Composition((element,)), Method(Merge()), seed)
 
 
-def part_of(cells: Sequence[Cell], number: int, count: int) -> list[Cell]:
+def part_of(cells: Sequence[QualityCell], number: int, count: int) -> list[QualityCell]:
     """The number-th of `count` parts, from 1."""
     return list(cells[number - 1 :: count])
 
 
-def by_composition(cells: Iterable[Cell]) -> dict[Composition, list[Cell]]:
-    found: dict[Composition, list[Cell]] = {}
+def by_composition(cells: Iterable[QualityCell]) -> dict[Composition, list[QualityCell]]:
+    found: dict[Composition, list[QualityCell]] = {}
     for cell in cells:
         found.setdefault(cell.composition, []).append(cell)
     return found

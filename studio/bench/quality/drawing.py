@@ -17,8 +17,8 @@ from pipelines.home import Home
 from pipelines.home.files import write_whole
 from studio.batch.manifest import MANIFEST, is_whole
 from studio.batch.progress import render
-from studio.batch.run import Batch, Order
-from studio.bench.quality.cells import Cell, Plan
+from studio.batch.run import Batch, BatchOrder
+from studio.bench.quality.cells import CellPlan, QualityCell
 from studio.rendering.opening import Opening
 from studio.terminal.progress import Teller
 
@@ -39,7 +39,14 @@ class Shot:
 
 
 def draw(
-    plan: Plan, cells: list[Cell], out: Path, opening: Opening, home: Home, teller: Teller, *, part: str = ""
+    plan: CellPlan,
+    cells: list[QualityCell],
+    out: Path,
+    opening: Opening,
+    home: Home,
+    teller: Teller,
+    *,
+    part: str = "",
 ) -> int:
     """Draws what is missing; the exit code, as `batch` gives it. part: "2-of-8", where a process draws only that.
 
@@ -51,12 +58,12 @@ def draw(
     if not missing:
         return 0
     folder = out / (f"pictures-{part}" if part else "pictures")
-    order = Order([plan.job(cell) for cell in missing], folder, opening, template=TEMPLATE)
+    order = BatchOrder([plan.job(cell) for cell in missing], folder, opening, template=TEMPLATE)
     with Batch(order, home, teller.say) as batch:
         return render(batch, teller, as_json=False, files=False)
 
 
-def drawn(plan: Plan, cells: Iterable[Cell], out: Path) -> dict[Cell, Shot]:
+def drawn(plan: CellPlan, cells: Iterable[QualityCell], out: Path) -> dict[QualityCell, Shot]:
     """The finished pictures of these cells, whoever drew them."""
     by_name = {(job["name"], job["seed"]): cell for cell in cells for job in [plan.job(cell)]}
     found = {}
@@ -86,7 +93,7 @@ def _entries(out: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
                 continue
 
 
-def _hold_to(plan: Plan, out: Path, opening: Opening) -> None:
+def _hold_to(plan: CellPlan, out: Path, opening: Opening) -> None:
     """A folder holds the pictures of one model and one set of settings; more methods and seeds may join."""
     said = {
         "set": plan.suite.name,

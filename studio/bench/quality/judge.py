@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from pipelines.errors import SetupError
-from studio.bench.quality.cells import Cell
+from studio.bench.quality.cells import QualityCell
 from studio.bench.quality.drawing import Shot
 from studio.bench.quality.elements import Composition, spread
 
@@ -154,7 +154,7 @@ class Judged:
 
 
 def judge_all(
-    judge: Judge, shots: Mapping[Cell, Shot], cells: Sequence[Cell], baseline: str, most: int
+    judge: Judge, shots: Mapping[QualityCell, Shot], cells: Sequence[QualityCell], baseline: str, most: int
 ) -> list[Judged]:
     """Every method against the baseline on at most so many compositions, evenly spaced, at the lowest seed."""
     seed = min(cell.seed for cell in cells)

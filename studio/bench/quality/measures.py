@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from studio.bench.quality.cells import Cell, single
+from studio.bench.quality.cells import QualityCell, single
 from studio.bench.quality.drawing import Shot
 from studio.bench.quality.elements import Composition
 from studio.bench.quality.eyes import Array, ClipEye, WorldEye
@@ -65,7 +65,7 @@ class Eyes:
 
 
 def measure(
-    shots: Mapping[Cell, Shot], cells: Sequence[Cell], eyes: Eyes, tell: Callable[[int], None]
+    shots: Mapping[QualityCell, Shot], cells: Sequence[QualityCell], eyes: Eyes, tell: Callable[[int], None]
 ) -> list[Scored]:
     """The scores of the cells that are drawn; `tell` hears how many more are done."""
     looker = _Looker(eyes, [cell.composition for cell in cells])
@@ -132,17 +132,19 @@ class _Looker:
                 self._features[one] = features[at : at + len(pictures)]
                 at += len(pictures)
 
-    def singles(self, shots: Mapping[Cell, Shot], cells: Sequence[Cell]) -> Callable[[Cell], Array | None]:
+    def singles(
+        self, shots: Mapping[QualityCell, Shot], cells: Sequence[QualityCell]
+    ) -> Callable[[QualityCell], Array | None]:
         """cell -> [elements, width]: embeddings of its elements' own pictures; None where one is missing."""
         clip = self._eyes.clip
         wanted = {single(one, cell.seed) for cell in cells for one in cell.composition.elements}
         there = [cell for cell in wanted if cell in shots]
-        known: dict[Cell, Array] = {}
+        known: dict[QualityCell, Array] = {}
         if clip is not None and there:
             seen = clip.pictures([_opened(shots[cell].file) for cell in there])
             known = dict(zip(there, seen, strict=True))
 
-        def find(cell: Cell) -> Array | None:
+        def find(cell: QualityCell) -> Array | None:
             own = [single(element, cell.seed) for element in cell.composition.elements]
             return np.stack([known[one] for one in own]) if all(one in known for one in own) else None
 

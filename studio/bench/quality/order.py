@@ -15,7 +15,7 @@ from pipelines.errors import RequestError
 from pipelines.home import Home
 from pipelines.home.files import write_whole
 from studio.batch.values import numbers
-from studio.bench.quality.cells import Cell, Plan, part_of
+from studio.bench.quality.cells import CellPlan, QualityCell, part_of
 from studio.bench.quality.drawing import Shot, draw, drawn
 from studio.bench.quality.elements import Composition
 from studio.bench.quality.eyes import EMBEDDED, clip_eye, world_eye
@@ -38,7 +38,7 @@ PART = re.compile(r"(?P<number>[1-9]\d*)/(?P<count>[1-9]\d*)")
 
 
 @dataclass(frozen=True)
-class Order:
+class QualityOrder:
     """What to compare.
 
     set: a YAML file or a set that ships; None is the library, of which `loras` picks some (() is all that fit).
@@ -65,12 +65,12 @@ class Order:
     out: Path | None
 
 
-def run(order: Order, home: Home, teller: Teller) -> int:
+def run(order: QualityOrder, home: Home, teller: Teller) -> int:
     """The exit code: 0 all done, 1 some pictures failed, 130 interrupted. Raises StudioError for bad input."""
     suite = _suite(order, home)
     opening = settled(order.opening, suite, home)
     out = order.out or home.outputs / date.today().isoformat() / "quality"
-    plan = Plan(
+    plan = CellPlan(
         suite=replace(suite, settings={**suite.settings, **order.overrides}),
         compositions=tuple(_compositions(order, suite)),
         methods=tuple(_methods(order, suite)),
@@ -94,7 +94,7 @@ def run(order: Order, home: Home, teller: Teller) -> int:
     return code
 
 
-def _suite(order: Order, home: Home) -> Suite:
+def _suite(order: QualityOrder, home: Home) -> Suite:
     """The set of --set, else the library's."""
     if order.set is not None:
         if order.loras:
@@ -109,7 +109,7 @@ def settled(opening: Opening, suite: Suite, home: Home) -> Opening:
     return replace(opening, source=source, vae=opening.vae or suite.vae)
 
 
-def open_eyes(clip: str | None, opening: Opening, home: Home, plan: Plan) -> Eyes:
+def open_eyes(clip: str | None, opening: Opening, home: Home, plan: CellPlan) -> Eyes:
     """The scorers for this model: the embedded world's for the embedded models, an open_clip model for all others.
 
     clip: another open_clip model, or "none". Raises SetupError.
@@ -126,7 +126,7 @@ def open_eyes(clip: str | None, opening: Opening, home: Home, plan: Plan) -> Eye
     )
 
 
-def score(plan: Plan, shots: dict[Cell, Shot], eyes: Eyes, teller: Teller) -> list[Scored]:
+def score(plan: CellPlan, shots: dict[QualityCell, Shot], eyes: Eyes, teller: Teller) -> list[Scored]:
     """Every picture's scores, and the bounds'."""
     cells = plan.cells
     with teller.waiting(f"scoring {len(cells)} pictures"), torch.inference_mode():
@@ -135,7 +135,7 @@ def score(plan: Plan, shots: dict[Cell, Shot], eyes: Eyes, teller: Teller) -> li
 
 
 def report(
-    plan: Plan,
+    plan: CellPlan,
     scored: Sequence[Scored],
     eyes: Eyes,
     judged: Sequence[Judged],
@@ -164,7 +164,7 @@ def report(
         teller.say(str(file))
 
 
-def _about(plan: Plan, scored: Sequence[Scored], eyes: Eyes) -> dict[str, Any]:
+def _about(plan: CellPlan, scored: Sequence[Scored], eyes: Eyes) -> dict[str, Any]:
     shots = [one.shot for one in scored if one.shot is not None]
     return {
         "set": plan.suite.name,
@@ -178,7 +178,7 @@ def _about(plan: Plan, scored: Sequence[Scored], eyes: Eyes) -> dict[str, Any]:
     }
 
 
-def _compositions(order: Order, suite: Suite) -> list[Composition]:
+def _compositions(order: QualityOrder, suite: Suite) -> list[Composition]:
     found = suite.compositions(order.sizes, order.limit)
     if order.only_kinds:
         found = [one for one in found if one.kind in order.only_kinds]
@@ -188,7 +188,7 @@ def _compositions(order: Order, suite: Suite) -> list[Composition]:
     return found
 
 
-def _methods(order: Order, suite: Suite) -> list[Method]:
+def _methods(order: QualityOrder, suite: Suite) -> list[Method]:
     if not order.methods:
         return default_methods(suite.kinds)
     found = list(dict.fromkeys(read_method(text) for text in order.methods))
@@ -204,7 +204,7 @@ def _part(text: str) -> tuple[int, int]:
     return int(match["number"]), int(match["count"])
 
 
-def _tell(plan: Plan, cells: Sequence[Cell], teller: Teller) -> None:
+def _tell(plan: CellPlan, cells: Sequence[QualityCell], teller: Teller) -> None:
     teller.say(
         f"{plan.suite.name}: {len(plan.compositions)} compositions, {len(plan.methods)} methods, "
         f"{len(plan.seeds)} seeds: {len(cells)} pictures"

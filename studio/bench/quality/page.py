@@ -13,7 +13,7 @@ from PIL import Image
 from studio.bench.quality.elements import Composition, spread
 from studio.bench.quality.measures import TRUE, Scored
 from studio.bench.quality.references import References
-from studio.bench.quality.results import Row, groups, table
+from studio.bench.quality.results import ScoreRow, groups, table
 from studio.grid.page import STYLE
 
 SHOWN = 3
@@ -38,7 +38,7 @@ EXPLAINED = (
 
 def write_page(
     title: str,
-    rows: Sequence[Row],
+    rows: Sequence[ScoreRow],
     scored: Sequence[Scored],
     figures: Mapping[str, Path],
     references: References | None,

@@ -9,7 +9,7 @@ import matplotlib
 
 from studio.bench.quality.measures import TRUE, WRONG
 from studio.bench.quality.methods import NONE, read_method
-from studio.bench.quality.results import Row
+from studio.bench.quality.results import ScoreRow
 
 TITLES = {
     "presence": "elements present, %",
@@ -24,7 +24,7 @@ BOUND = {TRUE: ("black", "--"), WRONG: ("#999999", ":"), NONE: ("#555555", "-.")
 
 
 def over_size(
-    rows: Sequence[Row], file: Path, names: Sequence[str] = ("presence", "fidelity", "clip")
+    rows: Sequence[ScoreRow], file: Path, names: Sequence[str] = ("presence", "fidelity", "clip")
 ) -> bool:
     """One line of axes a kind, one column a score; False where there is nothing to draw.
 
@@ -74,7 +74,7 @@ def over_size(
     return True
 
 
-def over_cost(rows: Sequence[Row], file: Path, names: Sequence[str] = ("presence", "fidelity")) -> bool:
+def over_cost(rows: Sequence[ScoreRow], file: Path, names: Sequence[str] = ("presence", "fidelity")) -> bool:
     """Every method's mean over all sizes against its UNet work a picture; False where there is nothing to draw."""
     whole = [row for row in rows if row.size is None and row.work is not None]
     kinds = list(dict.fromkeys(row.kind for row in whole))
@@ -114,7 +114,7 @@ def over_cost(rows: Sequence[Row], file: Path, names: Sequence[str] = ("presence
     return True
 
 
-def _main(rows: Sequence[Row]) -> list[str]:
+def _main(rows: Sequence[ScoreRow]) -> list[str]:
     """The bounds, the base model, and each method as its shortest spelling has it."""
     labels = list(dict.fromkeys(row.method for row in rows))
     plain = [label for label in labels if label not in BOUND and not set(label) & set(":@^")]

@@ -19,7 +19,7 @@ SHALLOW = 1 / 3
 
 
 @dataclass(frozen=True)
-class Row:
+class ScoreRow:
     """A method on the compositions of one kind and size. size: None is all sizes.
 
     means: score -> its mean. against: score -> against the baseline, where the row is not the baseline itself.
@@ -44,7 +44,7 @@ class Row:
         return self.method in (TRUE, WRONG)
 
 
-def rows_of(scored: Sequence[Scored], *, baseline: str = BASELINE) -> list[Row]:
+def rows_of(scored: Sequence[Scored], *, baseline: str = BASELINE) -> list[ScoreRow]:
     """Every kind, size and method that there is, sizes together first; the best presence first.
 
     Methods that were drawn for some compositions of a kind only (who leads the mix, say) are in the table with those,
@@ -65,14 +65,14 @@ def rows_of(scored: Sequence[Scored], *, baseline: str = BASELINE) -> list[Row]:
     return found
 
 
-def _rank(row: Row) -> float:
+def _rank(row: ScoreRow) -> float:
     score = next(
         (row.means[name].value for name in ("presence", "clip", "identity") if name in row.means), 0.0
     )
     return -score
 
 
-def _row(kind: str, size: int | None, own: Sequence[Scored], base: Sequence[Scored]) -> Row:
+def _row(kind: str, size: int | None, own: Sequence[Scored], base: Sequence[Scored]) -> ScoreRow:
     method = own[0].method
     is_base = bool(base) and method == base[0].method
     differences = (
@@ -89,7 +89,7 @@ def _row(kind: str, size: int | None, own: Sequence[Scored], base: Sequence[Scor
         if shots
         else (None, None, None)
     )
-    return Row(
+    return ScoreRow(
         kind=kind,
         size=size,
         method=method,
@@ -116,7 +116,7 @@ def _found(own: Iterable[Scored]) -> dict[str, float]:
 # -- text ------------------------------------------------------------------------------------------------
 
 
-def table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+def table(rows: Sequence[ScoreRow]) -> list[tuple[str, ...]]:
     """Cells of one kind and size, headings first. Wins are by presence, else by CLIPScore."""
     names = [name for name in NAMES if any(name in row.means for row in rows)]
     decisive = next((name for name in ("presence", "clip", "identity") if name in names), "")
@@ -153,7 +153,7 @@ def _mean(name: str, value: Mean | None, versus: Against | None) -> str:
     return f"{factor * value.value:.1f}{error}{mark}"
 
 
-def groups(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
+def groups(rows: Sequence[ScoreRow]) -> Iterator[tuple[str, list[ScoreRow]]]:
     """Title -> rows of one table."""
     for kind, size in dict.fromkeys((row.kind, row.size) for row in rows):
         own = [row for row in rows if (row.kind, row.size) == (kind, size)]
@@ -162,7 +162,7 @@ def groups(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
         yield f"{kind or 'compositions'}, {sizes}: {count} compositions", own
 
 
-def as_text(rows: Sequence[Row]) -> str:
+def as_text(rows: Sequence[ScoreRow]) -> str:
     """All tables, in columns."""
     blocks = []
     for title, own in groups(rows):
@@ -179,7 +179,7 @@ def as_text(rows: Sequence[Row]) -> str:
     return "\n\n".join(blocks)
 
 
-def as_json(rows: Sequence[Row], scored: Sequence[Scored], about: dict[str, Any]) -> str:
+def as_json(rows: Sequence[ScoreRow], scored: Sequence[Scored], about: dict[str, Any]) -> str:
     """Everything: what was asked, the tables' rows, and every picture's scores."""
     pictures = [
         {

@@ -19,7 +19,7 @@ from pipelines.engine.planner import TEXT_TOKENS
 from pipelines.engine.products.attention import join_weights
 from pipelines.engine.unet_call import UNetCall
 from pipelines.home import Home
-from studio.bench.speed.workload import SUFFIXES, Layers, Row, adapter_name
+from studio.bench.speed.workload import SUFFIXES, Layers, WorkloadRow, adapter_name
 
 RANDOM = {"sdxl": "sdxl", "sd15": "sd1"}
 """Models made here from a published configuration, with random weights: time does not depend on values."""
@@ -142,7 +142,7 @@ class Inputs:
             self._pooled = noise(images, 2, width)
             self._sizes = torch.tensor([8.0 * cells, 8.0 * cells, 0, 0, 8.0 * cells, 8.0 * cells]).to(like)
 
-    def of(self, rows: Sequence[Row]) -> dict[str, Any]:
+    def of(self, rows: Sequence[WorkloadRow]) -> dict[str, Any]:
         """The arguments of a UNet call over these rows, in diffusers' names."""
         call = self.call(rows)
         arguments: dict[str, Any] = {
@@ -154,7 +154,7 @@ class Inputs:
             arguments["added_cond_kwargs"] = {"text_embeds": call.pooled, "time_ids": call.sizes}
         return arguments
 
-    def call(self, rows: Sequence[Row]) -> UNetCall:
+    def call(self, rows: Sequence[WorkloadRow]) -> UNetCall:
         """The same as the engine takes it: all rows in full."""
         device = self._sample.device
         images = torch.tensor([row.image for row in rows], dtype=torch.long, device=device)

@@ -22,7 +22,7 @@ from studio.bench.speed.rivals import Mode, cut
 from studio.bench.speed.run import Bench
 from studio.bench.speed.timing import now, seconds_of
 from studio.bench.speed.ways import relative
-from studio.bench.speed.workload import Row, Workload, steps_of
+from studio.bench.speed.workload import Workload, WorkloadRow, steps_of
 
 METHODS = ("merge", "switch", "composite")
 MOST_MEMBERS = 3
@@ -121,7 +121,7 @@ def _warm_up(ours: Ours, inputs: Inputs, images: int, names: Sequence[str]) -> N
             run()
 
 
-def _random_rows(numbers: random.Random, images: int, names: Sequence[str]) -> tuple[Row, ...]:
+def _random_rows(numbers: random.Random, images: int, names: Sequence[str]) -> tuple[WorkloadRow, ...]:
     """New mixes of as many members for all pictures, by one method, at a random step of its run."""
     members = numbers.randint(1, MOST_MEMBERS)
     mixes = [
@@ -131,7 +131,7 @@ def _random_rows(numbers: random.Random, images: int, names: Sequence[str]) -> t
     return _rows(numbers.choice(METHODS), mixes, numbers)
 
 
-def _rows(method: str, mixes: Sequence[Mix], numbers: random.Random | None = None) -> tuple[Row, ...]:
+def _rows(method: str, mixes: Sequence[Mix], numbers: random.Random | None = None) -> tuple[WorkloadRow, ...]:
     settings: dict[str, object] = {"interval": 1} if method == "switch" else {}
     steps = steps_of(build(method, settings), MOST_MEMBERS, mixes)
     return numbers.choice(steps) if numbers else steps[0]
@@ -147,7 +147,12 @@ def _exchange(ours: Ours, resident: dict[str, Adapter], spare: list[Adapter], nu
 
 
 def _difference(
-    bed: Bed, resident: dict[str, Adapter], rows: Sequence[Row], first: int, inputs: Inputs, found: Tensor
+    bed: Bed,
+    resident: dict[str, Adapter],
+    rows: Sequence[WorkloadRow],
+    first: int,
+    inputs: Inputs,
+    found: Tensor,
 ) -> float:
     """Of the pair of rows that begins at `first`, to the same pair with merged weights."""
     pair = slice(first, first + 2)

@@ -5,18 +5,18 @@ from __future__ import annotations
 from studio.bench.speed import report
 from studio.bench.speed.bed import Bed, Machine
 from studio.bench.speed.run import Bench, Budget, Measured
-from studio.bench.speed.ways import Way
+from studio.bench.speed.ways import SpeedWay
 from studio.bench.speed.workload import Workload
 from studio.terminal.progress import Teller
 
 MODEL = "tiny-sdxl"
 WORK = Workload(cells=8, images=8, members=3, rank=4, pool=5)
 """64 x 64 pixels; overlapping mixes of 3 of 5 adapters."""
-STUDIO = Way("studio", "eager", "auto")
+STUDIO = SpeedWay("studio", "eager", "auto")
 LEAST = {
-    Way("peft set_adapters", "eager"): 3.0,
-    Way("fused", "eager"): 2.0,
-    Way("base", "eager"): 1 / 1.35,
+    SpeedWay("peft set_adapters", "eager"): 3.0,
+    SpeedWay("fused", "eager"): 2.0,
+    SpeedWay("base", "eager"): 1 / 1.35,
 }
 """Smallest allowed (time of the rival / time of the studio)."""
 MOST_DIFFERENCE = 1e-5

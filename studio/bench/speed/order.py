@@ -21,7 +21,7 @@ from studio.bench.speed.changes import Changes, random_changes
 from studio.bench.speed.report import About
 from studio.bench.speed.rivals import MODES, Mode
 from studio.bench.speed.run import Bench, Budget, Measured
-from studio.bench.speed.ways import RIVALS, Kind, Way
+from studio.bench.speed.ways import RIVALS, Kind, SpeedWay
 from studio.bench.speed.workload import LAYERS, METHODS, SPREADS, Layers, Method, Spread, Workload
 from studio.rendering.opening import pick_device, pick_dtype
 from studio.terminal.progress import Teller
@@ -33,7 +33,7 @@ FULL_AXES: Sequence[Sequence[Any]] = ((), (1, 2, 4, 8, 16), (1, 3, 5), (16, 64),
 
 
 @dataclass(frozen=True)
-class Order:
+class SpeedOrder:
     """What to measure.
 
     models, sizes (pixels; () is the model's), images, members, ranks, layers, spreads, methods: the workloads, each
@@ -70,7 +70,7 @@ class Order:
         return self.sizes or (NATIVE.get(model, 128),)
 
 
-def run(order: Order, home: Home, teller: Teller) -> int:
+def run(order: SpeedOrder, home: Home, teller: Teller) -> int:
     """The exit code: 1 where a gate is broken."""
     device = pick_device(order.device)
     dtype = (
@@ -123,7 +123,7 @@ def run(order: Order, home: Home, teller: Teller) -> int:
     return 0
 
 
-def _changes(order: Order, count: int, machine: Machine) -> Changes:
+def _changes(order: SpeedOrder, count: int, machine: Machine) -> Changes:
     model, layers, rank = order.models[0], order.layers[0], order.ranks[0]
     mode: Mode = order.modes[-1] if machine.device.type == "cuda" else "eager"
     size = order.sizes_for(model)[0]
@@ -131,7 +131,7 @@ def _changes(order: Order, count: int, machine: Machine) -> Changes:
     return random_changes(bed, count, order.images[0], size // 8, order.forms[0], mode)
 
 
-def _measured(order: Order, machine: Machine, budget: Budget, teller: Teller) -> list[Measured]:
+def _measured(order: SpeedOrder, machine: Machine, budget: Budget, teller: Teller) -> list[Measured]:
     found = []
     ways = _ways(order, machine.device)
     for (model, layers, rank), works in _by_bed(order).items():
@@ -144,7 +144,7 @@ def _measured(order: Order, machine: Machine, budget: Budget, teller: Teller) ->
     return found
 
 
-def _by_bed(order: Order) -> dict[tuple[str, Layers, int], list[Workload]]:
+def _by_bed(order: SpeedOrder) -> dict[tuple[str, Layers, int], list[Workload]]:
     """The workloads asked for, by (model, layers, rank): those share a model with its adapters."""
     beds: dict[tuple[str, Layers, int], list[Workload]] = {}
     for model in order.models:
@@ -168,20 +168,20 @@ def every_axis_in_turn(
     return list(dict.fromkeys([point, *moved]))
 
 
-def _ways(order: Order, device: torch.device) -> list[Way]:
+def _ways(order: SpeedOrder, device: torch.device) -> list[SpeedWay]:
     """Those asked for, the most telling first: the run may end before the last."""
     modes: list[Mode] = [mode for mode in MODES if mode in order.modes]
     if device.type != "cuda" and order.modes == MODES:
         modes = ["eager"]  # compiling for a CPU takes minutes; ask for it by name
-    ways = [Way("base", mode) for mode in modes]
-    ways += [Way("studio", mode, form) for form in order.forms for mode in modes]
+    ways = [SpeedWay("base", mode) for mode in modes]
+    ways += [SpeedWay("studio", mode, form) for form in order.forms for mode in modes]
     rivals = _rivals(order)
-    ways += [Way("fused", mode) for mode in modes if "fused" in rivals]
-    ways += [Way(kind, "eager") for kind in rivals if kind != "fused"]
+    ways += [SpeedWay("fused", mode) for mode in modes if "fused" in rivals]
+    ways += [SpeedWay(kind, "eager") for kind in rivals if kind != "fused"]
     return ways
 
 
-def _rivals(order: Order) -> list[Kind]:
+def _rivals(order: SpeedOrder) -> list[Kind]:
     return [kind for kind in RIVALS if kind.removeprefix("peft ") in order.rivals]
 
 

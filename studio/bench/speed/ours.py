@@ -17,7 +17,7 @@ from pipelines.families.family import Cut
 from pipelines.families.unet import cuts_of
 from studio.bench.speed.bed import Bed, Inputs
 from studio.bench.speed.rivals import RUN_STEPS, Mode
-from studio.bench.speed.workload import Row
+from studio.bench.speed.workload import WorkloadRow
 
 CALLS_TO_WARM = 3
 """The engine's first call of a size sets libraries up, the second records, the third replays."""
@@ -28,7 +28,7 @@ class _Part:
     """Rows of one step that run in one call, in full or shallow. places: where they stand among the step's rows."""
 
     places: tuple[int, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[WorkloadRow, ...]
     call: UNetCall
 
 
@@ -56,7 +56,7 @@ class Ours:
         forms = [f"{own.kind} {own.form}" for stage in stages for own in stage.bucket.forms]
         return "; ".join([*self.engine.stats.notes, *forms])
 
-    def run(self, steps: Sequence[Sequence[Row]], inputs: Inputs) -> Callable[[], Tensor]:
+    def run(self, steps: Sequence[Sequence[WorkloadRow]], inputs: Inputs) -> Callable[[], Tensor]:
         """The steps in turn; gives the last one's predictions, [rows, channels, h, w]. A single step is one of a run
         in which nothing changes."""
         work = []
@@ -76,7 +76,7 @@ class Ours:
 
         return run
 
-    def _part(self, rows: Sequence[Row], shallow: bool, inputs: Inputs, steady: int) -> _Part:
+    def _part(self, rows: Sequence[WorkloadRow], shallow: bool, inputs: Inputs, steady: int) -> _Part:
         places = tuple(place for place, row in enumerate(rows) if row.shallow == shallow)
         mine = tuple(rows[place] for place in places)
         call = replace(

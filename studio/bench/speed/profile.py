@@ -43,7 +43,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Profile:
+class TimeProfile:
     """What a step keeps the device busy with, the longest first."""
 
     parts: tuple[Part, ...]
@@ -70,7 +70,7 @@ def kind_of(name: str) -> str:
     return next(kind for kind, marks in KINDS if re.search(marks, lower))
 
 
-def profiled(call: Callable[[], object], steps: int, device: torch.device) -> Profile:
+def profiled(call: Callable[[], object], steps: int, device: torch.device) -> TimeProfile:
     """One call, watched. steps: those it does. On a CPU: time in torch's operations themselves."""
     cuda = device.type == "cuda"
     with torch.profiler.profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as seen:
@@ -93,4 +93,4 @@ def profiled(call: Callable[[], object], steps: int, device: torch.device) -> Pr
         )
         for kind, own in found.items()
     ]
-    return Profile(tuple(sorted(parts, key=lambda part: -part.seconds)))
+    return TimeProfile(tuple(sorted(parts, key=lambda part: -part.seconds)))

@@ -32,7 +32,7 @@ from pipelines.engine.products.graphs import Recorder
 from pipelines.engine.products.layers import use_kernels
 from studio.bench.speed.bed import Bed, Inputs
 from studio.bench.speed.timing import Captured, seconds_of
-from studio.bench.speed.workload import SUFFIXES, Row
+from studio.bench.speed.workload import SUFFIXES, WorkloadRow
 
 Mode = Literal["eager", "graph", "compiled", "kernels"]
 MODES: tuple[Mode, ...] = ("eager", "graph", "compiled", "kernels")
@@ -40,7 +40,7 @@ RUN_STEPS = 30
 """Steps over which fusing a picture's mix is shared out."""
 
 
-def pairs(rows: Sequence[Row]) -> Iterator[slice]:
+def pairs(rows: Sequence[WorkloadRow]) -> Iterator[slice]:
     """Each positive row with its negative twin, which stand side by side and share their adapters."""
     for first in range(0, len(rows), 2):
         assert rows[first].uses == rows[first + 1].uses
@@ -64,11 +64,11 @@ class Base:
         self._recorder = recorder
         self._compiled: dict[Mode, Any] = {}
 
-    def together(self, rows: Sequence[Row], mode: Mode) -> Callable[[], Tensor]:
+    def together(self, rows: Sequence[WorkloadRow], mode: Mode) -> Callable[[], Tensor]:
         """All rows in one call: predictions [rows, channels, h, w]."""
         return self._call(self._inputs.of(rows), mode)
 
-    def fused(self, rows: Sequence[Row], mode: Mode) -> Callable[[], Tensor]:
+    def fused(self, rows: Sequence[WorkloadRow], mode: Mode) -> Callable[[], Tensor]:
         """Pair after pair in calls of their own, without what fusing costs."""
         whole = self._inputs.of(rows)
         buffer = _cloned(cut(whole, slice(0, 2)))
@@ -135,7 +135,7 @@ class Peft:
     def use_inputs(self, inputs: Inputs) -> None:
         self._inputs = inputs
 
-    def one_by_one(self, rows: Sequence[Row]) -> Callable[[], Tensor]:
+    def one_by_one(self, rows: Sequence[WorkloadRow]) -> Callable[[], Tensor]:
         """set_adapters and a call for every pair."""
         whole = self._inputs.of(rows)
 
@@ -148,7 +148,7 @@ class Peft:
 
         return run
 
-    def mixed_batch(self, rows: Sequence[Row]) -> Callable[[], Tensor]:
+    def mixed_batch(self, rows: Sequence[WorkloadRow]) -> Callable[[], Tensor]:
         """One call with `adapter_names`; the mixes become single adapters here, before anything is timed."""
         for uses in dict.fromkeys(row.uses for row in rows):
             if uses not in self._mixed:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from studio.bench.speed.bed import Bed, Inputs
-from studio.bench.speed.profile import Profile, profiled
+from studio.bench.speed.profile import TimeProfile, profiled
 from studio.bench.speed.rivals import Peft
 from studio.bench.speed.timing import Timing, take_turns
-from studio.bench.speed.ways import Opened, Way, Ways, relative, rounds
+from studio.bench.speed.ways import OpenedWay, SpeedWay, SpeedWays, relative, rounds
 from studio.bench.speed.workload import Workload
 
 TOO_LATE = "left out: the time budget was used up"
@@ -22,7 +22,7 @@ TOO_LARGE = "left out: the device's memory does not hold it"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SpeedOutcome:
     """What became of a way: its timing (a step's seconds), or why there is none.
 
     over_base: its median over that of the fastest way without adapters, timed in the same turns (peft's
@@ -32,13 +32,13 @@ class Outcome:
     profile: where a step's time goes; None where it was not asked for.
     """
 
-    way: Way
+    way: SpeedWay
     timing: Timing | None
     over_base: float | None = None
     difference: float | None = None
     ready: float = 0.0
     note: str = ""
-    profile: Profile | None = None
+    profile: TimeProfile | None = None
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Measured:
     model: str
     workload: Workload
     dtype: str
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[SpeedOutcome, ...]
     noise: float | None
     peak_bytes: int
 
-    def fastest(self, fits: Callable[[Way], bool]) -> Outcome | None:
+    def fastest(self, fits: Callable[[SpeedWay], bool]) -> SpeedOutcome | None:
         """Of the ways that fit and were timed."""
         timed = [outcome for outcome in self.outcomes if outcome.timing and fits(outcome.way)]
         return min(timed, key=lambda outcome: outcome.timing.median if outcome.timing else 0.0, default=None)
@@ -86,7 +86,7 @@ class Bench:
 
     @torch.inference_mode()
     def measure(
-        self, workload: Workload, asked: Sequence[Way], repeats: int, *, compare: bool = True
+        self, workload: Workload, asked: Sequence[SpeedWay], repeats: int, *, compare: bool = True
     ) -> Measured:
         """Ways that do not apply, do not fit into memory or come too late for the budget get a note.
 
@@ -96,13 +96,13 @@ class Bench:
         self.bed.hold(workload.adapters)
         if cuda:
             torch.cuda.reset_peak_memory_stats(self.bed.device)
-        ways = Ways(self.bed, workload, self.peft)
-        known = {way: Outcome(way, None, note=ways.why_not(way)) for way in asked}
+        ways = SpeedWays(self.bed, workload, self.peft)
+        known = {way: SpeedOutcome(way, None, note=ways.why_not(way)) for way in asked}
         truth: Tensor | None = None
         noise: float | None = None
         if compare and ways.comparable and self._budget.left > 0:
             truth, noise = ways.truth(), ways.noise()
-        anchor: tuple[Way, Opened] | None = None
+        anchor: tuple[SpeedWay, OpenedWay] | None = None
         for together in rounds([way for way in asked if not known[way].note], together=not cuda):
             opened = self._open(ways, together, known, workload.label)
             found = self._timed(opened, anchor, truth, repeats)
@@ -135,25 +135,29 @@ class Bench:
         return self._peft
 
     def _open(
-        self, ways: Ways, together: Sequence[Way], known: dict[Way, Outcome], label: str
-    ) -> dict[Way, Opened]:
+        self, ways: SpeedWays, together: Sequence[SpeedWay], known: dict[SpeedWay, SpeedOutcome], label: str
+    ) -> dict[SpeedWay, OpenedWay]:
         """Those that can be; why not for the others goes into `known`."""
-        opened: dict[Way, Opened] = {}
+        opened: dict[SpeedWay, OpenedWay] = {}
         for way in together:
             if self._budget.left < 0:
-                known[way] = Outcome(way, None, note=TOO_LATE)
+                known[way] = SpeedOutcome(way, None, note=TOO_LATE)
                 continue
             self._tell(f"{label}: {way.label}")
             try:
                 opened[way] = ways.open(way)
             except torch.OutOfMemoryError:
-                known[way] = Outcome(way, None, note=TOO_LARGE)
+                known[way] = SpeedOutcome(way, None, note=TOO_LARGE)
                 torch.cuda.empty_cache()
         return opened
 
     def _timed(
-        self, opened: dict[Way, Opened], anchor: tuple[Way, Opened] | None, truth: Tensor | None, repeats: int
-    ) -> list[Outcome]:
+        self,
+        opened: dict[SpeedWay, OpenedWay],
+        anchor: tuple[SpeedWay, OpenedWay] | None,
+        truth: Tensor | None,
+        repeats: int,
+    ) -> list[SpeedOutcome]:
         """The outcomes of ways that are open, in turns with the anchor, or with the fastest base among them."""
         calls = {way: each.call for way, each in opened.items()}
         if anchor:
@@ -169,7 +173,7 @@ class Bench:
         for way, each in opened.items():
             compared = truth is not None and way.kind not in ("base", "fused")
             outcomes.append(
-                Outcome(
+                SpeedOutcome(
                     way,
                     timings[way],
                     timings[way].median / least if least else None,
@@ -184,7 +188,7 @@ class Bench:
         return outcomes
 
 
-def _against(outcome: Outcome, base: Timing | None) -> Outcome:
+def _against(outcome: SpeedOutcome, base: Timing | None) -> SpeedOutcome:
     """With its ratio to the base, where the base was not timed in the same turns."""
     if outcome.over_base is not None or outcome.timing is None or base is None:
         return outcome

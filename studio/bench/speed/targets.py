@@ -13,9 +13,9 @@ from pipelines.engine.residency.bank import FormChoice
 from studio.bench.speed.bed import Bed, Machine
 from studio.bench.speed.changes import RESIDENT, Changes, Latencies, latencies, random_changes
 from studio.bench.speed.rivals import Mode
-from studio.bench.speed.run import Bench, Budget, Measured, Outcome
+from studio.bench.speed.run import Bench, Budget, Measured, SpeedOutcome
 from studio.bench.speed.timing import FEWEST
-from studio.bench.speed.ways import RIVALS, Kind, Way
+from studio.bench.speed.ways import RIVALS, Kind, SpeedWay
 from studio.bench.speed.workload import Layers, Workload
 
 Bound = Literal["at most", "at least"]
@@ -27,7 +27,7 @@ PARTS = ("large", "small", "composite", "changes", "switch", "linear", "float32"
 """Of the course: the headline at two sizes, then what each target needs besides."""
 REPEATS = 7
 CHANGE_REPEATS = 15
-RELEASED = Way("peft set_adapters", "eager")
+RELEASED = SpeedWay("peft set_adapters", "eager")
 LOW_MEMORY: tuple[FormChoice, ...] = ("lane-packed", "pool")
 
 
@@ -49,7 +49,7 @@ TINY = Scale("tiny-sdxl", 128, 64, None, 8)
 
 
 @dataclass(frozen=True)
-class Target:
+class SpeedTarget:
     """One row. measured: None where something it needs was left out; against: the rival's figure of the same run."""
 
     name: str
@@ -102,7 +102,9 @@ def run(
     def bench_of(model: str, layers: Layers, dtype: torch.dtype | None = None) -> Bench:
         return Bench(Bed(model, machine.unet(model, dtype), layers, RANK), budget, tell, profile=profile)
 
-    def measure(name: str, bench: Bench, work: Workload, ways: Sequence[Way], repeats: int = REPEATS) -> None:
+    def measure(
+        name: str, bench: Bench, work: Workload, ways: Sequence[SpeedWay], repeats: int = REPEATS
+    ) -> None:
         mine = [way for way in dict.fromkeys(ways) if way.kind in ("base", "studio", *rivals)]
         sections[name] = bench.measure(work, mine, repeats)
         show(sections[name])
@@ -117,18 +119,22 @@ def run(
     for size in [size for size in cells if size in wanted]:
         measure(size, bench, replace(mixes, cells=cells[size]), headline(modes))
     for size in cells if "composite" in wanted else ():
-        ways = [Way("base", best), *(Way("studio", best, form) for form in ("auto", *LOW_MEMORY)), RELEASED]
+        ways = [
+            SpeedWay("base", best),
+            *(SpeedWay("studio", best, form) for form in ("auto", *LOW_MEMORY)),
+            RELEASED,
+        ]
         measure(f"composite {size}", bench, replace(five, cells=cells[size]), ways)
     if "changes" in wanted and budget.left > 0:
         tell(f"{CHANGES} random changes")
         changes = random_changes(bench.bed, CHANGES, CHANGING_IMAGES, cells["small"], "lane-packed", best)
         costs = latencies(bench, few_adapters, recorded, CHANGE_REPEATS)
     for size in cells if "switch" in wanted else ():
-        ways = [Way("base", recorded), Way("studio", recorded, "lane-packed"), RELEASED]
+        ways = [SpeedWay("base", recorded), SpeedWay("studio", recorded, "lane-packed"), RELEASED]
         measure(
             f"switch {size}", bench, replace(few_adapters, method="switch", cells=cells[size]), ways, FEWEST
         )
-    few = [Way("base", best), Way("studio", best, "lane-packed"), Way("studio", best, "dense")]
+    few = [SpeedWay("base", best), SpeedWay("studio", best, "lane-packed"), SpeedWay("studio", best, "dense")]
     few += with_kernels(modes, ("lane-packed", "dense"))
     if "linear" in wanted:
         bench = bench_of(scale.model, "linear")
@@ -136,7 +142,7 @@ def run(
     if "float32" in wanted:
         with _without_tf32():
             bench = bench_of(scale.model, "attention", torch.float32)
-            exact = [Way("studio", recorded, form) for form in ("dense", *LOW_MEMORY)]
+            exact = [SpeedWay("studio", recorded, form) for form in ("dense", *LOW_MEMORY)]
             measure("float32", bench, replace(mixes, images=2, cells=cells["small"]), exact, FEWEST)
     if "other" in wanted and scale.other:
         model, pixels = scale.other
@@ -144,32 +150,32 @@ def run(
     return Course(sections, changes, costs)
 
 
-def headline(modes: Sequence[Mode]) -> list[Way]:
+def headline(modes: Sequence[Mode]) -> list[SpeedWay]:
     """Every way of the main workload, the most telling first."""
     recorded, best = modes[min(1, len(modes) - 1)], modes[-1]
     return [
-        *(Way("base", mode) for mode in modes),
-        Way("studio", best, "auto"),
-        Way("studio", best, "dense"),
-        Way("studio", best, "lane-packed"),
+        *(SpeedWay("base", mode) for mode in modes),
+        SpeedWay("studio", best, "auto"),
+        SpeedWay("studio", best, "dense"),
+        SpeedWay("studio", best, "lane-packed"),
         *with_kernels(modes, ("auto", "dense", "lane-packed")),
-        Way("fused", best),
+        SpeedWay("fused", best),
         RELEASED,
-        Way("studio", recorded, "lane-packed"),
-        Way("studio", recorded, "dense"),
-        Way("studio", recorded, "pool"),
-        Way("studio", recorded, "auto"),
-        Way("studio", "eager", "lane-packed"),
-        *(Way("fused", mode) for mode in reversed(modes[:-1])),
-        Way("peft adapter_names", "eager"),
+        SpeedWay("studio", recorded, "lane-packed"),
+        SpeedWay("studio", recorded, "dense"),
+        SpeedWay("studio", recorded, "pool"),
+        SpeedWay("studio", recorded, "auto"),
+        SpeedWay("studio", "eager", "lane-packed"),
+        *(SpeedWay("fused", mode) for mode in reversed(modes[:-1])),
+        SpeedWay("peft adapter_names", "eager"),
     ]
 
 
-def with_kernels(modes: Sequence[Mode], forms: Sequence[FormChoice]) -> list[Way]:
+def with_kernels(modes: Sequence[Mode], forms: Sequence[FormChoice]) -> list[SpeedWay]:
     """The base and these forms with our kernels, where compiled ways are measured."""
     if "compiled" not in modes:
         return []
-    return [Way("base", "kernels"), *(Way("studio", "kernels", form) for form in forms)]
+    return [SpeedWay("base", "kernels"), *(SpeedWay("studio", "kernels", form) for form in forms)]
 
 
 @contextmanager
@@ -182,7 +188,7 @@ def _without_tf32() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def targets(course: Course) -> list[Target]:
+def targets(course: Course) -> list[SpeedTarget]:
     """The table; limits as they were set for SDXL on a data-centre GPU."""
     names = ("large", "small", "linear", "composite large", "composite small", "float32")
     large, small, linear, five_large, five_small, float32 = (course.section(name) for name in names)
@@ -200,62 +206,68 @@ def targets(course: Course) -> list[Target]:
         _faster("against the strongest sequential rival, small", 2.8, small, _sequential(small)),
         _faster("Composite of 5 against the released scheme, large", 4.1, five_large, _peft(five_large)),
         _faster("Composite of 5 against the released scheme, small", 15.0, five_small, _peft(five_small)),
-        Target(
+        SpeedTarget(
             f"recompiles and captures over {CHANGES} random changes",
             "at most",
             0,
             changes.recompiles + changes.captures if changes else None,
             f"{changes.replays} steps replayed a recording" if changes else "",
         ),
-        Target("difference to merged weights, float32", "at most", 1e-5, max(exact, default=None)),
+        SpeedTarget("difference to merged weights, float32", "at most", 1e-5, max(exact, default=None)),
         _noise(large),
-        Target("the base itself, ms a step, large", "at most", 225, _ms(_base(large)), _labels(_base(large))),
+        SpeedTarget(
+            "the base itself, ms a step, large", "at most", 225, _ms(_base(large)), _labels(_base(large))
+        ),
     ]
 
 
-def _ours(measured: Measured, forms: tuple[FormChoice, ...] | None = None) -> Outcome | None:
+def _ours(measured: Measured, forms: tuple[FormChoice, ...] | None = None) -> SpeedOutcome | None:
     """The studio's fastest way, of these forms only if any are given."""
     return measured.fastest(lambda way: way.kind == "studio" and (forms is None or way.form in forms))
 
 
-def _base(measured: Measured) -> Outcome | None:
+def _base(measured: Measured) -> SpeedOutcome | None:
     return measured.fastest(lambda way: way.kind == "base")
 
 
-def _peft(measured: Measured) -> Outcome | None:
+def _peft(measured: Measured) -> SpeedOutcome | None:
     return measured.fastest(lambda way: way.kind == "peft set_adapters")
 
 
-def _sequential(measured: Measured) -> Outcome | None:
+def _sequential(measured: Measured) -> SpeedOutcome | None:
     return measured.fastest(lambda way: way.kind == "fused")
 
 
-def _ms(outcome: Outcome | None) -> float | None:
+def _ms(outcome: SpeedOutcome | None) -> float | None:
     return 1000 * outcome.timing.median if outcome and outcome.timing else None
 
 
-def _labels(*outcomes: Outcome | None) -> str:
+def _labels(*outcomes: SpeedOutcome | None) -> str:
     return ", ".join(f"{outcome.way.label} {_ms(outcome):.1f} ms" for outcome in outcomes if outcome)
 
 
-def _over_base(name: str, limit: float, measured: Measured, ours: Outcome | None) -> Target:
+def _over_base(name: str, limit: float, measured: Measured, ours: SpeedOutcome | None) -> SpeedTarget:
     """Our time over that of the fastest way without adapters, in the same turns."""
-    return Target(name, "at most", limit, ours.over_base if ours else None, _labels(ours, _base(measured)))
+    return SpeedTarget(
+        name, "at most", limit, ours.over_base if ours else None, _labels(ours, _base(measured))
+    )
 
 
-def _faster(name: str, limit: float, measured: Measured, rival: Outcome | None) -> Target:
+def _faster(name: str, limit: float, measured: Measured, rival: SpeedOutcome | None) -> SpeedTarget:
     """The rival's time over our fastest way's."""
     theirs, mine = _ms(rival), _ms(_ours(measured))
     ratio = theirs / mine if mine and theirs else None
-    return Target(name, "at least", limit, ratio, _labels(_ours(measured), rival))
+    return SpeedTarget(name, "at least", limit, ratio, _labels(_ours(measured), rival))
 
 
-def _noise(measured: Measured) -> Target:
+def _noise(measured: Measured) -> SpeedTarget:
     """The largest difference of our ways to merged weights over what splitting the base's batch changes."""
     apart = [o.difference for o in measured.outcomes if o.way.kind == "studio" and o.difference is not None]
     ratio = max(apart) / measured.noise if apart and measured.noise else None
     against = f"{max(apart):.1e}, batch-size noise {measured.noise:.1e}" if ratio else ""
-    return Target("difference to merged weights over batch-size noise, large", "at most", 2.0, ratio, against)
+    return SpeedTarget(
+        "difference to merged weights over batch-size noise, large", "at most", 2.0, ratio, against
+    )
 
 
 def table(course: Course) -> str:

@@ -26,7 +26,7 @@ PeftOf = Callable[[Inputs], Peft]
 
 
 @dataclass(frozen=True)
-class Way:
+class SpeedWay:
     """One way of doing a workload's steps. form: of the studio's ways."""
 
     kind: Kind
@@ -39,7 +39,7 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedWay:
     """A way ready to run. ready: seconds that took.
 
     steps: those a call does; extra: seconds a step for what is done once a run. note: why it runs otherwise than asked.
@@ -52,7 +52,7 @@ class Opened:
     note: str = ""
 
 
-class Ways:
+class SpeedWays:
     """Opens the ways of one workload on one bed."""
 
     def __init__(self, bed: Bed, workload: Workload, peft_of: PeftOf) -> None:
@@ -64,7 +64,7 @@ class Ways:
         self._recorder = cuda_graphs(bed.device)
         self._base = Base(bed, self._inputs, self._recorder)
 
-    def why_not(self, way: Way) -> str:
+    def why_not(self, way: SpeedWay) -> str:
         """Why a way does not apply here; "" where it does."""
         if way.mode == "graph" and self._recorder is None:
             return "CUDA graphs need a CUDA device"
@@ -78,15 +78,15 @@ class Ways:
             return "peft's layers are run as they come"
         return ""
 
-    def open(self, way: Way) -> Opened:
+    def open(self, way: SpeedWay) -> OpenedWay:
         """Makes it and warms it up. Raises torch.OutOfMemoryError."""
-        made: list[Opened] = []
+        made: list[OpenedWay] = []
         ready = seconds_of(lambda: made.append(self._made(way)), self._bed.device)
         [opened] = made
         extra = self._fuse_seconds() / RUN_STEPS if way.kind == "fused" else 0.0
-        return Opened(opened.call, opened.steps, ready, extra, opened.note)
+        return OpenedWay(opened.call, opened.steps, ready, extra, opened.note)
 
-    def _made(self, way: Way) -> Opened:
+    def _made(self, way: SpeedWay) -> OpenedWay:
         """Without adapters all steps cost the same, so one stands for all."""
         rows = self._steps[0]
         match way.kind:
@@ -98,7 +98,7 @@ class Ways:
                 assert way.form is not None
                 ours = Ours(self._bed, way.form, way.mode)
                 opened = _warm(ours.run(self._steps, self._inputs), len(self._steps), CALLS_TO_WARM)
-                return Opened(opened.call, opened.steps, 0.0, note=ours.note)
+                return OpenedWay(opened.call, opened.steps, 0.0, note=ours.note)
             case _:
                 peft = self._peft_of(self._inputs)
                 run = peft.one_by_one if way.kind == "peft set_adapters" else peft.mixed_batch
@@ -139,10 +139,10 @@ class Ways:
         return relative(self._base.fused(rows, "eager")(), self._base.together(rows, "eager")())
 
 
-def _warm(call: Callable[[], Tensor], steps: int, times: int = 1) -> Opened:
+def _warm(call: Callable[[], Tensor], steps: int, times: int = 1) -> OpenedWay:
     for _ in range(times):
         call()
-    return Opened(call, steps, 0.0)
+    return OpenedWay(call, steps, 0.0)
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
@@ -150,7 +150,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
     return float((found.float() - expected.float()).norm() / expected.float().norm())
 
 
-def rounds(ways: Sequence[Way], *, together: bool) -> list[list[Way]]:
+def rounds(ways: Sequence[SpeedWay], *, together: bool) -> list[list[SpeedWay]]:
     """Which ways are open at one time: all; or, where memory is scarce, those without adapters and then every other
     alone. peft's come before anything is compiled, so that nothing they do can meet a compiled model."""
     if together:

@@ -29,7 +29,7 @@ SUFFIXES = {"attention": ATTENTION, "linear": LINEAR, "conv": CONV}
 
 
 @dataclass(frozen=True)
-class Row:
+class WorkloadRow:
     """One row of a UNet call. memory: whose features it makes or runs on; kept: they are read at a later step."""
 
     image: int
@@ -87,7 +87,7 @@ class Workload:
         ]
         return tuple(mixes[which] for which in self._popularity())
 
-    def steps(self, seed: int = 0) -> tuple[tuple[Row, ...], ...]:
+    def steps(self, seed: int = 0) -> tuple[tuple[WorkloadRow, ...], ...]:
         """The rows of each step of the smallest run that shows the method's mean cost."""
         composer, count = self._run()
         return steps_of(composer, count, self.mixes(seed))
@@ -126,7 +126,7 @@ def adapter_name(index: int) -> str:
     return f"a{index}"
 
 
-def steps_of(composer: Composer, count: int, mixes: Sequence[Mix]) -> tuple[tuple[Row, ...], ...]:
+def steps_of(composer: Composer, count: int, mixes: Sequence[Mix]) -> tuple[tuple[WorkloadRow, ...], ...]:
     """The rows of `count` steps, picture by picture, each positive row before its negative twin."""
     runs = []
     for image, mix in enumerate(mixes):
@@ -136,7 +136,7 @@ def steps_of(composer: Composer, count: int, mixes: Sequence[Mix]) -> tuple[tupl
         runs.append(
             [
                 [
-                    Row(
+                    WorkloadRow(
                         image,
                         lane.prompt.role == "negative",
                         lane.uses,

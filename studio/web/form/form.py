@@ -38,7 +38,7 @@ class Form:
     values: Mapping[str, Any] = field(default_factory=dict)
     method: str = ""
     method_values: Mapping[str, object] = field(default_factory=dict)
-    rows: mix.Rows = ()
+    rows: mix.MixRows = ()
     init_image: str | None = None
     count: int = 1
     vae: str = ""
@@ -104,7 +104,7 @@ def is_proper(field: Field, value: object) -> bool:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Submission:
     """Pictures to ask for in one job, with their labels. before: the weights before the mix was normalised."""
 
     drafts: Sequence[Draft]
@@ -112,23 +112,23 @@ class Asked:
     before: Mapping[str, float] = field(default_factory=dict)
 
 
-def composed(form: Form) -> Asked:
+def composed(form: Form) -> Submission:
     """One picture a seed, rising from the first. Raises StudioError."""
     drafts = counted(draft_of(form), max(form.count, 1), _seeded(form).said("seed"))
-    return Asked(drafts, before=mix.weights_before(form.rows))
+    return Submission(drafts, before=mix.weights_before(form.rows))
 
 
 DRAFT_STEPS = 8
 
 
-def live(form: Form, seed: int) -> Asked:
+def live(form: Form, seed: int) -> Submission:
     """A draft of the form: one picture of few steps. seed: where the form leaves it open. Raises StudioError."""
     steps, own = form.said("steps"), form.said("seed")
     few = DRAFT_STEPS if steps is None else min(steps, DRAFT_STEPS)
-    return Asked([draft_of(form.saying(steps=few, seed=seed if own is None else own))])
+    return Submission([draft_of(form.saying(steps=few, seed=seed if own is None else own))])
 
 
-def compared(form: Form, names: Sequence[str], factors: Sequence[float] = (1.0,)) -> Asked:
+def compared(form: Form, names: Sequence[str], factors: Sequence[float] = (1.0,)) -> Submission:
     """The form's mix by every method and at every factor of its strengths, at one seed.
 
     names: methods; the form's own keeps its settings, the others have their defaults. Raises StudioError.
@@ -146,10 +146,10 @@ def compared(form: Form, names: Sequence[str], factors: Sequence[float] = (1.0,)
             scaled = tuple(mix.scaled(row, factor) for row in form.rows)
             drafts.append(draft_of(replace(seeded, method=name, method_values=values, rows=scaled)))
             labels.append(name if len(factors) == 1 else f"{name} x {factor:g}")
-    return Asked(drafts, labels)
+    return Submission(drafts, labels)
 
 
-def left_out(form: Form) -> Asked:
+def left_out(form: Form) -> Submission:
     """The whole mix, the mix without each LoRA in turn, and the base alone: who did what. Raises StudioError."""
     acting = mix.active(form.rows)
     if not acting:
@@ -163,10 +163,10 @@ def left_out(form: Form) -> Asked:
         method = OWN_METHOD if short else form.method  # one LoRA is the same by every method
         values = {} if short else form.method_values
         drafts.append(draft_of(replace(seeded, rows=rows, method=method, method_values=values)))
-    return Asked(drafts, [label for label, _ in cases])
+    return Submission(drafts, [label for label, _ in cases])
 
 
-def sweep(form: Form, name: str, low: float, high: float, count: int) -> Asked:
+def sweep(form: Form, name: str, low: float, high: float, count: int) -> Submission:
     """The strength of one LoRA of the mix, or of all ("all"), over a range, at one seed. Raises StudioError."""
     if not mix.active(form.rows):
         raise RequestError("the mix is empty; add the LoRA whose strength is to be swept")
@@ -190,14 +190,14 @@ def sweep(form: Form, name: str, low: float, high: float, count: int) -> Asked:
         )
         drafts.append(draft_of(replace(seeded, rows=rows)))
         labels.append(f"{'all x ' if name == ALL else name + ' '}{value:g}")
-    return Asked(drafts, labels)
+    return Submission(drafts, labels)
 
 
 SWEPT = 5
 """Pictures of a sweep that a row asks for."""
 
 
-def row_sweep(form: Form, name: str) -> Asked:
+def row_sweep(form: Form, name: str) -> Submission:
     """One LoRA's strength from 0 to half again as much as it has now, at least to 1.5. Raises StudioError."""
     now = next((row.strength for row in form.rows if row.name == name), 1.0)
     end = 1.5 * now if now < 0 else max(1.5, min(1.5 * now, mix.HIGHEST))

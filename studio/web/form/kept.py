@@ -102,11 +102,11 @@ def put_back(
 
 
 def _known_rows(
-    rows: mix.Rows,
+    rows: mix.MixRows,
     files: Mapping[str, object],
     look_up: Callable[[Iterable[str]], Iterable[Card]],
     notes: list[str],
-) -> mix.Rows:
+) -> mix.MixRows:
     """The rows, of which those are off whose file is gone."""
     here = {card.name.casefold(): card for card in look_up(row.name for row in rows)}
     known = []
@@ -126,7 +126,7 @@ def _mark(card: Card) -> str:
     return f"{card.size}.{card.modified!r}"
 
 
-def _plain(row: mix.Row) -> dict[str, Any]:
+def _plain(row: mix.MixRow) -> dict[str, Any]:
     plain: dict[str, Any] = {
         field.name: getattr(row, field.name) for field in dataclasses.fields(row) if field.name != "wanted"
     }
@@ -222,11 +222,11 @@ def _of_format_1(plain: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _row(plain: Mapping[str, Any]) -> mix.Row:
-    own = mix.Row("")
+def _row(plain: Mapping[str, Any]) -> mix.MixRow:
+    own = mix.MixRow("")
     if plain["preset"] not in (*mix.PRESETS, mix.CUSTOM):
         raise ValueError("another version's blocks")
-    return mix.Row(
+    return mix.MixRow(
         _of_type("", plain["name"]),
         _of_type(own.on, plain["on"]),
         _or_none(0.0, plain["weight"]),

@@ -36,7 +36,7 @@ PRESETS: dict[str, str] = {
 
 
 @dataclass(frozen=True)
-class Row:
+class MixRow:
     """One LoRA of the mix.
 
     on: whether it acts; a row that is off keeps its place. weight: None is what the file prefers.
@@ -71,7 +71,7 @@ class Row:
         )
 
 
-Rows = tuple[Row, ...]
+MixRows = tuple[MixRow, ...]
 
 
 def _symbolic(preset: str) -> tuple[tuple[str, float], ...]:
@@ -79,16 +79,16 @@ def _symbolic(preset: str) -> tuple[tuple[str, float], ...]:
     return ((f"@{preset}", 1.0),) if preset else ()
 
 
-def row_of(wanted: Wanted) -> Row:
+def row_of(wanted: Wanted) -> MixRow:
     """The row that asks for the same."""
     preset = next((name for name in PRESETS if _symbolic(name) == wanted.blocks), CUSTOM)
     text = wanted.text_weight
     if preset in PARTS:
         preset, text = (preset, None) if text == 0 else (CUSTOM, text)
-    return Row(wanted.adapter, True, wanted.weight, text, preset, wanted=wanted)
+    return MixRow(wanted.adapter, True, wanted.weight, text, preset, wanted=wanted)
 
 
-def added(rows: Rows, name: str, weight: float = 1.0) -> Rows:
+def added(rows: MixRows, name: str, weight: float = 1.0) -> MixRows:
     """With one more LoRA at the end; one that is there already is switched on and keeps its place. Raises
     RequestError for more rows than a page can hold."""
     if len(rows) >= MOST_ROWS:
@@ -96,14 +96,14 @@ def added(rows: Rows, name: str, weight: float = 1.0) -> Rows:
     rows = _as_edited(rows)
     if any(row.name.casefold() == name.casefold() for row in rows):
         return tuple(replace(row, on=True) if row.name.casefold() == name.casefold() else row for row in rows)
-    return (*rows, Row(name, weight=weight))
+    return (*rows, MixRow(name, weight=weight))
 
 
-def removed(rows: Rows, place: int) -> Rows:
+def removed(rows: MixRows, place: int) -> MixRows:
     return tuple(row for other, row in enumerate(_as_edited(rows)) if other != place)
 
 
-def moved(rows: Rows, place: int, by: int) -> Rows:
+def moved(rows: MixRows, place: int, by: int) -> MixRows:
     """One row up (-1) or down (+1); at the ends nothing moves."""
     target = place + by
     if not (0 <= place < len(rows) and 0 <= target < len(rows)):
@@ -113,7 +113,7 @@ def moved(rows: Rows, place: int, by: int) -> Rows:
     return tuple(order)
 
 
-def changed(rows: Rows, place: int, **edits: Any) -> Rows:
+def changed(rows: MixRows, place: int, **edits: Any) -> MixRows:
     """One row with other values of its fields: on, weight, text_weight (None is "as weight"), preset. Raises
     RequestError for a strength that is none."""
     if not 0 <= place < len(rows):
@@ -132,12 +132,12 @@ def _check_strength(name: str, value: object) -> None:
         raise RequestError(f"{name}={shown(value)} must be a number in {-STRONGEST:g} … {STRONGEST:g}")
 
 
-def scaled(row: Row, factor: float, digits: int = 4) -> Row:
+def scaled(row: MixRow, factor: float, digits: int = 4) -> MixRow:
     """The row at another strength; as it stands at a factor of 1."""
     return row if factor == 1 else replace(row, weight=round(row.strength * factor, digits))
 
 
-def preferring(rows: Rows, preferred: Mapping[str, float | None]) -> Rows:
+def preferring(rows: MixRows, preferred: Mapping[str, float | None]) -> MixRows:
     """The rows with the strengths that their files prefer, where they leave it to them. preferred: by name in lower
     case."""
     return tuple(
@@ -148,21 +148,21 @@ def preferring(rows: Rows, preferred: Mapping[str, float | None]) -> Rows:
     )
 
 
-def _as_edited(rows: Rows) -> Rows:
+def _as_edited(rows: MixRows) -> MixRows:
     """Not normalised any more: its total is another one."""
     return tuple(replace(row, before=None) for row in rows)
 
 
-def active(rows: Rows) -> Rows:
+def active(rows: MixRows) -> MixRows:
     return tuple(row for row in rows if row.on)
 
 
-def total(rows: Rows) -> float:
+def total(rows: MixRows) -> float:
     """The sum of the strengths' sizes of all that act together under Merge."""
     return sum(abs(row.strength) for row in active(rows))
 
 
-def normalised(rows: Rows, target: float = 1.0) -> Rows:
+def normalised(rows: MixRows, target: float = 1.0) -> MixRows:
     """The acting rows scaled so that their total is `target`; text-encoder strengths scale along.
 
     What the weights were stays with the rows (`Row.before`), so that a picture can say it.
@@ -183,12 +183,12 @@ def normalised(rows: Rows, target: float = 1.0) -> Rows:
     )
 
 
-def weights_before(rows: Rows) -> dict[str, float]:
+def weights_before(rows: MixRows) -> dict[str, float]:
     """Name -> weight before the mix was normalised; {} where it was not."""
     return {row.name: row.before for row in active(rows) if row.before is not None}
 
 
-def asked(rows: Rows) -> tuple[Wanted, ...]:
+def asked(rows: MixRows) -> tuple[Wanted, ...]:
     """All acting rows as a job asks for them."""
     return tuple(row.asked() for row in active(rows))
 
@@ -201,7 +201,7 @@ def has_tags(prompt: str) -> bool:
         return False
 
 
-def taken_from(prompt: str, rows: Rows) -> tuple[str, Rows]:
+def taken_from(prompt: str, rows: MixRows) -> tuple[str, MixRows]:
     """A prompt's tags as rows: the prompt without them, and the rows with them.
 
     A tag wins over the row of its LoRA. Tags that mean nothing stay in the prompt. Raises PromptError for malformed
@@ -233,13 +233,13 @@ def _without(prompt: str, tag: LoraTag) -> str:
     return before.rstrip(" ,") + seam + after.lstrip(" ,")
 
 
-def uses_of(rows: Rows) -> Mix:
+def uses_of(rows: MixRows) -> Mix:
     """The mix as composers see it, for a method's schedule; presets do not change that."""
     return Mix(
         tuple(Use(row.name, row.strength, band=row.asked().band) for row in active(rows) if row.strength)
     )
 
 
-def as_text(rows: Sequence[Row]) -> str:
+def as_text(rows: Sequence[MixRow]) -> str:
     """In one line, for titles: "fox 0.8 + comic 1"."""
     return " + ".join(f"{row.name} {row.strength:g}" for row in rows) or "no LoRA"

@@ -202,7 +202,7 @@ def _edit_mix(
 ) -> None:
     """What changes the mix from outside its rows."""
 
-    def added(name: str | None, held: mix.Rows, structure: int, model: str) -> tuple[Any, ...]:
+    def added(name: str | None, held: mix.MixRows, structure: int, model: str) -> tuple[Any, ...]:
         if not name:
             return gr.skip(), gr.skip(), None
         with told():
@@ -219,7 +219,7 @@ def _edit_mix(
         api_visibility="private",
     )
 
-    def normalised(held: mix.Rows, structure: int, settled: int) -> tuple[Any, ...]:
+    def normalised(held: mix.MixRows, structure: int, settled: int) -> tuple[Any, ...]:
         return mix.normalised(desk.preferring(tuple(held))), structure + 1, settled + 1
 
     buttons.normalise.click(
@@ -229,7 +229,7 @@ def _edit_mix(
         api_visibility="private",
     )
 
-    def tags_taken(prompt: str, held: mix.Rows, structure: int) -> tuple[Any, ...]:
+    def tags_taken(prompt: str, held: mix.MixRows, structure: int) -> tuple[Any, ...]:
         with told():
             text, fresh = mix.taken_from(prompt, tuple(held))
         return text, fresh, structure + 1

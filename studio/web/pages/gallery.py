@@ -27,7 +27,7 @@ SHOWN = 60
 
 
 @dataclass(frozen=True)
-class Ways:
+class GalleryWays:
     """Where the page's buttons lead. compose, compare: ids of tabs. compared: what is looked at on Compare."""
 
     tabs: gr.Tabs
@@ -101,7 +101,7 @@ class _Page:
         )  # fmt: skip
 
 
-def add(desk: Desk, fields: Fields, here: gr.Tab, ways: Ways) -> None:
+def add(desk: Desk, fields: Fields, here: gr.Tab, ways: GalleryWays) -> None:
     """Draws the page into the blocks at hand. here: its tab."""
     page = _Page.drawn()
     _show(desk, page, here)
@@ -172,7 +172,7 @@ def _show(desk: Desk, page: _Page, here: gr.Tab) -> None:
     )
 
 
-def _take_settings(desk: Desk, fields: Fields, page: _Page, ways: Ways) -> None:
+def _take_settings(desk: Desk, fields: Fields, page: _Page, ways: GalleryWays) -> None:
     """The settings of the chosen picture, or of one that is dropped, go into the Compose form."""
 
     def fill(
@@ -212,7 +212,7 @@ def _take_settings(desk: Desk, fields: Fields, page: _Page, ways: Ways) -> None:
     )
 
 
-def _ask_who_did(desk: Desk, page: _Page, ways: Ways) -> None:
+def _ask_who_did(desk: Desk, page: _Page, ways: GalleryWays) -> None:
     """The chosen picture's mix, with each LoRA left out in turn, on the Compare page."""
 
     def asked(

@@ -237,7 +237,7 @@ def _choose(desk: Desk, page: _Page) -> None:
 def _use(desk: Desk, fields: Fields, page: _Page) -> None:
     """The chosen card goes into the mix."""
 
-    def used(name: str, rows: mix.Rows, structure: int, model: str) -> tuple[Any, ...]:
+    def used(name: str, rows: mix.MixRows, structure: int, model: str) -> tuple[Any, ...]:
         with told():
             card = desk.worker.library.card(name, desk.chosen(model))
         weight = 1.0 if card.preferred_weight is None else card.preferred_weight

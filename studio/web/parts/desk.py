@@ -20,7 +20,7 @@ from studio.library.fit import Fit, fit_of
 from studio.rendering.opening import Opening, model_name
 from studio.web.door.events import login_of
 from studio.web.door.files import Files
-from studio.web.form.mix import Rows, preferring
+from studio.web.form.mix import MixRows, preferring
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Desk:
         """The library's cards that fit the model, by name."""
         return self.worker.library.search(fit=self.fit(model), fitting_only=True)
 
-    def preferring(self, rows: Rows) -> Rows:
+    def preferring(self, rows: MixRows) -> MixRows:
         """The mix with the strengths that its files prefer, where it leaves them to the files."""
         if all(row.weight is not None for row in rows):
             return rows

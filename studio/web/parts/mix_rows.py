@@ -50,7 +50,7 @@ def add(desk: Desk, states: MixStates, prompt: gr.Textbox) -> None:
         triggers=[states.structure.change, desk.model.change],
         show_progress="hidden",
     )
-    def draw(held: mix.Rows, model: str) -> None:
+    def draw(held: mix.MixRows, model: str) -> None:
         if not held:
             gr.Markdown("None yet: the model alone.", elem_classes="small-note")
             return
@@ -68,7 +68,7 @@ def _by_keyboard(states: MixStates) -> None:
     button = gr.Button("Move a row", visible="hidden", elem_id="move-row")
     asked = gr.JSON(visible=False)
 
-    def move(asked: Mapping[str, Any], held: mix.Rows, structure: int) -> tuple[Any, Any]:
+    def move(asked: Mapping[str, Any], held: mix.MixRows, structure: int) -> tuple[Any, Any]:
         rows, place = tuple(held), int(asked["place"])
         if not 0 <= place < len(rows) or rows[place].name != asked["name"]:
             return gr.skip(), gr.skip()
@@ -86,7 +86,7 @@ def _by_keyboard(states: MixStates) -> None:
 
 
 def _row(
-    home: Home, states: MixStates, prompt: gr.Textbox, place: int, row: mix.Row, card: Card | None, *, last: bool
+    home: Home, states: MixStates, prompt: gr.Textbox, place: int, row: mix.MixRow, card: Card | None, *, last: bool
 ) -> None:  # fmt: skip
     triggers = () if card is None else tuple(card.triggers)
     strength = row.strength
@@ -169,7 +169,7 @@ def _row(
     settle(text.submit, text, "text_weight", _strength)
     edit(text.blur, text, "text_weight", _strength)
 
-    def restructure(button: gr.Button, name: str, change: Callable[[mix.Rows], mix.Rows]) -> None:
+    def restructure(button: gr.Button, name: str, change: Callable[[mix.MixRows], mix.MixRows]) -> None:
         button.click(
             lambda held, number: (change(tuple(held)), number + 1),
             [states.rows, states.structure],
@@ -226,7 +226,7 @@ def _thumb(home: Home, card: Card | None, name: str) -> str:
     return f'<img src="{address(file)}" alt="{escape(name, quote=True)}">'
 
 
-def _name(row: mix.Row, card: Card | None) -> str:
+def _name(row: mix.MixRow, card: Card | None) -> str:
     said = "not in the library" if card is None else ", ".join(card.triggers[:3]) or card.category
     return f'<div class="row-name">{escape(row.name)}<small>{escape(said)}</small></div>'
 

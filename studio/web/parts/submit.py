@@ -10,12 +10,12 @@ import gradio as gr
 from studio.jobs import ModelState
 from studio.web.form import mix
 from studio.web.form.components import Fields
-from studio.web.form.form import Asked, Form
+from studio.web.form.form import Form, Submission
 from studio.web.parts.desk import Desk, told, who
 
 
 def asker(
-    desk: Desk, fields: Fields, make: Callable[[Mapping[Any, Any], Form], Asked], kind: str
+    desk: Desk, fields: Fields, make: Callable[[Mapping[Any, Any], Form], Submission], kind: str
 ) -> Callable[..., str]:
     """A handler that submits what `make` asks for, of what it got and the form; it returns the job's id."""
 
@@ -27,7 +27,7 @@ def asker(
     return ask
 
 
-def submit(desk: Desk, owner: str, form: Form, asked: Asked, model: str, kind: str) -> str:
+def submit(desk: Desk, owner: str, form: Form, asked: Submission, model: str, kind: str) -> str:
     """The job's id. Raises StudioError, and then nothing is queued."""
     return desk.worker.submit(
         owner,

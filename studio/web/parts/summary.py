@@ -79,7 +79,7 @@ class Summary:
         )
 
 
-def gauge_html(rows: mix.Rows) -> str:
+def gauge_html(rows: mix.MixRows) -> str:
     total = mix.total(rows)
     before = sum(abs(weight) for weight in mix.weights_before(rows).values())
     kind = "gauge high" if total > GAUGE else "gauge"
@@ -130,6 +130,6 @@ def _unknown(prompt: str, state: ModelState, triggers: Sequence[str]) -> str:
     return words.unknown_html(unknown_words(prompt, state.vocabulary, triggers))
 
 
-def _triggers(desk: Desk, rows: mix.Rows) -> list[str]:
+def _triggers(desk: Desk, rows: mix.MixRows) -> list[str]:
     found = desk.worker.library.named(row.name for row in rows)
     return list(dict.fromkeys(word for card in found for word in card.triggers))

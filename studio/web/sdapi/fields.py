@@ -96,7 +96,7 @@ OPTIONS = ("sd_model_checkpoint", "sd_vae", CLIP_SKIP)
 
 
 @dataclass(frozen=True)
-class Asked:
+class ImageCall:
     """One txt2img or img2img call. draft: of its first picture, whose seed is set; init_image: as base64 text.
 
     prompt: as it was sent, with its LoRA tags. resize: how the initial image is brought to size: 0 stretched,
@@ -117,7 +117,7 @@ class Asked:
         return counted(replace(self.draft, init_image=init_image), self.count, self.draft.values["seed"])
 
 
-def read_asked(body: Mapping[str, Any], *, with_image: bool) -> Asked:
+def read_asked(body: Mapping[str, Any], *, with_image: bool) -> ImageCall:
     """Raises RequestError and ComposerError for whatever cannot be done."""
     _refuse(body, with_image=with_image)
     images = body.get("init_images") or []
@@ -134,7 +134,7 @@ def read_asked(body: Mapping[str, Any], *, with_image: bool) -> Asked:
     values = {field.name: _value(field, body, with_image=with_image) for field in _MAPPED}
     values["scheduler"] = _scheduler(body)
     said = {name: value for name, value in values.items() if value is not None}
-    return Asked(
+    return ImageCall(
         Draft({**said, **script.values}, script.wanted),
         said["prompt"],
         count,

@@ -24,7 +24,7 @@ from studio.jobs import JobState, JobView, Worker
 from studio.jobs.job import Tally
 from studio.pictures import a1111
 from studio.pictures.metadata import PARAMETERS, read_texts
-from studio.web.sdapi.fields import LONGEST_PICTURE, Asked, clip_skip, read_asked
+from studio.web.sdapi.fields import LONGEST_PICTURE, ImageCall, clip_skip, read_asked
 from studio.web.sdapi.options import Options, model_name
 
 KIND = "sdapi"
@@ -59,7 +59,7 @@ async def render(
     return answer
 
 
-def _submit(worker: Worker, owner: str, own: Options, asked: Asked) -> str:
+def _submit(worker: Worker, owner: str, own: Options, asked: ImageCall) -> str:
     settings = {**own.values, **asked.override}
     skip = clip_skip(settings)
     if skip is not None and "clip_skip" not in asked.draft.values:
@@ -77,7 +77,7 @@ def _submit(worker: Worker, owner: str, own: Options, asked: Asked) -> str:
         )
 
 
-def _init_image(asked: Asked, folder: Path) -> Path:
+def _init_image(asked: ImageCall, folder: Path) -> Path:
     assert asked.init_image is not None
     file = folder / "init.png"
     image = picture_file.upright(io.BytesIO(_bytes(asked.init_image, "init_images")), "init_images")
@@ -105,7 +105,7 @@ def _bytes(text: str, where: str) -> bytes:
         ) from error
 
 
-def _result(view: JobView, asked: Asked, body: Mapping[str, Any]) -> dict[str, Any]:
+def _result(view: JobView, asked: ImageCall, body: Mapping[str, Any]) -> dict[str, Any]:
     done = view.finished
     images = []
     texts = []
@@ -121,7 +121,7 @@ def _result(view: JobView, asked: Asked, body: Mapping[str, Any]) -> dict[str, A
     }
 
 
-def _info(view: JobView, asked: Asked, texts: list[str]) -> dict[str, Any]:
+def _info(view: JobView, asked: ImageCall, texts: list[str]) -> dict[str, Any]:
     records = [picture.record for picture in view.finished if picture.record is not None]
     first = records[0] if records else {}
     negative = first.get("negative_prompt") or ""

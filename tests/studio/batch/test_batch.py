@@ -20,14 +20,14 @@ from PIL import Image
 from pipelines import StudioPipeline
 from pipelines.errors import RequestError, SetupError
 from pipelines.home import Home
-from studio.batch.manifest import MANIFEST, Outcome, is_whole
-from studio.batch.run import Batch, Order, render_jobs
+from studio.batch.manifest import MANIFEST, PictureOutcome, is_whole
+from studio.batch.run import Batch, BatchOrder, render_jobs
 from studio.pictures.comparison import TOLERANCE
 from studio.pictures.metadata import read_picture
 from studio.rendering.opening import Opening
 
 Jobs = list[dict[str, Any]]
-Rendering = Callable[..., list[Outcome]]
+Rendering = Callable[..., list[PictureOutcome]]
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def opening(sdxl_folder: Path) -> Opening:
 def rendering(opening: Opening, loras: Path, loaded_once: None, tmp_path: Path) -> Rendering:
     """rendering(jobs, …) -> the outcomes; pictures go to tmp_path/out."""
 
-    def call(jobs: Jobs | Path, **settings: Any) -> list[Outcome]:
+    def call(jobs: Jobs | Path, **settings: Any) -> list[PictureOutcome]:
         return list(render_jobs(jobs, tmp_path / "out", opening=opening, **settings))
 
     return call
@@ -93,7 +93,7 @@ def pipe(sdxl_folder: Path, loras: Path) -> StudioPipeline:
 def test_every_picture_equals_a_single_render(
     opening: Opening, loras: Path, loaded_once: None, tmp_path: Path, pipe: StudioPipeline
 ) -> None:
-    with Batch(Order(mixed(24), tmp_path / "out", opening)) as batch:
+    with Batch(BatchOrder(mixed(24), tmp_path / "out", opening)) as batch:
         assert batch.pending == 24
         outcomes = list(batch.run())
         assert batch.fill.busy is not None
@@ -222,7 +222,7 @@ def test_jobs_of_several_models(
 
 
 def test_one_run_a_folder(opening: Opening, loras: Path, loaded_once: None, tmp_path: Path) -> None:
-    order = Order(mixed(1), tmp_path / "out", opening)
+    order = BatchOrder(mixed(1), tmp_path / "out", opening)
     with Batch(order), pytest.raises(SetupError, match="another batch"), Batch(order):
         pass
 
@@ -238,7 +238,7 @@ def test_adapters_make_room_for_one_another(
     whole = {outcome.file.name: outcome.file for outcome in rendering(jobs) if outcome.file}
     said: list[str] = []
     small = replace(opening, row_limit=2, lora_ram=0.0, lora_vram=0.0)
-    with Batch(Order(jobs, tmp_path / "small", small), Home.resolve(), said.append) as batch:
+    with Batch(BatchOrder(jobs, tmp_path / "small", small), Home.resolve(), said.append) as batch:
         paged = {outcome.file.name: outcome.file for outcome in batch.run() if outcome.file}
     assert len(whole) == 4
     assert paged.keys() == whole.keys()

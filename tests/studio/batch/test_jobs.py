@@ -13,7 +13,7 @@ import pytest
 from pipelines.errors import PromptError, RequestError, SetupError, StudioError
 from studio.batch import schema as schemas
 from studio.batch.jobfile import JOB_FIELDS, read_jobs
-from studio.batch.plan import Ground, Job, check_template, plan
+from studio.batch.plan import Ground, PlannedPicture, check_template, plan
 from studio.batch.problems import Problems
 from studio.batch.prompts import read_line
 from studio.batch.values import alternatives, numbers
@@ -22,7 +22,7 @@ from studio.batch.variants import Wildcards, draw, every, read_template, size
 from ...budget import cheap
 
 
-def planned(file: Path, **settings: Any) -> tuple[list[Job], list[str]]:
+def planned(file: Path, **settings: Any) -> tuple[list[PlannedPicture], list[str]]:
     problems = Problems()
     jobs = read_jobs(file, problems)
     wildcards = Wildcards(file.parent / "wildcards")

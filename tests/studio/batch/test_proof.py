@@ -24,7 +24,7 @@ from pipelines import Session, StudioPipeline
 from pipelines.events import Finished, Started
 from pipelines.home import Home
 from studio.batch.manifest import MANIFEST
-from studio.batch.run import Batch, Order
+from studio.batch.run import Batch, BatchOrder
 from studio.pictures.comparison import TOLERANCE
 from studio.pictures.metadata import read_picture, save_picture
 from studio.rendering.opening import Opening
@@ -73,7 +73,7 @@ def jobs() -> list[dict[str, Any]]:
 
 def test_fill_throughput_and_equality(home: Home, jobs: list[dict[str, Any]], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with Batch(Order(jobs, out, Opening(source=MODEL)), home) as batch:
+    with Batch(BatchOrder(jobs, out, Opening(source=MODEL)), home) as batch:
         began, cpu = time.perf_counter(), time.process_time()
         outcomes = list(batch.run())
         together, together_cpu = time.perf_counter() - began, time.process_time() - cpu
@@ -168,7 +168,7 @@ def test_ray_with_one_and_two_workers(home: Home, jobs: list[dict[str, Any]], tm
     jobs = jobs[: max(COUNT // 4, 20)]
     paces, starts = {}, {}
     for workers in (1, 2):
-        order = Order(
+        order = BatchOrder(
             jobs, tmp_path / str(workers), Opening(source=MODEL, row_limit=8), engine="ray", workers=workers
         )
         with Batch(order, home) as batch:

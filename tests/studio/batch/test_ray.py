@@ -18,9 +18,9 @@ from pipelines.checkpoints import load_checkpoint
 from pipelines.errors import SetupError
 from pipelines.home import Home
 from studio.batch.placement import Node, Share, share_of
-from studio.batch.queue import Held, Task, TaskQueue
+from studio.batch.queue import Held, QueuedPicture, TaskQueue
 from studio.batch.remote import Assignment, FileMark, RemoteWorker
-from studio.batch.run import Batch, Order, render_jobs
+from studio.batch.run import Batch, BatchOrder, render_jobs
 from studio.pictures.comparison import TOLERANCE
 from studio.pictures.metadata import Setup
 from studio.rendering.opening import Opening
@@ -29,10 +29,12 @@ from studio.rendering.opening import Opening
 def queue(*tasks: str) -> TaskQueue:
     """queue("m/ab", "n/c"): tasks of model m with mix "ab", and so on; keys are their numbers."""
     parts = [task.partition("/") for task in tasks]
-    return TaskQueue(Task(str(number), model, mix) for number, (model, _, mix) in enumerate(parts, 1))
+    return TaskQueue(
+        QueuedPicture(str(number), model, mix) for number, (model, _, mix) in enumerate(parts, 1)
+    )
 
 
-def keys(tasks: list[Task]) -> list[str]:
+def keys(tasks: list[QueuedPicture]) -> list[str]:
     return [task.key for task in tasks]
 
 
@@ -153,7 +155,7 @@ def test_on_a_cluster_with_a_killed_worker(
     opening = Opening(source=str(sdxl_folder), row_limit=4)
     home = Home.resolve(loras.parent)
     outcomes = []
-    with Batch(Order(jobs, tmp_path / "ray", opening, engine="ray", workers=2), home) as batch:
+    with Batch(BatchOrder(jobs, tmp_path / "ray", opening, engine="ray", workers=2), home) as batch:
         for outcome in batch.run():
             outcomes.append(outcome)
             if len(outcomes) == 1:

@@ -18,7 +18,7 @@ from pipelines.errors import RequestError, SetupError
 from pipelines.home import Home
 from studio.bench.quality.advice import as_text as advice_text
 from studio.bench.quality.advice import rank
-from studio.bench.quality.cells import Plan, part_of
+from studio.bench.quality.cells import CellPlan, part_of
 from studio.bench.quality.drawing import Shot
 from studio.bench.quality.elements import MIXED, NARROW, NEW, Composition, Element, compositions, spread
 from studio.bench.quality.eyes import clip_eye, world_eye
@@ -142,9 +142,9 @@ def test_a_method_added_later_joins_by_itself(monkeypatch: pytest.MonkeyPatch) -
 
 def test_who_leads_changes_the_mix_and_not_the_prompt() -> None:
     composition = mix("character-a", "style-b")
-    plan = Plan(Suite("x", composition.elements), (composition,), (), (1,))
+    plan = CellPlan(Suite("x", composition.elements), (composition,), (), (1,))
     cells = [
-        Plan(plan.suite, (composition,), (read_method(text),), (1,)).cells[0]
+        CellPlan(plan.suite, (composition,), (read_method(text),), (1,)).cells[0]
         for text in ("switch", "switch^style")
     ]
     jobs = [plan.job(cell) for cell in cells]
@@ -156,7 +156,7 @@ def test_who_leads_changes_the_mix_and_not_the_prompt() -> None:
 
 def test_parts_are_all_cells_once() -> None:
     compositions = tuple(mix("character-a", f"style-{n}") for n in range(7))
-    plan = Plan(Suite("x", ()), compositions, (read_method("merge"),), (1, 2))
+    plan = CellPlan(Suite("x", ()), compositions, (read_method("merge"),), (1, 2))
     parts = [cell for number in (1, 2, 3) for cell in part_of(plan.cells, number, 3)]
     assert sorted(map(repr, parts)) == sorted(map(repr, plan.cells))
     names = [plan.job(cell)["name"] + str(cell.seed) for cell in [*plan.cells, *plan.singles]]

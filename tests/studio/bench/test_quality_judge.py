@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pipelines.errors import SetupError
-from studio.bench.quality.cells import Cell
+from studio.bench.quality.cells import QualityCell
 from studio.bench.quality.drawing import Shot
 from studio.bench.quality.elements import Composition, Element
 from studio.bench.quality.judge import KEY, Endpoint, Verdict, both_orders, endpoint, judge_all, read_answer
@@ -118,7 +118,7 @@ def test_every_method_is_judged_against_the_baseline(
 
     good = base64.b64encode(pictures[0].read_bytes())
     server = serve(lambda shown: scores(8, 3) if good in shown[0] else scores(3, 8))
-    cells = [Cell(MIX, read_method(name), 1) for name in ("switch", "merge")]
+    cells = [QualityCell(MIX, read_method(name), 1) for name in ("switch", "merge")]
     shots = {cell: Shot(file, 1, 0, 0.1, "", "", "") for cell, file in zip(cells, pictures, strict=True)}
     (found,) = judge_all(Endpoint(server.url, "m"), shots, cells, "merge", 5)
     assert (found.method, found.pairs) == ("switch", 1)

@@ -24,13 +24,13 @@ from studio.bench.speed.order import every_axis_in_turn
 from studio.bench.speed.ours import Ours
 from studio.bench.speed.profile import kind_of, profiled
 from studio.bench.speed.rivals import Base
-from studio.bench.speed.run import Bench, Budget, Measured, Outcome
+from studio.bench.speed.run import Bench, Budget, Measured, SpeedOutcome
 from studio.bench.speed.timing import Captured, Timing
-from studio.bench.speed.ways import Way
+from studio.bench.speed.ways import SpeedWay
 from studio.bench.speed.workload import CMLORA_STEPS, Layers, Method, Workload
 
 SMALL = Workload(cells=8, images=2, members=2, rank=2)
-BASE = Way("base", "eager")
+BASE = SpeedWay("base", "eager")
 EXACT = 1e-5
 """Relative, in float32."""
 
@@ -46,11 +46,11 @@ def test_every_way_gives_what_merged_weights_give(sdxl_folder: Path, layers: Lay
     unet = load_unet(str(sdxl_folder), Home.resolve(), torch.device("cpu"), torch.float32)
     bench = Bench(Bed("random-sdxl", unet, layers, 2), Budget(600), lambda text: None)
     ways = [
-        Way("studio", "eager", "lane-packed"),
-        Way("studio", "eager", "pool"),
-        Way("studio", "eager", "dense"),
-        Way("peft set_adapters", "eager"),
-        Way("peft adapter_names", "eager"),
+        SpeedWay("studio", "eager", "lane-packed"),
+        SpeedWay("studio", "eager", "pool"),
+        SpeedWay("studio", "eager", "dense"),
+        SpeedWay("peft set_adapters", "eager"),
+        SpeedWay("peft adapter_names", "eager"),
     ]
     measured = bench.measure(replace(SMALL, layers=layers), ways, 1)
     for outcome in measured.outcomes:
@@ -66,7 +66,7 @@ def test_the_comparison_sees_a_way_that_leaves_the_adapters_out(
 ) -> None:
     run = Engine.run
     monkeypatch.setattr(Engine, "run", lambda own, call: run(own, replace(call, uses=((),) * call.rows)))
-    [outcome] = bench.measure(SMALL, [Way("studio", "eager", "auto")], 1).outcomes
+    [outcome] = bench.measure(SMALL, [SpeedWay("studio", "eager", "auto")], 1).outcomes
     assert outcome.difference is not None
     assert outcome.difference > 0.01
 
@@ -143,7 +143,7 @@ def test_kernels_are_known_by_their_names(name: str, kind: str) -> None:
 def test_methods_run_in_all_ways_that_can(bench: Bench, method: Method, steps: int) -> None:
     work = replace(SMALL, method=method)
     assert len(work.steps()) == steps
-    measured = bench.measure(work, [Way("studio", "eager", "auto"), Way("fused", "eager")], 1)
+    measured = bench.measure(work, [SpeedWay("studio", "eager", "auto"), SpeedWay("fused", "eager")], 1)
     studio, fused = measured.outcomes
     assert studio.timing is not None
     assert "stays the same" in fused.note
@@ -168,7 +168,7 @@ def test_spreads_are_punicas() -> None:
 
 def test_a_spent_budget_leaves_ways_out_and_says_so(bench: Bench) -> None:
     late = Bench(bench.bed, Budget(-1), lambda text: None)
-    [outcome] = late.measure(SMALL, [Way("base", "eager")], 1, compare=False).outcomes
+    [outcome] = late.measure(SMALL, [SpeedWay("base", "eager")], 1, compare=False).outcomes
     assert outcome.timing is None
     assert "budget" in outcome.note
 
@@ -177,7 +177,7 @@ def test_gates_see_a_slow_studio_and_a_wrong_one() -> None:
     def measured(rival: float, difference: float) -> Measured:
         seconds = {gates.STUDIO: 1.0, **dict.fromkeys(gates.LEAST, rival)}
         outcomes = tuple(
-            Outcome(way, Timing((value,)), difference=difference if way == gates.STUDIO else None)
+            SpeedOutcome(way, Timing((value,)), difference=difference if way == gates.STUDIO else None)
             for way, value in seconds.items()
         )
         return Measured("m", gates.WORK, "float32", outcomes, None, 0)
@@ -212,9 +212,9 @@ def bytes_of_new_tensors() -> int:
 
 def test_targets_are_ratios_of_one_run_and_say_what_was_left_out() -> None:
     def section(**seconds: float) -> Measured:
-        ways = {"base": BASE, "ours": Way("studio", "eager", "pool"), "peft": targets.RELEASED}
+        ways = {"base": BASE, "ours": SpeedWay("studio", "eager", "pool"), "peft": targets.RELEASED}
         outcomes = tuple(
-            Outcome(ways[name], Timing((value,)), value / seconds["base"], 1e-3)
+            SpeedOutcome(ways[name], Timing((value,)), value / seconds["base"], 1e-3)
             for name, value in seconds.items()
         )
         return Measured("m", SMALL, "bfloat16", outcomes, 1e-3, 0)

@@ -15,7 +15,7 @@ import pytest
 import studio.commands
 from studio.cli import parser
 from studio.commands import registry
-from studio.commands.flags import Command, Group
+from studio.commands.flags import Command, CommandGroup
 
 STUDIO = Path(studio.commands.__file__).parent.parent
 FILES = sorted(
@@ -146,5 +146,5 @@ def test_names_and_places_are_taken_once() -> None:
     places = [each.place for each in registry.commands()]
     assert len(set(names)) == len(names)
     assert len(set(places)) == len(places)
-    groups = {each.name for each in registry.commands() if isinstance(each, Group)}
+    groups = {each.name for each in registry.commands() if isinstance(each, CommandGroup)}
     assert {name.split()[0] for name in names if " " in name} <= groups

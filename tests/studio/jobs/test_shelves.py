@@ -19,7 +19,7 @@ from pipelines.home import Home, answers
 from pipelines.home import home as home_module
 from studio.drafts import picture_file
 from studio.drafts.draft import Draft, Wanted, counted
-from studio.drafts.shelf import Names
+from studio.drafts.shelf import LoadedNames
 from studio.jobs import gate, shelves
 from studio.jobs.gate import MOST_MISSING, MOST_WORDS, Trust, distinct, model_key
 from studio.jobs.inputs import with_kept_input
@@ -191,7 +191,7 @@ def test_names_stay_one_to_a_file_whoever_claims_them(tmp_path: Path) -> None:
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        names = Names()
+        names = LoadedNames()
         paths = [
             tmp_path / str(folder) / f"{stem}.safetensors" for folder in range(20) for stem in ("a", "A", "b")
         ]

@@ -11,7 +11,7 @@ from pipelines import Finished, Request, StudioPipeline
 from pipelines.errors import RequestError
 from studio.pictures.metadata import Setup
 from studio.rendering import saver
-from studio.rendering.once import Drive, Job, Outcome, Saving
+from studio.rendering.once import Drive, Outcome, Picture, Saving
 from studio.rendering.runner import Runner
 from studio.terminal.exits import INTERRUPTED, OK, SOME_FAILED
 from studio.terminal.progress import Teller
@@ -35,7 +35,7 @@ class Told:
     def drive(self, *jobs: tuple[int, int], width: int = 32) -> Outcome:
         """jobs: seed and steps. width: of the last one."""
         asked = [
-            Job(
+            Picture(
                 Request(
                     "a fox", seed=seed, steps=steps, width=width if place == len(jobs) else 32, height=32
                 ),

@@ -16,9 +16,9 @@ from composers import Composite
 from pipelines import Event, Failed, Finished, Request, Session, Started, Stepped, StudioPipeline
 from pipelines.errors import RenderError, RequestError
 from pipelines.model import Model
-from studio.batch.worker import Worker
+from studio.batch.worker import Renderer
 from studio.pictures.metadata import Setup
-from studio.rendering.once import Drive, Job, Saving
+from studio.rendering.once import Drive, Picture, Saving
 from studio.rendering.runner import AHEAD, Fill, Runner
 from studio.rendering.saver import Made
 from studio.terminal.progress import Teller
@@ -265,7 +265,7 @@ def drawn_by_a_runner(pipe: StudioPipeline, request: Request, folder: Path) -> N
 def drawn_by_the_command_line(pipe: StudioPipeline, request: Request, folder: Path) -> None:
     drive = Drive(
         pipe,
-        [Job(request, "", folder / "fox.png")],
+        [Picture(request, "", folder / "fox.png")],
         Saving({}, Setup()),
         teller=Teller(quiet=True),
         on_file=lambda file: None,
@@ -274,7 +274,7 @@ def drawn_by_the_command_line(pipe: StudioPipeline, request: Request, folder: Pa
 
 
 def drawn_by_a_batch(pipe: StudioPipeline, request: Request, folder: Path) -> None:
-    worker = Worker(pipe, {}, Setup())
+    worker = Renderer(pipe, {}, Setup())
     assert worker.give("key", request) is None
     rendered = []
     while worker.busy:

@@ -237,7 +237,7 @@ def test_every_field_has_a_control_with_its_words_and_choices() -> None:
 
 def test_a_preset_is_a_symbolic_block_both_ways() -> None:
     for preset in mix.PRESETS:
-        row = mix.Row("fox", weight=0.7, text_weight=None, preset=preset)
+        row = mix.MixRow("fox", weight=0.7, text_weight=None, preset=preset)
         asked = row.asked()
         assert asked.blocks == (((f"@{preset}", 1.0),) if preset else ())
         assert asked.text_weight == (0.0 if preset in PARTS else None)

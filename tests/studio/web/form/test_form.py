@@ -22,7 +22,7 @@ from studio.jobs import ModelState
 from studio.web.form import mix
 from studio.web.form.form import Form, compared, composed, form_of, live, row_sweep, sweep
 from studio.web.form.job_file import job_file
-from studio.web.form.mix import Row
+from studio.web.form.mix import MixRow
 from studio.web.pages.compare import _numbers
 from studio.web.pages.compare import pictures as pictures_of
 from studio.web.parts.summary import cost_html
@@ -42,7 +42,7 @@ FORM = Form(
     },
     method="switch",
     method_values={"interval": 3},
-    rows=(Row("fox", weight=0.8, text_weight=0.5), Row("hat", weight=1.1), Row("off", on=False)),
+    rows=(MixRow("fox", weight=0.8, text_weight=0.5), MixRow("hat", weight=1.1), MixRow("off", on=False)),
     count=3,
 )
 
@@ -63,10 +63,10 @@ def test_a_job_file_asks_for_the_same_pictures(tmp_path: Path) -> None:
 def test_a_job_file_asks_for_the_same_blocks_schedules_and_conditions(tmp_path: Path) -> None:
     late = Wanted("late", 0.5, schedule=Schedule(((0.0, 0.0), (3.0, 1.0))), pinned=True, band="low")
     rows = (
-        Row("way-in", weight=0.8, preset="INALL"),
-        Row("content", weight=0.9, preset="content"),
-        Row("style", weight=None, preset="style"),
-        Row("quiet", weight=0.0, text_weight=0.0),
+        MixRow("way-in", weight=0.8, preset="INALL"),
+        MixRow("content", weight=0.9, preset="content"),
+        MixRow("style", weight=None, preset="style"),
+        MixRow("quiet", weight=0.0, text_weight=0.0),
         mix.row_of(Wanted("own", 1.0, 0.0, (("mid_block", 0.5), ("up_blocks.1", 1.0)))),
         mix.row_of(Wanted("numbers", 1.0, 1.0, (("@1,0,0.5", 1.0),))),
         mix.row_of(late),
@@ -119,7 +119,7 @@ def test_a_rows_sweep_goes_from_nothing_past_its_strength_at_one_seed() -> None:
     assert [
         wanted.weight for draft in asked.drafts for wanted in draft.wanted if wanted.adapter == "fox"
     ] == [0.8] * 5
-    negative = row_sweep(Form(rows=(Row("fox", weight=-0.8),)), "fox")
+    negative = row_sweep(Form(rows=(MixRow("fox", weight=-0.8),)), "fox")
     assert negative.labels[-1] == "fox -1.2"
 
 
@@ -130,7 +130,9 @@ def test_a_sweep_of_a_row_that_is_off_switches_it_on() -> None:
 
 
 def test_what_the_mix_was_before_it_was_normalised_goes_with_the_job() -> None:
-    form = Form({"prompt": "a fox"}, rows=mix.normalised((Row("fox", weight=1.5), Row("hat", weight=0.5))))
+    form = Form(
+        {"prompt": "a fox"}, rows=mix.normalised((MixRow("fox", weight=1.5), MixRow("hat", weight=0.5)))
+    )
     assert composed(form).before == {"fox": 1.5, "hat": 0.5}
     assert composed(FORM).before == {}
 
@@ -201,7 +203,7 @@ def test_a_strangers_settings_that_are_no_numbers_leave_the_form_as_it_is() -> N
 def test_a_run_of_a_thousand_million_steps_is_not_drawn_as_a_table() -> None:
     with cheap():
         assert "steps=1000000000 must be" in cost_html(FORM.saying(steps=10**9), ModelState())
-        many = tuple(Row(f"a{n}") for n in range(101))
+        many = tuple(MixRow(f"a{n}") for n in range(101))
         assert "101 LoRAs are more than" in cost_html(replace(FORM, rows=many), ModelState())
         assert "too many to be shown" in cost_html(
             replace(FORM.saying(steps=999), rows=many[:99]), ModelState()

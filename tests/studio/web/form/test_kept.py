@@ -19,7 +19,7 @@ from studio.jobs.gate import Trust
 from studio.library.scan import Library
 from studio.web.form.form import Form
 from studio.web.form.kept import UNREADABLE, PutBack, kept, put_back
-from studio.web.form.mix import CUSTOM, Row
+from studio.web.form.mix import CUSTOM, MixRow
 
 LATE = Wanted("nilo-fox", 1.0, blocks=(("mid", 0.5),), schedule=Schedule(((0.5, 0.0),)))
 FORM = Form(
@@ -40,10 +40,10 @@ FORM = Form(
     method="switch",
     method_values={"interval": 3},
     rows=(
-        Row("fox", weight=0.8, text_weight=0.5, before=1.2),
-        Row("Hat", on=False, weight=-1, preset="style"),
-        Row("nilo-fox", preset=CUSTOM, wanted=LATE),
-        Row("owl", on=False, weight=None),
+        MixRow("fox", weight=0.8, text_weight=0.5, before=1.2),
+        MixRow("Hat", on=False, weight=-1, preset="style"),
+        MixRow("nilo-fox", preset=CUSTOM, wanted=LATE),
+        MixRow("owl", on=False, weight=None),
     ),
     count=3,
 )
@@ -82,7 +82,7 @@ def test_a_lora_that_is_gone_is_told_and_switched_off(own: Home) -> None:
     (own.path / "loras" / "fox.safetensors").unlink()
     back = reopened(held, own)
     assert back is not None
-    assert back.form.rows == (Row("fox", on=False, weight=0.8, text_weight=0.5), *FORM.rows[1:])
+    assert back.form.rows == (MixRow("fox", on=False, weight=0.8, text_weight=0.5), *FORM.rows[1:])
     [note] = back.notes
     assert note == "LoRA 'fox' is not in the library any more; its row is switched off."
     assert reopened(browser(back.form, own), own) == PutBack(back.form)  # once told is enough

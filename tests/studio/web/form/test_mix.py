@@ -9,15 +9,19 @@ import pytest
 
 from pipelines.errors import PromptError, RequestError
 from studio.web.form import mix
-from studio.web.form.mix import Row
+from studio.web.form.mix import MixRow
 
 
-def rows(*weights: float) -> mix.Rows:
-    return tuple(Row(name, weight=weight) for name, weight in zip("abcdef", weights, strict=False))
+def rows(*weights: float) -> mix.MixRows:
+    return tuple(MixRow(name, weight=weight) for name, weight in zip("abcdef", weights, strict=False))
 
 
 def test_normalising_scales_what_acts_and_remembers_what_it_was() -> None:
-    held = (Row("a", weight=1.2), Row("b", weight=0.8, text_weight=0.4), Row("c", on=False, weight=2.0))
+    held = (
+        MixRow("a", weight=1.2),
+        MixRow("b", weight=0.8, text_weight=0.4),
+        MixRow("c", on=False, weight=2.0),
+    )
     done = mix.normalised(held)
     assert [row.weight for row in done] == [0.6, 0.4, 2.0]
     assert done[1].text_weight == 0.2
@@ -73,7 +77,7 @@ def test_a_tag_that_means_nothing_stays_in_the_prompt_and_the_others_become_rows
 
 @pytest.mark.parametrize("value", [None, "1", math.nan, math.inf, 101, -1e9, True, [1]])
 def test_a_strength_that_is_none_is_refused(value: Any) -> None:
-    rows = (Row("fox"),)
+    rows = (MixRow("fox"),)
     with pytest.raises(RequestError, match="weight="):
         mix.changed(rows, 0, weight=value)
     if value is not None:
@@ -82,6 +86,6 @@ def test_a_strength_that_is_none_is_refused(value: Any) -> None:
 
 
 def test_a_mix_has_rows_that_a_page_can_hold() -> None:
-    rows = tuple(Row(f"a{n}") for n in range(mix.MOST_ROWS))
+    rows = tuple(MixRow(f"a{n}") for n in range(mix.MOST_ROWS))
     with pytest.raises(RequestError, match="200 rows"):
         mix.added(rows, "one more")
