@@ -22,7 +22,7 @@ from studio.batch.checking import ModelGroup
 from studio.batch.placement import Node, Share, share_of
 from studio.batch.queue import Held, QueuedPicture, TaskQueue
 from studio.batch.remote import Assignment, FileMark, OpenedModel, RemoteWorker, Reply
-from studio.batch.worker import Rendered
+from studio.batch.renderer import Rendered
 from studio.pictures.metadata import Setup
 from studio.rendering.opening import Opening
 from studio.rendering.runner import Fill

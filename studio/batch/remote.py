@@ -18,7 +18,7 @@ import torch
 from pipelines import Request
 from pipelines.errors import ModelError, RenderError
 from pipelines.home import Home
-from studio.batch.worker import Rendered, Renderer
+from studio.batch.renderer import Rendered, Renderer
 from studio.library.hashes import find_adapter, is_adapter
 from studio.pictures.metadata import Setup
 from studio.rendering.opening import Opening, open_pipeline

@@ -25,8 +25,8 @@ from studio.batch.jobfile import JobFile, from_objects, read_jobs
 from studio.batch.manifest import Manifest, PictureOutcome
 from studio.batch.plan import TEMPLATE, Ground, PlannedPicture, plan
 from studio.batch.problems import Problems
+from studio.batch.renderer import Rendered, Renderer
 from studio.batch.variants import Wildcards
-from studio.batch.worker import Rendered, Renderer
 from studio.pictures.metadata import Setup
 from studio.rendering.opening import Opening, model_name, open_pipeline
 from studio.rendering.runner import Fill

@@ -9,7 +9,7 @@ For developers: it is no command of `lora-studio`.
 `flops` runs the engine's own full and shallow passes, adapters live, on tensors without data, and multiplies by the
 passes that the schedule of a run holds. `quality` names the default by this rule: the cheapest mode whose difference to
 uncached CMLoRA is not above that of uncached CMLoRA to Composite; if there is none, the closest.
-Exit status 1 where --check finds a gate broken.
+Exit status 1 where --check finds a limit broken.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ FAMILIES: Sequence[tuple[str, int, Cut]] = (
     ("sdxl", 128, "published"),
 )
 """Published configuration, side of the latents, cut."""
-GATES = {("sd1", 64, 20): 0.50, ("sd1", 64, 100): 0.45, ("sdxl", 128, 20): 0.43, ("sdxl", 128, 100): 0.40}
+MOST_COST = {("sd1", 64, 20): 0.50, ("sd1", 64, 100): 0.45, ("sdxl", 128, 20): 0.43, ("sdxl", 128, 100): 0.40}
 """Most that dominant_only may cost at five adapters and the family's default cut, in Composites."""
 CATEGORIES = ("character", "clothing", "style", "background", "object")
 OWN_TURNS = "uncached, turns every step"
@@ -164,16 +164,16 @@ def count_flops() -> list[dict[str, Any]]:
 
 
 def broken_gates(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The gates that are not kept, by the dearer of all high and one low."""
+    """The limits that are not kept, by the dearer of all high and one low."""
     found = []
     for row in rows:
-        gate = GATES.get((row["config"], row["cells"], row["steps"]))
+        limit = MOST_COST.get((row["config"], row["cells"], row["steps"]))
         default = row["cut"] == ("published" if row["config"] == "sd1" else "deep")
-        if gate and default and row["adapters"] == 5 and row["refresh"] == "dominant_only":
+        if limit and default and row["adapters"] == 5 and row["refresh"] == "dominant_only":
             cost = max(row["of Composite"], row["of Composite, one low"])
-            if cost > gate:
+            if cost > limit:
                 found.append(
-                    f"{row['config']} at {row['cells']} cells, {row['steps']} steps: {cost:.3f} > {gate}"
+                    f"{row['config']} at {row['cells']} cells, {row['steps']} steps: {cost:.3f} > {limit}"
                 )
     return found
 
@@ -361,7 +361,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3, help="for seconds")
     parser.add_argument("--cuts", action="store_true", help="for quality: the model's other cuts as well")
-    parser.add_argument("--check", action="store_true", help="fail where a gate is broken")
+    parser.add_argument("--check", action="store_true", help="fail where a limit is broken")
     parser.add_argument("--json", type=Path, help="write the figures here as well")
     options = parser.parse_args(arguments)
     missed: list[str] = []
@@ -386,8 +386,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(json.dumps(result, indent=1))
     if options.json:
         options.json.write_text(json.dumps(result, indent=1))
-    for gate in missed:
-        print(f"gate broken: {gate}", file=sys.stderr)
+    for limit in missed:
+        print(f"limit broken: {limit}", file=sys.stderr)
     return int(bool(missed))
 
 

@@ -72,7 +72,7 @@ def add(command: ArgumentParser) -> None:
         metavar="N",
         help="N random changes of mix, method and adapter: what is made anew?",
     )
-    what.add_argument("--gates", action="store_true", help="the ratios that CI holds; exit code 1 if broken")
+    what.add_argument("--ratios", action="store_true", help="the ratios that CI holds; exit code 1 if broken")
     machine = command.add_argument_group("device and output")
     machine.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1")
     machine.add_argument("--dtype", metavar="T", help="default: float32 on a CPU, bfloat16 on a GPU")
@@ -107,7 +107,7 @@ def read(args: Namespace) -> SpeedOrder:
         rivals=tuple(args.rivals),
         targets=None if args.targets is None else tuple(args.targets),
         changes=args.changes,
-        gates=args.gates,
+        ratios=args.ratios,
         device=args.device,
         dtype=args.dtype,
         profile=args.profile,
@@ -119,7 +119,7 @@ def read(args: Namespace) -> SpeedOrder:
 
 
 def run(order: SpeedOrder, home: Home, teller: Teller) -> int:
-    """The exit code: 1 where --gates finds one broken."""
+    """The exit code: 1 where --ratios finds one broken."""
     from studio.bench.speed import order as speed
 
     return speed.run(order, home, teller)

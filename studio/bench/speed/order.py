@@ -15,7 +15,7 @@ from pipelines.engine.residency.bank import FormChoice
 from pipelines.errors import SetupError
 from pipelines.home import Home
 from pipelines.record import device_name
-from studio.bench.speed import gates, report, targets
+from studio.bench.speed import ratios, report, targets
 from studio.bench.speed.bed import Bed, Machine
 from studio.bench.speed.changes import Changes, random_changes
 from studio.bench.speed.report import About
@@ -38,7 +38,7 @@ class SpeedOrder:
 
     models, sizes (pixels; () is the model's), images, members, ranks, layers, spreads, methods: the workloads, each
     combination of these, or with `full` every axis in turn. forms, modes, rivals: the ways. Instead of all that,
-    targets: parts of the engine's targets (() is all); changes: so many random ones; gates: what CI holds.
+    targets: parts of the engine's targets (() is all); changes: so many random ones; ratios: what CI holds.
     profile: where the time goes too. repeats: turns of each way. budget: seconds. json, plot: files to write.
     """
 
@@ -56,7 +56,7 @@ class SpeedOrder:
     rivals: tuple[str, ...]
     targets: tuple[str, ...] | None
     changes: int | None
-    gates: bool
+    ratios: bool
     device: str
     dtype: str | None
     profile: bool
@@ -71,7 +71,7 @@ class SpeedOrder:
 
 
 def run(order: SpeedOrder, home: Home, teller: Teller) -> int:
-    """The exit code: 1 where a gate is broken."""
+    """The exit code: 1 where a ratio is broken."""
     device = pick_device(order.device)
     dtype = (
         torch.bfloat16 if order.dtype is None and device.type == "cuda" else pick_dtype(order.dtype, device)
@@ -83,8 +83,8 @@ def run(order: SpeedOrder, home: Home, teller: Teller) -> int:
     budget = Budget(order.budget)
     autotune.keep_in(home.cache)
     machine = Machine(home, device, dtype)
-    if order.gates:
-        return gates.run(machine, budget, order.repeats, teller)
+    if order.ratios:
+        return ratios.run(machine, budget, order.repeats, teller)
     about = About(device_name(device), torch.__version__, str(dtype).removeprefix("torch."))
     print(about.line)
     found: list[Measured] = []

@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 
-from composers import Composer, Knob, Mix, Plan, Step, build, methods
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One setting of a method. default: as the method has it; `knob` says its range, unit and help."""
-
-    name: str
-    knob: Knob
-    default: object
-
-    @property
-    def whole(self) -> bool:
-        return type(self.default) is int
+from composers import Composer, Mix, Plan, Step, build, methods
+from composers.plan import Setting
+from composers.plan import settings as settings_of_kind
 
 
 def settings(method: str) -> tuple[Setting, ...]:
     """The settings of a method, in its own order."""
-    return tuple(
-        Setting(field.name, field.metadata["knob"], field.default)
-        for field in dataclasses.fields(methods()[method])
-        if "knob" in field.metadata
-    )
+    return settings_of_kind(methods()[method])
 
 
 def built(method: str, values: Mapping[str, object]) -> Composer:

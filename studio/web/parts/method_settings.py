@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from composers import methods
+from composers.plan import Setting
 from studio.web.form import methods as method_room
 from studio.web.parts.desk import Desk
 
@@ -38,7 +39,7 @@ def add(desk: Desk, method: gr.Radio, values: gr.State, structure: gr.State) -> 
                     )
 
 
-def _control(setting: method_room.Setting, value: Any) -> Any:
+def _control(setting: Setting, value: Any) -> Any:
     knob = setting.knob
     label = f"{knob.label} ({knob.unit})" if knob.unit else knob.label
     if knob.choices:

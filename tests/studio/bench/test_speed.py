@@ -17,7 +17,7 @@ from pipelines.engine.products.attention import join_weights
 from pipelines.engine.products.graphs import CudaGraphs, Reruns
 from pipelines.home import Home
 from studio import cli
-from studio.bench.speed import gates, targets
+from studio.bench.speed import ratios, targets
 from studio.bench.speed.bed import Bed, Inputs, load_unet
 from studio.bench.speed.changes import Changes, random_changes
 from studio.bench.speed.order import every_axis_in_turn
@@ -175,17 +175,17 @@ def test_a_spent_budget_leaves_ways_out_and_says_so(bench: Bench) -> None:
 
 def test_gates_see_a_slow_studio_and_a_wrong_one() -> None:
     def measured(rival: float, difference: float) -> Measured:
-        seconds = {gates.STUDIO: 1.0, **dict.fromkeys(gates.LEAST, rival)}
+        seconds = {ratios.STUDIO: 1.0, **dict.fromkeys(ratios.LEAST, rival)}
         outcomes = tuple(
-            SpeedOutcome(way, Timing((value,)), difference=difference if way == gates.STUDIO else None)
+            SpeedOutcome(way, Timing((value,)), difference=difference if way == ratios.STUDIO else None)
             for way, value in seconds.items()
         )
-        return Measured("m", gates.WORK, "float32", outcomes, None, 0)
+        return Measured("m", ratios.WORK, "float32", outcomes, None, 0)
 
-    assert gates.broken_gates(measured(3.1, 1e-6)) == []
-    assert len(gates.broken_gates(measured(2.5, 1e-6))) == 1
-    assert len(gates.broken_gates(measured(0.5, 1e-6))) == 3
-    assert len(gates.broken_gates(measured(3.1, 1e-4))) == 1
+    assert ratios.broken_ratios(measured(3.1, 1e-6)) == []
+    assert len(ratios.broken_ratios(measured(2.5, 1e-6))) == 1
+    assert len(ratios.broken_ratios(measured(0.5, 1e-6))) == 3
+    assert len(ratios.broken_ratios(measured(3.1, 1e-4))) == 1
 
 
 def test_random_changes_are_exact_and_make_nothing_anew(

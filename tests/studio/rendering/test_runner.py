@@ -16,7 +16,7 @@ from composers import Composite
 from pipelines import Event, Failed, Finished, Request, Session, Started, Stepped, StudioPipeline
 from pipelines.errors import RenderError, RequestError
 from pipelines.model import Model
-from studio.batch.worker import Renderer
+from studio.batch.renderer import Renderer
 from studio.pictures.metadata import Setup
 from studio.rendering.once import Drive, Picture, Saving
 from studio.rendering.runner import AHEAD, Fill, Runner

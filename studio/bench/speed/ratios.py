@@ -25,21 +25,21 @@ TRIES = 3
 
 
 def run(machine: Machine, budget: Budget, repeats: int, teller: Teller) -> int:
-    """Measures until the gates hold, three times at most; 1 where they do not."""
+    """Measures until the ratios hold, three times at most; 1 where they do not."""
     bench = Bench(Bed(MODEL, machine.unet(MODEL), WORK.layers, WORK.rank), budget, teller.say)
     for _ in range(TRIES):
         measured = bench.measure(WORK, [STUDIO, *LEAST], repeats)
         print(report.table(measured))
-        broken = broken_gates(measured)
+        broken = broken_ratios(measured)
         if not broken:
             return 0
-    for gate in broken:
-        teller.error(gate)
+    for ratio in broken:
+        teller.error(ratio)
     return 1
 
 
-def broken_gates(measured: Measured) -> list[str]:
-    """The gates that do not hold, in words."""
+def broken_ratios(measured: Measured) -> list[str]:
+    """The ratios that do not hold, in words."""
     timings = {outcome.way: outcome.timing for outcome in measured.outcomes}
     studio = timings[STUDIO]
     assert studio is not None
