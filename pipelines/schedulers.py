@@ -95,9 +95,7 @@ SAMPLERS: tuple[Sampler, ...] = (
     Sampler("Heun Karras", "HeunDiscreteScheduler", _sigmas("karras") | {"clip_sample": False}),
     Sampler("UniPC", "UniPCMultistepScheduler", _UNIPC | _sigmas(), ("uni_pc",)),
     Sampler("UniPC Karras", "UniPCMultistepScheduler", _UNIPC | _sigmas("karras")),
-    Sampler(
-        "DEIS", "DEISMultistepScheduler", {"algorithm_type": "deis", "solver_type": "logrho"} | _sigmas()
-    ),
+    Sampler("DEIS", "DEISMultistepScheduler", _DEIS | _sigmas()),
     Sampler("PNDM", "PNDMScheduler", _PNDM, ("PLMS",)),
     Sampler("LCM", "LCMScheduler", _NO_CLIP),
     Sampler("TCD", "TCDScheduler", _NO_CLIP),

@@ -104,7 +104,7 @@ def inspect(values: Inspect, home: Home, teller: Teller) -> int:
             continue
         seen.append(result if isinstance(result, dict) else result.to_dict())
         if not values.as_json:
-            print(_shown(result))
+            print(_shown(result) if isinstance(result, dict) else result)
     if values.as_json:
         _print_json(seen)
     failed = len(values.files) - len(seen)
@@ -149,14 +149,13 @@ def _picture(path: Path, home: Home) -> dict[str, Any]:
     }
 
 
-def _shown(result: Inspection | dict[str, Any]) -> str:
+def _shown(result: dict[str, Any]) -> str:
+    """What a picture says, in lines."""
     from pathlib import Path
 
     from studio.drafts.fields import FIELDS
     from studio.pictures.metadata import PARAMETERS
 
-    if not isinstance(result, dict):
-        return str(result)
     lines = [Path(result["path"]).name]
     if result["program"] is None and not result[PARAMETERS]:
         return "\n  ".join([*lines, "says nothing about how it was made", *result["notes"]])

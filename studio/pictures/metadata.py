@@ -20,7 +20,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from composers.shown import shown
-from pipelines import Record, Request
+from pipelines import Request
 from pipelines.bounds import LONGEST_NAME, LONGEST_PROMPT, MOST_ADAPTERS, check_text
 from pipelines.errors import RequestError, StudioError
 from pipelines.families.family import FAMILIES
@@ -36,6 +36,7 @@ from studio.library.known import Known
 from studio.pictures import a1111
 
 if TYPE_CHECKING:
+    from pipelines import Record
     from studio.pictures.foreign import Foreign
 
 CHUNK = "lora-studio"

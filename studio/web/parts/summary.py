@@ -10,9 +10,8 @@ from typing import Any
 import gradio as gr
 
 from pipelines import StudioError
-from pipelines.bounds import LONGEST_PROMPT, MOST_ADAPTERS
-from pipelines.errors import RequestError
-from pipelines.request import MOST_STEPS
+from pipelines.bounds import LONGEST_PROMPT
+from pipelines.request import Request
 from pipelines.text.vocabulary import unknown as unknown_words
 from studio.jobs import ModelState
 from studio.web.form import methods as method_room
@@ -98,11 +97,8 @@ def cost_html(form: Form, state: ModelState) -> str:
     steps = (defaults.steps if defaults else 20) if steps is None else steps
     guidance = (defaults.guidance_scale if defaults else 7.0) if guidance is None else guidance
     try:
-        if not 1 <= steps <= MOST_STEPS:
-            raise RequestError(f"steps={steps} must be a whole number in 1 … {MOST_STEPS}")
         members = mix.uses_of(form.rows)
-        if len(members) > MOST_ADAPTERS:
-            raise RequestError(f"{len(members)} LoRAs are more than one picture may have ({MOST_ADAPTERS})")
+        Request("", steps=steps, adapters=members.uses)  # the gate
         if len(members) * steps > MOST_CELLS:
             return (
                 f'<p class="small-note">{len(members)} LoRAs over {steps} steps are too many to be shown.</p>'
