@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from composers import Composer, Knob
-    from pipelines import Request, StudioPipeline
+    from pipelines import Request
     from pipelines.adapters import LoadReport
     from pipelines.home import Home
     from studio.drafts.flags import Asked
@@ -156,7 +156,6 @@ def run(values: RenderValues, home: Home, teller: Teller) -> int:
         pipe = open_pipeline(opening, home, teller.say)
     for report in shelf.load(pipe):
         teller.say(f"LoRA {_applied(report)}")
-    _propose(pipe, requests, teller)
     if restored is not None:
         repetition.check_model(restored, pipe, teller.say)
     jobs = [
@@ -199,17 +198,6 @@ def _sheet(request: Request, model: str) -> Sheet:
 
     assert request.seed is not None
     return Sheet(request.seed, request.prompt, request.composer.name, model)
-
-
-def _propose(pipe: StudioPipeline, requests: Sequence[Request], teller: Teller) -> None:
-    """Says which settings an adapter made for few steps wants."""
-    from composers import StudioError
-    from studio.rendering.acceleration import proposals
-
-    loaded = {name: pipe.model.adapter(name).metadata for name in pipe.adapters}
-    with suppress(StudioError):  # a request that cannot be rendered is refused when it is submitted
-        for line in proposals(loaded, [request.resolved(pipe.model.facts) for request in requests]):
-            teller.say(line)
 
 
 def _applied(report: LoadReport) -> str:

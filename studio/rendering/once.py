@@ -9,11 +9,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipelines import Event, Failed, Finished, Record, Request, Stepped, StudioError, StudioPipeline
+from pipelines import Event, Failed, Finished, Record, Request, Stepped, StudioError, StudioPipeline, Ticket
 from pipelines.faults import forget_tensors
 from pipelines.home.files import write_whole
 from studio.drafts.draft import placed
 from studio.pictures.metadata import Setup
+from studio.rendering.acceleration import proposals
 from studio.rendering.runner import Runner
 from studio.rendering.saver import Made, Saved, Saver
 from studio.terminal.exits import INTERRUPTED, OK, SOME_FAILED
@@ -82,6 +83,7 @@ class Drive:
         self._teller = teller
         self._on_file = on_file
         self._runner: Runner[int] = Runner(pipe.model)
+        self._metadata = {name: pipe.model.adapter(name).metadata for name in pipe.adapters}
         self._images: dict[int, Image.Image] = {}
         self._previews: set[Path] = set()
         self.outcome = Outcome()
@@ -91,7 +93,10 @@ class Drive:
 
         slow: say how long it will take. Raises StudioError, before any work, for a request that cannot be rendered.
         """
-        steps = sum(self._give(place, job) for place, job in enumerate(self._jobs))
+        tickets = [self._give(place, job) for place, job in enumerate(self._jobs)]
+        for line in proposals(self._metadata, [ticket.request for ticket in tickets]):
+            self._teller.say(line)
+        steps = sum(ticket.steps for ticket in tickets)
         began = time.monotonic()
         try:
             with Saver[int, Saved[int]](lambda saved: saved) as saver:
@@ -122,10 +127,9 @@ class Drive:
                 self._tell(saver.told())
             self._tell(saver.rest())
 
-    def _give(self, place: int, job: Picture) -> int:
-        """Returns the steps it will take."""
+    def _give(self, place: int, job: Picture) -> Ticket:
         try:
-            return self._runner.give(place, job.request).steps
+            return self._runner.give(place, job.request)
         except StudioError as error:
             raise placed(error, job.where) from error
 
