@@ -70,6 +70,14 @@ def test_a_wanted_adapter_can_say_all_that_a_use_can() -> None:
     assert tuple(field.name for field in fields(Wanted)) == USE_FIELDS
 
 
+@pytest.mark.parametrize(
+    "moment", ["start=5000", "stop=1001", "step=0-1e0", f"step=2-{10**300}", "0.5@0,1@5000"]
+)
+def test_a_tags_moment_that_no_run_reaches_survives_json(moment: str) -> None:
+    draft = Draft({"prompt": f"a fox <lora:fox:{moment}>"})
+    assert read_draft(json.loads(json.dumps(plain_draft(draft))), "") == draft
+
+
 def test_a_draft_overrides_only_what_it_says() -> None:
     base = read_draft(
         {"prompt": "a", "seed": 1, "steps": 9, "adapters": {"fox": 0.5, "hat": 1.0}}, "file, entry 1"
@@ -99,6 +107,7 @@ def test_a_draft_overrides_only_what_it_says() -> None:
             "adapters, entry 1: unknown field 'wieght'; did you mean",
         ),
         ({"adapters": [{"adapter": "fox", "schedule": [[1.5, 1]]}]}, "schedule starts [1.5]"),
+        ({"adapters": [{"adapter": "fox", "schedule": [[10**400, 1]]}]}, "must be a fraction of the steps"),
         ({"adapters": [{"adapter": "fox", "blocks": 3}]}, "blocks=3 must be a list of pairs"),
         ({"adapters": ["fox", "FOX"]}, "stands twice"),
         ({"init_image": "nowhere.png"}, "init image"),
