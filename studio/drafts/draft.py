@@ -50,6 +50,10 @@ class Wanted:
         weight = self.weight if self.weight is not None else 1.0 if preferred is None else preferred
         return Use(name, weight, self.text_weight, self.blocks, self.schedule, self.pinned, self.band)
 
+    def check(self) -> None:
+        """Raises StudioError for what no request takes."""
+        Request("", adapters=(self.use(self.adapter, None),))
+
     def over(self, base: Wanted) -> Wanted:
         """The same adapter with what is said here; what is not, as `base` has it."""
         own = {

@@ -19,7 +19,7 @@ from pipelines.home import Home
 from pipelines.home.files import exists
 from pipelines.request import PROMPTS, Request
 from pipelines.schedulers import canonical
-from studio.drafts.draft import Draft
+from studio.drafts.draft import Draft, Wanted
 from studio.library.known import Finder, Missing
 from studio.library.scan import Library
 from studio.pictures.metadata import Remembered, read_picture, without_echoes
@@ -95,7 +95,7 @@ def _named_as_here(said: Remembered, model: str, finder: Finder) -> Draft:
             finder.notes.append(
                 f"LoRA {one.adapter!r} is left out: it is {name!r} here, which is in the mix already"
             )
-        elif name is not None:
+        elif name is not None and _is_sound(one, finder.notes):
             wanted.append(replace(one, adapter=name))
             names[one.adapter.casefold()] = name
     draft = replace(said.draft, wanted=tuple(wanted))
@@ -109,6 +109,16 @@ def _named_as_here(said: Remembered, model: str, finder: Finder) -> Draft:
         and (name := names.get(str(getattr(composer, setting.name)).casefold()))
     }
     return draft.with_value("composer", replace(composer, **changed))
+
+
+def _is_sound(wanted: Wanted, notes: list[str]) -> bool:
+    """Whether a request may have the adapter; `notes` is told why not."""
+    try:
+        wanted.check()
+    except StudioError as error:
+        notes.append(f"LoRA {wanted.adapter!r} is left out: {error}")
+        return False
+    return True
 
 
 def _hub(source: str, home: Home) -> str:
