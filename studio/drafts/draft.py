@@ -102,11 +102,16 @@ class Draft:
 
     def over(self, base: Draft) -> Draft:
         """Both, this one winning. An adapter in both keeps its place and takes what is said here."""
-        named = {wanted.adapter.casefold(): wanted for wanted in self.wanted}
-        kept = tuple(named.pop(old.adapter.casefold(), old).over(old) for old in base.wanted)
+        own = list(self.wanted)
+        kept = []
+        for old in base.wanted:
+            place = next(
+                (n for n, one in enumerate(own) if one.adapter.casefold() == old.adapter.casefold()), None
+            )
+            kept.append(old if place is None else own.pop(place).over(old))
         return Draft(
             {**base.values, **self.values},
-            (*kept, *named.values()),
+            (*kept, *own),
             self.init_image or base.init_image,
             base.where,
         )

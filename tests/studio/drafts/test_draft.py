@@ -13,9 +13,11 @@ from PIL import Image
 
 from composers import Composite, Merge, Schedule, StudioError, Switch, Use
 from pipelines import Request
+from pipelines.errors import RequestError
 from studio.drafts.draft import USE_FIELDS, Draft, Wanted, counted
 from studio.drafts.entries import plain_draft, plain_request, read_draft, read_requests
 from studio.drafts.fields import FIELDS
+from studio.drafts.flags import Asked, drafts_of
 from studio.drafts.init_image import read_init_image, sized_like
 
 from ...budget import cheap
@@ -87,6 +89,25 @@ def test_a_draft_overrides_only_what_it_says() -> None:
     assert (request.prompt, request.seed, request.steps) == ("a", 1, 4)
     assert request.uses == (Use("fox", 0.5), Use("hat", 0.2), Use("new", 0.3))
     assert flags.over(base).where == "file, entry 1"
+
+
+def test_what_is_said_twice_over_another_draft_is_not_half_forgotten() -> None:
+    twice = Draft({"prompt": "a"}, (Wanted("fox", 0.2), Wanted("Fox", 0.3)))
+    for base in (Draft(), Draft({}, (Wanted("hat", 1.0),)), Draft({}, (Wanted("fox", 1.0),))):
+        with pytest.raises(RequestError, match="stands twice"):
+            built(twice.over(base))
+
+
+def test_tags_of_a_prompt_that_is_laid_over_a_draft_override_its_loras() -> None:
+    base = Draft({"prompt": "old", "seed": 1, "steps": 9}, (Wanted("fox", 0.8), Wanted("owl", 0.5, 0.1)))
+    asked = Asked(Draft({"steps": 4}, (Wanted("hat", 0.2),)), ("new <lora:Owl:0.3>", "b", "c <lora:hat:0.9>"))
+    first, second, third = drafts_of(asked, base, str)
+    assert built(first).uses == (Use("fox", 0.8), Use("owl", 0.3), Use("hat", 0.2))
+    assert built(second).uses == (Use("fox", 0.8), Use("owl", 0.5, 0.1), Use("hat", 0.2))
+    assert [draft.values["prompt"] for draft in (first, second, third)] == ["new", "b", "c"]
+    assert [draft.values["steps"] for draft in (first, second, third)] == [4, 4, 4]
+    with pytest.raises(RequestError, match="'hat' stands twice"):
+        built(third)
 
 
 @pytest.mark.parametrize(
