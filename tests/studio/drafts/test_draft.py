@@ -11,14 +11,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from composers import Composite, Merge, Schedule, StudioError, Switch, Use
+from composers import BLora, Composite, Merge, Schedule, StudioError, Switch, Use
 from pipelines import Request
 from pipelines.errors import RequestError
+from pipelines.home import Home
 from studio.drafts.draft import USE_FIELDS, Draft, Wanted, counted
 from studio.drafts.entries import plain_draft, plain_request, read_draft, read_requests
 from studio.drafts.fields import FIELDS
 from studio.drafts.flags import Asked, drafts_of
 from studio.drafts.init_image import read_init_image, sized_like
+from studio.drafts.shelf import LoadedNames, Shelf, requests_of
 
 from ...budget import cheap
 
@@ -108,6 +110,22 @@ def test_tags_of_a_prompt_that_is_laid_over_a_draft_override_its_loras() -> None
     assert [draft.values["steps"] for draft in (first, second, third)] == [4, 4, 4]
     with pytest.raises(RequestError, match="'hat' stands twice"):
         built(third)
+
+
+def test_a_method_names_adapters_as_they_are_loaded(tmp_path: Path) -> None:
+    home = Home.resolve(tmp_path / "home")
+    names = LoadedNames()
+    names.claim(tmp_path / "another" / "b-panda.safetensors", ["b-panda"])
+    shelf = Shelf(home, "tiny-sdxl", names=names)
+    method = {"method": "blora", "content": "B-Panda", "style": "b-sketch"}
+    draft = read_draft({"composer": method, "adapters": ["b-panda", "b-sketch"]}, "")
+    [request] = requests_of([draft], shelf)
+    assert [use.adapter for use in request.uses] == ["tiny-sdxl/b-panda", "b-sketch"]
+    assert request.composer == BLora(content="tiny-sdxl/b-panda", style="b-sketch")
+    assert [use.blocks for use in request.composer.prepared(request.uses)] == [
+        (("@content", 1.0),),
+        (("@style", 1.0),),
+    ]
 
 
 @pytest.mark.parametrize(
