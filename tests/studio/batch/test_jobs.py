@@ -122,6 +122,27 @@ def test_a_wildcard_that_names_itself(tmp_path: Path) -> None:
         read_template("__a__", Wildcards(tmp_path))
 
 
+def test_tags_may_hold_choices_and_wildcards(tmp_path: Path) -> None:
+    (tmp_path / "wildcards").mkdir()
+    (tmp_path / "wildcards" / "strong.txt").write_text("0.5\n0.8\n")
+    prompt = "a <lora:{fox|owl}:__strong__> {in snow <lora:hat>|}"
+    file = written(tmp_path, "a.jsonl", json.dumps({"prompt": prompt, "variants": "all", "seed": 1}))
+    jobs, messages = planned(file)
+    assert not messages
+    assert [[(one.adapter, one.weight) for one in job.draft.wanted] for job in jobs] == [
+        [(name, weight), *hat]
+        for name in ("fox", "owl")
+        for weight in (0.5, 0.8)
+        for hat in ([("hat", None)], [])
+    ]
+    assert [job.draft.values["prompt"] for job in jobs] == ["a in snow", "a"] * 4
+    _, messages = planned(
+        written(tmp_path, "b.jsonl", '{"prompt": "a <lora:fox:{0.5|much}>", "variants": "all"}')
+    )
+    [told] = messages
+    assert told.startswith("b.jsonl, line 1: the tag <lora:fox:much> cannot be read")
+
+
 def test_prompt_lines() -> None:
     assert read_line("a fox's den --steps 20 --seed 1-3 --lora fox=0.8:0.5 --size 64x32") == {
         "prompt": "a fox's den",
