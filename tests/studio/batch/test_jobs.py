@@ -215,6 +215,13 @@ def test_seeds_and_keys_are_the_same_in_every_run(tmp_path: Path) -> None:
     assert renamed[0].key == first[5].key
 
 
+def test_seeds_that_were_drawn_for_prompts_with_choices_stay(tmp_path: Path) -> None:
+    """A batch that another version began would else make all its pictures anew."""
+    file = written(tmp_path, "a.jsonl", '{"prompt": "{a|2::{b|b c}} d"}')
+    [job], _ = planned(file)
+    assert (job.seed, job.key) == (1909389982, "7424baf0117f7baf")
+
+
 def test_names_of_files(tmp_path: Path) -> None:
     file = written(
         tmp_path, "jobs.jsonl", '{"prompt": "a fox: (red:1.2)/../x <lora:f:1>", "seed": 7, "name": "Ünï/x"}'
