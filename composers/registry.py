@@ -15,6 +15,10 @@ from pathlib import Path
 from composers.errors import ComposerError
 from composers.plan import Composer
 
+_PART = re.compile(r"(?:[^\\,]|\\.|\\\Z)*+", re.DOTALL)
+"""A setting, up to a comma without a backslash before it."""
+_ESCAPED = re.compile(r"(?<!\\)(\\++)(,|\Z)")
+
 
 @cache
 def methods() -> Mapping[str, type[Composer]]:
@@ -48,18 +52,18 @@ def build(name: str, settings: Mapping[str, object]) -> Composer:
 def parse(text: str) -> Composer:
     """The method that a text names: 'switch', or 'switch:interval=3,convention=code'. `spell` writes such texts.
 
-    A comma inside a value is written as a backslash and a comma. Raises ComposerError as `build` does, and for a
-    setting without "=".
+    A comma inside a value is written as a backslash and a comma, and a backslash before one, or at the end, as two.
+    Raises ComposerError as `build` does, and for a setting without "=".
     """
     name, _, rest = text.strip().partition(":")
     kind = methods().get(name.lower())
     texts = {f.name for f in dataclasses.fields(kind) if isinstance(f.default, str)} if kind else set()
     settings: dict[str, object] = {}
-    for part in filter(None, re.split(r"(?<!\\),", rest)):
+    for part in filter(None, _PART.findall(rest)):
         key, equals, value = part.partition("=")
         if not equals:
             raise ComposerError(f"method {text!r}: write its settings as name=value, separated by commas")
-        key, value = key.strip(), value.strip().replace("\\,", ",")
+        key, value = key.strip(), _ESCAPED.sub(_plain, value.strip())
         settings[key] = value if key in texts else _value(value)
     return build(name, settings)
 
@@ -70,16 +74,20 @@ def settings_of(composer: Composer) -> dict[str, object]:
 
 
 def spell(composer: Composer) -> str:
-    """The text that `parse` reads back as this method. Settings at their default are left out.
-
-    A comma inside a value (an adapter's name) gets a backslash before it.
-    """
+    """The text that `parse` reads back as this method. Settings at their default are left out."""
     changed = [
-        f"{setting.name}={getattr(composer, setting.name)}".replace(",", "\\,")
+        re.sub(
+            r"(?<!\\)\\++(?=,|\Z)", r"\g<0>\g<0>", f"{setting.name}={getattr(composer, setting.name)}"
+        ).replace(",", "\\,")
         for setting in dataclasses.fields(composer)
         if getattr(composer, setting.name) != setting.default
     ]
     return composer.name + (":" + ",".join(changed) if changed else "")
+
+
+def _plain(escaped: re.Match[str]) -> str:
+    count = len(escaped[1])
+    return "\\" * ((count - 1) // 2) + "," if escaped[2] else "\\" * ((count + 1) // 2)
 
 
 def _value(text: str) -> object:

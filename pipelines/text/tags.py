@@ -99,7 +99,10 @@ class LoraTag:
         except ComposerError as error:
             starts = [start for start, _ in self.points]
             raise PromptError(f"{told}: the moments {shown(starts)} must rise from 0 on") from error
-        return Use(self.name, self.weight, text_weight, blocks, schedule)
+        try:
+            return Use(self.name, self.weight, text_weight, blocks, schedule)
+        except ComposerError as error:
+            raise PromptError(f"{told}: its strengths multiply to no number that can be held") from error
 
     def _blocks(self) -> tuple[Blocks, float]:
         """What `lbw` means: blocks, and a factor on the text encoder's strength."""

@@ -178,12 +178,14 @@ class _Checked:
             return
         if field == "init_image" and not isinstance(value, str):
             raise RequestError(f"init_image={shown(value)} must be a path, counted from the job file")
+        if field == "prompt" and isinstance(value, str):
+            self.templates[value] = template = read_template(value, self._wildcards)
+            if not all(isinstance(part, str) for part in template):
+                return  # its tags may hold choices; what is drawn is judged with its picture
         draft = self._draft(field, value)
         if draft.init_image is not None:
             read_init_image(draft.init_image)
         Request(**{"prompt": "", **draft.values})
-        if isinstance(value, str) and field == "prompt":
-            self.templates[value] = read_template(value, self._wildcards)
 
     def _draft(self, field: str, value: object) -> Draft:
         try:

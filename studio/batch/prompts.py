@@ -84,6 +84,7 @@ def plain_wanted(wanted: Wanted) -> dict[str, Any]:
     return {
         "adapter": wanted.adapter,
         **{key: value for key, value in strengths.items() if value is not None},
+        **({"pinned": True} if wanted.pinned else {}),
     }
 
 

@@ -35,12 +35,16 @@ _LIKELIHOOD = re.compile(r"\s*+(?P<weight>\d{1,20}(?:\.\d{0,20}+)?|\.\d{1,20})::
 _MANY = re.compile(r"\s*+[\d-]++\$\$")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PromptChoice:
     """One of several texts, with their likelihoods; each text is a sequence of words and choices."""
 
     options: tuple[Template, ...]
     weights: tuple[float, ...]
+
+    def __repr__(self) -> str:
+        """Seeds and keys of jobs are drawn from this text, so it stays as it is, whatever the class is called."""
+        return f"Choice(options={self.options!r}, weights={self.weights!r})"
 
 
 Template = tuple["str | PromptChoice", ...]

@@ -203,12 +203,12 @@ def read_asked(args: Namespace) -> Asked:
     from studio.drafts.fields import FIELDS
     from studio.drafts.flags import Asked, wanted_of
 
-    width, height = args.size or (None, None)
-    if args.size and (args.width or args.height):
+    if args.size and (args.width, args.height) != (None, None):
         raise RequestError("give either --size or --width and --height")
     said = {field.name: getattr(args, field.name) for field in FIELDS if field.flags}
     image = said.pop("init_image")
-    said["width"], said["height"] = said["width"] or width, said["height"] or height
+    if args.size:
+        said["width"], said["height"] = args.size
     given = {name: value for name, value in said.items() if value is not None}
     return Asked(
         draft=Draft(given, wanted_of(args.lora, args.pin), path(image)),

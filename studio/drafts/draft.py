@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from composers.errors import StudioError
-from composers.plan import Schedule, Use
+from composers.plan import Composer, Schedule, Use, settings
 from composers.shown import shown
 from pipelines.errors import RequestError
 from pipelines.request import Request
@@ -49,6 +49,10 @@ class Wanted:
         """As a use of the adapter that is loaded under `name`."""
         weight = self.weight if self.weight is not None else 1.0 if preferred is None else preferred
         return Use(name, weight, self.text_weight, self.blocks, self.schedule, self.pinned, self.band)
+
+    def check(self) -> None:
+        """Raises StudioError for what no request takes."""
+        Request("", adapters=(self.use(self.adapter, None),))
 
     def over(self, base: Wanted) -> Wanted:
         """The same adapter with what is said here; what is not, as `base` has it."""
@@ -98,11 +102,16 @@ class Draft:
 
     def over(self, base: Draft) -> Draft:
         """Both, this one winning. An adapter in both keeps its place and takes what is said here."""
-        named = {wanted.adapter.casefold(): wanted for wanted in self.wanted}
-        kept = tuple(named.pop(old.adapter.casefold(), old).over(old) for old in base.wanted)
+        own = list(self.wanted)
+        kept = []
+        for old in base.wanted:
+            place = next(
+                (n for n, one in enumerate(own) if one.adapter.casefold() == old.adapter.casefold()), None
+            )
+            kept.append(old if place is None else own.pop(place).over(old))
         return Draft(
             {**base.values, **self.values},
-            (*kept, *named.values()),
+            (*kept, *own),
             self.init_image or base.init_image,
             base.where,
         )
@@ -117,16 +126,34 @@ class Draft:
     def build(
         self, look_up: Callable[[Wanted], Use], read_image: Callable[[Path], Image.Image] = read_init_image
     ) -> Request:
-        """The request. `look_up` finds an adapter's file.
+        """The request. `look_up` finds an adapter's file; the method names it as it is loaded.
 
         read_image: reads the initial image; to judge a request, `sized_like` does. Raises StudioError, saying where.
         """
         try:
             uses = tuple(look_up(wanted) for wanted in self.wanted)
             image = None if self.init_image is None else read_image(self.init_image)
-            return Request(**{"prompt": "", **self.values, "adapters": uses, "init_image": image})
+            values = dict(self.values)
+            if isinstance(composer := values.get("composer"), Composer):
+                names = {
+                    wanted.adapter.casefold(): use.adapter
+                    for wanted, use in zip(self.wanted, uses, strict=True)
+                }
+                values["composer"] = naming(composer, names)
+            return Request(**{"prompt": "", **values, "adapters": uses, "init_image": image})
         except StudioError as error:
             raise placed(error, self.where) from error
+
+
+def naming(composer: Composer, names: Mapping[str, str]) -> Composer:
+    """The method, with other names of the adapters that its settings name. names: by the present ones in lower case."""
+    changed = {
+        setting.name: name
+        for setting in settings(type(composer))
+        if setting.annotation == "str"
+        and (name := names.get(str(getattr(composer, setting.name)).casefold()))
+    }
+    return replace(composer, **changed)
 
 
 def placed(error: StudioError, where: str) -> StudioError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +26,7 @@ from pipelines.bounds import (
     check_text,
 )
 from pipelines.errors import RequestError
-from pipelines.request import MOST_STEPS, PROMPTS, Request
+from pipelines.request import PROMPTS, Request
 from studio.drafts.draft import MOST_PICTURES, USE_FIELDS, Draft, Wanted, placed
 from studio.drafts.fields import NAMES
 from studio.drafts.init_image import picture_mark
@@ -33,6 +34,8 @@ from studio.drafts.plain import check_plain, read_json, read_text
 
 HUGE = 2**128
 """Beyond every number of a request; Request says what each may be."""
+LATEST = sys.float_info.max
+"""Step that a schedule may name. One that no run reaches never comes, whether it was said here or by a tag."""
 LONGEST_PATH = 4_096
 """Characters."""
 LONGEST_METHOD = 4_000
@@ -212,7 +215,7 @@ def _real(value: object, where: str) -> float:
 
 
 def _start(value: object, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST_STEPS:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LATEST:
         raise RequestError(
             f"{where}: {_shown(value)} must be a fraction of the steps below 1, or the number of a step"
         )

@@ -36,7 +36,7 @@ _KINDS: dict[str, Kind] = {
     "Image.Image": "picture",
     "Mapping[str, float] | Sequence[Use]": "mix",
 }
-_PAIR = re.compile(r"\s*+([+-]?\d{1,9}+)\s*+[,x ]\s*+([+-]?\d{1,9}+)\s*+")
+_PAIR = re.compile(r"\s*+([+-]?\d{1,9}+)(?:\s*+[,x]\s*+|\s++)([+-]?\d{1,9}+)\s*+")
 _TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 

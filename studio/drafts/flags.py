@@ -76,9 +76,10 @@ def drafts_of(asked: Asked, base: Draft, example: Callable[[], str]) -> list[Dra
         bases = [_seeded(asked.draft.over(entry), None) for entry in read_requests(asked.requests)]
         bases = [base if "prompt" in base.values else base.with_value("prompt", example()) for base in bases]
     else:
-        base = _seeded(asked.draft.over(base), random.randrange(SEEDS))
-        prompts = asked.prompts or [base.values["prompt"] if "prompt" in base.values else example()]
-        bases = [base.with_value("prompt", prompt) for prompt in prompts]
+        prompts = asked.prompts or ([] if "prompt" in base.values else [example()])
+        said = [asked.draft.with_value("prompt", prompt) for prompt in prompts] or [asked.draft]
+        seed = random.randrange(SEEDS)
+        bases = [_seeded(draft.over(base), seed) for draft in said]
     if asked.composers:
         methods = [parse_composer(text) for text in asked.composers]
         check_count(len(bases) * len(methods), "prompts x methods")

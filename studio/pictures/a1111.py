@@ -224,10 +224,15 @@ def _prompts(lines: list[str]) -> tuple[str, str | None]:
 
 def _hashes(text: str) -> dict[str, str]:
     found = {}
+    begun: list[str] = []  # of a name with commas in it
     for entry in text.split(","):
         name, colon, digest = entry.rpartition(":")
-        if colon and re.fullmatch(r"[0-9a-fA-F]{8,64}", digest.strip()):
-            found[name.strip()] = digest.strip().lower()
+        if not colon:
+            begun.append(entry)
+            continue
+        if re.fullmatch(r"[0-9a-fA-F]{8,64}", digest.strip()):
+            found[",".join([*begun, name]).strip()] = digest.strip().lower()
+        begun = []
     return found
 
 

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from composers.errors import StudioError
-from composers.plan import Composer, settings
+from composers.plan import Composer
 from pipelines.bounds import LONGEST_NAME
 from pipelines.errors import ModelError
 from pipelines.home import Home
 from pipelines.home.files import exists
 from pipelines.request import PROMPTS, Request
 from pipelines.schedulers import canonical
-from studio.drafts.draft import Draft
+from studio.drafts.draft import Draft, Wanted, naming
 from studio.library.known import Finder, Missing
 from studio.library.scan import Library
 from studio.pictures.metadata import Remembered, read_picture, without_echoes
@@ -95,20 +95,24 @@ def _named_as_here(said: Remembered, model: str, finder: Finder) -> Draft:
             finder.notes.append(
                 f"LoRA {one.adapter!r} is left out: it is {name!r} here, which is in the mix already"
             )
-        elif name is not None:
+        elif name is not None and _is_sound(one, finder.notes):
             wanted.append(replace(one, adapter=name))
             names[one.adapter.casefold()] = name
     draft = replace(said.draft, wanted=tuple(wanted))
     composer = draft.values.get("composer")
     if not isinstance(composer, Composer):
         return draft
-    changed = {
-        setting.name: name
-        for setting in settings(type(composer))
-        if setting.annotation == "str"
-        and (name := names.get(str(getattr(composer, setting.name)).casefold()))
-    }
-    return draft.with_value("composer", replace(composer, **changed))
+    return draft.with_value("composer", naming(composer, names))
+
+
+def _is_sound(wanted: Wanted, notes: list[str]) -> bool:
+    """Whether a request may have the adapter; `notes` is told why not."""
+    try:
+        wanted.check()
+    except StudioError as error:
+        notes.append(f"LoRA {wanted.adapter!r} is left out: {error}")
+        return False
+    return True
 
 
 def _hub(source: str, home: Home) -> str:

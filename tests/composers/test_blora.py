@@ -82,7 +82,9 @@ def test_settings_are_checked() -> None:
         BLora(content=3)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["fox", "a,b", "007", "folder/fox", "true"])
+@pytest.mark.parametrize(
+    "name", ["fox", "a,b", "007", "folder/fox", "true", "a\\b", "a\\", "a\\\\", "a\\,b,\\\\,", "a=b"]
+)
 def test_any_name_survives_as_text(name: str) -> None:
     method = BLora(content=name, style="b")
     assert parse(spell(method)) == method

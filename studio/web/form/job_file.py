@@ -38,7 +38,18 @@ def job_file(
     head = f"# lora-studio batch {FILE} --out pictures{f' --vae {vae!r}' if vae else ''}\n"
     if not paths and any(draft.init_image is not None for draft in drafts):
         head += "# initial pictures belong beside this file\n"
-    return head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
+    return head + yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the sign NEL too, which YAML reads as the end of a line."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\x85" in text else None)
+
+
+_Dumper.add_representer(str, _text)
 
 
 def _by_name(draft: Draft) -> Draft:

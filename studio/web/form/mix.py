@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from composers.errors import StudioError
 from composers.plan import Mix, Use
 from composers.shown import shown
 from pipelines.bounds import STRONGEST
@@ -204,20 +205,21 @@ def has_tags(prompt: str) -> bool:
 def taken_from(prompt: str, rows: MixRows) -> tuple[str, MixRows]:
     """A prompt's tags as rows: the prompt without them, and the rows with them.
 
-    A tag wins over the row of its LoRA. Tags that mean nothing stay in the prompt. Raises PromptError for malformed
-    ones, and RequestError for more rows than a page can hold.
+    A tag wins over the row of its LoRA. Tags that mean nothing, or that no request takes, stay in the prompt. Raises
+    PromptError for malformed ones, and RequestError for more rows than a page can hold.
     """
     text, tags = take_tags(prompt)
     taken = []
     for tag in tags:
         try:
-            fresh = row_of(wanted_of(tag))
-        except PromptError:
+            wanted = wanted_of(tag)
+            wanted.check()
+        except StudioError:
             continue
         taken.append(tag)
         rows = added(rows, tag.name)
         rows = tuple(
-            replace(fresh, name=row.name) if row.name.casefold() == tag.name.casefold() else row
+            replace(row_of(wanted), name=row.name) if row.name.casefold() == tag.name.casefold() else row
             for row in rows
         )
     if len(taken) == len(tags):

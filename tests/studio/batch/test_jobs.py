@@ -122,6 +122,27 @@ def test_a_wildcard_that_names_itself(tmp_path: Path) -> None:
         read_template("__a__", Wildcards(tmp_path))
 
 
+def test_tags_may_hold_choices_and_wildcards(tmp_path: Path) -> None:
+    (tmp_path / "wildcards").mkdir()
+    (tmp_path / "wildcards" / "strong.txt").write_text("0.5\n0.8\n")
+    prompt = "a <lora:{fox|owl}:__strong__> {in snow <lora:hat>|}"
+    file = written(tmp_path, "a.jsonl", json.dumps({"prompt": prompt, "variants": "all", "seed": 1}))
+    jobs, messages = planned(file)
+    assert not messages
+    assert [[(one.adapter, one.weight) for one in job.draft.wanted] for job in jobs] == [
+        [(name, weight), *hat]
+        for name in ("fox", "owl")
+        for weight in (0.5, 0.8)
+        for hat in ([("hat", None)], [])
+    ]
+    assert [job.draft.values["prompt"] for job in jobs] == ["a in snow", "a"] * 4
+    _, messages = planned(
+        written(tmp_path, "b.jsonl", '{"prompt": "a <lora:fox:{0.5|much}>", "variants": "all"}')
+    )
+    [told] = messages
+    assert told.startswith("b.jsonl, line 1: the tag <lora:fox:much> cannot be read")
+
+
 def test_prompt_lines() -> None:
     assert read_line("a fox's den --steps 20 --seed 1-3 --lora fox=0.8:0.5 --size 64x32") == {
         "prompt": "a fox's den",
@@ -192,6 +213,13 @@ def test_seeds_and_keys_are_the_same_in_every_run(tmp_path: Path) -> None:
     assert first[3].seed != first[4].seed
     renamed, _ = planned(written(tmp_path, "three.jsonl", '{"prompt": "x", "seed": "5", "name": "other"}'))
     assert renamed[0].key == first[5].key
+
+
+def test_seeds_that_were_drawn_for_prompts_with_choices_stay(tmp_path: Path) -> None:
+    """A batch that another version began would else make all its pictures anew."""
+    file = written(tmp_path, "a.jsonl", '{"prompt": "{a|2::{b|b c}} d"}')
+    [job], _ = planned(file)
+    assert (job.seed, job.key) == (1909389982, "7424baf0117f7baf")
 
 
 def test_names_of_files(tmp_path: Path) -> None:

@@ -11,12 +11,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from composers import Composite, Merge, Schedule, StudioError, Switch, Use
+from composers import BLora, Composite, Merge, Schedule, StudioError, Switch, Use
 from pipelines import Request
+from pipelines.errors import RequestError
+from pipelines.home import Home
 from studio.drafts.draft import USE_FIELDS, Draft, Wanted, counted
 from studio.drafts.entries import plain_draft, plain_request, read_draft, read_requests
 from studio.drafts.fields import FIELDS
+from studio.drafts.flags import Asked, drafts_of
 from studio.drafts.init_image import read_init_image, sized_like
+from studio.drafts.shelf import LoadedNames, Shelf, requests_of
 
 from ...budget import cheap
 
@@ -70,6 +74,14 @@ def test_a_wanted_adapter_can_say_all_that_a_use_can() -> None:
     assert tuple(field.name for field in fields(Wanted)) == USE_FIELDS
 
 
+@pytest.mark.parametrize(
+    "moment", ["start=5000", "stop=1001", "step=0-1e0", f"step=2-{10**300}", "0.5@0,1@5000"]
+)
+def test_a_tags_moment_that_no_run_reaches_survives_json(moment: str) -> None:
+    draft = Draft({"prompt": f"a fox <lora:fox:{moment}>"})
+    assert read_draft(json.loads(json.dumps(plain_draft(draft))), "") == draft
+
+
 def test_a_draft_overrides_only_what_it_says() -> None:
     base = read_draft(
         {"prompt": "a", "seed": 1, "steps": 9, "adapters": {"fox": 0.5, "hat": 1.0}}, "file, entry 1"
@@ -79,6 +91,41 @@ def test_a_draft_overrides_only_what_it_says() -> None:
     assert (request.prompt, request.seed, request.steps) == ("a", 1, 4)
     assert request.uses == (Use("fox", 0.5), Use("hat", 0.2), Use("new", 0.3))
     assert flags.over(base).where == "file, entry 1"
+
+
+def test_what_is_said_twice_over_another_draft_is_not_half_forgotten() -> None:
+    twice = Draft({"prompt": "a"}, (Wanted("fox", 0.2), Wanted("Fox", 0.3)))
+    for base in (Draft(), Draft({}, (Wanted("hat", 1.0),)), Draft({}, (Wanted("fox", 1.0),))):
+        with pytest.raises(RequestError, match="stands twice"):
+            built(twice.over(base))
+
+
+def test_tags_of_a_prompt_that_is_laid_over_a_draft_override_its_loras() -> None:
+    base = Draft({"prompt": "old", "seed": 1, "steps": 9}, (Wanted("fox", 0.8), Wanted("owl", 0.5, 0.1)))
+    asked = Asked(Draft({"steps": 4}, (Wanted("hat", 0.2),)), ("new <lora:Owl:0.3>", "b", "c <lora:hat:0.9>"))
+    first, second, third = drafts_of(asked, base, str)
+    assert built(first).uses == (Use("fox", 0.8), Use("owl", 0.3), Use("hat", 0.2))
+    assert built(second).uses == (Use("fox", 0.8), Use("owl", 0.5, 0.1), Use("hat", 0.2))
+    assert [draft.values["prompt"] for draft in (first, second, third)] == ["new", "b", "c"]
+    assert [draft.values["steps"] for draft in (first, second, third)] == [4, 4, 4]
+    with pytest.raises(RequestError, match="'hat' stands twice"):
+        built(third)
+
+
+def test_a_method_names_adapters_as_they_are_loaded(tmp_path: Path) -> None:
+    home = Home.resolve(tmp_path / "home")
+    names = LoadedNames()
+    names.claim(tmp_path / "another" / "b-panda.safetensors", ["b-panda"])
+    shelf = Shelf(home, "tiny-sdxl", names=names)
+    method = {"method": "blora", "content": "B-Panda", "style": "b-sketch"}
+    draft = read_draft({"composer": method, "adapters": ["b-panda", "b-sketch"]}, "")
+    [request] = requests_of([draft], shelf)
+    assert [use.adapter for use in request.uses] == ["tiny-sdxl/b-panda", "b-sketch"]
+    assert request.composer == BLora(content="tiny-sdxl/b-panda", style="b-sketch")
+    assert [use.blocks for use in request.composer.prepared(request.uses)] == [
+        (("@content", 1.0),),
+        (("@style", 1.0),),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -99,6 +146,7 @@ def test_a_draft_overrides_only_what_it_says() -> None:
             "adapters, entry 1: unknown field 'wieght'; did you mean",
         ),
         ({"adapters": [{"adapter": "fox", "schedule": [[1.5, 1]]}]}, "schedule starts [1.5]"),
+        ({"adapters": [{"adapter": "fox", "schedule": [[10**400, 1]]}]}, "must be a fraction of the steps"),
         ({"adapters": [{"adapter": "fox", "blocks": 3}]}, "blocks=3 must be a list of pairs"),
         ({"adapters": ["fox", "FOX"]}, "stands twice"),
         ({"init_image": "nowhere.png"}, "init image"),

@@ -143,6 +143,22 @@ def _asked(*words: str) -> Any:
     return flags.read_asked(parser.parse_args(list(words)))
 
 
+def test_sizes_to_draft() -> None:
+    assert _asked("--size", "64x48").draft.values == {"width": 64, "height": 48}
+    assert _asked("--width", "0").draft.values == {"width": 0}  # which Request refuses
+    for words in (["--width", "0"], ["--height", "8"]):
+        with pytest.raises(RequestError, match="give either"):
+            _asked("--size", "64x48", *words)
+
+
+@pytest.mark.parametrize("text", ["1024,768", "1024 768", " 1024 x 768 ", "1024x768", "1024, 768"])
+def test_pairs_may_be_parted_by_spaces(text: str) -> None:
+    assert BY_NAME["target_size"].read(text) == (1024, 768)
+    for wrong in (text.replace("768", ""), text.replace(" ", "").replace(",", "").replace("x", "")):
+        with pytest.raises(RequestError, match="two whole numbers"):
+            BY_NAME["target_size"].read(wrong)
+
+
 def test_flags_of_the_mix_to_draft(tmp_path: Path) -> None:
     asked = _asked("--lora", "fox", "--lora", "hat=0.8:0.5", "--pin", "lcm=1", "--init-image", str(tmp_path))
     assert asked.draft.wanted == (Wanted("fox"), Wanted("hat", 0.8, 0.5), Wanted("lcm", 1.0, pinned=True))

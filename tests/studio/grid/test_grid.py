@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from argparse import ArgumentParser
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,7 +16,10 @@ from PIL import Image
 
 from pipelines import StudioPipeline
 from pipelines.errors import RequestError
+from pipelines.home import Home
 from studio.batch.manifest import MANIFEST
+from studio.commands import grid
+from studio.drafts.entries import read_draft
 from studio.grid.axes import read_axis
 from studio.grid.grid import Cell, make_grid
 from studio.grid.page import write_page
@@ -114,6 +118,15 @@ def test_changes_to_the_mix_and_the_prompt() -> None:
     ]
     assert [job["adapters"][0]["weight"] for job in jobs_of("weight=0.1,0.2")] == [0.1, 0.2]
     assert [job["prompt"] for job in jobs_of("prompt=fox,owl", prompt="a fox")] == ["a fox", "a owl"]
+
+
+def test_the_flags_of_a_grid_ask_for_what_those_of_render_do() -> None:
+    parser = ArgumentParser()
+    grid.add(parser)
+    said = ["--lora", "fox=0.5:0.25", "--pin", "lcm", "--pin", "hat=0.3", "--prompt", "a", "--crop", "1,2"]
+    values = grid.read(parser.parse_args([*said, "--seed", "7", "--x", "steps=1-2"]))
+    draft = read_draft(grid._fields(values, Home.resolve()), "")
+    assert draft == values.asked.draft.with_value("prompt", "a")
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def test_what_is_written_is_read_back(prompt: str, negative: str | None) -> None
         },
         model='odd, "name": x',
         model_hash="0123456789",
-        lora_hashes={"fox": "0123456789ab", "folder/hat": "ba9876543210"},
+        lora_hashes={"fox": "0123456789ab", "folder/hat": "ba9876543210", "red, , hat": "ab" * 6},
     )
     assert read(write(said)) == said
 

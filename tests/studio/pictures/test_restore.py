@@ -153,6 +153,7 @@ LINE = "\nSteps: 20, Sampler: Euler, Seed: 7"
         ("<lora:hat:much>", "<lora:hat:much>"),
         ("<lora:hat:1:lbw=1,R,1>", "<lora:hat:1:lbw=1,R,1>"),
         ("<lora:hat", "'<lora:hat"),
+        ("<lora:hat:1e200:lbw=1e200,1,1>", "<lora:hat:1e200:lbw=1e200,1,1>"),
     ],
 )
 @pytest.mark.parametrize("program", ["A1111", "ComfyUI"])
@@ -215,6 +216,13 @@ def test_a_value_that_no_request_may_have_is_told_and_left_out(own: Home, tmp_pa
     found = read(own, tmp_path, parameters="a\nSteps: 5000, Sampler: strange, Seed: 11")
     assert found.draft.values == {"prompt": "a", "seed": 11}
     assert [note.partition(" not taken over")[0] for note in found.notes[1:]] == ["Steps", "Sampler"]
+
+
+@pytest.mark.parametrize("odd", [":500", ":0.5:lbw=mid_block@1e9", f":lbw={'b' * 2000}@1"])
+def test_a_lora_that_no_request_may_have_is_told_and_left_out(own: Home, tmp_path: Path, odd: str) -> None:
+    found = read(own, tmp_path, parameters=f"a <lora:fox{odd}> <lora:hat:0.5>{LINE}")
+    assert [(row.adapter, row.weight) for row in found.draft.wanted] == [("hat", 0.5)]
+    assert any(note.startswith("LoRA 'fox' is left out: ") and len(note) < 1000 for note in found.notes)
 
 
 @pytest.mark.parametrize(

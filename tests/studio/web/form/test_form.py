@@ -60,6 +60,17 @@ def test_a_job_file_asks_for_the_same_pictures(tmp_path: Path) -> None:
     assert [job.seed for job in jobs] == [7, 8, 9]
 
 
+def test_a_job_file_keeps_every_sign(tmp_path: Path) -> None:
+    file = tmp_path / "jobs.yaml"
+    signs = map(chr, [*range(1, 0x180), 0x2028, 0x2029, 0xFEFF, 0x1F98A])
+    drafts = [Draft({"prompt": f"a{sign}b {{c|d}} __e__", "seed": 7}) for sign in signs]
+    file.write_text(job_file(drafts, ["m"] * len(drafts)), encoding="utf-8", newline="")
+    problems = Problems()
+    jobs = plan(read_jobs(file, problems), Ground("m", {}, Wildcards(None)), problems)
+    assert problems.messages == []
+    assert [job.draft.values for job in jobs] == [draft.values for draft in drafts]
+
+
 def test_a_job_file_asks_for_the_same_blocks_schedules_and_conditions(tmp_path: Path) -> None:
     late = Wanted("late", 0.5, schedule=Schedule(((0.0, 0.0), (3.0, 1.0))), pinned=True, band="low")
     rows = (

@@ -75,6 +75,15 @@ def test_a_tag_that_means_nothing_stays_in_the_prompt_and_the_others_become_rows
     assert not mix.has_tags("a <lora:b:x>")
 
 
+@pytest.mark.parametrize(
+    "odd", [":500", ":1e200:lbw=1e200,1,1", ":lbw=mid_block@1e9", f":lbw={'b' * 2000}@1"]
+)
+def test_a_tag_that_no_request_takes_stays_in_the_prompt(odd: str) -> None:
+    prompt, held = mix.taken_from(f"a fox <lora:b{odd}>, <lora:d>, in snow", ())
+    assert prompt == f"a fox <lora:b{odd}>, in snow"
+    assert [row.name for row in held] == ["d"]
+
+
 @pytest.mark.parametrize("value", [None, "1", math.nan, math.inf, 101, -1e9, True, [1]])
 def test_a_strength_that_is_none_is_refused(value: Any) -> None:
     rows = (MixRow("fox"),)
