@@ -13,7 +13,7 @@ from pipelines import StudioError
 from pipelines.adapters import inspect_file
 from studio.jobs import Lesson, TrainingView, Worker
 from studio.web.form import blora
-from studio.web.parts.desk import Desk, plain, told, who
+from studio.web.parts.desk import Desk, plain, who
 
 CAVEAT = (
     "A B-LoRA is learned from **one picture**. Content and style sit in different blocks of the model, so one part "
@@ -132,10 +132,7 @@ def _learn(desk: Desk, learning: _Learning) -> None:
         if not picture:
             raise gr.Error("drop a picture first")
         lesson = Lesson(Path(picture), words, name, steps=int(wanted) or None)
-        with told():
-            desk.trainings.start(
-                who(browser, request), lesson, model=desk.worker.model_state().source or None
-            )
+        desk.trainings.start(who(browser, request), lesson, model=desk.worker.model_state().source or None)
         return plain(f"{name} is in the queue")
 
     def stop_all(browser: str | None, request: gr.Request) -> None:
@@ -179,15 +176,14 @@ def _mix(desk: Desk, mixing: _Mixing) -> None:
         request: gr.Request,
     ) -> str:
         pairing = blora.Pairing(prompt, content, style, content_strength, style_strength, int(seed))
-        with told():
-            asked, labels = blora.drafts(pairing, matrix=matrix)
-            return desk.worker.submit(
-                who(browser, request),
-                asked,
-                model=desk.worker.model_state().source or None,
-                kind="blora",
-                labels=labels,
-            )
+        asked, labels = blora.drafts(pairing, matrix=matrix)
+        return desk.worker.submit(
+            who(browser, request),
+            asked,
+            model=desk.worker.model_state().source or None,
+            kind="blora",
+            labels=labels,
+        )
 
     for part in (mixing.content, mixing.style):
         part.input(suggest, [mixing.content, mixing.style], mixing.prompt, api_visibility="private")
@@ -305,5 +301,4 @@ def _job(worker: Worker, job: str, owner: str) -> tuple[Any, Any]:
 def _triggers(worker: Worker, name: str) -> Sequence[str]:
     if not name:
         return ()
-    with told():
-        return inspect_file(worker.home.find_lora(name, paths=False).path).metadata.triggers
+    return inspect_file(worker.home.find_lora(name, paths=False).path).metadata.triggers

@@ -18,7 +18,7 @@ from studio.web.form.form import OWN_METHOD, VALUES, Form, composed, left_out, r
 from studio.web.form.job_file import FILE, job_file, written
 from studio.web.form.kept import kept
 from studio.web.parts import method_settings, mix_rows, scrub, words
-from studio.web.parts.desk import Desk, told, who, whose_files
+from studio.web.parts.desk import Desk, who, whose_files
 from studio.web.parts.job_viewer import Viewer
 from studio.web.parts.live import SMALL_MODEL, Live
 from studio.web.parts.mix_rows import MixStates
@@ -205,8 +205,7 @@ def _edit_mix(
     def added(name: str | None, held: mix.MixRows, structure: int, model: str) -> tuple[Any, ...]:
         if not name:
             return gr.skip(), gr.skip(), None
-        with told():
-            card = desk.worker.library.card(name, desk.chosen(model))
+        card = desk.worker.library.card(name, desk.chosen(model))
         weight = 1.0 if card.preferred_weight is None else card.preferred_weight
         rows = mix.added(tuple(held), card.name, weight)
         # A choice may be told twice. Rows drawn a second time would take back what was moved in between.
@@ -230,8 +229,7 @@ def _edit_mix(
     )
 
     def tags_taken(prompt: str, held: mix.MixRows, structure: int) -> tuple[Any, ...]:
-        with told():
-            text, fresh = mix.taken_from(prompt, tuple(held))
+        text, fresh = mix.taken_from(prompt, tuple(held))
         return text, fresh, structure + 1
 
     buttons.take_tags.click(
@@ -273,12 +271,11 @@ def _ask(desk: Desk, fields: Fields, states: MixStates, viewer: Viewer, buttons:
     )
 
     def as_file(got: dict[Any, Any], request: gr.Request) -> str:
-        with told():
-            form = with_example(fields.read(got), desk.worker.model_state())
-            kept = [with_kept_input(draft, desk.worker.home) for draft in composed(form).drafts]
-            models = [desk.chosen(got[desk.model])] * len(kept)
-            place = desk.files.place(FILE, whose_files(request))
-            return written(job_file(kept, models, form.vae, paths=desk.worker.trust.paths), place)
+        form = with_example(fields.read(got), desk.worker.model_state())
+        kept = [with_kept_input(draft, desk.worker.home) for draft in composed(form).drafts]
+        models = [desk.chosen(got[desk.model])] * len(kept)
+        place = desk.files.place(FILE, whose_files(request))
+        return written(job_file(kept, models, form.vae, paths=desk.worker.trust.paths), place)
 
     buttons.job_file.click(
         as_file, fields.components | {desk.model}, buttons.job_file_ready, api_visibility="private"

@@ -15,7 +15,7 @@ from pipelines import spectrum
 from pipelines.errors import RequestError
 from pipelines.spectrum import Profile
 from studio.jobs.profiles import profile
-from studio.web.parts.desk import Desk, told, who
+from studio.web.parts.desk import Desk, who
 from studio.web.parts.job_viewer import Viewer
 from studio.web.waiting import Waits, asked
 
@@ -54,24 +54,23 @@ def add(desk: Desk, viewer: Viewer) -> None:
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> str:
-        with told():
-            if not names:
-                raise RequestError("choose at least one LoRA")
-            if len(names) > MOST:
-                raise RequestError(
-                    f"{len(names)} LoRAs are more than are measured at once ({MOST}); leave some out"
-                )
-            source = await run_in_threadpool(desk.chosen, model)
+        if not names:
+            raise RequestError("choose at least one LoRA")
+        if len(names) > MOST:
+            raise RequestError(
+                f"{len(names)} LoRAs are more than are measured at once ({MOST}); leave some out"
+            )
+        source = await run_in_threadpool(desk.chosen, model)
 
-            async def measure_all() -> dict[str, Profile]:
-                found = {}
-                for place, name in enumerate(names):
-                    progress((place, len(names)), desc=f"measuring {name}")
-                    found[name] = await asked(partial(profile, desk.worker, name, model=source))
-                return found
+        async def measure_all() -> dict[str, Profile]:
+            found = {}
+            for place, name in enumerate(names):
+                progress((place, len(names)), desc=f"measuring {name}")
+                found[name] = await asked(partial(profile, desk.worker, name, model=source))
+            return found
 
-            what = f"the measurement of {', '.join(map(shown, names))} for {shown(source)}"
-            found = await waits.of(who(browser, request), what, measure_all, WAIT)
+        what = f"the measurement of {', '.join(map(shown, names))} for {shown(source)}"
+        found = await waits.of(who(browser, request), what, measure_all, WAIT)
         return await run_in_threadpool(drawn, source, names, found)
 
     def drawn(source: str, names: Sequence[str], found: Mapping[str, Profile]) -> str:

@@ -18,7 +18,7 @@ from studio.pictures.restore import restore
 from studio.web.form.components import Fields
 from studio.web.form.form import form_of, left_out, whole
 from studio.web.form.job_file import FILE, job_file, written
-from studio.web.parts.desk import Desk, plain, told, who, whose_files
+from studio.web.parts.desk import Desk, plain, who, whose_files
 from studio.web.parts.job_viewer import Viewer
 from studio.web.parts.submit import submit
 
@@ -144,16 +144,14 @@ def _show(desk: Desk, page: _Page, here: gr.Tab) -> None:
     )
 
     def doubted(shown: Sequence[GalleryPicture], chosen: int) -> Any:
-        with told():
-            _picked(shown, chosen)
+        _picked(shown, chosen)
         return gr.Row(visible=True)
 
     def deleted(
         shown: Sequence[GalleryPicture], chosen: int, search: str, number: float, browser: str | None,
         request: gr.Request,
     ) -> tuple[Any, ...]:  # fmt: skip
-        with told():
-            picture = _picked(shown, chosen)
+        picture = _picked(shown, chosen)
         desk.worker.delete_picture(picture.job, picture.index, who(browser, request))
         return listed(search, number, browser, request)
 
@@ -179,15 +177,13 @@ def _take_settings(desk: Desk, fields: Fields, page: _Page, ways: GalleryWays) -
         draft: Draft, vae: str | None, structure: int, model: str, request: gr.Request
     ) -> dict[Any, Any]:
         owner = whose_files(request)
-        with told():
-            filled = fields.filled(form_of(draft, vae), structure, lambda file: desk.files.lent(file, owner))
+        filled = fields.filled(form_of(draft, vae), structure, lambda file: desk.files.lent(file, owner))
         return {**filled, desk.model: model, ways.tabs: gr.Tabs(selected=ways.compose)}
 
     filled: list[Any] = [*fields.components, desk.model, ways.tabs]
 
     def reused(got: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
-        with told():
-            draft, job = _asked_by(desk, got[page.shown], got[page.chosen], got[desk.browser], request)
+        draft, job = _asked_by(desk, got[page.shown], got[page.chosen], got[desk.browser], request)
         return fill(draft, job.vae, got[fields.structure], job.model, request)
 
     page.reuse.click(
@@ -197,8 +193,7 @@ def _take_settings(desk: Desk, fields: Fields, page: _Page, ways: GalleryWays) -
     def taken(got: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
         if got[page.dropped] is None:
             return {page.note: ""}
-        with told():
-            found = restore(Path(got[page.dropped]), desk.worker.home, desk.worker.library)
+        found = restore(Path(got[page.dropped]), desk.worker.home, desk.worker.library)
         lines = [f"missing: {one}" for one in found.missing] + list(found.notes)
         model = found.model or got[desk.model]
         return {
@@ -218,10 +213,9 @@ def _ask_who_did(desk: Desk, page: _Page, ways: GalleryWays) -> None:
     def asked(
         shown: Sequence[GalleryPicture], chosen: int, browser: str | None, request: gr.Request
     ) -> tuple[Any, ...]:
-        with told():
-            draft, job = _asked_by(desk, shown, chosen, browser, request)
-            form = form_of(draft, job.vae)
-            id = submit(desk, who(browser, request), form, left_out(form), job.model, "leave-one-out")
+        draft, job = _asked_by(desk, shown, chosen, browser, request)
+        form = form_of(draft, job.vae)
+        id = submit(desk, who(browser, request), form, left_out(form), job.model, "leave-one-out")
         return id, gr.Tabs(selected=ways.compare)
 
     page.who_did.click(
@@ -250,10 +244,9 @@ def _take_away(desk: Desk, page: _Page) -> None:
     """Files for the browser to fetch: all pictures that are shown, with their metadata; and a job file."""
 
     def zipped(pictures: Sequence[GalleryPicture], request: gr.Request) -> str:
-        with told():
-            if not pictures:
-                raise RequestError("there is no picture here yet; press Refresh, or draw one")
-            file = desk.files.place("pictures.zip", whose_files(request))
+        if not pictures:
+            raise RequestError("there is no picture here yet; press Refresh, or draw one")
+        file = desk.files.place("pictures.zip", whose_files(request))
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             for number, picture in enumerate(pictures, 1):
                 archive.write(picture.file, f"{number:03d}_{picture.file.name}")
@@ -261,12 +254,11 @@ def _take_away(desk: Desk, page: _Page) -> None:
 
     def as_job_file(pictures: Sequence[GalleryPicture], chosen: int, request: gr.Request) -> str:
         """The chosen picture, or all that are shown, as a file that `lora-studio batch` renders."""
-        with told():
-            picked = [_picked(pictures, chosen)] if chosen >= 0 else list(pictures)
-            if not picked:
-                raise RequestError("there is no picture here yet; press Refresh, or draw one")
-            drafts = [read_draft(picture.draft, "") for picture in picked]
-            place = desk.files.place(FILE, whose_files(request))
+        picked = [_picked(pictures, chosen)] if chosen >= 0 else list(pictures)
+        if not picked:
+            raise RequestError("there is no picture here yet; press Refresh, or draw one")
+        drafts = [read_draft(picture.draft, "") for picture in picked]
+        place = desk.files.place(FILE, whose_files(request))
         models = [str(picture.record["model"]) for picture in picked]
         return written(job_file(drafts, models, paths=desk.worker.trust.paths), place)
 

@@ -23,7 +23,7 @@ from studio.pictures.restore import Restored, restore
 from studio.web.api import told_of
 from studio.web.form import mix
 from studio.web.form.components import Fields
-from studio.web.parts.desk import Desk, plain, told, who
+from studio.web.parts.desk import Desk, plain, who
 from studio.web.parts.thumbs import thumb
 from studio.web.parts.words import words_of
 from studio.web.waiting import Waits, asked
@@ -193,8 +193,7 @@ def _choose(desk: Desk, page: _Page) -> None:
 
     def select(event: gr.SelectData, names: Sequence[str], model: str) -> tuple[Any, ...]:
         name = names[int(event.index)]
-        with told():
-            card = desk.worker.library.card(name, desk.chosen(model))
+        card = desk.worker.library.card(name, desk.chosen(model))
         why = card.misfit(desk.fit(model))
         said = told_of(inspect_file(card.path)) if card.readable else {"error": card.error}
         said["short_hash"] = short_hash(card.path) if card.readable else ""
@@ -221,8 +220,7 @@ def _choose(desk: Desk, page: _Page) -> None:
             )
 
         what = f"the report on {shown(name)}{f' for {shown(model)}' if model else ''}"
-        with told():
-            report = await waits.of(who(browser, request), what, lambda: asked(begin))
+        report = await waits.of(who(browser, request), what, lambda: asked(begin))
         return f"<pre>{escape(str(report))}</pre>"
 
     page.report.click(
@@ -238,8 +236,7 @@ def _use(desk: Desk, fields: Fields, page: _Page) -> None:
     """The chosen card goes into the mix."""
 
     def used(name: str, rows: mix.MixRows, structure: int, model: str) -> tuple[Any, ...]:
-        with told():
-            card = desk.worker.library.card(name, desk.chosen(model))
+        card = desk.worker.library.card(name, desk.chosen(model))
         weight = 1.0 if card.preferred_weight is None else card.preferred_weight
         gr.Info(f"{escape(card.name)} is in the mix")
         return mix.added(tuple(rows), card.name, weight), structure + 1
@@ -258,8 +255,7 @@ def _find_by_picture(desk: Desk, page: _Page) -> None:
     def made_with(file: str | None, model: str) -> tuple[Any, ...]:
         if file is None:
             return gr.skip(), gr.skip(), gr.skip(), None
-        with told():
-            restored = restore(Path(file), desk.worker.home, desk.worker.library)
+        restored = restore(Path(file), desk.worker.home, desk.worker.library)
         here = desk.worker.library.named(wanted.adapter for wanted in restored.draft.wanted)
         cards = _pictures(desk, here, desk.fit(model))
         return cards, tuple(card.name for card in here), _made_with(restored), None
@@ -278,8 +274,7 @@ def _bring(desk: Desk, page: _Page, listing: _Listing) -> None:
     def added(file: str | None, *rest: Any) -> tuple[Any, ...]:
         if file is None:
             return (*[gr.skip()] * len(listing.outputs), gr.skip())
-        with told():
-            card = desk.worker.library.add(Path(file), Path(file).name)
+        card = desk.worker.library.add(Path(file), Path(file).name)
         gr.Info(f"{escape(card.name)} is in the library")
         return (*listing.looked(*rest), None)
 
@@ -291,13 +286,12 @@ def _bring(desk: Desk, page: _Page, listing: _Listing) -> None:
     )
 
     def pointed(path: str, *rest: Any) -> tuple[Any, ...]:
-        with told():
-            if not desk.worker.trust.paths:
-                raise RequestError("folders of this computer are its owner's to add, with --lora-dir")
-            place = Path(path).expanduser()
-            if not path.strip() or not place.is_dir():
-                raise RequestError(f"{path!r} is no folder on this computer; give the path of one with LoRAs")
-            desk.worker.add_folders(Roots(loras=(place.absolute(),)))
+        if not desk.worker.trust.paths:
+            raise RequestError("folders of this computer are its owner's to add, with --lora-dir")
+        place = Path(path).expanduser()
+        if not path.strip() or not place.is_dir():
+            raise RequestError(f"{path!r} is no folder on this computer; give the path of one with LoRAs")
+        desk.worker.add_folders(Roots(loras=(place.absolute(),)))
         return (*listing.looked(*rest), "")
 
     page.point.click(

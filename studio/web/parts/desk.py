@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -11,7 +10,6 @@ from urllib.parse import quote
 
 import gradio as gr
 
-from pipelines import StudioError
 from pipelines.errors import ModelError
 from studio.jobs import Trainings, Worker
 from studio.jobs.owner import owner_of
@@ -76,15 +74,6 @@ def whose_files(request: gr.Request) -> str | None:
     """The owner of files that go to a page; None where nobody logs in: a browser's id does not come with its files."""
     login = login_of(request)
     return owner_of(login) if login else None
-
-
-@contextmanager
-def told() -> Iterator[None]:
-    """Within: a StudioError becomes the message that the page shows, which takes messages for HTML."""
-    try:
-        yield
-    except StudioError as error:
-        raise gr.Error(escape(str(error), quote=False), duration=None, print_exception=False) from error
 
 
 def plain(text: str, lines: Iterable[str] = ()) -> str:

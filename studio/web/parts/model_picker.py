@@ -15,7 +15,7 @@ from pipelines.errors import RequestError
 from pipelines.home.settings import Roots
 from studio.jobs.gate import Trust
 from studio.library.models import ModelEntry
-from studio.web.parts.desk import Desk, plain, told
+from studio.web.parts.desk import Desk, plain
 
 SMALL = (
     " <strong>Small built-in demo model</strong>: it knows its own little world and no other words than those listed "
@@ -73,8 +73,7 @@ class ModelPicker:
         folder: gr.Textbox, point: gr.Button,
     ) -> None:  # fmt: skip
         def chosen(name: str | None) -> str:
-            with told():
-                desk.worker.load(name or None)
+            desk.worker.load(name or None)
             return name or ""
 
         self.model.change(chosen, self.model, desk.model, show_progress="hidden", api_visibility="private")
@@ -95,10 +94,9 @@ class ModelPicker:
         )
 
         def loaded(name: str) -> str:
-            with told():
-                if not name.strip():
-                    raise RequestError("write which checkpoint: its path, or its name")
-                desk.worker.load(name.strip())
+            if not name.strip():
+                raise RequestError("write which checkpoint: its path, or its name")
+            desk.worker.load(name.strip())
             return name.strip()
 
         gr.on(
@@ -111,13 +109,12 @@ class ModelPicker:
         )
 
         def pointed(text: str) -> tuple[Any, ...]:
-            with told():
-                if not desk.worker.trust.paths:
-                    raise RequestError("folders of this computer are its owner's to add, with --model-dir")
-                path = Path(text.strip()).expanduser().absolute()
-                if not text.strip() or not path.is_dir():
-                    raise RequestError(f"{text!r} is no folder on this computer; check the path")
-                desk.worker.add_folders(Roots(models=(path,)))
+            if not desk.worker.trust.paths:
+                raise RequestError("folders of this computer are its owner's to add, with --model-dir")
+            path = Path(text.strip()).expanduser().absolute()
+            if not text.strip() or not path.is_dir():
+                raise RequestError(f"{text!r} is no folder on this computer; check the path")
+            desk.worker.add_folders(Roots(models=(path,)))
             return self.choices(desk)
 
         gr.on(

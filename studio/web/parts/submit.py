@@ -11,7 +11,7 @@ from studio.jobs import ModelState
 from studio.web.form import mix
 from studio.web.form.components import Fields
 from studio.web.form.form import Form, Submission
-from studio.web.parts.desk import Desk, told, who
+from studio.web.parts.desk import Desk, who
 
 
 def asker(
@@ -20,9 +20,8 @@ def asker(
     """A handler that submits what `make` asks for, of what it got and the form; it returns the job's id."""
 
     def ask(got: dict[Any, Any], request: gr.Request) -> str:
-        with told():
-            form = with_example(fields.read(got), desk.worker.model_state())
-            return submit(desk, who(got[desk.browser], request), form, make(got, form), got[desk.model], kind)
+        form = with_example(fields.read(got), desk.worker.model_state())
+        return submit(desk, who(got[desk.browser], request), form, make(got, form), got[desk.model], kind)
 
     return ask
 

@@ -26,8 +26,8 @@ from studio.web.door.uploads import router as uploads
 from studio.web.parts.words import words_of
 
 from ..conftest import USERS, House
+from ..test_server import paths_of
 from .roads import FILE, outcome, takers, told
-from .test_server import paths_of
 
 
 @pytest.fixture(scope="module")
