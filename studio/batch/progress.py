@@ -13,7 +13,7 @@ from studio.batch.manifest import PictureOutcome
 from studio.batch.run import Batch
 from studio.rendering.runner import Fill
 from studio.terminal.exits import INTERRUPTED, OK, SOME_FAILED
-from studio.terminal.interruption import noted
+from studio.terminal.interruption import noting_interrupts
 from studio.terminal.progress import Teller, duration
 
 WORDS_EVERY = 60.0
@@ -35,7 +35,7 @@ def render(
     if batch.earlier:
         teller.say(f"{len(batch.earlier)} of {len(batch.jobs)} pictures are there already")
     failed = [outcome for outcome in batch.earlier if outcome.failed]
-    with metered(teller, batch.pending) as meter, noted(at_once=True) as stopped:
+    with metered(teller, batch.pending) as meter, noting_interrupts(at_once=True) as stopped:
         try:
             for outcome in batch.run():
                 meter.count(outcome, batch.fill)

@@ -253,9 +253,9 @@ def _told(teller: Teller, out: Path, recipe: Recipe) -> Iterator[Callable[[Train
     """Within: a bar, sample pictures beside `out`, and Ctrl+C between steps."""
     from pipelines.home.files import write_whole
     from pipelines.training.run import state_file
-    from studio.terminal.interruption import noted
+    from studio.terminal.interruption import noting_interrupts
 
-    with teller.training(recipe.steps) as show, noted(at_once=False) as stopped:
+    with teller.training(recipe.steps) as show, noting_interrupts(at_once=False) as stopped:
 
         def told(progress: TrainingProgress) -> None:
             show(progress.step, progress.loss)

@@ -21,7 +21,7 @@ from pipelines.errors import SetupError
 from studio.cli import main
 from studio.jobs import Trainings
 from studio.jobs.owner import owner_of
-from studio.web.door import server
+from studio.web import server
 from studio.web.door.closing import ClosingServer
 from studio.web.door.files import Files
 from studio.web.door.guard import OF_THE_LOGIN_PAGE
