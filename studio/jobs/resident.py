@@ -132,7 +132,7 @@ class Resident:
         return {name: path for path, name in dict(self._names).items()}  # shelves of other threads add to it
 
     def _load(self, names: list[str]) -> None:
-        """Reads adapters; the session brings them to the device later. Raises AdapterError."""
+        """Reads these adapters into memory; the session brings them to the device. Raises AdapterError."""
         files = self.files
         loaded_as = {name.casefold(): name for name in files}
         wanted = [loaded_as[name.casefold()] for name in names if name.casefold() in loaded_as]
