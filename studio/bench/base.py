@@ -191,7 +191,8 @@ def line(finding: BaseFinding, first: BaseFinding) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m studio.bench.base", description=(__doc__ or "").split("\n")[0]
+        prog="python -m studio.bench.base",
+        description="For developers of the studio. " + (__doc__ or "").split("\n")[0],
     )
     parser.add_argument(
         "--model", default="tiny-sdxl", help="sdxl and sd15 are made here, with random weights"

@@ -347,7 +347,8 @@ def _text(value: object) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m studio.bench.cmlora", description=(__doc__ or "").split("\n")[0]
+        prog="python -m studio.bench.cmlora",
+        description="For developers of the studio. " + (__doc__ or "").split("\n")[0],
     )
     parser.add_argument("what", choices=("flops", "seconds", "quality"))
     parser.add_argument("--model", default="tiny-sdxl", help="a model's name, folder or file")

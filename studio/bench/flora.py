@@ -313,7 +313,8 @@ def plot(findings: Sequence[FloraFinding], title: str, file: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m studio.bench.flora", description=(__doc__ or "").split("\n")[0]
+        prog="python -m studio.bench.flora",
+        description="For developers of the studio. " + (__doc__ or "").split("\n")[0],
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="", help="default: float32 on the CPU, bfloat16 on a GPU")

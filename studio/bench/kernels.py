@@ -110,7 +110,8 @@ def table(product: Product, choice: Choice) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m studio.bench.kernels", description=(__doc__ or "").split("\n")[0]
+        prog="python -m studio.bench.kernels",
+        description="For developers of the studio. " + (__doc__ or "").split("\n")[0],
     )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")

@@ -62,8 +62,8 @@ class _Ending:
                 await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 return waiting[0].result() if waiting[0].done() else {"type": "http.disconnect"}
             finally:
-                for each in waiting:
-                    each.cancel()
+                for task in waiting:
+                    task.cancel()
 
         async def answer(message: Message) -> None:
             nonlocal unfinished
