@@ -53,7 +53,9 @@ def add(command: ArgumentParser) -> None:
     )
     work.add_argument("--full", action="store_true", help="starting from that work, vary every axis in turn")
     ways = command.add_argument_group("the ways")
-    ways.add_argument("--forms", nargs="+", default=["auto"], choices=FORMS, help="the studio's")
+    ways.add_argument(
+        "--forms", nargs="+", default=["auto"], choices=FORMS, help="forms of the studio's engine"
+    )
     ways.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
     ways.add_argument("--rivals", nargs="*", default=list(RIVALS), choices=RIVALS)
     what = command.add_argument_group("instead of all that (for developers of the studio)")

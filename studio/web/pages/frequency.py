@@ -17,7 +17,7 @@ from pipelines.spectrum import Profile
 from studio.jobs.profiles import profile
 from studio.web.parts.desk import Desk, who
 from studio.web.parts.job_viewer import Viewer
-from studio.web.waiting import Waits, asked
+from studio.web.waiting import Waits, worker_result
 
 WAIT = 1800.0
 """Seconds that a measurement may take, its wait for its turn among them."""
@@ -66,7 +66,7 @@ def add(desk: Desk, viewer: Viewer) -> None:
             found = {}
             for place, name in enumerate(names):
                 progress((place, len(names)), desc=f"measuring {name}")
-                found[name] = await asked(partial(profile, desk.worker, name, model=source))
+                found[name] = await worker_result(partial(profile, desk.worker, name, model=source))
             return found
 
         what = f"the measurement of {', '.join(map(shown, names))} for {shown(source)}"

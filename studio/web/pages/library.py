@@ -20,13 +20,13 @@ from studio.library.fit import Fit
 from studio.library.hashes import short_hash
 from studio.library.scan import Choice, Glance
 from studio.pictures.restore import Restored, restore
-from studio.web.api import told_of
+from studio.web.api import inspection_to_dict
 from studio.web.form import mix
 from studio.web.form.components import Fields
 from studio.web.parts.desk import Desk, plain, who
 from studio.web.parts.thumbs import thumb
 from studio.web.parts.words import words_of
-from studio.web.waiting import Waits, asked
+from studio.web.waiting import Waits, worker_result
 
 SHOWN = 120
 ANY = "any"
@@ -195,7 +195,7 @@ def _choose(desk: Desk, page: _Page) -> None:
         name = names[int(event.index)]
         card = desk.worker.library.card(name, desk.chosen(model))
         why = card.misfit(desk.fit(model))
-        said = told_of(inspect_file(card.path)) if card.readable else {"error": card.error}
+        said = inspection_to_dict(inspect_file(card.path)) if card.readable else {"error": card.error}
         said["short_hash"] = short_hash(card.path) if card.readable else ""
         readable = gr.Button(interactive=card.readable)
         return name, _title(card, why), gr.Button(interactive=not why), readable, "", said
@@ -220,7 +220,7 @@ def _choose(desk: Desk, page: _Page) -> None:
             )
 
         what = f"the report on {shown(name)}{f' for {shown(model)}' if model else ''}"
-        report = await waits.of(who(browser, request), what, lambda: asked(begin))
+        report = await waits.of(who(browser, request), what, lambda: worker_result(begin))
         return f"<pre>{escape(str(report))}</pre>"
 
     page.report.click(
