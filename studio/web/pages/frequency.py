@@ -1,4 +1,4 @@
-"""The Frequency page: what LoRAs do to a picture's high frequencies, step by step, and the band that follows."""
+"""The Frequency page: how LoRAs change a picture's high frequencies, step by step, and which band that puts them in."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from studio.web.parts.job_viewer import Viewer
 from studio.web.waiting import Waits, worker_result
 
 WAIT = 1800.0
-"""Seconds that a measurement may take, its wait for its turn among them."""
+"""Most seconds that a measurement may take, including the wait for its turn."""
 MOST = 8
-"""LoRAs that are measured at once."""
+"""Most LoRAs that are measured at once."""
 
 
 def add(desk: Desk, viewer: Viewer) -> None:
-    """Draws the page into the blocks at hand."""
+    """Draws the page into the current blocks."""
     gr.Markdown(
         "A LoRA is measured in a few short runs with and without it. Those that change high frequencies early "
         "(**high** band) dominate early in CMLoRA, the others late. Measured once, then remembered.",

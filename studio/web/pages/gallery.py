@@ -1,4 +1,6 @@
-"""The Gallery page: every finished picture with its record; what can be done with one; pictures that are dropped in."""
+"""The Gallery page: all finished pictures with their records, what can be done with one, and settings from dropped
+files.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ SHOWN = 60
 
 @dataclass(frozen=True)
 class GalleryWays:
-    """Where the page's buttons lead. compose, compare: ids of tabs. compared: what is looked at on Compare."""
+    """Where the page's buttons lead. compose, compare: ids of tabs. compared: the viewer of the Compare page."""
 
     tabs: gr.Tabs
     compose: str
@@ -38,8 +40,8 @@ class GalleryWays:
 
 @dataclass(frozen=True)
 class _Page:
-    """The page's controls. shown: the pictures on it; chosen: the place of one among them, -1 for none.
-    sure: what asks again before one is deleted."""
+    """The page's controls. shown: the pictures on it. chosen: the place of the chosen one, -1 for none. sure: asks
+    before a picture is deleted."""
 
     search: gr.Textbox
     number: gr.Number
@@ -61,7 +63,7 @@ class _Page:
 
     @classmethod
     def drawn(cls) -> _Page:
-        """Draws them into the blocks at hand."""
+        """Draws them into the current blocks."""
         with gr.Row(equal_height=False):
             with gr.Column(scale=7, min_width=340):
                 with gr.Row():
@@ -102,7 +104,7 @@ class _Page:
 
 
 def add(desk: Desk, fields: Fields, here: gr.Tab, ways: GalleryWays) -> None:
-    """Draws the page into the blocks at hand. here: its tab."""
+    """Draws the page into the current blocks. here: its tab."""
     page = _Page.drawn()
     _show(desk, page, here)
     _take_settings(desk, fields, page, ways)
@@ -111,7 +113,7 @@ def add(desk: Desk, fields: Fields, here: gr.Tab, ways: GalleryWays) -> None:
 
 
 def _show(desk: Desk, page: _Page, here: gr.Tab) -> None:
-    """The pictures, the record of the chosen one, and its end."""
+    """Wires the list of pictures, the record of the chosen one, and its deletion."""
 
     def listed(search: str, number: float, browser: str | None, request: gr.Request) -> tuple[Any, ...]:
         offset = (whole(number or 1, "page", 1, 1_000_000) - 1) * SHOWN
@@ -171,7 +173,7 @@ def _show(desk: Desk, page: _Page, here: gr.Tab) -> None:
 
 
 def _take_settings(desk: Desk, fields: Fields, page: _Page, ways: GalleryWays) -> None:
-    """The settings of the chosen picture, or of one that is dropped, go into the Compose form."""
+    """Wires what puts the settings of the chosen picture, or of a dropped file, into the Compose form."""
 
     def fill(
         draft: Draft, vae: str | None, structure: int, model: str, request: gr.Request
@@ -208,9 +210,9 @@ def _take_settings(desk: Desk, fields: Fields, page: _Page, ways: GalleryWays) -
 
 
 def _ask_who_did(desk: Desk, page: _Page, ways: GalleryWays) -> None:
-    """The chosen picture's mix, with each LoRA left out in turn, on the Compare page."""
+    """Wires the button that draws the chosen picture's mix on the Compare page, with each LoRA left out in turn."""
 
-    def asked(
+    def ask(
         shown: Sequence[GalleryPicture], chosen: int, browser: str | None, request: gr.Request
     ) -> tuple[Any, ...]:
         draft, job = _asked_by(desk, shown, chosen, browser, request)
@@ -219,7 +221,7 @@ def _ask_who_did(desk: Desk, page: _Page, ways: GalleryWays) -> None:
         return id, gr.Tabs(selected=ways.compare)
 
     page.who_did.click(
-        asked,
+        ask,
         [page.shown, page.chosen, desk.browser],
         [ways.compared.job, ways.tabs],
         trigger_mode="multiple",
@@ -232,7 +234,7 @@ def _ask_who_did(desk: Desk, page: _Page, ways: GalleryWays) -> None:
 def _asked_by(
     desk: Desk, shown: Sequence[GalleryPicture], chosen: int, browser: str | None, request: gr.Request
 ) -> tuple[Draft, JobView]:
-    """What the chosen picture was asked for by, and its job. Raises RequestError."""
+    """The draft of the chosen picture, and its job. Raises RequestError."""
     picture = _picked(shown, chosen)
     job = desk.worker.view(picture.job, who(browser, request))
     if job is None:
@@ -241,7 +243,7 @@ def _asked_by(
 
 
 def _take_away(desk: Desk, page: _Page) -> None:
-    """Files for the browser to fetch: all pictures that are shown, with their metadata; and a job file."""
+    """Wires the downloads: all shown pictures with their metadata, and a job file."""
 
     def zipped(pictures: Sequence[GalleryPicture], request: gr.Request) -> str:
         if not pictures:
@@ -253,7 +255,7 @@ def _take_away(desk: Desk, page: _Page) -> None:
         return str(file)
 
     def as_job_file(pictures: Sequence[GalleryPicture], chosen: int, request: gr.Request) -> str:
-        """The chosen picture, or all that are shown, as a file that `lora-studio batch` renders."""
+        """The chosen picture, or all shown ones, as a job file that `lora-studio batch` renders."""
         picked = [_picked(pictures, chosen)] if chosen >= 0 else list(pictures)
         if not picked:
             raise RequestError("there is no picture here yet; press Refresh, or draw one")

@@ -1,4 +1,4 @@
-"""The Library page: every LoRA file by its header, found in seconds; what does not fit says why."""
+"""The Library page: every LoRA file, by its header. A file that does not fit says why."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ ANY = "any"
 
 @dataclass(frozen=True)
 class _Page:
-    """The page's controls. shown: the names of the cards on it; chosen: one of them, "" for none.
-    beat: looks again while files are being read."""
+    """The page's controls. shown: the names of the cards on it. chosen: the chosen one's name, "" for none. beat: a
+    timer that looks again while files are being read."""
 
     search: gr.Textbox
     family: gr.Dropdown
@@ -60,7 +60,7 @@ class _Page:
 
     @classmethod
     def drawn(cls) -> _Page:
-        """Draws them into the blocks at hand."""
+        """Draws them into the current blocks."""
         with gr.Row():
             search = gr.Textbox(
                 label="Search", placeholder="name, trigger word, tag", scale=4, elem_id="library-search"
@@ -112,7 +112,7 @@ class _Page:
 
 
 def add(desk: Desk, fields: Fields, here: gr.Tab) -> None:
-    """Draws the page into the blocks at hand. here: its tab; the files are looked at whenever it is opened."""
+    """Draws the page into the current blocks. here: its tab; whenever it is opened, files are looked at again."""
     page = _Page.drawn()
     listing = _Listing(desk, page)
     listing.wire(here)
@@ -123,7 +123,7 @@ def add(desk: Desk, fields: Fields, here: gr.Tab) -> None:
 
 
 class _Listing:
-    """The cards that the filters leave. inputs, outputs: of `looked` and `listed`."""
+    """The list of cards that match the filters. inputs, outputs: of `looked` and `listed`."""
 
     def __init__(self, desk: Desk, page: _Page) -> None:
         self._desk, self._page = desk, page
@@ -133,11 +133,11 @@ class _Listing:
         ]  # fmt: skip
 
     def looked(self, *chosen: Any) -> tuple[Any, ...]:
-        """The files as they are now."""
+        """Looks at the files again, and lists them."""
         return self._draw(self._desk.worker.library.glance(), *chosen)
 
     def listed(self, *chosen: Any) -> tuple[Any, ...]:
-        """The files as they were when they were last looked at, so that typing is not slowed by thousands."""
+        """Lists the files as they were at the last look, so that typing stays quick with thousands of files."""
         return self._draw(self._desk.worker.library.glance(again=False), *chosen)
 
     def _draw(
@@ -189,7 +189,7 @@ class _Listing:
 
 
 def _choose(desk: Desk, page: _Page) -> None:
-    """What is said of the card that is clicked, and of how the model would take it."""
+    """Wires what shows the clicked card, and the report on loading it."""
 
     def select(event: gr.SelectData, names: Sequence[str], model: str) -> tuple[Any, ...]:
         name = names[int(event.index)]
@@ -211,7 +211,7 @@ def _choose(desk: Desk, page: _Page) -> None:
     waits = Waits()
 
     async def loaded(name: str, model: str, browser: str | None, request: gr.Request) -> str:
-        """What the model would apply of the file, or why it would not."""
+        """The report on what the model would apply of the file."""
 
         def begin() -> Future[LoadReport]:
             card = desk.worker.library.card(name, desk.chosen(model))
@@ -233,7 +233,7 @@ def _choose(desk: Desk, page: _Page) -> None:
 
 
 def _use(desk: Desk, fields: Fields, page: _Page) -> None:
-    """The chosen card goes into the mix."""
+    """Wires the button that adds the chosen LoRA to the mix."""
 
     def used(name: str, rows: mix.MixRows, structure: int, model: str) -> tuple[Any, ...]:
         card = desk.worker.library.card(name, desk.chosen(model))
@@ -250,7 +250,7 @@ def _use(desk: Desk, fields: Fields, page: _Page) -> None:
 
 
 def _find_by_picture(desk: Desk, page: _Page) -> None:
-    """The cards that a dropped picture was made with."""
+    """Wires what finds the LoRAs that a dropped picture was made with."""
 
     def made_with(file: str | None, model: str) -> tuple[Any, ...]:
         if file is None:
@@ -269,7 +269,7 @@ def _find_by_picture(desk: Desk, page: _Page) -> None:
 
 
 def _bring(desk: Desk, page: _Page, listing: _Listing) -> None:
-    """Files and folders that were not in the library."""
+    """Wires what adds files and folders to the library."""
 
     def added(file: str | None, *rest: Any) -> tuple[Any, ...]:
         if file is None:
@@ -314,7 +314,8 @@ def _reading(seen: Glance) -> str:
 
 
 def _made_with(restored: Restored) -> str:
-    """What a dropped picture says of its LoRAs: those shown, those not here, those found under another name."""
+    """What a dropped picture says of its LoRAs: those that are shown, those that are missing, and those that have
+    another name here."""
     count = len(restored.draft.wanted)
     said = (
         f"A picture by {restored.program}, made with {count or 'no'} LoRA{'' if count == 1 else 's'} that "
@@ -328,7 +329,7 @@ def _caption(card: Card, fit: Fit | None) -> str:
 
 
 def _title(card: Card, why: str) -> str:
-    """What a file says of itself, as HTML that holds its words and nothing that a browser would fetch or run."""
+    """What a file says of itself, as HTML with escaped text, in which nothing makes a browser fetch or run anything."""
     lines = [f"<h3>{escape(card.title or card.name)}</h3>"]
     if why:
         lines.append(f"<p><strong>Does not fit:</strong> {escape(why)}</p>")
@@ -347,7 +348,7 @@ def _title(card: Card, why: str) -> str:
 
 
 def _blank(desk: Desk) -> Path:
-    """A plain square, for files without a preview."""
+    """The file of a plain square, which is shown for LoRAs without a preview."""
     from PIL import Image
 
     file = desk.worker.home.made(desk.worker.home.cache / "web" / "thumbs") / "none.webp"

@@ -1,5 +1,5 @@
 // Ctrl+Enter draws, Escape stops, Ctrl+Up and Ctrl+Down weigh; chips write into the prompt.
-// All scripts of this folder run in one function, in the order that look.py gives; this one is the first.
+// All scripts of this folder run in one function, in the order that studio/web/door/theme.py gives; this one is the first.
 if (window.studioKeys) return;
 window.studioKeys = true;
 
