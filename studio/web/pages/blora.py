@@ -267,7 +267,7 @@ def _learner(part: str, words: str) -> _Learner:
     with gr.Column(min_width=150):
         picture = gr.Image(
             type="filepath",
-            image_mode=None,  # the file as it is: gradio would decode it
+            image_mode=None,  # the file itself: Gradio would decode it
             label=f"{part} picture",
             height=180,
             sources=["upload", "clipboard"],

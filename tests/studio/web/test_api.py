@@ -180,6 +180,6 @@ def test_mcp_clients_are_offered_the_same_functions(client: httpx.Client) -> Non
     assert "mix of LoRAs" in compose["description"]
     properties = compose["inputSchema"]["properties"]
     assert {field.argument for field in FIELDS} <= set(properties)
-    assert properties["reuse"]["description"].startswith(f"{BY_NAME['reuse'].knob.help} 0 leaves")
+    assert properties["reuse"]["description"].startswith(f"{BY_NAME['reuse'].knob.help} 0: off")
     assert properties["cut"]["enum"] == ["", *BY_NAME["cut"].knob.choices]
     assert compose["inputSchema"]["required"] == ["prompt"]
