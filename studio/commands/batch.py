@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from studio.terminal.progress import Teller
 
 HELP = """job files:
-  jobs.jsonl   {"prompt": "a fox", "adapters": {"fox": 0.8}, "seed": "1-4"}   one a line; {"defaults": {…}} too
+  jobs.jsonl   {"prompt": "a fox", "adapters": {"fox": 0.8}, "seed": "1-4"}   one per line; {"defaults": {…}} too
   jobs.yaml    defaults: {steps: 20}   jobs: [{prompt: a fox, composer: [merge, switch]}]   (.json the same)
-  jobs.csv     prompt,seed,adapters   one row a job, adapters as fox=0.8; owl=0.5
-  prompts.txt  a fox --steps 20 --seed 3   one prompt a line, options as in A1111's prompts from file
+  jobs.csv     prompt,seed,adapters   one job per row, adapters as fox=0.8; owl=0.5
+  prompts.txt  a fox --steps 20 --seed 3   one prompt per line, options as in A1111's prompts from file
 
 Lists and ranges (1-4, 10-30 (+10), 0-1 [5]) render every combination. {red|blue} and __animal__ (a line of
 wildcards/animal.txt) are chosen by the seed; "variants: all" renders all of them. Run the command again to do what is

@@ -297,7 +297,7 @@ def device_flags(command: ArgumentParser) -> None:
     command.add_argument("--dtype", metavar="T", help="float32, float16, bfloat16")
 
 
-# -- what is told ----------------------------------------------------------------------------------------
+# -- reports ---------------------------------------------------------------------------------------------
 
 
 def quiet_flag(command: argparse._ActionsContainer, help: str = "no progress, errors only") -> None:

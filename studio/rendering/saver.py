@@ -55,7 +55,7 @@ class Made:
 
     @staticmethod
     def of(event: Finished, adapters: Mapping[str, Path], setup: Setup) -> Made:
-        """Of a session's event, whose pictures must be of the "pil" kind."""
+        """The picture of a session's event. The session must give "pil" pictures."""
         assert isinstance(event.image, Image.Image)
         return Made(event.image, event.request, event.record, adapters, setup)
 

@@ -287,7 +287,7 @@ def table(course: Course) -> str:
 
 
 def as_data(course: Course) -> dict[str, Any]:
-    """For JSON."""
+    """The course's figures, as JSON can hold them."""
     return {
         "targets": [{**asdict(target), "met": target.met} for target in targets(course)],
         "sections": {name: measured.workload.label for name, measured in course.sections.items()},
