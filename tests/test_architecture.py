@@ -76,7 +76,7 @@ ROOMS: dict[str, list[str]] = {
         "__main__",
     ],
     "studio.web": [
-        "__init__ door form waiting",
+        "__init__ arguments door form waiting",
         "api parts sdapi",
         "pages",
         "app",
