@@ -1,1 +1,1 @@
-"""The command line and the web app: they fill Requests, show what comes back, and hold no mathematics."""
+"""The command line and the web app. They fill Requests and show what comes back; they hold no mathematics."""

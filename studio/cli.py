@@ -1,9 +1,9 @@
-"""The command line: parser, home, and the way from an error to an exit code.
+"""The command line: the parser, the home, and how an error becomes an exit code.
 
     lora-studio render --prompt "a fox in a red hat" --lora fox=0.8
 
-The commands are in `studio/commands`, and import what they need when they run. Results go to stdout, all else to
-stderr. Exit codes: 0 all done, 1 some failed, 2 bad input or set-up, 130 interrupted.
+The commands are in `studio/commands`; each imports what it needs when it runs. Results go to stdout, everything else
+to stderr. Exit codes: 0 all done, 1 some failed, 2 bad input or set-up, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from studio.terminal.exits import BAD_INPUT, INTERRUPTED, OK
 
 QUIET_ENVIRONMENT = {
     "GRADIO_ANALYTICS_ENABLED": "False",
-    "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait by spinning cost tenfold on cores that others use too
+    "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads take ten times as long on cores that are shared
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "DIFFUSERS_VERBOSITY": "error",
     "TRANSFORMERS_VERBOSITY": "error",
 }
-"""No library that we use reports to anybody, or tells users what only its programmers can act on."""
+"""Libraries report to nobody, and warn users of nothing that only the libraries' programmers could change."""
 
 TRY = """Three commands to try:
 
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command is None:
         print(TRY)
         return OK
-    from composers import StudioError  # which brings all methods along, and help needs none
+    from composers import StudioError  # here, since it imports all methods, which --help does not need
 
     try:
         return _run(args.chosen, args)
@@ -74,7 +74,7 @@ def _run(command: Command[Any], args: Namespace) -> int:
 
 
 def parser(words: Sequence[str] = ()) -> ArgumentParser:
-    """The commands and flags that a command line can mean; all of them where none is given."""
+    """The parser, with the commands and flags that these words can mean. No words: with all of them."""
     top = Parser(
         prog="lora-studio",
         allow_abbrev=False,
@@ -87,7 +87,7 @@ def parser(words: Sequence[str] = ()) -> ArgumentParser:
 
 
 class _Version(argparse.Action):
-    """Prints the version; it is looked up only then."""
+    """Prints the version, which is looked up only when it is asked for."""
 
     def __call__(self, parser: ArgumentParser, *_: object) -> None:
         from importlib.metadata import PackageNotFoundError, version

@@ -1,4 +1,4 @@
-"""What can only be judged with a model at hand: adapters that fit it, sizes, methods; all before the first picture."""
+"""Checks that need a model: whether adapters fit it, sizes, methods. All are made before the first picture."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from studio.pictures.metadata import CHUNK, read_texts
 
 @dataclass(frozen=True)
 class ModelGroup:
-    """The jobs of one model, and the adapters they ask for. model_hash: of its weights, once it has been open."""
+    """The jobs of one model, and the adapters that they ask for. model_hash: of its weights; "" until it was opened."""
 
     model: str
     shelf: Shelf
@@ -34,11 +34,11 @@ class ModelGroup:
     _preferred: dict[str, float] = field(default_factory=dict, compare=False, repr=False)
 
     def request(self, job: PlannedPicture) -> Request:
-        """The job's request, its adapters found. Raises StudioError."""
+        """The job's request, with its adapters looked up. Raises StudioError."""
         return job.draft.build(self._use)
 
     def _use(self, wanted: Wanted) -> Use:
-        """As the shelf gives it; the file that says its preferred weight is read once, not once a job."""
+        """The use of an adapter. The file that says its preferred weight is read once, not for every job."""
         if wanted.weight is None:
             if wanted.adapter not in self._preferred:
                 self._preferred[wanted.adapter] = self.shelf.use(wanted).weight
@@ -47,7 +47,7 @@ class ModelGroup:
 
 
 def grouped(jobs: Iterable[PlannedPicture], home: Home, problems: Problems) -> list[ModelGroup]:
-    """Jobs by model, models in the order of their first job; names that mean nothing go to `problems`."""
+    """The jobs by model, models in the order of their first jobs. Unknown models and adapters go to `problems`."""
     by_model: dict[str, list[PlannedPicture]] = {}
     for job in jobs:
         by_model.setdefault(job.model, []).append(job)
@@ -67,7 +67,8 @@ def grouped(jobs: Iterable[PlannedPicture], home: Home, problems: Problems) -> l
 
 
 def check_group(group: ModelGroup, pipe: StudioPipeline, problems: Problems) -> ModelGroup:
-    """The group with its jobs in the order to render them: one latent shape after the other."""
+    """Judges a group's jobs with their model; mistakes go to `problems`. Returns the group with its jobs sorted by
+    size, so that equal latent shapes follow one another."""
     requests = []
     for job in group.jobs:
         with problems.gathered(job.where):
@@ -98,10 +99,11 @@ def find_places(
     *,
     force: bool,
 ) -> tuple[ModelGroup, list[PictureOutcome]]:
-    """The group with the files it will write, and the jobs whose pictures are there already.
+    """The group's jobs that are still to be rendered, each with its file, and the outcomes of jobs whose pictures are
+    there already.
 
-    A picture may lie there without a line in the manifest: the run was ended between the two. If it says that
-    it was made by this very request, it is the job's. Other files are never overwritten, unless `force`.
+    A picture may be there without a line in the manifest, if the run was ended between writing the two. It belongs to
+    the job if it says that it was made by exactly this request. Other files are never overwritten, unless `force`.
     """
     facts = replace(pipe.model.facts, adapters=tuple(group.shelf.files))
     taken = set(taken)
@@ -131,14 +133,14 @@ def find_places(
 
 
 def _made_by(file: Path, request: Request, model_hash: str) -> Mapping[str, object] | None:
-    """The record in the picture, if it was made by this request on this model."""
+    """The record in the picture, if it was made by this request on this model; else None."""
     if not is_whole(file):
         return None
     try:
         content = json.loads(read_texts(file)[CHUNK])
         record: Mapping[str, object] = content["record"]
         now = json.loads(json.dumps(plain_request(request)))
-        # a picture that is older than a field was made with the field's default
+        # a picture from before a field existed was made with the field's default
         before = {field.name: field.default for field in FIELDS if field.name not in content["request"]}
         same = {**before, **content["request"]} == now
         return record if same and record["model_hash"] == model_hash else None

@@ -1,9 +1,9 @@
-"""A job file -> entries: what each says, and where it says it.
+"""Reads job files: what each job says, and where it says it.
 
-.jsonl   one object a line; a line {"defaults": {…}} holds for all
+.jsonl   one object per line; a line {"defaults": {…}} applies to all
 .yaml    a list of jobs, or defaults: and jobs:  (.json the same)
-.csv     one row a job, the header names the fields; an empty cell says nothing
-.txt     one prompt a line, with --steps 20 --seed 3 … behind it (see `studio.batch.prompts`)
+.csv     one job per row; the header names the fields; an empty cell says nothing
+.txt     one prompt per line, followed by options such as --steps 20 --seed 3 (see `studio.batch.prompts`)
 """
 
 from __future__ import annotations
@@ -30,38 +30,39 @@ from studio.drafts.flags import parse_lora
 from studio.drafts.plain import DEEPEST, LONGEST_FILE, check_plain, read_json, read_text
 
 OWN_FIELDS = ("name", "model", "count", "variants")
-"""What a job may say beyond Request's fields."""
+"""Fields of a job that Request does not have."""
 JOB_FIELDS = (*NAMES, *OWN_FIELDS)
 SECTIONS = ("defaults", "jobs")
 _ALTERNATIVES = tuple(field.name for field in of_kind("scheduler", "method", "choice", "pair", "truth"))
 KINDS = (".jsonl", ".yaml", ".yml", ".json", ".csv", ".txt")
 LONGEST_YAML = 16 * 2**20
-"""Bytes; YAML takes a hundred times as long to be read as the others."""
+"""Most bytes of a YAML file: it takes a hundred times as long to read as the other formats."""
 MOST_NODES = 500_000
-"""Values of a YAML file as it is written."""
+"""Most values that are written in a YAML file, before aliases are expanded."""
 LONGEST_SCALAR = 100
-"""Characters of a number or a date in YAML."""
+"""Most characters of a number or a date in YAML."""
 _BRACKETS = re.compile(r"(?:[\[{]\s*+){200}")
 MOST_FIELDS = 100
-"""Of one job: far more than there are."""
+"""Most fields of one job: far more than exist."""
 
 
 @dataclass(frozen=True)
 class JobEntry:
-    """One job as it was written. where: "jobs.yaml, line 7". lines: field -> its line, where it has one of its own."""
+    """One job as it was written. where: "jobs.yaml, line 7". lines: field -> its place, for fields with a line of their
+    own."""
 
     fields: Mapping[str, Any]
     where: str
     lines: Mapping[str, str] = field(default_factory=dict)
 
     def at(self, name: str) -> str:
-        """Where a field is written."""
+        """Where a field is written, for messages."""
         return self.lines.get(name, self.where)
 
 
 @dataclass(frozen=True)
 class JobFile:
-    """defaults hold for every job that does not say otherwise. folder: where its paths count from."""
+    """A job file that was read. defaults: apply where a job says nothing else. folder: paths are relative to it."""
 
     name: str
     folder: Path
@@ -70,7 +71,8 @@ class JobFile:
 
 
 def read_jobs(path: Path, problems: Problems) -> JobFile:
-    """The jobs of a file; mistakes go to `problems`. Raises SetupError where it cannot be read at all."""
+    """The jobs of a file; mistakes go to `problems`. Raises SetupError for a file that cannot be read at all, and
+    RequestError for one that is too large."""
     kind = path.suffix.lower()
     if kind not in KINDS:
         raise SetupError(f"{path}: jobs are read from {', '.join(KINDS)} files; give it one of these endings")
@@ -98,13 +100,13 @@ def read_jobs(path: Path, problems: Problems) -> JobFile:
 
 
 def from_objects(jobs: Sequence[Mapping[str, Any]]) -> JobFile:
-    """Jobs given as objects."""
+    """A job file made of jobs that are given as objects."""
     entries = tuple(JobEntry(dict(job), f"job {number}") for number, job in enumerate(jobs, 1))
     return JobFile("jobs", Path().absolute(), JobEntry({}, "jobs"), entries)
 
 
 def check_names(entry: JobEntry, problems: Problems) -> None:
-    """Fields that do not exist."""
+    """Adds a problem for every field that does not exist."""
     if len(entry.fields) > MOST_FIELDS:
         problems.add(entry.where, f"{len(entry.fields)} fields are more than a job has; split it")
         return
@@ -146,7 +148,7 @@ def _json(text: str, name: str, problems: Problems) -> Read:
 
 
 def _yaml(text: str, name: str, problems: Problems) -> Read:
-    if _BRACKETS.search(text):  # which PyYAML takes the square of their number for
+    if _BRACKETS.search(text):  # PyYAML takes quadratic time for so many open brackets
         problems.add(name, f"it is nested more than {DEEPEST} deep; make it flat")
         return
     loader = _Loader(text)
@@ -171,7 +173,7 @@ def _yaml(text: str, name: str, problems: Problems) -> Read:
 
 
 class _Loader(yaml.SafeLoader):
-    """Counts the values and their depth while it reads them. Raises RequestError for too many."""
+    """Counts values and nesting while it reads. Raises RequestError for too many, or for nesting that is too deep."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -190,8 +192,8 @@ class _Loader(yaml.SafeLoader):
 
 
 def _plain(loader: yaml.SafeLoader, root: yaml.Node) -> Any:
-    """The node's value; a key that stands twice is refused (YAML would keep the last one silently), and so are aliases
-    that stand for too many values."""
+    """The root's value. Raises RequestError for a key that appears twice (YAML would silently keep the last one), and
+    for aliases that stand for too many values."""
     _check_aliases(root)
     pending = [root]
     seen: set[int] = set()
@@ -221,7 +223,7 @@ def _plain(loader: yaml.SafeLoader, root: yaml.Node) -> Any:
 
 
 def _check_aliases(root: yaml.Node) -> None:
-    """Raises RequestError where aliases stand for more than MOST_NODES values, or for what they are part of."""
+    """Raises RequestError where aliases stand for more than MOST_NODES values, or contain themselves."""
     sizes: dict[int, int] = {}
     within: set[int] = set()
     pending = [(root, False)]
@@ -299,7 +301,7 @@ def _csv(text: str, name: str, problems: Problems) -> Read:
 
 
 def _cell(key: str, text: str) -> Any:
-    """A cell's text as the field wants it; numbers stay text, which may be a range. `|` separates alternatives."""
+    """The value of a CSV cell. Numbers stay text, since they may be ranges. `|` separates alternatives."""
     if key == "adapters":
         mixes = [_mix(part) for part in text.split("|")]
         return mixes[0] if len(mixes) == 1 else {"any": mixes}
@@ -309,7 +311,7 @@ def _cell(key: str, text: str) -> Any:
 
 
 def _mix(text: str) -> list[dict[str, Any]]:
-    """'fox=0.8; owl=0.5:0.2' -> adapters, as the flag --lora writes each."""
+    """The adapters of a text such as 'fox=0.8; owl=0.5:0.2'; each is written as for --lora."""
     return [plain_wanted(parse_lora(part.strip())) for part in text.split(";") if part.strip()]
 
 
@@ -337,7 +339,7 @@ def _sections(content: Any, name: str, problems: Problems) -> tuple[Any, list[An
 
 
 def _not_too_many(jobs: list[Any], name: str, problems: Problems) -> list[Any]:
-    """The jobs; none where they are too many, which is noted."""
+    """The jobs; none, and a problem, where there are too many."""
     if len(jobs) <= MOST_VALUES:
         return jobs
     problems.add(name, f"the file holds {len(jobs)} jobs, more than {MOST_VALUES}; split it")
@@ -345,7 +347,7 @@ def _not_too_many(jobs: list[Any], name: str, problems: Problems) -> list[Any]:
 
 
 def _entry(content: Any, place: Place, problems: Problems, *, is_default: bool = False) -> Read:
-    """The entry, or a problem where it is no object."""
+    """Yields the entry; adds a problem where it is no object."""
     where, lines = place
     if not isinstance(content, dict):
         what = "the defaults" if is_default else "a job"
@@ -363,7 +365,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _json_error(error: RequestError) -> str:
-    """Without the line, which is another one in the file."""
+    """The message without json's line number, which does not count from the start of the file."""
     cause = error.__cause__
     if isinstance(cause, json.JSONDecodeError):
         return f"it is not valid JSON: {cause.msg} at column {cause.colno}"

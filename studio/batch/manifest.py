@@ -1,11 +1,11 @@
-"""`manifest.jsonl`: what has become of every job, one line each, whole or not at all.
+"""`manifest.jsonl`: what has become of every job, on one line each.
 
     {"status": "done", "key": …, "index": 1, "name": …, "file": "00001_a-fox_7.png", "seed": 7, "where": …,
      "model": …, "record": {…}}
     {"status": "failed", "key": …, …, "error": "…"}
 
-Lines are appended and forced to the disk; the last one of a key counts. A line that was cut off by a sudden end
-is dropped, and the job is done again.
+Every line is appended and flushed to the disk. Of several lines with one key, the last one counts. If a run ends
+suddenly and leaves half a line, that line is dropped and the job is done again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _END_OF_PNG = b"IEND\xaeB`\x82"
 
 @dataclass(frozen=True)
 class PictureOutcome:
-    """What has become of a job. file: the picture's, absolute. record: as the picture holds it."""
+    """What has become of a job. file: the picture's absolute path. record: as the picture holds it."""
 
     job: PlannedPicture
     file: Path | None = None
@@ -45,7 +45,7 @@ class PictureOutcome:
 
 
 class Manifest:
-    """The manifest of one folder, held by one run at a time. Use as a context manager.
+    """The manifest of one folder; only one run at a time can hold it. Use as a context manager.
 
     entries: key -> its last line.
     """
@@ -55,7 +55,7 @@ class Manifest:
         self.entries: dict[str, dict[str, Any]] = {}
 
     def __enter__(self) -> Manifest:
-        """Opens, locks and reads it. Raises SetupError where another run holds it, or the folder cannot be made."""
+        """Opens, locks and reads it. Raises SetupError where another run holds it, or it cannot be written."""
         path = self.folder / MANIFEST
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ class Manifest:
         self._file.seek(0)
         content = self._file.read()
         whole = content.rfind(b"\n") + 1
-        if whole < len(content):  # a line without its end was being written when the run was ended
+        if whole < len(content):  # the run ended while it wrote the last line
             self._file.truncate(whole)
         for line in content[:whole].splitlines():
             with suppress(ValueError, KeyError, TypeError, RecursionError):
@@ -90,7 +90,7 @@ class Manifest:
                 self.entries[entry["key"]] = entry
 
     def append(self, outcome: PictureOutcome) -> None:
-        """Adds the line, on the disk when this returns. Raises SetupError."""
+        """Adds a line; it is on the disk when this returns. Raises SetupError."""
         job = outcome.job
         entry: dict[str, Any] = {
             "status": "failed" if outcome.failed else "done",
@@ -112,7 +112,7 @@ class Manifest:
         self.entries[job.key] = entry
 
     def done(self, job: PlannedPicture) -> PictureOutcome | None:
-        """The job's outcome where it is done and its picture is whole, or where it has failed."""
+        """The job's earlier outcome: done, with a complete picture, or failed; None where there is none."""
         entry = self.entries.get(job.key)
         if entry is None:
             return None
@@ -122,18 +122,18 @@ class Manifest:
         return PictureOutcome(job, file, entry.get("record")) if is_whole(file) else None
 
     def claimed(self) -> dict[Path, str]:
-        """File -> key of the pictures that are named here."""
+        """File -> key of its job, for all pictures in the manifest."""
         return {self.folder / e["file"]: key for key, e in self.entries.items() if e.get("file")}
 
     def sweep(self, folders: set[Path]) -> None:
-        """Takes away what a sudden end has left half-written."""
+        """Deletes half-written files that a sudden end has left in these folders."""
         for folder in folders:
             for scrap in folder.glob(".*.part"):
                 scrap.unlink(missing_ok=True)
 
 
 def is_whole(file: Path) -> bool:
-    """Whether the PNG is there, to its last chunk."""
+    """Whether the PNG is there and complete, up to its last chunk."""
     try:
         with file.open("rb") as stream:
             stream.seek(-len(_END_OF_PNG), os.SEEK_END)

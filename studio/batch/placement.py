@@ -1,4 +1,4 @@
-"""How many workers a Ray cluster gets, and what each one takes. Pure, without Ray."""
+"""How many workers run on a Ray cluster, and what each of them gets. Pure, without Ray."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pipelines.errors import SetupError
 
 CPUS_A_WORKER = 4
-"""CPU cores of a worker where there is no GPU and nobody says how many workers to start."""
+"""CPU cores for each worker where there is no GPU and the number of workers is not given."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """What one computer of the cluster offers."""
+    """One computer of the cluster: its free CPUs and GPUs."""
 
     cpus: int
     gpus: int
@@ -21,7 +21,8 @@ class Node:
 
 @dataclass(frozen=True)
 class Share:
-    """workers of so many GPUs and CPUs each; threads of torch (None leaves them alone)."""
+    """So many workers, each with so many GPUs and CPUs. threads: of torch in each worker; None leaves torch's
+    default."""
 
     workers: int
     gpus: int
@@ -30,10 +31,10 @@ class Share:
 
 
 def share_of(nodes: Sequence[Node], *, wanted: int | None, jobs: int, device: str | None) -> Share:
-    """One worker for each GPU of the cluster, else equal shares of the CPUs; never more than there are jobs.
+    """One worker for each GPU of the cluster, or, without GPUs, equal shares of the CPUs; never more workers than jobs.
 
-    wanted: so many instead. device: "cpu…" leaves the GPUs alone, "cuda…" insists on them. Every worker fits on some
-    computer beside the others, so that Ray can place them all. Raises SetupError where there is nothing to place on.
+    wanted: so many workers instead. device: "cpu…" ignores the GPUs, "cuda…" requires one. The computers have room for
+    all workers at once, so that Ray can place them. Raises SetupError where the cluster has no GPU or CPU to work on.
     """
     gpus = sum(min(node.gpus, node.cpus) for node in nodes)
     cpus = sum(node.cpus for node in nodes)

@@ -1,6 +1,6 @@
-"""From what a job file says to jobs: one a picture, each with its seed, its key and its file's name.
+"""Turns a job file into jobs, one for each picture, with seed, key and file name.
 
-Nothing is loaded here, and nothing is decided by chance: the same file gives the same jobs.
+Nothing is loaded here and nothing is left to chance: the same file always gives the same jobs.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ VARIANTS = ("random", "all")
 class PlannedPicture:
     """One picture of a batch.
 
-    index: its place, from 1. key: hash of all that decides the picture, the same in every run of the same job.
-    fields: what it says, lists and choices resolved. where: for messages. file: relative to the batch's folder.
+    index: its place in the batch, from 1. key: hash of everything that decides the picture; the same in every run.
+    fields: what the job says, with lists and choices resolved. where: for messages. file: relative to the batch's
+    folder.
     """
 
     index: int
@@ -58,10 +59,10 @@ class PlannedPicture:
 
 @dataclass(frozen=True)
 class Ground:
-    """What holds for all jobs of a batch.
+    """What applies to all jobs of a batch.
 
-    model: where a job names none. overrides: fields that win over the file's. template: of the files' names.
-    vae: another VAE, which is part of what decides the pictures.
+    model: for jobs that name none. overrides: fields that win over those in the file. template: of the files' names.
+    vae: another VAE; it is part of the jobs' keys, since it changes the pictures.
     """
 
     model: str
@@ -72,9 +73,9 @@ class Ground:
 
 
 def plan(jobs: JobFile, ground: Ground, problems: Problems) -> list[PlannedPicture]:
-    """All jobs in order; mistakes go to `problems`, and then the list is not complete.
+    """All jobs in order. Mistakes go to `problems`; where there are some, the list is not complete.
 
-    Raises SetupError for a template that cannot be.
+    Raises SetupError for a template that cannot be used.
     """
     check_template(ground.template)
     check_names(jobs.defaults, problems)
@@ -95,8 +96,8 @@ def plan(jobs: JobFile, ground: Ground, problems: Problems) -> list[PlannedPictu
 
 
 def _countable(jobs: JobFile, given: JobEntry, checked: _Checked, problems: Problems) -> list[JobEntry]:
-    """The entries that come to a sound number of pictures, and none where all together do not; the rest is noted.
-    Counts pictures and makes none."""
+    """The entries that do not stand for too many pictures; none where all together do. Every excess becomes a problem.
+    Pictures are only counted here, not made."""
     found: list[JobEntry] = []
     total = 0
     for entry in jobs.entries:
@@ -119,7 +120,7 @@ def _merged(entry: JobEntry, defaults: JobEntry, given: JobEntry) -> dict[str, A
 
 
 def _count(merged: Mapping[str, Any], checked: _Checked) -> int:
-    """How many pictures an entry comes to; what is wrong in it counts as one, and is told later."""
+    """How many pictures an entry stands for. A faulty value counts as one; its fault is found later."""
     choices: dict[str, list[Any]] = {}
     for field, value in merged.items():
         if value is not None and field in JOB_FIELDS:
@@ -137,7 +138,7 @@ def _count(merged: Mapping[str, Any], checked: _Checked) -> int:
 
 
 class _Checked:
-    """Every value of every field is looked at once, alone, so that all mistakes are found and not the first only."""
+    """Checks every value of every field by itself, and only once. So all mistakes are found, not only the first."""
 
     def __init__(self, folder: Path, wildcards: Wildcards) -> None:
         self._folder = folder
@@ -156,7 +157,7 @@ class _Checked:
         return self._found[key]
 
     def variants(self, prompt: object) -> int:
-        """How many texts a prompt stands for; 1 for what is none."""
+        """How many texts a prompt stands for; 1 for a faulty prompt."""
         if not isinstance(prompt, str):
             return 1
         try:
@@ -165,7 +166,7 @@ class _Checked:
             return 1
 
     def _check(self, field: str, value: object) -> None:
-        """Raises StudioError. Request is the gate; only what it does not know is judged here."""
+        """Raises StudioError for a faulty value. Request judges its own fields; the others are judged here."""
         if field in ("name", "model") and not (isinstance(value, str) and value.strip()):
             raise RequestError(f"{field}={shown(value)} must be text")
         if field in ("name", "model"):
@@ -198,13 +199,13 @@ class _Checked:
 def _expanded(
     entry: JobEntry, defaults: JobEntry, given: JobEntry, checked: _Checked, problems: Problems
 ) -> Iterator[dict[str, Any]]:
-    """The fields of each picture of one entry, without seeds where none is said."""
+    """The fields of each picture of one entry; seeds are added later where none is given."""
     merged = _merged(entry, defaults, given)
     choices: dict[str, list[Any]] = {}
     before = problems.count
     for field, value in merged.items():
         source = next(e for e in (given, entry, defaults) if field in e.fields)
-        if value is None or field not in JOB_FIELDS:  # `check_names` has told of that
+        if value is None or field not in JOB_FIELDS:  # `check_names` has reported unknown fields
             continue
         with problems.gathered(source.at(field)):
             choices[field] = alternatives(field, value)
@@ -220,7 +221,8 @@ def _expanded(
 
 
 def _pictures(fields: dict[str, Any], template: Template) -> Iterator[dict[str, Any]]:
-    """`count` and `variants` resolved; `prompt` stays a template only where its seed is not known yet."""
+    """Resolves `count` and `variants`. Without `variants: all`, the prompt stays a template, which its seed will
+    resolve."""
     count = fields.pop("count", 1)
     prompts: list[Any] = [template]
     if fields.pop("variants", "random") == "all":
@@ -267,7 +269,8 @@ def _job(
 
 
 def _seed(fields: Mapping[str, Any], model: str, seen: Counter[str]) -> int:
-    """A seed from what the job says: equal jobs get different ones, and each the same in every run."""
+    """A seed that follows from what the job says. Equal jobs get different seeds; each gets the same one in every
+    run."""
     place = int(fields.get("place", 0))
     base = _hash({**fields, "model": model, "place": 0})
     seen[f"seed {base}"] += 0 if place else 1
@@ -280,14 +283,14 @@ def _hash(fields: Mapping[str, Any]) -> str:
 
 
 def _spelled(value: Any) -> Any:
-    """With keys that JSON can hold."""
+    """The value with keys that JSON can hold; keys of different types stay different."""
     if isinstance(value, Mapping):
         return {f"{type(key).__name__} {key}": _spelled(item) for key, item in value.items()}
     return [_spelled(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _canonical(value: Any) -> Any:
-    """5 and 5.0 are one value."""
+    """The value in a form in which 5 and 5.0 are equal."""
     if isinstance(value, Mapping):
         return {str(key): _canonical(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -301,7 +304,7 @@ def _canonical(value: Any) -> Any:
 
 
 def check_template(template: str) -> None:
-    """Raises SetupError for fields that do not exist and for names that lead out of the folder."""
+    """Raises SetupError for a template with unknown fields, or one whose names lead out of the folder."""
     if re.search(r"\{[^{}]*\d{4}[^{}]*\}", template) or len(template) > LONGEST_NAME:
         raise SetupError(f"--name {template[:100]}: no name is that long; write a shorter one")
     try:

@@ -1,4 +1,4 @@
-"""Mistakes are gathered, so that all of them are told at once."""
+"""Mistakes are collected, so that all of them can be reported at once."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pipelines.bounds import LONGEST_NAME
 from pipelines.errors import RequestError, StudioError
 
 MOST_PROBLEMS = 1_000
-"""Different mistakes that are kept; whoever made more of them need not read all."""
+"""Most different mistakes that are kept; nobody reads more."""
 MOST_FOUND = 100_000
-"""Mistakes at all places together."""
+"""Most mistakes in all, repeated ones included."""
 MOST_PLACES = 5
-"""Places of one and the same mistake that are named one by one."""
+"""Most places that are listed one by one for one mistake."""
 
 
 class Problems:
-    """The mistakes found so far, each once, in the order they were found. count: how often one was found."""
+    """The mistakes found so far, each once, with its places. count: mistakes found, repeated ones included."""
 
     def __init__(self) -> None:
         self._places: dict[str, dict[str, None]] = {}  # what -> where
@@ -34,12 +34,13 @@ class Problems:
 
     @property
     def full(self) -> bool:
-        """Whether no more are kept, so that reading on makes no sense."""
+        """Whether no more mistakes are kept, so that there is no point in reading on."""
         return len(self._places) >= MOST_PROBLEMS or self.count >= MOST_FOUND
 
     @property
     def messages(self) -> list[str]:
-        """One for each mistake and place; a mistake made very often, as by the defaults, is told once."""
+        """One message for each mistake and place, in the file's order. A mistake at very many places, as one in the
+        defaults, gets one message."""
         found = []
         for what, places in self._places.items():
             named = list(places)
@@ -50,14 +51,14 @@ class Problems:
 
     @contextmanager
     def gathered(self, where: str) -> Iterator[None]:
-        """Within: a StudioError is noted and ends the block."""
+        """While the block runs, a StudioError is added to the mistakes and ends the block."""
         try:
             yield
         except StudioError as error:
             self.add(where, error)
 
     def refuse(self, what: str) -> None:
-        """Raises RequestError with every mistake; does nothing where there is none."""
+        """Raises RequestError that lists every mistake, if there is any. what: the name of what was read."""
         messages = self.messages
         if not messages:
             return
@@ -67,13 +68,13 @@ class Problems:
 
 
 def _place(message: str) -> tuple[int, ...]:
-    """Where in the file it stands; what has no place comes last."""
+    """A message's place in the file, for sorting; messages without a place come last."""
     number = re.match(r"[^:]*?, (?:line|job|entry) (\d+)|job (\d+)", message)
     return (0, int(number[1] or number[2])) if number else (1, 0)
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
-    """ "did you mean 'seed'?", or all that is known where nothing is near."""
+    """ "did you mean 'seed'?", or, where no known name is similar, a list of them all."""
     known = tuple(known)
     near = difflib.get_close_matches(str(name)[:LONGEST_NAME].lower(), known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"

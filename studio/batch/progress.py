@@ -1,4 +1,4 @@
-"""A batch on the terminal: its files on stdout; on stderr a bar, the pace, how full the calls are, what has failed."""
+"""A batch on the terminal. Files go to stdout; to stderr go a bar, the pace, how full UNet calls are, and failures."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from studio.batch.manifest import PictureOutcome
 from studio.batch.run import Batch
 from studio.rendering.runner import Fill
 from studio.terminal.exits import INTERRUPTED, OK, SOME_FAILED
-from studio.terminal.interruption import noted
+from studio.terminal.interruption import noting_interrupts
 from studio.terminal.progress import Teller, duration
 
 WORDS_EVERY = 60.0
-"""Seconds between lines where there is no terminal to draw a bar on."""
+"""Seconds between lines of progress, where there is no terminal for a bar."""
 
 
 def render(
@@ -28,14 +28,14 @@ def render(
     files: bool = True,
     tell: Callable[[PictureOutcome], None] = lambda outcome: None,
 ) -> int:
-    """Renders what is missing and tells of it; the exit code.
+    """Renders what is missing and reports it; returns the exit code.
 
-    files: print their names. tell: is told every outcome.
+    files: print the files' names. tell: called with every outcome.
     """
     if batch.earlier:
         teller.say(f"{len(batch.earlier)} of {len(batch.jobs)} pictures are there already")
     failed = [outcome for outcome in batch.earlier if outcome.failed]
-    with metered(teller, batch.pending) as meter, noted(at_once=True) as stopped:
+    with metered(teller, batch.pending) as meter, noting_interrupts(at_once=True) as stopped:
         try:
             for outcome in batch.run():
                 meter.count(outcome, batch.fill)
@@ -88,7 +88,7 @@ def _name_failed(failed: list[PictureOutcome], retried: bool, teller: Teller) ->
 
 
 class Meter:
-    """Counts outcomes and tells of them."""
+    """Counts outcomes and shows progress."""
 
     def __init__(self, teller: Teller, bar: Progress, total: int) -> None:
         self._teller = teller
@@ -104,7 +104,7 @@ class Meter:
         return time.monotonic() - self._began
 
     def count(self, outcome: PictureOutcome, fill: Fill) -> None:
-        """One more outcome."""
+        """Counts one more outcome. fill: how full the UNet calls have been."""
         self.done += 1
         if outcome.failed:
             self.failed += 1
@@ -120,7 +120,7 @@ class Meter:
 
 @contextmanager
 def metered(teller: Teller, total: int) -> Iterator[Meter]:
-    """A bar over so many pictures."""
+    """While the block runs, a bar shows how many of `total` pictures are done."""
     bar = Progress(
         BarColumn(),
         MofNCompleteColumn(),

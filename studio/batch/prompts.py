@@ -1,10 +1,10 @@
-"""A line of a prompt file: a prompt, and options behind it as in A1111's script "Prompts from file".
+"""Reads a line of a prompt file: a prompt followed by options, as in A1111's script "Prompts from file".
 
     a fox in a red hat --steps 20 --seed 3 --lora fox=0.8
     --prompt "a fox" --negative_prompt "blurry" --cfg_scale 5 --sampler_name "Euler a"
 
-Its names and the command line's are understood, with `_` or `-`. Numbers may be ranges: --seed 1-4. A line that begins
-with # is a comment.
+Options may have A1111's names or those of the command line, with `_` or `-`. Numbers may be ranges: --seed 1-4. A line
+that begins with # is a comment.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ OPTIONS = {
     "size": "size",
     "lora": "lora",
 }
-"""Option -> the job's field; the last four are put together from several or split into several."""
+"""Option -> the job's field. The last four are combined from several options, or split into several fields."""
 
 MOST_OPTIONS = 200
-"""Of one line."""
+"""Most options of one line."""
 NO_MEANING = ("styles", "subseed", "subseed_strength", "seed_resize_from_h", "seed_resize_from_w", "restore_faces",
               "tiling", "sampler_index", "outpath_samples", "outpath_grids", "do_not_save_samples",
               "do_not_save_grid", "prompt_for_display")  # fmt: skip
@@ -60,7 +60,7 @@ def read_line(line: str) -> dict[str, Any]:
             fields["width"], fields["height"] = _size(text)
         elif OPTIONS[key] in fields:
             raise RequestError(f"--{name}: {OPTIONS[key]} is given twice; keep one")
-        elif not (key == "seed" and text == "-1"):  # A1111's word for "draw one"
+        elif not (key == "seed" and text == "-1"):  # in A1111, seed -1 means a random one
             fields[OPTIONS[key]] = text
     if repeats:
         fields["count"] = math.prod(map(int, repeats))
@@ -79,7 +79,7 @@ def _check(name: str, key: str, text: str) -> None:
 
 
 def plain_wanted(wanted: Wanted) -> dict[str, Any]:
-    """An adapter of a mix as an entry of a job file."""
+    """An adapter as an entry of `adapters` in a job file."""
     strengths = {"weight": wanted.weight, "text_weight": wanted.text_weight}
     return {
         "adapter": wanted.adapter,

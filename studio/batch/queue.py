@@ -1,4 +1,5 @@
-"""Who renders what next: jobs of one model and one set of adapters stay together, no worker idles.
+"""Decides which worker renders what next. Jobs with one model and one set of adapters stay together, and no worker is
+idle.
 
 Pure bookkeeping, without Ray.
 """
@@ -10,12 +11,12 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
 MOST_DEATHS = 2
-"""Workers that may die over a job before it counts as the cause."""
+"""A job fails once so many workers have died while they held it."""
 
 
 @dataclass(frozen=True)
 class QueuedPicture:
-    """A job as the queue sees it. mix: what its adapters are, equal for equal sets of them."""
+    """A job as the queue sees it. mix: stands for its set of adapters; equal sets have equal values."""
 
     key: str
     model: str
@@ -24,7 +25,7 @@ class QueuedPicture:
 
 @dataclass
 class Held:
-    """What one worker has. model: open there. mixes: sets of adapters it has had. tasks: given, not yet done."""
+    """What one worker has. model: the open one. mixes: sets of adapters that it has used. tasks: given and not done."""
 
     model: str | None = None
     mixes: set[Hashable] = field(default_factory=set)
@@ -32,7 +33,7 @@ class Held:
 
 
 class TaskQueue:
-    """The tasks that no worker has, and the memory of those whose workers died."""
+    """The tasks that no worker has, and how many workers have died over each task."""
 
     def __init__(self, tasks: Iterable[QueuedPicture]) -> None:
         self._waiting: dict[str, dict[Hashable, deque[QueuedPicture]]] = {}
@@ -45,7 +46,8 @@ class TaskQueue:
         return len(self._suspects) + sum(self._count(model) for model in self._waiting)
 
     def model_for(self, held: Held) -> str | None:
-        """The model a worker should have open: its own while there is work for it, else the one most waited for."""
+        """The model that a worker should open: its present one while tasks wait for that, else the one with the most
+        waiting tasks; None where nothing waits."""
         if held.model is not None and (self._count(held.model) or self._suspected(held.model)):
             return held.model
         counts = {model: self._count(model) + self._suspected(model) for model in self._waiting}
@@ -53,10 +55,10 @@ class TaskQueue:
         return model if model is not None and counts[model] else None
 
     def take(self, held: Held, most: int, workers: int) -> list[QueuedPicture]:
-        """Up to `most` tasks for a worker's open model, noted as held.
+        """Gives a worker up to `most` tasks for its open model, and notes that it holds them.
 
-        Mixes that it knows come first. The last tasks are shared out. One whose worker has died is given alone,
-        so that it is known whether it was the cause.
+        Mixes that the worker has used come first. The last tasks are shared among all workers. A task whose worker has
+        died is given alone, so that a second death shows whether it is the cause.
         """
         if held.model is None or any(self._deaths[key] for key in held.tasks):
             return []
@@ -76,7 +78,7 @@ class TaskQueue:
         return taken
 
     def died(self, held: Held) -> list[QueuedPicture]:
-        """Takes back what a dead worker held; returns the tasks that have now cost too many workers."""
+        """Takes back the tasks of a dead worker; returns those over which too many workers have died."""
         given_up: list[QueuedPicture] = []
         for task in held.tasks.values():
             self._deaths[task.key] += 1

@@ -1,7 +1,8 @@
-"""A batch over a Ray cluster: one actor for each GPU, or each share of the CPUs; the driver alone writes.
+"""Renders a batch on a Ray cluster: one actor for each GPU, or for each share of the CPUs. Only the driver writes
+files.
 
-Work is pulled: whoever has room gets the next jobs. A dead worker is replaced and its jobs are done by others; a
-job over which two workers died fails by name.
+Each worker gets further jobs when it has room. A dead worker is replaced, and others do its jobs. A job over which two
+workers died fails.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ TOKEN_REMEDY = (
     "and start every node with RAY_AUTH_MODE=token"
 )
 MOST_DEATHS_IN_A_ROW = 3
-"""Deaths for each worker, with no sign of life between, after which the batch is given up."""
+"""The batch is given up after so many deaths per worker, if no worker answers in between."""
 
 
 @dataclass
 class _Actor:
-    """One actor: its handle, what it holds, the answer that is awaited, and what kind of answer that is."""
+    """One actor: its handle, what it holds, the model that it is to open, and the answer that is awaited."""
 
     handle: Any
     held: Held = field(default_factory=Held)
@@ -48,9 +49,10 @@ class _Actor:
 
 
 class RayEngine:
-    """Renders groups of jobs on a cluster (address None: this computer). workers: how many; None asks Ray.
+    """Renders groups of jobs on a cluster. address: None starts one on this computer. workers: how many; None derives
+    it from the cluster's GPUs and CPUs.
 
-    made: computer and GPU -> pictures that came from there.
+    made: computer and GPU -> number of pictures that it has made.
     """
 
     def __init__(
@@ -95,11 +97,11 @@ class RayEngine:
 
     @property
     def pids(self) -> list[int]:
-        """The workers' processes, as far as they have answered."""
+        """The process ids of the workers that have answered so far."""
         return [actor.pid for actor in self._actors if actor.pid]
 
     def render(self) -> Iterator[Rendered | None]:
-        """What the workers make, as it comes."""
+        """Yields what the workers make, as it comes; None after every look."""
         mine = self._connect()
         try:
             share = self._share()
@@ -123,7 +125,7 @@ class RayEngine:
     # -- the cluster -------------------------------------------------------------------------------------
 
     def _connect(self) -> bool:
-        """Whether the cluster was started here."""
+        """Connects to Ray. True: this call did; False: the process was connected already. Raises SetupError."""
         if self._ray.is_initialized():
             return False
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -154,7 +156,7 @@ class RayEngine:
     def _start(self, share: Share) -> _Actor:
         remote = self._ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=0)(RemoteWorker)
         setup = Setup(self._opening.vae, self._opening.low_memory)
-        # Ray shows a worker its own GPU only, as the first one
+        # Ray shows each worker only its own GPU, as number 0
         device = "cuda" if share.gpus else "mps" if self._opening.device == "mps" else "cpu"
         opening = replace(self._opening, device=device)
         return _Actor(remote.remote(opening, setup, self._home, share.threads))
@@ -162,7 +164,7 @@ class RayEngine:
     # -- the dialogue ------------------------------------------------------------------------------------
 
     def _employ(self, actor: _Actor, wants: int = 1) -> None:
-        """Has the actor open a model, or gives it tasks, or has it work on."""
+        """Has the actor open a model, or gives it up to `wants` tasks, or lets it go on with those it has."""
         model = self._queue.model_for(actor.held)
         if not actor.held.tasks and model is not None and model != actor.held.model:
             actor.held = Held()
@@ -175,7 +177,7 @@ class RayEngine:
             actor.awaited = actor.handle.advance.remote(requests)
 
     def _answered(self, actor: _Actor, share: Share) -> Iterator[Rendered]:
-        """Takes one answer in, and employs the actor again."""
+        """Takes in one answer of an actor, and employs it again."""
         answer, actor.awaited = actor.awaited, None
         try:
             said = self._ray.get(answer)
@@ -206,7 +208,7 @@ class RayEngine:
         self._employ(actor, said.wants)
 
     def _bury(self, actor: _Actor, share: Share, error: Exception) -> Iterator[Rendered]:
-        """Puts a new actor in a dead one's place; its tasks go back."""
+        """Replaces a dead actor; its tasks return to the queue, or fail if too many workers have died over them."""
         self._deaths += 1
         if self._deaths > MOST_DEATHS_IN_A_ROW * len(self._actors):
             raise RenderError(f"the workers die one after the other; the last one: {error}") from error
@@ -232,7 +234,7 @@ class RayEngine:
         return self._assignments[model]
 
     def _send(self, actor: _Actor, opened: OpenedModel, assignment: Assignment) -> None:
-        """Sends through the object store what a worker lacks, and asks again."""
+        """Sends a worker the files that it lacks, through Ray's object store, and asks it again to open the model."""
         for name in opened.lacks_adapters:
             mark = assignment.adapters[name]
             actor.handle.receive_adapter.remote(mark.digest, self._stored(Path(mark.path)))
@@ -259,8 +261,8 @@ class RayEngine:
 
 
 def _carry_token() -> None:
-    """Where this computer has Ray's token, it is shown to the cluster: connecting, Ray itself looks for it only when
-    told to."""
+    """If this computer has a token of Ray's, makes Ray use it: without a setting, Ray does not look for one when it
+    connects."""
     places = (os.environ.get("RAY_AUTH_TOKEN_PATH"), Path("~/.ray/auth_token").expanduser())
     if os.environ.get("RAY_AUTH_TOKEN") or any(place and Path(place).is_file() for place in places):
         os.environ.setdefault("RAY_AUTH_MODE", "token")

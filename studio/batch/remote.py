@@ -1,7 +1,7 @@
-"""The worker of a Ray actor: it owns a model, an adapter store and a session, and returns finished PNGs.
+"""The worker in a Ray actor. It opens a model, drives it with a Renderer, and returns finished PNGs.
 
-It knows nothing of Ray. Models and adapters are named by hash: what lies here under another name or path is found,
-what does not is asked for and kept in a folder of its own until the actor ends.
+It knows nothing of Ray. Models and adapters are identified by hash, so that files under other names or paths are found.
+Files that this computer lacks are asked for, and kept in a folder of their own until the actor ends.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from studio.rendering.runner import Fill
 from studio.rendering.saver import Png, Saved, Saver
 
 ENCODERS = 2
-"""Threads that make PNGs of pictures beside the steps; nobody minds the order."""
+"""Threads that make PNGs beside the steps; the pictures' order does not matter."""
 
 
 @dataclass(frozen=True)
 class FileMark:
-    """A file as the driver has it: its path there, its sha256 and its size."""
+    """A file of the driver: its path there, its sha256, and its size in bytes."""
 
     path: str
     digest: str
@@ -40,7 +40,7 @@ class FileMark:
 
 @dataclass(frozen=True)
 class Assignment:
-    """What a worker shall have open: a model (its name and the hash of its weights) and adapters by name."""
+    """What a worker should open: a model (its name and the hash of its weights) and adapters by name."""
 
     model: str
     model_hash: str
@@ -49,9 +49,10 @@ class Assignment:
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """What is not here and must be sent: the model, and adapters by name; else the worker is ready.
+    """A worker's answer to an assignment. lacks_model, lacks_adapters: what must be sent first; without these, the
+    worker is ready.
 
-    wants: how many pictures it can take. pid: its process. place: its computer's name, and which of its GPUs it has.
+    wants: how many pictures it can take. pid: of its process. place: the name of its computer, and its GPU.
     """
 
     lacks_model: bool
@@ -76,7 +77,7 @@ class Parcel:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a worker has to say: pictures, how many more it can take, and how full its calls have been."""
+    """A worker's answer: finished pictures, how many more it can take, and how full its UNet calls have been."""
 
     parcels: tuple[Parcel, ...]
     wants: int
@@ -84,7 +85,7 @@ class Reply:
 
 
 class RemoteWorker:
-    """Renders what the driver sends. threads: of torch, None leaves them alone."""
+    """Renders what the driver sends. threads: of torch; None leaves torch's default."""
 
     def __init__(self, opening: Opening, setup: Setup, home: Home, threads: int | None) -> None:
         if threads is not None:
@@ -124,17 +125,18 @@ class RemoteWorker:
         return OpenedModel(False, (), self._worker.room, os.getpid(), place)
 
     def receive_adapter(self, digest: str, content: bytes) -> None:
-        """A file that was missing here."""
+        """Keeps an adapter's file that this computer lacked."""
         _write(self._adapter(digest), content)
 
     def receive_model(self, model_hash: str, name: str, files: Mapping[str, bytes]) -> None:
-        """A model that was missing here: one file ("") or a folder's."""
+        """Keeps a model that this computer lacked. files: path in the model's folder -> content; "" for a single
+        file."""
         root = self._scratch / "models" / model_hash / Path(name).name
         for relative, content in files.items():
             _write(root / relative if relative else root, content)
 
     def advance(self, tasks: Sequence[tuple[str, Request]]) -> Reply:
-        """Takes tasks in, and works until a picture is done (or nothing is left). PNGs are made beside the steps."""
+        """Takes in tasks, and works until a picture is done or nothing is left. PNGs are made beside the steps."""
         assert self._worker is not None
         worker = self._worker
         refused = (worker.give(key, request) for key, request in tasks)
@@ -165,7 +167,7 @@ class RemoteWorker:
 
 
 def _parcel(saved: Saved[str]) -> Parcel:
-    """What is sent of a picture; its file goes."""
+    """What is sent of a picture; its file is deleted here."""
     if saved.file is None or saved.record is None:
         return Parcel(saved.picture, error=str(saved.error))
     content = saved.file.read_bytes()

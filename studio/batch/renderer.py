@@ -1,6 +1,6 @@
-"""One model at work: jobs are given by their keys, share UNet calls, and come back as they finish.
+"""One model at work: pictures are given by the keys of their jobs, share UNet calls, and come back as they finish.
 
-The batch script has one worker in its own process; under Ray each actor has one.
+`lora-studio batch` has one Renderer in its own process; under Ray, each actor has one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from studio.rendering.saver import Made, Png
 
 @dataclass(frozen=True)
 class Rendered:
-    """A picture, or why there is none."""
+    """A picture, or why there is none. key: its job's."""
 
     key: str
     made: Made | Png | None = field(default=None, repr=False)
@@ -25,7 +25,7 @@ class Rendered:
 
 
 class Renderer:
-    """Renders pictures on one loaded model. files: name -> file of the adapters."""
+    """Renders pictures with one loaded model. files: name -> file of the adapters."""
 
     def __init__(self, pipe: StudioPipeline, files: Mapping[str, Path], setup: Setup) -> None:
         self.pipe = pipe
@@ -34,7 +34,7 @@ class Renderer:
         self._runner: Runner[str] = Runner(pipe.model)
 
     def close(self) -> None:
-        """Leaves the model as it was found."""
+        """Drops all pictures, and unloads the adapters."""
         self._runner.close()
         self.pipe.unload_lora_weights()
 
@@ -44,7 +44,7 @@ class Renderer:
 
     @property
     def room(self) -> int:
-        """About how many more pictures should be given, so that no row stays empty."""
+        """About how many more pictures to give now, so that no row stays empty."""
         return self._runner.room
 
     @property
@@ -52,7 +52,7 @@ class Renderer:
         return self._runner.fill
 
     def give(self, key: str, request: Request) -> Rendered | None:
-        """Ask for a picture; what comes back at once is why it cannot be made."""
+        """Asks for a picture. None: it will come; else what says why it cannot be made."""
         try:
             self._runner.give(key, request)
         except StudioError as error:
@@ -60,7 +60,7 @@ class Renderer:
         return None
 
     def step(self) -> list[Rendered]:
-        """One round; the pictures that it finished."""
+        """Runs one round; returns the pictures that it finished, and those that failed."""
         rendered = []
         for key, event in self._runner.step():
             if isinstance(event, Finished):

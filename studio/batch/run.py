@@ -4,8 +4,8 @@
         for outcome in batch.run():
             print(outcome.file or outcome.error)
 
-Everything that can be known before the first picture is judged on entering; every mistake is told at once, and
-nothing is rendered. After that a bad job fails alone.
+On entering, everything that can be known before the first picture is judged. If there are mistakes, all of them are
+reported at once and nothing is rendered. Later, a job that goes wrong fails alone.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ EngineName = Literal["local", "ray"]
 
 @dataclass(frozen=True)
 class BatchOrder:
-    """What is asked for.
+    """What a batch is asked to do.
 
-    jobs: a job file, or jobs as objects with its fields. out: the batch's folder.
+    jobs: a job file, or jobs as objects with the same fields. out: the batch's folder.
     opening: how to open the models; its `source` wins over the jobs' own models.
-    overrides: fields that win over every job's. wildcards: their folder (None: `wildcards` beside the job file).
-    template: of the files' names. retry_failed: render again what has failed before. force: overwrite files
-    that are not this batch's. engine: "local", or "ray" with the cluster's address (None: this computer)
-    and so many workers (None: one for each GPU, or four CPU cores).
+    overrides: fields that win over those of every job. wildcards: their folder (None: `wildcards` beside the job file).
+    template: of the files' names. retry_failed: render jobs again that failed in an earlier run. force: overwrite files
+    that are not this batch's. engine: "local" or "ray". address: of the Ray cluster (None: start one on this computer).
+    workers: of Ray (None: one for each GPU, or one for every four CPU cores).
     check_only: judge on entering, and write nothing.
     """
 
@@ -68,8 +68,8 @@ class BatchOrder:
 class Batch:
     """An order made ready. Use as a context manager: entering judges everything, `run` renders what is missing.
 
-    jobs: all of them. earlier: outcomes of former runs. pending: how many are still to do.
-    Raises StudioError on entering; RequestError lists every mistake.
+    jobs: all of them. earlier: outcomes of earlier runs. pending: how many outcomes `run` will yield.
+    fill: how full the UNet calls have been. Raises StudioError on entering; RequestError lists every mistake.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Batch:
             if not self._judge_only:
                 self._manifest = stack.enter_context(Manifest(self.order.out.expanduser().absolute()))
                 self._recall()
-            self._check(problems)  # even after mistakes: they are told all at once
+            self._check(problems)  # even after mistakes: all of them are reported at once
             problems.refuse(name)
             self._stack = stack.pop_all()
         return self
@@ -108,14 +108,14 @@ class Batch:
         self._stack.close()
 
     def run(self) -> Iterator[PictureOutcome]:
-        """Renders what is missing; outcomes as they come, each already on the disk."""
+        """Renders what is missing. Yields outcomes as they come; each is on the disk already."""
         folders = {(self._manifest.folder / job.file).parent for job in self.jobs}
         self._manifest.sweep(folders)
         jobs = {job.key: job for group in self._groups for job in group.jobs}
         for outcome in self._found:
             self._manifest.append(outcome)
             yield outcome
-        with Saver(self._noted) as saver:
+        with Saver(self._note) as saver:
             for rendered in self._rendered():
                 if rendered is not None:
                     self._save(saver, jobs[rendered.key], rendered)
@@ -130,8 +130,8 @@ class Batch:
         else:
             saver.take(job, rendered.made, self._manifest.folder / job.file, force=self.order.force)
 
-    def _noted(self, saved: Saved[PlannedPicture]) -> PictureOutcome:
-        """On the saver's thread: a picture's line in the manifest, once its file is on the disk. Raises SetupError."""
+    def _note(self, saved: Saved[PlannedPicture]) -> PictureOutcome:
+        """Writes a picture's line into the manifest, after its file, on the saver's thread. Raises SetupError."""
         record = None if saved.record is None else saved.record.to_dict()
         error = None if saved.error is None else str(saved.error)
         outcome = PictureOutcome(saved.picture, saved.file, record, error)
@@ -167,7 +167,7 @@ class Batch:
         return beside if beside.is_dir() else None
 
     def _recall(self) -> None:
-        """Sets aside what former runs have done."""
+        """Takes out the jobs that earlier runs have done."""
         kept: dict[str, PictureOutcome] = {}
         for job in self.jobs:
             outcome = self._manifest.done(job)
@@ -178,7 +178,7 @@ class Batch:
         self._groups = [group for group in left if group.jobs]
 
     def _check(self, problems: Problems) -> None:
-        """Opens every model that is needed, the first one last, and keeps that."""
+        """Judges each group with its model. The first group's model is opened last, and stays open for the run."""
         checked: list[ModelGroup] = []
         taken = {outcome.file for outcome in self.earlier if outcome.file is not None}
         for group in reversed(self._groups):
@@ -204,14 +204,14 @@ class Batch:
 
     def _open(self, model: str) -> StudioPipeline:
         opening = replace(self.order.opening, source=model)
-        if self.order.engine == "ray":  # only to judge the jobs by: the workers have the devices
+        if self.order.engine == "ray":  # it is opened only to judge jobs; the workers have the devices
             opening = replace(opening, device="cpu")
         return open_pipeline(opening, self.home, self.say)
 
     # -- the run -----------------------------------------------------------------------------------------
 
     def _rendered(self) -> Iterator[Rendered | None]:
-        """What the engine makes; None where time has passed."""
+        """Yields what the engine makes, and None from time to time."""
         if self.order.engine == "ray":
             yield from self._on_ray()
             return
@@ -245,7 +245,7 @@ class Batch:
         worker = Renderer(pipe, group.shelf.files, setup)
         before = self.fill
         try:
-            for rendered in worked(worker, group):
+            for rendered in render_group(worker, group):
                 self.fill = before + worker.fill
                 yield rendered
         finally:
@@ -255,8 +255,8 @@ class Batch:
                 self.say(f"adapters on the device: {moved}")
 
 
-def worked(worker: Renderer, group: ModelGroup) -> Iterator[Rendered | None]:
-    """All the group's jobs through a worker; None after every round."""
+def render_group(worker: Renderer, group: ModelGroup) -> Iterator[Rendered | None]:
+    """Renders all jobs of a group. Yields what is finished, and None after every round."""
     waiting = iter(group.jobs)
     left = True
     while left or worker.busy:
@@ -265,15 +265,16 @@ def worked(worker: Renderer, group: ModelGroup) -> Iterator[Rendered | None]:
             if job is None:
                 left = False
             else:
-                refused = given(worker, group, job)
+                refused = give(worker, group, job)
                 if refused is not None:
                     yield refused
         yield from worker.step()
         yield None
 
 
-def given(worker: Renderer, group: ModelGroup, job: PlannedPicture) -> Rendered | None:
-    """Gives a job to a worker; what comes back at once is why it cannot be made (a file gone since, say)."""
+def give(worker: Renderer, group: ModelGroup, job: PlannedPicture) -> Rendered | None:
+    """Gives a job to a worker. None: its picture will come; else what says why it cannot be made, such as a lost
+    file."""
     try:
         return worker.give(job.key, group.request(job))
     except StudioError as error:
@@ -295,12 +296,13 @@ def render_jobs(
     workers: int | None = None,
     home: Home | None = None,
 ) -> Iterator[PictureOutcome]:
-    """Renders a job file, or jobs as objects, into a folder; outcomes as they finish, the earlier runs' not again.
+    """Renders a job file, or jobs as objects, into a folder. Yields outcomes as they come, without those of earlier
+    runs.
 
     for outcome in render_jobs([{"prompt": "a fox", "seed": "1-4"}], Path("out")):
         print(outcome.file, outcome.record)
 
-    The parameters are `BatchOrder`'s. All mistakes are raised as one RequestError when the first outcome is asked for.
+    The parameters are those of `BatchOrder`. When the first outcome is asked for, one RequestError lists all mistakes.
     """
     order = BatchOrder(
         jobs=jobs,

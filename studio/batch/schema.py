@@ -1,7 +1,7 @@
 """The JSON schema of a job file, for editors and other programs.
 
 It is made from what the program knows (methods, schedulers, bounds), and shipped as `jobs.schema.json` beside this
-file; a test holds the two together. The program itself does not read it: `Request` is the gate, and says more.
+file; a test keeps the two equal. The program itself does not read it: Request judges values, and gives better messages.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SAID = {
     "count": "So many pictures, their seeds rising.",
     "variants": "Whether choices in the prompt are drawn by the seed, or all of them rendered.",
 }
-"""What a field is in a job file, where that is more than the field's own help."""
+"""Descriptions of fields that can be more in a job file than the field's own help says."""
 
 
 def schema() -> Schema:
@@ -69,7 +69,7 @@ def _job() -> Schema:
 
 
 def _field(name: str) -> Schema:
-    """A value, or what stands for several (see `studio.batch.values`)."""
+    """The schema of a field: a single value, or what stands for several (see `studio.batch.values`)."""
     one = _one_of_job(name) if name not in BY_NAME else _one(BY_NAME[name])
     choices = [one]
     if name in (*WHOLE, *REAL):
@@ -87,7 +87,7 @@ def _field(name: str) -> Schema:
 
 
 def _one(field: Field) -> Schema:
-    """One value of a field of a request."""
+    """The schema of one value of a request's field."""
     knob = field.knob
     bounds = {"minimum": knob.low, "maximum": knob.high}
     bounds = {name: bound for name, bound in bounds.items() if bound is not None}
@@ -111,7 +111,7 @@ def _one(field: Field) -> Schema:
 
 
 def _one_of_job(name: str) -> Schema:
-    """One value of a field that only jobs have."""
+    """The schema of one value of a field that only jobs have."""
     if name == "count":
         return {"type": "integer", "minimum": 1, "maximum": MOST_VALUES}
     return {"enum": list(VARIANTS)} if name == "variants" else {"type": "string"}
@@ -167,7 +167,7 @@ def _method() -> Schema:
 
 
 def written() -> str:
-    """The schema as its file holds it."""
+    """The text of the schema's file."""
     return json.dumps(schema(), indent=1, ensure_ascii=False) + "\n"
 
 

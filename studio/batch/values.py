@@ -1,4 +1,4 @@
-"""Lists and ranges in a job: which values a field stands for, and the product of them all.
+"""Lists and ranges in a job: the values that a field stands for, and the combinations of all fields.
 
     seed: [1, 2, 5]            a list                      {"any": [...]}       alternatives, for any field
     seed: "1-4"                1, 2, 3, 4                  adapters: {"fox": [0.5, 1.0]}     strengths
@@ -25,13 +25,13 @@ from studio.drafts.plain import check_plain
 WHOLE = (*(field.name for field in of_kind("whole")), "count")
 REAL = tuple(field.name for field in of_kind("real"))
 AS_IT_STANDS = (*(field.name for field in of_kind("prompt", "text")), "name", "model")
-"""Fields whose value is taken as it is written."""
+"""Fields whose values are taken literally."""
 PAIRS = tuple(field.name for field in of_kind("pair"))
 MOST_VALUES = 100_000
-"""Values a field, and pictures a batch, may come to."""
+"""Most values of a field, and most pictures of a batch."""
 
 LONGEST_RANGE = 100
-"""Characters of one number or range."""
+"""Most characters of one number or range."""
 
 _NUMBER = r"[+-]?(?:\d++(?:\.\d*+)?|\.\d++)(?:[eE][+-]?\d++)?"
 _RANGE = re.compile(
@@ -41,8 +41,8 @@ _RANGE = re.compile(
 
 
 def numbers(text: str, *, whole: bool, most: int = MOST_VALUES) -> list[Any]:
-    """'1, 3, 5-7' -> [1, 3, 5, 6, 7]; see above for ranges. Raises RequestError, for more than `most` before they are
-    made."""
+    """'1, 3, 5-7' -> [1, 3, 5, 6, 7]; ranges are written as at the top of this file. Raises RequestError; for more than
+    `most` values before any is made."""
     found: list[float] = []
     for part in text.split(","):
         found += _numbers(part.strip(), whole, most - len(found))
@@ -52,7 +52,7 @@ def numbers(text: str, *, whole: bool, most: int = MOST_VALUES) -> list[Any]:
 
 
 def _numbers(text: str, whole: bool, room: int) -> list[float]:
-    """room: how many there may be."""
+    """The values of one number or range. room: how many there may be."""
     if len(text) > LONGEST_RANGE:
         raise RequestError(f"{text[:40]!r}… is no number and no range; write 5, or 1-5")
     if not room:
@@ -101,9 +101,9 @@ def _stepped(text: str, first: float, last: float, step: float, room: int) -> li
 
 
 def alternatives(field: str, value: object) -> list[Any]:
-    """The values that a field of a job stands for, in order; one that is no list is the only one.
+    """The values that a field of a job stands for, in order. A value that is no list or range stands for itself.
 
-    Raises RequestError, naming the field.
+    Raises RequestError that names the field.
     """
     try:
         return _alternatives(field, value)
@@ -143,7 +143,7 @@ def _refuse_many(count: int) -> None:
 
 
 def _mixes(value: object) -> list[Any]:
-    """Mixes, from one whose strengths may be lists or ranges."""
+    """The mixes that a mix with lists or ranges as strengths stands for."""
     if isinstance(value, Mapping):
         return _products({name: _strengths(weight) for name, weight in value.items()})
     if not isinstance(value, list):
@@ -167,14 +167,14 @@ def _strengths(value: object) -> list[Any]:
 
 
 def _products(value: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """An object whose values may be lists -> one object a combination."""
+    """An object whose values may be lists -> an object for each combination."""
     choices = [item if isinstance(item, list) else [item] for item in value.values()]
     _refuse_many(math.prod(map(len, choices)))
     return [dict(zip(value, combination, strict=True)) for combination in itertools.product(*choices)]
 
 
 def products(fields: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
-    """Every combination of the alternatives; the field written last varies fastest."""
+    """Every combination of the alternatives. The last field varies fastest."""
     for combination in itertools.product(*fields.values()):
         yield dict(zip(fields, combination, strict=True))
 

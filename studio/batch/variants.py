@@ -1,10 +1,10 @@
 """Wildcards and choices in a prompt: `__animal__` and `{red|green|2::blue}`.
 
-`__animal__` is a line of the file animal.txt, `__beasts/cats__` one of beasts/cats.txt; lines may hold choices
-and wildcards themselves, and `#` starts a comment line. In a choice `2::blue` is twice as likely. A brace or
-underscores that mean themselves get a backslash: `\\{`, `\\__`.
+`__animal__` stands for a line of the file animal.txt, `__beasts/cats__` for one of beasts/cats.txt. Lines may contain
+choices and wildcards; `#` begins a comment line. In a choice, `2::blue` is twice as likely. Braces and underscores that
+are meant literally get a backslash: `\\{`, `\\__`.
 
-Small and our own: the one library for this (dynamicprompts) drops whatever follows a `#` in a prompt, cannot
+This is our own code because the one library for it (dynamicprompts) drops everything after a `#` in a prompt, cannot
 read a `%` or an open brace, takes an unknown wildcard for text, and warns with today's pyparsing.
 """
 
@@ -24,11 +24,11 @@ from studio.drafts.plain import read_text
 
 DEEPEST = 20
 MOST_DRAWN = 100_000
-"""Words and choices of one text that is drawn."""
+"""Most words and choices that are drawn for one text."""
 MOST_WRITTEN = 50_000_000
-"""Characters of all texts of one template."""
+"""Most characters of all texts of one template together."""
 LARGEST_WORDS = 16 * 2**20
-"""Bytes of a wildcard's file."""
+"""Most bytes of a wildcard's file."""
 _WILDCARD = re.compile(r"(?<![\w\\])__(?P<name>[\w-]{1,100}(?:[/ .][\w-]{1,100}){0,20}?)__(?!\w)")
 _ESCAPED = re.compile(r"\\(?:__|[{}|])")
 _LIKELIHOOD = re.compile(r"\s*+(?P<weight>\d{1,20}(?:\.\d{0,20}+)?|\.\d{1,20})::")
@@ -37,7 +37,7 @@ _MANY = re.compile(r"\s*+[\d-]++\$\$")
 
 @dataclass(frozen=True, repr=False)
 class PromptChoice:
-    """One of several texts, with their likelihoods; each text is a sequence of words and choices."""
+    """A choice between several texts, with their weights. Each text is a sequence of words and choices."""
 
     options: tuple[Template, ...]
     weights: tuple[float, ...]
@@ -52,13 +52,13 @@ Template = tuple["str | PromptChoice", ...]
 
 @dataclass
 class Wildcards:
-    """The wildcard files of a folder (None: there is none), read when first asked for."""
+    """The wildcard files of a folder (None: there is none). Each is read when it is first needed."""
 
     folder: Path | None
     _read: dict[str, PromptChoice] = field(default_factory=dict)
 
     def choice(self, name: str, depth: int) -> PromptChoice:
-        """The lines of a wildcard's file. Raises PromptError and SetupError."""
+        """The choice between the lines of a wildcard's file. Raises PromptError and SetupError."""
         if name not in self._read:
             lines = self._lines(name)
             options = tuple(read_template(line, self, depth + 1) for line in lines)
@@ -105,8 +105,8 @@ class Wildcards:
 
 
 def read_template(text: str, wildcards: Wildcards, depth: int = 0) -> Template:
-    """A prompt as words and choices. Raises PromptError for a brace without its pair and an unknown wildcard, and for
-    a text of more than LONGEST_PROMPT characters."""
+    """A prompt as words and choices. Raises PromptError for unmatched braces, for an unknown wildcard, and for more
+    than LONGEST_PROMPT characters."""
     if len(text) > LONGEST_PROMPT:
         raise PromptError(
             f"the prompt has {len(text)} characters, more than {LONGEST_PROMPT}; put choices into a wildcard's file"
@@ -121,12 +121,13 @@ def read_template(text: str, wildcards: Wildcards, depth: int = 0) -> Template:
 
 
 def literal(text: str) -> str:
-    """A text that `read_template` reads as itself, whatever braces and underscores it holds."""
+    """The text with braces and underscores escaped, so that `read_template` takes it literally."""
     return re.sub(r"__|[{}|]", r"\\\g<0>", text)
 
 
 def _until(text: str, start: int, wildcards: Wildcards, depth: int, *, inside: bool) -> tuple[Template, int]:
-    """The template from `start` to the end, or to the `|` or `}` that ends an option."""
+    """The template from `start` on, and where it ends: at the end of the text, or at the `|` or `}` that ends an
+    option."""
     parts: list[str | PromptChoice] = []
     words: list[str] = []
     place = start
@@ -156,7 +157,7 @@ def _until(text: str, start: int, wildcards: Wildcards, depth: int, *, inside: b
 
 
 def _choice(text: str, start: int, wildcards: Wildcards, depth: int) -> tuple[PromptChoice, int]:
-    """The choice whose `{` stands at `start`, and where it ends."""
+    """The choice whose `{` is at `start`, and where it ends."""
     if depth > DEEPEST:
         raise PromptError(f"choices are nested more than {DEEPEST} deep")
     if _MANY.match(text, start + 1):
@@ -199,7 +200,7 @@ def _drawn(template: Template, source: random.Random) -> str:
             length += len(part)
         else:
             pending += reversed(source.choices(part.options, part.weights)[0])
-        if length > LONGEST_PROMPT or drawn > MOST_DRAWN:  # files that name each other can grow without end
+        if length > LONGEST_PROMPT or drawn > MOST_DRAWN:  # files that use each other could grow without end
             raise PromptError(
                 f"what is drawn for the prompt grows beyond {LONGEST_PROMPT} characters; shorten the wildcards' lines"
             )
@@ -207,7 +208,8 @@ def _drawn(template: Template, source: random.Random) -> str:
 
 
 def every(template: Template) -> list[str]:
-    """All texts, in order; a choice on the left varies slowest. Raises PromptError for too many, before any is made."""
+    """All texts of the template, in order; the leftmost choice varies slowest. Raises PromptError for too many, before
+    any is made."""
     count, length = size(template)
     if count > MOST_VALUES:
         raise PromptError(
@@ -222,12 +224,12 @@ def every(template: Template) -> list[str]:
 
 
 def size(template: Template) -> tuple[int, int]:
-    """How many texts it stands for, and how many characters they have together. Makes none of them."""
+    """How many texts the template stands for, and how many characters these have together. None is made."""
     return _size(template, {})
 
 
 def _size(template: Template, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """known: choices that were counted, by identity; wildcards share theirs."""
+    """known: choices that were counted already, by identity; a wildcard that is used twice is one choice."""
     count, length = 1, 0
     for part in template:
         if isinstance(part, str):
@@ -239,7 +241,7 @@ def _size(template: Template, known: dict[int, tuple[int, int]]) -> tuple[int, i
             own, written = sum(own for own, _ in sizes), sum(written for _, written in sizes)
             known[id(part)] = (own, written)
         count, length = count * own, length * own + written * count
-        if count > 10**100:  # so that the numbers themselves stay small
+        if count > 10**100:  # capped, so that the numbers themselves stay small
             count = 10**100
         if length > 10**100:
             length = 10**100

@@ -1,5 +1,5 @@
-"""Measurements anyone can repeat: every rival is timed in the same run, every ratio is of medians.
+"""Measurements that anyone can repeat. Every rival is measured in the same run, and every ratio is one of medians.
 
-`speed` and `quality` are commands of `lora-studio`. The files beside them are for developers, who run each by
-`python -m`.
+`speed` and `quality` are commands of `lora-studio`. The files beside them are for the studio's developers, who run each
+with `python -m`.
 """

@@ -68,12 +68,12 @@ _OPTIONS: dict[Build, dict[str, Any]] = {
     "tiles": {"coordinate_descent_tuning": True},
     "tuned": {"coordinate_descent_tuning": True, "max_autotune_gemm": True},
 }
-"""Of inductor, besides the engine's own."""
+"""Settings of inductor for each build, besides the engine's own."""
 _APART: dict[Build, frozenset[str]] = {
     "stacks apart": frozenset({"Transformer2DModel"}),
     "samplers apart": frozenset({"Upsample2D", "Downsample2D"}),
 }
-"""What is not compiled of `BLOCKS`."""
+"""For each build, the blocks in `BLOCKS` that it does not compile."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ class BaseWay:
 
 @dataclass(frozen=True)
 class BaseFinding:
-    """A way's step. ready: seconds until it could run. difference: relative, to the first way's predictions."""
+    """What was measured of one way. ready: seconds until it could run. difference: of its predictions from those of the
+    first way, relative to these."""
 
     way: BaseWay
     timing: Timing
@@ -120,7 +121,7 @@ def built(unet: Any, build: Build, backend: str) -> Any:
 
 
 def _plain(backend: str) -> Backend:
-    """Torch's own, where the engine would follow heuristics of its own."""
+    """Torch's own settings of a backend, in place of the engine's heuristics."""
     found: Backend = torch._dynamo.lookup_backend(backend)
     return found
 
@@ -135,9 +136,9 @@ def measure(
     profile: bool,
     backend: str,
 ) -> list[BaseFinding]:
-    """All ways on one model, one after another, each in turns with the first.
+    """Measures all ways on one model, one after another, each in turns with the first.
 
-    pictures: with guidance, two rows each. cells: of the latents' side.
+    pictures: with guidance, so two rows each. cells: latent cells on each side.
     """
     bed = Bed("", unet, "attention", 1)
     work = Workload(cells, pictures)
@@ -153,7 +154,7 @@ def measure(
 
         def prepare(way: BaseWay = way, own: list[Callable[[], Tensor]] = own) -> None:
             call = partial(_predictions, built(unet, way.build, backend), inputs, way.attention)
-            call()  # what compiles does so here
+            call()  # compiles, where the way compiles
             own.append(Captured.by(recorder, call) if recorder else call)
 
         ready = seconds_of(prepare, bed.device)
@@ -180,7 +181,7 @@ def _predictions(unet: Any, inputs: dict[str, Any], attention: AttentionChoice) 
 
 
 def line(finding: BaseFinding, first: BaseFinding) -> str:
-    """A line for people, and the profile's below it."""
+    """A line of text for a way, with the lines of its profile below."""
     median = finding.timing.median
     text = (
         f"  {finding.way.label:28}{1000 * median:10.2f} ms  spread {finding.timing.spread:6.1%}  x first "
@@ -191,7 +192,8 @@ def line(finding: BaseFinding, first: BaseFinding) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m studio.bench.base", description=(__doc__ or "").split("\n")[0]
+        prog="python -m studio.bench.base",
+        description="For developers of the studio. " + (__doc__ or "").split("\n")[0],
     )
     parser.add_argument(
         "--model", default="tiny-sdxl", help="sdxl and sd15 are made here, with random weights"

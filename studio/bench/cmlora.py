@@ -38,7 +38,7 @@ from pipelines.features import passes_of
 from pipelines.record import device_name
 
 CACHING = ("dominant_only", "dominant_every_step", "every_step_in_turn", "all")
-"""Refresh modes that cache, the cheapest first (without a low band the middle two cost the same)."""
+"""Refresh modes that use the cache, the cheapest first (without a low band, the middle two cost the same)."""
 FAMILIES: Sequence[tuple[str, int, Cut]] = (
     ("sd1", 64, "published"),
     ("sdxl", 128, "deep"),
@@ -47,7 +47,7 @@ FAMILIES: Sequence[tuple[str, int, Cut]] = (
 )
 """Published configuration, side of the latents, cut."""
 MOST_COST = {("sd1", 64, 20): 0.50, ("sd1", 64, 100): 0.45, ("sdxl", 128, 20): 0.43, ("sdxl", 128, 100): 0.40}
-"""Most that dominant_only may cost at five adapters and the family's default cut, in Composites."""
+"""The most that dominant_only may cost, relative to Composite, with five adapters and the family's default cut."""
 CATEGORIES = ("character", "clothing", "style", "background", "object")
 OWN_TURNS = "uncached, turns every step"
 RANK = 16
@@ -60,13 +60,13 @@ GUIDANCE = 7.0
 
 @dataclass(frozen=True)
 class Counted:
-    """Passes of a run, in positive and negative pairs."""
+    """The passes of a run, counted in pairs of a positive and a negative lane."""
 
     full: int
     shallow: int
 
     def cost(self, shallow: float) -> float:
-        """In full pairs, where a shallow one costs `shallow` of them."""
+        """The cost in full pairs. shallow: cost of a shallow pair, in full ones."""
         return self.full + shallow * self.shallow
 
 
@@ -84,7 +84,7 @@ def cmlora(refresh: str) -> Composer:
 
 
 def pair_flops(config: str, cells: int, cut: Cut) -> tuple[int, int]:
-    """FLOPs of a positive and negative pair, each lane with one adapter of rank 16 on attention: full, shallow."""
+    """(full, shallow) FLOPs of a pair of lanes, each with one adapter of rank 16 on its attention layers."""
     import diffusers
 
     kind: Any = diffusers.UNet2DConditionModel
@@ -133,7 +133,7 @@ def _empty_adapter(unet: nn.Module) -> Adapter:
 
 
 def count_flops() -> list[dict[str, Any]]:
-    """One row a family, cut, run length, number of adapters and refresh mode."""
+    """One row for each family, cut, run length, number of adapters and refresh mode."""
     rows = []
     for config, cells, cut in FAMILIES:
         full, shallow = pair_flops(config, cells, cut)
@@ -164,7 +164,8 @@ def count_flops() -> list[dict[str, Any]]:
 
 
 def broken_gates(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The limits that are not kept, by the dearer of all high and one low."""
+    """The limits that are exceeded, judged by the more expensive case: all adapters in the high band, or one in the
+    low."""
     found = []
     for row in rows:
         limit = MOST_COST.get((row["config"], row["cells"], row["steps"]))
@@ -197,7 +198,7 @@ def render(pipe: StudioPipeline, request: Request) -> Sample:
 
 
 def load(model: str, device: str, loras: Sequence[str]) -> StudioPipeline:
-    """The model with these adapters, by default with all that ship for it."""
+    """The model with these adapters, by default with all built-in ones that are made for it."""
     pipe = StudioPipeline.from_pretrained(model)
     names = loras or [lora.name for lora in assets.embedded_loras() if lora.model == model]
     for name in names:
@@ -206,8 +207,9 @@ def load(model: str, device: str, loras: Sequence[str]) -> StudioPipeline:
 
 
 def mixes(pipe: StudioPipeline, adapters: int, count: int) -> list[tuple[str, tuple[Use, ...]]]:
-    """`count` prompts with a mix each, after ComposLoRA: one adapter a category, in its order; the prompt is
-    their triggers. Where categories run out, adapters of those already there fill up. B-LoRAs are left out."""
+    """`count` prompts, each with a mix, as in ComposLoRA: one adapter from each category, in its order; their trigger
+    words are the prompt. Where there are not enough categories, further adapters of the same ones are added. B-LoRAs
+    are left out."""
     bank = pipe.model.store.known
     loaded = sorted(name for name in bank if bank[name].metadata.raw.get("studio.kind") != "b-lora")
     by_category: dict[str, list[str]] = {category: [] for category in CATEGORIES}
@@ -236,7 +238,7 @@ def ways() -> dict[str, Composer]:
 def time_pictures(
     pipe: StudioPipeline, numbers: Sequence[int], steps: int, repeats: int
 ) -> list[dict[str, Any]]:
-    """One row a way and number of adapters: passes, FLOPs of the real calls, median seconds."""
+    """One row for each way and number of adapters: passes, FLOPs of the real calls, median seconds."""
     rows = []
     for adapters in numbers:
         prompt, uses = mixes(pipe, adapters, 1)[0]
@@ -275,10 +277,11 @@ def time_pictures(
 def compare_pictures(
     pipe: StudioPipeline, adapters: int, steps: int, prompts: int, seeds: int, *, cuts: bool
 ) -> dict[str, Any]:
-    """Relative latent differences over prompts x seeds: of Composite and of each caching mode to uncached CMLoRA.
+    """Relative differences of latents from those of uncached CMLoRA, over prompts x seeds: of Composite and of each
+    caching mode.
 
-    The mode that passes the turn every step is compared with the method that does so uncached, too. `cuts`: the
-    model's other cuts as well.
+    The mode in which the turn passes at every step is also compared with its own uncached variant. cuts: also measure
+    the model's other cuts.
     """
     base = Request("", steps=steps)
     asked = {name: replace(base, composer=way) for name, way in ways().items()}
@@ -308,7 +311,7 @@ def compare_pictures(
 
 
 def _distances(latents: Mapping[str, Tensor]) -> dict[str, float]:
-    """Every way's relative difference to the uncached one."""
+    """Each way's relative difference from the uncached one."""
 
     def between(found: Tensor, exact: Tensor) -> float:
         return float((found - exact).norm() / exact.norm())
@@ -347,7 +350,8 @@ def _text(value: object) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m studio.bench.cmlora", description=(__doc__ or "").split("\n")[0]
+        prog="python -m studio.bench.cmlora",
+        description="For developers of the studio. " + (__doc__ or "").split("\n")[0],
     )
     parser.add_argument("what", choices=("flops", "seconds", "quality"))
     parser.add_argument("--model", default="tiny-sdxl", help="a model's name, folder or file")

@@ -47,12 +47,12 @@ from studio.bench.speed.timing import Captured, Timing, take_turns
 WAYS = ("base", "LoRA", "products", "weights")
 RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 32)
 CALLS = 10
-"""In a graph."""
+"""Calls in one CUDA graph."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear layer as a model runs it; tokens a lane at the model's own picture size."""
+    """A linear layer of a model. tokens: of each lane, at the model's own picture size."""
 
     name: str
     inputs: int
@@ -83,9 +83,9 @@ LAYERS: Mapping[str, tuple[Layer, ...]] = {
 class FloraFinding:
     """One layer's figures. seconds: way -> rank -> median; spread: the largest (max - min) / median.
 
-    c1, c2: seconds of a multiplication. predicted, measured: the largest rank at which products are no slower than
-    LoRA (inf: at all ranks tried, 0: at none; between two ranks by interpolation).
-    difference: largest relative difference of the two FLoRA forms from merged weights, over ranks.
+    c1, c2: seconds of one multiplication. predicted, measured: the largest rank at which products are no slower than
+    LoRA (inf: at all ranks that were tried, 0: at none; interpolated between ranks).
+    difference: largest relative difference of the two FLoRA forms from merged weights, over all ranks.
     """
 
     layer: Layer
@@ -99,18 +99,18 @@ class FloraFinding:
 
     @property
     def ideal(self) -> float:
-        """The crossover of r base products, and nothing else, with LoRA as measured: the element-wise work, which the
-        model leaves out, is the difference to `measured`."""
+        """The rank at which r base products alone would take as long as LoRA as measured. It differs from `measured`
+        by the element-wise work, which the model leaves out."""
         passes = {rank: rank * base for rank, base in self.seconds["base"].items()}
         return measured_crossover(passes, self.seconds["LoRA"])
 
     def left_side(self, rank: int) -> float:
-        """c1 (d + k) / (c2 d k) + 1 / r: products should win where it is at least 1."""
+        """c1 (d + k) / (c2 d k) + 1 / r: where this is at least 1, products should win."""
         return advantage(self.layer, self.c1, self.c2) + 1 / rank
 
 
 def advantage(layer: Layer, c1: float, c2: float) -> float:
-    """What a rank of LoRA costs against a pass through W: c1 (d + k) / (c2 d k)."""
+    """The cost of one rank of LoRA relative to one pass through W: c1 (d + k) / (c2 d k)."""
     return c1 * (layer.inputs + layer.outputs) / (c2 * layer.inputs * layer.outputs)
 
 
@@ -121,7 +121,7 @@ def predicted_crossover(layer: Layer, c1: float, c2: float) -> float:
 
 
 def measured_crossover(products: Mapping[int, float], lora: Mapping[int, float]) -> float:
-    """Where products stop being no slower, between ranks along straight lines."""
+    """The rank from which on products are slower than LoRA, interpolated linearly between measured ranks."""
     behind = 0
     for rank in sorted(products):
         gap = products[rank] - lora[rank]
@@ -138,7 +138,7 @@ def measured_crossover(products: Mapping[int, float], lora: Mapping[int, float])
 def measure(
     layer: Layer, lanes: int, ranks: Sequence[int], repeats: int, device: torch.device, dtype: torch.dtype
 ) -> FloraFinding:
-    """Time all ways at all ranks."""
+    """Times all ways at all ranks."""
     generator = torch.Generator().manual_seed(0)
 
     def noise(*shape: int) -> Tensor:
@@ -212,7 +212,8 @@ def _products_of(factors: multiplied.Multiplied) -> Tensor:
 
 
 def timed(ways: Mapping[str, Callable[[], Tensor]], repeats: int, device: torch.device) -> dict[str, Timing]:
-    """Each way's timing, in turns; on a GPU replays of a CUDA graph of ten calls, so that launches do not count."""
+    """The timing of each way, taken in turns. On a GPU, a CUDA graph of ten calls is replayed, so that launches do not
+    count."""
     if device.type != "cuda":
         for way in ways.values():
             way()
@@ -232,7 +233,7 @@ def _often(way: Callable[[], Tensor]) -> Tensor:
 
 
 def table(finding: FloraFinding) -> str:
-    """One layer's figures, times as multiples of the base's."""
+    """One layer's figures as text; times are multiples of the base's."""
     layer = finding.layer
     lines = [
         f"{layer.name}: {layer.inputs} -> {layer.outputs}, {layer.tokens} tokens a lane; base "
@@ -255,7 +256,7 @@ def _rank(value: float) -> str:
 
 
 def as_json(findings: Sequence[FloraFinding], lanes: int, device: torch.device, dtype: torch.dtype) -> str:
-    """All figures; an infinite crossover is null."""
+    """All figures as JSON; an infinite crossover becomes null."""
 
     def finite(value: float) -> float | None:
         return None if math.isinf(value) else value
@@ -313,7 +314,8 @@ def plot(findings: Sequence[FloraFinding], title: str, file: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m studio.bench.flora", description=(__doc__ or "").split("\n")[0]
+        prog="python -m studio.bench.flora",
+        description="For developers of the studio. " + (__doc__ or "").split("\n")[0],
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="", help="default: float32 on the CPU, bfloat16 on a GPU")

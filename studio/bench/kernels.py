@@ -1,4 +1,4 @@
-"""Products of real layers by the library and by each kernel: what `pipe.optimize(kernels=True)` chooses among.
+"""Times products of real layers by the library and by each kernel, among which `pipe.optimize(kernels=True)` chooses.
 
     python -m studio.bench.kernels [--device cuda] [--json FILE]
 
@@ -30,7 +30,8 @@ GROUPS, RANK = 8, 48
 
 @dataclass(frozen=True)
 class Product:
-    """One layer's product; tokens of a group, which is a picture's two lanes; outputs of a part, which is a layer."""
+    """The product of one layer, or of several in one. tokens: of a group, which is a picture's two lanes. outputs: of
+    one layer."""
 
     name: str
     tokens: int
@@ -44,7 +45,7 @@ class Product:
 
     @property
     def operations(self) -> float:
-        """Of one call: the layers' own, shrinking, and the low-rank parts."""
+        """Floating-point operations of one call: the layers' own, shrinking, and the low-rank parts."""
         rank, tokens = self.parts * self.rank, GROUPS * self.tokens
         return 2.0 * tokens * (self.inputs * (self.parts * self.outputs + rank) + rank * self.outputs)
 
@@ -65,7 +66,7 @@ class Product:
 
 
 def products(name: str, tokens: int, width: int) -> list[Product]:
-    """Of one transformer level."""
+    """The products of one transformer level."""
     return [
         Product(f"{name} q/k/v", tokens, width, width, RANK, parts=3),
         Product(f"{name} query", tokens, width, width, RANK),
@@ -88,7 +89,8 @@ LAYERS = [
 
 @torch.inference_mode()
 def measure(product: Product, device: torch.device, dtype: torch.dtype) -> Choice:
-    """All ways of one product, and those that the engine takes without kernels. Raises torch.OutOfMemoryError."""
+    """Times all ways to compute one product, also those that the engine takes without kernels. Raises
+    torch.OutOfMemoryError."""
     operands = product.operands(device, dtype)
     ways = operands.ways()
     if IN_PASSING in ways and product.parts == 1 and not product.geglu and operands.bias is None:
@@ -110,7 +112,8 @@ def table(product: Product, choice: Choice) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m studio.bench.kernels", description=(__doc__ or "").split("\n")[0]
+        prog="python -m studio.bench.kernels",
+        description="For developers of the studio. " + (__doc__ or "").split("\n")[0],
     )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
@@ -118,13 +121,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
     if device.type != "cuda" or not torch.cuda.is_available() or not available():
-        raise SetupError("the kernels run on a CUDA device with Triton alone: try --device cuda on one")
+        raise SetupError(
+            "the kernels need a CUDA device and Triton; try --device cuda on a computer that has both"
+        )
     found = []
     for product in LAYERS:
         choice = measure(product, device, getattr(torch, options.dtype))
         print(table(product, choice), flush=True)
         found.append(asdict(product) | {"operations": product.operations} | asdict(choice))
-        if options.json:  # what is there is kept, should the run be cut short
+        if options.json:  # written after every product, in case the run is cut short
             figures = {"device": device_name(device), "torch": torch.__version__, "products": found}
             options.json.write_text(json.dumps(figures, indent=1))
     return 0

@@ -1,5 +1,5 @@
-"""Ray's workers measured and proved: pictures a second for each number of them, the same pictures as the default
-engine, every GPU used, and a killed worker survived.
+"""Measures and checks Ray's workers: pictures per second for each number of workers, the same pictures as by the
+default engine, every GPU in use, and a run that survives a killed worker.
 
     python -m studio.bench.workers --workers 1 2 --out result.json
 
@@ -40,9 +40,8 @@ SAMPLERS = ("Euler", "Euler a", "DPM++ 2M Karras")
 
 @dataclass(frozen=True)
 class WorkersRun:
-    """One batch: pictures, seconds to the first one (starting Ray and loading included), pictures a second after it,
-    how full the calls were while work waited, and how many
-    pictures each computer and GPU made."""
+    """One batch: pictures, seconds to the first one (with starting Ray and loading), pictures per second after it, how
+    full the UNet calls were while work waited, and how many pictures each computer and GPU made."""
 
     label: str
     pictures: int
@@ -90,7 +89,7 @@ def jobs_of(count: int, home: Home, model: str) -> list[dict[str, Any]]:
 def rendered(
     label: str, order: BatchOrder, home: Home, *, kill: bool = False
 ) -> tuple[WorkersRun, dict[int, PictureOutcome]]:
-    """The order done; `kill`: a worker is killed after the first picture."""
+    """Renders the order. kill: a worker is killed after the first picture."""
     with Batch(order, home, lambda text: print(f"  {text}", file=sys.stderr)) as batch:
         began = time.perf_counter()
         times, outcomes = [], {}
@@ -109,7 +108,7 @@ def rendered(
 
 
 def sameness(label: str, found: dict[int, PictureOutcome], expected: dict[int, PictureOutcome]) -> Sameness:
-    """All pictures of one run against another's."""
+    """Compares all pictures of one run with those of another."""
     largest, lowest = 0, float("inf")
     for index, outcome in expected.items():
         ours = found[index].file if index in found else None

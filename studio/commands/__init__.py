@@ -1,5 +1,5 @@
-"""The commands of the command line, one file each: its flags, what is read from them, and its run.
+"""The commands of the command line, one file each: its flags, how they are read, and its run.
 
-A file here imports the standard library, `composers`, `flags.py` and the exit codes; only its `read` and `run` import
-more. So the flags of all commands cost nothing. `registry.py` finds the files: adding one adds its command.
+At its top, a file here imports only the standard library, `composers`, `flags.py` and the exit codes; functions import
+the rest when they are called. So --help is quick. `registry.py` finds the files: adding one adds its command.
 """

@@ -18,26 +18,27 @@ if TYPE_CHECKING:
     from studio.terminal.progress import Teller
 
 HELP = """job files:
-  jobs.jsonl   {"prompt": "a fox", "adapters": {"fox": 0.8}, "seed": "1-4"}   one a line; {"defaults": {…}} too
+  jobs.jsonl   {"prompt": "a fox", "adapters": {"fox": 0.8}, "seed": "1-4"}   one per line; {"defaults": {…}} too
   jobs.yaml    defaults: {steps: 20}   jobs: [{prompt: a fox, composer: [merge, switch]}]   (.json the same)
-  jobs.csv     prompt,seed,adapters   one row a job, adapters as fox=0.8; owl=0.5
-  prompts.txt  a fox --steps 20 --seed 3   one prompt a line, options as in A1111's prompts from file
+  jobs.csv     prompt,seed,adapters   one job per row, adapters as fox=0.8; owl=0.5
+  prompts.txt  a fox --steps 20 --seed 3   one prompt per line, options as in A1111's prompts from file
 
-Lists and ranges (1-4, 10-30 (+10), 0-1 [5]) draw every combination. {red|blue} and __animal__ (a line of
-wildcards/animal.txt) are drawn by the seed, or all with variants: all. Run it again and it does what is missing.
---schema prints the JSON schema of a job for your editor."""
+Lists and ranges (1-4, 10-30 (+10), 0-1 [5]) render every combination. {red|blue} and __animal__ (a line of
+wildcards/animal.txt) are chosen by the seed; "variants: all" renders all of them. Run the command again to do what is
+missing. --schema prints the JSON schema of a job for your editor."""
 
 
 @dataclass(frozen=True)
 class BatchValues:
-    """order: None asks for the JSON schema of a job. as_json: print each outcome as a line of JSON."""
+    """What `batch` is to do. order: None asks for the JSON schema of a job. as_json: print each outcome as a line of
+    JSON."""
 
     order: BatchOrder | None
     as_json: bool = False
 
 
 def add(command: ArgumentParser) -> None:
-    """What to render, where to, and by whom."""
+    """What to render, where it goes, and on which machines."""
     command.add_argument("jobs", nargs="?", metavar="JOBS", help="a .jsonl, .yaml, .json, .csv or .txt file")
     command.add_argument("--out", "-o", metavar="DIR", help="where pictures and manifest.jsonl go")
     command.add_argument(
@@ -46,7 +47,7 @@ def add(command: ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FIELD=VALUE",
-        help="a field for every job, over what the file says, as in --set steps=8",
+        help="set a field of every job, whatever the file says, as in --set steps=8",
     )
     command.add_argument(
         "--name", metavar="TEMPLATE", help="the files' names (default: {index:05d}_{name}_{seed})"
@@ -75,7 +76,7 @@ def _cluster_flags(command: ArgumentParser) -> None:
 
 
 def read(args: Namespace) -> BatchValues:
-    """Raises RequestError and SetupError for flags that do not go together."""
+    """The command's values. Raises RequestError and SetupError for flags that do not go together."""
     from pathlib import Path
 
     from pipelines.errors import RequestError
@@ -111,7 +112,8 @@ def read(args: Namespace) -> BatchValues:
 
 
 def run(values: BatchValues, home: Home, teller: Teller) -> int:
-    """The exit code: 0 all done, 1 some failed, 130 interrupted. Raises StudioError for bad input (2)."""
+    """Renders the batch. Exit code: 0 all done, 1 some failed, 130 interrupted. Raises StudioError for bad input
+    (2)."""
     import json
 
     from studio.batch import run as batches

@@ -1,4 +1,4 @@
-"""`lora-studio bench speed`, and the group it stands in: what can be measured."""
+"""`lora-studio bench speed`, and the group `bench`."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ MODES = ("eager", "graph", "compiled", "kernels")
 TARGET_PARTS = ("large", "small", "composite", "changes", "switch", "linear", "float32", "other")
 RIVALS = ("set_adapters", "adapter_names", "fused")
 
-HELP = """models:  sdxl and sd15 are built here at full size with random weights, which take as long as real ones
-ways:    base              no adapters: the least that any way can take
-         studio FORM       all pictures in one call, in a form of the engine's
+HELP = """models:  sdxl and sd15 are built here at full size, with random weights, which take as long as real ones
+ways:    base              no adapters: no way can take less
+         studio FORM       all pictures in one call, in one of the engine's forms
          set_adapters      diffusers + peft as documented, picture after picture
-         adapter_names     peft's mixed batch over mixes made one adapter beforehand
-         fused             merged weights, picture after picture; fusing shared out over 30 steps
-modes:   graph replays a CUDA graph; compiled adds torch.compile of the repeated blocks, kernels our own
+         adapter_names     peft's mixed batch; each mix was made into one adapter beforehand
+         fused             merged weights, picture after picture; the cost of fusing is spread over 30 steps
+modes:   graph replays a CUDA graph; compiled adds torch.compile of the repeated blocks; kernels adds our own kernels
 Needs peft: pip install 'lora-studio[train]'."""
 
 
 def add(command: ArgumentParser) -> None:
-    """The work, the ways, the courses that replace both, and the machine."""
+    """The work, the ways, what can be measured instead, and the machine."""
     work = command.add_argument_group("the work")
     work.add_argument(
         "--model", "-m", nargs="+", default=["tiny-sdxl"], metavar="M", help="sdxl, sd15, or a model of yours"
@@ -51,14 +51,14 @@ def add(command: ArgumentParser) -> None:
     work.add_argument(
         "--method", nargs="+", default=["merge"], choices=("merge", "switch", "composite", "cmlora")
     )
-    work.add_argument(
-        "--full", action="store_true", help="from that work, every axis in turn with all its values"
-    )
+    work.add_argument("--full", action="store_true", help="starting from that work, vary every axis in turn")
     ways = command.add_argument_group("the ways")
-    ways.add_argument("--forms", nargs="+", default=["auto"], choices=FORMS, help="the studio's")
+    ways.add_argument(
+        "--forms", nargs="+", default=["auto"], choices=FORMS, help="forms of the studio's engine"
+    )
     ways.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
     ways.add_argument("--rivals", nargs="*", default=list(RIVALS), choices=RIVALS)
-    what = command.add_argument_group("instead of all that")
+    what = command.add_argument_group("instead of all that (for developers of the studio)")
     what.add_argument(
         "--targets",
         nargs="*",
@@ -70,18 +70,24 @@ def add(command: ArgumentParser) -> None:
         "--changes",
         type=flags.whole_number,
         metavar="N",
-        help="N random changes of mix, method and adapter: what is made anew?",
+        help="make N random changes of mix, method and adapter, and count what is compiled or recorded again",
     )
-    what.add_argument("--ratios", action="store_true", help="the ratios that CI holds; exit code 1 if broken")
+    what.add_argument(
+        "--ratios", action="store_true", help="the ratios that CI checks; exit code 1 if broken"
+    )
     machine = command.add_argument_group("device and output")
     machine.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1")
     machine.add_argument("--dtype", metavar="T", help="default: float32 on a CPU, bfloat16 on a GPU")
-    machine.add_argument("--profile", action="store_true", help="also where the time of every way goes")
+    machine.add_argument("--profile", action="store_true", help="also show where the time of each way goes")
     machine.add_argument(
-        "--repeats", type=flags.whole_number, default=7, metavar="N", help="turns of each way"
+        "--repeats", type=flags.whole_number, default=7, metavar="N", help="measurements of each way"
     )
     machine.add_argument(
-        "--budget", type=float, default=240, metavar="S", help="seconds; late ways are left out"
+        "--budget",
+        type=float,
+        default=240,
+        metavar="S",
+        help="seconds in all; ways that come later are left out",
     )
     machine.add_argument("--json", metavar="FILE", help="write the figures here as well")
     machine.add_argument("--plot", metavar="FILE", help="draw them here, as .png, .svg or .pdf")
@@ -89,7 +95,7 @@ def add(command: ArgumentParser) -> None:
 
 
 def read(args: Namespace) -> SpeedOrder:
-    """What is measured."""
+    """What is to be measured."""
     from studio.bench.speed.order import SpeedOrder
 
     return SpeedOrder(
@@ -119,7 +125,7 @@ def read(args: Namespace) -> SpeedOrder:
 
 
 def run(order: SpeedOrder, home: Home, teller: Teller) -> int:
-    """The exit code: 1 where --ratios finds one broken."""
+    """Measures. Exit code: 0; 1 if --ratios finds a broken one. Raises StudioError for bad input."""
     from studio.bench.speed import order as speed
 
     return speed.run(order, home, teller)
@@ -130,14 +136,14 @@ COMMANDS = (
         "bench",
         place=160,
         help="measure speed, or which method composes better",
-        description="Measure. Every rival is measured in the same run.",
+        description="Measure speed or quality. All rivals are measured in the same run.",
     ),
     Command(
         "bench speed",
         place=161,
-        help="denoising steps for many mixes at once, against every rival",
+        help="time denoising steps for many mixes at once, against every rival",
         description="Time denoising steps for several pictures, each with its own mix, in every way. Lists of values "
-        "are combined: every workload is measured in all ways, in turns, and compared with merged weights.",
+        "are combined. Each workload is measured in all ways, in turns; predictions are compared with merged weights.",
         epilog=HELP,
         add=add,
         read=read,

@@ -18,12 +18,12 @@ STEPS = 4
 
 
 def run(values: None, home: Home, teller: Teller) -> int:
-    """The exit code: 0 where all is well, 1 where something is not."""
+    """Prints what was found. Exit code: 0 if all is well, else 1."""
     return SOME_FAILED if problems_of(home) else OK
 
 
 def problems_of(home: Home) -> list[str]:
-    """What is to be mended. Prints all that was found."""
+    """Prints what was found; returns what is to be mended."""
     problems: list[str] = []
     _versions()
     _device(home, problems)
@@ -118,7 +118,7 @@ def _test_picture(home: Home, problems: list[str]) -> None:
     host, on_device = pipe.store.stats.host, pipe.store.stats.device
     print(f"{'LoRA memory':<13} {_gib(host.limit)} in memory, {_gib(on_device.limit)} on the device")
     if all(low == high for low, high in image.getextrema()):
-        problems.append("the test picture is of one colour only; the device or the installation is faulty")
+        problems.append("the test picture has only one colour; the device or the installation is faulty")
     print(f"{'test':<13} {STEPS} steps in {seconds:.1f} s, model loaded in {loaded - began:.1f} s")
 
 

@@ -1,4 +1,4 @@
-"""What commands are, and the flags that several of them share, with the readers that turn these into values."""
+"""What a command is; the flags that several commands share; and the readers that turn these flags into values."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 V = TypeVar("V")
 ATTENTION = ("auto", "cudnn", "flash", "efficient", "math")
-"""torch's attention kernels, by their names here."""
+"""The names of torch's attention kernels on the command line."""
 
 
 @dataclass(frozen=True)
 class Command(Generic[V]):
     """A command of the program.
 
-    name: two words for one of a group, as in "bench speed". add: gives a parser its flags. read: makes the command's
-    values of the flags; nothing further in sees the flags themselves. run: does the work; its exit code.
-    place: among the commands that --help lists. epilog: made when help is asked for, where that costs.
-    abbreviations: whether flags may be cut short.
+    name: two words for a command of a group, as in "bench speed". add: gives a parser its flags. read: turns the flags
+    into the command's values; nothing else sees the flags. run: does the work; returns the exit code.
+    place: the order in which --help lists commands. epilog: a text, or, where making it takes time, a function that is
+    called when help is asked for. abbreviations: whether flags may be abbreviated.
     `read` and `run` raise StudioError for bad input.
     """
 
@@ -48,7 +48,7 @@ class Command(Generic[V]):
 
 @dataclass(frozen=True)
 class CommandGroup:
-    """A command that has commands of its own: those named after it."""
+    """A group of commands: those whose names begin with its name."""
 
     name: str
     help: str
@@ -57,16 +57,16 @@ class CommandGroup:
 
 
 class Parser(ArgumentParser):
-    """argparse's, without the page of usage before every message, and in no hurry.
+    """argparse's parser, but it prints no usage before an error, and adds flags only when they are needed.
 
-    late_flags, late_epilog: add flags, and make the text below them, when they are asked for.
+    late_flags: functions that add the flags. late_epilog: makes the text below them.
     """
 
     late_flags: tuple[Callable[[ArgumentParser], None], ...] = ()
     late_epilog: Callable[[], str] | None = None
 
     def complete(self) -> None:
-        """Adds the flags that are still to come."""
+        """Adds the flags that were not added yet."""
         late, self.late_flags = self.late_flags, ()
         for add in late:
             add(self)
@@ -89,7 +89,7 @@ class Parser(ArgumentParser):
 
 
 def folder_flags(command: ArgumentParser) -> None:
-    """Where things lie: the flags of every command."""
+    """The flags of every command: which folders to use."""
     group = command.add_argument_group("folders")
     group.add_argument("--home", metavar="DIR", help="your folder for models, LoRAs and pictures")
     group.add_argument(
@@ -101,7 +101,7 @@ def folder_flags(command: ArgumentParser) -> None:
 
 
 def path(text: str | None) -> Path | None:
-    """The path that a flag names, if it was given."""
+    """The path that a flag names; None if the flag was not given."""
     from pathlib import Path
 
     return None if text is None else Path(text).expanduser()
@@ -111,12 +111,16 @@ def path(text: str | None) -> Path | None:
 
 
 def picture_flags(command: ArgumentParser) -> None:
-    """What a picture is, and its mix: as `render` takes them. One flag a field of a request, made from their table."""
+    """The flags of a picture and its mix. Each field of a request has one, made from the table of fields."""
     from studio.drafts.fields import FIELDS
 
-    group = command.add_argument_group("the picture (what is not said comes from the model)")
+    group = command.add_argument_group("the picture (the model decides what is not given)")
     group.add_argument(
-        "--prompt", "-p", action="append", metavar="TEXT", help="what to draw; several draw several"
+        "--prompt",
+        "-p",
+        action="append",
+        metavar="TEXT",
+        help="what to draw; may be repeated, for several pictures",
     )
     group.add_argument(
         "-n", "--count", type=whole_number, default=1, metavar="N", help="pictures per prompt, seeds rising"
@@ -149,7 +153,7 @@ _METAVARS = {
 
 
 def _flag_help(field: Field) -> str:
-    """What a field is, its range where that is a short one, and its default."""
+    """A field's help, its range where that is short, and its default."""
     low, high = field.knob.low, field.knob.high
     short = low is not None and high is not None and high - low <= 1000 and field.kind != "pair"
     said = [f"{low:g} … {high:g}"] if short else []
@@ -179,25 +183,25 @@ def _mix_flags(command: ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME[=W[:TE]]",
-        help="a LoRA by name or path, its strength, another in the text encoder; may be repeated",
+        help="a LoRA by name or path, its strength, and its strength in the text encoder; may be repeated",
     )
     group.add_argument(
         "--pin",
         action="append",
         default=[],
         metavar="NAME[=W[:TE]]",
-        help="a LoRA that acts in every pass and is no member of the mix: LCM, Lightning, Hyper",
+        help="a LoRA that acts in every pass, whatever the method does with the mix: LCM, Lightning, Hyper",
     )
     group.add_argument(
         "--composer",
         action="append",
         metavar="METHOD",
-        help="how the LoRAs are combined, as in switch:interval=3 (see below); several draw each",
+        help="how the LoRAs are combined, as in switch:interval=3 (see below); may be repeated, for a picture by each",
     )
 
 
 def read_asked(args: Namespace) -> Asked:
-    """Which pictures the flags ask for. Raises RequestError."""
+    """What the flags ask for. Raises RequestError."""
     from pipelines.errors import RequestError
     from studio.drafts.draft import Draft
     from studio.drafts.fields import FIELDS
@@ -219,7 +223,7 @@ def read_asked(args: Namespace) -> Asked:
 
 
 def source_flags(command: ArgumentParser) -> None:
-    group = command.add_argument_group("many at once, or again (other flags override)")
+    group = command.add_argument_group("many at once, or one again (other flags win over what these say)")
     group.add_argument(
         "--requests", metavar="FILE", help='a JSON list, as in [{"prompt": "a fox", "seed": 7}]'
     )
@@ -240,35 +244,35 @@ def machine_flags(command: ArgumentParser) -> None:
     group.add_argument("--vae", metavar="VAE", help="another VAE: name, file or folder")
     group.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:1, mps")
     group.add_argument("--dtype", metavar="T", help="float32, float16, bfloat16")
-    group.add_argument("--lowvram", action="store_true", help="parts visit the device only while they work")
-    group.add_argument("--row-limit", type=whole_number, metavar="N", help="UNet rows a call may hold")
+    group.add_argument("--lowvram", action="store_true", help="keep parts on the device only while they work")
+    group.add_argument("--row-limit", type=whole_number, metavar="N", help="most rows of one UNet call")
     group.add_argument(
         "--lora-ram", type=gigabytes, metavar="GIB", help="memory for LoRAs (default: a quarter)"
     )
     group.add_argument(
-        "--lora-vram", type=gigabytes, metavar="GIB", help="of the device's (default: a quarter)"
+        "--lora-vram", type=gigabytes, metavar="GIB", help="device memory for LoRAs (default: a quarter)"
     )
     group.add_argument("--no-graphs", action="store_true", help="do not record CUDA graphs")
     group.add_argument(
         "--compile",
         action="store_true",
-        help="torch.compile: some tens of seconds for each size, then faster",
+        help="use torch.compile: each size first takes some tens of seconds, then runs faster",
     )
     group.add_argument(
         "--attention",
         choices=ATTENTION,
         default="auto",
-        help="torch's attention kernel to take where it can run: auto (torch's choice), cudnn, flash, efficient, math",
+        help="torch's attention kernel, used where it can run: auto (torch's choice), cudnn, flash, efficient, math",
     )
     group.add_argument(
         "--kernels",
         action="store_true",
-        help="let the studio's own Triton kernels compete with torch's products: measured once for each size",
+        help="use the studio's own Triton kernels where they are faster than torch, as measured once for each size",
     )
 
 
 def read_opening(args: Namespace) -> Opening:
-    """How the flags say to open models."""
+    """How to open models, as the flags say."""
     from studio.rendering.opening import Opening
 
     return Opening(
@@ -288,12 +292,12 @@ def read_opening(args: Namespace) -> Opening:
 
 
 def device_flags(command: ArgumentParser) -> None:
-    """For commands that take no more of a model's set-up than this."""
+    """--device and --dtype, for commands that need no other flags of a model's set-up."""
     command.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:1, mps")
     command.add_argument("--dtype", metavar="T", help="float32, float16, bfloat16")
 
 
-# -- what is told ----------------------------------------------------------------------------------------
+# -- reports ---------------------------------------------------------------------------------------------
 
 
 def quiet_flag(command: argparse._ActionsContainer, help: str = "no progress, errors only") -> None:
@@ -301,7 +305,7 @@ def quiet_flag(command: argparse._ActionsContainer, help: str = "no progress, er
 
 
 def telling_flags(command: ArgumentParser) -> None:
-    """How a batch tells of its pictures."""
+    """How a batch reports its pictures."""
     command.add_argument("--json", action="store_true", help="print each outcome as a line of JSON")
     quiet_flag(command)
 

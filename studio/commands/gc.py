@@ -1,4 +1,4 @@
-"""`lora-studio gc`: what no job needs any more is deleted."""
+"""`lora-studio gc`: deletes what no job needs any more."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Gc:
-    """older_than: forget jobs that ended so many days ago. pictures: delete their pictures too."""
+    """What to delete. older_than: forget jobs that ended so many days ago. pictures: delete their pictures too."""
 
     older_than: int | None = None
     pictures: bool = False
@@ -25,7 +25,7 @@ class Gc:
 
 
 def add(command: ArgumentParser) -> None:
-    """What goes beside cached files."""
+    """What to delete besides cached files."""
     command.add_argument(
         "--older-than", type=int, metavar="DAYS", help="forget jobs that ended so many days ago"
     )
@@ -48,7 +48,7 @@ def read(args: Namespace) -> Gc:
 
 
 def run(values: Gc, home: Home, teller: Teller) -> int:
-    """What goes, on stdout. Raises SetupError while a server works in the home."""
+    """Deletes, and lists on stdout what was deleted. Raises SetupError while a server runs in the home."""
     from studio.jobs.gc import collect
 
     if not home.database.exists():

@@ -25,13 +25,14 @@ CELLS = "{index:04d}_{name}_{seed}"
 HELP = """axes, as NAME=VALUES:
   seed=1-4   steps=10,20,30   guidance=1-7 [4]   sampler=Euler,DDIM   method=merge,switch:interval=3
   model=tiny-sdxl,other       lora=none,fox,owl=0.5               weight:fox=0-1 [5]
-  prompt=fox,owl,cat          replaces the first word, which stands in the prompt, by each
-Values are separated by commas, or by | where they hold commas themselves."""
+  prompt=fox,owl,cat          replaces the first word, which the prompt must contain, by each of them
+Values are separated by commas, or by | if they contain commas."""
 
 
 @dataclass(frozen=True)
 class GridValues:
-    """asked: what all cells share. axes: x, y and z, as text. title: None is the prompt. cell: its width in pixels."""
+    """What `grid` is to do. asked: what all cells share. axes: x, y and z, as text. title: None is the prompt. cell:
+    the width of one, in pixels."""
 
     asked: Asked
     opening: Opening
@@ -73,7 +74,7 @@ def read(args: Namespace) -> GridValues:
 
 
 def run(values: GridValues, home: Home, teller: Teller) -> int:
-    """The exit code: 0 all done, 1 some failed, 130 interrupted. Raises StudioError for bad input (2)."""
+    """Renders the grid. Exit code: 0 all done, 1 some failed, 130 interrupted. Raises StudioError for bad input (2)."""
     from datetime import date
 
     from pipelines.errors import RequestError
@@ -127,7 +128,7 @@ def _fields(values: GridValues, home: Home) -> Mapping[str, Any]:
         fields["composer"] = asked.composers[0]
     fields.setdefault(
         "seed", crc32(prompt.encode())
-    )  # not drawn: the same command goes on with the same grid
+    )  # not a random one: the same command must go on with the same grid
     return {"prompt": prompt, "adapters": [plain_wanted(wanted) for wanted in draft.wanted], **fields}
 
 

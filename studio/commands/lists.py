@@ -1,4 +1,4 @@
-"""`models`, `loras`, `inspect` and `import-paths`: what is there, as a table, as plain text or as JSON."""
+"""`models`, `loras`, `inspect` and `import-paths`: what is there, as a table, plain text or JSON."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 @dataclass(frozen=True)
 class Inspect:
-    """files: LoRAs by path or name, pictures by path."""
+    """What `inspect` is to look at. files: LoRAs by path or name, pictures by path."""
 
     files: tuple[str, ...]
     as_json: bool = False
@@ -38,7 +38,7 @@ class Models:
 
 @dataclass(frozen=True)
 class Loras:
-    """model: only those that this one may take."""
+    """What `loras` is to list. model: only LoRAs that may fit it."""
 
     model: str | None = None
     as_json: bool = False
@@ -46,7 +46,7 @@ class Loras:
 
 @dataclass(frozen=True)
 class ImportPaths:
-    """path: an extra_model_paths.yaml, or the folder of another program."""
+    """What `import-paths` is to read. path: an extra_model_paths.yaml, or the folder of another program."""
 
     path: str
 
@@ -60,7 +60,7 @@ def _inspect_flags(command: ArgumentParser) -> None:
 
 
 def _loras_flags(command: ArgumentParser) -> None:
-    command.add_argument("--model", metavar="M", help="only those that this model may take")
+    command.add_argument("--model", metavar="M", help="only those that may fit this model")
     _json_flag(command)
 
 
@@ -92,7 +92,7 @@ def _read_paths(args: Namespace) -> ImportPaths:
 
 
 def inspect(values: Inspect, home: Home, teller: Teller) -> int:
-    """What each file is; LoRAs by path or name, pictures by path. 1 where some cannot be read, 2 where none can."""
+    """Prints what each file is. Exit code: 1 if some cannot be read, 2 if none can."""
     from composers import StudioError
 
     seen: list[dict[str, Any]] = []
@@ -124,7 +124,7 @@ def _inspected(file: str, home: Home) -> Inspection | dict[str, Any]:
 
 
 def _picture(path: Path, home: Home) -> dict[str, Any]:
-    """What a picture says, and what that means here; why it means nothing, where it does not."""
+    """What a picture says and what that means here, or why it cannot be understood."""
     from composers import StudioError
     from studio.drafts.entries import plain_draft
     from studio.drafts.plain import read_json
@@ -134,13 +134,13 @@ def _picture(path: Path, home: Home) -> dict[str, Any]:
 
     texts = read_texts(path)
     ours = read_json(texts[CHUNK], f"{path}: its {CHUNK!r} text") if CHUNK in texts else None
-    told = {"path": str(path), PARAMETERS: texts.get(PARAMETERS), CHUNK: ours}
+    said = {"path": str(path), PARAMETERS: texts.get(PARAMETERS), CHUNK: ours}
     try:
         found = restore(path, home, Library(lambda: home))
     except StudioError as error:
-        return {**told, "program": None, "notes": [str(error)]}
+        return {**said, "program": None, "notes": [str(error)]}
     return {
-        **told,
+        **said,
         "program": found.program,
         "settings": plain_draft(found.draft),
         "model": found.model,
@@ -170,7 +170,7 @@ def _shown(result: dict[str, Any]) -> str:
 
 
 def models(values: Models, home: Home, teller: Teller) -> int:
-    """Every model: its name, what it is, where it is."""
+    """Lists every model: its name, what it is, and where it is."""
     from studio.library.models import list_models
     from studio.terminal.table import print_table
 
@@ -198,7 +198,7 @@ def _model(entry: ModelEntry) -> dict[str, Any]:
 
 
 def loras(values: Loras, home: Home, teller: Teller) -> int:
-    """Every LoRA, or those that a model may take."""
+    """Lists every LoRA, or those that may fit a model."""
     from pipelines.home.answers import each
     from studio.library.fit import fit_of
     from studio.terminal.table import print_table
@@ -219,7 +219,7 @@ def loras(values: Loras, home: Home, teller: Teller) -> int:
 
 
 def _lora(entry: Entry, fit: Fit | None) -> dict[str, Any] | None:
-    """One row; None for a file that does not fit."""
+    """One row of the list; None for a file that does not fit."""
     from composers import StudioError
     from pipelines.adapters import inspect_file
 
@@ -248,7 +248,7 @@ def _tell_silent(home: Home) -> None:
 
 
 def import_paths(values: ImportPaths, home: Home, teller: Teller) -> int:
-    """Another program's folders, written into config.toml."""
+    """Writes another program's folders into config.toml."""
     from pipelines.home.foreign_folders import import_paths as read_foreign
 
     roots = read_foreign(values.path)

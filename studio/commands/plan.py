@@ -1,4 +1,4 @@
-"""`lora-studio plan`: which products the engine would take for a mix on this device, and what the others would cost."""
+"""`lora-studio plan`: how the engine would compute a mix on this device, and what the other ways would cost."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlanValues:
-    """The pictures whose calls are planned, and the model that would draw them."""
+    """The pictures whose UNet calls are planned, and the model that would draw them."""
 
     asked: Asked
     opening: Opening
@@ -29,7 +29,7 @@ class PlanValues:
 
 
 def add(command: ArgumentParser) -> None:
-    """The flags of `render`, but for its output."""
+    """The flags of `render`, without those of its output."""
     flags.picture_flags(command)
     flags.source_flags(command)
     flags.machine_flags(command)
@@ -78,7 +78,7 @@ def spell_rates(rates: Rates) -> str:
 
 
 def spell(plan: CallPlan) -> str:
-    """A table: what each form adds to a step, what it costs once a mix, and its memory."""
+    """A table: what each form adds to a step, what it costs once for each mix, and its memory."""
     lines = [
         f"{plan.width} x {plan.height}: {plan.pictures} pictures, {plan.rows} rows a step, "
         f"mixes that stay for {plan.steady} steps",
@@ -89,12 +89,12 @@ def spell(plan: CallPlan) -> str:
         return "\n".join(lines if plan.note else [*lines, "  no adapter changes the UNet"])
     lines.append(f"  {'layers':18}{'form':14}{'rank':>6}{'ms a step':>11}{'ms a mix':>10}{'MiB':>9}")
     for kind in plan.kinds:
-        for each in kind.estimates:
-            rank = {"pool": str(kind.ranks.pool), "lane-packed": str(kind.ranks.lane)}.get(each.form, "")
-            chosen = "  <- chosen" if each.form == kind.chosen else ""
+        for estimate in kind.estimates:
+            rank = {"pool": str(kind.ranks.pool), "lane-packed": str(kind.ranks.lane)}.get(estimate.form, "")
+            chosen = "  <- chosen" if estimate.form == kind.chosen else ""
             lines.append(
-                f"  {f'{kind.layers} {kind.ranks.kind}':18}{each.form:14}{rank:>6}{1000 * each.step:11.3f}"
-                f"{1000 * each.once:10.2f}{each.bytes / 2**20:9.1f}{chosen}"
+                f"  {f'{kind.layers} {kind.ranks.kind}':18}{estimate.form:14}{rank:>6}{1000 * estimate.step:11.3f}"
+                f"{1000 * estimate.once:10.2f}{estimate.bytes / 2**20:9.1f}{chosen}"
             )
     return "\n".join(lines)
 
@@ -104,7 +104,7 @@ COMMANDS = (
         "plan",
         place=20,
         help="say how the engine would run a mix on this device",
-        description="What each form of the adapters' products would add to a step, and which one is taken.",
+        description="Show what each way to compute the adapters would add to a step, and which one is taken.",
         add=add,
         read=read,
         run=run,

@@ -1,4 +1,4 @@
-"""`lora-studio probe-blocks`: which blocks carry content and which style, as JSON and as a sheet."""
+"""`lora-studio probe-blocks`: finds the blocks that carry content and those that carry style."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class ProbeBlocks:
     """What to probe.
 
-    model: name, folder, file or hub id, opened as `opening` says. out: the sheet; None is named after the model.
-    pairs: of prompts; () takes the model's own. scorer: an open_clip folder. seeds: pictures a prompt.
+    model: name, folder, file or hub id, opened as `opening` says. out: the sheet's file; None names it after the model.
+    pairs: of prompts; () takes the model's own. scorer: an open_clip folder. seeds: pictures for each prompt.
     """
 
     model: str
@@ -48,11 +48,15 @@ def add(command: ArgumentParser) -> None:
             action="append",
             default=[],
             metavar=("A", "B"),
-            help=f"two prompts that differ in {part} alone; several pairs are averaged",
+            help=f"two prompts that differ only in {part}; several pairs are averaged",
         )
     command.add_argument("--scorer", metavar="DIR", help="an open_clip folder to score with")
-    command.add_argument("--seeds", type=int, default=2, metavar="N", help="pictures a prompt (default 2)")
-    command.add_argument("--steps", type=int, metavar="N", help="steps a picture (default: half the model's)")
+    command.add_argument(
+        "--seeds", type=int, default=2, metavar="N", help="pictures for each prompt (default: 2)"
+    )
+    command.add_argument(
+        "--steps", type=int, metavar="N", help="steps of each picture (default: half the model's)"
+    )
     command.add_argument("--size", type=int, metavar="PIXELS", help="side of the pictures")
     flags.device_flags(command)
     command.add_argument("--force", action="store_true", help="overwrite the sheet")
@@ -84,7 +88,7 @@ def read(args: Namespace) -> ProbeBlocks:
 
 
 def run(values: ProbeBlocks, home: Home, teller: Teller) -> int:
-    """The proposed map on stdout. Raises StudioError for bad input."""
+    """Prints the proposed block map to stdout, and writes the sheet. Raises StudioError for bad input."""
     import json
     from pathlib import Path
 
@@ -139,7 +143,7 @@ def run(values: ProbeBlocks, home: Home, teller: Teller) -> int:
 
 
 def _answer(found: Probe) -> dict[str, Any]:
-    """What goes into studio.json."""
+    """The values for studio.json."""
     return {"block_map": {part: list(blocks) for part, blocks in found.block_map.items()}}
 
 
@@ -150,11 +154,9 @@ def _table(found: Probe) -> list[str]:
         numbers = ("   -" if value is None else f"{value:5.2f}" for value in (effect.content, effect.style))
         lines.append(f"{effect.block:<28}" + "    ".join(numbers))
     if not found.block_map:
-        lines.append(
-            "no block moves both kinds of pictures clearly enough to propose a map; look at the sheet"
-        )
+        lines.append("no block changes content or style clearly enough to propose a map; look at the sheet")
     elif not found.published:
-        lines.append("this family has no published map; the procedure is the paper's, the answer is ours")
+        lines.append("nobody has published a map for this family; it was found by the paper's procedure")
     return lines
 
 
@@ -164,8 +166,8 @@ COMMANDS = (
         place=130,
         help="find which blocks of a model carry content and which style",
         description=(
-            "Give one block at a time another prompt, and see what changes: prints the blocks it proposes as JSON, "
-            "for the model's studio.json, and writes a labelled sheet."
+            "Give one block at a time another prompt, and measure what changes. Prints the proposed blocks as JSON for "
+            "the model's studio.json, and writes a labelled sheet."
         ),
         abbreviations=True,
         add=add,

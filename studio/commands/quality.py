@@ -15,21 +15,21 @@ if TYPE_CHECKING:
     from studio.terminal.progress import Teller
 
 QUALITY_HELP = """methods:  METHOD[:SETTINGS][@STRENGTH][^CATEGORY], as in merge@0.8 or switch:interval=3^style
-          @ scales every LoRA's strength, ^ puts that category's LoRA first; "none" is the prompt without LoRAs
+          @ scales every LoRA's strength; ^ puts that category's LoRA first; "none" is the prompt without LoRAs
 sets:     the LoRAs of the library that fit the model and have a category (character, clothing, style, background,
-          object), or a YAML file; composlora-anime and composlora-reality ship (lists without weights)
-Run it again and it does what is missing. Several processes share the work with --part 1/4 … 4/4; a last run without
---part scores. --judge sends pictures to the endpoint that you name."""
+          object), or a YAML file; composlora-anime and composlora-reality are included (lists, without the LoRAs)
+Run the command again to do what is missing. Several processes can share the work with --part 1/4 … 4/4; a last run
+without --part scores the pictures. --judge sends pictures to the endpoint that you name."""
 
 ADVISE_HELP = """Example: lora-studio advise --lora nilo-fox --lora kimono --prompt "a nilo fox wearing a kimono"
-Needs no classifier: with your own checkpoints it goes by CLIPScore and by likeness to each LoRA's own picture."""
+With your own checkpoints, pictures are scored by CLIPScore and by likeness to pictures of each LoRA alone."""
 
 
 # -- flags -----------------------------------------------------------------------------------------------
 
 
 def _quality_flags(command: ArgumentParser) -> None:
-    command.add_argument("--set", metavar="SET", help="a YAML file, or the name of a set that ships")
+    command.add_argument("--set", metavar="SET", help="a YAML file, or the name of an included set")
     command.add_argument(
         "--lora", action="append", default=[], metavar="NAME", help="only these LoRAs; may be repeated"
     )
@@ -54,13 +54,17 @@ def _quality_flags(command: ArgumentParser) -> None:
     )
     command.add_argument("--seeds", default="1-3", metavar="SEEDS", help="as in 1-3 or 4,5,6 (default: 1-3)")
     command.add_argument(
-        "--method", action="append", metavar="METHOD", help="instead of the standard rows; may be repeated"
+        "--method", action="append", metavar="METHOD", help="instead of the standard methods; may be repeated"
     )
-    command.add_argument("--part", metavar="I/N", help="draw the I-th of N parts only, score nothing")
+    command.add_argument("--part", metavar="I/N", help="draw only the I-th of N parts, and score nothing")
     command.add_argument("--judge", metavar="URL", help="an OpenAI-compatible endpoint that compares pairs")
     command.add_argument("--judge-model", metavar="NAME", help="the model's name there")
     command.add_argument(
-        "--judge-pairs", type=int, default=24, metavar="N", help="compositions a method (default: 24)"
+        "--judge-pairs",
+        type=int,
+        default=24,
+        metavar="N",
+        help="compositions judged for each method (default: 24)",
     )
     command.add_argument("--out", "-o", metavar="DIR", help="where pictures, tables and the page go")
     _picture_flags(command)
@@ -85,7 +89,7 @@ def _advise_flags(command: ArgumentParser) -> None:
 
 
 def _picture_flags(command: ArgumentParser) -> None:
-    """What holds for every picture, and what scores them."""
+    """The settings of all pictures, and what scores them."""
     command.add_argument("--steps", type=int, metavar="N")
     command.add_argument("--guidance", "--cfg-scale", type=float, metavar="X")
     command.add_argument("--scheduler", "--sampler", metavar="NAME")
@@ -95,7 +99,7 @@ def _picture_flags(command: ArgumentParser) -> None:
     command.add_argument(
         "--clip",
         metavar="MODEL:WEIGHTS",
-        help="an open_clip model, weights as a tag or a file; none goes without (default: the built-in one for "
+        help="an open_clip model, its weights as a tag or a file; none: do not use one (default: the built-in one for "
         "built-in models, else ViT-B-16:openai, which is downloaded once)",
     )
     flags.quiet_flag(command)
@@ -141,7 +145,7 @@ def _read_advise(args: Namespace) -> Question:
 
 
 def _read_overrides(args: Namespace) -> dict[str, Any]:
-    """Job fields that the flags fix for every picture."""
+    """The job fields that the flags set for every picture."""
     given = {
         "steps": args.steps,
         "guidance_scale": args.guidance,
@@ -174,8 +178,8 @@ COMMANDS = (
     Command(
         "bench quality",
         place=162,
-        help="which method composes better: the ComposLoRA protocol, scored",
-        description="Draw every composition of a test set by every method, score the pictures, report.",
+        help="compare how well methods compose, by the ComposLoRA protocol",
+        description="Draw every composition of a test set by every method, score the pictures, and report.",
         epilog=QUALITY_HELP,
         add=_quality_flags,
         read=_read_quality,
@@ -184,7 +188,7 @@ COMMANDS = (
     Command(
         "advise",
         place=170,
-        help="which method and strength suit your own mix",
+        help="find which method and strength suit your own mix",
         description="Draw your mix by several methods and strengths, score the pictures, and rank them.",
         epilog=ADVISE_HELP,
         add=_advise_flags,

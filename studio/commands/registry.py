@@ -1,4 +1,4 @@
-"""Every command in this folder, found by its file, and the parser of those that a command line can mean."""
+"""Finds the commands in this folder by their files, and adds those to the parser that a command line can mean."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
 SubParsers: TypeAlias = "_SubParsersAction[Parser]"
-"""Where argparse keeps commands."""
+"""What argparse calls a set of commands."""
 
 
 @cache
 def commands() -> tuple[Command[Any] | CommandGroup, ...]:
-    """All of them, as `--help` lists them: by their place, then by their name."""
+    """All commands and groups, as `--help` lists them: by place, then by name."""
     found: list[Command[Any] | CommandGroup] = []
     for file in _files():
         found += _commands_in(file)
-    return tuple(sorted(found, key=lambda each: (each.place, each.name)))
+    return tuple(sorted(found, key=lambda command: (command.place, command.name)))
 
 
 def asked_for(words: Sequence[str]) -> tuple[Command[Any] | CommandGroup, ...]:
-    """Those that a command line can mean. A first word that names a file and its command means that one alone, and no
-    other file is imported; whatever else stands there can mean any."""
+    """The commands that a command line can mean. If the first word is the name of a file here and of its command, it
+    can mean only that one, and no other file is imported. Otherwise it can mean any command."""
     file = words[0].replace("-", "_") if words else ""
     if file in _files():
-        for each in _commands_in(file):
-            if isinstance(each, Command) and each.name == words[0]:
-                return (each,)
+        for command in _commands_in(file):
+            if isinstance(command, Command) and command.name == words[0]:
+                return (command,)
     return commands()
 
 
@@ -49,16 +49,17 @@ def _commands_in(file: str) -> tuple[Command[Any] | CommandGroup, ...]:
 
 
 def add_commands(top: Parser, words: Sequence[str] = ()) -> None:
-    """Gives the program the commands that a command line can mean. The parsed flags hold the chosen one as `chosen`."""
+    """Adds the commands that a command line can mean. In the parsed flags, `chosen` is the chosen command."""
     parts = {"": top.add_subparsers(dest="command", metavar="COMMAND")}
-    for each in sorted(asked_for(words), key=lambda each: " " in each.name):  # a group before its own
-        if isinstance(each, CommandGroup):
+    # a group comes before its commands
+    for command in sorted(asked_for(words), key=lambda command: " " in command.name):
+        if isinstance(command, CommandGroup):
             parser = parts[""].add_parser(
-                each.name, allow_abbrev=False, help=each.help, description=each.description
+                command.name, allow_abbrev=False, help=command.help, description=command.description
             )
-            parts[each.name] = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
+            parts[command.name] = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
         else:
-            _add(parts, each)
+            _add(parts, command)
 
 
 def _add(parts: dict[str, SubParsers], command: Command[Any]) -> None:

@@ -1,6 +1,6 @@
-"""`lora-studio render`: flags in, pictures out, all of them in shared UNet calls.
+"""`lora-studio render`: draws the pictures that flags ask for, all in shared UNet calls.
 
-Everything that can be wrong is found before the model is loaded, or at the latest before the first step.
+Bad input is found before the model is loaded, or at the latest before the first step.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 class RenderValues:
     """What `render` is to do.
 
-    picture: one to render again. out: a file, a folder or a template; None is the day's folder. previews: show
-    pictures in the making.
+    picture: one to render again. out: a file, a folder or a template; None is the day's folder. previews: write
+    previews of pictures in the making.
     """
 
     asked: Asked
@@ -49,7 +49,7 @@ class RenderValues:
 
     @property
     def repeats(self) -> bool:
-        """Whether the picture is rendered as it was, so that the two can be compared."""
+        """Whether a picture is rendered again unchanged, so that the two can be compared."""
         other_model = self.opening.source or self.opening.vae
         return self.picture is not None and self.asked.changes_nothing and not other_model
 
@@ -58,7 +58,7 @@ class RenderValues:
 
 
 def add(command: ArgumentParser) -> None:
-    """All that a picture is, and how it is made."""
+    """The flags of pictures, of the model, and of the output."""
     flags.picture_flags(command)
     flags.source_flags(command)
     flags.machine_flags(command)
@@ -71,7 +71,7 @@ def add(command: ArgumentParser) -> None:
     )
     group.add_argument("--force", action="store_true", help="overwrite files")
     group.add_argument(
-        "--preview", action="store_true", help="show pictures in the making, as OUT.preview.png"
+        "--preview", action="store_true", help="write previews of pictures in the making, as OUT.preview.png"
     )
     group.add_argument(
         "--json", action="store_true", help="print the records as JSON instead of the file names"
@@ -97,7 +97,7 @@ def read(args: Namespace) -> RenderValues:
 
 
 def _methods_help() -> str:
-    """The methods with their settings, as their classes describe them."""
+    """The methods and their settings, as their classes describe them."""
     import textwrap
 
     from composers import methods
@@ -115,7 +115,7 @@ def _methods_help() -> str:
                 lines += textwrap.wrap(text, 100, initial_indent=" " * 13, subsequent_indent=" " * 15)
     lines += [
         "",
-        'LoRAs can stand in the prompt too: "a fox <lora:fox:0.8>", with blocks, moments and te= as in A1111.',
+        'The prompt can name LoRAs too: "a fox <lora:fox:0.8>", with blocks, times and te= as in A1111.',
     ]
     return "\n".join(lines)
 
@@ -124,7 +124,8 @@ def _methods_help() -> str:
 
 
 def run(values: RenderValues, home: Home, teller: Teller) -> int:
-    """The exit code: 0 all done, 1 some failed, 130 interrupted. Raises StudioError for bad input (2)."""
+    """Draws the pictures. Exit code: 0 all done, 1 some failed, 130 interrupted. Raises StudioError for bad input
+    (2)."""
     import json
     from datetime import date
 
@@ -182,7 +183,7 @@ def _restored(picture: Path, home: Home, teller: Teller) -> Restored:
 
     restored = restore(picture, home)
     for note in restored.notes:
-        if note != FROM_ANOTHER:  # which is asked for where it is not given
+        if note != FROM_ANOTHER:  # where the initial image is not given, it is asked for later
             teller.say(f"{picture}: {note}")
     return restored
 
@@ -208,7 +209,7 @@ def _applied(report: LoadReport) -> str:
 
 
 def _results(jobs: Sequence[Picture], outcome: Outcome, compared: Comparison | None) -> list[dict[str, Any]]:
-    """What --json prints, in the order of the jobs."""
+    """What --json prints, in the order of the pictures."""
     results: list[dict[str, Any]] = []
     for place, _ in enumerate(jobs):
         if (picture := outcome.finished.get(place)) is not None:

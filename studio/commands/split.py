@@ -1,4 +1,4 @@
-"""`lora-studio split`: one LoRA in, its content and its style out."""
+"""`lora-studio split`: cuts a LoRA into its content and its style."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SplitValues:
-    """file: a LoRA by path or name. outs: "content" and "style" -> the file to write. model: the one it is for."""
+    """What to split. file: a LoRA by path or name. outs: "content", "style" -> the file to write. model: the one that
+    the LoRA is for."""
 
     file: str
     outs: Mapping[str, Path]
@@ -46,7 +47,7 @@ def add(command: ArgumentParser) -> None:
 
 
 def read(args: Namespace) -> SplitValues:
-    """Raises RequestError where nothing is to be written."""
+    """The command's values. Raises RequestError where nothing is to be written."""
     from pipelines.errors import RequestError
 
     named = {"content": flags.path(args.content), "style": flags.path(args.style)}
@@ -57,7 +58,7 @@ def read(args: Namespace) -> SplitValues:
 
 
 def run(values: SplitValues, home: Home, teller: Teller) -> int:
-    """The files' names on stdout. Raises StudioError for bad input."""
+    """Writes the parts; prints the files' names to stdout. Raises StudioError for bad input."""
     entry = home.find_lora(values.file, values.model)
     found = _split(values, entry.path, entry.model, home)
     if found.warning:
@@ -69,7 +70,7 @@ def run(values: SplitValues, home: Home, teller: Teller) -> int:
 
 
 def _split(values: SplitValues, file: Path, made_for: str | None, home: Home) -> Found:
-    """For the model that is named, that the file is made for, or the first whose layers it fits."""
+    """The parts, for the model that is named, or that the file is made for, or else the first whose layers it fits."""
     from pipelines.blora.layouts import model_outline
     from pipelines.blora.splitting import split_file
     from pipelines.errors import AdapterMismatchError
@@ -90,7 +91,7 @@ def _split(values: SplitValues, file: Path, made_for: str | None, home: Home) ->
 
 
 def _candidates(home: Home) -> list[tuple[ModelLayers, BlockMap]]:
-    """SDXL as published, then the models that ship and have a block map."""
+    """Layers and block map of SDXL as published, then of the built-in models that have a block map."""
     from pipelines import assets
     from pipelines.blora.layouts import model_outline, published_layers
 

@@ -1,4 +1,4 @@
-"""`lora-studio train-blora`: one picture in, one B-LoRA out; `train-flora`: pictures in, one FLoRA out."""
+"""`lora-studio train-blora` trains a B-LoRA on one picture; `train-flora` trains a FLoRA on several."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Training:
-    """How to train, whatever is trained.
+    """How to train, for both commands.
 
-    prompt: names what is learned. out: the file to write. changes: fields of the model's standard recipe that were
-    said otherwise. resume: go on where an interrupted run stopped.
+    prompt: names what is learned. out: the file to write. changes: fields that replace those of the model's standard
+    recipe. resume: go on where an interrupted run stopped.
     """
 
     prompt: str
@@ -42,13 +42,14 @@ class Training:
     force: bool = False
 
     def recipe(self, standard: Recipe) -> Recipe:
-        """Raises RequestError for values that make no sense."""
+        """The standard recipe with the changes. Raises RequestError for values that cannot be used."""
         return standard.with_values(**self.changes)
 
 
 @dataclass(frozen=True)
 class TrainBLora:
-    """image: the one picture. sample_prompt: what samples show; None is the prompt."""
+    """What `train-blora` is to do. image: the picture to learn. sample_prompt: what samples show; None is the
+    prompt."""
 
     training: Training
     image: Path
@@ -58,7 +59,8 @@ class TrainBLora:
 
 @dataclass(frozen=True)
 class TrainFlora:
-    """images: a text file beside one, of the same name, is its caption. reach: the layers that learn."""
+    """What `train-flora` is to do. images: the pictures; a text file of the same name beside one is its caption.
+    reach: the layers that learn."""
 
     training: Training
     images: tuple[Path, ...]
@@ -89,12 +91,12 @@ def _flora_flags(command: ArgumentParser) -> None:
 
 
 def _recipe_flags(command: ArgumentParser, *, rank: str) -> None:
-    """How to train, whatever is trained."""
+    """The flags of both commands."""
     command.add_argument("--out", "-o", required=True, metavar="FILE", help="the .safetensors file to write")
     command.add_argument("--rank", type=int, metavar="N", help=rank)
     command.add_argument("--learning-rate", "--lr", type=float, metavar="X")
     command.add_argument("--steps", type=int, metavar="N", help="optimiser steps")
-    command.add_argument("--batch", type=int, metavar="N", help="noisy copies of the pictures a step")
+    command.add_argument("--batch", type=int, metavar="N", help="noisy copies of pictures in each step")
     command.add_argument("--size", type=int, metavar="PIXELS", help="side of the training square")
     command.add_argument("--seed", type=int, metavar="N")
     command.add_argument("--stretch", action="store_true", help="stretch the picture instead of cropping it")
@@ -153,7 +155,8 @@ def _read_flora(args: Namespace) -> TrainFlora:
 
 
 def run_blora(values: TrainBLora, home: Home, teller: Teller) -> int:
-    """`train-blora`. The file's name on stdout; sample pictures beside it. Raises StudioError for bad input."""
+    """Trains a B-LoRA. Its file's name goes to stdout; sample pictures lie beside it. Raises StudioError for bad
+    input."""
     from pipelines.adapters.writing import refuse_existing
     from pipelines.blora.blora_training import require_peft, train_blora
     from pipelines.blora.default_recipes import default_recipe
@@ -166,7 +169,7 @@ def run_blora(values: TrainBLora, home: Home, teller: Teller) -> int:
     with teller.waiting("loading the model …"):
         pipe = open_pipeline(asked.opening, home, teller.say)
     recipe = asked.recipe(default_recipe(pipe.model.unet))
-    with _told(teller, asked.out, recipe) as told:
+    with _showing(teller, asked.out, recipe) as show_step:
         trained = train_blora(
             pipe,
             image,
@@ -177,14 +180,15 @@ def run_blora(values: TrainBLora, home: Home, teller: Teller) -> int:
             naming=values.naming,
             resume=asked.resume,
             force=asked.force,
-            progress=told,
+            progress=show_step,
         )
     teller.say(f"{trained.layers} layers in {', '.join(trained.blocks)}")
     return _done(asked, teller)
 
 
 def run_flora(values: TrainFlora, home: Home, teller: Teller) -> int:
-    """`train-flora`. The file's name on stdout; sample pictures beside it. Raises StudioError for bad input."""
+    """Trains a FLoRA. Its file's name goes to stdout; sample pictures lie beside it. Raises StudioError for bad
+    input."""
     from pipelines.adapters.writing import refuse_existing
     from pipelines.flora.flora_training import default_recipe, train_flora
     from studio.rendering.opening import open_pipeline
@@ -195,7 +199,7 @@ def run_flora(values: TrainFlora, home: Home, teller: Teller) -> int:
     with teller.waiting("loading the model …"):
         pipe = open_pipeline(asked.opening, home, teller.say)
     recipe = asked.recipe(default_recipe(pipe.model.unet))
-    with _told(teller, asked.out, recipe) as told:
+    with _showing(teller, asked.out, recipe) as show_step:
         trained = train_flora(
             pipe,
             examples,
@@ -205,7 +209,7 @@ def run_flora(values: TrainFlora, home: Home, teller: Teller) -> int:
             reach=values.reach,
             resume=asked.resume,
             force=asked.force,
-            progress=told,
+            progress=show_step,
         )
     teller.say(f"{trained.layers} layers from {len(examples)} pictures")
     return _done(asked, teller)
@@ -221,7 +225,7 @@ def _done(asked: Training, teller: Teller) -> int:
 
 
 def _example(file: Path, prompt: str) -> Example:
-    """The picture with its caption: that of a text file beside it, else the prompt."""
+    """A picture with its caption: the text file beside it, else the prompt."""
     from pipelines.errors import RequestError
     from pipelines.training.run import Example
 
@@ -249,15 +253,16 @@ def _read_image(file: Path) -> Image.Image:
 
 
 @contextmanager
-def _told(teller: Teller, out: Path, recipe: Recipe) -> Iterator[Callable[[TrainingProgress], None]]:
-    """Within: a bar, sample pictures beside `out`, and Ctrl+C between steps."""
+def _showing(teller: Teller, out: Path, recipe: Recipe) -> Iterator[Callable[[TrainingProgress], None]]:
+    """While the block runs, a bar is shown. Call the result after every step: it moves the bar, writes sample pictures
+    beside `out`, and raises KeyboardInterrupt after Ctrl+C."""
     from pipelines.home.files import write_whole
     from pipelines.training.run import state_file
-    from studio.terminal.interruption import noted
+    from studio.terminal.interruption import noting_interrupts
 
-    with teller.training(recipe.steps) as show, noted(at_once=False) as stopped:
+    with teller.training(recipe.steps) as show, noting_interrupts(at_once=False) as stopped:
 
-        def told(progress: TrainingProgress) -> None:
+        def show_step(progress: TrainingProgress) -> None:
             show(progress.step, progress.loss)
             if progress.sample is not None:
                 file = out.with_name(f"{out.stem}-step{progress.step:06d}.png")
@@ -268,7 +273,7 @@ def _told(teller: Teller, out: Path, recipe: Recipe) -> Iterator[Callable[[Train
                 raise KeyboardInterrupt
 
         try:
-            yield told
+            yield show_step
         except KeyboardInterrupt:
             if state_file(out).exists():
                 teller.say("stopped; the same command with --resume goes on from here")
@@ -281,8 +286,8 @@ COMMANDS = (
         place=140,
         help="train a B-LoRA on one picture",
         description=(
-            "Train the content and style blocks on one picture. What is not said is the paper's for full-size "
-            "models (rank 64, 1000 steps) and small for small ones."
+            "Train the content and style blocks on one picture. By default, full-size models are trained as in the "
+            "paper (rank 64, 1000 steps), and small models with less."
         ),
         epilog="An interrupted run goes on with --resume. Needs: pip install 'lora-studio[train]'.",
         abbreviations=True,

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from studio.terminal.progress import Teller
 
 ANYWHERE = "0.0.0.0"
-"""The address to listen at for other computers."""
+"""The address at which other computers can reach the server."""
 
-HELP = """Everything stays on this computer: the studio is reached at 127.0.0.1 alone, unless --listen is given.
+HELP = """Everything stays on this computer: the studio can be reached only at 127.0.0.1, unless --listen is given.
 Programs can use it too: its functions through gradio_client (see the API link on the page), /sdapi/v1 as A1111's
 front ends expect it, and MCP with --mcp. Logins: one NAME:PASSWORD a line in --auth-file, or --auth NAME, which asks
 for the password. --auth NAME:PASSWORD and LORA_STUDIO_AUTH (by commas) are for trying things out: other programs on
@@ -28,8 +28,8 @@ this computer can read them, so --listen refuses them."""
 class WebValues:
     """How to serve.
 
-    model: the one that is chosen at first. opening: how to open models, whichever is chosen. exact_port: refuse the
-    next free one. logins: NAME or NAME:PASSWORD each. max_upload: MB.
+    model: the one that is chosen at first. opening: how to open any model. exact_port: fail if the port is taken, and
+    do not try the next ones. logins: each NAME or NAME:PASSWORD. max_upload: MB.
     """
 
     opening: Opening
@@ -109,7 +109,7 @@ def run(values: WebValues, home: Home, teller: Teller) -> int:
         open_browser=values.open_browser,
         largest=values.max_upload * 2**20,
     )
-    # Whoever has to log in is not this computer's owner: the address may stand behind a proxy or a tunnel.
+    # Users who must log in may sit at other computers, even at a loopback address: a proxy or a tunnel may lead there.
     trusted = (serving.loopback and not serving.users) or values.allow_downloads
     settings = replace(home.settings, model=values.model) if values.model else home.settings
     code = serve(

@@ -1,1 +1,1 @@
-"""What was asked for, before it is a request: drafts, and the adapters that they name."""
+"""What was asked for, before it becomes a request: drafts, and the adapters that they name."""

@@ -1,9 +1,8 @@
 """What was said of one picture.
 
-A Draft holds that and nothing else; laid over another one, it overrides only that. Its values have the names of
-Request's fields (`studio.drafts.fields`). LoRA tags of its prompt are read when it is made: they are adapters like the
-others from then on. A Request it becomes in `build`, and there, as everywhere, Request is the gate where bad values are
-refused.
+A Draft holds only what was said; laid over another one, it overrides only that. Its values have the names of Request's
+fields (`studio.drafts.fields`). When a Draft is made, the LoRA tags of its prompt are read; from then on they are
+adapters like the others. `build` makes a Request of it, and Request refuses bad values, as it does everywhere.
 """
 
 from __future__ import annotations
@@ -25,16 +24,16 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MOST_PICTURES = 10_000
-"""Of one job."""
+"""Most pictures of one job."""
 HIGHEST_SEED = 2**64 - 1
 USE_FIELDS = tuple(entry.name for entry in fields(Use))
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """An adapter that a picture asks for, not looked up yet. The fields are those of `Use`.
+    """An adapter that a picture asks for, before it is looked up. Its fields are those of `Use`.
 
-    weight: None means the strength that the file prefers, else 1.
+    weight: None takes the strength that the file prefers, or 1 where it prefers none.
     """
 
     adapter: str
@@ -46,7 +45,7 @@ class Wanted:
     band: Any = None
 
     def use(self, name: str, preferred: float | None) -> Use:
-        """As a use of the adapter that is loaded under `name`."""
+        """The use of the adapter that is loaded under `name`. preferred: the strength that its file prefers."""
         weight = self.weight if self.weight is not None else 1.0 if preferred is None else preferred
         return Use(name, weight, self.text_weight, self.blocks, self.schedule, self.pinned, self.band)
 
@@ -55,7 +54,7 @@ class Wanted:
         Request("", adapters=(self.use(self.adapter, None),))
 
     def over(self, base: Wanted) -> Wanted:
-        """The same adapter with what is said here; what is not, as `base` has it."""
+        """The adapter of `base`, with every value that is said here in place of its own."""
         own = {
             name: getattr(self, name) for name in USE_FIELDS if getattr(self, name) != getattr(_PLAIN, name)
         }
@@ -77,8 +76,8 @@ def wanted_of(tag: LoraTag) -> Wanted:
 class Draft:
     """What was said of one picture.
 
-    values: Request's fields but for `adapters` and `init_image`; the prompt is given with its LoRA tags and kept
-    without. wanted: the adapters, those of tags after the others. where: where it was said, for messages ("" for
+    values: Request's fields by name, without `adapters` and `init_image`. The prompt is given with its LoRA tags and
+    kept without them. wanted: the adapters; those of tags come last. where: where it was said, for messages ("" for
     flags). Raises PromptError for tags that cannot be read.
     """
 
@@ -101,7 +100,7 @@ class Draft:
             object.__setattr__(self, "wanted", (*self.wanted, *tagged))
 
     def over(self, base: Draft) -> Draft:
-        """Both, this one winning. An adapter in both keeps its place and takes what is said here."""
+        """Both drafts in one; where both say something, this one wins. An adapter in both keeps its place in `base`."""
         own = list(self.wanted)
         kept = []
         for old in base.wanted:
@@ -117,7 +116,7 @@ class Draft:
         )
 
     def said(self) -> bool:
-        """Whether it says anything at all."""
+        """Whether anything is said in it."""
         return bool(self.values or self.wanted or self.init_image)
 
     def with_value(self, name: str, value: object) -> Draft:
@@ -126,9 +125,10 @@ class Draft:
     def build(
         self, look_up: Callable[[Wanted], Use], read_image: Callable[[Path], Image.Image] = read_init_image
     ) -> Request:
-        """The request. `look_up` finds an adapter's file; the method names it as it is loaded.
+        """The request of this draft. Where its method names adapters, it names them as they are loaded.
 
-        read_image: reads the initial image; to judge a request, `sized_like` does. Raises StudioError, saying where.
+        look_up: finds an adapter's file. read_image: reads the initial image; where the request is only to be judged,
+        `sized_like` is enough. Raises StudioError that says where the fault is.
         """
         try:
             uses = tuple(look_up(wanted) for wanted in self.wanted)
@@ -157,14 +157,14 @@ def naming(composer: Composer, names: Mapping[str, str]) -> Composer:
 
 
 def placed(error: StudioError, where: str) -> StudioError:
-    """The same error with the place it comes from in front, unless it names that already."""
+    """The same error with the place where it arose in front, unless its message begins with that already."""
     if not where or str(error).startswith(where):
         return error
     return type(error)(f"{where}: {error}")
 
 
 def check_count(count: object, what: str = "count", most: int = MOST_PICTURES) -> int:
-    """A number of pictures. Raises RequestError for what is none, and for more than one job may have."""
+    """The count, where it is a whole number in 1 … `most`. Raises RequestError otherwise. what: its name."""
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise RequestError(f"{what}={shown(count)} must be a whole number above 0")
     if count > most:
@@ -173,9 +173,9 @@ def check_count(count: object, what: str = "count", most: int = MOST_PICTURES) -
 
 
 def counted(draft: Draft, count: object, first_seed: object) -> list[Draft]:
-    """The draft so many times, at seeds that rise from `first_seed`. Nothing is made before all of it is judged.
+    """`count` copies of the draft, with seeds that rise from `first_seed`. All is checked before any copy is made.
 
-    Raises RequestError for a count that is not in 1 … MOST_PICTURES, and for seeds that leave 0 … 2**64 - 1.
+    Raises RequestError for a count outside 1 … MOST_PICTURES, and for seeds outside 0 … 2**64 - 1.
     """
     number = check_count(count)
     if isinstance(first_seed, bool) or not isinstance(first_seed, int) or not 0 <= first_seed <= HIGHEST_SEED:

@@ -1,4 +1,4 @@
-"""Drafts and requests as plain data, which JSON can hold: requests files, jobs in the database, texts in pictures."""
+"""Drafts and requests as plain data that JSON can hold: in requests files, in the database, in pictures."""
 
 from __future__ import annotations
 
@@ -33,19 +33,20 @@ from studio.drafts.init_image import picture_mark
 from studio.drafts.plain import check_plain, read_json, read_text
 
 HUGE = 2**128
-"""Beyond every number of a request; Request says what each may be."""
+"""A number beyond this is refused here, whatever its field. Request knows each field's own range."""
 LATEST = sys.float_info.max
-"""Step that a schedule may name. One that no run reaches never comes, whether it was said here or by a tag."""
+"""The last step that a schedule may name. One that no run reaches never comes, whichever road said it."""
 LONGEST_PATH = 4_096
 """Characters."""
 LONGEST_METHOD = 4_000
-"""Characters of a method written as text, which may name adapters."""
+"""Most characters of a method written as text; it may name adapters."""
 MOST_SETTINGS = 100
-"""Of a method."""
+"""Most settings of a method."""
 
 
 def read_requests(file: Path) -> list[Draft]:
-    """A JSON list of requests, one picture each. Raises SetupError and RequestError, naming entry and field."""
+    """The drafts of a file that holds a JSON list of requests, one picture each. Raises SetupError for a file that
+    cannot be read, and RequestError that names entry and field."""
     try:
         content = read_json(read_text(file), str(file))
     except UnicodeDecodeError as error:
@@ -63,13 +64,15 @@ def read_requests(file: Path) -> list[Draft]:
 
 
 def read_draft(entry: object, where: str, folder: Path | None = None) -> Draft:
-    """One request as JSON holds it: Request's field names; None and what is left out say nothing.
+    """The draft of one request as JSON holds it: an object with Request's field names. A field that is left out, or
+    None, says nothing.
 
-    composer: as text ("switch:interval=3") or {"method": "switch", "interval": 3}.
+    composer: text, as in "switch:interval=3", or {"method": "switch", "interval": 3}.
     adapters: {name: strength or null}, or a list of names and of objects with Use's fields.
-    init_image: a path, counted from `folder`; anything else there is passed over.
-    Texts, names and lists are bounded here, so that whoever keeps a draft can; the rest is Request's to judge.
-    Raises RequestError and ComposerError.
+    init_image: a path, relative to `folder`; anything but a text is ignored.
+    where: where the entry stands, for messages.
+    The lengths of texts, names and lists are checked here, so that a draft is never too large to be kept. Request
+    judges the rest. Raises RequestError, ComposerError, and PromptError for LoRA tags that cannot be read.
     """
     if not isinstance(entry, dict):
         raise RequestError(f"{where}: it must be an object with Request's fields, not {_shown(entry)}")
@@ -95,7 +98,7 @@ def read_draft(entry: object, where: str, folder: Path | None = None) -> Draft:
 
 
 def checked(draft: Draft) -> Draft:
-    """The draft, its texts, names and lists within their bounds. Raises RequestError, saying where."""
+    """The draft, where its texts, names and lists are within bounds. Raises RequestError that says where."""
     if len(draft.wanted) > MOST_ADAPTERS:
         raise RequestError(
             f"{draft.where}: {len(draft.wanted)} adapters are more than one picture may have ({MOST_ADAPTERS})"
@@ -109,7 +112,7 @@ def checked(draft: Draft) -> Draft:
 
 
 def _value(name: str, value: object, where: str) -> object:
-    """One value of a field, or a pair of numbers."""
+    """The value of a field: a single value, or a pair of numbers. Raises RequestError."""
     if isinstance(value, str):
         return check_text(f"{where}: {name}", value, LONGEST_PROMPT if name in PROMPTS else LONGEST_NAME)
     if isinstance(value, bool | int | float):
@@ -186,7 +189,7 @@ def _one_wanted(entry: object, where: str) -> Wanted:
 
 
 def _name(text: str, where: str) -> str:
-    """Of an adapter, which may be a path, or of a block."""
+    """The name of a block, or of an adapter, which may be a path. Raises RequestError."""
     return check_text(f"{where}: a name", text, LONGEST_NAME)
 
 
@@ -233,8 +236,8 @@ def _shown(value: object) -> str:
 
 
 def plain_request(request: Request) -> dict[str, Any]:
-    """Every field of a request as JSON can hold it; `read_draft` reads it back, but for the initial image,
-    of which only size and hash are kept."""
+    """Every field of a request as JSON can hold it. `read_draft` reads all of it back except the initial image, of
+    which only size and hash are kept."""
     plain = {name: getattr(request, name) for name in NAMES}
     plain["composer"] = {"method": request.composer.name, **settings_of(request.composer)}
     plain["adapters"] = [_plain_use(use) for use in request.uses]
@@ -244,7 +247,7 @@ def plain_request(request: Request) -> dict[str, Any]:
 
 
 def plain_draft(draft: Draft) -> dict[str, Any]:
-    """What was said, as JSON can hold it; `read_draft` reads it back, the initial image by its path."""
+    """The draft as JSON can hold it. `read_draft` reads it back, the initial image by its path."""
     plain = dict(draft.values)
     composer = plain.get("composer")
     if isinstance(composer, Composer):

@@ -1,9 +1,9 @@
 """The one table of a request's fields: what each is called on every front, and how its values are written as text.
 
-What a field is (label, help, range, choices) stands with the field, in `pipelines.request.Request`. The command line's
-flags, the columns and the schema of job files, options of prompt files, axes of grids, controls of the web form,
-arguments for programs, A1111's calls, and the settings line in a picture are made from here. A new field of Request has
-all of them by its own name; `_NAMES` holds only what is called otherwise somewhere. No torch, no gradio.
+What a field is (label, help, range, choices) stands with the field, in `pipelines.request.Request`. From this table
+come the command line's flags, the columns and the schema of job files, the options of prompt files, the axes of grids,
+the controls of the web form, the arguments for programs, A1111's calls, and the settings line in a picture. A new
+field of Request appears on all of them under its own name; `_NAMES` lists only exceptions. No torch, no gradio.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from pipelines.request import PROMPTS, SETTINGS
 Kind: TypeAlias = Literal[
     "prompt", "text", "scheduler", "whole", "real", "truth", "choice", "pair", "mix", "method", "picture"
 ]
-"""Of a field's values. truth: True or False; pair: two whole numbers; mix: adapters; picture: an initial image."""
+"""Kinds of values. truth: True or False; pair: two whole numbers; mix: adapters; picture: an initial image."""
 Place: TypeAlias = Literal["page", "sampling", "advanced"]
-"""Where the web form shows a field: where its page puts it by hand, or among the sampling or the advanced settings."""
+"""Where the web form shows a field. page: the page places it by hand; else among the sampling or advanced settings."""
 
 _KINDS: dict[str, Kind] = {
     "str": "text",
@@ -42,12 +42,12 @@ _TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0
 
 @dataclass(frozen=True)
 class FieldNames:
-    """What a field is called where it is not called by its own name.
+    """The names of a field on fronts that do not use its own name.
 
-    flags: of the command line, the shown one first; () where commands spell it by hand. options: further names in
-    prompt files. axis: names of an axis of a grid. argument: for programs (`studio.web.api`). call: A1111's name in
-    /sdapi bodies; "" where it has none. setting: its key in a picture's settings line; "" where that says it
-    otherwise. most: the end of its slider. place: see `Place`. nothing: what it means where nothing is said.
+    flags: on the command line, the one that help shows first; () where commands define it by hand. options: further
+    names in prompt files. axis: as an axis of a grid. argument: for programs (`studio.web.api`). call: A1111's name in
+    /sdapi bodies; "" where it has none. setting: its key in a picture's settings line; "" where the line expresses it
+    in another way. most: the end of its slider. place: see `Place`. nothing: what it means to leave the field out.
     """
 
     flags: tuple[str, ...] | None = None
@@ -96,7 +96,7 @@ _NAMES: Mapping[str, FieldNames] = {
 
 @dataclass(frozen=True)
 class Field:
-    """One field of a request with all its names. See `FieldNames`; here they are complete."""
+    """One field of a request with all its names, also those that equal its own. See `FieldNames`."""
 
     setting: Setting
     kind: Kind
@@ -112,7 +112,7 @@ class Field:
 
     @property
     def name(self) -> str:
-        """Request's own, which job files, the database and our text in a picture use."""
+        """The field's name in Request. Job files, the database and our text in a picture use it."""
         return self.setting.name
 
     @property
@@ -121,18 +121,18 @@ class Field:
 
     @property
     def default(self) -> Any:
-        """Request's own; "" for the prompt, which has none."""
+        """Request's default; "" for the prompt, which has none."""
         return "" if self.setting.default is dataclasses.MISSING else self.setting.default
 
     @property
     def optional(self) -> bool:
-        """Whether None is one of its values: the model's own, or off."""
+        """Whether the field may be None, which stands for the model's own value, or for off."""
         return self.setting.optional
 
     @property
     def empty(self) -> Any:
-        """What stands for "nothing said" where something must stand: one below the range of a number that may be
-        None, "" for a text, else the default."""
+        """The value that means "nothing said" on fronts where every field needs a value. A number that may be None: one
+        below its range. A text: "". Else: the default."""
         if self.kind in ("whole", "real") and self.optional:
             low = -1 if self.knob.low is None else self.knob.low - 1
             return int(low) if self.kind == "whole" else float(low)
@@ -143,9 +143,10 @@ class Field:
         return self.default
 
     def read(self, text: str) -> Any:
-        """A value as people write it. Raises RequestError, naming what is wrong.
+        """The value of a text that somebody wrote. Raises RequestError that says what is wrong.
 
-        Ranges and lists of job files are read before (`studio.batch.values`); mixes, methods and pictures elsewhere.
+        Ranges and lists in job files are read before this (`studio.batch.values`). Mixes, methods and pictures are read
+        elsewhere.
         """
         word = text.strip()
         if self.kind == "pair":
@@ -169,7 +170,7 @@ class Field:
             raise RequestError(f"{self.name}={shown(word)} must be {wanted}") from error
 
     def write(self, value: Any) -> str:
-        """A value as `read` takes it."""
+        """The value as a text that `read` takes."""
         if self.kind == "pair":
             return f"{value[0]},{value[1]}"
         if self.kind == "truth":
@@ -211,7 +212,7 @@ def _kind(setting: Setting) -> Kind:
 FIELDS: tuple[Field, ...] = tuple(map(_field, SETTINGS))
 BY_NAME: Mapping[str, Field] = {field.name: field for field in FIELDS}
 NAMES: tuple[str, ...] = tuple(BY_NAME)
-"""Of all fields, in Request's order."""
+"""All fields, in Request's order."""
 
 
 def of_kind(*kinds: Kind) -> tuple[Field, ...]:

@@ -1,4 +1,4 @@
-"""From what was said on the command line to drafts: which pictures it asks for."""
+"""Drafts of what was said on the command line."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ _STRENGTHS = re.compile(r"(?P<name>.+)=(?P<weight>[^=]*)", re.DOTALL)
 
 @dataclass(frozen=True)
 class Asked:
-    """Pictures that are asked for: prompts x composers x seeds.
+    """What a command line asks for: prompts x composers x seeds.
 
-    draft: what holds for every one of them. prompts: () takes those of the requests, else one prompt of another's
-    choice. composers: methods as text. count: pictures a prompt, seeds rising. requests: a file with a list of them.
+    draft: what is said of all pictures. prompts: () takes the prompts of the requests file; without one, the prompt of
+    the picture to repeat, or the model's first example. composers: methods as text. count: pictures of each prompt,
+    with rising seeds. requests: a file with a JSON list of requests.
     """
 
     draft: Draft
@@ -37,14 +38,14 @@ class Asked:
 
     @property
     def changes_nothing(self) -> bool:
-        """Whether a picture that this is laid over stays as it was. A picture to start from changes nothing: it has
-        to be given again."""
+        """Whether a picture that these flags are laid over stays as it was. An initial image counts as no change: a
+        picture does not hold its own, so it must be given again."""
         said = replace(self.draft, init_image=None).said()
         return not (said or self.prompts or self.composers) and self.count == 1
 
 
 def wanted_of(loras: Sequence[str], pins: Sequence[str]) -> tuple[Wanted, ...]:
-    """The LoRAs of a mix, and those that act in every pass and are no members of it. Raises RequestError."""
+    """The adapters of --lora and --pin; those of --pin act in every pass. Raises RequestError."""
     pinned = [replace(parse_lora(text), pinned=True) for text in pins]
     return (*map(parse_lora, loras), *pinned)
 
@@ -53,7 +54,7 @@ def parse_lora(text: str) -> Wanted:
     """`NAME`, `NAME=0.8` or `NAME=0.8:0.5` (UNet, text encoder); a path may stand for the name. Raises RequestError."""
     check_text("a LoRA", text, LONGEST_NAME)
     match = _STRENGTHS.fullmatch(text)
-    if match is None or os.path.exists(os.path.expanduser(text)):  # which, unlike Path's, raise nothing
+    if match is None or os.path.exists(os.path.expanduser(text)):  # unlike those of Path, these never raise
         return Wanted(text)
     try:
         weight, colon, text_weight = match["weight"].partition(":")
@@ -66,9 +67,9 @@ def parse_lora(text: str) -> Wanted:
 
 
 def drafts_of(asked: Asked, base: Draft, example: Callable[[], str]) -> list[Draft]:
-    """One draft a picture: prompts x composers x seeds, each laid over the base, or over the requests of a file.
+    """One draft for each picture: prompts x composers x seeds, laid over `base`, or over each request of the file.
 
-    `example` gives the prompt where there is none. Raises RequestError and ComposerError.
+    example: gives a prompt where none is said. Raises RequestError, and ComposerError for a method.
     """
     if asked.requests is not None:
         if asked.prompts:
@@ -94,7 +95,8 @@ def drafts_of(asked: Asked, base: Draft, example: Callable[[], str]) -> list[Dra
 
 
 def _seeded(draft: Draft, shared: int | None) -> Draft:
-    """Seeds are drawn here and not later, so that file names can hold them."""
+    """The draft with a seed. shared: the seed where none is said; None draws one. It is drawn here, not later, so that
+    file names can contain it."""
     if draft.values.get("seed") is not None:
         return draft
     return draft.with_value("seed", random.randrange(SEEDS) if shared is None else shared)

@@ -1,4 +1,4 @@
-"""A picture to start from: read, told from others, and judged by its size alone."""
+"""Initial images: read whole, or only by size, and identified by a hash of their pixels."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from PIL import Image
 from studio.drafts import picture_file
 
 MOST_INIT_PIXELS = 40_000_000
-"""Of an initial image, which is decoded for every picture that starts from it; a camera's picture has a half of it."""
+"""Most pixels of an initial image, which is decoded for every picture that starts from it. A camera's picture has half
+as many."""
 MOST_JUDGED = 256
-"""Initial images whose sizes are remembered."""
+"""Initial images whose sizes are remembered at once."""
 
 
 def read_init_image(path: Path) -> Image.Image:
-    """A picture to start from, upright; of several in one file the first. Raises RequestError."""
+    """The initial image, turned upright; the first one of a file that holds several. Raises RequestError."""
     image = picture_file.upright(path, f"init image {path.name}", MOST_INIT_PIXELS)
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 class Sized(Image.Image):
-    """A picture's size without its pixels: all that a request's judgement asks of an initial image."""
+    """A picture's size without its pixels. Nothing more is needed to judge a request."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         super().__init__()
@@ -32,12 +33,12 @@ class Sized(Image.Image):
 
 
 _judged: dict[tuple[object, ...] | None, tuple[int, int]] = {}
-_judging = threading.Lock()  # guards the mapping, and is never held while files are looked at
+_judging = threading.Lock()  # guards the mapping; never held while files are looked at
 
 
 def sized_like(path: Path) -> Sized:
-    """Of the size of a picture to start from. It is decoded once, and not again until the file changes: a thousand
-    pictures may start from it. Raises RequestError for what is no picture."""
+    """The size of an initial image. The file is decoded once, and again only after it changes: thousands of pictures
+    may start from it. Raises RequestError for a file that is no picture."""
     sign = _sign(path)
     with _judging:
         size = _judged.get(sign)
@@ -52,7 +53,7 @@ def sized_like(path: Path) -> Sized:
 
 
 def _sign(path: Path) -> tuple[object, ...] | None:
-    """What tells a file from what it was before; None where it cannot be looked at."""
+    """A value that changes when the file changes; None where it cannot be looked at."""
     try:
         seen = path.stat()
     except (OSError, ValueError):
@@ -61,6 +62,6 @@ def _sign(path: Path) -> tuple[object, ...] | None:
 
 
 def picture_mark(image: Image.Image) -> dict[str, Any]:
-    """What tells an initial image from others: its size and the sha256 of its pixels."""
+    """What identifies an initial image: its size and the sha256 of its pixels."""
     pixels = image.convert("RGB")
     return {"size": pixels.size, "sha256": hashlib.sha256(pixels.tobytes()).hexdigest()}

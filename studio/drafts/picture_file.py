@@ -1,4 +1,4 @@
-"""Pictures that somebody gives, opened with distrust: judged by their headers before a pixel is decoded."""
+"""Opens pictures that users give, with distrust: their headers are judged before a pixel is decoded."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from pipelines.home.files import open_regular
 from studio.drafts import png_texts
 
 LARGEST_FILE = 256 * 2**20
-"""Bytes of a picture's file."""
+"""Most bytes of a picture's file."""
 LONGEST_TEXT = 4_000_000
-"""Characters of all that a picture says of itself; a large workflow has a tenth of it."""
+"""Most characters of all texts in a picture; a large workflow has a tenth of that."""
 MOST_SAID = 200_000
-"""Values of a text of a picture."""
+"""Most values in one JSON text of a picture."""
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
-"""What is read. Others that Pillow knows need programs of their own, or are documents rather than pictures."""
+"""Formats that are read. Others that Pillow knows need further programs, or are documents rather than pictures."""
 
 
 _DECODING = threading.BoundedSemaphore(4)
-"""Pictures that are decoded at once, however many people give some."""
+"""Allows only so many pictures to be decoded at a time, however many users give some."""
 
 
 def upright(source: Path | IO[bytes], name: str, most: int = MOST_PIXELS) -> Image.Image:
-    """The picture, turned as its camera says. most: pixels. Raises RequestError."""
+    """The picture, turned upright as its camera noted. most: pixels allowed. Raises RequestError."""
     with _DECODING, _opened(source, name, most) as image:
         return ImageOps.exif_transpose(image)
 
 
 def texts(source: Path | IO[bytes], name: str) -> dict[str, str]:
-    """The texts that a picture holds, by the names of their chunks; no pixel is decoded. Raises RequestError."""
+    """The texts in a picture, by the names of their chunks. No pixel is decoded. Raises RequestError."""
     with _told(source, name):
         found = _texts_of_png(source, name)
         if found is None:
@@ -49,7 +49,7 @@ def texts(source: Path | IO[bytes], name: str) -> dict[str, str]:
 
 
 def is_png(source: Path | IO[bytes]) -> bool:
-    """Whether `texts` read all that it says."""
+    """Whether it is a PNG, of which `texts` reads everything."""
     if isinstance(source, Path):
         with open_regular(source) as file:
             return png_texts.size(file) is not None
@@ -57,7 +57,7 @@ def is_png(source: Path | IO[bytes]) -> bool:
 
 
 def _texts_of_png(source: Path | IO[bytes], name: str) -> dict[str, str] | None:
-    """None for a picture of another kind."""
+    """The texts of a PNG; None for any other picture."""
     if isinstance(source, Path):
         with open_regular(source) as file:
             return _texts_of_png(file, name)
@@ -80,7 +80,7 @@ def _too_long(name: str, length: int) -> RequestError:
 
 @contextmanager
 def _told(source: Path | IO[bytes], name: str) -> Iterator[None]:
-    """Within: whatever goes wrong with a picture becomes a RequestError that names it."""
+    """While the block runs, whatever goes wrong with the picture becomes a RequestError that names it."""
     try:
         if isinstance(source, Path):
             _check_file(source, name)
@@ -94,7 +94,7 @@ def _told(source: Path | IO[bytes], name: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """Without the folders that Pillow and the system tell of."""
+    """The reason without folder names, which messages of Pillow and of the system contain."""
     if isinstance(error, UnidentifiedImageError):
         return "it is of no kind that is read, or damaged"
     if isinstance(error, OSError) and error.strerror:
@@ -106,8 +106,8 @@ def _reason(error: Exception) -> str:
 def _opened(
     source: Path | IO[bytes], name: str, most: int = MOST_PIXELS, *, decoded: bool = True
 ) -> Iterator[Image.Image]:
-    """The picture, or the first one of several; decoded, or its header alone. Raises RequestError, whatever happens
-    within."""
+    """The picture, or the first one of several. decoded: with its pixels; else by its header alone. Raises RequestError
+    for whatever goes wrong in the block."""
     Image.init()
     formats = [kind for kind in FORMATS if kind in Image.OPEN]
     with _told(source, name), Image.open(source, formats=formats) as image:

@@ -1,4 +1,4 @@
-"""What a stranger's text holds, once it is read: bounded in length, depth and number before anybody looks at it."""
+"""Bounds of a stranger's text: its length, depth and number of values are checked before anything uses it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pipelines.bounds import check_text
 from pipelines.errors import RequestError, SetupError
 
 MOST_VALUES = 1_000_000
-"""Values of one document, those in others counted too, and those that an alias stands for."""
+"""Most values of one document. Nested values count, and so do those that an alias stands for."""
 DEEPEST = 40
-"""Lists and objects in one another: far more than anything here has."""
+"""Deepest nesting of lists and objects; nothing that we write comes near it."""
 LONGEST_FILE = 64 * 2**20
-"""Bytes of a file of text."""
+"""Most bytes of a text file."""
 
 
 def check_plain(
@@ -29,8 +29,9 @@ def check_plain(
     deepest: int = DEEPEST,
     finite: bool = True,
 ) -> None:
-    """Raises RequestError for more than `most` values, values more than `deepest` deep, texts that are longer than
-    `longest` or cannot be written, and (`finite`) numbers that are not. Never looks at more than `most` values."""
+    """Raises RequestError for more than `most` values, for nesting deeper than `deepest`, for texts that are longer
+    than `longest` or cannot be encoded, and, if `finite`, for NaN and infinite numbers. Looks at `most` values at
+    most."""
     pending: list[tuple[object, int]] = [([value], -1)]
     seen = 0
     while pending:
@@ -73,8 +74,10 @@ def read_json(
     most: int = MOST_VALUES,
     finite: bool = True,
 ) -> Any:
-    """What JSON holds; its texts may be as long as it is. Raises RequestError, also for too many values, which are
-    counted before any is made. pairs: makes an object of its pairs."""
+    """The content of a JSON text, whose own texts may be of any length. pairs: makes each object from its pairs.
+
+    Raises RequestError for invalid JSON, and for too many values; these are counted before any is made.
+    """
     signs = text.count(",") + text.count("[") + text.count("{")
     if signs > 5 * most:  # commas stand in texts too
         raise RequestError(f"{where} holds {signs} values or so, far more than {most}; split it")

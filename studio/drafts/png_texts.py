@@ -1,8 +1,9 @@
-"""What a PNG says of itself, read by seeking over its pixels, none of which is decoded.
+"""The texts in a PNG. Its pixels are skipped, never decoded.
 
-signature, then chunks of length, type, data and checksum; the texts lie before or behind the pixels, in tEXt (latin-1),
-zTXt (the same, compressed) and iTXt (UTF-8, compressed or not): https://www.w3.org/TR/png-3/#11textinfo. What is odd
-is passed over as Pillow does, whose `image.info` gives the same.
+A PNG is a signature, then chunks of length, type, data and checksum. Texts lie before or behind the pixels, in chunks
+tEXt (latin-1), zTXt (the same, compressed) and iTXt (UTF-8, compressed or not):
+https://www.w3.org/TR/png-3/#11textinfo. Malformed chunks are skipped as Pillow skips them, so that the result equals
+Pillow's `image.info`.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ from typing import IO
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MOST_CHUNKS = 200_000
-"""Of one picture; programs write its pixels in pieces of 8 kB and more."""
+"""Most chunks of one picture. Programs write its pixels in chunks of 8 kB and more."""
 ROOM = 2**20
-"""Bytes for what stands before the texts: their names, and languages."""
+"""Bytes allowed for what precedes the texts: their names and languages."""
 DENSEST = 1032
-"""Bytes that come out of one that zlib packed, at most."""
+"""Bytes that one byte compressed by zlib can become, at most."""
 KINDS = (b"tEXt", b"zTXt", b"iTXt")
 
 
 class TooLong(ValueError):
-    """length: of the texts as far as they were read; there may be more."""
+    """The texts are too long. length: of what was read so far; there may be more."""
 
     def __init__(self, length: int) -> None:
         super().__init__(length)
@@ -31,7 +32,7 @@ class TooLong(ValueError):
 
 
 def size(file: IO[bytes]) -> tuple[int, int] | None:
-    """Width and height of a PNG that is read from its start; None for another file."""
+    """Width and height of a PNG, read from its start; None for any other file."""
     file.seek(0)
     head = file.read(24)
     if len(head) < 24 or not head.startswith(SIGNATURE) or head[12:16] != b"IHDR":
@@ -40,9 +41,9 @@ def size(file: IO[bytes]) -> tuple[int, int] | None:
 
 
 def texts(file: IO[bytes], longest: int) -> dict[str, str]:
-    """The texts of a PNG by their names; of two with one name the last. longest: characters of all of them.
+    """The texts of a PNG by name; of two with the same name, the last. longest: characters of all together.
 
-    Raises TooLong, and ValueError for more chunks than pictures have and for text that is packed in an unknown way.
+    Raises TooLong, and ValueError for too many chunks and for texts that are compressed in an unknown way.
     """
     reading = _Reading(file, longest)
     found: dict[str, str] = {}
@@ -58,14 +59,14 @@ def texts(file: IO[bytes], longest: int) -> dict[str, str]:
 
 
 class _Reading:
-    """Bytes that are read, or come out when something is unpacked, are counted whether or not they become text."""
+    """Reads chunks, and counts every byte that is read or decompressed, whether or not it becomes text."""
 
     def __init__(self, file: IO[bytes], longest: int) -> None:
         self._file = file
-        self._taken, self._most = 0, 4 * longest + ROOM  # UTF-8 has up to four for one character
+        self._taken, self._most = 0, 4 * longest + ROOM  # a character takes up to four bytes of UTF-8
 
     def chunks(self) -> Iterator[tuple[bytes, bytes]]:
-        """Those with texts that are whole, up to the end or to the second frame of a moving picture."""
+        """The complete text chunks, up to the end or to the second frame of an animation."""
         file = self._file
         end = file.seek(0, os.SEEK_END)
         place, pixels = len(SIGNATURE), False
@@ -85,7 +86,7 @@ class _Reading:
         raise ValueError(f"it has more than {MOST_CHUNKS} chunks")
 
     def text(self, kind: bytes, data: bytes) -> tuple[str, str] | None:
-        """Name and text of a chunk; None where it has none."""
+        """The name and the text of a chunk; None where it has no text."""
         key, _, rest = data.partition(b"\0")
         name = key.decode("latin-1")
         if kind == b"iTXt":
@@ -100,7 +101,8 @@ class _Reading:
         return (name, rest.decode("latin-1")) if key else None
 
     def _international(self, data: bytes) -> str | None:
-        """data: whether it is packed, how, a language, the name in that language, and the text."""
+        """The text of an iTXt chunk; None where it is damaged. data: whether and how it is compressed, a language, the
+        name in that language, and the text."""
         parts = data[2:].split(b"\0", 2)
         if len(parts) < 3 or (data[0] and data[1]):
             return None
@@ -112,7 +114,7 @@ class _Reading:
             return None
 
     def _unpacked(self, data: bytes) -> bytes | None:
-        """None for what is damaged. Raises TooLong before more is unpacked than is read."""
+        """The decompressed data; None where it is damaged. Raises TooLong before more than is allowed comes out."""
         unpacking = zlib.decompressobj()
         try:
             text = unpacking.decompress(data, self._most - self._taken + 1)

@@ -1,4 +1,4 @@
-"""The adapters that a job asks for: found by name before anything is loaded, then loaded together."""
+"""The adapters that a job asks for. They are found by name before anything is loaded, and then loaded together."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from studio.drafts.draft import Draft, Wanted, placed
 
 
 class LoadedNames(dict[Path, str]):
-    """File -> the name it is loaded by, no two alike. Safe for several threads."""
+    """File -> the name under which it is loaded; no two files share a name. Safe for several threads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class LoadedNames(dict[Path, str]):
         self._taken: set[str] = set()
 
     def claim(self, path: Path, wishes: Iterable[str]) -> str:
-        """The name of a file: the one it has, else the first wish that no other file has."""
+        """The file's name: the one that it has already, else the first wish that no other file has."""
         with self._lock:
             if path not in self:
                 name = next(name for name in wishes if name.casefold() not in self._taken)
@@ -36,7 +36,7 @@ class LoadedNames(dict[Path, str]):
 class Shelf:
     """Looks adapters up, remembers which are needed, and loads them.
 
-    model: name of the model they are for. names: file -> name, shared by shelves that load into one model.
+    model: name of the model that they are for. names: file -> name, shared by all shelves that load into one model.
     paths: whether a path may stand for a name.
     """
 
@@ -59,7 +59,7 @@ class Shelf:
 
     @property
     def found(self) -> tuple[Entry, ...]:
-        """The adapters that were looked up and are here."""
+        """The adapters that were looked up and found."""
         return tuple(self._found.values())
 
     @property
@@ -78,9 +78,10 @@ class Shelf:
         return errors
 
     def use(self, wanted: Wanted) -> Use:
-        """The adapter under the name it will be loaded by, at its preferred weight where none is asked for.
+        """The use of an adapter, under the name that it will be loaded by. Where no strength is asked for, it has the
+        one that its file prefers.
 
-        Raises AdapterFileError for an unknown or ambiguous name, with near matches.
+        Raises AdapterFileError for an unknown or ambiguous name; it gives similar names.
         """
         path = self._path(wanted.adapter)
         preferred = self._preferred_weight(path) if wanted.weight is None else None
@@ -91,19 +92,19 @@ class Shelf:
         return [pipe.load_lora_weights(path, adapter_name=name) for name, path in self.files.items()]
 
     def _preferred_weight(self, path: Path) -> float | None:
-        """Read once, so that all pictures of a job get the same one."""
+        """The strength that the file prefers. It is read once, so that all pictures of a job get the same one."""
         if path not in self._preferred:
             self._preferred[path] = inspect_file(path).metadata.preferred_weight
         return self._preferred[path]
 
     def _listed(self) -> tuple[Entry, ...]:
-        """Thousands of files perhaps, listed once."""
-        if self._entries is None:  # no `cached_property`: one lock of Python 3.11's serves all shelves
+        """Listed only once: there may be thousands."""
+        if self._entries is None:  # no `cached_property`: in Python 3.11 its one lock would serve all shelves
             self._entries = self._home.loras()
         return self._entries
 
     def _path(self, name: str) -> Path:
-        """The file of that name, noted as needed under a name that no other needed file has."""
+        """The file of that name. It is noted as needed, under a name that no other needed file has."""
         key = name.casefold()
         if key in self._lost:
             raise self._lost[key]
@@ -117,13 +118,14 @@ class Shelf:
                 raise
         path = self._found[key].path
         wishes = ("/".join([*path.parts[-1 - up : -1], path.stem]) for up in range(len(path.parts)))
-        # as it is listed, since a method's settings may name it
+        # by its listed name if that is free, since a method's settings may use it
         self._names.claim(path, chain([self._found[key].name], wishes))
         return path
 
 
 def requests_of(drafts: Sequence[Draft], shelf: Shelf) -> list[Request]:
-    """All requests, or an error that names every adapter that cannot be found."""
+    """The requests of all drafts. Raises AdapterFileError that names every adapter that cannot be found, and
+    StudioError for a draft that makes no request."""
     missing: dict[str, None] = {}
     for draft in drafts:
         for error in shelf.missing(draft.wanted):

@@ -1,1 +1,1 @@
-"""Settings compared: axes, a labelled sheet, and a page with every cell's record."""
+"""Grids that compare settings: axes, a labelled sheet, and a page with the record of every cell."""

@@ -34,21 +34,21 @@ TEXTS = {
 NAMES = (*NUMBERS, *TEXTS, "lora", "weight", "prompt")
 SETTING = "="
 MOST_CELLS = 2500
-"""Pictures of a grid, and so the values of one axis."""
+"""Most pictures of a grid, and so most values of one axis."""
 LONGEST_AXIS = 100_000
 """Characters."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """name: as it is shown. cells: (label, change), in order."""
+    """One axis. name: as it is shown. cells: (label, change to the job), in order."""
 
     name: str
     cells: tuple[tuple[str, Change], ...]
 
 
 def read_axis(text: str) -> Axis:
-    """Raises RequestError for an unknown axis and for values that cannot be read."""
+    """The axis of a text NAME=VALUES. Raises RequestError for an unknown axis and for values that cannot be read."""
     check_text("an axis", text, LONGEST_AXIS)
     name, equals, values = text.partition("=")
     name, values = name.strip(), values.strip()
@@ -75,7 +75,7 @@ def read_axis(text: str) -> Axis:
 
 
 def split_values(text: str, key: str = "") -> list[str]:
-    """By | where there is one, else by commas; a method's further settings stay with it (switch:interval=3,…).
+    """Splits at |, or at commas where there is no |. Further settings of a method stay with it (switch:interval=3,…).
 
     Raises RequestError for more than MOST_CELLS.
     """
@@ -118,7 +118,7 @@ def _set(field: str, value: object) -> Change:
 
 
 def _weight_axis(target: str, values: str) -> Axis:
-    """The strength of one adapter, or (weight=…) of all."""
+    """The axis of one adapter's strength, or (weight=…) of the strength of all."""
     cells = []
     for value in numbers(values.replace("|", ","), whole=False, most=MOST_CELLS):
         cells.append((f"{value:g}", _weighted(target, value)))
@@ -147,7 +147,7 @@ def _weighted(target: str, value: float) -> Change:
 
 
 def _lora(value: str) -> tuple[str, Change]:
-    """One LoRA, or several with +, beside those of --lora; "none" adds nothing."""
+    """Adds one LoRA, or several joined by +, to those of --lora. "none" adds nothing."""
     added = (
         []
         if value.casefold() == "none"
@@ -161,7 +161,7 @@ def _lora(value: str) -> tuple[str, Change]:
 
 
 def _prompt_axis(values: list[str]) -> Axis:
-    """Search and replace: the first value, which stands in the prompt, becomes each of them."""
+    """Search and replace: each value in turn replaces the first one, which the prompt must contain."""
     sought = values[0]
 
     def replaced(value: str) -> Change:

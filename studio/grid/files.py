@@ -14,7 +14,7 @@ from studio.grid.sheet import draw_sheet
 def write_grid(
     grid: Grid, *, grid_folder: Path, outcomes: list[PictureOutcome], cell_width: int | None
 ) -> tuple[Path, Path]:
-    """Writes sheet and page; returns their files."""
+    """Writes the sheet and the page; returns their paths."""
     cells = grid.cells(outcomes)
     sheet = draw_sheet(grid, cells, cell_width)
     page = write_page(grid, cells)

@@ -1,4 +1,4 @@
-"""A grid: axes over one job, its cells as the jobs of a batch, and what has become of them."""
+"""A grid: axes over one job. Its cells are the jobs of a batch."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any
 
 from pipelines.errors import RequestError
 from studio.batch.manifest import PictureOutcome
+from studio.batch.variants import literal
 from studio.grid.axes import MOST_CELLS, Axis
 
 ONE = Axis("", (("", lambda fields: fields),))
-"""The axis of a direction that has none."""
+"""Stands for a missing axis: one cell, which changes nothing."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Grid:
         return [(x, y, z) for z, y, x in itertools.product(*sides)]
 
     def labels(self, place: tuple[int, int, int]) -> tuple[str, ...]:
-        """ "seed 1", "method switch"."""
+        """The labels of a cell, such as "seed 1" and "method switch"."""
         axes = zip((self.x, self.y, self.z), place, strict=True)
         return tuple(f"{axis.name} {axis.cells[at][0]}" for axis, at in axes if axis.name)
 
@@ -57,14 +58,15 @@ class Grid:
         jobs = []
         for place in self.places:
             fields: Mapping[str, Any] = self.fields
-            # strengths last, for they lean on the LoRAs that are there
-            for axis, at in sorted(zip((self.x, self.y, self.z), place, strict=True), key=_leans):
+            # strengths last: they need the LoRAs that other axes add
+            for axis, at in sorted(zip((self.x, self.y, self.z), place, strict=True), key=_needs_loras):
                 fields = axis.cells[at][1](fields)
-            jobs.append({**fields, "prompt": escaped(fields["prompt"]), "name": " ".join(self.labels(place))})
+            jobs.append({**fields, "prompt": literal(fields["prompt"]), "name": " ".join(self.labels(place))})
         return jobs
 
     def cells(self, outcomes: Iterable[PictureOutcome]) -> list[Cell]:
-        """What has become of the cells, in order; the outcomes are those of the jobs, by their index from 1."""
+        """What has become of the cells, in the order of `places`. outcomes: of the jobs, in any order; each has its
+        job's index, from 1."""
         by_index = {outcome.job.index: outcome for outcome in outcomes}
         cells = []
         for number, place in enumerate(self.places, 1):
@@ -77,19 +79,13 @@ class Grid:
         return cells
 
 
-def _leans(pair: tuple[Axis, int]) -> bool:
+def _needs_loras(pair: tuple[Axis, int]) -> bool:
     return pair[0].name.startswith("weight")
 
 
-def escaped(prompt: str) -> str:
-    """A prompt whose braces and underscores mean themselves: a grid compares, it does not draw lots."""
-    for sign in ("{", "}", "|"):
-        prompt = prompt.replace(sign, f"\\{sign}")
-    return prompt.replace("__", "\\__")
-
-
 def make_grid(fields: Mapping[str, Any], axes: Sequence[Axis | None], title: str | None) -> Grid:
-    """Raises RequestError where no axis is given or two are the same."""
+    """The grid of these axes. fields: of the job that all cells share. title: None is the prompt. Raises RequestError
+    where no axis is given, or one is given twice."""
     x, y, z = (axis or ONE for axis in axes)
     named = [axis.name for axis in (x, y, z) if axis.name]
     if not named:

@@ -1,4 +1,4 @@
-"""The grid as one HTML page that needs nothing else: pictures inside, alternative texts, every cell's record."""
+"""The grid as one self-contained HTML page: the pictures with alternative texts, and the record of every cell."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pre { max-height: 24rem; overflow: auto; font-size: .75rem; border: 1px solid va
 
 
 def write_page(grid: Grid, cells: Sequence[Cell]) -> str:
-    """The page's text."""
+    """The page's HTML."""
     tables = "\n".join(_sheet(grid, cells, number) for number in range(len(grid.z.cells)))
     axes = ", ".join(axis.name for axis in (grid.x, grid.y, grid.z) if axis.name)
     title = html.escape(grid.title)

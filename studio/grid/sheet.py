@@ -1,4 +1,4 @@
-"""The contact sheet: cells in a table with their labels, as one PNG."""
+"""The contact sheet: all cells with their labels, in one PNG."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from studio.grid.grid import Cell, Grid
 GAP = 8
 PAPER, INK, MUTED, MISSING = "#ffffff", "#1c1c22", "#5c5c66", "#ececf0"
 MOST_PIXELS = 400_000_000
-"""Of a sheet, about 1.2 GB while it is drawn; the cells of a larger one are shown smaller."""
+"""Most pixels of a sheet; it takes about 1.2 GB while it is drawn. Cells shrink where a sheet would be larger."""
 SMALLEST_CELL = 160
-"""Cells are shown enlarged to about this width, by whole factors, so that small pictures stay crisp."""
+"""Small pictures are enlarged to about this width in pixels, by whole factors, so that they stay crisp."""
 
 
 def draw_sheet(grid: Grid, cells: Sequence[Cell], width: int | None = None) -> Image.Image:
-    """The grid as one picture. width: of a cell, in pixels; None is the pictures' own, or twice that, and so on."""
+    """The grid as one picture. width: of a cell, in pixels; None is that of the pictures, times a whole number where
+    they are small."""
     columns, rows, sheets = len(grid.x.cells), len(grid.y.cells), len(grid.z.cells)
     side = _fitting(_cell_size(cells, width), columns * rows * sheets)
     font = _font(max(13, side[0] // 12))
@@ -98,7 +99,7 @@ def _cell_size(cells: Sequence[Cell], width: int | None) -> tuple[int, int]:
 
 
 def _fitting(side: tuple[int, int], count: int) -> tuple[int, int]:
-    """The size of so many cells that fit onto a sheet."""
+    """The cells' size at which so many of them fit onto a sheet."""
     factor = math.sqrt(min(MOST_PIXELS / (side[0] * side[1] * count), 1.0))
     return max(int(side[0] * factor), 1), max(int(side[1] * factor), 1)
 
@@ -115,7 +116,7 @@ def _row_label_width(grid: Grid, side: tuple[int, int], font: ImageFont.FreeType
 
 
 def _lines(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
-    """The text in lines that fit."""
+    """The text, broken into lines that fit into the width."""
     if font.getlength(text) <= width:
         return [text] if text else []
     letters = max(int(width / max(font.getlength("n"), 1)), 4)
@@ -135,6 +136,6 @@ def _write(
 
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which matplotlib brings along: it has the letters of most scripts."""
+    """DejaVu Sans, which comes with matplotlib and covers most scripts."""
     file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
     return ImageFont.truetype(str(file), size)

@@ -1,4 +1,4 @@
-"""Jobs: what the web studio is asked to render, kept in SQLite, rendered by one worker thread."""
+"""Jobs: what users ask the web studio to render. They are kept in SQLite and rendered by one worker thread."""
 
 from studio.jobs.job import (
     GalleryPicture,

@@ -1,4 +1,4 @@
-"""Work for the device that is no picture: it waits its turn and runs on the worker's thread."""
+"""Work for the device that is not a picture. It waits its turn and runs on the worker's thread."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Call:
     future: Future[Any]
 
     def run(self, pipe: StudioPipeline) -> None:
-        """Whatever it raises goes to whoever waits for the result."""
+        """Does the work. What it returns or raises goes into the future."""
         if not self.future.set_running_or_notify_cancel():
             return
         try:
@@ -33,7 +33,7 @@ class Call:
 
 
 class Calls:
-    """Those that wait, in the order they came."""
+    """The calls that wait, in the order in which they came."""
 
     def __init__(self) -> None:
         self._waiting: list[Call] = []
@@ -56,11 +56,11 @@ class Calls:
         return call
 
     def models(self) -> list[ModelKey]:
-        """The models that calls wait for, in the order they came."""
+        """The models that the calls need, in the order of the calls."""
         return list(dict.fromkeys(call.key for call in self._waiting))
 
     def fail(self, key: ModelKey, error: StudioError) -> None:
-        """The model cannot be had."""
+        """Fails every call that needs this model, which could not be loaded."""
         while (call := self.take(key)) is not None:
             if call.future.set_running_or_notify_cancel():
                 call.future.set_exception(error)

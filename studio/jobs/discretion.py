@@ -1,4 +1,4 @@
-"""What is said to people who use the studio from elsewhere: the same words, without places on this computer."""
+"""Messages for users on other computers: the same words, without paths of this computer."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from pathlib import Path
 from pipelines.home import Home
 
 _PATH = re.compile(r"(?<![\w.:/\\])(?:~|[A-Za-z]:)?(?:[/\\][^\s/\\:;,'\"()<>|]+)+[/\\]?")
-"""An absolute path, up to a sign that ends one in a sentence. An address has a colon before its slashes."""
+"""An absolute path, up to a character that ends one in a sentence. A web address is none: a colon precedes its
+slashes."""
 _PARTS = re.compile(r"[/\\]")
 
 
 def without_places(text: str, home: Home) -> str:
-    """The text with every absolute path cut down to its last part.
+    """The text with every absolute path shortened to its last part.
 
-    Folders of the home are known, so that paths with spaces in them are found too.
+    The home's folders are looked for by name, so that paths in them are found even where they contain spaces.
     """
     roots = home.roots
     known = {home.path, *roots.models, *roots.loras, *roots.vae, Path.home()}

@@ -1,4 +1,4 @@
-"""The gate: what can be known to be wrong with a job is said before anything is queued."""
+"""The gate: whatever can be known to be wrong with a job is refused before anything is queued."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from studio.library.fit import fit_of_entry
 from studio.rendering.opening import Opening, model_name
 
 MOST_MISSING = 20
-"""Adapters that one answer names which are not here."""
+"""Most missing adapters that one message names."""
 MOST_WORDS = 20_000_000
-"""Characters of all prompts of one job, each counted once a picture: each is judged, and kept on the disk."""
+"""Most characters of all prompts of one job, counted picture by picture: each is judged, and stored on the disk."""
 
 
 @dataclass(frozen=True)
 class ModelKey:
-    """Which model a job wants. source: a name in the home, a path, or a hub id; vae: another VAE.
+    """Which model a job needs. source: a name in the home, a path, or a hub id; vae: another VAE.
 
-    found: whether it was looked for when the job was asked for; entry: where it was then, None for a hub id. So one
-    submission looks through the folders once.
+    found: whether it was looked up when the job was submitted; entry: what was found then, None for a hub id. They are
+    kept so that one submission searches the folders only once.
     """
 
     source: str
@@ -56,7 +56,8 @@ class Trust:
 
 
 def model_key(model: str | None, vae: str | None, home: Home, trust: Trust) -> ModelKey:
-    """The model, found: by its name, else by its path, else as a hub id. Raises ModelError and SetupError."""
+    """The model, looked up: by name, else by path, else as a hub id. None is the model of config.toml, else the
+    built-in one. Raises ModelError and SetupError."""
     source = model_name(Opening(model), home)
     listed = home.models()
     entry = find_model(source, home, trust, listed)
@@ -69,9 +70,9 @@ def model_key(model: str | None, vae: str | None, home: Home, trust: Trust) -> M
 
 
 def find_model(source: str, home: Home, trust: Trust, listed: Sequence[Entry] | None = None) -> Entry | None:
-    """The model's entry; None for a hub id that may be fetched. listed: what `Home.models` gave, if it was asked.
+    """The model's entry; None for a hub id that may be fetched. listed: the result of `Home.models`, if it is at hand.
 
-    Raises ModelError and SetupError.
+    Raises ModelError for a model that is not here, and SetupError for a hub id where nothing may be fetched.
     """
     entry = home.find_model(source, paths=trust.paths, entries=listed)
     if entry is None and not trust.downloads:
@@ -83,9 +84,9 @@ def find_model(source: str, home: Home, trust: Trust, listed: Sequence[Entry] | 
 
 
 def check(drafts: Sequence[Draft], key: ModelKey, home: Home, shelf: Shelf, facts: Facts | None) -> None:
-    """Puts the adapters on the shelf. facts: of the model, where it is loaded.
+    """Judges all drafts, and puts their adapters on the shelf. facts: of the model, where it is loaded.
 
-    Raises StudioError for the first picture that cannot be, and for all adapters that are not here.
+    Raises StudioError for the first picture that cannot be drawn, or one that names the adapters that are not here.
     """
     if not drafts:
         raise RequestError("a job needs at least one picture")
@@ -105,7 +106,7 @@ def check(drafts: Sequence[Draft], key: ModelKey, home: Home, shelf: Shelf, fact
     if missing:
         raise AdapterFileError("\n".join(missing))
     for draft in drafts:
-        draft.build(shelf.use, sized_like)  # and dropped: together they may be large
+        draft.build(shelf.use, sized_like)  # not kept: all requests together may be large
     _refuse_misfits(shelf.found, key, home)
     if facts is None:
         return
@@ -118,7 +119,7 @@ def check(drafts: Sequence[Draft], key: ModelKey, home: Home, shelf: Shelf, fact
 
 
 def _refuse_too_many_words(drafts: Sequence[Draft]) -> None:
-    """Raises RequestError for prompts that are too much together, whatever each of them is."""
+    """Raises RequestError for prompts that are too long all together, even where each alone is not."""
     texts = (draft.values.get(name) for draft in drafts for name in PROMPTS)
     length = sum(len(text) for text in texts if isinstance(text, str))
     if length > MOST_WORDS:
@@ -129,18 +130,18 @@ def _refuse_too_many_words(drafts: Sequence[Draft]) -> None:
 
 
 def distinct(drafts: Sequence[Draft]) -> list[Draft]:
-    """The first of those that differ in nothing but the seed; what is true of it is true of the others. A seed that
-    no picture can have makes a difference."""
-    marks: dict[int, str] = {}  # by the identities of what the drafts hold, since most of them share it
+    """One draft of each set that differs only in the seed: judging it judges the others. A seed out of range counts as
+    a difference, so that it is judged too."""
+    marks: dict[int, str] = {}  # by the identity of values, since most drafts share theirs
 
     def mark(value: object) -> str:
-        """Text that tells 1 from True and from 1.0."""
+        """A text that differs for 1, True and 1.0."""
         if type(value) is str:
             return f"'{value}"
         if id(value) not in marks:
             try:
                 marks[id(value)] = f"{type(value).__name__} {value!r}"
-            except ValueError:  # an int of thousands of digits, which is like no other
+            except ValueError:  # an int of thousands of digits, which counts as unique
                 marks[id(value)] = f"{id(value)}"
         return marks[id(value)]
 
@@ -158,11 +159,11 @@ def _is_seed(name: str, value: object) -> bool:
 
 
 def _refuse_misfits(entries: Iterable[Entry], key: ModelKey, home: Home) -> None:
-    """Raises AdapterError for a file that the model cannot take, as far as headers tell."""
+    """Raises AdapterError for a file that does not fit the model, as far as headers show."""
     try:
         entry = key.entry if key.found else home.find_model(key.source)
         fit = None if entry is None else fit_of_entry(entry)
-    except ModelError:  # not on this computer yet, or to be told of by whoever loads it
+    except ModelError:  # the model is not here yet, or loading it will say what is wrong
         fit = None
     for entry in entries:
         seen = inspect_file(entry.path)

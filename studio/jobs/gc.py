@@ -1,4 +1,4 @@
-"""What no job needs any more, and its removal. Pictures are kept unless it is said that they should go."""
+"""Deletes what no job needs any more. Finished pictures are kept unless their deletion is asked for."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ DAY = 86_400.0
 def collect(
     home: Home, tell: Callable[[object], None], *, older_than: int | None, pictures: bool, dry_run: bool
 ) -> int:
-    """Deletes; the bytes that are freed. `tell` is told of every job and file that goes.
+    """Deletes what is not needed; returns the bytes freed. tell: called with each job and file that is deleted.
 
-    older_than: forget jobs that ended so many days ago. pictures: delete their pictures too. dry_run: delete nothing.
-    Raises SetupError while a server works in the home.
+    older_than: days; forget jobs that ended longer ago. pictures: delete their pictures too. dry_run: delete nothing.
+    Raises SetupError while a server runs in the home.
     """
     freed = 0
     with HomeLock(home), closing(Store(home.database)) as store:
@@ -44,7 +44,7 @@ def _pictures_of(job: str, store: Store, home: Home) -> list[Path]:
 
 
 def _needless(store: Store, home: Home) -> Iterator[Path]:
-    """Previews, pictures that were only looked at, and initial images that no job names."""
+    """Previews, pictures of live jobs, and initial images that no job uses."""
     for folder in (home.cache / "previews", live_folder(home)):
         yield from (file for file in folder.rglob("*") if file.is_file())
     named = {str(draft.get("init_image")) for draft in store.drafts()}

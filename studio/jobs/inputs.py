@@ -1,4 +1,4 @@
-"""Initial images: kept in the home as they were given, so that a job can begin again after a restart."""
+"""Initial images. They are copied into the home unchanged, so that a job can begin again after a restart."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def inputs_folder(home: Home) -> Path:
 
 
 def with_kept_input(draft: Draft, home: Home) -> Draft:
-    """The draft with its initial image in the home. Raises RequestError for what is no picture."""
+    """The draft with a copy of its initial image in the home. Raises RequestError for a file that is no picture."""
     if draft.init_image is None:
         return draft
     sized_like(draft.init_image)
     source = draft.init_image
     suffix = source.suffix.lower()
-    suffix = suffix if re.fullmatch(r"\.[a-z0-9]{1,8}", suffix) else ""  # whoever uploads it chooses its name
+    suffix = suffix if re.fullmatch(r"\.[a-z0-9]{1,8}", suffix) else ""  # the name is the uploader's choice
     kept = inputs_folder(home) / f"{sha256(source)[:32]}{suffix}"
     if not kept.exists():
         answered(source, lambda: write_whole(kept, lambda path: _copy(source, path), force=True))

@@ -1,4 +1,4 @@
-"""What a job is, as the store keeps it and as a viewer sees it. Plain values; no thread and no device.
+"""Jobs as the store keeps them and as their owners see them. Plain values; no threads, no device.
 
 queued -> running -> done | failed | cancelled
 """
@@ -15,7 +15,7 @@ from pipelines.families.family import Defaults
 
 
 class JobState(StrEnum):
-    """Of a job, and of each of its pictures."""
+    """The state of a job, or of one of its pictures."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -32,9 +32,9 @@ class JobState(StrEnum):
 class Job:
     """One job as it is stored.
 
-    seq: its place in the order of arrival. owner: the login's name, else a random id of the browser.
-    kind: "compose", "compare", … as its page calls it. model: name, path or hub id; vae: another VAE.
-    settings: whatever its page wants to find again. error: why it failed.
+    seq: its place in the order of arrival. owner: see `studio.jobs.owner`.
+    kind: what asked for it: "compose", "compare", …; model: name, path or hub id; vae: another VAE.
+    settings: values that its page wants to keep with it. error: why it failed.
     attempts: how often it was begun since one of its pictures was last finished.
     created, began, ended: seconds since 1970.
     """
@@ -57,11 +57,11 @@ class Job:
 
 @dataclass(frozen=True)
 class PictureRow:
-    """One picture of a job as it is stored. draft: as `studio.drafts.entries.read_draft` reads it, its seed included.
+    """One picture of a job as it is stored. draft: as `studio.drafts.entries.read_draft` reads it, with a seed.
 
-    file: where it was saved, from the home's folder if it lies inside. record: see `pipelines.record`.
-    suspect: it was in the making when the studio died, and was not tried alone to the end since.
-    deaths: how often it was so, and no other picture was. steps: that a finished one took.
+    file: its path, relative to the home's folder if it lies there. record: see `pipelines.record`.
+    suspect: it was in the making when the studio died, and has not been drawn to its end, alone, since.
+    deaths: how often the studio died while it alone was in the making. steps: those that a finished one took.
     """
 
     job: str
@@ -80,7 +80,8 @@ class PictureRow:
 
 @dataclass(frozen=True)
 class PictureView:
-    """One picture as its owner sees it. step of count: where it is; preview: as it stands, while it is made."""
+    """One picture as its owner sees it. step, count: it has done `step` of `count` steps. preview: a file that shows it
+    while it is made."""
 
     index: int
     label: str
@@ -97,10 +98,10 @@ class PictureView:
 
 @dataclass(frozen=True)
 class Tally:
-    """A job's pictures in numbers. by_state: how many there are of each.
+    """A job's pictures in numbers. by_state: how many there are in each state.
 
-    step of count: of those whose number of steps is known, and how many these are.
-    unet_rows: evaluated for the finished ones, in full or shallow.
+    known: pictures whose number of steps is known; together they have done `step` of `count` steps.
+    unet_rows: rows evaluated for the finished pictures, in full or shallow.
     """
 
     by_state: Mapping[JobState, int] = field(default_factory=dict)
@@ -124,10 +125,10 @@ class Tally:
 
 @dataclass(frozen=True)
 class JobHead:
-    """One job as its owner sees it, without its pictures: there may be thousands.
+    """One job as its owner sees it, without its pictures, of which there may be thousands.
 
     position: its place in the queue, from 1; 0 once it is running or over. message: its state in a sentence.
-    seconds_left: as far as is known. tally: its pictures in numbers.
+    seconds_left: an estimate; None where there is none. tally: its pictures in numbers.
     """
 
     id: str
@@ -150,9 +151,9 @@ class JobHead:
 
 @dataclass(frozen=True)
 class JobView(JobHead):
-    """One job with its pictures: with a slice of them, where there are very many.
+    """One job with its pictures, or with a slice of them where there are very many.
 
-    vae: where it is not the model's own.
+    vae: the job's own VAE; None is the model's.
     """
 
     pictures: tuple[PictureView, ...] = ()
@@ -166,7 +167,7 @@ class JobView(JobHead):
 
 @dataclass(frozen=True)
 class AtWork:
-    """The picture of a job that is in the making. step of count: where it is; preview: as it stands."""
+    """A picture in the making. step, count: it has done `step` of `count` steps. preview: a file that shows it now."""
 
     step: int
     count: int
@@ -191,11 +192,11 @@ class GalleryPicture:
 class ModelState:
     """The model that is loaded, or being loaded.
 
-    source: as a job names it; "" where none was asked for yet. loading: what is going on; "" when ready.
-    since: when that began, in seconds since 1970. share: how much of it is done, 0 to 1; None where nobody knows.
-    error: why it could not be loaded. width_of_text: numbers in a text embedding, which adapters must fit.
+    source: as a job names it; "" where none was asked for yet. loading: what is being done; "" when ready.
+    since: when that began, in seconds since 1970. share: how much of it is done, 0 … 1; None where that is unknown.
+    error: why it could not be loaded. width_of_text: the width of its text embeddings, which adapters must fit.
     vocabulary: category -> word -> synonyms, of a model with a card. block_map: "@content" -> blocks.
-    rows_at_once: UNet rows a call may hold at the model's own size.
+    rows_at_once: most rows of one UNet call at the model's own size.
     """
 
     source: str = ""

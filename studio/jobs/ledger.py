@@ -1,4 +1,4 @@
-"""What becomes of jobs and their pictures: every change is written to the store, then told to whoever waits for one."""
+"""What becomes of jobs and their pictures. Every change is written to the store; then those who wait are notified."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from studio.rendering.saver import Saved, not_saved
 
 
 class Ledger:
-    """The queue in memory and the store on the disk, kept in step.
+    """Keeps the queue in memory and the store on the disk in step.
 
-    changed: guards the queue; notified with every change that somebody could see, each of which raises `version`.
+    changed: guards the queue; notified after every change that users can see. version: rises with each of these.
     """
 
     def __init__(self, home: Home, store: Store, previews: Previews) -> None:
@@ -42,32 +42,32 @@ class Ledger:
             self.store.begin(work.job.id)
 
     def hand_over(self, task: Task) -> None:
-        """Before anything is done for a picture: on the disk, so that a death of the studio is laid to the right
-        ones."""
+        """To be called before work on a picture begins. It is noted on the disk, so that after a crash the right
+        pictures are suspected."""
         self.begin(task.work)
         self.store.hand_over(task.work.job.id, task.index)
 
     def take_back(self, task: Task) -> None:
-        """A picture waits again that was handed over."""
+        """A picture that was handed over waits again."""
         task.state = JobState.QUEUED
-        with suppress(sqlite3.Error):  # after a death of the studio it would be tried alone, needlessly
+        with suppress(sqlite3.Error):  # at worst, it is needlessly drawn alone after a crash
             self.store.take_back(task.work.job.id, task.index)
 
-    def noted(self, saved: Saved[Task]) -> None:
-        """What has become of a picture, on the saver's thread. A file that nobody can be told of is deleted."""
+    def note(self, saved: Saved[Task]) -> None:
+        """Notes what has become of a picture, on the saver's thread. A file that cannot be noted is deleted."""
         error = saved.error
         if saved.file is not None and saved.record is not None:
             try:
-                self.saved(saved.picture, saved.file, saved.record)
+                self.finish(saved.picture, saved.file, saved.record)
             except Exception as fault:
                 with suppress(OSError):
                     saved.file.unlink(missing_ok=True)
                 error = not_saved(fault)
         if error is not None:
-            self.failed(saved.picture, str(error))
+            self.fail(saved.picture, str(error))
 
-    def saved(self, task: Task, file: Path, record: Record) -> None:
-        """A picture is done. The file of one that was stopped meanwhile is deleted."""
+    def finish(self, task: Task, file: Path, record: Record) -> None:
+        """A picture is done. If it was stopped meanwhile, its file is deleted."""
         with self.changed:
             place = stored(file, self._home)
             if not self.store.finish_picture(task.work.job.id, task.index, place, record.to_dict()):
@@ -77,7 +77,7 @@ class Ledger:
             self.tell()
 
     def stop(self, work: Work) -> list[Task]:
-        """Ends a job, on the disk when this returns; its pictures that were not done."""
+        """Cancels a job, on the disk when this returns; returns its pictures that were not done."""
         self.store.stop(work.job.id)
         tasks = list(work.tasks.values())
         work.forget_waiting()
@@ -86,13 +86,14 @@ class Ledger:
         self._settle(work)
         return tasks
 
-    def failed(self, task: Task, why: str) -> None:
+    def fail(self, task: Task, why: str) -> None:
         with self.changed:
             self.end([task], JobState.FAILED, why)
             self.tell()
 
     def end(self, tasks: Sequence[Task], state: JobState, error: str = "") -> None:
-        """Pictures that come to nothing. Where the disk does not take it, they are drawn again at the next start."""
+        """Ends pictures of one job without a result. Where the disk cannot be written, they are drawn again at the next
+        start."""
         if not tasks:
             return
         work = tasks[0].work
@@ -124,7 +125,7 @@ class Ledger:
         self.tell()
 
     def take_up(self, job: Job) -> None:
-        """A job that an earlier server left."""
+        """Queues a job that an earlier server left unfinished."""
         work = Work(job, ModelKey(job.model, job.vae))
         self.queue.add(work)
         for row in self.store.waiting_of(job.id):

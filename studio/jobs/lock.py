@@ -1,4 +1,4 @@
-"""One server a home: a lock that the system drops with its process, and the address of whoever holds it."""
+"""One server for each home: a lock that the system releases when the process ends, and its holder's address."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from pipelines.home import Home
 
 
 class HomeLock:
-    """Held while a server works in a home. Use as a context manager. Raises SetupError where another holds it."""
+    """Held while a server runs in a home. Use as a context manager. Raises SetupError where another process holds
+    it."""
 
     def __init__(self, home: Home) -> None:
         home.made(home.path)
         self._lock = FileLock(home.path / "studio.lock")
-        self._address = home.path / "studio.address"  # the lock's own file is emptied by whoever tries it
+        self._address = home.path / "studio.address"  # not in the lock's file, which every attempt empties
         self._home = home
 
     def __enter__(self) -> HomeLock:
@@ -30,7 +31,7 @@ class HomeLock:
         return self
 
     def tell(self, address: str) -> None:
-        """Where this server can be reached, for those who come second."""
+        """Notes this server's address, for the message to a second server."""
         self._address.write_text(address, encoding="utf-8")
 
     def __exit__(

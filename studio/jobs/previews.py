@@ -1,4 +1,5 @@
-"""Pictures in the making, as small files, for jobs that somebody looks at; at most a fifth of the time goes there."""
+"""Previews: small files that show pictures in the making, for jobs that somebody looks at. They take at most a fifth of
+the time."""
 
 from __future__ import annotations
 
@@ -19,17 +20,18 @@ from pipelines.home.files import write_whole
 from studio.jobs.queue import Task
 
 WATCHED = 5.0
-"""Seconds for which one look counts."""
+"""Seconds for which previews are drawn after one look."""
 REST = 4.0
-"""Time without previews after one, as a multiple of the time it took."""
+"""The pause after a preview, as a multiple of the time that it took."""
 LARGEST = 512
-"""Pixels of a preview's longer side."""
+"""Pixels of a preview's longer side, at most."""
 KEPT = 60.0
-"""Seconds for which a file stays after a later one took its place: a page may just be asking for it."""
+"""Seconds for which a file stays after a later one replaced it: a page may just be fetching it."""
 
 
 class Previews:
-    """Files named by job, picture and step, so that a browser never shows an old one; they go soon after it is done."""
+    """Draws previews. Their files are named by job, picture and step, so that a browser never shows an old one. They
+    are deleted soon after the picture is done."""
 
     def __init__(self, home: Home) -> None:
         self.folder = home.cache / "previews"
@@ -44,11 +46,11 @@ class Previews:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def watch(self, job: str) -> None:
-        """Somebody looks at this job."""
+        """Notes that somebody looks at this job."""
         self._watched[job] = time.monotonic()
 
     def draw(self, steps: Sequence[tuple[Task, Stepped]]) -> None:
-        """Draws those of the watched jobs' pictures that were not drawn for longest."""
+        """Draws previews of the watched jobs' pictures, the ones without a fresh preview first, while time allows."""
         now = time.monotonic()
         wanted = [
             (task, event)
@@ -70,22 +72,22 @@ class Previews:
             image = event.preview()
             image.thumbnail((LARGEST, LARGEST), Image.Resampling.BILINEAR)
             write_whole(file, lambda path: image.save(path, format="WEBP", quality=80), force=True)
-        except Exception as error:  # the picture itself will tell, when it is decoded and saved
+        except Exception as error:  # a lasting fault shows again when the picture itself is decoded and saved
             forget_tensors(error)
             return
         self._retire(task.preview)
         task.preview = file
 
     def drop(self, task: Task) -> None:
-        """The picture is done."""
+        """Forgets a picture that is done."""
         self._drawn.pop(_key(task), None)
         self._retire(task.preview)
         task.preview = None
 
     def _retire(self, file: Path | None) -> None:
-        """A file that is not told any more goes some time later, with those before it."""
+        """Marks a replaced file for deletion some seconds later, and deletes those whose time has come."""
         now = time.monotonic()
-        with self._lock:  # pictures are drawn and done on different threads
+        with self._lock:  # pictures are drawn on one thread and finished on another
             if file is not None:
                 self._old.append((now + KEPT, file))
             while self._old and self._old[0][0] <= now:

@@ -1,4 +1,4 @@
-"""Frequency profiles beside rendering: measured on the worker's thread, for LoRAs that no picture has asked for yet."""
+"""Frequency profiles of LoRAs, measured on the worker's thread between two rounds."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ _NAME = "to be profiled"
 
 
 def profile(worker: Worker, lora: str, *, model: str | None = None) -> Future[Profile]:
-    """The profile of a LoRA on a model (see `pipelines.spectrum`), from the home's cache where it was measured before.
+    """The profile of a LoRA on a model (see `pipelines.spectrum`); from the home's cache where it was measured before.
 
-    Raises StudioError for an unknown LoRA or model; what does not fit the model fails the future with an AdapterError.
+    Raises StudioError for an unknown LoRA or model. For a LoRA that does not fit the model, the future fails with an
+    AdapterError.
     """
     entry = worker.home.find_lora(lora, model)
     return worker.call(lambda pipe: _profiled(pipe, entry.path), model=model)

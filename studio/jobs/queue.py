@@ -1,11 +1,11 @@
-"""What waits and what is in the making, in memory, and who is next. Pure: no model, no thread, no file.
+"""The queue in memory: what waits, what is in the making, and who is next. Pure: no model, no thread, no file.
 
-Owners take turns: the next picture is one of whoever was served least while anybody waited, and of the oldest of
-their jobs; what counts is what pictures cost. Live pictures, which somebody watches while moving a slider, come before
-all others, as long as they have not cost more than these.
+Owners take turns. The next picture comes from the owner whose pictures have cost least while others waited, and from
+the oldest of that owner's jobs. Live pictures, which somebody watches while moving a slider, come before all others,
+as long as they have not cost more than these.
 
-A suspect is a picture that was in the making when something broke. It is made alone, so that nobody else's breaks
-with it. What can be made beside one another is a side: a model's suspects are one, its other pictures another.
+A suspect is a picture that was in the making when something broke. It is drawn alone, so that no other picture breaks
+with it. A side is a set of pictures that may share rounds: a model's suspects are one side, its other pictures another.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from studio.jobs.gate import ModelKey
 from studio.jobs.job import Job, JobState
 
 LIVE = "live"
-"""The kind of jobs whose pictures are looked at and not kept."""
+"""The kind of a job whose pictures are shown but not kept."""
 USUAL = (512, 30)
-"""Pixels of a side and steps of a picture that says nothing of them, until it is known what it costs."""
+"""Side in pixels, and steps, that are assumed for a picture that does not say them, until its cost is known."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """Pictures that are made at one time. alone: they are suspects, made one after another."""
+    """Pictures of one model that may share rounds. alone: suspects instead, which are drawn one after another."""
 
     key: ModelKey
     alone: bool = False
@@ -38,10 +38,10 @@ class Side:
 
 @dataclass(eq=False)
 class Task:
-    """One picture that is not done. request: the resolved one, once it was handed over.
+    """One picture that is not done. request: resolved; None until it is handed over to the session.
 
-    suspect: it was in the making when something broke. deaths: how often the studio died while it alone was.
-    cost: what it was charged with, in UNet rows times steps times pixels.
+    suspect: it was in the making when something broke. deaths: how often the studio died while it alone was in the
+    making. cost: what its owner was charged for it, in UNet rows x steps x pixels.
     """
 
     work: Work
@@ -59,7 +59,7 @@ class Task:
 
     @property
     def alive(self) -> bool:
-        """Whether it was neither finished nor stopped."""
+        """Whether it is neither finished nor stopped."""
         return self.work.tasks.get(self.index) is self
 
     @property
@@ -71,7 +71,7 @@ class Task:
 class Work:
     """A job that is not over. shelf: holds its adapters; None after a restart, until its first picture is due.
 
-    pace: seconds a step of any of its pictures takes, on average; None before the first.
+    pace: average seconds for one step of one of its pictures; None before the first step.
     """
 
     job: Job
@@ -90,7 +90,8 @@ class Work:
             (self.suspects if task.suspect else self.waiting).append(task)
 
     def put_back(self, task: Task, *, suspect: bool) -> None:
-        """A picture that was handed over waits again, before the others of its job; it is drawn from its seed."""
+        """Lets a picture that was handed over wait again, before the others of its job. It will be drawn anew from its
+        seed."""
         task.state, task.request, task.step, task.suspect = JobState.QUEUED, None, 0, suspect
         (self.suspects if suspect else self.waiting).appendleft(task)
 
@@ -123,7 +124,8 @@ class Queue:
         self.works.pop(id, None)
 
     def next(self, key: ModelKey | None = None, owners: Iterable[str] | None = None) -> Work | None:
-        """Whose picture is next: of one model, or of any; of some owners, or of any. Suspects are left aside."""
+        """The job whose picture is next; None where none waits. key: only jobs of this model. owners: only theirs.
+        Suspects do not count."""
         chosen = None if owners is None else set(owners)
         waiting = [work for work in self.works.values() if work.waiting]
         self._turns.among((work.job.owner, work.priority) for work in waiting)
@@ -139,14 +141,14 @@ class Queue:
         )
 
     def take(self, work: Work) -> Task:
-        """The next picture of a job; it does not wait any more."""
+        """Takes the next waiting picture out of a job, and charges its owner with the expected cost."""
         task = work.waiting.popleft()
         task.cost = _expected(task.draft)
         self._turns.serve(work.job.owner, work.priority, task.cost)
         return task
 
     def take_suspect(self, key: ModelKey) -> Task | None:
-        """The next one, with which the studio died least often; it does not wait any more."""
+        """Takes out the model's next suspect: the one with the fewest deaths. None where there is none."""
         suspects = [task for work in self.works.values() if work.key == key for task in work.suspects]
         task = min(suspects, key=lambda task: (task.deaths, task.work.job.seq, task.index), default=None)
         if task is not None:
@@ -154,12 +156,13 @@ class Queue:
         return task
 
     def costs(self, task: Task, cost: float) -> None:
-        """It is known now what a picture costs, in UNet rows times steps times pixels."""
+        """Corrects what a picture's owner was charged. cost: the picture's real one, in UNet rows x steps x pixels."""
         self._turns.correct(task.work.job.owner, task.work.priority, cost - task.cost)
         task.cost = cost
 
     def sides(self) -> list[Side]:
-        """Those for which something waits, by their first jobs; a model's suspects before its other pictures."""
+        """The sides for which pictures wait, in the order of their first jobs. A model's suspects come before its other
+        pictures."""
         found: dict[Side, None] = {}
         for work in sorted(self.works.values(), key=lambda work: (-work.priority, work.job.seq)):
             if work.suspects:
@@ -192,7 +195,7 @@ class Queue:
 
 
 def _expected(draft: Draft) -> float:
-    """What a picture is likely to cost, in UNet rows times steps times pixels, from what was asked for."""
+    """The expected cost of a picture, in UNet rows x steps x pixels, judged by its draft."""
     width, height, steps = (
         value if isinstance(value, int) else usual
         for value, usual in (

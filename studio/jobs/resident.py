@@ -1,4 +1,4 @@
-"""One loaded model at work: its pipeline, its runner, and its adapters, read when they are first asked for.
+"""One loaded model at work: its pipeline, its runner, and its adapters, which are read when they are first needed.
 
 Everything here runs on the worker's thread.
 """
@@ -32,7 +32,7 @@ Stamp = tuple[int, int]
 class Resident:
     """A model that is loaded. Raises ModelError and SetupError where it cannot be.
 
-    key: which one it is. names: file -> the name it is loaded by, shared with the shelves of its jobs.
+    key: which model it is. names: file -> the name it is loaded by, shared with the shelves of its jobs.
     notify, progress: see `open_pipeline`.
     """
 
@@ -57,7 +57,7 @@ class Resident:
         self._runner: Runner[Task] = Runner(self.pipe.model)
 
     def close(self) -> None:
-        """Lets go of the device's memory."""
+        """Frees the device's memory."""
         del self._runner, self.pipe
         gc.collect()
         if torch.cuda.is_available():
@@ -71,23 +71,23 @@ class Resident:
 
     @property
     def tasks(self) -> list[Task]:
-        """Those handed over and not done."""
+        """The pictures that were given and are not done."""
         return self._runner.pictures
 
     @property
     def hungry(self) -> bool:
-        """Whether more pictures should be handed over, so that no row stays empty."""
+        """Whether more pictures should be given, so that no row stays empty."""
         return self._runner.hungry
 
     @property
     def owners_waiting(self) -> set[str]:
-        """Whose pictures were handed over and are not in flight yet."""
+        """The owners of pictures that were given and are not in flight yet."""
         return {task.work.job.owner for task in self._runner.waiting}
 
     def give(self, task: Task, shelf: Shelf) -> float:
-        """Hands a picture over. What it costs, in UNet rows times steps times pixels.
+        """Gives a picture to the session; returns its cost, in UNet rows x steps x pixels.
 
-        Raises StudioError for one that cannot be rendered.
+        Raises StudioError for a picture that cannot be rendered.
         """
         request = task.draft.build(shelf.use)
         self._load([use.adapter for use in request.uses])
@@ -99,29 +99,29 @@ class Resident:
         return float(ticket.all_rows * task.request.width * task.request.height)
 
     def resume(self, task: Task, aside: Aside) -> None:
-        """Goes on with a picture that was set aside. Raises AdapterError where its adapters are not what they were."""
+        """Goes on with a picture that was set aside. Raises AdapterError where its adapters have changed since."""
         self._load([use.adapter for use in aside.flight.request.uses])
         self._runner.resume(task, aside)
 
     def suspend(self) -> tuple[list[tuple[Task, Aside]], list[Task]]:
-        """Takes all off the device that is not being decoded: what was in flight, to be resumed, and what was not
-        begun."""
+        """Takes out every picture that is not being decoded. Returns those in flight with what `resume` needs, and
+        those that had not begun."""
         return self._runner.suspend()
 
     def cancel(self, task: Task) -> bool:
-        """Takes a picture out before its next UNet call; False where it is not here (any more)."""
+        """Takes a picture out before its next UNet call. False: it is not here, or not here any more."""
         return self._runner.cancel(task)
 
     def step(self) -> list[tuple[Task, Event]]:
-        """One round of all pictures in flight; what has come of it."""
-        told = self._runner.step()
-        for task, event in told:
+        """Runs one round of the session; returns its events, each with its picture."""
+        events = self._runner.step()
+        for task, event in events:
             if isinstance(event, Stepped):
                 task.step, task.count = event.step, event.count
-        return told
+        return events
 
     def start_over(self) -> list[Task]:
-        """A new session after the old one broke; returns what was in it."""
+        """Begins a new session after the old one broke; returns the pictures that were in the old one."""
         return self._runner.start_over()
 
     # -- adapters ----------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ class Resident:
         return {name: path for path, name in dict(self._names).items()}  # shelves of other threads add to it
 
     def _load(self, names: list[str]) -> None:
-        """Makes adapters known; the session brings them to the device. Raises AdapterError."""
+        """Reads these adapters into memory; the session brings them to the device. Raises AdapterError."""
         files = self.files
         loaded_as = {name.casefold(): name for name in files}
         wanted = [loaded_as[name.casefold()] for name in names if name.casefold() in loaded_as]

@@ -1,11 +1,12 @@
-"""The thread that owns the device: it picks the model whose turn it is, hands pictures over, and steps.
+"""The thread that owns the device. It picks the model whose turn it is, hands pictures over, and runs rounds.
 
-A model is drained before another is loaded. While jobs wait for another one, the one at work takes no new pictures
-when its turn is over; what is in flight half a turn later is set aside, and goes on where it was at the next turn.
+A model's pictures are finished before another model is loaded. But while jobs wait for another model, the model at work
+takes no new pictures once its turn is over. Half a turn later, pictures that are still in flight are set aside; they
+go on where they were when it is their model's turn again.
 
-Suspects take turns with the other pictures of their model as another model's pictures do: see `studio.jobs.queue`.
-When a round breaks, all that was in it is drawn again from its seeds, one picture after the other; one that breaks
-alone fails.
+Suspects take turns with the other pictures of their model, as if they were another model's: see `studio.jobs.queue`.
+When a round breaks, all its pictures are drawn again from their seeds, one after the other. A picture that breaks a
+round alone fails.
 """
 
 from __future__ import annotations
@@ -43,23 +44,23 @@ from studio.rendering.opening import Opening
 from studio.rendering.saver import Made, Saver
 
 TURN = 30.0
-"""Seconds that a model goes on taking pictures while jobs wait for another one, at least."""
+"""Fewest seconds of a model's turn, while jobs wait for another model."""
 LOADS = 4.0
-"""How many times as long as its loading took a model's turn is, at least."""
+"""A model's turn is at least this many times as long as loading it took."""
 PACE_MEMORY = 0.8
-"""How much of a job's pace comes from before the last round."""
+"""Weight of earlier rounds in a job's pace, 0 … 1; the last round has the rest."""
 
 
 class _Closing(Exception):
-    """The studio closes."""
+    """Raised to end a download when the studio closes."""
 
 
 class Rounds:
-    """One round after the other, while there is something to do.
+    """Runs one round after the other, while there is something to do.
 
-    home: the folders as they are now. opening: device, precision and limits for all models; its `source` is not
-    looked at. trust: what jobs may name. state: of the model that is loaded, or being loaded. resident: the one that
-    is loaded, with its session. closing: no further round begins.
+    home: gives the folders as they are now. opening: device, precision and limits for all models; its `source` is
+    ignored. trust: what jobs may name. state: of the model that is loaded, or being loaded. resident: the loaded model
+    with its session. closing: whether no further round may begin.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class Rounds:
         return self._thread.is_alive()
 
     def stop(self) -> None:
-        """Returns when the UNet call under way is over."""
+        """Ends the thread; returns when the UNet call under way is over."""
         with self._changed:
             self.closing = True
             self._changed.notify_all()
@@ -109,17 +110,17 @@ class Rounds:
             self._thread.join()
 
     def cancel(self, tasks: Iterable[Task]) -> None:
-        """Takes pictures that were stopped out before the next UNet call."""
+        """Has pictures taken out before the next UNet call."""
         with self._changed:
             self._cancelled += tasks
 
     def facts(self, key: ModelKey) -> Facts | None:
-        """What is known of a model, where it is the one that is loaded."""
+        """What is known of a model if it is the loaded one; else None."""
         facts = self._facts
         return facts[1] if facts is not None and facts[0] == key else None
 
     def needs(self, key: ModelKey) -> Needs | None:
-        """What a model's pictures need of memory, where it is the one that is loaded."""
+        """How much memory a model's pictures need, if it is the loaded one; else None."""
         facts = self._facts
         return facts[2] if facts is not None and facts[0] == key else None
 
@@ -140,7 +141,7 @@ class Rounds:
                 self._round()
             except Exception:  # a fault of ours; what is in flight goes on
                 traceback.print_exc(file=sys.stderr)
-                time.sleep(1)  # so that one that comes again and again does not fill the log
+                time.sleep(1)  # so that a fault that repeats does not fill the log
         if self.resident is not None:
             self.resident.close()
 
@@ -159,7 +160,8 @@ class Rounds:
             self._aside[side] = deque((task, aside) for task, aside in resting if task.alive)
 
     def _sides(self) -> list[Side]:
-        """All for which something waits but calls of the model at work; the one longest ago at work first."""
+        """The sides for which something waits, the one that was at work longest ago first. Calls for the loaded model
+        do not count."""
         with self._changed:
             found = dict.fromkeys(self._queue.sides())
             found |= dict.fromkeys(side for side, resting in self._aside.items() if resting)
@@ -169,7 +171,7 @@ class Rounds:
         return sorted(found, key=lambda side: self._worked.get(side, 0.0))
 
     def _choose_side(self) -> None:
-        """Turns to what is next, once what is at work is drained or its time is over."""
+        """Turns to the next side once the present one is finished, or sets its pictures aside once its time is over."""
         resident = self.resident
         here = None if resident is None else self._side
         others = [side for side in self._sides() if side != here]
@@ -183,7 +185,7 @@ class Rounds:
             self._set_aside(resident)
 
     def _takes_more(self) -> bool:
-        """Whether the side at work goes on with further pictures: it has some, and its turn is not over."""
+        """Whether the side at work takes further pictures or calls: some wait for it, and its turn is not over."""
         since = self._others_since
         if since is not None and time.monotonic() - since > self._turn:
             return False
@@ -231,7 +233,7 @@ class Rounds:
                 self._loading,
                 self._downloading,
             )
-        except _Closing:  # what waits for the model goes on at the next start
+        except _Closing:  # jobs that wait for the model go on at the next start
             self._end_loading(key, loaded=False)
         except Exception as error:  # torch's and diffusers' own too
             self._not_loaded(key, _no_model(error, key))
@@ -242,7 +244,7 @@ class Rounds:
             self._publish()
 
     def _end_loading(self, key: ModelKey, *, loaded: bool) -> None:
-        with suppress(sqlite3.Error):  # it is looked at only after a death
+        with suppress(sqlite3.Error):  # the note matters only after a crash
             self._ledger.store.end_loading(key.source, key.vae, loaded=loaded)
 
     def _loading(self, text: str) -> None:
@@ -253,7 +255,7 @@ class Rounds:
         if self.closing:
             raise _Closing
         if self._side is not None and not self.state.share:
-            self._end_loading(self._side.key, loaded=False)  # to kill a server that downloads tells nothing
+            self._end_loading(self._side.key, loaded=False)  # a kill now is not the model's fault
         size = f"{total / 1e9:.1f} GB" if total >= 1e9 else f"{total / 1e6:.0f} MB"
         text = f"downloading {self.state.source}: {done / total:.0%} of {size}"
         if text != self.state.loading:
@@ -283,8 +285,8 @@ class Rounds:
             return self._calls.take(key)
 
     def _feed(self) -> None:
-        """Hands over what was set aside, then as many pictures as there are rows for, and one of everybody who has
-        none there yet. Of suspects, one when the one before is done."""
+        """Hands over the pictures that were set aside, then as many as there are rows for, and one of every owner who
+        has none waiting in the session. A suspect is handed over only when the one before is done."""
         resident, side = self.resident, self._side
         if resident is None or side is None:
             return
@@ -310,7 +312,7 @@ class Rounds:
         return None if work is None else self._queue.take(work)
 
     def _hand_over(self, resident: Resident, task: Task, aside: Aside | None = None) -> None:
-        """To the session; whatever goes wrong is of this picture alone."""
+        """Gives a picture to the session. Whatever goes wrong fails this picture alone."""
         if not task.alive:
             return
         try:
@@ -327,7 +329,7 @@ class Rounds:
     def _fail(self, task: Task, error: StudioError) -> None:
         if self.resident is not None:
             self.resident.cancel(task)
-        self._ledger.failed(task, str(error))
+        self._ledger.fail(task, str(error))
 
     def _round(self) -> None:
         resident = self.resident
@@ -335,13 +337,13 @@ class Rounds:
             return
         began = time.monotonic()
         try:
-            told = resident.step()
+            events = resident.step()
         except Exception as error:
             self._break(resident, error)
             return
         seconds = time.monotonic() - began
         steps: dict[str, int] = {}
-        for task, event in told:
+        for task, event in events:
             if isinstance(event, Stepped):
                 steps[task.work.job.id] = steps.get(task.work.job.id, 0) + 1
             try:
@@ -353,9 +355,9 @@ class Rounds:
             if work is not None:
                 pace = seconds / count
                 work.pace = pace if work.pace is None else PACE_MEMORY * work.pace + (1 - PACE_MEMORY) * pace
-        self._previews.draw([(task, event) for task, event in told if isinstance(event, Stepped)])
+        self._previews.draw([(task, event) for task, event in events if isinstance(event, Stepped)])
         self._ledger.tell()
-        for _ in self._saver.told():  # the ledger was told on the saver's thread
+        for _ in self._saver.told():  # drops the results: the ledger noted them on the saver's thread
             pass
 
     def _take(self, task: Task, event: Event, resident: Resident) -> None:
@@ -369,18 +371,18 @@ class Rounds:
                 made = Made.of(replace(event, record=record), resident.files, setup)
                 self._saver.take(task, made, partial(file_of, task, made, self._home()))
             case Failed():
-                self._ledger.failed(task, str(event.error))
+                self._ledger.fail(task, str(event.error))
 
     def _break(self, resident: Resident, error: Exception) -> None:
-        """The session is lost and starts over. A picture that was alone in it fails; several are suspects, and are
-        drawn again."""
+        """Replaces a session that broke. A picture that was alone in it fails; several become suspects and are drawn
+        again."""
         traceback.print_exc(file=sys.stderr)
         forget_tensors(error)
         lost = resident.start_over()
         alone = len(lost) == 1
         lost = [task for task in lost if task.alive]
         if alone and lost:
-            self._ledger.failed(lost[0], f"the studio has a fault: {type(error).__name__}: {error}")
+            self._ledger.fail(lost[0], f"the studio has a fault: {type(error).__name__}: {error}")
             return
         with self._changed:
             for task in reversed(lost):
@@ -399,7 +401,7 @@ class Rounds:
         try:
             self._facts = (self.resident.key, self.resident.facts, self.resident.pipe.model.needs)
             self._show(self.resident.state())
-        except Exception:  # it is at work all the same
+        except Exception:  # the model works all the same
             traceback.print_exc(file=sys.stderr)
 
 
@@ -410,7 +412,7 @@ def _no_model(error: Exception, key: ModelKey) -> StudioError:
 
 
 def _notes(job: Job) -> tuple[str, ...]:
-    """What a picture's record says of how its job was asked for."""
+    """Notes for the records of a job's pictures: the weights before the mix was normalised."""
     before = job.settings.get("before")
     if not isinstance(before, Mapping):
         return ()

@@ -1,4 +1,4 @@
-"""Where the web's pictures lie: those that are kept in the day's folder, those that are only looked at in another."""
+"""Where the web's pictures are written: into the day's folder, or, if they are not kept, into a folder of the cache."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from studio.rendering.saver import Made
 
 
 def live_folder(home: Home) -> Path:
-    """Where pictures lie that are looked at and not kept."""
+    """The folder of pictures that are shown but not kept."""
     return home.cache / "live"
 
 
 def file_of(task: Task, made: Made, home: Home) -> Path:
-    """Where a picture is to be written. Numbers go on from the highest that is on the disk, so one at a time."""
+    """The file to write a picture to. Its number follows the highest one on the disk: write it before the next call."""
     job, record = task.work.job, made.record
     if job.kind == LIVE:
         return live_folder(home) / f"{job.id}-{task.index}.png"

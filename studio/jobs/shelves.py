@@ -1,4 +1,4 @@
-"""The shelves of all jobs; those for one model share their adapters' names."""
+"""The shelves of all jobs. Shelves for one model share their adapters' names."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from studio.jobs.queue import Work
 
 
 class Shelves:
-    """Safe for several threads, and nobody waits for another's files: what they share are the names alone.
+    """Makes shelves. Safe for several threads; shelves share nothing but names, so that no job waits for another's
+    files.
 
-    home: the folders as they are now. trust: what jobs may name.
+    home: gives the folders as they are now. trust: what jobs may name.
     """
 
     def __init__(self, home: Callable[[], Home], trust: Trust) -> None:
         self._home, self._trust = home, trust
-        self._lock = threading.Lock()  # guards the mapping, and is never held while files are looked at
+        self._lock = threading.Lock()  # guards the mapping; never held while files are looked at
         self._names: defaultdict[ModelKey, LoadedNames] = defaultdict(LoadedNames)
 
     def names(self, key: ModelKey) -> LoadedNames:
@@ -31,13 +32,15 @@ class Shelves:
             return self._names[key]
 
     def checked(self, drafts: Sequence[Draft], key: ModelKey, facts: Facts | None) -> Shelf:
-        """A shelf on which every adapter of these drafts was found. Raises StudioError for what cannot be drawn."""
+        """A shelf with every adapter of these drafts, which the gate has judged. Raises StudioError for a draft that
+        cannot be drawn."""
         shelf = self._new(key)
         check(drafts, key, self._home(), shelf, facts)
         return shelf
 
     def of(self, work: Work) -> Shelf:
-        """A job's shelf; a new one where an earlier server took the job. Raises StudioError where its model is gone."""
+        """A job's shelf; a new one where an earlier server accepted the job. Raises StudioError where its model is
+        gone."""
         if work.shelf is None:
             work.shelf = self._new(work.key)
         return work.shelf

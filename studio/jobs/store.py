@@ -1,7 +1,7 @@
-"""Jobs and pictures in SQLite (`studio.sqlite` in the home), so that they outlive tabs and servers.
+"""Jobs and pictures in SQLite (`studio.sqlite` in the home), so that they outlive browser tabs and servers.
 
-Write-ahead log: one connection writes, another one reads, a lock around each; a search has a connection of its own,
-so that a slow one holds up nobody. `PRAGMA user_version` counts the migrations that have run.
+The database uses a write-ahead log. One connection writes and another one reads, each under a lock. Every search has a
+connection of its own, so that a slow one holds up nobody. `PRAGMA user_version` counts the migrations that have run.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from studio.jobs.job import Job, JobState, PictureRow, Tally
 from studio.library.search import words_of
 
 MOST_DEATHS = 3
-"""A picture that was alone in the making so often when the studio died is not begun again."""
+"""A picture fails once the studio has died so often while it alone was in the making."""
 MOST_LOADS = 5
-"""A model that was being loaded so often when the studio died is not loaded again for what waits for it now."""
+"""Pictures that wait for a model fail once the studio has died so often while it was being loaded."""
 MOST_REASONS = 20
-"""Reasons why pictures of a job failed that are told."""
+"""Most reasons for failed pictures that a job's error lists."""
 LONGEST_SEARCHING = 10.0
 """Seconds after which a search is given up."""
 LOOK_AT_THE_CLOCK = 10_000
-"""Steps of SQLite's machine between two looks at the clock."""
+"""Steps of SQLite's virtual machine between two looks at the clock."""
 
 MIGRATIONS = (
     """
@@ -65,7 +65,7 @@ MIGRATIONS = (
     CREATE INDEX pictures_counted ON pictures (job, state, place, steps, unet_rows);
     """,
 )
-"""Each takes the database one version further; none is ever changed."""
+"""Each migration takes the database one version further. Never change one; append another."""
 
 _JOB = "seq, id, owner, kind, title, model, vae, settings, state, error, attempts, created, began, ended"
 _PICTURE = "job, place, label, draft, state, error, file, record, ended, suspect, deaths, steps"
@@ -119,14 +119,14 @@ class Store:
             self._database.close()
 
     def _reading(self) -> sqlite3.Connection:
-        """A connection that writes nothing, and waits for nobody who writes."""
+        """A connection that only reads, and never waits for a writer."""
         database = sqlite3.connect(self._file, check_same_thread=False, isolation_level=None)
         database.execute("PRAGMA query_only = ON")
         return database
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """All of it, or nothing."""
+        """While the block runs, a transaction: all its changes are kept, or none."""
         with self._lock:
             self._database.execute("BEGIN IMMEDIATE")
             try:
@@ -156,7 +156,7 @@ class Store:
         settings: Mapping[str, object],
     ) -> Job:
         """A new job, queued."""
-        plain = [json.dumps(picture.draft) for picture in pictures]  # before anybody has to wait for the lock
+        plain = [json.dumps(picture.draft) for picture in pictures]  # before the lock is taken
         with self._writing() as database:
             database.execute(
                 "INSERT INTO jobs (id, owner, kind, title, model, vae, settings, state, created) "
@@ -179,7 +179,7 @@ class Store:
         return _job(rows[0]) if rows else None
 
     def unfinished(self) -> list[Job]:
-        """All jobs that are queued or running, in the order they came."""
+        """All queued or running jobs, in the order in which they came."""
         return [
             _job(row)
             for row in self._rows(
@@ -190,7 +190,7 @@ class Store:
         ]
 
     def jobs_of(self, owner: str, limit: int, before: str | None = None) -> list[Job]:
-        """An owner's jobs, the newest first; `before`: only those older than that one."""
+        """At most `limit` jobs of an owner, the newest first. before: a job's id; only older jobs."""
         return [
             _job(row)
             for row in self._rows(
@@ -201,7 +201,7 @@ class Store:
         ]
 
     def tallies(self, jobs: Sequence[str]) -> dict[str, Tally]:
-        """These jobs' pictures in numbers, from an index alone: no picture is read."""
+        """The tallies of these jobs, by id. They come from an index alone; no picture is read."""
         states: dict[str, dict[JobState, int]] = {job: {} for job in jobs}
         steps, unet_rows = dict.fromkeys(jobs, 0), dict.fromkeys(jobs, 0)
         for job, state, count, of_steps, of_rows in self._rows(
@@ -218,13 +218,13 @@ class Store:
         }
 
     def ended_before(self, moment: float) -> list[Job]:
-        """Jobs that were over before then, in seconds since 1970."""
+        """The jobs that ended before a moment, in seconds since 1970."""
         return [
             _job(row) for row in self._rows(f"SELECT {_JOB} FROM jobs WHERE ended < ? ORDER BY seq", moment)
         ]
 
     def begin(self, id: str) -> None:
-        """A queued job is running from now on."""
+        """Marks a queued job as running."""
         with self._writing() as database:
             database.execute(
                 "UPDATE jobs SET state = ?, attempts = attempts + 1, began = coalesce(began, ?) "
@@ -248,7 +248,7 @@ class Store:
             database.execute("DELETE FROM jobs WHERE kind = ?", (kind,))
 
     def stop(self, id: str) -> None:
-        """Cancels a job and all its pictures that are not over: on the disk when this returns."""
+        """Cancels a job and its pictures that are not over. It is on the disk when this returns."""
         with self._writing() as database:
             stopped = database.execute(
                 f"UPDATE pictures SET state = ?, ended = ? WHERE job = ? AND {_NOT_OVER}",
@@ -260,7 +260,7 @@ class Store:
                 )
 
     def begin_loading(self, model: str, vae: str | None) -> None:
-        """From now on this model may be what kills the process."""
+        """Notes that a model is being loaded: if the process dies now, the model may be the cause."""
         with self._writing() as database:
             database.execute(
                 "INSERT INTO loading (model, vae, at_work) VALUES (?, ?, 1) "
@@ -269,7 +269,8 @@ class Store:
             )
 
     def end_loading(self, model: str, vae: str | None, *, loaded: bool) -> None:
-        """loaded: it did not kill the process; else nothing is known."""
+        """Notes that a model is not being loaded any more. loaded: loading came to its end without killing the process,
+        so earlier deaths are forgotten."""
         with self._writing() as database:
             database.execute(
                 "UPDATE loading SET at_work = 0, deaths = CASE WHEN ? THEN 0 ELSE deaths END "
@@ -280,12 +281,12 @@ class Store:
     # -- after the end of a server -----------------------------------------------------------------------
 
     def recover(self, *, interrupted: bool) -> None:
-        """Running jobs and pictures go back to the queue.
+        """Puts running jobs and pictures back into the queue.
 
-        interrupted: the server before this one died, if anything was in the making: it was killed, or something
-        killed it. Nobody is guilty for that alone. Pictures in the making become suspects, to be tried alone; one
-        that was alone in the making at the third such death fails. So does what waits for a model that was being
-        loaded at the fifth.
+        interrupted: whether the earlier server may have died, in which case something is still marked as in the making.
+        One death proves nothing: somebody may have killed the server. Pictures in the making become suspects, which are
+        drawn alone. A picture fails when the studio has died MOST_DEATHS times while it alone was in the making; the
+        pictures that wait for a model fail when it has died MOST_LOADS times while that model was being loaded.
         """
         with self._writing() as database:
             if interrupted:
@@ -341,7 +342,7 @@ class Store:
         ]
 
     def slice_of(self, job: str, first: int, most: int, *, records: bool) -> list[PictureRow]:
-        """So many of a job's pictures, from this place on; without their records where nobody asks for these."""
+        """At most `most` pictures of a job, from place `first` on. records: whether to read their records too."""
         return [
             _picture(row)
             for row in self._rows(
@@ -352,7 +353,7 @@ class Store:
         ]
 
     def waiting_of(self, job: str) -> Iterator[PictureRow]:
-        """A job's queued pictures, one after another."""
+        """A job's queued pictures, read one after another."""
         places = self._rows(
             "SELECT place FROM pictures WHERE job = ? AND state = ? ORDER BY place", job, JobState.QUEUED
         )
@@ -373,7 +374,7 @@ class Store:
         return [file for (file,) in rows]
 
     def outcome(self, job: str) -> tuple[set[JobState], list[str]]:
-        """The states of a job's pictures, and why some failed, each reason once, the first few of them."""
+        """The states of a job's pictures, and the first few reasons why some failed, each once."""
         states = self._rows("SELECT DISTINCT state FROM pictures WHERE job = ?", job)
         failed = self._rows(
             "SELECT error FROM pictures WHERE job = ? AND state = ? GROUP BY error ORDER BY min(place) LIMIT ?",
@@ -382,12 +383,12 @@ class Store:
         return {JobState(state) for (state,) in states}, [error for (error,) in failed]
 
     def hand_over(self, job: str, index: int) -> None:
-        """From now on this picture may be what kills the process."""
+        """Notes that a picture is in the making: if the process dies now, the picture may be the cause."""
         with self._writing() as database:
             database.execute("UPDATE pictures SET at_work = 1 WHERE job = ? AND place = ?", (job, index))
 
     def take_back(self, job: str, index: int) -> None:
-        """A picture that was handed over waits again."""
+        """Marks a picture that was handed over as queued again."""
         with self._writing() as database:
             database.execute(
                 f"UPDATE pictures SET state = ?, at_work = 0 WHERE job = ? AND place = ? AND {_NOT_OVER}",
@@ -402,7 +403,7 @@ class Store:
             )
 
     def finish_picture(self, job: str, index: int, file: str, record: Mapping[str, Any]) -> bool:
-        """False, and nothing changes, where the picture was stopped or deleted meanwhile."""
+        """Stores a finished picture. False, and nothing changes: it was stopped or deleted meanwhile."""
         with self._writing() as database:
             finished = database.execute(
                 "UPDATE pictures SET state = ?, file = ?, record = ?, ended = ?, at_work = 0, suspect = 0, steps = ?, "
@@ -415,7 +416,7 @@ class Store:
         return finished.rowcount > 0
 
     def end_pictures(self, job: str, indices: Sequence[int], state: JobState, error: str = "") -> None:
-        """Those that are not over come to nothing."""
+        """Ends those of these pictures that are not over."""
         with self._writing() as database:
             database.executemany(
                 f"UPDATE pictures SET state = ?, error = ?, ended = ?, at_work = 0 "
@@ -432,7 +433,7 @@ class Store:
     ) -> list[PictureRow]:
         """An owner's finished pictures, the newest first.
 
-        search: words that must all stand in what was asked for or in the label. without: kinds of jobs left out.
+        search: words; draft or label must contain each of them. without: kinds of jobs that are left out.
         Raises RequestError for a search that is too long, or that takes too long.
         """
         words = words_of(search)
@@ -458,7 +459,7 @@ class Store:
         return [_picture(row) for row in rows]
 
     def owners_of(self, file: str) -> set[str]:
-        """Whose picture a file is."""
+        """The owners of the picture in this file; empty where it is no picture of a job."""
         query = "SELECT owner FROM jobs JOIN pictures ON pictures.job = jobs.id WHERE file = ?"
         return {owner for (owner,) in self._rows(query, file)}
 
@@ -470,14 +471,14 @@ class Store:
 
 
 def _like(word: str) -> str:
-    escaped = json.dumps(word)[1:-1]  # as it stands in the JSON
+    escaped = json.dumps(word)[1:-1]  # as it is written in the JSON
     for special in "\\%_":
         escaped = escaped.replace(special, f"\\{special}")
     return f"%{escaped}%"
 
 
 def _costs(record: Mapping[str, Any]) -> tuple[int, int]:
-    """Steps and UNet rows, in full or shallow, that a picture took."""
+    """The steps and the UNet rows, in full or shallow, that a picture took."""
     return (
         int(record.get("executed_steps", 0)),
         int(record.get("unet_rows", 0)) + int(record.get("shallow_rows", 0)),

@@ -1,6 +1,7 @@
-"""B-LoRA training for the web: one process a run and one run at a time, so that rendering goes on beside it.
+"""B-LoRA training for the web. Each run has a process of its own, one at a time, while rendering goes on.
 
-A process of its own, because training wants the model without adapters, and because it can be stopped at any moment.
+Training needs a process of its own because it needs the model without adapters, and because a process can be stopped at
+any moment.
 """
 
 from __future__ import annotations
@@ -34,17 +35,17 @@ from studio.rendering.opening import Opening
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
 STOPPING = 10.0
-"""Seconds that a training's process is given to end."""
+"""Seconds that the process of a training has to end, once it should."""
 MOST_QUEUED = 5
-"""Trainings of one owner that may wait."""
+"""Most trainings of one owner that may wait."""
 
 
 @dataclass(frozen=True)
 class Lesson:
     """What is to be trained.
 
-    picture: the only one it learns from. prompt: names it, as in "A [v]". name: of the adapter to be.
-    steps, rank, size: None is the recipe's (see `pipelines.blora.default_recipes`); size in pixels.
+    picture: the one that is learned. prompt: names it, as in "A [v]". name: of the adapter that is made.
+    steps, rank, size (pixels): None takes the recipe's value (see `pipelines.blora.default_recipes`).
     """
 
     picture: Path
@@ -57,7 +58,8 @@ class Lesson:
 
 @dataclass(frozen=True)
 class TrainingView:
-    """One training as its owner sees it. file: the adapter, once it is there. sample: as the adapter stands."""
+    """One training as its owner sees it. file: the adapter; None until it is done. sample: a picture that shows what
+    the adapter has learned so far."""
 
     id: int
     name: str
@@ -75,8 +77,8 @@ class TrainingView:
 
 
 @dataclass(frozen=True)
-class _Told:
-    """What the process says: of one step, of the end, or of what went wrong."""
+class _Report:
+    """What the process reports: a step, the end, or what went wrong."""
 
     step: int = 0
     steps: int = 0
@@ -95,11 +97,11 @@ class _Task:
     view: TrainingView
     stop: bool = False
     first: tuple[int, float] | None = None
-    """The first step that was told of, and when: a run's pace without the loading of its model."""
+    """The first step that was reported, and when. The pace is counted from there: loading the model does not count."""
 
 
 class Trainings:
-    """Safe for several threads. Its process and its sample pictures end with `close`."""
+    """The trainings of all owners. Safe for several threads. `close` ends the process and deletes sample pictures."""
 
     def __init__(self, home: Home, *, opening: Opening | None = None, trust: Trust | None = None) -> None:
         self._home = home
@@ -114,7 +116,7 @@ class Trainings:
         self._thread: threading.Thread | None = None
 
     def start(self, owner: str, lesson: Lesson, *, model: str | None = None) -> int:
-        """Asks for a training; returns its id at once. Raises StudioError, and then nothing is begun."""
+        """Asks for a training; returns its id at once. Raises StudioError, and then nothing is queued."""
         from pipelines.blora.blora_training import mapped_blocks, require_peft
         from pipelines.blora.layouts import model_outline
 
@@ -137,7 +139,7 @@ class Trainings:
             id = next(self._ids)
             view = TrainingView(id, lesson.name, lesson.prompt, key.shown, JobState.QUEUED)
             kept = self._home.made(self._folder) / f"{id}-picture.png"
-            shutil.copyfile(lesson.picture, kept)  # an upload is gone before its turn comes
+            shutil.copyfile(lesson.picture, kept)  # an upload may be deleted before its turn comes
             lesson = replace(lesson, picture=kept)
             self._tasks[id] = _Task(owner, lesson, key, out, view)
             if self._thread is None:
@@ -147,9 +149,9 @@ class Trainings:
         return id
 
     def cancel(self, id: int, owner: str) -> bool:
-        """Stops a training; nothing of it stays. False where there is nothing to stop.
+        """Stops a training; nothing of it is kept. False: there is nothing to stop.
 
-        When this returns, its process is gone and so is what it had written, unless that takes very long.
+        When this returns, the process and what it has written are gone, unless that takes very long.
         """
         with self._changed:
             task = self._tasks.get(id)
@@ -164,7 +166,7 @@ class Trainings:
         return True
 
     def view(self, id: int, owner: str) -> TrainingView | None:
-        """One training; None where the owner has no such."""
+        """One training; None where the owner has no such training."""
         return next((view for view in self.views(owner) if view.id == id), None)
 
     def views(self, owner: str) -> list[TrainingView]:
@@ -179,12 +181,13 @@ class Trainings:
         return found[::-1]
 
     def _discreet(self, view: TrainingView) -> TrainingView:
-        """Without places on this computer."""
+        """The view as its owner may read it: its error without paths of this computer, unless jobs may name such
+        paths."""
         model, error = without_places(view.model, self._home), without_places(view.error, self._home)
         return replace(view, model=model, error=error)
 
     def close(self) -> None:
-        """Stops what runs. What was queued is forgotten."""
+        """Stops the training that runs, and forgets those that wait."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -200,7 +203,8 @@ class Trainings:
             )
 
     def _refuse_taken(self, name: str, out: Path) -> None:
-        """Of all names alike: nobody learns what others have asked for."""
+        """Raises RequestError for a name that is taken. The message is always the same, so that nobody learns what
+        others have asked for."""
         names = {entry.path.stem.casefold() for entry in self._home.loras()}
         names |= {task.lesson.name.casefold() for task in self._tasks.values() if not task.view.state.over}
         if name.casefold() in names or out.exists():
@@ -223,7 +227,8 @@ class Trainings:
         return [task for task in self._tasks.values() if task.view.state is JobState.QUEUED]
 
     def _in_order(self) -> list[_Task]:
-        """What is queued, as it will come: owners take turns, and each one's come as they were asked for."""
+        """The queued trainings in the order in which they will begin. Owners take turns; the trainings of one owner
+        keep their order."""
         queued = self._queued()
         self._turns.among((task.owner, 0) for task in queued)
         nth: Counter[str] = Counter()
@@ -242,14 +247,14 @@ class Trainings:
         process = context.Process(target=_work, args=(*arguments, task.out, samples), daemon=True)
         process.start()
         theirs.close()
-        last = _Told()
+        last = _Report()
         try:
             while not (task.stop or self._closing or last.done or last.error):
                 if ours.poll(0.2):
                     last = ours.recv()
                     self._note(task, last)
         except EOFError:
-            last = _Told(error="the training process ended by itself; is there enough memory?")
+            last = _Report(error="the training process ended by itself; is there enough memory?")
         finally:
             process.terminate()
             process.join(STOPPING / 2)
@@ -258,26 +263,26 @@ class Trainings:
             ours.close()
         self._settle(task, last)
 
-    def _note(self, task: _Task, told: _Told) -> None:
+    def _note(self, task: _Task, report: _Report) -> None:
         with self._changed:
             now = time.monotonic()
             left = None
             if task.first is None:
-                task.first = (told.step, now)
-            elif told.step > task.first[0]:
-                pace = (now - task.first[1]) / (told.step - task.first[0])
-                left = pace * (told.steps - told.step)
-            if not (told.done or told.error):
+                task.first = (report.step, now)
+            elif report.step > task.first[0]:
+                pace = (now - task.first[1]) / (report.step - task.first[0])
+                left = pace * (report.steps - report.step)
+            if not (report.done or report.error):
                 task.view = replace(
                     task.view,
-                    step=told.step,
-                    steps=told.steps,
-                    loss=told.loss,
+                    step=report.step,
+                    steps=report.steps,
+                    loss=report.loss,
                     seconds_left=left,
-                    sample=told.sample or task.view.sample,
+                    sample=report.sample or task.view.sample,
                 )
 
-    def _settle(self, task: _Task, last: _Told) -> None:
+    def _settle(self, task: _Task, last: _Report) -> None:
         with self._changed:
             if last.done:
                 view = replace(task.view, state=JobState.DONE, file=task.out)
@@ -295,19 +300,23 @@ class Trainings:
 # -- in the process --------------------------------------------------------------------------------------
 
 
-def _work(told: Connection, home: Home, opening: Opening, lesson: Lesson, out: Path, samples: Path) -> None:
+def _work(
+    reports: Connection, home: Home, opening: Opening, lesson: Lesson, out: Path, samples: Path
+) -> None:
     try:
-        _learn(told, home, opening, lesson, out, samples)
+        _learn(reports, home, opening, lesson, out, samples)
     except StudioError as error:
-        told.send(_Told(error=str(error)))
-    except Exception as error:  # a fault of ours or of the device's; whoever asked must be told
+        reports.send(_Report(error=str(error)))
+    except Exception as error:  # a fault of ours or of the device; its owner must see it
         traceback.print_exc()
-        told.send(_Told(error=f"training failed: {error or type(error).__name__}"))
+        reports.send(_Report(error=f"training failed: {error or type(error).__name__}"))
     else:
-        told.send(_Told(done=True))
+        reports.send(_Report(done=True))
 
 
-def _learn(told: Connection, home: Home, opening: Opening, lesson: Lesson, out: Path, samples: Path) -> None:
+def _learn(
+    reports: Connection, home: Home, opening: Opening, lesson: Lesson, out: Path, samples: Path
+) -> None:
     from pipelines.blora.blora_training import train_blora
     from pipelines.blora.default_recipes import default_recipe
     from pipelines.training.run import TrainingProgress
@@ -323,7 +332,7 @@ def _learn(told: Connection, home: Home, opening: Opening, lesson: Lesson, out: 
         if progress.sample is not None:
             sample = samples.with_name(f"{samples.name}-{progress.step}.png")
             _save(progress.sample, sample)
-        told.send(_Told(progress.step, progress.steps, progress.loss, sample))
+        reports.send(_Report(progress.step, progress.steps, progress.loss, sample))
 
     train_blora(pipe, picture, lesson.prompt, out, recipe=recipe, progress=note)
     preview = picture.copy()

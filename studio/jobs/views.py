@@ -1,4 +1,4 @@
-"""Jobs as their owners see them: what is stored, with what is in the making laid over it."""
+"""Jobs as their owners see them: what is stored, together with what is in the making."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from studio.terminal.progress import duration
 
 
 def job_head(job: Job, stored: Tally, work: Work | None, position: int, loading: str) -> JobHead:
-    """stored: its pictures in numbers. work: what of it is not over, None where nothing is. loading: what its model
-    is doing, "" when ready."""
+    """The job without its pictures. stored: its pictures in numbers. work: its unfinished part; None where it is over.
+    loading: how loading its model goes, "" when ready."""
     tally, seconds = _with_steps(stored, work), work.seconds_left if work is not None else None
     return JobHead(
         id=job.id,
@@ -38,7 +38,7 @@ def job_view(head: JobHead, job: Job, pictures: Sequence[PictureView]) -> JobVie
 
 
 def _with_steps(tally: Tally, work: Work | None) -> Tally:
-    """With the steps of what is in the making."""
+    """The tally with the steps of pictures that are not done."""
     begun = [task for task in work.tasks.values() if task.count] if work is not None else []
     return replace(
         tally,
@@ -64,12 +64,13 @@ def gallery_picture(row: PictureRow, home: Home) -> GalleryPicture:
 
 
 def stored(file: Path, home: Home) -> str:
-    """A file as the store names it: from the home's folder where it lies inside, so that a home can be moved."""
+    """A file as the store names it: relative to the home's folder where it lies inside, so that the home can be
+    moved."""
     return str(file.relative_to(home.path)) if file.is_relative_to(home.path) else str(file)
 
 
 def located(file: str, home: Home) -> Path:
-    """The other way."""
+    """The path of a file that the store names: the inverse of `stored`."""
     return home.path / file
 
 

@@ -1,4 +1,4 @@
-"""The worker: the calls by which everybody talks to the one thread that owns the device.
+"""The worker: the functions by which everybody talks to the one thread that owns the device.
 
     submit -> gate -> SQLite -> [queue] -> session of the model in turn -> picture on the disk -> its row
 
@@ -46,18 +46,17 @@ from studio.rendering.saver import Saver
 T = TypeVar("T")
 
 MOST_LIVE = 4
-"""Live jobs of one owner that may wait or be in the making; an older one is stopped when another comes."""
+"""Most live jobs of one owner at a time. When another one comes, the oldest is stopped."""
 MOST_WAITING = 20_000
-"""Pictures of one owner that may wait or be in the making."""
+"""Most unfinished pictures of one owner."""
 MOST_SEEN = 500
-"""Pictures of one job that are looked at together."""
+"""Most pictures that one look at a job returns."""
 
 
 class Worker:
-    """Renders the jobs of everybody who asks. Safe for several threads; one for each home (see `HomeLock`).
+    """Renders the jobs of all owners. Safe for several threads; a home has one at a time (see `HomeLock`).
 
-    opening: device, precision and limits for all models; its `source` is not looked at.
-    trust: what jobs may name.
+    opening: device, precision and limits for all models; its `source` is ignored. trust: what jobs may name.
     """
 
     def __init__(self, home: Home, *, opening: Opening | None = None, trust: Trust | None = None) -> None:
@@ -69,7 +68,7 @@ class Worker:
         self._previews = Previews(home)
         self._ledger = Ledger(home, self._store, self._previews)
         self._queue, self._changed = self._ledger.queue, self._ledger.changed
-        self._saver = Saver(self._ledger.noted)
+        self._saver = Saver(self._ledger.note)
         self._calls = Calls()
         self._coming: Counter[str] = Counter()  # pictures of each owner that are being queued
         self._shelves = Shelves(lambda: self.home, self.trust)
@@ -85,7 +84,7 @@ class Worker:
         )
 
     def start(self) -> None:
-        """Takes up what was left, and begins."""
+        """Takes up the jobs that an earlier server left, and begins to work."""
         self._store.recover(interrupted=True)
         self._store.delete_kind(LIVE)
         shutil.rmtree(live_folder(self.home), ignore_errors=True)
@@ -98,7 +97,8 @@ class Worker:
         return self._rounds.running
 
     def close(self) -> None:
-        """Stops before the next UNet call. What is finished is kept; the rest goes on at the next start."""
+        """Stops before the next UNet call. Finished pictures are kept; the other ones are drawn after the next
+        start."""
         self._rounds.stop()
         self._saver.close()
         self._calls.refuse("the studio was closed")
@@ -120,18 +120,20 @@ class Worker:
         labels: Sequence[str] = (),
         settings: Mapping[str, object] | None = None,
     ) -> str:
-        """Asks for pictures, one a draft; returns the job's id at once.
+        """Asks for pictures, one for each draft; returns the job's id at once.
 
         model: None is the model of config.toml, else the built-in one. labels: of the pictures, in order.
-        kind: LIVE pictures come first and are not kept. settings: "before", the weights of the mix before it was
-        normalised, is noted in the pictures' records. Raises StudioError, and then nothing is queued.
+        kind: LIVE pictures come first and are not kept. settings: kept with the job; "before", the weights of the mix
+        before it was normalised, is also noted in the pictures' records. Raises StudioError, and then nothing is
+        queued.
         """
         with self._room_for(len(drafts), owner):
             return self._queued(owner, drafts, model, vae, kind, title, labels, settings or {})
 
     @contextmanager
     def _room_for(self, count: int, owner: str) -> Iterator[None]:
-        """Within: so many pictures of an owner are being queued. Raises RequestError where they are too many."""
+        """While the block runs, `count` pictures count as the owner's unfinished ones. Raises RequestError where that
+        makes too many."""
         with self._changed:
             waiting = self._queue.waiting_of(owner) + self._coming[owner]
             if waiting + count > MOST_WAITING:
@@ -183,7 +185,7 @@ class Worker:
         return job.id
 
     def _refuse_too_large(self, drafts: Sequence[Draft], key: ModelKey) -> None:
-        """Raises RequestError for a size that has no room in memory, as far as the model is known."""
+        """Raises RequestError for a size that memory cannot hold. Nothing is refused where the model is not loaded."""
         needs = self._rounds.needs(key)
         sizes = {
             (width, height, draft.init_image is not None): draft.where
@@ -199,15 +201,15 @@ class Worker:
                 raise placed(error, where) from error
 
     def _forget_old_live(self, owner: str) -> None:
-        """Of an owner's live jobs only the newest go on."""
+        """Cancels all but the newest live jobs of an owner."""
         live = [work for work in self._queue.works.values() if work.priority and work.job.owner == owner]
         for work in sorted(live, key=lambda work: work.job.seq)[:-MOST_LIVE]:
             self.cancel(work.job.id, owner)
 
     def cancel(self, id: str, owner: str) -> bool:
-        """Stops a job before its next UNet call; finished pictures stay. False where there is nothing to stop.
+        """Stops a job before its next UNet call; finished pictures stay. False: there is nothing to stop.
 
-        When this returns, the stop is on the disk: no restart begins the job again.
+        When this returns, the stop is on the disk, so that no restart begins the job again.
         """
         with self._changed:
             work = self._queue.works.get(id)
@@ -218,7 +220,7 @@ class Worker:
             return True
 
     def delete(self, id: str, owner: str) -> bool:
-        """Forgets a job, and deletes its pictures. False where the owner has no such job."""
+        """Forgets a job, and deletes its pictures. False: the owner has no such job."""
         if self._owned(id, owner) is None:
             return False
         self.cancel(id, owner)
@@ -230,7 +232,7 @@ class Worker:
         return True
 
     def delete_picture(self, job: str, index: int, owner: str) -> bool:
-        """Deletes one finished picture. False where the owner has no such picture."""
+        """Deletes one finished picture. False: the owner has no such picture."""
         if self._owned(job, owner) is None:
             return False
         with self._changed:
@@ -249,8 +251,8 @@ class Worker:
     ) -> Future[T]:
         """Runs `work` with a model, on the worker's thread, between two rounds; rendering waits for it.
 
-        For what needs the device and is no picture: training, frequency profiles, timing. Adapters that it loads
-        it must unload. Raises StudioError for a model that cannot be.
+        This is for work on the device that is not a picture, such as frequency profiles. `work` must unload the
+        adapters that it loads. Raises StudioError for a model that cannot be had.
         """
         key = model_key(model, vae, self.home, self.trust)
         with self._changed:
@@ -259,18 +261,18 @@ class Worker:
         return future
 
     def load(self, model: str | None = None) -> Future[None]:
-        """Loads a model ahead of the first job. Raises StudioError for one that cannot be."""
+        """Loads a model before any job needs it. Raises StudioError for a model that cannot be had."""
         return self.call(lambda pipe: None, model=model)
 
     # -- looking -----------------------------------------------------------------------------------------
 
     @property
     def version(self) -> int:
-        """Rises with every change that somebody could see."""
+        """A number that rises with every change that users can see."""
         return self._ledger.version
 
     def wait(self, version: int, timeout: float) -> int:
-        """Returns as soon as the version is another one, or after so many seconds; the version then."""
+        """Waits until the version is another one, or for `timeout` seconds; returns the version then."""
         with self._changed:
             self._changed.wait_for(lambda: self._ledger.version != version, timeout)
             return self._ledger.version
@@ -285,10 +287,10 @@ class Worker:
         latest: bool = False,
         records: bool = True,
     ) -> JobView | None:
-        """One job; None where the owner has no such job. Whoever looks gets previews for some seconds.
+        """One job; None where the owner has no such job. For some seconds after a look, previews are drawn.
 
-        Its pictures are `most` from number `first` on; latest: up to the last one that was begun. records: False
-        leaves out the pictures' records.
+        It has at most `most` pictures, from place `first` on; latest: instead, those up to the last one that was begun.
+        records: False leaves out the pictures' records.
         """
         job = self._owned(id, owner)
         if job is None:
@@ -325,7 +327,7 @@ class Worker:
         return [job.id for job in sorted(found, key=lambda job: job.seq) if kind in (None, job.kind)]
 
     def at_work(self, id: str, owner: str) -> AtWork | None:
-        """The first picture of a job that is in the making. Whoever looks gets previews for some seconds."""
+        """The first picture of a job that is in the making. For some seconds after a look, previews are drawn."""
         with self._changed:
             work = self._queue.works.get(id)
             if work is None or work.job.owner != owner:
@@ -337,7 +339,8 @@ class Worker:
     def pictures(
         self, owner: str, *, limit: int = 100, offset: int = 0, search: str = ""
     ) -> list[GalleryPicture]:
-        """An owner's finished pictures, the newest first; `search`: words that must stand in what was asked for."""
+        """An owner's finished pictures, the newest first. search: words that draft or label must contain. Raises
+        RequestError for a search that is too long, or takes too long."""
         rows = self._store.gallery(owner, limit, offset, search, without=(LIVE,))
         return [gallery_picture(row, self.home) for row in rows]
 
@@ -346,11 +349,11 @@ class Worker:
         return owner in self._store.owners_of(stored(file, self.home))
 
     def discreet(self, text: str) -> str:
-        """A message as those who ask may read it: without places on this computer, unless they may name some."""
+        """A message as clients may read it: without paths of this computer, unless jobs may name such paths."""
         return text if self.trust.paths else without_places(text, self.home)
 
     def busy(self, but: str) -> bool:
-        """Whether anybody has a job that is not over, one owner left aside."""
+        """Whether anybody but this owner has a job that is not over."""
         with self._changed:
             return bool(self._calls) or any(work.job.owner != but for work in self._queue.works.values())
 
@@ -364,7 +367,7 @@ class Worker:
         return replace(state, error=self.discreet(state.error), loading=self.discreet(state.loading))
 
     def add_folders(self, roots: Roots) -> None:
-        """Looks into further folders from now on; they are written into config.toml. Raises SetupError."""
+        """Adds folders to search from now on, and writes them into config.toml. Raises SetupError."""
         found = self.home.add_folders(roots)
         self.home = replace(found, settings=replace(found.settings, model=self.home.settings.model))
 
@@ -397,7 +400,7 @@ class Worker:
 
 
 def _seeded(draft: Draft) -> Draft:
-    """With a seed, so that the picture is the same one after a restart."""
+    """The draft with a seed, so that the picture stays the same after a restart."""
     if draft.values.get("seed") is not None:
         return draft
     return draft.with_value("seed", random.randrange(SEEDS))

@@ -1,1 +1,1 @@
-"""The user's LoRA files: found, read by their headers, searched, and matched with models and pictures."""
+"""The user's LoRA and model files: found, listed, searched, and matched with each other and with pictures."""

@@ -22,10 +22,10 @@ class Card:
 
     made_for: the embedded model that an embedded adapter is made for. kinds: "LoRA", "LoCon", …
     family: "sd1", "sd2", "sdxl", another family's name, or "unknown"; family_label: as people write it.
-    text_width: numbers in the text embeddings that it reads.
-    preferred_weight, strength_range (lowest, highest): None where nothing says them.
-    refused: why no model of ours can take it; error: why it cannot even be read; "" where all is well.
-    hashes: as they were written down, by their own names. size: bytes; modified: seconds since 1970.
+    text_width: the width of the text embeddings that it expects.
+    preferred_weight, strength_range (lowest, highest): None where neither the file nor a note gives them.
+    refused: why no model here can take it; error: why it cannot even be read; "" where all is well.
+    hashes: those that the file or a note states, by name. size: bytes; modified: seconds since 1970.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Card:
         return not self.error
 
     def misfit(self, fit: Fit | None) -> str:
-        """Why it cannot be used with a model, or with any; "" where nothing speaks against it."""
+        """Why it cannot be used with the model (fit: None: with any model); "" where nothing speaks against it."""
         if self.error or self.refused:
             return self.error or self.refused
         if fit is None:
@@ -66,7 +66,7 @@ class Card:
 
     @property
     def searched(self) -> str:
-        """What a search looks through."""
+        """The text that a search looks through."""
         words: tuple[str, ...] = (
             self.name,
             self.title,
@@ -81,18 +81,18 @@ class Card:
 
 
 def read_card(entry: Entry) -> Card:
-    """Reads the file's header and the notes beside it. A file that cannot be read is a card that says why."""
+    """Reads the file's header and the notes beside it. For a file that cannot be read, the card says why."""
     return read_card_and_metadata(entry)[0]
 
 
 def read_card_and_metadata(entry: Entry) -> tuple[Card, Mapping[str, str]]:
-    """As `read_card`, with the metadata that stand in the header; none of a file that cannot be read."""
+    """As `read_card`, with the metadata in the header; {} for a file that cannot be read."""
     known: dict[str, Any] = {"made_for": entry.model, "embedded": entry.embedded}
     try:
         stat = answered(entry.path, entry.path.stat)
         known |= {"size": stat.st_size, "modified": stat.st_mtime}
         seen = inspect_file(entry.path)
-        return Card(entry.name, entry.path, **known, **_told(seen)), seen.stated
+        return Card(entry.name, entry.path, **known, **_fields_of(seen)), seen.stated
     except StudioError as error:
         why = str(error)
     except OSError as error:  # a link to nowhere, or gone by now
@@ -100,7 +100,7 @@ def read_card_and_metadata(entry: Entry) -> tuple[Card, Mapping[str, str]]:
     return Card(entry.name, entry.path, **known, error=whole_text(why)), {}
 
 
-def _told(seen: Inspection) -> dict[str, Any]:
+def _fields_of(seen: Inspection) -> dict[str, Any]:
     said = seen.metadata
     return {
         "title": said.title,
@@ -127,7 +127,7 @@ def card_to_json(card: Card) -> str:
 
 
 def card_from_json(text: str) -> Card:
-    """Raises ValueError, TypeError or KeyError for what another version wrote."""
+    """The card of its JSON text. Raises ValueError, TypeError or KeyError for what another version wrote."""
     content: Mapping[str, object] = json.loads(text)
     if set(content) != {field.name for field in fields(Card)}:
         raise ValueError("another version's card")

@@ -16,7 +16,7 @@ from pipelines.home.files import is_folder
 
 @dataclass(frozen=True)
 class Fit:
-    """What an adapter must be to fit a model: its family, and the width of the text embeddings it reads."""
+    """What an adapter must be to fit a model: its family, and the width of the text embeddings that it expects."""
 
     model: Entry
     family: FamilyName
@@ -24,14 +24,14 @@ class Fit:
 
     @property
     def small(self) -> bool:
-        """Whether the model is narrower than those of its family, so that their adapters do not fit."""
+        """Whether the model is narrower than the published ones of its family, whose adapters then do not fit."""
         return self.width != FAMILIES[self.family].context_width
 
     def misfit(self, made_for: str | None, text_width: int | None, family: str, label: str) -> str:
-        """Why an adapter that can be read is not one for the model; "" where nothing speaks against it.
+        """Why a readable adapter does not fit the model; "" where nothing speaks against it.
 
         made_for: the embedded model that an embedded adapter is made for. text_width, family, label: of the adapter,
-        as `inspect_file` tells them.
+        as `inspect_file` finds them.
         """
         if made_for is not None:
             return "" if made_for == self.model.name else f"made for {made_for}; this is {self.model.name}"
@@ -54,8 +54,10 @@ class Fit:
 
 
 def fit_of(model: str, home: Home, *, paths: bool = True) -> Fit:
-    """paths: whether a path may stand for a name. Raises ModelError for a model that is not here or cannot be used,
-    and NoAnswer."""
+    """What an adapter must be to fit the model, by its header. paths: whether a path may stand for a name.
+
+    Raises ModelError for a model that is not here or cannot be used, and NoAnswer where its folder does not answer.
+    """
     entry = home.find_model(model, paths=paths)
     if entry is None:
         raise ModelError(f"{model} is on the hub; its LoRAs can be listed once it is in a models folder")
@@ -63,7 +65,7 @@ def fit_of(model: str, home: Home, *, paths: bool = True) -> Fit:
 
 
 def fit_of_entry(entry: Entry) -> Fit:
-    """As `fit_of`, of a model that was found."""
+    """As `fit_of`, for a model that was found already."""
     if not is_folder(entry.path):
         family = examine(entry.path).family
         return Fit(entry, family.name, family.context_width)

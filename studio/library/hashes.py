@@ -1,4 +1,4 @@
-"""Files known again by what is in them, whatever they are called now."""
+"""Files are recognised by their hashes, whatever they are called now."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def short_hash(path: Path) -> str:
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    """What is remembered holds until the file changes."""
+    """Size and time of a file: a remembered hash holds until they change."""
     try:
         stat = answered(path, path.stat)
-    except OSError:  # whoever reads it next says why
+    except OSError:  # reading it, which comes next, says why
         return (0, 0)
     return (stat.st_size, stat.st_mtime_ns)
 
@@ -49,10 +49,10 @@ def _file_hash(path: Path, size: int, changed: int) -> str:
 
 
 def is_adapter(path: Path, digest: str, size: int | None = None) -> bool:
-    """Whether the file is the one that a hash means: its own sha256 or the start of one, or A1111's short hash.
+    """Whether a hash means this file: its sha256 or the start of that, or A1111's short hash.
 
-    size: the file's bytes, where they are known; then only files of that size are read. False for one that cannot be
-    read, or does not answer.
+    size: in bytes, where it is known; then only a file of that size is read. False for a file that cannot be read, or
+    whose folder does not answer.
     """
     digest = digest.lower()
     try:
@@ -66,5 +66,5 @@ def is_adapter(path: Path, digest: str, size: int | None = None) -> bool:
 
 
 def find_adapter(paths: Iterable[Path], digest: str, size: int | None = None) -> Path | None:
-    """The first of the files that the hash means."""
+    """The first file that the hash means; None where it means none. See `is_adapter`."""
     return next((path for path in paths if is_adapter(path, digest, size)), None)

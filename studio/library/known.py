@@ -1,6 +1,6 @@
-"""Files that a picture names, looked up here: by their names, then by their hashes.
+"""Looks up the files that a picture names: by their names, then by their hashes.
 
-A picture never names a path: whatever looks like one is only a name.
+A picture cannot name a path: whatever looks like one is taken for a name.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from studio.library.scan import Library
 
 @dataclass(frozen=True)
 class Known:
-    """What a picture says of an adapter that it was made with: its hash, and its size in bytes if that is known."""
+    """What a picture says of an adapter that it was made with: its hash, and its size in bytes where it gives that."""
 
     digest: str
     size: int | None = None
@@ -31,9 +31,9 @@ class Known:
 
 @dataclass(frozen=True)
 class Missing:
-    """Something that the picture was made with and that is not here. kind: "LoRA", "model" or "VAE".
+    """A file that the picture was made with and that is not here. kind: "LoRA", "model" or "VAE".
 
-    near: what is here under similar names. hash: as the picture gives it, "" where it does not.
+    near: similar names that are here. hash: as the picture gives it, "" where it gives none.
     """
 
     kind: str
@@ -48,10 +48,10 @@ class Missing:
 
 
 class Finder:
-    """Says what a picture's files are called here. `missing` and `notes` fill up as it is asked.
+    """Finds a picture's files here. Each look-up adds to `missing` and `notes`.
 
-    library: knows LoRAs by their headers, for a program that must answer soon. Without it every file is read that a
-    hash may mean.
+    library: finds LoRAs by the hashes in their headers, which is quick. Without it, every file that a hash may mean is
+    read, which takes long.
     """
 
     def __init__(self, home: Home, library: Library | None = None) -> None:
@@ -63,13 +63,14 @@ class Finder:
 
     @property
     def _loras(self) -> tuple[Entry, ...]:
-        """Thousands of files perhaps, listed once."""
+        """Listed only once: there may be thousands."""
         if self._listed is None:
             self._listed = self._home.loras()
         return self._listed
 
     def model(self, name: str, digest: str, source: str = "") -> str:
-        """The model's name; "" for one that is missing or not said. source: another way in which it was named."""
+        """The model's name here; "" where it is missing or the picture names none. source: a second name, such as a hub
+        id, that is tried after the first."""
         for called in (*_names(name), *_names(source)):
             try:
                 entry = self._home.find_model(called, paths=False)
@@ -83,7 +84,7 @@ class Finder:
         return ""
 
     def vae(self, name: str | None) -> str | None:
-        """The VAE's name; None for one that is missing or not said."""
+        """The VAE's name here; None where it is missing or the picture names none."""
         names = _names(name or "")
         for called in names:
             try:
@@ -95,9 +96,10 @@ class Finder:
         return None
 
     def lora(self, name: str, said: Known | None, model: str) -> str | None:
-        """The LoRA's name; None for one that is missing. A file that bears the hash comes before one of that name.
+        """The LoRA's name here; None where it is missing. Where the file of that name has another hash, a file with the
+        right hash is preferred to it.
 
-        model: of two embedded LoRAs of one name, the one made for it is meant.
+        model: decides between two embedded LoRAs of one name: the one made for this model is taken.
         """
         try:
             entry = self._home.find_lora(name, model or None, paths=False, entries=self._loras)
@@ -131,13 +133,14 @@ class Finder:
 
 
 def _names(said: str) -> tuple[str, ...]:
-    """What a picture calls a file, with and without the folders in front; () for nothing."""
+    """A file's name as a picture gives it, with and without the folders in front; () for an empty one."""
     name = re.sub(r"\.(safetensors|ckpt)$", "", said.replace("\\", "/"))
     return tuple(dict.fromkeys(filter(None, (name, name.rsplit("/", 1)[-1]))))
 
 
 def model_with_hash(home: Home, digest: str, say: Callable[[str], None] = lambda text: None) -> Entry | None:
-    """The model that a hash of a picture means, whatever it is called. All models may be read, which takes long."""
+    """The model that a picture's hash means, whatever it is called; None where it is not here. This may read all
+    models, which takes long. say: called before that."""
     wanted = digest.lower()[:10]
     if not wanted:
         return None
@@ -146,7 +149,7 @@ def model_with_hash(home: Home, digest: str, say: Callable[[str], None] = lambda
 
 
 def _hash(path: Path, home: Home) -> str:
-    """A model's, as pictures give it; "" for one that cannot be read."""
+    """A model's hash as pictures give it; "" for a model that cannot be read."""
     try:
         return short_hash(folder_files(path, torch.float32) if path.is_dir() else [path], home.hashes)
     except (ModelError, OSError):

@@ -16,7 +16,7 @@ from pipelines.home import Home
 from pipelines.home.answers import each, sign
 
 BUILT_IN = "tiny-sdxl"
-"""The model where none is named."""
+"""The model that is used where none is named."""
 
 
 @dataclass(frozen=True)
@@ -33,27 +33,28 @@ class ModelEntry:
 
 
 def list_models(home: Home) -> list[ModelEntry]:
-    """All of them; those that cannot be used say why, and what does not answer is left out (see `Home.silent`)."""
+    """All models; those that cannot be used say why in `base`. Folders that do not answer are left out (see
+    `Home.silent`)."""
     default = home.settings.model or BUILT_IN
     entries = {entry.path: entry for entry in home.models()}
-    told = each(entries, _look)
+    looks = each(entries, _look)
     return [
         ModelEntry(
             name=entry.name,
             path=entry.path,
-            base=told[entry.path][0],
-            usable=told[entry.path][1],
+            base=looks[entry.path][0],
+            usable=looks[entry.path][1],
             embedded=entry.embedded,
             default=entry.name == default,
-            size=told[entry.path][2],
+            size=looks[entry.path][2],
         )
         for entry in entries.values()
-        if entry.path in told
+        if entry.path in looks
     ]
 
 
 def _look(path: Path) -> tuple[str, bool, int]:
-    """The family's label, or why the model cannot be used; whether it can; the bytes of its weights."""
+    """(the family's label, or why the model cannot be used; whether it can be used; bytes of its weights)."""
     try:
         stat = path.stat()
         return *_base(path, S_ISDIR(stat.st_mode), stat.st_mtime_ns), _bytes(path)
@@ -70,12 +71,12 @@ def _base(path: Path, is_folder: bool, changed: int) -> tuple[str, bool]:
         return family.label, True
     except StudioError as error:
         return str(error), False
-    except Exception as error:  # a fault of ours with one model takes the list from nobody
+    except Exception as error:  # one faulty model must not cost the whole list
         return f"{path.name} cannot be read ({type(error).__name__}: {error})", False
 
 
 def _bytes(path: Path) -> int:
-    """Of the weights in a file, or in a folder and the folders in it."""
+    """Bytes of the weights in a file, or in a folder and its subfolders."""
     if path.is_file():
         return path.stat().st_size
     size = 0

@@ -1,4 +1,4 @@
-"""The library: every LoRA file that is found, by its header alone, remembered until the file or its notes change.
+"""The library: every LoRA file, by its header alone. Cards are kept until the file or the notes beside it change.
 
 folders -> stamps (size and time of the file and of the notes beside it) -> cards, from memory, cache or header
 """
@@ -30,25 +30,25 @@ from studio.library.search import words_of
 
 NOTES = (".json", ".civitai.info", ".metadata.json", ".txt", ".png", ".jpg", ".jpeg", ".webp",
          ".preview.png", ".preview.jpg", ".preview.jpeg", ".preview.webp")  # fmt: skip
-"""What may stand beside a file and changes its card (see `pipelines.adapters.sidecars`)."""
+"""Endings of the notes and previews beside a file, which change its card (see `pipelines.adapters.sidecars`)."""
 LARGEST_ADDED = 8 * 2**30
-"""Bytes of a file that is dropped into the library."""
+"""Most bytes of a file that is dropped into the library."""
 RECENT = 2.0
-"""Seconds for which a search takes the files as they were."""
+"""Seconds during which a search does not look for changed files again."""
 
 FORMAT = 3
-"""Of the cache on disk: one more whenever cards come to mean something else."""
+"""The version of the cache on disk. Raise it whenever cards change their meaning."""
 
 PATIENCE = 0.5
-"""Seconds until a glance takes what there is."""
+"""Seconds that a glance waits for the whole list."""
 
 Stamp = str
 
 
 @dataclass(frozen=True)
 class Glance:
-    """The cards known at one moment. whole: whether these are all; where not, read, of: files read and to be read,
-    0 and 0 while they are still being looked for."""
+    """The cards known at one moment. whole: whether these are all. Where they are not, `read` of `of` new or changed
+    files were read; both are 0 while files are still being looked for."""
 
     cards: list[Card]
     whole: bool = True
@@ -58,9 +58,9 @@ class Glance:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which cards are looked for: those in which all words stand, of that family, category and type.
+    """A choice of cards: those that contain all words and are of that family, category and type; None allows any.
 
-    fit: those that fit the model come first; fitting_only leaves the others out. Raises RequestError for a search that
+    fit: cards that fit the model come first; fitting_only leaves the others out. Raises RequestError for a search that
     is too long.
     """
 
@@ -92,31 +92,32 @@ class Choice:
 
 
 class Library:
-    """The files in the home's folders. Safe for several threads. home: called whenever it is looked through, since
-    folders can be added while a server runs."""
+    """The LoRA files in the home's folders. Safe for several threads. home: called before every look, since folders
+    can be added while a server runs."""
 
     def __init__(self, home: Callable[[], Home]) -> None:
         self._home = home
         self._known: dict[Path, tuple[Stamp, Card]] | None = None
         self._listed: tuple[float, list[Card]] = (-RECENT, [])
-        self._asked = threading.Lock()  # guards the two below, and is never held while files are looked at
+        self._guard = threading.Lock()  # guards the two below; never held while files are looked at
         self._coming: Future[list[Card]] | None = None
         self._after: Future[list[Card]] | None = None
         self._so_far = Glance([], whole=False)
 
     def cards(self) -> list[Card]:
-        """All files as they are now, by name. What does not answer is left out (see `Home.silent`)."""
-        with self._asked:
+        """The cards of all files as they are now, sorted by name. Folders that do not answer are left out (see
+        `Home.silent`)."""
+        with self._guard:
             if self._coming is None or self._coming.done():
                 coming = self._begin()
-            else:  # it may be past what has changed since: all who come meanwhile share the one after it
+            else:  # the look under way may have missed a later change: everybody who comes now shares the next one
                 coming = self._after = self._after or Future()
-        return list(self._told(coming))
+        return list(self._result(coming))
 
     def glance(self, wait: float = PATIENCE, *, again: bool = True) -> Glance:
-        """As `cards`, but where that takes longer than `wait` seconds, what has been read by then; the rest is read
-        meanwhile, whether or not somebody asks. again: look for changes; else the files last found will do."""
-        with self._asked:
+        """As `cards`, but after `wait` seconds it returns what was read by then; the rest is read in the background.
+        again: look for changed files. Without it, the list last found will do."""
+        with self._guard:
             coming = self._coming
             if coming is None:
                 if not again and self._so_far.whole:
@@ -126,25 +127,25 @@ class Library:
         if not coming.done():
             seen = self._so_far
             return replace(seen, cards=sorted(seen.cards, key=_by_name), whole=False)
-        return Glance(self._told(coming))
+        return Glance(self._result(coming))
 
     def _begin(self) -> Future[list[Card]]:
         self._coming = Future()
         threading.Thread(target=self._read, args=(self._coming,), name="library", daemon=True).start()
         return self._coming
 
-    def _told(self, coming: Future[list[Card]]) -> list[Card]:
-        """What was found. What went wrong is told once, then looked for again."""
+    def _result(self, coming: Future[list[Card]]) -> list[Card]:
+        """The cards that a look found. Where it failed, this raises the reason once; the next call looks again."""
         try:
             return coming.result()
         except BaseException:
-            with self._asked:
+            with self._guard:
                 if self._coming is coming:
                     self._coming = None
             raise
 
     def _read(self, coming: Future[list[Card]]) -> None:
-        """One look after another while somebody waits for it: what is known belongs to this thread alone."""
+        """Looks again and again while somebody waits for another look. Only this thread touches `_known`."""
         after: Future[list[Card]] | None = coming
         while after is not None:
             coming = after
@@ -152,9 +153,9 @@ class Library:
             failed: BaseException | None = None
             try:
                 found = self._look()
-            except BaseException as error:  # it is whoever looks next that should learn of it
+            except BaseException as error:  # passed on to whoever waits for this look
                 failed = error
-            with self._asked:
+            with self._guard:
                 after, self._after = self._after, None
                 if after is not None or failed is None:
                     self._coming = after
@@ -175,7 +176,7 @@ class Library:
             if entry.path in stamps and known.get(entry.path, ("", None))[0] != stamps[entry.path]
         }
         found = [
-            replace(known[entry.path][1], name=entry.name)  # it depends on what else is there
+            replace(known[entry.path][1], name=entry.name)  # the name depends on the other files
             for entry in entries
             if entry.path in stamps and entry.path not in fresh
         ]
@@ -199,16 +200,16 @@ class Library:
         return found
 
     def _recent(self) -> list[Card]:
-        """As `cards`, but not looked for again while somebody types."""
+        """As `cards`, but files are looked at only every few seconds, so that typing stays quick."""
         listed, found = self._listed
         return found if time.monotonic() - listed < RECENT else self.cards()
 
     def with_metadata(self) -> list[tuple[Card, Mapping[str, str]]]:
-        """The readable files with the metadata that stand in their headers, which the cache on disk keeps: together
-        they are too large to be held in memory. A file that goes away meanwhile is left out."""
+        """The readable cards with the metadata in their headers. These come from the cache on disk: all together they
+        are too large to be kept in memory. A file that disappears meanwhile is left out."""
         cards = [card for card in self.cards() if card.readable]
         stated = _read_metadata(self._home())
-        # another program on this home, with other folders, may have taken a row out
+        # another program that uses this home with other folders may have deleted rows
         stated |= {
             path: metadata
             for path, metadata in each(
@@ -228,27 +229,27 @@ class Library:
         fit: Fit | None = None,
         fitting_only: bool = False,
     ) -> list[Card]:
-        """The cards in which all words stand, and which are of that family, category and type.
+        """The cards that contain all words and are of that family, category and type, as `Choice` has them.
 
-        fit: those that fit the model come first; `fitting_only` leaves the others out. Raises RequestError for a
-        search that is too long.
+        Raises RequestError for a search that is too long.
         """
         chosen = Choice(words, family, category, kind, fit, fitting_only)
         return chosen.among(self._recent())
 
     def card(self, name: str, model: str | None = None) -> Card:
-        """The card of that name. Raises AdapterFileError for an unknown or ambiguous one, with near names."""
+        """The card of that name. Raises AdapterFileError for an unknown or ambiguous name; it gives similar names."""
         return read_card(self._home().find_lora(name, model, paths=False))
 
     def named(self, names: Iterable[str]) -> list[Card]:
-        """The cards of these names, of which some may be unknown. Only their own files are read."""
+        """The cards of these names; unknown names are left out. Reads no other files."""
         wanted = {name.casefold() for name in names}
         return [read_card(entry) for entry in self._home().loras() if entry.name.casefold() in wanted]
 
     def with_hash(self, digest: str, size: int | None = None) -> Card | None:
-        """The file that a hash means, whatever it is called: a sha256, the start of one, or A1111's short hash.
+        """The card of the file that a hash means: a sha256, the start of one, or A1111's short hash; None where there
+        is none.
 
-        What headers state is believed; files are read only where `size`, in bytes, says that they may be it.
+        Hashes that headers state are believed. Files are read only where `size`, in bytes, is given and is theirs.
         """
         digest = digest.lower()
         if len(digest) < 8:
@@ -261,10 +262,10 @@ class Library:
         return next((card for card in alike if is_adapter(card.path, digest)), None)
 
     def add(self, file: Path, name: str | None = None) -> Card:
-        """Copies a file into the home's LoRA folder, once it is known to be a LoRA; returns its card.
+        """Checks that a file is a LoRA, copies it into the home's LoRA folder, and returns its card.
 
-        name: what it was called where it comes from. A file that is here already is not copied again; one of the
-        same name gets the next free one. Raises AdapterError with the reason for what is no LoRA.
+        name: its original name. A file that is here already is not copied again. Where another file has the name, it
+        gets the next free one. Raises AdapterError, with the reason, for a file that is no LoRA.
         """
         if answered(file, file.stat).st_size > LARGEST_ADDED:
             raise AdapterFileError(
@@ -327,8 +328,8 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _stamps(entries: Sequence[Entry]) -> dict[Path, Stamp]:
-    """A text for each file that changes with it and with the notes beside it. Each folder is listed once; files in
-    those that do not answer have none."""
+    """File -> a text that changes when the file, or a note beside it, changes. Each folder is listed once. Files in
+    folders that do not answer are left out."""
     listings = each(dict.fromkeys(entry.path.parent for entry in entries), _listing)
     stamps = {}
     for entry in entries:
@@ -360,7 +361,7 @@ def _listing(folder: Path) -> dict[str, str]:
 
 
 def _open(home: Home) -> sqlite3.Connection:
-    """Of this format: what another version wrote is forgotten."""
+    """The cache on disk. A cache of another format is emptied."""
     database = sqlite3.connect(home.made(home.cache) / "library.sqlite")
     [(format_found,)] = database.execute("PRAGMA user_version")
     if format_found != FORMAT:
@@ -374,7 +375,7 @@ def _open(home: Home) -> sqlite3.Connection:
 
 
 def _read_cache(home: Home) -> dict[Path, tuple[Stamp, Card]]:
-    """What an earlier run knew. A cache that cannot be read is begun anew: it holds nothing of its own."""
+    """What earlier runs read. A cache that cannot be read is deleted: all that it holds can be read again."""
     known = {}
     try:
         with closing(_open(home)) as database:
@@ -398,7 +399,7 @@ def _write_cache(
     stated: Mapping[Path, Mapping[str, str]],
     gone: Iterable[Path],
 ) -> None:
-    """stated: the metadata of the files that were read just now."""
+    """Writes what has changed. stated: the metadata of the files that were read just now."""
     with closing(_open(home)) as database, database:
         database.executemany("DELETE FROM cards WHERE path = ?", [(str(path),) for path in gone])
         database.executemany(

@@ -1,4 +1,4 @@
-"""What somebody may search for: so few words and characters that no search holds up the others for long."""
+"""Bounds of a search: so few words and characters that none holds up the others for long."""
 
 from __future__ import annotations
 

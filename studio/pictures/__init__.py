@@ -1,1 +1,1 @@
-"""Pictures on the disk: what they say of themselves, written and read; how settings come back from them."""
+"""Pictures on the disk: writing and reading what they say of themselves, and restoring settings from them."""

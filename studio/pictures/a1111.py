@@ -5,11 +5,10 @@
     Steps: 20, Sampler: Euler, CFG scale: 3.5, Seed: 7, Size: 128x128, Model hash: 0123456789, Model: tiny-sdxl,
     Lora hashes: "fox: 0123456789ab"
 
-The last line (one line, broken here) holds the settings, if at least three `Key: value` pairs stand in it; a
-value with a comma, a colon or a line break is written as a JSON string. Its keys come from the table of a request's
-fields (`studio.drafts.fields`); only what A1111 says in a way of its own is spelled here. Reading takes time in
-proportion to the text, whatever stands in it. Other programs know more keys than we do. What is not understood is
-listed, so that nobody is told more than was understood.
+The last line (broken in two here) holds the settings, if it contains at least three `Key: value` pairs. A value with a
+comma, a colon or a line break is written as a JSON string. The keys come from the table of a request's fields
+(`studio.drafts.fields`); only what A1111 expresses in its own way is spelled here. Reading takes linear time, whatever
+the text is. Other programs use more keys than we know; those that are not understood are listed.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ FEWEST_PAIRS = 3
 NEGATIVE = "Negative prompt:"
 
 MOST_PAIRS = 1_000
-"""Settings of one picture; a line with more of them is taken for prompt."""
+"""Most settings in the last line; a line with more is taken for a part of the prompt."""
 
-# possessive throughout: what has matched is never tried anew, so that no text takes the square of its length
+# all quantifiers are possessive, so that nothing is matched twice and no text takes quadratic time
 _KEY = re.compile(r"\s*+(?P<key>\w[\w /+.-]*+)\s*+:\s*+")
 _QUOTED = re.compile(r'(?P<value>"(?:[^"\\]|\\.)*+")\s*+(?:,|$)')
 _BARE = re.compile(r"(?P<value>[^,]*+)(?:,|$)")
@@ -47,19 +46,19 @@ _NUMBER = re.compile(r"[+-]?+[0-9]{1,20}+(?:\.[0-9]{1,60}+)?+(?:[eE][+-]?+[0-9]{
 BY_KEY: Mapping[str, Field] = {field.key: field for field in FIELDS if field.key}
 FIRST = ("Steps", "Sampler", "CFG scale", "Seed", "Size", "Model hash", "Model", "Denoising strength", "Clip skip",
          "CFG Rescale", "Composition")  # fmt: skip
-"""The order that other programs expect; what only we say comes after it."""
+"""The order that other programs expect. Keys of our own come after it."""
 LAST = ("Lora hashes", "Version")
 HIRES = "Hires upscale"
-"""Where this stands, the denoising strength is of a second pass, and no picture was started from."""
+"""With one of these keys, the denoising strength is that of a second pass, and there was no initial image."""
 BESIDE = ("Schedule type", "Model", "Model hash", *LAST)
-"""Keys that are read with others, or that say no field of a request."""
+"""Keys that are read together with others, or that belong to no field of a request."""
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """What the text says; None where it says nothing.
+    """What the text says. None stands for what it does not say.
 
-    prompt: with its `<lora:…>` tags. values: the other fields of a request, by Request's names and as it means them.
+    prompt: with its `<lora:…>` tags. values: the other fields of a request, by Request's names and in Request's units.
     lora_hashes: adapter name -> its short hash. ignored: keys that mean nothing here. unread: key -> what is wrong with
     its value.
     """
@@ -79,7 +78,7 @@ class Parameters:
 
 
 def write(said: Parameters) -> str:
-    """The text, as A1111 and everything that reads after it expects it."""
+    """The text, as A1111 and the programs that follow it expect it."""
     values = {name: value for name, value in said.values.items() if value is not None}
     own = {
         field.key: _written(field, values[field.name])
@@ -122,7 +121,7 @@ def _quoted(text: str) -> str:
 
 
 def read(text: str) -> Parameters:
-    """The other way. What cannot be understood is left out; nothing is refused."""
+    """What such a text says. Whatever cannot be understood is left out; no text is refused."""
     *lines, last = text.strip("\n").split("\n")
     pairs = _pairs(last)
     if len(pairs) < FEWEST_PAIRS:
@@ -161,7 +160,8 @@ def read(text: str) -> Parameters:
 
 
 def _values(key: str, said: str, pairs: Mapping[str, str]) -> dict[str, Any] | None:
-    """What one setting says, by Request's names; None where its key means nothing here. Raises StudioError."""
+    """The values that one setting stands for, by Request's names; None where its key means nothing here. Raises
+    StudioError for a value that cannot be read."""
     if key == "Size":
         match = _SIZE.fullmatch(said)
         if match is None:
@@ -184,7 +184,7 @@ def _values(key: str, said: str, pairs: Mapping[str, str]) -> dict[str, Any] | N
 
 
 def _read(field: Field, said: str) -> Any:
-    """A value. Raises StudioError."""
+    """The value of a field, from its text. Raises StudioError."""
     if field.kind == "method":
         return parse_composer(check_text(field.name, said, LONGEST_METHOD))
     if field.kind in ("whole", "real") and not _NUMBER.fullmatch(said):
@@ -193,13 +193,13 @@ def _read(field: Field, said: str) -> Any:
 
 
 def pairs(text: str) -> dict[str, str]:
-    """The settings in the last line, by their own names; {} where there are none."""
+    """The settings in the last line, by their keys there; {} where there are none."""
     found = _pairs(text.strip("\n").split("\n")[-1])
     return found if len(found) >= FEWEST_PAIRS else {}
 
 
 def _pairs(line: str) -> dict[str, str]:
-    """`Key: value, …` -> values by key; nothing where anything else stands in the line."""
+    """`Key: value, …` -> key -> value; {} where the line contains anything else."""
     found: dict[str, str] = {}
     place, end = 0, len(line.rstrip(" ,"))
     while place < end:
@@ -241,7 +241,7 @@ def _unquoted(text: str) -> str:
         return text
     try:
         found = str(json.loads(text))
-        found.encode()  # an escape may stand for half a character, which no program can write
+        found.encode()  # an escape may stand for half a character (a lone surrogate), which cannot be written
         return found
     except ValueError:
         return text

@@ -1,7 +1,8 @@
-"""How a picture that was rendered again compares with the one it was rendered from.
+"""How a picture that was rendered again differs from the old one.
 
-Equality bit for bit is promised for pictures rendered alone on the same device, in the same precision, with the
-same versions; against one from a shared batch, fp32 stays within 2/255. So both are said, and why.
+Pictures are promised to be equal bit for bit if both were rendered alone, on the same device, in the same precision and
+with the same versions. If the old one came from a shared batch, fp32 stays within 2/255. The comparison says which
+holds, and names what was different between the runs.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from PIL import Image
 from pipelines import Record
 
 TOLERANCE = 2
-"""Of 255: how far a picture may be from its like out of a shared batch, in fp32."""
+"""How far (of 255) a picture may differ in fp32 from the same one out of a shared batch."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """largest: difference of any value, of 255 (None: the sizes differ). mean: of all. reasons: what was different."""
+    """largest, mean: difference of the pictures' values, 0 … 255; largest is None where the sizes differ. reasons: what
+    was different between the two runs."""
 
     largest: int | None
     mean: float
@@ -40,7 +42,7 @@ class Comparison:
 
 
 def compare(old_file: Path, old: Mapping[str, Any], image: Image.Image, record: Record) -> Comparison:
-    """The new picture against the old one; `old` is the record that the old one holds."""
+    """Compares the new picture with the old one. old: the record in the old one."""
     with Image.open(old_file) as stored:
         before = np.asarray(stored.convert("RGB"), dtype=np.int16)
     after = np.asarray(image.convert("RGB"), dtype=np.int16)
@@ -52,7 +54,7 @@ def compare(old_file: Path, old: Mapping[str, Any], image: Image.Image, record: 
 
 
 def _reasons(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What was different about the two runs, as far as the records tell."""
+    """What was different between the two runs, as far as their records say."""
     found = ["it came from a shared batch"] if old.get("shared") else []
     for key, label in (("device", "on"), ("dtype", "in"), ("model_hash", "with model weights")):
         if old.get(key) != new[key]:

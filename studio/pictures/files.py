@@ -1,4 +1,4 @@
-"""Where pictures go: their names are decided before anything is rendered."""
+"""The pictures' file names, which are decided before anything is rendered."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PLACEHOLDERS = f"{{index}}, {{seed}}, {', '.join(f'{{{name}}}' for name in FIELD
 
 @dataclass(frozen=True)
 class Sheet:
-    """What a picture's name may be made of."""
+    """The values of one picture that its file's name can contain."""
 
     seed: int
     prompt: str
@@ -32,9 +32,9 @@ class Sheet:
 def plan_files(out: str | None, folder: Path, sheets: Sequence[Sheet], *, force: bool) -> list[Path]:
     """One file for each picture, in order.
 
-    out: a .png file (for one picture), a template with fields in braces, or a folder, in which numbers go on
-        from the highest there; None is `folder`.
-    Raises SetupError for a file that exists, unless `force`, and for names that cannot be.
+    out: a .png file (for one picture), a template with fields in braces, or a folder, in which numbers continue
+        from the highest one there; None is `folder`.
+    Raises SetupError for a file that exists, unless `force`, and for a name that cannot be used.
     """
     if out is None or _is_folder(out):
         target = folder if out is None else Path(out).expanduser()

@@ -1,6 +1,7 @@
-"""How pictures of other programs were made: ComfyUI, InvokeAI, NovelAI, Fooocus, through the library sd-parsers.
+"""Reads how pictures of other programs were made (ComfyUI, InvokeAI, NovelAI, Fooocus), with the library sd-parsers.
 
-What it leaves out is read here: LoRA loaders, ComfyUI's picture size, and ComfyUI's pictures without a drawn workflow.
+What that library leaves out is read here: LoRA loaders, the size in ComfyUI's pictures, and ComfyUI's pictures that
+hold no drawn workflow.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ from studio.drafts.picture_file import MOST_SAID, is_png
 from studio.drafts.plain import read_json
 
 LONGEST_LINE = 10_000
-"""Characters of a text that sd-parsers searches by patterns, some of which take the square of its length."""
+"""Most characters of a text that sd-parsers searches by patterns; some of these take quadratic time."""
 LONGEST_NUMBER = 100
 """Characters."""
 SEARCHED = ("parameters", "Dream", "Source")
 MOST_NODES = 5_000
 MOST_LINKS = 20_000
-"""Of a workflow."""
+"""Most nodes, and most links, of a workflow."""
 MOST_WORK = 3_000_000
-"""Values that may be copied while a workflow is searched: from each sampler for its texts, with what lies between."""
+"""Most values that may be copied while a workflow is searched. The search goes from each sampler to its prompts, and
+copies all that lies between."""
 
 COMFY_SAMPLERS: Mapping[str, str] = {
     "dpmpp_2m karras": "DPM++ 2M Karras",
@@ -42,13 +44,13 @@ COMFY_SAMPLERS: Mapping[str, str] = {
     "euler_ancestral": "Euler a",
     "dpm_2 karras": "DPM2 Karras",
 }
-"""ComfyUI's solver and spacing -> our name, where an alias does not do."""
+"""ComfyUI's solver and spacing -> our name, where no alias of a scheduler covers it."""
 
 
 @dataclass(frozen=True)
 class Foreign:
-    """What a picture of another program says. values: by Request's names, as they stand there; wanted: its LoRAs, those
-    of tags in its prompt not among them. model, digest: "" where it does not say."""
+    """What a picture of another program says. values: by Request's names, unchecked. wanted: its LoRAs, without those
+    of tags in its prompt. model, digest: name and hash of its model, "" where it gives none."""
 
     program: str
     values: Mapping[str, Any]
@@ -58,7 +60,7 @@ class Foreign:
 
 
 def read_foreign(file: Path, texts: Mapping[str, str]) -> Foreign:
-    """texts: the picture's text chunks. Raises RequestError where it does not say how it was made."""
+    """What the picture says. texts: its text chunks. Raises RequestError where it does not say how it was made."""
     info, prompt, negative = _parsed(file, texts)
     sampler = info.samplers[0] if info.samplers else None
     settings: Mapping[str, Any] = {**info.metadata, **(sampler.parameters if sampler else {})}
@@ -78,7 +80,7 @@ def read_foreign(file: Path, texts: Mapping[str, str]) -> Foreign:
 
 
 def _parsed(file: Path, texts: Mapping[str, str]) -> tuple[PromptInfo, object, object]:
-    """What sd-parsers finds, and its two prompts. Raises RequestError."""
+    """What sd-parsers finds: everything, the prompt, and the negative prompt. Raises RequestError."""
     info: PromptInfo | None
     _check_texts(file, texts)
     try:
@@ -90,7 +92,7 @@ def _parsed(file: Path, texts: Mapping[str, str]) -> tuple[PromptInfo, object, o
             info = ParserManager().parse(_texts_alone(texts) if is_png(file) else file)
         if info is not None and (info.samplers or info.metadata):
             return info, info.full_prompt, info.full_negative_prompt
-    except Exception as error:  # what sd-parsers raises over a damaged text is nobody's promise
+    except Exception as error:  # over a damaged text, sd-parsers may raise anything
         raise RequestError(
             f"{file.name}: what it says about itself cannot be understood ({str(error)[:200]}); set it up by hand"
         ) from error
@@ -100,7 +102,7 @@ def _parsed(file: Path, texts: Mapping[str, str]) -> tuple[PromptInfo, object, o
 
 
 def _texts_alone(texts: Mapping[str, str]) -> Image.Image:
-    """A PNG for sd-parsers that has these texts and no pixels: it decodes what it is given."""
+    """A picture for sd-parsers with these texts and no pixels: sd-parsers decodes whatever it is given."""
     picture = Image.Image()
     picture.format = "PNG"
     picture.info.update(texts)
@@ -108,7 +110,7 @@ def _texts_alone(texts: Mapping[str, str]) -> Image.Image:
 
 
 def _check_texts(file: Path, texts: Mapping[str, str]) -> None:
-    """Raises RequestError for what would take too long to be searched."""
+    """Raises RequestError for texts that would take too long to search."""
     for name in SEARCHED:
         if len(texts.get(name, "")) > LONGEST_LINE:
             raise RequestError(
@@ -137,12 +139,12 @@ def _check_texts(file: Path, texts: Mapping[str, str]) -> None:
 
 
 def _text(value: object) -> str:
-    """ "" for what is none."""
+    """The value if it is a text, else ""."""
     return value if isinstance(value, str) else ""
 
 
 def _model(info: PromptInfo) -> tuple[str, str]:
-    """Its name and hash, "" where they are not said."""
+    """The model's name and hash, "" where the picture does not give them."""
     for node in comfy_nodes(
         info.raw_parameters
     ).values():  # sd-parsers takes a LoRA loader's input for the model
@@ -160,7 +162,7 @@ def _model(info: PromptInfo) -> tuple[str, str]:
 
 
 def _size(settings: Mapping[str, Any], raw: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """Width and height; ComfyUI has them in the node that makes the empty latents."""
+    """Width and height. ComfyUI gives them in the node that makes the empty latents."""
     places = [settings]
     for node in comfy_nodes(raw).values():
         inputs = node.get("inputs")
@@ -185,7 +187,7 @@ def _links(nodes: Mapping[str, Mapping[str, Any]]) -> list[list[Any]]:
 
 
 def _loras(raw: Mapping[str, Any]) -> list[Wanted]:
-    """ComfyUI's loader nodes in the order they are met, and InvokeAI's list."""
+    """The LoRAs of ComfyUI's loader nodes, in the order of the nodes, or of InvokeAI's list."""
     found: dict[str, Wanted] = {}
     for node in comfy_nodes(raw).values():
         inputs = node.get("inputs")
@@ -203,7 +205,7 @@ def _loras(raw: Mapping[str, Any]) -> list[Wanted]:
 
 
 def comfy_nodes(raw: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """ComfyUI's nodes by their numbers; {} in other pictures."""
+    """ComfyUI's nodes by id; {} in other programs' pictures."""
     nodes = _json(raw.get("prompt"))
     if not isinstance(nodes, Mapping):
         return {}
@@ -211,7 +213,8 @@ def comfy_nodes(raw: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def _comfy_loras(inputs: Mapping[str, Any]) -> list[tuple[str, float | None, float | None]]:
-    """LoraLoader's inputs, and rgthree's power loader's ({"lora_1": {"on", "lora", "strength"}})."""
+    """(name, strength, text-encoder strength) of each LoRA in a node's inputs: those of LoraLoader, or of rgthree's
+    power loader ({"lora_1": {"on", "lora", "strength"}})."""
     found: list[tuple[str, float | None, float | None]] = []
     name = inputs.get("lora_name")
     if isinstance(name, str):
@@ -229,7 +232,7 @@ def _stem(name: str) -> str:
 
 
 def _sampler_name(name: str, settings: Mapping[str, Any]) -> str | None:
-    """ComfyUI names solver and spacing apart."""
+    """The scheduler's name here. ComfyUI gives solver and spacing separately."""
     if not name:
         return None
     spacing = _text(settings.get("scheduler")).lower()
@@ -249,7 +252,7 @@ def _json(value: object) -> Any:
 def _read(text: str, where: str) -> Any:
     return read_json(
         text, where, most=MOST_SAID, finite=False
-    )  # ComfyUI writes NaN for what is never the same
+    )  # ComfyUI writes NaN for values that never compare equal
 
 
 def _whole(values: Mapping[str, Any], *names: str) -> int | None:
@@ -258,7 +261,7 @@ def _whole(values: Mapping[str, Any], *names: str) -> int | None:
 
 
 def _real(values: Mapping[str, Any], *names: str) -> float | None:
-    """A finite number; the first of these names that has one."""
+    """The first finite number under one of these names; None where there is none."""
     for name in names:
         value = values.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float | str):

@@ -1,11 +1,11 @@
-"""What a picture says about itself: two PNG text chunks, written and read.
+"""Writes and reads what a picture says about itself: two PNG text chunks.
 
 `parameters` is A1111's convention, which every tool understands (`studio.pictures.a1111`). `lora-studio` is ours, JSON:
 
     {"version": 1, "request": {every field, as resolved}, "adapters": {name: {"sha256", "size", …}},
      "setup": {"vae", "low_memory"}, "record": {what was applied and what it cost}}
 
-Only what was applied is written. Initial images are not stored, only their size and hash.
+Only what was applied is written. Of an initial image, only size and hash are stored.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ STRIPPED = (
     f"its text {CHUNK!r} was taken out; the one for other programs does not say which LoRAs were pinned"
 )
 MOST_TOLD = 40
-"""Settings, tags or LoRAs of another program that are named one by one."""
+"""Most settings, tags or LoRAs that one note names; more are only counted."""
 LONGEST_NOTE = 300
-"""Characters of what is wrong with one of them."""
+"""Most characters of one reason in a note."""
 LONGEST_TAGGED = 10 * LONGEST_PROMPT
-"""Characters of a prompt with its LoRA tags."""
+"""Most characters of a prompt with its LoRA tags."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What decides a picture and is neither in its request nor in its record."""
+    """Settings that influence a picture and are in neither its request nor its record."""
 
     vae: str | None = None
     low_memory: bool = False
@@ -67,10 +67,10 @@ class Setup:
 class Remembered:
     """What a picture says it was made with.
 
-    program: what made it. ours: whether it is by our own chunk, so completely. model, model_hash: "" where it does not
-    say.
-    known: adapter's name in lower case -> its hash. init_image: its mark, where there was one.
-    record: as it was written, {} where that is not by our own chunk. notes: what could not be taken over.
+    program: what made it. ours: whether this comes from our own chunk, which says everything. model, model_hash: ""
+    where the picture does not give them.
+    known: adapter's name in lower case -> its hash and size. init_image: size and hash of the initial image, if there
+    was one. record: as it was written, {} where there is no chunk of ours. notes: what could not be taken over.
     """
 
     draft: Draft
@@ -98,9 +98,10 @@ def save_picture(
     setup: Setup | None = None,
     force: bool = False,
 ) -> Path:
-    """Write a finished picture with all it should say; returns where it is.
+    """Writes a finished picture with its texts; returns its path. Without `force`, an existing file stays, and the
+    picture gets another name.
 
-    request: the resolved one. adapters: name -> file of those that are loaded.
+    request: the resolved one. adapters: name -> file of the loaded ones. Raises SetupError where it cannot be written.
     """
     texts = chunks(request, record, adapters, setup or Setup())
     info = PngInfo()
@@ -110,7 +111,7 @@ def save_picture(
 
 
 def chunks(request: Request, record: Record, adapters: Mapping[str, Path], setup: Setup) -> dict[str, str]:
-    """The texts by the names of their chunks."""
+    """The picture's texts, by the names of their chunks."""
     applied = {use.name: {"sha256": use.sha256} for use in record.adapters}
     content = {
         "version": VERSION,
@@ -142,7 +143,7 @@ def _parameters(request: Request, record: Record, adapters: Mapping[str, Path]) 
 
 
 def _changed(request: Request, family: str) -> dict[str, Any]:
-    """What a resolved request says beside its prompts, its mix and its initial image, and would not be so anyway."""
+    """The values of a resolved request that differ from their defaults, without prompts, mix and initial image."""
     values = {
         field.name: value
         for field in FIELDS
@@ -159,10 +160,10 @@ def _changed(request: Request, family: str) -> dict[str, Any]:
 
 
 def without_echoes(values: Mapping[str, Any], family: str) -> dict[str, Any]:
-    """Values of a resolved request without those that only repeat others.
+    """The values of a resolved request without those that merely follow from others.
 
-    Sizes of SDXL's conditioning that are the picture's own, and the family's own cut where only the method remembers
-    features, would stay behind when width, model or method change.
+    Such values would be wrong once somebody changes width, model or method: SDXL's conditioning sizes that equal the
+    picture's size, and the family's own cut where only the method reuses features.
     """
     kept = dict(values)
     own = [values.get("height"), values.get("width")]
@@ -180,12 +181,13 @@ def without_echoes(values: Mapping[str, Any], family: str) -> dict[str, Any]:
 
 
 def read_texts(file: Path) -> dict[str, str]:
-    """The text chunks of a picture. Raises RequestError where it is none, or too large (see `studio.pictures`)."""
+    """The text chunks of a picture. Raises RequestError for a file that is no picture, or too large (see
+    `studio.drafts.picture_file`)."""
     return picture_file.texts(file, file.name)
 
 
 def read_picture(file: Path) -> Remembered:
-    """What a picture says it was made with, whatever program made it. Raises RequestError where it says nothing that
+    """What a picture says it was made with, whatever program made it. Raises RequestError where nothing that it says
     can be understood."""
     texts = read_texts(file)
     if CHUNK in texts:
@@ -198,7 +200,7 @@ def read_picture(file: Path) -> Remembered:
 
 
 def _is_a1111(text: str) -> bool:
-    """Fooocus and others keep JSON under the same name."""
+    """Whether the text is A1111's. Fooocus and others keep JSON under the same name."""
     return not text.lstrip().startswith("{")
 
 
@@ -210,7 +212,7 @@ def _ours(name: str, text: str) -> Remembered:
                 f"{name} was written by a newer LoRA Studio; update with pip install -U lora-studio"
             )
         setup, record, request = content["setup"], content["record"], content["request"]
-        mark = request.pop("init_image", None)  # never a path: a picture may not name files of this computer
+        mark = request.pop("init_image", None)  # never a path: a picture may name no file of this computer
         vae = setup["vae"]
         return Remembered(
             draft=read_draft(request, name),
@@ -232,7 +234,7 @@ def _ours(name: str, text: str) -> Remembered:
 
 
 def _name(said: object) -> str:
-    """Of a file, or a hash. Raises ValueError for anything else."""
+    """A text that may be the name of a file, or a hash. Raises ValueError for anything else."""
     if not isinstance(said, str) or len(said) > LONGEST_NAME:
         raise ValueError(f"{shown(said)} is no name")
     return said
@@ -282,16 +284,16 @@ def _from_another(name: str, said: Foreign) -> Remembered:
 
 
 def _draft(name: str, values: Mapping[str, Any], wanted: Sequence[Wanted], notes: list[str]) -> Draft:
-    """What a picture of another program says, LoRA tags of its prompt among the adapters.
+    """The draft of what another program's picture says; LoRA tags of its prompt become adapters.
 
-    Tags that cannot be read are left out, and told in `notes`; so are adapters that stand twice. Raises RequestError
-    for texts that are too long.
+    Tags that cannot be read, and adapters that are named twice, are left out; `notes` says so. Raises RequestError for
+    texts that are too long.
     """
     prompt = check_text(f"{name}: prompt", values["prompt"], LONGEST_TAGGED)
     prompt, tags, unread = sift_tags(prompt)
     if unread:
         notes.append(f"left out of the prompt: {_told([why[:LONGEST_NOTE] for why in unread])}")
-    if any(sift_tags(prompt)[1:]):  # what is left around a tag may look like another one
+    if any(sift_tags(prompt)[1:]):  # what was around a removed tag may form another one
         prompt = prompt.replace("<", "")
     found: dict[str, Wanted] = {}
     twice = []
@@ -308,6 +310,6 @@ def _draft(name: str, values: Mapping[str, Any], wanted: Sequence[Wanted], notes
 
 
 def _told(said: Sequence[str]) -> str:
-    """The first of them, and how many more there are."""
+    """The first few of these texts, and how many more there are."""
     more = len(said) - MOST_TOLD
     return ", ".join(said[:MOST_TOLD]) + (f" and {more} more" if more > 0 else "")

@@ -1,7 +1,7 @@
-"""The one way back from a picture: to the settings it was made with, and to the files here that it was made with.
+"""The one way back from a picture: to its settings, and to the files here that it was made with.
 
-Command line, web pages and programs all take it. What is not here is named, with what is here under a similar name; a
-LoRA that is here under another name is known by its hash.
+The command line, the web pages and programs all use it. Files that are not here are named, with similar names that are
+here. A LoRA that is here under another name is recognised by its hash.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ FROM_ANOTHER = "it was made from another picture, which is not stored in it: cho
 
 @dataclass(frozen=True)
 class Restored:
-    """What a picture was made with, as far as it says and as far as it is here.
+    """What a picture was made with, as far as the picture says so and as far as the files are here.
 
-    draft: what to ask for to make it again; its LoRAs have the names that they have here, and the missing are left out.
-    said: what the picture says itself. model: its name here, "" where it is not here or not said; hub: its hub id,
-    where it came from there and is not here. vae: its name here.
+    draft: what to ask for to make it again. Its LoRAs have the names that they have here; missing ones are left out.
+    said: what the picture itself says. model: its name here, "" where it is missing or not named. hub: its hub id,
+    where it came from the hub and is not here. vae: its name here.
     notes: what a user should know: files found by their hash, settings that mean nothing here, …
     """
 
@@ -52,15 +52,15 @@ class Restored:
 
     @property
     def record(self) -> Mapping[str, Any]:
-        """As the picture holds it; {} in a foreign one."""
+        """The record in the picture; {} in one of another program."""
         return self.said.record
 
 
 def restore(file: Path, home: Home, library: Library | None = None) -> Restored:
-    """What a picture was made with. Raises RequestError for a file that is no picture or says nothing of it.
+    """What a picture was made with. Raises RequestError for a file that is no picture, or does not say how it was made.
 
-    library: knows LoRAs by their headers, so that no stranger's picture has all files read. Without it they are read,
-    where a hash may mean them.
+    library: finds LoRAs by the hashes in their headers, so that a stranger's picture cannot make the studio read all
+    files. Without it, every file that a hash may mean is read.
     """
     said = read_picture(file)
     finder = Finder(home, library)
@@ -86,7 +86,7 @@ def restore(file: Path, home: Home, library: Library | None = None) -> Restored:
 
 
 def _named_as_here(said: Remembered, model: str, finder: Finder) -> Draft:
-    """What the picture says, with the LoRAs that are here under their names here; also where its method names them."""
+    """The picture's draft with its LoRAs, in mix and method, under their names here; missing ones are left out."""
     wanted = []
     names: dict[str, str] = {}
     for one in said.draft.wanted:
@@ -116,7 +116,7 @@ def _is_sound(wanted: Wanted, notes: list[str]) -> bool:
 
 
 def _hub(source: str, home: Home) -> str:
-    """Where on the hub the model came from; "" for one that did not, and for what means a file here."""
+    """The model's hub id; "" for a model that is not from the hub, and for a text that is the path of a file here."""
     try:
         on_hub = bool(source) and home.find_model(source, paths=False) is None
     except ModelError:
@@ -125,7 +125,7 @@ def _hub(source: str, home: Home) -> str:
 
 
 def _sound(values: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
-    """The values that a request may have; `notes` is told of the others. Prompts stay, for their user to mend."""
+    """The values that a request accepts; `notes` names the others. Prompts always stay: users can mend them."""
     kept: dict[str, Any] = {}
     for name, value in values.items():
         try:

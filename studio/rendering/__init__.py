@@ -1,1 +1,1 @@
-"""How a request becomes pictures: a model is opened, a session is driven, pictures are kept."""
+"""How requests become pictures: a model is opened, a session is driven, pictures are saved."""

@@ -1,4 +1,5 @@
-"""Adapters that make a model draw in few steps, and the settings they want: proposed, never taken."""
+"""Adapters that let a model draw in few steps, and the settings they need. The studio proposes these settings; it never
+applies them by itself."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from pipelines.adapters import AdapterMetadata
 
 @dataclass(frozen=True)
 class Acceleration:
-    """A family of them: how its files call it, and its settings."""
+    """One family of such adapters: how its files are recognised, and its settings."""
 
     name: str
     pattern: re.Pattern[str]
@@ -31,15 +32,15 @@ MOST_GUIDANCE = 1.5
 
 
 def kind_of(name: str, metadata: AdapterMetadata) -> Acceleration | None:
-    """What the file's name, title and tags say; None for an ordinary adapter."""
+    """The family that the file's name, title or tags point to; None for an ordinary adapter."""
     said = (name, metadata.title, metadata.base_model, *metadata.tags, metadata.raw.get("ss_output_name", ""))
     return next((kind for kind in KINDS if any(kind.pattern.search(text) for text in said)), None)
 
 
 def proposals(loaded: Mapping[str, AdapterMetadata], requests: Sequence[Request]) -> list[str]:
-    """One line for each such adapter that a request uses otherwise than it is meant to be used.
+    """One line for each such adapter that a request uses with other settings than it needs.
 
-    loaded: name -> metadata. requests: resolved ones.
+    loaded: name -> metadata of the loaded adapters. requests: resolved requests.
     """
     found = []
     for name, metadata in loaded.items():

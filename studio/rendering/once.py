@@ -1,4 +1,4 @@
-"""The command line's run: all requests are given together, and every picture is saved as it comes."""
+"""The command line's run: all requests are given at once, and each picture is saved as soon as it is finished."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from studio.rendering.acceleration import proposals
 from studio.rendering.runner import Runner
 from studio.rendering.saver import Made, Saved, Saver
 from studio.terminal.exits import INTERRUPTED, OK, SOME_FAILED
-from studio.terminal.interruption import noted
+from studio.terminal.interruption import noting_interrupts
 from studio.terminal.progress import Teller
 
 PREVIEWS = 4
-"""How often a picture is shown while it is made."""
+"""Previews of one picture, about."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture: what was asked for, where (for messages), and its file."""
+    """One picture to render. where: where it was asked for, for messages. file: where it goes."""
 
     request: Request
     where: str
@@ -36,7 +36,8 @@ class Picture:
 
 @dataclass(frozen=True)
 class Saving:
-    """How pictures are saved. adapters: name -> file of those that are loaded. previews: show them in the making."""
+    """How pictures are saved. adapters: name -> file of the loaded ones. force: overwrite files. previews: write
+    previews of pictures in the making."""
 
     adapters: Mapping[str, Path]
     setup: Setup
@@ -46,7 +47,7 @@ class Saving:
 
 @dataclass(frozen=True)
 class Drawn:
-    """One that is done."""
+    """A finished picture."""
 
     file: Path
     image: Image.Image
@@ -55,7 +56,7 @@ class Drawn:
 
 @dataclass
 class Outcome:
-    """What has come of the jobs so far, by their place."""
+    """What has become of the pictures so far, by their places in the list. failed: place -> the reason."""
 
     finished: dict[int, Drawn] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
@@ -67,7 +68,7 @@ class Outcome:
 
 
 class Drive:
-    """Renders jobs with one model. `on_file` is told of every file once it is written, in the order they finish."""
+    """Renders pictures with one model. on_file: called with each file once it is written, in the order they finish."""
 
     def __init__(
         self,
@@ -89,7 +90,7 @@ class Drive:
         self.outcome = Outcome()
 
     def run(self, *, slow: bool) -> Outcome:
-        """All jobs, in shared UNet calls. An interruption keeps what is finished.
+        """Renders all pictures, in shared UNet calls. After Ctrl+C the finished ones are kept.
 
         slow: say how long it will take. Raises StudioError, before any work, for a request that cannot be rendered.
         """
@@ -112,22 +113,23 @@ class Drive:
         return self.outcome
 
     def _rounds(self, saver: Saver[int, Saved[int]], steps: int, slow: bool) -> None:
-        """Until all is done and saved. Raises KeyboardInterrupt where somebody stops it."""
+        """Returns when all pictures are done and saved. Raises KeyboardInterrupt on Ctrl+C."""
         with (
-            noted(at_once=True) as stopped,
+            noting_interrupts(at_once=True) as stopped,
             self._teller.counting(steps, len(self._jobs), slow=slow) as counter,
         ):
             while not self._runner.idle:
                 if stopped:
                     raise KeyboardInterrupt
-                told = self._runner.step()
-                counter.steps(sum(isinstance(event, Stepped) for _, event in told))
-                for place, event in told:
+                events = self._runner.step()
+                counter.steps(sum(isinstance(event, Stepped) for _, event in events))
+                for place, event in events:
                     self._take(place, event, saver)
                 self._tell(saver.told())
             self._tell(saver.rest())
 
     def _give(self, place: int, job: Picture) -> Ticket:
+        """Gives a picture to the runner."""
         try:
             return self._runner.give(place, job.request)
         except StudioError as error:
@@ -152,7 +154,7 @@ class Drive:
         try:
             image = event.preview()
             write_whole(preview, lambda path: image.save(path, format="PNG"), force=True)
-        except Exception as error:  # the picture itself will tell, when it is decoded and saved
+        except Exception as error:  # a lasting fault shows again when the picture itself is decoded and saved
             forget_tensors(error)
             return
         self._previews.add(preview)

@@ -1,4 +1,4 @@
-"""A model made ready on a device: what the command line, the web app and the batch script have in common."""
+"""Opening a model on a device, for the command line, the web app and batches alike."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from pipelines.model import Model
 from studio.library.models import BUILT_IN
 
 FULL_SIZE = 400_000_000
-"""Parameters of the UNet from which a picture takes minutes on a CPU."""
+"""From this many UNet parameters on, a picture takes minutes on a CPU."""
 
 
 @dataclass(frozen=True)
 class Opening:
-    """How to open a model; None means what config.toml says, else the default.
+    """How to open a model. None stands for the value in config.toml, or for the default where that has none.
 
     source: name, path or hub id. device: auto, cpu, mps, cuda, cuda:1. dtype: float32, float16, bfloat16 or a
-    short name of theirs. vae: another VAE. low_memory: parts visit the device only while they work, and
-    large pictures are decoded tile by tile. row_limit: UNet rows a call may hold. lora_ram, lora_vram: GiB for
+    short name of theirs. vae: another VAE. low_memory: parts are on the device only while they work, and
+    large pictures are decoded tile by tile. row_limit: most rows of one UNet call. lora_ram, lora_vram: GiB for
     adapters in memory and on the device. graphs, compile, attention, kernels: see `StudioPipeline.optimize`.
     """
 
@@ -58,10 +58,11 @@ def open_pipeline(
     allow_downloads: bool = True,
     progress: DownloadProgress | None = None,
 ) -> StudioPipeline:
-    """The model on its device. `notify` is told what a full-size model needs. allow_downloads: from the hub;
-    `progress` is told how one goes, and may end it by raising.
+    """The model, loaded on its device.
 
-    Raises ModelError and SetupError.
+    notify: called with remarks, such as what a full-size model needs. allow_downloads: whether models may be fetched
+    from the hub. progress: called while one is fetched; it may end the download by raising.
+    Raises ModelError for a model that cannot be loaded, and SetupError for a device or precision that is not there.
     """
     device = pick_device(opening.device or home.settings.device or "auto")
     dtype = pick_dtype(opening.dtype or home.settings.dtype, device)
@@ -97,13 +98,14 @@ def open_pipeline(
 
 
 def _bytes(asked: float | None, configured: float | None) -> int | None:
-    """GiB -> bytes: as asked, else as configured, else None."""
+    """The asked or else the configured GiB, in bytes; None where neither is given."""
     gigabytes = configured if asked is None else asked
     return None if gigabytes is None else int(gigabytes * 2**30)
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" is cuda, mps or cpu. Raises SetupError for one that is not there."""
+    """The device of that name. "auto" takes the first of cuda, mps and cpu that is there. Raises SetupError for a name
+    that is none, and for a device that is not there."""
     name = name.strip().lower()
     if not DEVICE.fullmatch(name):
         raise SetupError(f"device {name!r} must be auto, cpu, cuda, cuda:<number> or mps")
@@ -121,7 +123,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str | None, device: torch.device) -> torch.dtype:
-    """The precision of that name; by default half precision on a GPU, full on a CPU. Raises SetupError."""
+    """The precision of that name. None: half precision on a GPU, full on a CPU. Raises SetupError for others."""
     if name is None:
         return torch.float32 if device.type == "cpu" else torch.float16
     known = DTYPES.get(name.strip().lower(), name.strip().lower())
@@ -133,6 +135,6 @@ def pick_dtype(name: str | None, device: torch.device) -> torch.dtype:
 
 
 def is_slow(pipe: StudioPipeline) -> bool:
-    """Whether a step takes so long that a user wants to know how long the rest will take."""
+    """Whether steps are so slow that a user wants to know how long the rest will take."""
     size = sum(weight.numel() for weight in pipe.model.unet.parameters())
     return pipe.model.device.type == "cpu" and size > FULL_SIZE

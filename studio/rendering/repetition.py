@@ -1,4 +1,4 @@
-"""A picture rendered again: with the model that it names, on as many threads, and compared with what it was."""
+"""Rendering a picture again: with the model that it names, on as many threads, and compared with the old one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ Say = Callable[[str], None]
 
 
 def opening_again(asked: Opening, restored: Restored, home: Home, say: Say) -> Opening:
-    """How to open the model: as asked, then as the picture says. Raises ModelError, naming all that is missing."""
+    """How to open the model: as the user asks, and where nothing is asked, as the picture says. Raises ModelError that
+    names everything that is missing."""
     missing = {one.kind: one for one in restored.missing if one.kind != "LoRA"}
     lacking = [one for one in restored.missing if one.kind == "LoRA"]
     opening = asked
@@ -44,7 +45,7 @@ def opening_again(asked: Opening, restored: Restored, home: Home, say: Say) -> O
 
 
 def _model_by_hash(restored: Restored, home: Home, say: Say) -> str:
-    """Where the model lies that the picture gives the hash of; "" where it is not here."""
+    """The path of the model whose hash the picture gives; "" where it is not here."""
     entry = model_with_hash(home, restored.said.model_hash, say)
     if entry is None:
         return ""
@@ -67,7 +68,8 @@ def _same_kind_of_device(restored: Restored, opening: Opening, home: Home) -> bo
 
 
 def check_init_image(restored: Restored, draft: Draft, say: Say) -> None:
-    """Says so where another initial image is given than the picture was made from. Raises RequestError for none."""
+    """Warns where the given initial image is not the one that the picture was made from. Raises RequestError where
+    the picture was made from one and none is given."""
     if restored.said.init_image is None:
         return
     image = draft.init_image
@@ -81,7 +83,7 @@ def check_init_image(restored: Restored, draft: Draft, say: Say) -> None:
 
 
 def check_model(restored: Restored, pipe: StudioPipeline, say: Say) -> None:
-    """Says so where the model has other weights than the picture was made with."""
+    """Warns where the model's weights are not those that the picture was made with."""
     if not restored.said.ours:
         return
     here = pipe.model.checkpoint
@@ -94,7 +96,8 @@ def check_model(restored: Restored, pipe: StudioPipeline, say: Say) -> None:
 
 @contextmanager
 def threads_of(restored: Restored | None) -> Iterator[None]:
-    """As many threads as the picture was made with, since sums depend on how they are divided."""
+    """While the block runs, torch uses as many threads as when the picture was made: the way a sum is divided among
+    threads changes its rounding."""
     threads = restored.record.get("threads") if restored else None
     before = torch.get_num_threads()
     if not isinstance(threads, int) or not 1 <= threads <= 1024 or threads == before:
@@ -108,7 +111,7 @@ def threads_of(restored: Restored | None) -> Iterator[None]:
 
 
 def compared(picture: Path, restored: Restored, outcome: Outcome) -> Comparison | None:
-    """The picture that was rendered again against the one it came from, where that is one of ours."""
+    """The new picture compared with the old one; None where the old one is not ours, or there is no new one."""
     again = outcome.finished.get(0)
     if not restored.said.ours or again is None:
         return None

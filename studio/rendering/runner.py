@@ -4,8 +4,8 @@
                  |            |
                  +-- cancel --+-- suspend: (picture, aside) -> resume, here or in another runner of the same model
 
-A caller gives pictures of its own kind: a task, a key, a place in a list. The runner keeps which of them is which in
-the session, counts the rows that wait, and measures how full the rounds are.
+Callers name their pictures as they like: by a task, a key, or a place in a list. The runner remembers which of them is
+which in the session, counts the rows that wait, and measures how full the rounds are.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from pipelines.model import Model
 P = TypeVar("P", bound=Hashable)
 
 AHEAD = 2
-"""Row limits' worth of pictures that may wait at the session's door, so that it never wants for work."""
+"""How many full UNet calls' worth of pictures may wait in the session, so that it never runs out of work."""
 
 
 @dataclass
 class Fill:
-    """How full the rounds were: rows evaluated, in full or shallow, of those the row limit allows.
+    """How full the rounds were. rows: UNet rows evaluated, in full or shallow. room: rows that the limit allowed.
 
-    busy_*: only rounds with further pictures waiting.
+    busy_rows, busy_room: the same, counted only in rounds while further pictures waited.
     """
 
     rows: int = 0
@@ -41,7 +41,7 @@ class Fill:
 
     @property
     def busy(self) -> float | None:
-        """Rows used / row limit while work was waiting; None where none ever was."""
+        """rows / room, 0 … 1, while further pictures waited; None where none ever did."""
         return self.busy_rows / self.busy_room if self.busy_room else None
 
     @property
@@ -58,7 +58,7 @@ class Fill:
 
 
 class Runner(Generic[P]):
-    """Drives one session of a model. A picture is in it at most once at a time. Not safe for several threads at once.
+    """Drives one session of a model. It holds a picture at most once at a time. For one thread at a time.
 
     fill: how full the rounds have been.
     """
@@ -79,9 +79,9 @@ class Runner(Generic[P]):
     # -- pictures ----------------------------------------------------------------------------------------
 
     def give(self, picture: P, request: Request, *, owner: Hashable = "", priority: int = 0) -> Ticket:
-        """Asks for a picture. Its adapters' files are read where that was not done yet.
+        """Asks for a picture, and reads the files of its adapters that were not read yet.
 
-        Raises StudioError, whatever goes wrong; the other pictures do not notice.
+        Whatever goes wrong is raised as StudioError and touches no other picture.
         """
         try:
             self._model.store.ensure([use.adapter for use in request.uses])
@@ -92,7 +92,7 @@ class Runner(Generic[P]):
             raise own_error(error, "the picture could not be begun") from error
 
     def cancel(self, picture: P) -> bool:
-        """Takes a picture out before its next UNet call; False where it is not here (any more)."""
+        """Takes a picture out before its next UNet call. False: it is not here, or not here any more."""
         ticket = self._tickets.get(picture)
         if ticket is None or not self._session.cancel(ticket.id):
             return False
@@ -100,18 +100,19 @@ class Runner(Generic[P]):
         return True
 
     def suspend(self) -> tuple[list[tuple[P, Aside]], list[P]]:
-        """Takes out all that is not being decoded: what was in flight, to be resumed, and what was not begun."""
+        """Takes out every picture that is not being decoded. Returns those in flight with what `resume` needs, and
+        those that had not begun."""
         begun = [(self._pictures[id], aside) for id, aside in self._session.suspend().items()]
         for picture, _ in begun:
             self._forget(picture)
         return begun, [picture for picture in self.waiting if self.cancel(picture)]
 
     def resume(self, picture: P, aside: Aside) -> Ticket:
-        """Goes on with a picture that was set aside. Its adapters are loaded. Raises AdapterError."""
+        """Goes on with a picture that was set aside. Its adapters must be loaded. Raises AdapterError."""
         return self._entered(picture, self._session.resume(aside))
 
     def start_over(self) -> list[P]:
-        """A new session after the old one broke; returns what was in it."""
+        """Begins a new session after the old one broke; returns the pictures that were in the old one."""
         lost = self.pictures
         for picture in lost:
             self._forget(picture)
@@ -120,9 +121,9 @@ class Runner(Generic[P]):
         return lost
 
     def step(self) -> list[tuple[P, Event]]:
-        """One round of all pictures in flight; what has come of it. Of cancelled pictures nothing is told."""
+        """Runs one round of the session; returns its events, each with its picture, none of cancelled pictures."""
         before = Counter(self._model.engine.stats.rows)
-        told = []
+        events = []
         for event in self._session.step():
             if event.id not in self._pictures:
                 continue
@@ -131,9 +132,9 @@ class Runner(Generic[P]):
                 self._waiting.pop(picture, None)
             elif isinstance(event, Finished | Failed):
                 self._forget(picture)
-            told.append((picture, event))
+            events.append((picture, event))
         self._measure(self._model.engine.stats.rows - before)
-        return told
+        return events
 
     # -- what is here ------------------------------------------------------------------------------------
 
@@ -143,17 +144,17 @@ class Runner(Generic[P]):
 
     @property
     def pictures(self) -> list[P]:
-        """Those that were given and are not done."""
+        """The pictures that were given and are not done."""
         return list(self._tickets)
 
     @property
     def waiting(self) -> list[P]:
-        """Those that were given and are not in flight yet."""
+        """The pictures that were given and are not in flight yet."""
         return list(self._waiting)
 
     @property
     def room(self) -> int:
-        """About how many more pictures like the last one should be given, so that no row ever stays empty."""
+        """About how many more pictures like the last one to give now, so that no row ever stays empty."""
         if not self._waiting:
             return max(AHEAD * self._limit(self._usual) // 2, 1)
         last = next(reversed(self._waiting.values()))
@@ -162,10 +163,10 @@ class Runner(Generic[P]):
 
     @property
     def hungry(self) -> bool:
-        """Whether less than one call's rows of the model's own size wait.
+        """Whether the rows that wait are fewer than one UNet call holds at the model's own size.
 
-        This gives as few as possible out of the caller's hand, which `room` does not: the web's queue decides who is
-        next, and what was given is drawn alone after the studio died.
+        A caller that follows this gives as few pictures as possible, fewer than by `room`. The web does: its queue
+        should decide late who is next, and after a crash every picture that was given is drawn alone.
         """
         return self._rows_waiting < self._limit(self._usual)
 

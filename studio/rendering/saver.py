@@ -1,8 +1,8 @@
-"""The one place where finished pictures go to the disk: in a thread of its own, beside the steps.
+"""The one place where finished pictures are written to the disk, on threads of its own, beside the steps.
 
-    take -> [pending] -> its file is written -> `then`: its row, its line, its message -> told
+    take -> [pending] -> the file is written -> `then` notes it (a row, a line, a message) -> told
 
-The file comes first, and only then is anybody told. A picture that cannot be saved fails alone.
+The file is written first; only then does anybody hear of it. A picture that cannot be saved fails alone.
 """
 
 from __future__ import annotations
@@ -29,22 +29,23 @@ P = TypeVar("P")
 T = TypeVar("T")
 
 MOST_PENDING = 32
-"""Finished pictures that may wait for the disk before rendering waits for them."""
+"""Finished pictures that may wait for the disk. With more of them, rendering waits."""
 
 
 class Written(Protocol):
-    """A finished picture as it can be written."""
+    """A finished picture that can be written to a file."""
 
     @property
     def record(self) -> Record: ...
 
     def write(self, file: Path, *, force: bool) -> Path:
-        """Returns where it is: without `force`, beside a file that is there already. Raises SetupError."""
+        """Writes the picture; returns its path. force: overwrite; without it, an existing file stays, and this one
+        gets another name. Raises SetupError."""
 
 
 @dataclass(frozen=True)
 class Made:
-    """A picture that was made here, and what its file will say. adapters: name -> file of those that are loaded."""
+    """A picture that was made here, and what its file will say. adapters: name -> file of the loaded ones."""
 
     image: Image.Image = field(repr=False)
     request: Request
@@ -54,7 +55,7 @@ class Made:
 
     @staticmethod
     def of(event: Finished, adapters: Mapping[str, Path], setup: Setup) -> Made:
-        """What a session has finished, with "pil" pictures."""
+        """The picture of a session's event. The session must give "pil" pictures."""
         assert isinstance(event.image, Image.Image)
         return Made(event.image, event.request, event.record, adapters, setup)
 
@@ -72,7 +73,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Png:
-    """A picture that was made elsewhere, as its file's bytes."""
+    """A picture that was made on another computer or process, as the bytes of its file."""
 
     content: bytes = field(repr=False)
     record: Record
@@ -94,8 +95,8 @@ class Saved(Generic[P]):
 class Saver(Generic[P, T]):
     """Writes pictures. Use as a context manager: leaving it waits until all are on the disk.
 
-    then: makes of each what `told` returns, on the saver's thread, once its file is written. What it raises, `told`
-    raises. threads: more than one where the pictures' order does not matter.
+    then: called on the saver's thread with each picture once its file is written, or once that failed. `told` gives
+    its result, and raises what it raises. threads: more than one only where the pictures' order does not matter.
     """
 
     def __init__(self, then: Callable[[Saved[P]], T], *, threads: int = 1) -> None:
@@ -115,39 +116,39 @@ class Saver(Generic[P, T]):
     def take(
         self, picture: P, made: Written, file: Path | Callable[[], Path], *, force: bool = False
     ) -> None:
-        """Hands a picture over; waits where the disk cannot keep up.
+        """Hands a picture over. Waits while too many are pending.
 
-        file: where to write it, or what says so, asked on the saver's thread. force: replace what is there already.
+        file: where to write it, or a function that says so; the saver's thread calls it. force: overwrite a file.
         """
         self._hand_over(lambda: self._written(picture, made, file, force))
 
     def fail(self, picture: P, error: StudioError) -> None:
-        """There is no such picture, which is told in its turn."""
+        """Reports a picture that could not be made; `told` gives it in its turn."""
         self._hand_over(lambda: Saved(picture, error=error))
 
     def told(self, *, least: int = 0) -> Iterator[T]:
-        """What has become of pictures by now, in the order they were handed over; waits for so many."""
+        """The results of pictures that are done by now, in the order they were handed over. least: wait for so many."""
         count = 0
         while self._pending and (count < least or self._pending[0].done()):
-            wait([self._pending[0]])  # it stays there meanwhile: an interruption loses nothing
+            wait([self._pending[0]])  # it stays pending meanwhile, so that Ctrl+C loses nothing
             count += 1
             yield self._pending.popleft().result()
 
     def rest(self) -> Iterator[T]:
-        """What has become of all pictures; waits for them."""
+        """Waits for all pictures; gives the results that `told` did not give yet."""
         yield from self.told(least=sys.maxsize)
 
     @property
     def pending(self) -> int:
-        """How many were handed over and not told."""
+        """How many pictures were handed over whose results `told` did not give yet."""
         return len(self._pending)
 
     def settle(self) -> None:
-        """Returns when all that was handed over is on the disk."""
+        """Waits until every picture that was handed over is on the disk."""
         wait(self._pending)
 
     def close(self) -> None:
-        """Returns when all is on the disk. Nothing is handed over any more."""
+        """Waits until all is on the disk. Nothing may be handed over after that."""
         self._threads.shutdown(wait=True)
 
     def _hand_over(self, saved: Callable[[], Saved[P]]) -> None:
@@ -163,13 +164,13 @@ class Saver(Generic[P, T]):
     def _written(self, picture: P, made: Written, file: Path | Callable[[], Path], force: bool) -> Saved[P]:
         try:
             path = made.write(file if isinstance(file, Path) else file(), force=force)
-        except Exception as error:  # it is of this picture alone
+        except Exception as error:  # it concerns this picture alone
             return Saved(picture, error=not_saved(error))
         return Saved(picture, path, made.record)
 
 
 def not_saved(error: Exception) -> StudioError:
-    """Why a picture could not be saved, as its owner is told it."""
+    """Why a picture could not be saved, in words for its owner."""
     if not isinstance(error, OSError):
         return own_error(error, "the picture could not be saved")
     forget_tensors(error)

@@ -3,6 +3,6 @@
 OK = 0
 SOME_FAILED = 1
 BAD_INPUT = 2
-"""Or a fault of the set-up; nothing was done."""
+"""Bad input, or a faulty set-up; nothing was done."""
 INTERRUPTED = 130
-"""What is finished was kept."""
+"""Ctrl+C; finished pictures were kept."""

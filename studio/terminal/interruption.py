@@ -1,4 +1,4 @@
-"""Ctrl+C, so that none is lost: Python drops a KeyboardInterrupt that meets an object's finaliser on its way."""
+"""Ctrl+C is never lost. Python drops a KeyboardInterrupt that is raised in an object's finaliser; a note stays."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from types import FrameType
 
 
 @contextmanager
-def noted(*, at_once: bool) -> Iterator[list[bool]]:
-    """Within: Ctrl+C fills the list, which is to be looked at between steps.
+def noting_interrupts(*, at_once: bool) -> Iterator[list[bool]]:
+    """While the block runs, every Ctrl+C adds True to the list that it gets. Callers look at it between steps.
 
-    at_once: it also interrupts as always; else only a second one does, and a step is never broken in the middle.
-    Python tells of signals on the main thread alone; on another one nothing is noted.
+    at_once: True: the first Ctrl+C also raises KeyboardInterrupt, as usual. False: only a second one raises it, so that
+    the first never breaks a step in the middle. Python delivers signals to the main thread alone; on any other
+    thread the list stays empty.
     """
     stopped: list[bool] = []
 

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Teller:
-    """Speaks to the user. quiet: only errors are told."""
+    """Speaks to the user. quiet: print errors only."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
@@ -30,7 +30,7 @@ class Teller:
 
     @contextmanager
     def waiting(self, text: str) -> Iterator[None]:
-        """A moving sign beside the text, on a terminal."""
+        """While the block runs, a spinner turns beside the text; on a terminal only."""
         if self.quiet or not self.console.is_terminal:
             yield
             return
@@ -39,7 +39,8 @@ class Teller:
 
     @contextmanager
     def counting(self, steps: int, pictures: int, *, slow: bool) -> Iterator[Counter]:
-        """A bar over all steps of all pictures. slow: say in words how long it will take, after the first step."""
+        """While the block runs, a bar shows the steps of all pictures. slow: after the first step, also say in words
+        how long the rest will take."""
         bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -48,7 +49,7 @@ class Teller:
             TimeRemainingColumn(elapsed_when_finished=True),
             console=self.console,
             transient=True,
-            redirect_stdout=sys.stdout.isatty(),  # else what is piped would land on stderr
+            redirect_stdout=sys.stdout.isatty(),  # piped output would otherwise land on stderr
             disable=self.quiet or not self.console.is_terminal,
         )
         with bar:
@@ -56,7 +57,8 @@ class Teller:
 
     @contextmanager
     def training(self, steps: int) -> Iterator[Callable[[int, float], None]]:
-        """A bar over the steps of a training run; to be told the step that is done, and its loss."""
+        """While the block runs, a bar shows the steps of a training run. Call the result with each step that is done,
+        and its loss."""
         bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -85,7 +87,7 @@ class Counter:
         self._task = bar.add_task(f"{pictures} picture{'s' if pictures > 1 else ''}", total=steps)
 
     def steps(self, count: int) -> None:
-        """So many more steps are done."""
+        """Counts `count` more finished steps."""
         self._done += count
         self._bar.advance(self._task, count)
         if self._slow and count:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 
 def print_table(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """A table on a terminal; lines of tab-separated values when piped. columns: heading -> key of the rows."""
+    """Prints a table on a terminal, tab-separated lines into a pipe. columns: heading -> key of the rows."""
     cells = [[_cell(row[key]) for key in columns.values()] for row in rows]
     console = Console()
     if not console.is_terminal:

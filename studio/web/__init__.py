@@ -1,1 +1,1 @@
-"""The web studio: gradio's pages, a typed API, and A1111's calls, behind one guard."""
+"""The web studio: Gradio's pages, a typed API, and A1111's calls, all behind one guard."""

@@ -1,7 +1,7 @@
-"""The studio's functions for programs: `gradio_client`, plain HTTP, and MCP. Typed, documented, the same words as
-everywhere.
+"""The studio's functions for programs: for `gradio_client`, plain HTTP, and MCP. They are typed and documented, and use
+the same words as all fronts.
 
-They submit jobs and look at them, as the pages do; waiting for a picture never holds up anybody else.
+They submit jobs and look at them, as the pages do. Waiting for a picture never holds up anybody else.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from studio.web.door.events import login_of
 LOOK_EVERY = 0.1
 """Seconds between two looks at a job."""
 LONGEST_WAIT = 3600.0
-"""Seconds that a call may wait for a job."""
+"""Most seconds that a call waits for a job."""
 
 COMPARED = ["merge", "switch", "composite", "cmlora"]
 COUNT = Argument("count", int, "Pictures, with rising seeds.", 1)
@@ -69,7 +69,7 @@ def add(worker: Worker) -> None:
 
 
 def _fill_in(pages: gr.Blocks) -> None:
-    """Whoever gives arguments by place may leave out the last ones; Gradio would refuse a list that is too short."""
+    """Lets callers that give arguments by place leave out the last ones; Gradio itself would refuse the short list."""
     preprocess = pages.preprocess_data
 
     async def preprocess_data(block_fn: Any, inputs: list[Any], *rest: Any, **named: Any) -> Any:
@@ -82,9 +82,9 @@ def _fill_in(pages: gr.Blocks) -> None:
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function behind a gate: Gradio hands over whatever was sent, of any type and size.
+    """The function behind a check of its arguments, since Gradio passes on whatever was sent, of any type and size.
 
-    What is not as the function's annotations say raises RequestError, which is told like any other.
+    An argument that does not fit the function's annotations raises RequestError, which reaches the caller as usual.
     """
     hints = get_type_hints(function)
     parameters = inspect.signature(function).parameters
@@ -111,7 +111,7 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _as_said(name: str, value: Any, kind: Any) -> Any:
-    """The value, where it is of that kind and within bounds. Raises RequestError."""
+    """The value, if it is of that kind and within bounds. Raises RequestError otherwise."""
     kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
     if value is None and NoneType in kinds:
         return None
@@ -145,7 +145,7 @@ def _as_said(name: str, value: Any, kind: Any) -> Any:
 
 
 class Functions:
-    """The functions, over one worker. What they raise is told at the door (`studio.web.door.events`)."""
+    """The functions, over one worker. The door passes on what they raise (`studio.web.door.events`)."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
@@ -163,7 +163,7 @@ class Functions:
                 The job: its id, state, message, and the pictures with their files, addresses, and records.
             """
             drafts = _counted(draft_of(said), said["count"])
-            return await _asked(worker, request, drafts, [], "compose", said)
+            return await _submitted(worker, request, drafts, [], "compose", said)
 
         @with_fields(MIX, METHODS, MODEL, WAIT_SECONDS, without=("method",))
         async def compare(request: gr.Request | None = None, **said: Any) -> dict[str, Any]:
@@ -177,7 +177,7 @@ class Functions:
             names = said["methods"] or COMPARED
             [base] = _counted(draft_of(said), 1)
             drafts = [base.with_value("composer", method_of(name)) for name in names]
-            return await _asked(worker, request, drafts, names, "compare", said)
+            return await _submitted(worker, request, drafts, names, "compare", said)
 
         async def job(
             id: str, wait_seconds: float = 0.0, first: int = 1, request: gr.Request | None = None
@@ -187,7 +187,7 @@ class Functions:
             Args:
                 id: as `compose` and `compare` give it.
                 wait_seconds: how long to wait until it is over; 0 tells how it stands now.
-                first: the number of the first picture that is told; with 499 after it, at most.
+                first: the number of the first picture to return; at most 499 follow it.
 
             Returns:
                 The job, as `compose` returns it.
@@ -229,7 +229,7 @@ class Functions:
             Returns:
                 All that its header and the notes beside it say.
             """
-            return told_of(inspect_file(worker.home.find_lora(name, paths=False).path))
+            return inspection_to_dict(inspect_file(worker.home.find_lora(name, paths=False).path))
 
         def picture_info(picture: dict[str, Any]) -> dict[str, Any]:
             """What a picture was made with: by LoRA Studio, A1111, ComfyUI, InvokeAI and others.
@@ -287,7 +287,7 @@ def _counted(draft: Draft, count: int) -> list[Draft]:
     return counted(draft, count, random.randrange(SEEDS) if seed is None else seed)
 
 
-async def _asked(
+async def _submitted(
     worker: Worker,
     request: gr.Request | None,
     drafts: Sequence[Draft],
@@ -316,10 +316,10 @@ async def _waited(worker: Worker, id: str, owner: str, seconds: float, first: in
         if time.monotonic() >= until:
             break
         await asyncio.sleep(LOOK_EVERY)
-    return await run_in_threadpool(_told_of_job, worker, id, owner, first)
+    return await run_in_threadpool(_job_of, worker, id, owner, first)
 
 
-def _told_of_job(worker: Worker, id: str, owner: str, first: int) -> dict[str, Any]:
+def _job_of(worker: Worker, id: str, owner: str, first: int) -> dict[str, Any]:
     view = worker.view(id, owner, first=min(max(first - 1, 0), MOST_PICTURES))
     if view is None:
         raise RequestError(f"you have no job {shown(id)}")
@@ -327,8 +327,8 @@ def _told_of_job(worker: Worker, id: str, owner: str, first: int) -> dict[str, A
 
 
 def job_to_dict(view: JobView, *, paths: bool = True) -> dict[str, Any]:
-    """A job as JSON can hold it; a picture's `url` is its address on this server, and `file`, where paths may be told,
-    its place on this computer."""
+    """A job as JSON can hold it. A picture's `url` is its address on this server; `file` is its path on this computer,
+    or None unless `paths`."""
     return {
         "id": view.id,
         "state": str(view.state),
@@ -353,8 +353,8 @@ def job_to_dict(view: JobView, *, paths: bool = True) -> dict[str, Any]:
     }
 
 
-def told_of(seen: Inspection) -> dict[str, Any]:
-    """What a file says, without its place on this computer."""
+def inspection_to_dict(seen: Inspection) -> dict[str, Any]:
+    """What a file says of itself, without its path on this computer."""
     said = {name: value for name, value in seen.to_dict().items() if name != "path"}
     preview = seen.sidecars.preview
     return {**said, "preview": None if preview is None else preview.name}

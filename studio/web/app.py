@@ -29,7 +29,7 @@ from studio.web.parts.showcase import Showcase
 COMPOSE = "compose"
 COMPARE = "compare"
 BROWSER_KEY = "lora-studio"
-"""Always the same, so that a browser can read after a restart of the server what it kept before."""
+"""It never changes, so that browsers can read what they kept, also after a restart of the server."""
 
 
 def build(worker: Worker, trainings: Trainings) -> gr.Blocks:
@@ -43,7 +43,9 @@ def build(worker: Worker, trainings: Trainings) -> gr.Blocks:
             Files(worker),
             gr.BrowserState("", storage_key="lora-studio-owner", secret=BROWSER_KEY),
             gr.BrowserState(None, storage_key="lora-studio-form", secret=BROWSER_KEY),
-            gr.State(model_name(Opening(), worker.home)),  # as the picker will say: rows are not drawn twice
+            gr.State(
+                model_name(Opening(), worker.home)
+            ),  # equal to the picker's first value, so rows are drawn once
             gr.State(False),
         )
         gr.HTML(

@@ -1,6 +1,6 @@
-"""The arguments of functions for programs that ask for pictures, made from the one table of a request's fields.
+"""The arguments of the functions by which programs ask for pictures, made from the table of a request's fields.
 
-A new field of Request is an argument by its own name. It follows those that programs give by place (`FIRST`).
+A new field of Request becomes an argument with its own name. It comes after those that may be given by place (`FIRST`).
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ FIRST = (
     "prompt", "loras", "methods", "negative_prompt", "method", "seed", "steps", "guidance_scale", "width", "height",
     "sampler", "count", "model", "wait_seconds",
 )  # fmt: skip
-"""Programs give these by place, in this order. All other arguments follow, so nothing is ever added here."""
+"""Programs may give these by place, in this order. Never add a name here: new arguments follow these."""
 _WORDS = {
     "prompt": "What to draw; <lora:name:0.8> tags and (word:1.2) weights are understood.",
     "loras": 'Names with strengths, as in ["nilo-fox=0.8", "kimono"]; see `library`.',
     "method": "How the LoRAs are combined, as in switch:interval=3; see `methods`.",
 }
-"""What functions of ours say better than the table."""
+"""Texts that describe a field better here than the table does."""
 _TYPES: Mapping[Kind, Any] = {
     "whole": int,
     "real": float,
@@ -45,7 +45,7 @@ _TYPES: Mapping[Kind, Any] = {
     "mix": list[str],
     "picture": dict[str, Any],
 }
-"""Of the values of a field as JSON holds them; those of all other kinds are texts."""
+"""Kind of a field -> the type of its values in JSON. Values of all other kinds are texts."""
 
 
 @dataclass(frozen=True)
@@ -59,18 +59,18 @@ class Argument:
 
 
 def with_fields(*own: Argument, without: Collection[str] = ()) -> Callable[[Function], Function]:
-    """Tells everybody who asks that a function takes the fields of a request, arguments of its own, and `request`.
+    """A decorator that gives a function the signature, annotations and docstring of one that takes the fields of a
+    request, further arguments, and `request`. Gradio, MCP and `studio.web.api.checked` read these.
 
-    The function takes them by name. own: an argument with a field's name stands in that one's place. without: names of
-    fields that it does not take. Gradio, MCP and `studio.web.api.checked` read signature, annotations and docstring;
-    the docstring brings the summary, and what is returned.
+    The function itself takes its arguments by name. own: further arguments; one with the name of a field replaces it.
+    without: names of fields that the function does not take. Its own docstring has a summary, and a part "Returns:".
     """
     named = {argument.name: argument for argument in (*map(_argument, FIELDS), *own)}
     arguments = sorted((one for one in named.values() if one.name not in without), key=_place)
     parameters = [_parameter(one.name, one.type, one.default) for one in arguments]
     parameters.append(_parameter("request", gr.Request | None, None))
 
-    def told(function: Function) -> Function:
+    def described(function: Function) -> Function:
         returned = inspect.get_annotations(function, eval_str=True)["return"]
         function.__annotations__ = {
             **{parameter.name: parameter.annotation for parameter in parameters},
@@ -82,7 +82,7 @@ def with_fields(*own: Argument, without: Collection[str] = ()) -> Callable[[Func
         function.__doc__ = f"{summary}Args:\n{lines}\nReturns:{returns}"
         return function
 
-    return told
+    return described
 
 
 def _parameter(name: str, kind: Any, default: Any) -> inspect.Parameter:
@@ -118,7 +118,7 @@ def _type(field: Field, default: Any) -> Any:
 
 
 def _left_out(field: Field) -> str:
-    """What its default means, where the default is no value of the field."""
+    """Says what the default means, for a field whose default stands for "nothing said"."""
     if not field.optional:
         return ""
     empty = {"": "Empty", None: "null"}.get(field.empty, field.empty)
@@ -126,7 +126,7 @@ def _left_out(field: Field) -> str:
 
 
 def draft_of(said: Mapping[str, Any]) -> Draft:
-    """What the arguments of the fields say of a picture. Raises RequestError, ComposerError and PromptError."""
+    """The draft of what the arguments say. Raises RequestError, ComposerError and PromptError."""
     values: dict[str, Any] = {}
     wanted: tuple[Wanted, ...] = ()
     init_image = None
@@ -146,7 +146,8 @@ def draft_of(said: Mapping[str, Any]) -> Draft:
 
 
 def _says_something(field: Field, value: Any) -> bool:
-    """A number below its range says nothing where no number need be given, as guidance_scale=-1."""
+    """Whether the argument says anything. For a field that may be None, a number below its range does not: as
+    guidance_scale=-1."""
     if value is None or (value == field.empty and field.setting.default is not dataclasses.MISSING):
         return False
     low = field.knob.low
@@ -154,12 +155,13 @@ def _says_something(field: Field, value: Any) -> bool:
 
 
 def method_of(text: str) -> Composer:
-    """Raises RequestError and ComposerError."""
+    """The method of a text such as switch:interval=3. Raises RequestError and ComposerError."""
     return parse_composer(check_text("method", text, LONGEST_METHOD))
 
 
 def uploaded(name: str, value: object) -> Path:
-    """The file that an argument names, which the door has found to be its sender's (`studio.web.door.files`).
+    """The uploaded file that an argument names. The door has made sure that it is the sender's
+    (`studio.web.door.files`).
 
     Raises RequestError.
     """

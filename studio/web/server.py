@@ -1,4 +1,4 @@
-"""The server: gradio's pages and our own routes in one FastAPI application, behind the guard, on one port."""
+"""The server: Gradio's pages and our own routes in one FastAPI application, behind the guard, on one port."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from studio.web.door.theme import Look, look
 
 PORTS_TRIED = 100
 QUEUE_REST = 0.02
-"""Seconds between two looks into Gradio's queue of calls; its own thousandth keeps a tenth of a slow core busy."""
+"""Seconds between two looks into Gradio's queue of calls. Gradio's own 0.001 would take a tenth of a slow core."""
 MCP_REMEDY = "install it with pip install 'lora-studio[mcp]', or leave --mcp out"
 
 
@@ -44,8 +44,8 @@ MCP_REMEDY = "install it with pip install 'lora-studio[mcp]', or leave --mcp out
 class Serving:
     """How to serve.
 
-    host: the address to listen at. port: the first to try; `exact` refuses the next free one.
-    users: name -> password; {} where nobody logs in. largest: bytes of an upload.
+    host: the address to listen at. port: the first port to try; with `exact`, the only one.
+    users: name -> password; {} lets everybody in. largest: most bytes of an upload.
     """
 
     host: str = "127.0.0.1"
@@ -62,7 +62,7 @@ class Serving:
 
     @property
     def hosts(self) -> frozenset[str] | None:
-        """Names by which it may be called; any where others than this computer can reach it."""
+        """The host names by which the server may be called; None, which is any, where other computers can reach it."""
         return frozenset(LOOPBACK) if self.loopback else None
 
 
@@ -85,7 +85,7 @@ def serve(serving: Serving, home: Home, opening: Opening, trust: Trust, say: Cal
         try:
             return _run(make_app(worker, trainings, serving), serving, listening, address, say)
         finally:
-            gc.freeze()  # the process ends: looking through all its objects for what can be freed takes seconds
+            gc.freeze()  # the process ends, and a last garbage collection would take seconds
             trainings.close()
             worker.close()
 
@@ -96,7 +96,7 @@ def make_app(worker: Worker, trainings: Trainings, serving: Serving) -> fastapi.
 
 
 def mounted(pages: gr.Blocks, look: Look, worker: Worker, serving: Serving) -> fastapi.FastAPI:
-    """Gradio's pages at /, our own routes before them, and the guard before all."""
+    """Gradio's pages at /, our own routes before them, and the guard before everything."""
     files, claims = Files(worker), Claims()
     app = fastapi.FastAPI(title="LoRA Studio", docs_url=None, redoc_url=None, openapi_url=None)
     calls = sdapi.router(worker)
@@ -110,7 +110,7 @@ def mounted(pages: gr.Blocks, look: Look, worker: Worker, serving: Serving) -> f
         server_port=serving.port,
         auth=list(serving.users.items()) or None,
         allowed_paths=[str(folder) for folder in files.shown],
-        show_error=worker.trust.paths,  # an error that nobody foresaw may name files of this computer
+        show_error=worker.trust.paths,  # an unforeseen error may name files of this computer
         max_file_size=serving.largest,
         run_history=False,
         ssr_mode=False,
@@ -139,7 +139,7 @@ def mounted(pages: gr.Blocks, look: Look, worker: Worker, serving: Serving) -> f
 
 
 def _ways(own: fastapi.APIRouter) -> list[routes.Way]:
-    """The ways to routes of ours, as the router has them."""
+    """The ways to our own routes, as the router has them."""
     found = [
         (route.path, tuple(sorted(route.methods or ()))) for route in own.routes if isinstance(route, Route)
     ]
@@ -147,7 +147,7 @@ def _ways(own: fastapi.APIRouter) -> list[routes.Way]:
 
 
 class _Logins:
-    """By the cookies that Gradio's login page sets."""
+    """Knows who is logged in, by the cookies that Gradio's login page sets."""
 
     def __init__(self, app: fastapi.FastAPI) -> None:
         [self._pages] = [
@@ -166,7 +166,7 @@ class _Logins:
 
     def cookie_of(self, name: str) -> str:
         token = self._of_programs.setdefault(name, secrets.token_urlsafe(24))
-        self._pages.tokens[token] = name  # logging out takes all of a name's
+        self._pages.tokens[token] = name  # logging out deletes all tokens of a name
         return f"{self._name}={token}"
 
     @property
@@ -185,7 +185,7 @@ def _bound(serving: Serving) -> socket.socket:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((serving.host, port))
-            listening.listen(128)  # only now is a port refused that another process listens at
+            listening.listen(128)  # this, not bind(), fails where another process listens at the port
         except OSError as error:
             listening.close()
             if error.errno in (errno.EADDRINUSE, errno.EACCES):
@@ -247,7 +247,7 @@ def _require_mcp() -> None:
 
 
 def _mcp_problem(serving: Serving, listening: socket.socket) -> str:
-    """Why MCP does not answer, "" where it does: gradio itself only prints a line and serves on without it."""
+    """Why MCP does not answer; "" where it does. Without MCP, Gradio itself would only print a line and serve on."""
     port = listening.getsockname()[1]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(serving.host, serving.host)
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}/gradio_api/mcp/schema"

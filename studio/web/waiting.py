@@ -1,6 +1,6 @@
-"""Waiting for the device: handlers that do so hold no thread, of which everybody's requests share a few.
+"""Handlers that wait for the device without holding a thread. There are only a few threads, shared by all requests.
 
-A handler awaits `Waits.of`, and what it gives it awaits `asked`: the worker's future, on the event loop.
+A handler awaits `Waits.of`, with a coroutine that awaits `worker_result`: the worker's future, on the event loop.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pipelines.errors import RequestError
 T = TypeVar("T")
 
 PATIENCE = 600.0
-"""Seconds for a model to come."""
+"""Seconds that a handler waits, by default: a model may have to be loaded."""
 MOST_WAITING = 64
-"""Things that all owners together wait for."""
+"""Most things that all owners together may wait for."""
 
 
-async def asked(begin: Callable[[], Future[T]]) -> T:
-    """What the worker makes of it. begin: asks the worker, in a thread, since it looks at files."""
+async def worker_result(begin: Callable[[], Future[T]]) -> T:
+    """Waits for the worker's result. begin: asks the worker; it runs in a thread, since it looks at files."""
     return await asyncio.wrap_future(await run_in_threadpool(begin))
 
 
@@ -35,7 +35,7 @@ class _Wait:
 
 
 class Waits:
-    """What owners wait for, of each owner one thing at a time. For one event loop."""
+    """What owners wait for; each owner waits for one thing at a time. For one event loop."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, _Wait] = {}
@@ -43,11 +43,11 @@ class Waits:
     async def of(
         self, owner: str, what: str, start: Callable[[], Awaitable[T]], seconds: float = PATIENCE
     ) -> T:
-        """The result of `start`. Whoever asks for the same while it is waited for gets the same, and nothing is asked
-        twice; so does who asks again after it took too long.
+        """The result of `start`. If the owner asks for the same thing again meanwhile, also after a wait that took too
+        long, both calls get one result, and `start` is called once.
 
-        what: names it, for messages too. Raises RequestError where the owner waits for something else, and when it
-        takes longer than `seconds`.
+        what: the thing's name, also for messages. Raises RequestError where the owner waits for something else, where
+        too many wait, and when it takes longer than `seconds`.
         """
         wait = self._waiting.get(owner)
         if wait is None:
@@ -74,7 +74,7 @@ class Waits:
     def _over(self, owner: str, task: asyncio.Task[Any]) -> None:
         del self._waiting[owner]
         if not task.cancelled():
-            task.exception()  # looked at, where nobody waits any longer
+            task.exception()  # marks it as retrieved, in case nobody waits any longer
 
 
 async def _run(start: Callable[[], Awaitable[T]]) -> T:

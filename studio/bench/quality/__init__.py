@@ -1,1 +1,1 @@
-"""Which method composes better: the same mixes by every method, drawn in shared passes and scored."""
+"""Measures how well methods compose: the same mixes by every method, drawn in shared passes and scored."""

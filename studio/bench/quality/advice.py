@@ -1,4 +1,4 @@
-"""Which method and strength suit one mix, measured on that mix: what `lora-studio advise` does."""
+"""Finds the method and strength that suit one mix, by drawing it: what `lora-studio advise` does."""
 
 from __future__ import annotations
 
@@ -35,13 +35,14 @@ from studio.terminal.progress import Teller
 
 STRENGTHS = {"merge": (1.0, 0.8, 0.6)}
 OTHERS = (1.0, 0.8)
-"""Strengths that each method is tried at."""
+"""The strengths at which each method is tried."""
 
 
 @dataclass(frozen=True)
 class Rank:
-    """A method's place. overall: mean of its standardised scores. behind: how far below the first one, with a 95 %
-    interval over seeds; the first's own is 0. level: whether that interval holds 0. work: full UNet rows a picture."""
+    """A method's place. overall: mean of its standardised scores. behind: its distance from the first method, with a
+    95 % interval over seeds; 0 for the first. level: whether that interval contains 0. work: of one picture, in full
+    UNet rows."""
 
     method: str
     overall: float
@@ -55,9 +56,9 @@ class Rank:
 class Question:
     """The mix that advice is asked for.
 
-    prompt: None is the trigger words. seeds: as in "1-4". methods: () is the standard ones. overrides: job fields
-    that hold for every picture. clip: an open_clip model, "none", or None for the one that suits. out: None is the
-    day's folder.
+    prompt: None takes the trigger words. seeds: as in "1-4". methods: () takes the standard ones. overrides: job fields
+    of every picture. clip: an open_clip model, "none", or None for the one that suits the model. out: None is the day's
+    folder.
     """
 
     opening: Opening
@@ -72,7 +73,8 @@ class Question:
 
 
 def run(question: Question, home: Home, teller: Teller) -> int:
-    """The exit code: 0 all done, 1 some pictures failed, 130 interrupted. Raises StudioError for bad input."""
+    """Draws, scores and prints the ranking. Exit code: 0 all done, 1 some pictures failed, 130 interrupted. Raises
+    StudioError for bad input."""
     suite = _suite(question, home, model_name(question.opening, home))
     opening = settled(question.opening, suite, home)
     composition = Composition(suite.elements)
@@ -104,7 +106,8 @@ def run(question: Question, home: Home, teller: Teller) -> int:
 
 
 def standard_methods() -> list[str]:
-    """Every registered method at its strengths; B-LoRA is for pairs that were trained for it, and asked for by name."""
+    """Every registered method at its strengths, without B-LoRA: it needs pairs that were trained for it, and can be
+    asked for by name."""
     return [
         f"{name}@{strength:g}"
         for name in methods()
@@ -131,7 +134,7 @@ def _suite(question: Question, home: Home, model: str) -> Suite:
 
 
 def rank(scored: Sequence[Scored]) -> list[Rank]:
-    """The methods, best first, by the mean of all scores, each standardised over the pictures."""
+    """The methods, the best first, by the mean of all their scores, which are standardised over the pictures."""
     names = [
         name
         for name in NAMES
@@ -169,7 +172,7 @@ def rank(scored: Sequence[Scored]) -> list[Rank]:
 
 
 def as_text(ranking: Sequence[Rank]) -> str:
-    """The ranking in columns, and what it is worth."""
+    """The ranking in columns, and how certain it is."""
     names = list(ranking[0].means)
     lines = [("", "method", "overall", *names, "UNet rows")]
     for place, one in enumerate(ranking, 1):
@@ -196,7 +199,7 @@ def as_text(ranking: Sequence[Rank]) -> str:
 
 
 def write_sheet(ranking: Sequence[Rank], scored: Sequence[Scored], plan: CellPlan, out: Path) -> Path:
-    """advice.png: a line a method, best first, a column a seed."""
+    """Writes advice.png: a row for each method, the best first, and a column for each seed."""
     shots = {(row.method, row.seed): row.shot for row in scored}
     title = plan.prompt or plan.suite.prompt_of(plan.compositions[0].words)
     x = Axis("seed", tuple((str(seed), dict) for seed in plan.seeds))

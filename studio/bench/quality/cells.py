@@ -1,4 +1,4 @@
-"""Every picture of a comparison: compositions x methods x seeds, and each element alone, as the jobs of a batch."""
+"""The pictures of a comparison, as jobs of a batch: compositions x methods x seeds, and each element alone."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from composers import Merge, spell
+from studio.batch.variants import literal
 from studio.bench.quality.elements import Composition, Element
 from studio.bench.quality.methods import Method
 from studio.bench.quality.sets import Suite
-from studio.grid.grid import escaped
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class QualityCell:
 
 @dataclass(frozen=True)
 class CellPlan:
-    """What is drawn. prompt: instead of the compositions' own trigger words."""
+    """What is drawn. prompt: replaces the compositions' trigger words."""
 
     suite: Suite
     compositions: tuple[Composition, ...]
@@ -36,7 +36,7 @@ class CellPlan:
 
     @property
     def cells(self) -> list[QualityCell]:
-        """The compared pictures: every method that suits a composition, seed by seed."""
+        """The compared pictures: every composition by every method that suits it, at every seed."""
         return [
             QualityCell(composition, method, seed)
             for composition in self.compositions
@@ -47,12 +47,12 @@ class CellPlan:
 
     @property
     def singles(self) -> list[QualityCell]:
-        """Every element alone, with its own words: what its identity is measured against."""
+        """The pictures of every element alone, with its own words; identity is measured against these."""
         elements = dict.fromkeys(element for one in self.compositions for element in one.elements)
         return [single(element, seed) for element in elements for seed in self.seeds]
 
     def job(self, cell: QualityCell) -> dict[str, Any]:
-        """The cell as a batch takes it; its name is the same in every run and no other cell has it."""
+        """The cell as a job of a batch. Its name is the same in every run, and unique."""
         composition, method = cell.composition, cell.method
         alone = composition.size == 1
         words = composition.words if self.prompt is None or alone else self.prompt
@@ -61,7 +61,7 @@ class CellPlan:
             {"adapter": element.adapter, "weight": element.weight * method.strength} for element in members
         ]
         fields: dict[str, Any] = {
-            "prompt": escaped(self.suite.prompt_of(words)),
+            "prompt": literal(self.suite.prompt_of(words)),
             "adapters": [] if method.composer is None else adapters,
             "composer": spell(method.composer or Merge()),
             "seed": cell.seed,
@@ -75,7 +75,7 @@ def single(element: Element, seed: int) -> QualityCell:
 
 
 def part_of(cells: Sequence[QualityCell], number: int, count: int) -> list[QualityCell]:
-    """The number-th of `count` parts, from 1."""
+    """The cells of part `number`, counted from 1, of `count` parts."""
     return list(cells[number - 1 :: count])
 
 

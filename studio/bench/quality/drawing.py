@@ -1,4 +1,4 @@
-"""The pictures, drawn as a batch: shared passes, resumable, perhaps in parts by several processes.
+"""Draws the pictures as a batch, which shares passes and can be resumed. Several processes can draw a part each.
 
 OUT/plan.json                what the folder holds; another plan is refused
 OUT/pictures/                pictures and manifest (see `studio.batch`), a part's in pictures-2-of-8/
@@ -27,7 +27,8 @@ TEMPLATE = "{name}_{seed}"
 
 @dataclass(frozen=True)
 class Shot:
-    """A finished picture. full_rows, shallow_rows: UNet rows it took. seconds: its part of the UNet calls."""
+    """A finished picture. full_rows, shallow_rows: UNet rows that it took. seconds: its share of the UNet calls'
+    time."""
 
     file: Path
     full_rows: int
@@ -48,7 +49,7 @@ def draw(
     *,
     part: str = "",
 ) -> int:
-    """Draws what is missing; the exit code, as `batch` gives it. part: "2-of-8", where a process draws only that.
+    """Draws what is missing; returns the exit code, as `batch` does. part: "2-of-8" if a process draws only this part.
 
     Raises StudioError before any work, with every mistake.
     """
@@ -64,7 +65,7 @@ def draw(
 
 
 def drawn(plan: CellPlan, cells: Iterable[QualityCell], out: Path) -> dict[QualityCell, Shot]:
-    """The finished pictures of these cells, whoever drew them."""
+    """The finished pictures of these cells, whichever process drew them."""
     by_name = {(job["name"], job["seed"]): cell for cell in cells for job in [plan.job(cell)]}
     found = {}
     for folder, entry in _entries(out):
@@ -89,12 +90,13 @@ def _entries(out: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         for line in manifest.read_bytes().splitlines():
             try:
                 yield manifest.parent, json.loads(line)
-            except ValueError:  # the line that a running or killed process was writing
+            except ValueError:  # a line that another process is writing, or was when it was killed
                 continue
 
 
 def _hold_to(plan: CellPlan, out: Path, opening: Opening) -> None:
-    """A folder holds the pictures of one model and one set of settings; more methods and seeds may join."""
+    """Raises SetupError if the folder holds pictures of another model or other settings. Methods and seeds may be
+    added."""
     said = {
         "set": plan.suite.name,
         "prompt": [plan.suite.prompt, plan.prompt],

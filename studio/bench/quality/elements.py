@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 CATEGORIES = ("character", "clothing", "style", "background", "object")
-"""ComposLoRA's categories in its order, which is also the order of prompt and mix."""
+"""ComposLoRA's categories, in its order, which is also the order in prompt and mix."""
 NEW, NARROW, BLORA, MIXED = "new word", "narrow instance", "b-lora", "mixed"
-"""Kinds of adapters that the embedded ones tell of themselves; a composition of several kinds is mixed."""
+"""Kinds that built-in adapters state. MIXED is a composition of several kinds."""
 
 
 @dataclass(frozen=True)
 class Element:
-    """One thing that a picture should show, and the adapter that brings it.
+    """One thing that a picture should show, and its adapter.
 
-    name: for tables. adapter: its name or path. words: its trigger words, as the prompt names it.
-    weight: strength at the methods' strength 1. kind: what sort of adapter it is, "" where nothing tells.
+    name: for tables. adapter: name or path. words: the trigger words, by which the prompt names it.
+    weight: its strength if the method's strength is 1. kind: the adapter's kind, "" if nothing states it.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Composition:
 
     @property
     def size(self) -> int:
-        """The k of the tables."""
+        """The number of elements: k in the tables."""
         return len(self.elements)
 
     @property
@@ -50,12 +50,12 @@ class Composition:
 
     @property
     def kind(self) -> str:
-        """The elements' kind where they have one in common, else "mixed"."""
+        """The kind of all elements, or "mixed" if they differ."""
         kinds = {element.kind for element in self.elements}
         return kinds.pop() if len(kinds) == 1 else MIXED
 
     def led_by(self, category: str) -> tuple[Element, ...]:
-        """The elements with that category's first, the others in their order."""
+        """The elements, the one of that category first, the others in their order."""
         return tuple(sorted(self.elements, key=lambda element: element.category != category))
 
     def has(self, category: str) -> bool:
@@ -65,8 +65,8 @@ class Composition:
 def compositions(elements: Sequence[Element], size: int) -> list[Composition]:
     """Every composition of `size` elements: one character, and one of each of size - 1 other categories.
 
-    The counting of ComposLoRA (Zhong et al. 2024, arXiv 2402.16843, section 4): with 3, 2, 2, 2, 2 elements it
-    gives 24, 72, 96, 48 for sizes 2 … 5. Where there is no character, every category may be left out.
+    This is how ComposLoRA counts (Zhong et al. 2024, arXiv 2402.16843, section 4): 3, 2, 2, 2, 2 elements give 24, 72,
+    96, 48 compositions of sizes 2 … 5. Where there is no character, any category may be left out.
     """
     categories = [name for name in CATEGORIES if any(element.category == name for element in elements)]
     categories += sorted({element.category for element in elements} - set(categories))
@@ -80,7 +80,7 @@ def compositions(elements: Sequence[Element], size: int) -> list[Composition]:
 
 
 def spread(items: Sequence[Composition], most: int | None) -> list[Composition]:
-    """At most so many of them, evenly spaced, so that no element is favoured by its place."""
+    """At most `most` of the items, evenly spaced, so that no element is favoured by its place."""
     if most is None or len(items) <= most:
         return list(items)
     return [items[(2 * place + 1) * len(items) // (2 * most)] for place in range(most)]

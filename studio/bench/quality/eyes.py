@@ -1,6 +1,6 @@
 """The models that look at pictures: the embedded world's attribute classifier, and any open_clip model.
 
-Both see pictures at their own size. Neither was trained on generated pictures where they are the embedded ones.
+Each resizes pictures to its own size. The built-in ones were not trained on generated pictures.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from pipelines.errors import SetupError
 from studio.bench.quality.elements import Element
 
 PARTS = {"clothing": "clothes"}
-"""The classifier's word for a category, where it is another."""
+"""Category -> the classifier's word for it, where it differs."""
 BATCH = 64
 EMBEDDED = "embedded"
 Array = NDArray[np.float32]
 
 
 def pixels(image: Image.Image, side: int | None = None) -> Tensor:
-    """[3, h, w] in 0 … 1."""
+    """The pixels as [3, h, w] in 0 … 1. side: resize to this height and width."""
     image = image.convert("RGB")
     if side is not None and image.size != (side, side):
         image = image.resize((side, side), Image.Resampling.BICUBIC)
@@ -37,7 +37,7 @@ def pixels(image: Image.Image, side: int | None = None) -> Tensor:
 
 
 class WorldEye:
-    """Reads the words of the embedded world from a picture: a ResNet with one softmax a part."""
+    """Reads the words of the built-in world from a picture: a ResNet with one softmax for each part."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         from transformers import ResNetForImageClassification
@@ -49,11 +49,11 @@ class WorldEye:
 
     @cached_property
     def words(self) -> frozenset[str]:
-        """ "part:word", all that it knows."""
+        """All words that it knows, as "part:word"."""
         return frozenset(self._labels)
 
     def label(self, element: Element) -> str | None:
-        """What it calls an element; None where it does not know it."""
+        """Its own word for an element; None if it does not know the element."""
         part, words = PARTS.get(element.category, element.category), element.words
         for word in (words, words.removeprefix("a ").removesuffix(" style")):
             if f"{part}:{word}" in self.words:
@@ -62,7 +62,7 @@ class WorldEye:
 
     @torch.inference_mode()
     def read(self, pictures: Sequence[Image.Image]) -> list[dict[str, str]]:
-        """part -> word, picture by picture; "none" where the part is missing."""
+        """For each picture: part -> word, "none" if the part is missing."""
         found: list[dict[str, str]] = []
         for x in _batches(pictures, lambda image: pixels(image, 128)):
             logits = self._model((x.to(self._device) - 0.5) / 0.5).logits.float().cpu()
@@ -77,7 +77,7 @@ class WorldEye:
     def features(self, pictures: Sequence[Image.Image]) -> Array:
         """[n, features]: mean and spread of every channel of every stage, each stage of length 1.
 
-        Where things stand does not count, what there is and how it is drawn does.
+        They depend on what is there and how it is drawn, but not on where it is.
         """
         found = []
         for x in _batches(pictures, lambda image: pixels(image, 128)):
@@ -133,7 +133,7 @@ def world_eye(device: torch.device) -> WorldEye:
 def clip_eye(name: str, device: torch.device) -> ClipEye:
     """ "embedded", or an open_clip model as ARCHITECTURE:WEIGHTS (a tag of open_clip's, or a file).
 
-    Raises SetupError where it cannot be had.
+    Raises SetupError if it cannot be opened.
     """
     return _embedded_clip(device) if name == EMBEDDED else _open_clip(name, device)
 

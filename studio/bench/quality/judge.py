@@ -1,8 +1,8 @@
 """Pairwise judging by a vision-language model, behind an OpenAI-compatible endpoint (POST …/chat/completions).
 
-Two pictures of one mix are shown, in both orders, and the scores of both answers are averaged: whichever stands first
-tends to be favoured (Zhong et al. 2024, arXiv 2402.16843, appendix). The prompt is our own. Off by default: pictures
-leave this computer for the endpoint that the user names.
+Two pictures of one mix are shown in both orders, and the scores of both answers are averaged, since the picture that is
+shown first tends to be favoured (Zhong et al. 2024, arXiv 2402.16843, appendix). The prompt is our own. Judging is off
+by default, because it sends pictures to the endpoint that the user names.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from studio.bench.quality.drawing import Shot
 from studio.bench.quality.elements import Composition, spread
 
 KEY = "LORA_STUDIO_JUDGE_KEY"
-"""Environment variable that holds the endpoint's key, where it wants one."""
+"""The environment variable with the endpoint's key, if it needs one."""
 TRIES = 3
 SECONDS = 120
 AXES = ("composition", "quality")
@@ -62,7 +62,7 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A model behind an OpenAI-compatible endpoint. url: up to and without /chat/completions."""
+    """A model behind an OpenAI-compatible endpoint. url: everything before /chat/completions."""
 
     url: str
     model: str
@@ -73,7 +73,7 @@ class Endpoint:
             raise SetupError(f"--judge {self.url}: write an address such as http://localhost:8000/v1")
 
     def compare(self, composition: Composition, first: Path, second: Path) -> Verdict:
-        """One question, asked again where the answer cannot be read. Raises SetupError."""
+        """Asks for a verdict, and asks again if the answer cannot be read. Raises SetupError."""
         elements = "\n".join(f"- {one.category}: {one.name} ({one.words})" for one in composition.elements)
         content: list[dict[str, Any]] = [{"type": "text", "text": PROMPT.format(elements=elements)}]
         for name, file in (("A", first), ("B", second)):
@@ -112,14 +112,14 @@ class Endpoint:
 
 
 def endpoint(url: str, model: str | None) -> Endpoint:
-    """Raises SetupError where no model is named."""
+    """The endpoint with that model. Raises SetupError if no model is named."""
     if not model:
-        raise SetupError("--judge wants --judge-model too, the model's name at that endpoint")
+        raise SetupError("--judge needs --judge-model too: the model's name at that endpoint")
     return Endpoint(url, model, os.environ.get(KEY))
 
 
 def read_answer(text: str) -> Verdict | None:
-    """The scores in an answer; None where it has none, or they are not in 0 … 10."""
+    """The scores in an answer; None if it has none, or if they are outside 0 … 10."""
     for match in re.finditer(r"\{.*\}", text, re.DOTALL):
         try:
             said = json.loads(match[0])
@@ -145,7 +145,8 @@ def both_orders(judge: Judge, composition: Composition, first: Path, second: Pat
 
 @dataclass(frozen=True)
 class Judged:
-    """A method against the baseline, by the judge: mean scores of both, and shares of wins, ties and losses."""
+    """The judge's comparison of a method with the baseline: mean scores of both, and shares of wins, ties and
+    losses."""
 
     method: str
     pairs: int
@@ -156,7 +157,7 @@ class Judged:
 def judge_all(
     judge: Judge, shots: Mapping[QualityCell, Shot], cells: Sequence[QualityCell], baseline: str, most: int
 ) -> list[Judged]:
-    """Every method against the baseline on at most so many compositions, evenly spaced, at the lowest seed."""
+    """Compares every method with the baseline, on at most `most` evenly spaced compositions, at the lowest seed."""
     seed = min(cell.seed for cell in cells)
     here = {
         (cell.composition, cell.method.label): cell for cell in cells if cell.seed == seed and cell in shots

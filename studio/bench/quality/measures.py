@@ -1,7 +1,7 @@
-"""Pictures -> scores. All are higher where the picture is better; None where a score cannot be taken.
+"""Scores pictures. All scores are higher for better pictures, and None if they cannot be computed.
 
-presence   share of the elements that the classifier reads from the picture (embedded world only)
-complete   1 where it reads them all
+presence   share of the elements that the classifier reads from the picture (built-in world only)
+complete   1 if it reads them all, else 0
 clip       CLIPScore (Hessel et al. 2021, arXiv 2104.08718, as torchmetrics scales it): 100 * max(cosine, 0) of
            picture and trigger words
 fidelity   likeness to the world's own renders of the composition: mean cosine of the classifier's features
@@ -24,14 +24,14 @@ from studio.bench.quality.eyes import Array, ClipEye, WorldEye
 from studio.bench.quality.references import References, wrong_for
 
 MANY = 256
-"""Pictures that are open at a time."""
+"""Pictures that are open at once."""
 TRUE, WRONG = "true renders", "wrong renders"
-"""The bounds: the world's own renders, of the composition itself and of another one."""
+"""The bounds: the world's own renders, of the right composition and of a wrong one."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """See above. elements: category -> whether its element is there."""
+    """The scores of one picture, as above. elements: category -> whether its element is there."""
 
     presence: float | None = None
     complete: float | None = None
@@ -46,7 +46,7 @@ NAMES = tuple(one.name for one in fields(Scores) if one.name != "elements")
 
 @dataclass(frozen=True)
 class Scored:
-    """One row of the results. method: a label, or one of the bounds. shot: None for the bounds."""
+    """One row of the results. method: its label, or the name of a bound. shot: None for the bounds."""
 
     composition: Composition
     method: str
@@ -57,7 +57,8 @@ class Scored:
 
 @dataclass(frozen=True)
 class Eyes:
-    """What looks. world, references: None where the pictures are not of the embedded world. clip: may be left out."""
+    """The models that score. world, references: None if the pictures are not of the built-in world. clip: None if it is
+    not used."""
 
     world: WorldEye | None
     clip: ClipEye | None
@@ -67,7 +68,7 @@ class Eyes:
 def measure(
     shots: Mapping[QualityCell, Shot], cells: Sequence[QualityCell], eyes: Eyes, tell: Callable[[int], None]
 ) -> list[Scored]:
-    """The scores of the cells that are drawn; `tell` hears how many more are done."""
+    """The scores of the cells that are drawn. tell: called with the number of further cells that are done."""
     looker = _Looker(eyes, [cell.composition for cell in cells])
     alone = looker.singles(shots, cells)
     found = []
@@ -83,7 +84,7 @@ def measure(
 
 
 def bounds(compositions: Sequence[Composition], eyes: Eyes) -> list[Scored]:
-    """What the scores say of the world's own renders, and of those of wrong compositions. Empty elsewhere."""
+    """The scores of the world's own renders, and of those of wrong compositions. Empty outside the built-in world."""
     if eyes.references is None:
         return []
     looker = _Looker(eyes, compositions)
@@ -94,7 +95,7 @@ def bounds(compositions: Sequence[Composition], eyes: Eyes) -> list[Scored]:
             source = composition if name == TRUE else wrong_for(composition, compositions)
             renders = [] if source is None else eyes.references.of(source)
             places = range(len(renders))
-            for place in places:  # a true render is compared with the others, never with itself
+            for place in places:  # a true render is compared only with the other ones
                 rest = [other for other in places if other != place] if name == TRUE else list(places)
                 asked.append((composition, place, renders[place], rest))
         if not asked:
@@ -113,7 +114,7 @@ def bounds(compositions: Sequence[Composition], eyes: Eyes) -> list[Scored]:
 
 
 class _Looker:
-    """Scores pictures, with what is the same for many of them looked at once."""
+    """Scores pictures. What many of them share is computed once."""
 
     def __init__(self, eyes: Eyes, compositions: Iterable[Composition]) -> None:
         self._eyes = eyes
@@ -135,7 +136,7 @@ class _Looker:
     def singles(
         self, shots: Mapping[QualityCell, Shot], cells: Sequence[QualityCell]
     ) -> Callable[[QualityCell], Array | None]:
-        """cell -> [elements, width]: embeddings of its elements' own pictures; None where one is missing."""
+        """cell -> [elements, width]: embeddings of the pictures of its elements alone; None if one is missing."""
         clip = self._eyes.clip
         wanted = {single(one, cell.seed) for cell in cells for one in cell.composition.elements}
         there = [cell for cell in wanted if cell in shots]
@@ -157,7 +158,7 @@ class _Looker:
         alone: Sequence[Array | None],
         rest: Sequence[Sequence[int] | None] | None = None,
     ) -> list[Scores]:
-        """rest: which of the composition's renders each is compared with; None is all."""
+        """The scores of pictures. rest: for each, the renders of its composition to compare it with; None is all."""
         world, clip = self._eyes.world, self._eyes.clip
         read = world.read(pictures) if world is not None else [{}] * len(pictures)
         features = world.features(pictures) if world is not None and self._features else None
@@ -189,7 +190,7 @@ class _Looker:
         return found
 
     def _elements(self, composition: Composition, read: Mapping[str, str]) -> dict[str, bool]:
-        """category -> whether its element is read; only where the classifier knows it."""
+        """category -> whether its element is read, for elements that the classifier knows."""
         if self._eyes.world is None:
             return {}
         found = {}

@@ -1,4 +1,4 @@
-"""What is compared: a method with its settings, its strength, and who leads the mix.
+"""What is compared: methods with their settings, strengths, and the category that leads the mix.
 
 none                        the base model with the prompt alone
 merge@0.8                   every strength times 0.8
@@ -17,7 +17,7 @@ from studio.bench.quality.elements import BLORA, CATEGORIES, Composition
 
 NONE = "none"
 BASELINE = "merge"
-"""What every method is compared with, as the paper does."""
+"""The method with which all others are compared, as in the paper."""
 DEFAULTS = (
     NONE,
     "merge",
@@ -33,11 +33,11 @@ DEFAULTS = (
     "cmlora:refresh=all",
     "cmlora:interval=2,compat=release",
 )
-"""By name; every further method of `composers` joins with its default settings."""
+"""Name of a method -> its standard rows. Every other method of `composers` has one row, with default settings."""
 ORDERS = tuple(f"switch^{category}" for category in CATEGORIES[1:])
-"""Who begins: against plain switch, which the character leads."""
+"""Rows with another category first, to compare with plain switch, in which the character is first."""
 PAIRS = ("merge", "switch", "composite", "blora")
-"""For B-LoRA pairs."""
+"""The rows for B-LoRA pairs."""
 
 _SPEC = re.compile(
     r"(?P<composer>[^@^]+)(@(?P<strength>[^@^]+))?(\^(?P<first>[\w-]+))?", re.DOTALL | re.VERBOSE
@@ -55,7 +55,7 @@ class Method:
 
     @property
     def label(self) -> str:
-        """As `read_method` reads it."""
+        """The method as text, as `read_method` reads it."""
         if self.composer is None:
             return NONE
         strength = "" if self.strength == 1 else f"@{self.strength:g}"
@@ -67,9 +67,8 @@ class Method:
         return NONE if self.composer is None else self.composer.name
 
     def suits(self, composition: Composition) -> bool:
-        """Whether it can be applied: the number of adapters is right, and the leader's category is there.
-
-        B-LoRA takes what was trained as one.
+        """Whether it can draw the composition: it allows so many adapters, and the leading category is there. The
+        method B-LoRA needs adapters that were trained as B-LoRAs.
         """
         if self.composer is None:
             return True
@@ -81,7 +80,7 @@ class Method:
 
 
 def read_method(text: str) -> Method:
-    """Raises RequestError and ComposerError."""
+    """The method of a text. Raises RequestError and ComposerError."""
     match = _SPEC.fullmatch(text.strip())
     if match is None:
         raise RequestError(f"method {text!r}: write METHOD[:SETTINGS][@STRENGTH][^CATEGORY], as in merge@0.8")
@@ -102,7 +101,7 @@ def read_method(text: str) -> Method:
 
 
 def default_methods(kinds: Sequence[str], *, orders: bool = True) -> list[Method]:
-    """The standard rows for compositions of these kinds, every registered method among them."""
+    """The standard rows for compositions of these kinds. Every registered method has at least one."""
     texts = [*DEFAULTS, *(ORDERS if orders else ())]
     known = {read_method(text).family for text in texts}
     texts += [name for name in methods() if name not in known and name != "blora"]

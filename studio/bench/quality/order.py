@@ -1,4 +1,5 @@
-"""What `lora-studio bench quality` is asked for, and its run: a test set by every method, drawn, scored, reported."""
+"""What `lora-studio bench quality` is asked for, and its run: a test set is drawn by every method, scored and
+reported."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ from studio.terminal.exits import INTERRUPTED
 from studio.terminal.progress import Teller
 
 CLIP = "ViT-B-16:openai"
-"""The paper's scorer, for pictures that are not of the embedded world."""
+"""The paper's scorer, for pictures that are not of the built-in world."""
 PART = re.compile(r"(?P<number>[1-9]\d*)/(?P<count>[1-9]\d*)")
 
 
@@ -41,11 +42,11 @@ PART = re.compile(r"(?P<number>[1-9]\d*)/(?P<count>[1-9]\d*)")
 class QualityOrder:
     """What to compare.
 
-    set: a YAML file or a set that ships; None is the library, of which `loras` picks some (() is all that fit).
-    sizes: LoRAs in a mix. only_kinds: of compositions; () is all. limit: compositions of each size and kind.
-    seeds: as in "1-3". methods: () is the standard ones. overrides: job fields that hold for every picture.
-    part: "2/8" draws that part alone and scores nothing. judge: an endpoint that compares pairs. clip: an open_clip
-    model, "none", or None for the one that suits. out: None is the day's folder.
+    set: a YAML file or an included set; None is the library, from which `loras` picks some (() is all that fit).
+    sizes: LoRAs in a mix. only_kinds: of compositions; () is all. limit: most compositions of each size and kind.
+    seeds: as in "1-3". methods: () is the standard ones. overrides: job fields of every picture.
+    part: "2/8" draws only that part and scores nothing. judge: an endpoint that compares pairs. clip: an open_clip
+    model, "none", or None for the one that suits the model. out: None is the day's folder.
     """
 
     opening: Opening
@@ -66,7 +67,8 @@ class QualityOrder:
 
 
 def run(order: QualityOrder, home: Home, teller: Teller) -> int:
-    """The exit code: 0 all done, 1 some pictures failed, 130 interrupted. Raises StudioError for bad input."""
+    """Draws, scores and reports. Exit code: 0 all done, 1 some pictures failed, 130 interrupted. Raises StudioError
+    for bad input."""
     suite = _suite(order, home)
     opening = settled(order.opening, suite, home)
     out = order.out or home.outputs / date.today().isoformat() / "quality"
@@ -104,13 +106,13 @@ def _suite(order: QualityOrder, home: Home) -> Suite:
 
 
 def settled(opening: Opening, suite: Suite, home: Home) -> Opening:
-    """The opening with the set's model and VAE where the user gives none."""
+    """The opening, with the set's model and VAE if the user gives none."""
     source = opening.source or suite.model or model_name(opening, home)
     return replace(opening, source=source, vae=opening.vae or suite.vae)
 
 
 def open_eyes(clip: str | None, opening: Opening, home: Home, plan: CellPlan) -> Eyes:
-    """The scorers for this model: the embedded world's for the embedded models, an open_clip model for all others.
+    """The scorers for this model: those of the built-in world for built-in models, an open_clip model for all others.
 
     clip: another open_clip model, or "none". Raises SetupError.
     """
@@ -127,7 +129,7 @@ def open_eyes(clip: str | None, opening: Opening, home: Home, plan: CellPlan) ->
 
 
 def score(plan: CellPlan, shots: dict[QualityCell, Shot], eyes: Eyes, teller: Teller) -> list[Scored]:
-    """Every picture's scores, and the bounds'."""
+    """The scores of all pictures, and of the bounds."""
     cells = plan.cells
     with teller.waiting(f"scoring {len(cells)} pictures"), torch.inference_mode():
         found = measure(shots, cells, eyes, lambda count: None)
@@ -142,7 +144,7 @@ def report(
     out: Path,
     teller: Teller,
 ) -> None:
-    """Prints the tables; writes tables, figures, page and JSON, and prints the files' names."""
+    """Prints the tables; writes tables, figures, a page and JSON; and prints the files' names."""
     rows = rows_of(scored)
     text = as_text(rows)
     if judged:

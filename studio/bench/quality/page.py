@@ -1,4 +1,4 @@
-"""The results as one HTML page that needs nothing else: tables, figures, and pictures side by side."""
+"""The results as one self-contained HTML page: tables, figures, and pictures side by side."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from studio.bench.quality.results import ScoreRow, groups, table
 from studio.grid.page import STYLE
 
 SHOWN = 3
-"""Compositions of each kind and size whose pictures the page holds."""
+"""Compositions of each kind and size whose pictures are on the page."""
 WIDEST = 256
-"""Pixels of a picture on the page."""
+"""Side of a picture on the page, in pixels."""
 MORE_STYLE = """
 table.figures { border-collapse: collapse; border-spacing: 0; }
 table.figures td, table.figures th { padding: .2rem .6rem; border-bottom: 1px solid var(--line); text-align: right; }
@@ -43,7 +43,7 @@ def write_page(
     figures: Mapping[str, Path],
     references: References | None,
 ) -> str:
-    """figures: caption -> file."""
+    """The page's HTML. figures: caption -> file."""
     parts = [f"<p>{html.escape(EXPLAINED)}</p>"]
     for caption, file in figures.items():
         parts.append(
@@ -101,7 +101,7 @@ def _pictures(scored: Sequence[Scored], references: References | None) -> str:
 
 
 def shown(compositions: Sequence[Composition], most: int = SHOWN) -> list[Composition]:
-    """Evenly spaced ones of each kind and size."""
+    """At most `most` evenly spaced compositions of each kind and size."""
     by_group: dict[tuple[str, int], list[Composition]] = {}
     for one in dict.fromkeys(compositions):
         by_group.setdefault((one.kind, one.size), []).append(one)

@@ -19,16 +19,17 @@ TITLES = {
     "identity": "likeness to single-LoRA pictures, %",
 }
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#666666")
-"""Okabe and Ito's, which the colour-blind can tell apart."""
+"""Okabe and Ito's colours, which colour-blind people can tell apart."""
 BOUND = {TRUE: ("black", "--"), WRONG: ("#999999", ":"), NONE: ("#555555", "-.")}
 
 
 def over_size(
     rows: Sequence[ScoreRow], file: Path, names: Sequence[str] = ("presence", "fidelity", "clip")
 ) -> bool:
-    """One line of axes a kind, one column a score; False where there is nothing to draw.
+    """Draws scores over the number of LoRAs: a row for each kind, a column for each score. False if there is nothing
+    to draw.
 
-    Of each method its default settings; bars are standard errors.
+    Methods have their default settings; bars are standard errors.
     """
     sized = [row for row in rows if row.size is not None]
     kinds = list(dict.fromkeys(row.kind for row in sized))
@@ -75,7 +76,8 @@ def over_size(
 
 
 def over_cost(rows: Sequence[ScoreRow], file: Path, names: Sequence[str] = ("presence", "fidelity")) -> bool:
-    """Every method's mean over all sizes against its UNet work a picture; False where there is nothing to draw."""
+    """Draws every method's mean over all sizes against its UNet work for one picture. False if there is nothing to
+    draw."""
     whole = [row for row in rows if row.size is None and row.work is not None]
     kinds = list(dict.fromkeys(row.kind for row in whole))
     names = [name for name in names if any(name in row.means for row in whole)] or ["clip"]
@@ -115,7 +117,7 @@ def over_cost(rows: Sequence[ScoreRow], file: Path, names: Sequence[str] = ("pre
 
 
 def _main(rows: Sequence[ScoreRow]) -> list[str]:
-    """The bounds, the base model, and each method as its shortest spelling has it."""
+    """The bounds, the base model, and each method in its shortest spelling."""
     labels = list(dict.fromkeys(row.method for row in rows))
     plain = [label for label in labels if label not in BOUND and not set(label) & set(":@^")]
     return [label for label in (TRUE, *plain, NONE, WRONG) if label in labels]

@@ -1,7 +1,7 @@
-"""The world's own renders of the embedded adapters' compositions, drawn by `assets/build/references.py`.
+"""The world's own renders of compositions of the built-in adapters, drawn by `assets/build/references.py`.
 
-They are what a mix should look like: the scores' upper bound, and the lower one where they are held against the wrong
-composition.
+They show what a mix should look like. Their scores are an upper bound; compared with a wrong composition, a lower
+bound.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ Key = tuple[str, ...]
 
 
 class References:
-    """Composition -> its true renders."""
+    """The true renders of compositions."""
 
     def __init__(self, pictures: dict[Key, list[Image.Image]]) -> None:
         self._pictures = pictures
 
     def of(self, composition: Composition) -> list[Image.Image]:
-        """[renders]; empty where none are shipped."""
+        """The renders of a composition; empty if none are included."""
         return self._pictures.get(_key(composition), [])
 
 
 def shipped_references(compositions: Sequence[Composition]) -> References:
-    """Those of the given compositions that ship."""
+    """The included renders of these compositions."""
     folder = assets.root() / "testbed" / "references"
     index = json.loads((folder / "references.json").read_text(encoding="utf-8"))
     side, renders = index["side"], index["renders"]
@@ -49,7 +49,8 @@ def shipped_references(compositions: Sequence[Composition]) -> References:
 
 
 def wrong_for(composition: Composition, others: Sequence[Composition]) -> Composition | None:
-    """The composition of the same size and kind that has the fewest elements in common with this one."""
+    """The composition of the same size and kind with the fewest elements in common with this one; None if there is
+    none."""
     same = [one for one in others if (one.size, one.kind) == (composition.size, composition.kind)]
     same = [one for one in same if one != composition]
     own = set(composition.elements)

@@ -1,4 +1,4 @@
-"""Scored pictures -> the rows of the tables, and results.json."""
+"""Makes the rows of the tables, and results.json, of scored pictures."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from studio.bench.quality.methods import BASELINE
 from studio.bench.quality.statistics import Against, Mean, against, mean
 
 SHALLOW = 1 / 3
-"""A shallow row's share of a full one's work: 0.28 … 0.38 at the published models' sizes (BENCHMARKS.md, CMLoRA)."""
+"""The work of a shallow row, relative to a full one: 0.28 … 0.38 at the published models' sizes (BENCHMARKS.md,
+CMLoRA)."""
 
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """A method on the compositions of one kind and size. size: None is all sizes.
+    """A method's results for the compositions of one kind and size. size: None is all sizes.
 
-    means: score -> its mean. against: score -> against the baseline, where the row is not the baseline itself.
-    found: category -> share of the pictures whose element is read. rows: UNet rows a picture, in full and shallow.
-    work: both as full rows. seconds: of the UNet calls, a picture's part.
+    means: score -> its mean. against: score -> comparison with the baseline; empty for the baseline itself.
+    found: category -> share of pictures in which its element is read. rows: UNet rows of one picture, (full, shallow).
+    work: both together, in full rows. seconds: one picture's share of the UNet calls' time.
     """
 
     kind: str
@@ -45,10 +46,10 @@ class ScoreRow:
 
 
 def rows_of(scored: Sequence[Scored], *, baseline: str = BASELINE) -> list[ScoreRow]:
-    """Every kind, size and method that there is, sizes together first; the best presence first.
+    """The rows for every kind, size and method; all sizes together come first, and so does the best presence.
 
-    Methods that were drawn for some compositions of a kind only (who leads the mix, say) are in the table with those,
-    and compared with the baseline on those.
+    A method that was drawn only for some compositions of a kind (as one with another leader) is listed with these, and
+    compared with the baseline on these.
     """
     found = []
     for kind in dict.fromkeys(one.composition.kind for one in scored):
@@ -117,7 +118,7 @@ def _found(own: Iterable[Scored]) -> dict[str, float]:
 
 
 def table(rows: Sequence[ScoreRow]) -> list[tuple[str, ...]]:
-    """Cells of one kind and size, headings first. Wins are by presence, else by CLIPScore."""
+    """The table of one kind and size, headings first. Wins are judged by presence, else by CLIPScore."""
     names = [name for name in NAMES if any(name in row.means for row in rows)]
     decisive = next((name for name in ("presence", "clip", "identity") if name in names), "")
     heads = ["method", *names, "W/T/L %", "net", "UNet rows", "UNet s"]
@@ -144,7 +145,7 @@ def table(rows: Sequence[ScoreRow]) -> list[tuple[str, ...]]:
 
 
 def _mean(name: str, value: Mean | None, versus: Against | None) -> str:
-    """ "71.2 ±1.3 ▲": shares in percent; ▲ and ▼ where the difference to the baseline is beyond its interval."""
+    """As "71.2 ±1.3 ▲": shares in percent; ▲ or ▼ if the interval of the difference from the baseline excludes 0."""
     if value is None:
         return "-"
     factor = 1 if name == "clip" else 100
@@ -154,7 +155,7 @@ def _mean(name: str, value: Mean | None, versus: Against | None) -> str:
 
 
 def groups(rows: Sequence[ScoreRow]) -> Iterator[tuple[str, list[ScoreRow]]]:
-    """Title -> rows of one table."""
+    """(title, rows) of each table."""
     for kind, size in dict.fromkeys((row.kind, row.size) for row in rows):
         own = [row for row in rows if (row.kind, row.size) == (kind, size)]
         count = max(row.compositions for row in own)
@@ -180,7 +181,7 @@ def as_text(rows: Sequence[ScoreRow]) -> str:
 
 
 def as_json(rows: Sequence[ScoreRow], scored: Sequence[Scored], about: dict[str, Any]) -> str:
-    """Everything: what was asked, the tables' rows, and every picture's scores."""
+    """All results as JSON: what was asked, the tables' rows, and every picture's scores."""
     pictures = [
         {
             "composition": [element.name for element in one.composition.elements],

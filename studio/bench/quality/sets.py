@@ -31,7 +31,7 @@ from studio.bench.quality.elements import BLORA, CATEGORIES, MIXED, Composition,
 from studio.library.fit import fit_of
 
 SETTINGS = ("steps", "guidance_scale", "width", "height", "scheduler", "negative_prompt", "clip_skip")
-"""Fields of a job that a set may fix."""
+"""Fields of a job that a set may give."""
 FIELDS = ("name", "model", "vae", "prompt", "weight", "elements", *SETTINGS)
 ELEMENT_FIELDS = ("name", "adapter", "words", "weight", "kind")
 
@@ -40,8 +40,8 @@ ELEMENT_FIELDS = ("name", "adapter", "words", "weight", "kind")
 class Suite:
     """A test set.
 
-    prompt: what stands before the trigger words. model, vae: None where the user's choice counts.
-    settings: job fields that hold for every picture.
+    prompt: the text before the trigger words. model, vae: None leaves the choice to the user.
+    settings: job fields of every picture.
     """
 
     name: str
@@ -56,14 +56,14 @@ class Suite:
         return tuple(dict.fromkeys(element.kind for element in self.elements))
 
     def compositions(self, sizes: Sequence[int], most: int | None = None) -> list[Composition]:
-        """Those of these sizes; `most`: of each size and kind, evenly spaced. The kinds one after the other."""
+        """The compositions of these sizes, kind after kind. most: of each size and kind, evenly spaced."""
         found: list[Composition] = []
         for size in sizes:
             by_kind: dict[str, list[Composition]] = {}
             for composition in compositions(self.elements, size):
                 by_kind.setdefault(composition.kind, []).append(composition)
             for kind, own in by_kind.items():
-                if kind == MIXED:  # B-LoRAs are made for one another
+                if kind == MIXED:  # without B-LoRAs, which are made for one another
                     own = [one for one in own if all(element.kind != BLORA for element in one.elements)]
                 found += spread(own, most)
         return found
@@ -73,9 +73,9 @@ class Suite:
 
 
 def library_suite(home: Home, model: str, only: Sequence[str] = ()) -> Suite:
-    """All adapters of the library that fit the model and have a category of the protocol.
+    """A set of all adapters in the library that fit the model and have a category of the protocol.
 
-    only: names or paths instead, with any category. Raises RequestError where fewer than two are left.
+    only: names or paths to use instead, whatever their category. Raises RequestError if there are fewer than two.
     """
     if only:
         entries = [home.find_lora(name, model) for name in only]
@@ -97,7 +97,7 @@ def _fitting(home: Home, model: str) -> list[Element]:
     for entry in home.loras():
         try:
             seen = inspect_file(entry.path)
-        except AdapterError:  # a broken file is no candidate; `loras` names it
+        except AdapterError:  # broken files are left out; `loras` lists them
             continue
         if not seen.refused and fit.takes(entry, seen) and _category(seen) in CATEGORIES:
             found.append(element_of(entry, seen))
@@ -110,20 +110,20 @@ def _order(element: Element) -> tuple[int, str]:
 
 
 def _category(seen: Inspection) -> str:
-    """The note beside the file where it names one of the protocol's, else what the file says of itself."""
+    """The category in the note beside the file, if it is one of the protocol's; else the one that the file states."""
     noted = seen.sidecars.user.get("category")
     return noted if isinstance(noted, str) and noted in CATEGORIES else seen.metadata.category
 
 
 def element_of(entry: Entry, seen: Inspection) -> Element:
-    """As the file and the notes beside it say."""
+    """The element, as the file and the notes beside it describe it."""
     about = seen.metadata
     words = ", ".join(about.triggers) if about.trigger_source != "tag frequency" else about.triggers[0]
     kind = seen.sidecars.user.get("kind")
     return Element(
         name=entry.name,
         adapter=entry.name,
-        category=_category(seen) or entry.name,  # unsorted ones go with all others
+        category=_category(seen) or entry.name,  # without a category, it may be combined with all others
         words=words or entry.name.replace("-", " ").replace("_", " "),
         weight=about.preferred_weight or 1.0,
         kind=kind if isinstance(kind, str) else "",
@@ -131,7 +131,7 @@ def element_of(entry: Entry, seen: Inspection) -> Element:
 
 
 def set_file(name: str) -> Path:
-    """A set's file by path, or by the name of one that ships. Raises SetupError."""
+    """The file of a set, given by path or by the name of an included set. Raises SetupError."""
     path = Path(name).expanduser()
     shipped = {file.stem: file for file in sorted((assets.root() / "testbed" / "sets").glob("*.yaml"))}
     if path.is_file():
@@ -144,7 +144,7 @@ def set_file(name: str) -> Path:
 
 
 def read_suite(file: Path, home: Home, model: str | None = None) -> Suite:
-    """The set of a YAML file. Raises SetupError and RequestError, naming the place."""
+    """The set in a YAML file. Raises SetupError, and RequestError that names the place."""
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -184,7 +184,7 @@ def _element(
         if name not in ELEMENT_FIELDS:
             raise RequestError(f"{where}: unknown field {name!r}; {nearest(str(name), ELEMENT_FIELDS)}")
     adapter, words = entry["adapter"], entry.get("words")
-    if words is None:  # as the file says of itself
+    if words is None:  # those that the file states
         found = home.find_lora(adapter, model)
         words = element_of(found, inspect_file(found.path)).words
     return Element(

@@ -1,7 +1,7 @@
-"""Means, and differences to the baseline, with what they can vary by.
+"""Means and differences from the baseline, with standard errors and intervals.
 
-Pictures of one composition are alike, so compositions are drawn, not pictures: standard errors are those of the
-composition means, intervals are percentiles of a bootstrap over compositions.
+Pictures of one composition are alike, so compositions are the sample, not pictures. Standard errors are those of the
+compositions' means; intervals are percentiles of a bootstrap over compositions.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from studio.bench.quality.measures import Scored
 
 DRAWS = 2000
 TIE = {"presence": 0.0, "complete": 0.0, "clip": 0.25, "fidelity": 0.0025, "identity": 0.0025}
-"""Differences up to this are a tie."""
+"""Differences up to this count as a tie."""
 Pair = tuple[Composition, int]
 
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over compositions. error: its standard error, None for a single composition. pictures: how many."""
+    """A mean over compositions. error: its standard error; None for a single composition. pictures: their number."""
 
     value: float
     error: float | None
@@ -32,7 +32,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class Against:
-    """A method against the baseline on the same compositions and seeds.
+    """The comparison of a method with the baseline, on the same compositions and seeds.
 
     difference: mean, and the bounds of its 95 % interval. wins, ties, losses: shares of the pictures.
     net: wins - losses with the bounds of its 95 % interval.
@@ -47,7 +47,7 @@ class Against:
 
     @property
     def verdict(self) -> str:
-        """ "better", "worse", or "" where the interval holds zero."""
+        """ "better" or "worse" than the baseline; "" if the interval contains 0."""
         _, low, high = self.difference
         return "better" if low > 0 else "worse" if high < 0 else ""
 
@@ -58,7 +58,7 @@ def value_of(row: Scored, name: str) -> float | None:
 
 
 def mean(rows: Sequence[Scored], name: str) -> Mean | None:
-    """The score's mean; None where no row has it."""
+    """The mean of a score; None if no row has the score."""
     groups = _grouped({(row.composition, row.seed): value_of(row, name) for row in rows})
     if not groups:
         return None
@@ -70,7 +70,7 @@ def mean(rows: Sequence[Scored], name: str) -> Mean | None:
 def against(
     rows: Sequence[Scored], baseline: Sequence[Scored], name: str, *, seed: int = 0
 ) -> Against | None:
-    """The rows against the baseline's of the same composition and seed; None where there is no such pair."""
+    """Compares rows with those of the baseline with the same composition and seed; None if there is no such pair."""
     base = {(row.composition, row.seed): value_of(row, name) for row in baseline}
     pairs: dict[Pair, float | None] = {}
     for row in rows:
@@ -102,9 +102,9 @@ def _grouped(values: Mapping[Pair, float | None]) -> dict[Composition, list[floa
 
 
 def _interval(groups: Sequence[NDArray[np.float64]], seed: int) -> tuple[float, float, float]:
-    """The mean of the groups' means and its 95 % percentile interval.
+    """The mean of the groups' means, and the bounds of its 95 % percentile interval.
 
-    With one group, its members are drawn instead.
+    If there is only one group, its members are resampled instead.
     """
     means = np.array([values.mean() for values in groups]) if len(groups) > 1 else groups[0]
     drawn = np.random.default_rng(seed).integers(0, len(means), (DRAWS, len(means)))

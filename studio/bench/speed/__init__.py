@@ -1,1 +1,1 @@
-"""What one pass over many mixes costs, against every rival, on this machine."""
+"""Measures what one pass over many mixes costs on this machine, against every rival."""

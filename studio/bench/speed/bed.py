@@ -1,4 +1,4 @@
-"""One model and its adapters, as every way of running them needs them."""
+"""A test bed: one model and its adapters, which all ways share."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ from pipelines.home import Home
 from studio.bench.speed.workload import SUFFIXES, Layers, WorkloadRow, adapter_name
 
 RANDOM = {"sdxl": "sdxl", "sd15": "sd1"}
-"""Models made here from a published configuration, with random weights: time does not depend on values."""
+"""Models that are made here from a published configuration, with random weights: values do not affect times."""
 
 
 @dataclass
 class Bed:
-    """unet: no lanes, no adapters of peft's, never changed. adapters: by name, random, all of one rank.
+    """unet: without lanes and without peft's adapters; it is never changed. adapters: by name, random, all of one rank.
 
-    Its weights lie as the engine lays them: all ways share them, and what one has recorded no other may move.
+    Its weights have the engine's memory layout. All ways share them, and none may move weights that another has
+    recorded.
     """
 
     model: str
@@ -50,7 +51,7 @@ class Bed:
         return self._weight.dtype
 
     def hold(self, count: int) -> None:
-        """See to it that the first `count` adapters exist."""
+        """Makes the first `count` adapters, where they do not exist yet."""
         for index in range(len(self.adapters), count):
             self.adapters[adapter_name(index)] = random_adapter(self.unet, index, self.layers, self.rank)
 
@@ -60,7 +61,7 @@ class Bed:
         return weight
 
     def twin(self) -> Any:
-        """The UNet again, with modules of its own and the same weights in memory."""
+        """A copy of the UNet with its own modules, which shares the weights in memory."""
         shared = [*self.unet.parameters(), *self.unet.buffers()]
         return copy.deepcopy(self.unet, {id(tensor): tensor for tensor in shared})
 
@@ -74,7 +75,7 @@ class Machine:
     dtype: torch.dtype
 
     def unet(self, model: str, dtype: torch.dtype | None = None) -> Any:
-        """On the device, in the usual dtype unless another is given. Raises ModelError."""
+        """The model's UNet on the device, in the usual dtype unless another is given. Raises ModelError."""
         return load_unet(model, self.home, self.device, dtype or self.dtype)
 
 
@@ -105,7 +106,8 @@ def touched(unet: nn.Module, layers: Layers) -> dict[str, nn.Linear | nn.Conv2d]
 
 
 def random_adapter(unet: nn.Module, index: int, layers: Layers, rank: int) -> Adapter:
-    """Random factors in the UNet's dtype, strong enough to be seen and weak enough to stay finite when mixed."""
+    """An adapter with random factors in the UNet's dtype. They are strong enough to be seen, and weak enough for mixes
+    to stay finite."""
     name = adapter_name(index)
     generator = torch.Generator(next(unet.parameters()).device).manual_seed(1000 + index)
     factors = {}
@@ -124,7 +126,7 @@ def _noise(generator: torch.Generator, like: Tensor, *shape: int) -> Tensor:
 
 
 class Inputs:
-    """What the UNet is called with: every picture has latents, a timestep and two prompts of its own."""
+    """The UNet's inputs. Every picture has its own latents, timestep and two prompts."""
 
     def __init__(self, unet: Any, images: int, cells: int) -> None:
         like = next(unet.parameters())
@@ -135,7 +137,7 @@ class Inputs:
         self._sample = noise(images, config.in_channels, cells, cells)
         self._timestep = torch.linspace(20, 980, images, device=like.device)
         self._text = noise(images, 2, TEXT_TOKENS, config.cross_attention_dim)
-        self._texts = [list(pair) for pair in self._text]  # the engine knows a text by the tensor it is
+        self._texts = [list(pair) for pair in self._text]  # the engine identifies a text by its tensor
         self._pooled: Tensor | None = None
         if config.addition_embed_type == "text_time":
             width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
@@ -155,7 +157,7 @@ class Inputs:
         return arguments
 
     def call(self, rows: Sequence[WorkloadRow]) -> UNetCall:
-        """The same as the engine takes it: all rows in full."""
+        """The same call in the engine's form, with all rows in full."""
         device = self._sample.device
         images = torch.tensor([row.image for row in rows], dtype=torch.long, device=device)
         roles = torch.tensor([row.negative for row in rows], dtype=torch.long, device=device)

@@ -1,4 +1,4 @@
-"""What changing costs: random changes of mix, strength, method and adapter one after another, and each alone."""
+"""Measures what changes cost: random changes of mix, strength, method and adapter in a row, and each kind alone."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ COMPARED_EVERY = 20
 class Changes:
     """What `count` random changes did after a warm-up. replays: steps that replayed a recording.
 
-    bytes_early, bytes_late: the most device memory (0 on a CPU) that tensors took after a change of the first half and
-    after one of the second, its predictions let go.
-    worst: largest relative difference to merged weights among the pictures that were compared.
+    bytes_early, bytes_late: the most device memory (0 on a CPU) that tensors took after a change in the first and in
+    the second half, without its predictions.
+    worst: largest relative difference from merged weights among the pictures that were compared.
     """
 
     count: int
@@ -62,7 +62,8 @@ class Changes:
 
 @torch.inference_mode()
 def random_changes(bed: Bed, count: int, images: int, cells: int, form: FormChoice, mode: Mode) -> Changes:
-    """Every change gives all pictures new mixes, strengths and a method; every fourth also exchanges an adapter."""
+    """Makes random changes. Each gives all pictures new mixes, strengths and a method; every fourth also exchanges an
+    adapter."""
     bed.hold(RESIDENT)
     resident = dict(list(bed.adapters.items())[:RESIDENT])
     spare = [
@@ -90,7 +91,7 @@ def random_changes(bed: Bed, count: int, images: int, cells: int, form: FormChoi
         if change % COMPARED_EVERY == 0:
             first = numbers.randrange(len(rows) // 2) * 2
             worst = max(worst, _difference(bed, resident, rows, first, inputs, found))
-        del found  # of as many rows as the method has lanes
+        del found  # their size depends on the method
         taken.append(_bytes(bed.device))
     return Changes(
         count,
@@ -106,14 +107,14 @@ def random_changes(bed: Bed, count: int, images: int, cells: int, form: FormChoi
 
 
 def recompilations() -> int:
-    """Graphs that torch.compile has made in this process."""
+    """How many graphs torch.compile has made in this process."""
     from torch._dynamo.utils import counters
 
     return int(counters["stats"]["unique_graphs"])
 
 
 def _warm_up(ours: Ours, inputs: Inputs, images: int, names: Sequence[str]) -> None:
-    """Every number of rows and every rank of a mix that will come has been seen once."""
+    """Runs every number of rows, and every rank of a mix, that will come, once."""
     for members, method in itertools.product(range(1, MOST_MEMBERS + 1), ("composite", "merge")):
         mix = Mix(tuple(Use(name) for name in names[:members]))
         run = ours.run([_rows(method, [mix] * images)], inputs)
@@ -154,7 +155,7 @@ def _difference(
     inputs: Inputs,
     found: Tensor,
 ) -> float:
-    """Of the pair of rows that begins at `first`, to the same pair with merged weights."""
+    """The relative difference of the pair of rows that begins at `first` from the same pair with merged weights."""
     pair = slice(first, first + 2)
     twin = merged(bed.unet, "unet", resident, rows[first].uses)
     return relative(found[pair], twin(**cut(inputs.of(rows), pair), return_dict=False)[0])
@@ -186,7 +187,8 @@ class Latencies:
 
 @torch.inference_mode()
 def latencies(bench: Bench, workload: Workload, mode: Mode, repeats: int) -> Latencies:
-    """mix_change: a step with new mixes less a step with the old ones. fuse: with taking it out again."""
+    """Measures each kind of change. mix_change: the time of a step with new mixes, minus that of a step with the old
+    ones. fuse: includes unfusing."""
     bed = bench.bed
     bed.hold(workload.adapters)
     inputs = Inputs(bed.unet, workload.images, workload.cells)

@@ -1,4 +1,4 @@
-"""What `lora-studio bench speed` is asked for, and its run: every workload in every way, or one of the courses."""
+"""What `lora-studio bench speed` is asked for, and its run: all workloads in all ways, or what replaces them."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from studio.rendering.opening import pick_device, pick_dtype
 from studio.terminal.progress import Teller
 
 NATIVE = {"sdxl": 1024, "sd15": 512}
-"""Pixels; all other models are measured at 128 unless told."""
+"""Pixels on each side; all other models are measured at 128 unless a size is given."""
 FULL_AXES: Sequence[Sequence[Any]] = ((), (1, 2, 4, 8, 16), (1, 3, 5), (16, 64), LAYERS, SPREADS, METHODS)
-"""What --full visits: pictures, LoRAs in a mix, ranks, layers, spreads, methods; the size stays."""
+"""The values that --full tries: pictures, LoRAs in a mix, ranks, layers, spreads, methods. The size stays."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class SpeedOrder:
 
     models, sizes (pixels; () is the model's), images, members, ranks, layers, spreads, methods: the workloads, each
     combination of these, or with `full` every axis in turn. forms, modes, rivals: the ways. Instead of all that,
-    targets: parts of the engine's targets (() is all); changes: so many random ones; ratios: what CI holds.
-    profile: where the time goes too. repeats: turns of each way. budget: seconds. json, plot: files to write.
+    targets: parts of the engine's targets (() is all); changes: number of random changes; ratios: those that CI checks.
+    profile: also show where time goes. repeats: measurements of each way. budget: seconds. json, plot: files to write.
     """
 
     models: tuple[str, ...]
@@ -71,7 +71,7 @@ class SpeedOrder:
 
 
 def run(order: SpeedOrder, home: Home, teller: Teller) -> int:
-    """The exit code: 1 where a ratio is broken."""
+    """Measures and prints. Exit code: 0; 1 if a ratio is broken. Raises SetupError and ModelError."""
     device = pick_device(order.device)
     dtype = (
         torch.bfloat16 if order.dtype is None and device.type == "cuda" else pick_dtype(order.dtype, device)
@@ -95,7 +95,7 @@ def run(order: SpeedOrder, home: Home, teller: Teller) -> int:
         def show(measured: Measured) -> None:
             print("\n" + report.table(measured), flush=True)
             found.append(measured)
-            if order.json:  # what is there is kept, should the run be cut short
+            if order.json:  # written after every workload, in case the run is cut short
                 report.write_json(order.json, about, found, extra)
 
         course = targets.run(
@@ -160,7 +160,7 @@ def _by_bed(order: SpeedOrder) -> dict[tuple[str, Layers, int], list[Workload]]:
 def every_axis_in_turn(
     asked: Sequence[Sequence[Any]], axes: Sequence[Sequence[Any]]
 ) -> list[tuple[Any, ...]]:
-    """The point (the first of what was asked for on each axis), and the point moved along each axis."""
+    """The starting point (the first value asked for on each axis), and the points reached from it along one axis."""
     point = tuple(values[0] for values in asked)
     moved = [
         (*point[:place], value, *point[place + 1 :]) for place, axis in enumerate(axes) for value in axis
@@ -169,7 +169,7 @@ def every_axis_in_turn(
 
 
 def _ways(order: SpeedOrder, device: torch.device) -> list[SpeedWay]:
-    """Those asked for, the most telling first: the run may end before the last."""
+    """The ways asked for, the most informative first: the run may end before the last."""
     modes: list[Mode] = [mode for mode in MODES if mode in order.modes]
     if device.type != "cuda" and order.modes == MODES:
         modes = ["eager"]  # compiling for a CPU takes minutes; ask for it by name

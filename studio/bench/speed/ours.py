@@ -1,4 +1,4 @@
-"""How the studio runs the rows: the engine's calls, every row with its own adapters."""
+"""How the studio runs the rows: by calls of the engine, in which every row has its own adapters."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from studio.bench.speed.rivals import RUN_STEPS, Mode
 from studio.bench.speed.workload import WorkloadRow
 
 CALLS_TO_WARM = 3
-"""The engine's first call of a size sets libraries up, the second records, the third replays."""
+"""Of a size, the engine's first call sets up libraries, the second records, and the third replays."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class _Part:
 
 
 class Ours:
-    """An engine of its own over the bed's weights. adapters: those to hold, all of the bed's where not given."""
+    """An engine over the bed's weights. adapters: those that it holds; by default all of the bed's."""
 
     def __init__(
         self, bed: Bed, form: FormChoice, mode: Mode, adapters: Iterable[Adapter] | None = None
@@ -51,14 +51,14 @@ class Ours:
 
     @property
     def note(self) -> str:
-        """Why calls ran otherwise than asked, and the forms that were chosen; "" where there is nothing to say."""
+        """Why calls ran otherwise than asked, and which forms were chosen; "" where there is nothing to say."""
         stages = self.engine.stages[-1:] if self.bank.form == "auto" else ()
         forms = [f"{own.kind} {own.form}" for stage in stages for own in stage.bucket.forms]
         return "; ".join([*self.engine.stats.notes, *forms])
 
     def run(self, steps: Sequence[Sequence[WorkloadRow]], inputs: Inputs) -> Callable[[], Tensor]:
-        """The steps in turn; gives the last one's predictions, [rows, channels, h, w]. A single step is one of a run
-        in which nothing changes."""
+        """A function that runs the steps in order and returns the last one's predictions, [rows, channels, h, w]. A
+        single step counts as one of a run in which nothing changes."""
         work = []
         for index, rows in enumerate(steps):
             parts = []

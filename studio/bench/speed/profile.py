@@ -1,4 +1,4 @@
-"""Where a way's time goes: what the device does in one call, by kind of work, as torch's profiler sees it."""
+"""Shows where a way's time goes: the device's work in one call, by kind, as torch's profiler sees it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ fused kernel after all that it does, so a norm and the sum before it are one ker
 
 
 NAMES = 6
-"""Of each kind of work, that are told."""
+"""Names that are kept for each kind of work."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class TimeProfile:
         return sum(part.seconds for part in self.parts)
 
     def lines(self, step: float) -> list[str]:
-        """For people. step: the seconds that a step takes without being watched."""
+        """The profile as text. step: seconds of a step without the profiler."""
         lines = [
             f"{1000 * part.seconds:11.2f} ms {part.launches:6.0f} x  {part.kind}: {part.most[0][0][:70]}"
             for part in self.parts
@@ -71,7 +71,7 @@ def kind_of(name: str) -> str:
 
 
 def profiled(call: Callable[[], object], steps: int, device: torch.device) -> TimeProfile:
-    """One call, watched. steps: those it does. On a CPU: time in torch's operations themselves."""
+    """The profile of one call. steps: how many it does. On a CPU: time in torch's operations themselves."""
     cuda = device.type == "cuda"
     with torch.profiler.profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as seen:
         call()

@@ -18,14 +18,14 @@ LEAST = {
     SpeedWay("fused", "eager"): 2.0,
     SpeedWay("base", "eager"): 1 / 1.35,
 }
-"""Smallest allowed (time of the rival / time of the studio)."""
+"""Way -> the smallest allowed ratio of its time to the studio's."""
 MOST_DIFFERENCE = 1e-5
-"""Largest allowed relative difference to per-picture merged weights in float32."""
+"""Largest allowed relative difference from weights merged for each picture, in float32."""
 TRIES = 3
 
 
 def run(machine: Machine, budget: Budget, repeats: int, teller: Teller) -> int:
-    """Measures until the ratios hold, three times at most; 1 where they do not."""
+    """Measures until the ratios hold, three times at most. Exit code: 1 if they do not hold."""
     bench = Bench(Bed(MODEL, machine.unet(MODEL), WORK.layers, WORK.rank), budget, teller.say)
     for _ in range(TRIES):
         measured = bench.measure(WORK, [STUDIO, *LEAST], repeats)

@@ -1,6 +1,6 @@
-"""How others run the same rows: without adapters, merged picture by picture, or through diffusers and peft.
+"""How rivals run the same rows: without adapters, merged picture by picture, or through diffusers and peft.
 
-    base                 all rows in one call, no adapters: what nobody can beat without a faster base
+    base                 all rows in one call, no adapters: nobody can beat this without a faster base
     peft set_adapters    diffusers as documented: set_adapters, then a call, lane after lane (a lane is a row and its
                          negative twin). For Composite and Switch this is the released code's scheme; CMLoRA runs every
                          lane in full
@@ -37,11 +37,11 @@ from studio.bench.speed.workload import SUFFIXES, WorkloadRow
 Mode = Literal["eager", "graph", "compiled", "kernels"]
 MODES: tuple[Mode, ...] = ("eager", "graph", "compiled", "kernels")
 RUN_STEPS = 30
-"""Steps over which fusing a picture's mix is shared out."""
+"""Steps over which the cost of fusing a picture's mix is spread."""
 
 
 def pairs(rows: Sequence[WorkloadRow]) -> Iterator[slice]:
-    """Each positive row with its negative twin, which stand side by side and share their adapters."""
+    """The pairs of a positive row and its negative twin, which are adjacent and share their adapters."""
     for first in range(0, len(rows), 2):
         assert rows[first].uses == rows[first + 1].uses
         yield slice(first, first + 2)
@@ -65,11 +65,11 @@ class Base:
         self._compiled: dict[Mode, Any] = {}
 
     def together(self, rows: Sequence[WorkloadRow], mode: Mode) -> Callable[[], Tensor]:
-        """All rows in one call: predictions [rows, channels, h, w]."""
+        """A function that runs all rows in one call and returns predictions [rows, channels, h, w]."""
         return self._call(self._inputs.of(rows), mode)
 
     def fused(self, rows: Sequence[WorkloadRow], mode: Mode) -> Callable[[], Tensor]:
-        """Pair after pair in calls of their own, without what fusing costs."""
+        """A function that runs each pair in a call of its own; fusing is not included."""
         whole = self._inputs.of(rows)
         buffer = _cloned(cut(whole, slice(0, 2)))
         call = self._call(buffer, mode)
@@ -110,7 +110,7 @@ def _cloned(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fill(buffer: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    """Write the values into the buffer's tensors in place, where a captured graph reads them."""
+    """Writes the values into the buffer's tensors in place, where a captured graph reads them."""
     for key, value in values.items():
         if isinstance(value, Tensor):
             buffer[key].copy_(value)
@@ -119,7 +119,8 @@ def _fill(buffer: Mapping[str, Any], values: Mapping[str, Any]) -> None:
 
 
 class Peft:
-    """The model with the bed's adapters as diffusers and peft hold them. It has weights of its own, for fusing."""
+    """The model with the bed's adapters, as diffusers and peft hold them. It has its own weights, since fusing changes
+    them."""
 
     def __init__(self, bed: Bed, inputs: Inputs) -> None:
         self._inputs = inputs
@@ -136,7 +137,7 @@ class Peft:
         self._inputs = inputs
 
     def one_by_one(self, rows: Sequence[WorkloadRow]) -> Callable[[], Tensor]:
-        """set_adapters and a call for every pair."""
+        """A function that calls set_adapters and then the UNet, for every pair."""
         whole = self._inputs.of(rows)
 
         def run() -> Tensor:
@@ -149,7 +150,8 @@ class Peft:
         return run
 
     def mixed_batch(self, rows: Sequence[WorkloadRow]) -> Callable[[], Tensor]:
-        """One call with `adapter_names`; the mixes become single adapters here, before anything is timed."""
+        """A function that makes one call with `adapter_names`. Each mix is made into one adapter now, before anything
+        is timed."""
         for uses in dict.fromkeys(row.uses for row in rows):
             if uses not in self._mixed:
                 name = f"mix{len(self._mixed)}"
@@ -169,18 +171,18 @@ class Peft:
         self.unet.set_adapters([use.adapter for use in uses], [use.weight for use in uses])
 
     def fuse(self, uses: Sequence[Use]) -> None:
-        """What a picture's merged model costs once a run: fuse it, and take it out again."""
+        """What a merged model costs a picture once in a run: fusing its mix, and unfusing it."""
         self.set_mix(uses)
         self.unet.fuse_lora()
         self.unet.unfuse_lora()
 
     def _add(self, name: str, rank: int, parts: Sequence[tuple[Adapter, float]]) -> None:
-        """One adapter of peft's that holds these side by side, each at its strength."""
+        """Adds one adapter of peft's in which these stand side by side, each at its strength."""
         from peft import LoraConfig
 
         config = LoraConfig(r=rank, lora_alpha=rank, target_modules=self._suffixes)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # peft remarks on every adapter after the first
+            warnings.simplefilter("ignore", UserWarning)  # peft warns of every adapter after the first
             self.unet.add_adapter(config, name)
         self.unet.eval()
         modules = dict(self.unet.named_modules())
@@ -199,7 +201,7 @@ class Peft:
 
 @contextmanager
 def _adapter_names(unet: nn.Module, names: list[str]) -> Iterator[None]:
-    """Within: peft's layers are told each row's adapter, as PeftModel does around a call."""
+    """While the block runs, peft's layers get each row's adapter name, as they do in a call of PeftModel."""
     from peft.tuners.lora import LoraLayer
 
     def tell(module: object, positional: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

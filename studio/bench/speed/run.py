@@ -23,12 +23,12 @@ TOO_LARGE = "left out: the device's memory does not hold it"
 
 @dataclass(frozen=True)
 class SpeedOutcome:
-    """What became of a way: its timing (a step's seconds), or why there is none.
+    """What became of a way: its timing (seconds of a step), or a note why there is none.
 
-    over_base: its median over that of the fastest way without adapters, timed in the same turns (peft's
-        before it); None without one.
-    difference: relative distance of its predictions to per-picture merged weights; None where not looked at.
-    ready: seconds until it could run (compilation and graph capture included).
+    over_base: its median divided by that of the fastest way without adapters, timed in the same turns (peft's ways are
+        timed before that); None without such a way.
+    difference: of its predictions from those of weights merged for each picture, relative; None where not compared.
+    ready: seconds until it could run (with compilation and graph capture).
     profile: where a step's time goes; None where it was not asked for.
     """
 
@@ -53,7 +53,7 @@ class Measured:
     peak_bytes: int
 
     def fastest(self, fits: Callable[[SpeedWay], bool]) -> SpeedOutcome | None:
-        """Of the ways that fit and were timed."""
+        """The fastest of the timed ways for which `fits` is true; None where there is none."""
         timed = [outcome for outcome in self.outcomes if outcome.timing and fits(outcome.way)]
         return min(timed, key=lambda outcome: outcome.timing.median if outcome.timing else 0.0, default=None)
 
@@ -70,9 +70,9 @@ class Budget:
 
 
 class Bench:
-    """Times workloads on one bed. peft's adapters, which are dear to make, are made once.
+    """Times workloads on one bed. peft's adapters, which take long to make, are made once.
 
-    profile: whether to look at where the time of every way but peft's goes, after it was timed.
+    profile: whether to profile every way but peft's after it was timed.
     """
 
     def __init__(
@@ -88,9 +88,11 @@ class Bench:
     def measure(
         self, workload: Workload, asked: Sequence[SpeedWay], repeats: int, *, compare: bool = True
     ) -> Measured:
-        """Ways that do not apply, do not fit into memory or come too late for the budget get a note.
+        """Measures a workload in all these ways. Ways that do not apply, do not fit into memory, or come too late for
+        the budget get a note.
 
-        On a GPU one way after another is open, in turns with the fastest way without adapters; elsewhere all are.
+        On a GPU, only one way at a time is open, in turns with the fastest way without adapters; elsewhere, all are
+        open.
         """
         cuda = self.bed.device.type == "cuda"
         self.bed.hold(workload.adapters)
@@ -126,7 +128,7 @@ class Bench:
         return Measured(self.bed.model, workload, dtype, tuple(known.values()), noise, peak)
 
     def peft(self, inputs: Inputs) -> Peft:
-        """peft's model with all adapters that the bed holds now."""
+        """peft's model with all present adapters of the bed."""
         if self._peft is None or len(self._peft.add_seconds) < len(self.bed.adapters):
             self._tell(f"giving peft {len(self.bed.adapters)} adapters")
             self._peft = None
@@ -137,7 +139,7 @@ class Bench:
     def _open(
         self, ways: SpeedWays, together: Sequence[SpeedWay], known: dict[SpeedWay, SpeedOutcome], label: str
     ) -> dict[SpeedWay, OpenedWay]:
-        """Those that can be; why not for the others goes into `known`."""
+        """Opens the ways that can be opened. For the others, `known` gets the reason."""
         opened: dict[SpeedWay, OpenedWay] = {}
         for way in together:
             if self._budget.left < 0:
@@ -158,7 +160,7 @@ class Bench:
         truth: Tensor | None,
         repeats: int,
     ) -> list[SpeedOutcome]:
-        """The outcomes of ways that are open, in turns with the anchor, or with the fastest base among them."""
+        """Times open ways in turns with the anchor, or with the fastest way without adapters among them."""
         calls = {way: each.call for way, each in opened.items()}
         if anchor:
             calls[anchor[0]] = anchor[1].call
@@ -189,7 +191,7 @@ class Bench:
 
 
 def _against(outcome: SpeedOutcome, base: Timing | None) -> SpeedOutcome:
-    """With its ratio to the base, where the base was not timed in the same turns."""
+    """The outcome with its ratio to the base, if the base was not timed in the same turns."""
     if outcome.over_base is not None or outcome.timing is None or base is None:
         return outcome
     return replace(outcome, over_base=outcome.timing.median / base.median)

@@ -1,4 +1,4 @@
-"""What the engine is meant to reach, row by row: target, measured, and the rival measured in the same run."""
+"""The engine's targets, row by row: target, measured value, and the rival's value from the same run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RANK = 16
 CHANGES = 200
 CHANGING_IMAGES = 2
 PARTS = ("large", "small", "composite", "changes", "switch", "linear", "float32", "other")
-"""Of the course: the headline at two sizes, then what each target needs besides."""
+"""The parts of the course: the main comparison at two sizes, then what single targets need besides."""
 REPEATS = 7
 CHANGE_REPEATS = 15
 RELEASED = SpeedWay("peft set_adapters", "eager")
@@ -43,14 +43,15 @@ class Scale:
 
 
 FULL = Scale("sdxl", 1024, 512, ("sd15", 512), 8)
-"""What the targets are meant for, on a data-centre GPU."""
+"""The scale for which the targets were set, on a data-centre GPU."""
 TINY = Scale("tiny-sdxl", 128, 64, None, 8)
 """The same course with the built-in model, for any machine."""
 
 
 @dataclass(frozen=True)
 class SpeedTarget:
-    """One row. measured: None where something it needs was left out; against: the rival's figure of the same run."""
+    """One row. measured: None where something that it needs was left out. against: the rival's figure in the same
+    run."""
 
     name: str
     bound: Bound
@@ -74,7 +75,7 @@ class Course:
     latencies: Latencies | None
 
     def section(self, name: str) -> Measured:
-        """An empty one where it was not run."""
+        """The section of that name; an empty one if it was not run."""
         return self.sections.get(name) or Measured("", Workload(0), "", (), None, 0)
 
 
@@ -89,9 +90,9 @@ def run(
     rivals: Collection[Kind] = RIVALS,
     profile: bool = False,
 ) -> Course:
-    """The course, the headline first: what comes too late for the budget is left out with a note.
+    """Runs the course, the main comparison first. What comes too late for the budget is left out, with a note.
 
-    show: gets every section as soon as it is there. wanted: which of `PARTS` to run. rivals: those to run beside
+    show: called with every section once it is done. wanted: which of `PARTS` to run. rivals: those to measure too
     (changes need peft's set_adapters). profile: see `Bench`.
     """
     cuda = machine.device.type == "cuda"
@@ -151,7 +152,7 @@ def run(
 
 
 def headline(modes: Sequence[Mode]) -> list[SpeedWay]:
-    """Every way of the main workload, the most telling first."""
+    """Every way of the main workload, the most informative first."""
     recorded, best = modes[min(1, len(modes) - 1)], modes[-1]
     return [
         *(SpeedWay("base", mode) for mode in modes),
@@ -189,7 +190,7 @@ def _without_tf32() -> Iterator[None]:
 
 
 def targets(course: Course) -> list[SpeedTarget]:
-    """The table; limits as they were set for SDXL on a data-centre GPU."""
+    """The rows of the table. The limits were set for SDXL on a data-centre GPU."""
     names = ("large", "small", "linear", "composite large", "composite small", "float32")
     large, small, linear, five_large, five_small, float32 = (course.section(name) for name in names)
     exact = [o.difference for o in float32.outcomes if o.difference is not None]
@@ -222,7 +223,7 @@ def targets(course: Course) -> list[SpeedTarget]:
 
 
 def _ours(measured: Measured, forms: tuple[FormChoice, ...] | None = None) -> SpeedOutcome | None:
-    """The studio's fastest way, of these forms only if any are given."""
+    """The studio's fastest way; if forms are given, of these only."""
     return measured.fastest(lambda way: way.kind == "studio" and (forms is None or way.form in forms))
 
 
@@ -261,7 +262,8 @@ def _faster(name: str, limit: float, measured: Measured, rival: SpeedOutcome | N
 
 
 def _noise(measured: Measured) -> SpeedTarget:
-    """The largest difference of our ways to merged weights over what splitting the base's batch changes."""
+    """The largest difference of our ways from merged weights, divided by the change that splitting the base's batch
+    makes."""
     apart = [o.difference for o in measured.outcomes if o.way.kind == "studio" and o.difference is not None]
     ratio = max(apart) / measured.noise if apart and measured.noise else None
     against = f"{max(apart):.1e}, batch-size noise {measured.noise:.1e}" if ratio else ""
@@ -285,7 +287,7 @@ def table(course: Course) -> str:
 
 
 def as_data(course: Course) -> dict[str, Any]:
-    """For JSON."""
+    """The course's figures, as JSON can hold them."""
     return {
         "targets": [{**asdict(target), "met": target.met} for target in targets(course)],
         "sections": {name: measured.workload.label for name, measured in course.sections.items()},

@@ -1,4 +1,4 @@
-"""Seconds of several ways of doing one thing, taken in turns; calls recorded."""
+"""Times several ways of doing one thing in turns, and records calls as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipelines.engine.products.graphs import Recorder, Recording
 Call = Callable[[], object]
 Key = TypeVar("Key")
 FEWEST = 3
-"""Turns that every way gets, however slow it is."""
+"""Fewest turns of every way, however slow it is."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Timing:
 
 
 def now(device: torch.device) -> float:
-    """Seconds, all work that was given to the device being done."""
+    """The time in seconds, after all work that was given to the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -51,9 +51,9 @@ def seconds_of(call: Call, device: torch.device) -> float:
 def take_turns(
     ways: Mapping[Key, Call], device: torch.device, repeats: int, *, limit: float = 10.0
 ) -> dict[Key, Timing]:
-    """Every way `repeats` times, in turns so that a busy machine troubles all alike.
+    """Times every way `repeats` times, in turns, so that a busy machine affects all alike. The ways must be warmed up.
 
-    limit: seconds after which a way gets no further turns than the fewest. The ways have been warmed up before.
+    limit: seconds; a way that has taken longer gets only the fewest turns.
     """
     seconds: dict[Key, list[float]] = {name: [] for name in ways}
     for turn in range(repeats):
@@ -65,9 +65,9 @@ def take_turns(
 
 @dataclass(frozen=True)
 class Captured:
-    """A call recorded as a CUDA graph; its output stays where it is and is overwritten by the next replay.
+    """A call that is recorded as a CUDA graph. The next replay overwrites its output in place.
 
-    call: kept, since the graph reads where its inputs lie. Those of one recorder are replayed one after another only.
+    call: kept, since the graph reads its inputs in place. Never replay two calls of one recorder at the same time.
     """
 
     call: Callable[[], Tensor]

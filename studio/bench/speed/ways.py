@@ -1,4 +1,4 @@
-"""The ways of running one workload, each opened (made, captured, warmed up) before it is timed."""
+"""The ways to run one workload. Each is opened (made, captured, warmed up) before it is timed."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from studio.bench.speed.workload import Workload
 Kind = Literal["base", "studio", "fused", "peft set_adapters", "peft adapter_names"]
 RIVALS: tuple[Kind, ...] = ("fused", "peft set_adapters", "peft adapter_names")
 PeftOf = Callable[[Inputs], Peft]
-"""peft's model with all adapters of the bed, made when it is first asked for."""
+"""Gives peft's model with all adapters of the bed; the model is made when it is first needed."""
 
 
 @dataclass(frozen=True)
 class SpeedWay:
-    """One way of doing a workload's steps. form: of the studio's ways."""
+    """One way to run a workload's steps. form: only for the studio's ways."""
 
     kind: Kind
     mode: Mode
@@ -40,9 +40,10 @@ class SpeedWay:
 
 @dataclass(frozen=True)
 class OpenedWay:
-    """A way ready to run. ready: seconds that took.
+    """A way that is ready to run. ready: seconds that this took.
 
-    steps: those a call does; extra: seconds a step for what is done once a run. note: why it runs otherwise than asked.
+    steps: of one call. extra: seconds added to each step, for work that is done once in a run. note: why it runs
+    otherwise than asked.
     """
 
     call: Callable[[], Tensor]
@@ -65,21 +66,21 @@ class SpeedWays:
         self._base = Base(bed, self._inputs, self._recorder)
 
     def why_not(self, way: SpeedWay) -> str:
-        """Why a way does not apply here; "" where it does."""
+        """Why a way cannot be used here; "" if it can."""
         if way.mode == "graph" and self._recorder is None:
             return "CUDA graphs need a CUDA device"
         if way.mode == "kernels" and self._recorder is None:
             return "our kernels need a CUDA device"
         if way.mode == "kernels" and way.kind == "fused":
-            return "our kernels are no rival's"
+            return "only the studio's ways and the base use our kernels"
         if way.kind == "fused" and self._workload.method != "merge":
             return "merged weights serve only a mix that stays the same over the run"
         if way.kind.startswith("peft") and way.mode != "eager":
-            return "peft's layers are run as they come"
+            return "peft's layers are only run as they are"
         return ""
 
     def open(self, way: SpeedWay) -> OpenedWay:
-        """Makes it and warms it up. Raises torch.OutOfMemoryError."""
+        """Makes a way and warms it up. Raises torch.OutOfMemoryError."""
         made: list[OpenedWay] = []
         ready = seconds_of(lambda: made.append(self._made(way)), self._bed.device)
         [opened] = made
@@ -87,7 +88,7 @@ class SpeedWays:
         return OpenedWay(opened.call, opened.steps, ready, extra, opened.note)
 
     def _made(self, way: SpeedWay) -> OpenedWay:
-        """Without adapters all steps cost the same, so one stands for all."""
+        """Makes a way. Without adapters all steps cost the same, so one step stands for all."""
         rows = self._steps[0]
         match way.kind:
             case "base":
@@ -106,7 +107,7 @@ class SpeedWays:
                 return _warm(lambda: [call() for call in calls][-1], len(calls))
 
     def _fuse_seconds(self) -> float:
-        """Seconds that fusing and unfusing every picture's mix takes once a run."""
+        """Seconds to fuse and unfuse every picture's mix once."""
         peft = self._peft_of(self._inputs)
         mixes = [self._steps[0][pair.start].uses for pair in pairs(self._steps[0])]
         peft.fuse(mixes[0])
@@ -116,7 +117,7 @@ class SpeedWays:
 
     @property
     def comparable(self) -> bool:
-        """Whether the last step is a function of its inputs alone: no row runs on remembered features."""
+        """Whether the last step depends on nothing but its inputs, that is, no row runs on remembered features."""
         return not any(row.shallow for row in self._steps[-1])
 
     def truth(self) -> Tensor:
@@ -127,7 +128,7 @@ class SpeedWays:
         for uses in dict.fromkeys(row.uses for row in rows):
             twin = merged(
                 self._bed.unet, "unet", self._bed.adapters, uses
-            )  # one at a time: each is a whole model
+            )  # one at a time, since each is a whole model
             for pair in pairs(rows):
                 if rows[pair.start].uses == uses:
                     predictions[pair] = twin(**cut(whole, pair), return_dict=False)[0]
@@ -146,13 +147,13 @@ def _warm(call: Callable[[], Tensor], steps: int, times: int = 1) -> OpenedWay:
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
-    """The norm of the difference over that of what was expected."""
+    """The norm of the difference divided by the norm of what was expected."""
     return float((found.float() - expected.float()).norm() / expected.float().norm())
 
 
 def rounds(ways: Sequence[SpeedWay], *, together: bool) -> list[list[SpeedWay]]:
-    """Which ways are open at one time: all; or, where memory is scarce, those without adapters and then every other
-    alone. peft's come before anything is compiled, so that nothing they do can meet a compiled model."""
+    """Groups of ways that are open at one time: all together; or, where memory is scarce, those without adapters, then
+    each other way alone. peft's ways come before anything is compiled, so that they cannot affect a compiled model."""
     if together:
         return [list(ways)]
     base = [way for way in ways if way.kind == "base"]

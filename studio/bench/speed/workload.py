@@ -1,4 +1,4 @@
-"""What is timed: denoising steps for pictures that have mixes of their own. Nothing here touches a tensor."""
+"""What is timed: denoising steps for pictures that each have a mix. No tensors here."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ SUFFIXES = {"attention": ATTENTION, "linear": LINEAR, "conv": CONV}
 
 @dataclass(frozen=True)
 class WorkloadRow:
-    """One row of a UNet call. memory: whose features it makes or runs on; kept: they are read at a later step."""
+    """One row of a UNet call. memory: the key of the features that it makes or runs on. kept: whether a later step
+    reads them."""
 
     image: int
     negative: bool
@@ -60,7 +61,7 @@ class Workload:
 
     @property
     def adapters(self) -> int:
-        """How many adapters the mixes draw on."""
+        """How many adapters the mixes use in all."""
         return self.pool or self.members * self._distinct
 
     @property
@@ -71,7 +72,7 @@ class Workload:
         )
 
     def mixes(self, seed: int = 0) -> tuple[Mix, ...]:
-        """Every picture's mix; another seed gives other strengths to the same members."""
+        """The mix of every picture. Another seed gives the same members other strengths."""
         numbers = random.Random(f"mixes {seed}")
         strengths = [
             [round(numbers.uniform(0.4, 1.0), 2) for _ in range(self.members)] for _ in range(self._distinct)
@@ -99,7 +100,7 @@ class Workload:
         return math.ceil(self.images**0.5) if self.spread == "uniform" else self.images
 
     def _popularity(self) -> list[int]:
-        """Which mix each picture has."""
+        """The number of each picture's mix."""
         draw = random.Random(f"popularity {self.spread} {self.images}")
         match self.spread:
             case "identical":

@@ -1,1 +1,1 @@
-"""The door: who comes in, by which ways, and which files are whose."""
+"""The door: who comes in, by which ways, and whose each file is."""

@@ -1,4 +1,5 @@
-"""Passwords that fail: the first few cost nothing, then every further one has to wait, longer each time."""
+"""Wrong passwords. The first few cost nothing; after each further one, the next attempt has to wait, longer each
+time."""
 
 from __future__ import annotations
 
@@ -9,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 FREE = 3
-"""Failures in a row that cost nothing: people mistype."""
+"""Failures in a row that cost nothing, since people mistype."""
 FIRST_WAIT = 1.0
-"""Seconds to wait after the next one; twice as long after each further one."""
+"""Seconds to wait after the first failure that costs; twice as long after each further one."""
 LONGEST_WAIT = 30.0
 FORGOTTEN = 900.0
-"""Seconds without an attempt after which earlier failures do not count."""
+"""Seconds without an attempt after which earlier failures no longer count."""
 MOST_REMEMBERED = 10_000
 
 
@@ -26,17 +27,18 @@ class _Failures:
 
 
 class Attempts:
-    """Failures by (address, name). Names that do not exist are treated alike, so that nothing tells them apart."""
+    """Failures by (address, name). Names that do not exist are treated like others, so that nobody learns which
+    exist."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._failures: OrderedDict[tuple[str, str], _Failures] = OrderedDict()
 
     def begin(self, address: str, name: str) -> float:
-        """Seconds that this attempt comes too early; 0 lets it through.
+        """By how many seconds this attempt comes too early; 0 lets it through.
 
-        An attempt that is let through counts as failed until `succeeded` is called, so that many at once get no
-        further than one after another.
+        An attempt that is let through counts as failed until `succeeded` is called, so that parallel attempts gain
+        nothing.
         """
         now = self._clock()
         key = (address, name[:256])
@@ -54,7 +56,8 @@ class Attempts:
         return 0.0
 
     def _forget_one(self) -> None:
-        """One that failed least among the oldest, so that made-up names push out no guesser's."""
+        """Forgets the entry with the fewest failures among the oldest ones, so that a guesser cannot push out an entry
+        by inventing names."""
         oldest = list(itertools.islice(self._failures.items(), 100))
         key, _ = min(oldest, key=lambda item: item[1].count)
         del self._failures[key]

@@ -6,19 +6,20 @@ import re
 from collections import OrderedDict
 
 MOST_OF_ONE = 10_000
-"""Remembered of one login. Whoever floods the list loses only entries of their own."""
+"""Most names that are remembered for one login. A login that floods the list loses only its own entries."""
 _FORM = re.compile(r"[\w.-]{1,128}", re.ASCII)
 
 
 class Claims:
-    """Names that clients choose (`session_hash`) or are given (`event_id`), by who used them first."""
+    """Who first used each name that clients choose (`session_hash`) or are given (`event_id`)."""
 
     def __init__(self) -> None:
         self._login_of: dict[str, str] = {}
         self._names_of: dict[str, OrderedDict[str, None]] = {}
 
     def belongs(self, name: object, login: str) -> bool:
-        """Whether the name is this login's; one that nobody has used becomes so. Malformed names are nobody's."""
+        """Whether the name belongs to this login. An unused name now becomes its own. Malformed names belong to
+        nobody."""
         if not isinstance(name, str) or not _FORM.fullmatch(name):
             return False
         if self._login_of.setdefault(name, login) != login:

@@ -1,4 +1,4 @@
-"""A server that closes at once, and quietly: streams that pages listen to end with it."""
+"""A server that closes at once, and quietly: it ends the streams that pages listen to."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 PATIENCE = 3.0
-"""Seconds that threads have to end once all is closed."""
+"""Seconds that threads have to end after the server has closed."""
 
 
 def end_hanging(code: int) -> None:
-    """Ends the process with `code` where threads hang that nothing can end, such as one that waits for a file of a
-    network that is gone. Python would wait for them for ever."""
+    """Ends the process with `code` if threads hang that nothing can end, such as one that waits for a file on a network
+    that is gone. Python would wait for them for ever."""
     until = time.monotonic() + PATIENCE
     mine = threading.current_thread()
     for thread in threading.enumerate():
@@ -31,7 +31,8 @@ def end_hanging(code: int) -> None:
 
 
 class ClosingServer(uvicorn.Server):
-    """uvicorn waits for open streams, then breaks each off with an error; gradio's pages always hold some."""
+    """Ends open streams when it closes. uvicorn would wait for them and then break each off with an error; Gradio's
+    pages always hold some."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._closing = asyncio.Event()
@@ -46,7 +47,8 @@ class ClosingServer(uvicorn.Server):
 
 
 class _Ending:
-    """Tells the application that its listeners have left once `closing` is set, and ends what it breaks off then."""
+    """Once `closing` is set, tells the application that its listeners have left, and completes answers that it then
+    breaks off."""
 
     def __init__(self, app: ASGIApp, closing: asyncio.Event) -> None:
         self._app, self._closing = app, closing
@@ -62,8 +64,8 @@ class _Ending:
                 await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 return waiting[0].result() if waiting[0].done() else {"type": "http.disconnect"}
             finally:
-                for each in waiting:
-                    each.cancel()
+                for task in waiting:
+                    task.cancel()
 
         async def answer(message: Message) -> None:
             nonlocal unfinished

@@ -1,7 +1,9 @@
-"""What Gradio does with a client's files, checked where every road meets: before an event's inputs are opened.
+"""Checks what clients send before Gradio opens any file in it, and passes on errors.
 
-`run`, `api`, `call`, `call/v2`, `queue/join` and MCP all end in `Blocks.process_api`, and nothing of what a client
-sends is opened before. What comes out passes `Blocks.postprocess_data`.
+`run`, `api`, `call`, `call/v2`, `queue/join` and MCP all end in `Blocks.process_api`; nothing that a client sends is
+opened before that. Whatever goes out passes `Blocks.postprocess_data`.
+
+A StudioError that a handler raises becomes the message that the client sees, so handlers need not convert it.
 """
 
 from __future__ import annotations
@@ -21,21 +23,25 @@ from studio.web.door.files import Files, harmless
 from studio.web.door.guard import LOGIN
 
 NOBODY = "nobody"
-"""Whose an event is that no request stands behind: it owns no file."""
+"""The owner of an event without a request. This owner has no files."""
 
 
 def login_of(request: Any) -> str | None:
-    """The name by which a request is logged in: Gradio's own request, or Starlette's, as MCP hands it over."""
-    asked = request.request if isinstance(request, gr.Request) else request
-    return None if asked is None else asked.scope.get(LOGIN)
+    """The name by which a request is logged in; None without a login. request: Gradio's, or Starlette's, as MCP gives
+    it."""
+    plain = request.request if isinstance(request, gr.Request) else request
+    return None if plain is None else plain.scope.get(LOGIN)
 
 
 def confine(pages: gr.Blocks, files: Files, claims: Claims | None) -> None:
-    """Lets no event of these pages open a file that is not its owner's, and tells a StudioError as it is said.
+    """Lets no event of these pages open a file that is not its owner's. A StudioError becomes its message, which is
+    escaped for pages: they show messages as HTML.
 
     claims: None where nobody logs in.
     """
-    pages.has_launched = True  # as `launch()` says; Gradio checks paths only then, and mounting leaves it out
+    pages.has_launched = (
+        True  # as `launch()` does: Gradio checks paths only then, and mounting does not set it
+    )
     for block in pages.blocks.values():
         block.GRADIO_CACHE = str(files.made)
     gr.set_static_paths([str(folder) for folder in files.shown])  # never copied
@@ -66,7 +72,7 @@ def _check_inputs(pages: gr.Blocks, files: Files, *, named: bool) -> None:
 
 
 def _is_for_programs(function: Any) -> bool:
-    """Whether its messages are read as they are; pages take them for HTML."""
+    """Whether programs call this function, which read messages as plain text. Pages show messages as HTML."""
     return getattr(function, "api_visibility", "private") != "private"
 
 
@@ -80,7 +86,7 @@ def _check_outputs(pages: gr.Blocks) -> None:
 
 
 def _harmless(predictions: Any) -> Any:
-    """Values, and those inside of the components by which handlers change what is on the page."""
+    """The predictions made harmless, also the values in components by which handlers change the page."""
     if isinstance(predictions, dict):
         return {key: _harmless(one) for key, one in harmless(predictions).items()}
     if isinstance(predictions, list | tuple):
@@ -91,7 +97,7 @@ def _harmless(predictions: Any) -> Any:
 
 
 def _claim_events(pages: gr.Blocks, claims: Claims) -> None:
-    """An event's results are told to the login that began it: its id stands in an address."""
+    """Lets only the login that began an event fetch its results, whose address contains the event's id."""
     push = pages._queue.push
 
     async def claimed(body: Any, request: Any, username: str | None) -> Any:
@@ -110,5 +116,6 @@ def _replace(owner: object, name: str, function: Callable[..., Any]) -> None:
 
 
 def keep_made_files_at_home(files: Files) -> None:
-    """For blocks that are made later, while the pages are open. Of the whole process, so a server's alone."""
+    """Sets Gradio's folder for blocks that are made later, while the pages are open. It applies to the whole process,
+    so only a server should call this."""
     os.environ["GRADIO_TEMP_DIR"] = str(files.made)

@@ -1,7 +1,8 @@
-"""The one broker of files: whose each one is, and which of them a client may name.
+"""The one broker of files: it knows whose each file is, and which files a client may name.
 
-Uploads lie in `uploads/<owner>/…` in the home, readable by nobody else on the computer, so a path says whose it is.
-What pages show lies in folders of which each has its rule. Anything else is nobody's, whatever a client writes.
+Uploads lie in `uploads/<owner>/…` in the home, so that a path says whose a file is; other users of the computer cannot
+read them. Files that pages show lie in folders that each have a rule. All other files are nobody's, whatever a client
+writes.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ from studio.jobs import Worker
 from studio.jobs.owner import PROGRAMS, folder_of
 
 LIFETIME = 86_400.0
-"""Seconds for which an upload stays after it was last used."""
+"""Seconds for which an upload is kept after it was last used."""
 SWEEP_EVERY = 600.0
 MOST_HELD = 2 * 2**30
-"""Bytes of uploads that one owner may have at a time."""
+"""Most bytes of one owner's uploads."""
 MOST_FILES = 5_000
-"""Files and folders of uploads that one owner may have at a time."""
+"""Most files and folders of one owner's uploads."""
 MOST_DEEP = 64
-"""Levels of lists and objects in what a client sends."""
+"""Deepest nesting of lists and objects that a client may send."""
 LONGEST_TEXT = 2 * 2**20
-"""Characters of one text that a page sends; what it is for has bounds of its own."""
+"""Most characters of one text that a client sends; its field may allow fewer."""
 LONGEST_PATH = 4096
 FILE_DATA = "gradio.FileData"
 NOT_YOURS = "a file that is named here is not yours, or not here any more; upload it again"
@@ -42,7 +43,8 @@ NOT_YOURS = "a file that is named here is not yours, or not here any more; uploa
 class Files:
     """The files of one home. Safe for several threads; two brokers of one home agree.
 
-    owner, everywhere: as `owner_of` gives it; None where nobody logs in, and whoever reaches the studio is its user.
+    owner, everywhere: as `owner_of` gives it; None where nobody logs in: then whoever reaches the studio owns all
+    files.
     """
 
     def __init__(self, worker: Worker) -> None:
@@ -53,20 +55,20 @@ class Files:
 
     @property
     def made(self) -> Path:
-        """Where Gradio puts what it makes of uploads, which nobody is shown."""
+        """Where Gradio puts copies that it makes of uploads. Nobody may fetch files from there."""
         return _closed(_closed(self.uploads) / "made")
 
     @property
     def shown(self) -> tuple[Path, ...]:
-        """The folders that hold what pages show, uploads among them."""
+        """The folders of files that pages show, uploads included."""
         return tuple(folder for folder, _ in self._rules())
 
     def discreet(self, text: str) -> str:
-        """A message as clients may read it: without places on this computer, unless they may name some themselves."""
+        """A message as clients may read it: without paths of this computer, unless jobs may name such paths."""
         return self._worker.discreet(text)
 
     def _rules(self) -> Iterator[tuple[Path, Callable[[Path, str], bool]]]:
-        """Folder -> whether a file, by its path in there, is an owner's."""
+        """Each folder with its rule: whether a file, given by its path in the folder, is an owner's."""
         home, worker = self._worker.home, self._worker
 
         def of_job(inside: Path, owner: str) -> bool:
@@ -88,11 +90,12 @@ class Files:
     # -- who may have what -------------------------------------------------------------------------------
 
     def may_see(self, path: str | Path, owner: str | None) -> bool:
-        """Whether a file is there and an owner's, as its path stands and as it is once links are followed."""
+        """Whether a file is there and is the owner's, both by the given path and by the one with links resolved."""
         return self._found(str(path), owner) is not None
 
     def _found(self, path: str, owner: str | None) -> Path | None:
-        """The regular file behind a path that an owner may have; nothing outside our own folders is looked at."""
+        """The regular file of a path, if the owner may have it; else None. Outside our own folders, nothing is even
+        looked at."""
         if not path or len(path) > LONGEST_PATH or "\0" in path or not os.path.isabs(path):
             return None
         plain = Path(os.path.normpath(path))
@@ -104,7 +107,7 @@ class Files:
                 real = Path(os.path.realpath(plain))
                 inside = real.relative_to(places[1])
                 regular = stat.S_ISREG(real.stat().st_mode)
-            except (OSError, ValueError):  # gone, a link in a circle, or one that leads out
+            except (OSError, ValueError):  # gone, a circle of links, or a link that leads out
                 return None
             if regular and inside.parts and (owner is None or belongs(inside, owner)):
                 return real
@@ -112,10 +115,10 @@ class Files:
         return None
 
     def admitted(self, value: Any, owner: str | None, depth: int = 0) -> Any:
-        """What a client sent, with every file in it named as it is, and nothing else said of it.
+        """What a client sent, with every file in it replaced by its checked path, without other claims about it.
 
-        Raises RequestError for a file that is not the owner's, for an address instead of a file, for text that nobody
-        could write down again, and for what lies deeper than `MOST_DEEP`.
+        Raises RequestError for a file that is not the owner's, for an address instead of a file, for text that cannot
+        be encoded, and for nesting deeper than `MOST_DEEP`.
         """
         if depth > MOST_DEEP:
             raise RequestError(f"what was sent lies deeper than {MOST_DEEP} levels; send it flat")
@@ -133,7 +136,7 @@ class Files:
         }
 
     def _file_data(self, value: dict[str, Any], owner: str | None) -> dict[str, Any]:
-        """https://www.gradio.app/docs/gradio/filedata, with nothing in it that was not looked at."""
+        """A https://www.gradio.app/docs/gradio/filedata with only checked values. Raises RequestError."""
         path = value.get("path")
         found = self._found(path, owner) if isinstance(path, str) else None
         if found is None:
@@ -154,7 +157,8 @@ class Files:
     # -- uploads -----------------------------------------------------------------------------------------
 
     def folder(self, owner: str | None) -> Path:
-        """Where an owner's uploads go: there, and closed to other users of the computer. Raises RequestError."""
+        """The folder for an owner's uploads. It is made if needed, and closed to other users of the computer. Raises
+        RequestError where there are too many uploads, or it cannot be made."""
         self._sweep()
         try:
             made = _closed(_closed(self.uploads) / folder_of(owner or PROGRAMS))
@@ -170,13 +174,13 @@ class Files:
         return made
 
     def place(self, name: str, owner: str | None) -> Path:
-        """A new place among an owner's files, for one that the studio makes. Raises RequestError."""
+        """A new path among an owner's uploads, for a file that the studio makes. Raises RequestError."""
         folder = self.folder(owner) / secrets.token_hex(16)
         folder.mkdir(mode=0o700)
         return folder / Path(name).name
 
     def lent(self, file: Path, owner: str | None) -> Path:
-        """A copy of a file that its owner may be shown. Raises RequestError."""
+        """A copy of a file among an owner's uploads, so that the page may show it. Raises RequestError."""
         copy = self.place(file.name, owner)
         try:
             shutil.copyfile(file, copy)
@@ -185,12 +189,12 @@ class Files:
         return copy
 
     def _touch(self, file: Path) -> None:
-        """It is used, so it stays."""
+        """Notes that a file is used, so that it is kept."""
         if file.is_relative_to(os.path.realpath(self.uploads)):
             os.utime(file)
 
     def _sweep(self) -> None:
-        """Deletes uploads that nobody has used for long."""
+        """Deletes uploads that have not been used for long."""
         now = time.time()
         with self._lock:
             if now - self._swept < SWEEP_EVERY:
@@ -214,35 +218,37 @@ class Files:
 
 
 def _closed(folder: Path) -> Path:
-    """The folder, made where it is not there, which no other user of the computer can look into."""
+    """Makes the folder if it is not there, and closes it to other users of the computer; returns it."""
     folder.mkdir(mode=0o700, exist_ok=True)
     folder.chmod(0o700)
     return folder
 
 
 def _check_picture(file: Path) -> None:
-    """Raises RequestError for a picture of too many pixels, by its header: Gradio decodes some before we can look."""
+    """Raises RequestError for a picture with too many pixels, by its header. Gradio decodes some pictures before our
+    handlers run."""
     try:
         with Image.open(file) as image:
             size = image.size
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise RequestError(f"{file.name} has too many pixels to be read; make it smaller") from error
-    except (OSError, ValueError, SyntaxError):  # no picture is none of our business
+    except (OSError, ValueError, SyntaxError):  # it is no picture, so there is nothing to check
         return
     check_pixels(file.name, *size)
 
 
 def _names_file(value: dict[str, Any]) -> bool:
-    """Whether Gradio, or a function of ours, could take the object for a file."""
+    """Whether Gradio, or one of our functions, could take the object for a file."""
     meta = value.get("meta")
     typed = isinstance(meta, dict) and meta.get("_type") == FILE_DATA
     return typed or "path" in value or isinstance(value.get("url"), str)
 
 
 def harmless(value: Any) -> Any:
-    """What goes out, with no object left in it that Gradio would take for a file of the server and open.
+    """A value that goes out, without any object that Gradio would take for a file of the server and open.
 
-    Pages name the files that they show as paths. An object of that shape comes from a header, a note or a record.
+    Our pages name the files that they show as paths. An object in the form of a file comes from a stranger: from a
+    file's header, a note or a record.
     """
     if isinstance(value, list):
         return [harmless(one) for one in value]

@@ -1,8 +1,8 @@
-"""The guard in front of every request: the right host, no foreign page behind it, a login where one is needed, one of
-the ways in, a body within its bound, a session and a file of one's own.
+"""The guard in front of every request. It checks the host, that no other site's page is behind it, the login where one
+is needed, the way in, the size of the body, and that session and file are the client's own.
 
-Gradio's `auth` covers the routes of its pages. Everything else that this server answers (A1111's calls, MCP, and
-whatever is added) is refused here without a login, unless it is one of the few files that the login page is made of.
+Gradio's `auth` protects the routes of its pages. All else that this server answers (A1111's calls, MCP, and whatever is
+added) needs a login here, except the few files that make up the login page.
 """
 
 from __future__ import annotations
@@ -31,51 +31,52 @@ from studio.web.door.users import basic_pair, knows
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 LOGIN = "studio.login"
-"""Where in a request's scope the name stands by which somebody is logged in (None: nobody needs to be)."""
+"""The key in a request's scope under which the login's name stands; None is there where nobody logs in."""
 OF_THE_LOGIN_PAGE = tuple(way.path.partition("{")[0] for way in GRADIO if way.open and way.path != "/")
-"""What a browser may have before anybody has logged in, beside the first page."""
+"""What a browser may fetch before a login, besides the first page."""
 LARGEST_EVENT = 4 * 2**20
-"""Bytes of what a page or a program sends with an event: files go another way."""
+"""Most bytes of an event's body; files are sent another way."""
 LARGEST_JSON = 64 * 2**20
-"""Bytes of JSON for a route of ours, pictures as text in it."""
+"""Most bytes of JSON for one of our routes; it may contain pictures as text."""
 LARGEST_LOGIN = 64 * 2**10
 LOGIN_FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 MOST_VALUES = 5_000
-"""Values of one request, lists and objects counted too; texts may be long."""
+"""Most values of one request, lists and objects included; texts may be long."""
 MOST_FIELDS = 100
-"""Of a form, or of an address."""
+"""Most fields of a form, or of an address."""
 MOST_QUERY = 16 * 2**10
-"""Bytes behind the question mark of an address."""
+"""Most bytes after the question mark of an address."""
 
 _PAGE_POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
     "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
 )
-"""A page fetches nothing from elsewhere, whatever stands in a note, and no other site shows it in a frame."""
+"""A page may fetch nothing from other servers, whatever a note contains, and no other site may show it in a frame."""
 _FILE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox; frame-ancestors 'none'"
-"""A file is looked at and never run, whatever it holds."""
+"""A file may be looked at, but nothing in it may run."""
 
 
 class Logins(Protocol):
-    """Gradio's: it knows people by a cookie."""
+    """Gradio's logins, which are known by cookies."""
 
     def by_cookie(self, cookies: Mapping[str, str]) -> str | None:
-        """The name that cookies are logged in by."""
+        """The name that these cookies are logged in by; None without a login."""
         ...
 
     def cookie_of(self, name: str) -> str:
-        """A cookie by which a name is logged in."""
+        """A new cookie that logs a name in."""
         ...
 
 
 @dataclass(frozen=True)
 class Rules:
-    """hosts: names by which the server may be called, in lower case; None is any (which needs users).
+    """What the guard goes by.
 
-    users: name -> password; {} lets everybody in. largest: bytes of a body.
-    logins: who is logged in on gradio's login page.
-    may_see: whether somebody, by the name of an owner (None: nobody logs in), may have a file that gradio would serve.
+    hosts: names by which the server may be called, in lower case; None is any, which needs users.
+    users: name -> password; {} lets everybody in. largest: most bytes of a body.
+    logins: who is logged in through Gradio's login page.
+    may_see: (file, owner) -> whether that owner may have a file that Gradio would serve; owner None: nobody logs in.
     ways: all that is answered. claims: whose each session is.
     """
 
@@ -90,7 +91,7 @@ class Rules:
 
 
 _STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
-"""Texts, one that is never closed up to the end: whatever is written, each byte is looked at once."""
+"""The texts in JSON; one that is never closed reaches to the end. Each byte is looked at once, whatever the body is."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,8 @@ class Guard:
     # -- from where --------------------------------------------------------------------------------------
 
     def _check_host(self, headers: Headers) -> None:
-        """A page of another site can point its own name at this computer (DNS rebinding); the name gives it away."""
+        """Raises _Refused for a wrong host name. Another site can point its name at this computer (DNS rebinding); the
+        name gives it away."""
         host = _host(headers.get("host", ""))
         if self._rules.hosts is not None and host not in self._rules.hosts:
             raise _Refused(
@@ -155,9 +157,10 @@ class Guard:
             )
 
     def _check_origin(self, scope: Scope, headers: Headers) -> None:
-        """A page of another site must not act for whoever has this one open; it may only link to the first page.
+        """Raises _Refused for requests of other sites' pages. Such a page must not act for a user of this one; it may
+        only link to the first page.
 
-        `Sec-Fetch-Site` (https://www.w3.org/TR/fetch-metadata/) tells of requests that carry no origin.
+        `Sec-Fetch-Site` (https://www.w3.org/TR/fetch-metadata/) covers requests that carry no origin.
         """
         origin = headers.get("origin")
         if origin is not None and _netloc(origin) != headers.get("host", "").lower():
@@ -168,7 +171,8 @@ class Guard:
             raise _Refused(403, "requests from pages of other sites are not answered")
 
     def _check_logout(self, way: Way, headers: Headers) -> None:
-        """A picture's address in another page must log nobody out: browsers ask for it without an origin."""
+        """Raises _Refused for a logout without this origin. Otherwise another page could log users out with the
+        address of a picture, which browsers fetch without an origin."""
         stated = headers.get("origin") is not None or headers.get("sec-fetch-site") in ("same-origin", "none")
         if way.path == "/logout" and not stated:
             raise _Refused(403, "to log out, say from where: send this server's address as Origin")
@@ -181,7 +185,7 @@ class Guard:
         name = self._rules.logins.by_cookie(_cookies(headers))
         if name is None:
             name = self._basic_login(scope, headers.get("authorization"))
-            if name is not None:  # Gradio knows people by a cookie alone
+            if name is not None:  # Gradio knows logins only by cookies
                 others = [pair for pair in scope["headers"] if pair[0] != b"cookie"]
                 scope["headers"] = [*others, (b"cookie", self._rules.logins.cookie_of(name).encode())]
         if name is None and not is_open:
@@ -189,7 +193,8 @@ class Guard:
         return name
 
     def _basic_login(self, scope: Scope, header: str | None) -> str | None:
-        """By HTTP Basic; every wrong password makes the next one wait."""
+        """The name in a valid HTTP Basic header; None without one. After wrong passwords, the next attempt has to
+        wait."""
         pair = basic_pair(header)
         if pair is None:
             return None
@@ -206,9 +211,9 @@ class Guard:
             raise _Refused(429, f"too many wrong passwords; try again in {wait:.0f} s", max(wait, 1.0))
 
     async def _logging_in(self, scope: Scope, receive: Receive, send: Send) -> tuple[Receive, Send]:
-        """The login page's form: as HTTP Basic, a failure makes the next one wait."""
+        """Watches the login page's form: as with HTTP Basic, after failures the next attempt has to wait."""
         body = await _read(receive, LARGEST_LOGIN)
-        try:  # by the parser that Gradio uses, so that both see the same name
+        try:  # with Gradio's own parser, so that both see the same name
             form = await Request(scope, _replayed(body, receive)).form(max_files=0, max_fields=MOST_FIELDS)
             [name] = [str(value).strip() for value in form.getlist("username")]
         except (HTTPException, MultiPartException, ValueError) as error:
@@ -245,7 +250,7 @@ class Guard:
     def _check_names(
         self, scope: Scope, named: Mapping[str, str], headers: Headers, login: str | None
     ) -> None:
-        """A session, or an event, in the address or in MCP's header is one's own."""
+        """Raises _Refused where the address or MCP's header names somebody else's session or event."""
         query = scope.get("query_string", b"")
         if len(query) > MOST_QUERY:
             raise _Refused(414, "the address is too long")
@@ -265,13 +270,14 @@ class Guard:
             raise _Refused(403, "this session is somebody else's")
 
     def _check_file(self, file: str, login: str | None) -> None:
-        """Gradio serves a folder to everybody who is logged in, and fetches addresses; one's files are one's own."""
+        """Raises _Refused for a file that is not the client's. Gradio itself would serve it to every login, and would
+        even fetch web addresses."""
         owner = owner_of(login) if self._rules.users and login else None
         if not self._rules.may_see(Path(file), owner):
             raise _Refused(403, "this file is not yours, or not here any more")
 
     async def _event(self, receive: Receive, login: str | None) -> Receive:
-        """The body, read whole and looked into: plain JSON, of a session of one's own."""
+        """Reads the whole body and checks it: it must be plain JSON, and its session the client's own."""
         body = await _read(receive, min(LARGEST_EVENT, self._rules.largest))
         await run_in_threadpool(_check_values, body)
         try:
@@ -290,7 +296,7 @@ def _address(scope: Scope) -> str:
 
 
 def _host(text: str) -> str:
-    """Without its port."""
+    """The host of an address, without its port."""
     try:
         return (urlsplit(f"//{text}").hostname or "").lower()
     except ValueError:
@@ -315,7 +321,7 @@ def _cookies(headers: Headers) -> dict[str, str]:
 
 
 async def _read(receive: Receive, largest: int) -> bytes:
-    """The whole body. Raises _Refused for one that grows too large, or is broken off."""
+    """The whole body. Raises _Refused for a body that is too large, or is broken off."""
     parts: list[bytes] = []
     size = 0
     while True:
@@ -331,7 +337,7 @@ async def _read(receive: Receive, largest: int) -> bytes:
 
 
 def _check_values(body: bytes) -> None:
-    """Raises _Refused for a text of JSON with more values than any event has: each is looked at by many."""
+    """Raises _Refused for JSON with more values than any event has; many parts of the program look at each value."""
     plain = _STRINGS.sub(b"", body)
     count = plain.count(b",") + plain.count(b"[") + plain.count(b"{")
     if count > MOST_VALUES:
@@ -339,21 +345,21 @@ def _check_values(body: bytes) -> None:
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
-    """The body once more, then whatever comes."""
-    told = False
+    """A channel that gives the body again, then whatever comes after it."""
+    given = False
 
     async def next_message() -> Message:
-        nonlocal told
-        if told:
+        nonlocal given
+        if given:
             return await receive()
-        told = True
+        given = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return next_message
 
 
 def _limited(receive: Receive, largest: int) -> Receive:
-    """Bodies without a stated length are cut off where they grow too large."""
+    """A channel that cuts off a body that grows too large, for bodies without a stated length."""
     seen = 0
 
     async def next_message() -> Message:
@@ -366,7 +372,7 @@ def _limited(receive: Receive, largest: int) -> Receive:
 
 
 def _with_headers(send: Send, policy: str) -> Send:
-    """Every answer says what a browser may do with it."""
+    """A channel that adds headers to every answer: they say what a browser may do with it."""
     added = [
         (b"content-security-policy", policy.encode()),
         (b"x-frame-options", b"DENY"),

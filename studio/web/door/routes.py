@@ -1,6 +1,6 @@
-"""The ways in: every path that is answered stands here. What does not is 404, whatever Gradio learns to answer.
+"""The ways in: every path that is answered is listed here. All other paths are 404, whatever Gradio could answer.
 
-`{name}` stands for one part of a path, `{name:path}` for all the rest. A slash at the end may be there or not.
+`{name}` stands for one part of a path, `{name:path}` for all the rest. A slash at the end makes no difference.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Literal
 
 Body = Literal["", "event", "json", "login", "upload"]
-"""What is sent: nothing, an event for Gradio or MCP, JSON for a route of ours, the login page's form, files."""
+"""What a body may be: nothing, an event for Gradio or MCP, JSON for one of our routes, the login form, or files."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ GRADIO: tuple[Way, ...] = (
     Way("/gradio_api/cancel", _POST, body="event"),
     Way("/gradio_api/reset", _POST, body="event"),
 )
-"""Those of Gradio's routes that the pages and `gradio_client` need. open: no user's data is behind them."""
+"""The routes of Gradio that the pages and `gradio_client` need. Those that are open give no user's data."""
 
 MCP: tuple[Way, ...] = (
     Way("/gradio_api/mcp", ("GET", "POST", "DELETE"), body="event"),
@@ -80,11 +80,11 @@ MCP: tuple[Way, ...] = (
     Way("/gradio_api/mcp/sse"),
     Way("/gradio_api/mcp/messages", _POST, body="event"),
 )
-"""Gradio's MCP server, where it is asked for."""
+"""Gradio's MCP server, for --mcp."""
 
 
 def way_to(path: str, method: str, ways: Iterable[Way]) -> tuple[Way, dict[str, str]] | None:
-    """The way that a request takes, with the parts that its path names; None where there is none."""
+    """The way that a request takes, with the values of the named parts of its path; None where there is no way."""
     for way in ways:
         match = way.pattern.fullmatch(path) if method in way.methods else None
         if match is not None:

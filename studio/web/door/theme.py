@@ -1,4 +1,4 @@
-"""How the pages look and what they run in the browser: what gradio wants when an app is mounted."""
+"""How the pages look and what they run in the browser, as Gradio takes it when an app is mounted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import gradio as gr
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 SCRIPTS = ("keys.js", "complete.js", "rows.js", "status.js")
-"""All run in one function, in this order: what one declares, the later ones know."""
+"""All scripts run in one function, in this order, so that each can use what earlier ones declare."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Look:
 
 
 def look() -> Look:
-    """How it looks: gradio's own theme with the system's fonts, and nothing that is fetched from elsewhere."""
+    """The look: Gradio's own theme with the system's fonts. Nothing is fetched from other servers."""
     static = resources.files("studio.web") / "static"
     theme = gr.themes.Base(
         primary_hue=gr.themes.colors.indigo,
@@ -72,6 +72,6 @@ def look() -> Look:
     return Look(
         theme=theme,
         css=css,
-        head=f"<style>{css}</style>",  # gradio keeps `css` to what is inside its container; the frame is ours too
+        head=f"<style>{css}</style>",  # `css` would apply only inside Gradio's container; we style around it too
         js="() => {\n" + "\n".join((static / name).read_text(encoding="utf-8") for name in SCRIPTS) + "\n}",
     )

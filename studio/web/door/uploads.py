@@ -1,4 +1,4 @@
-"""Uploads: in Gradio's place, so that every one lands in its owner's folder.
+"""Uploads. This route replaces Gradio's, so that every upload lands in its owner's folder.
 
 The pages and `gradio_client` send `multipart/form-data` with parts named `files`, and get the paths as JSON.
 """
@@ -20,7 +20,7 @@ from studio.web.door.guard import LOGIN
 
 
 def router(files: Files, largest: int) -> fastapi.APIRouter:
-    """largest: bytes of one file."""
+    """The route for uploads. largest: most bytes of one file."""
     routes = fastapi.APIRouter()
 
     @routes.post("/gradio_api/upload")

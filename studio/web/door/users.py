@@ -1,4 +1,5 @@
-"""Who may log in: names and passwords, from a file, a prompt, or, for trying things out, flags and the environment."""
+"""Who may log in: names and passwords from a file or a prompt, or, to try things out, from flags and the
+environment."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ ENVIRONMENT = "LORA_STUDIO_AUTH"
 IN_A_FILE = "write logins into a file for --auth-file, one NAME:PASSWORD a line"
 RIGHT_WAY = f"{IN_A_FILE}, or give --auth NAME and type the password"
 LARGEST_FILE = 2**20
-"""Bytes of a file with logins."""
+"""Most bytes of a file with logins."""
 
 
 def read_users(
@@ -28,12 +29,12 @@ def read_users(
     listening: bool = False,
     warn: Callable[[str], None] = lambda text: None,
 ) -> dict[str, str]:
-    """Name -> password: of `--auth NAME`, which asks for the password, of a file with one NAME:PASSWORD a line, of
-    `--auth NAME:PASSWORD` and of LORA_STUDIO_AUTH (by commas).
+    """Name -> password, from `--auth NAME`, which asks for the password, from a file with one NAME:PASSWORD per line,
+    from `--auth NAME:PASSWORD` and from LORA_STUDIO_AUTH (separated by commas).
 
-    All are added up; {} means that nobody needs to log in. listening: whether other computers can reach the studio;
-    then passwords in arguments and in the environment, which other programs on this computer can read, are refused,
-    else `warn` is told of them. Raises SetupError.
+    All logins are collected; {} means that nobody needs to log in. Other programs on this computer can read passwords
+    in arguments and in the environment. listening: whether other computers can reach the studio; if so, such passwords
+    are refused, otherwise `warn` is called. Raises SetupError.
     """
     users: dict[str, str] = {}
     open_to_all: list[str] = []
@@ -42,7 +43,7 @@ def read_users(
             open_to_all.append("--auth NAME:PASSWORD")
             users |= _user(text, "--auth")
         else:
-            users |= _asked(text)
+            users |= _typed(text)
     if file is not None:
         for number, line in enumerate(_lines(file, warn), 1):
             if line.strip() and not line.startswith("#"):
@@ -71,8 +72,8 @@ def _lines(file: str, warn: Callable[[str], None]) -> list[str]:
         raise SetupError(f"--auth-file {file} cannot be read ({error}); check the path") from error
 
 
-def _asked(name: str) -> dict[str, str]:
-    """A name alone: its password is typed, and seen by nobody."""
+def _typed(name: str) -> dict[str, str]:
+    """The login of a name whose password is typed, unseen. Raises SetupError."""
     if not name.strip():
         raise SetupError(f"--auth names nobody; {RIGHT_WAY}")
     if not sys.stdin.isatty():
@@ -82,7 +83,7 @@ def _asked(name: str) -> dict[str, str]:
 
 
 def _user(text: str, where: str) -> dict[str, str]:
-    """The password itself is never shown."""
+    """The login of a text NAME:PASSWORD. Raises SetupError, whose message never contains the password."""
     name, colon, password = text.partition(":")
     if not colon or not name.strip() or not password:
         raise SetupError(f"{where}: write a name and a password with a colon between them, as in ann:secret")
@@ -90,14 +91,14 @@ def _user(text: str, where: str) -> dict[str, str]:
 
 
 def knows(users: Mapping[str, str], name: str, password: str) -> bool:
-    """Whether that is one of them; takes as long for unknown names as for wrong passwords."""
+    """Whether name and password are those of a user. An unknown name takes as long as a wrong password."""
     expected = users.get(name)
     same = secrets.compare_digest((expected or secrets.token_hex(16)).encode(), password.encode())
     return same and expected is not None
 
 
 def basic_pair(header: str | None) -> tuple[str, str] | None:
-    """Name and password in an `Authorization: Basic …` header (RFC 7617); None where it holds none."""
+    """Name and password in an `Authorization: Basic …` header (RFC 7617); None for any other header."""
     scheme, _, encoded = (header or "").partition(" ")
     if scheme.lower() != "basic":
         return None

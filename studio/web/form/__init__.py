@@ -1,1 +1,1 @@
-"""What stands in the Compose form, as plain values; its components, by name."""
+"""The contents of the Compose form as plain values, and its components."""

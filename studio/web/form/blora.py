@@ -1,6 +1,6 @@
-"""What the B-LoRA page asks for, as plain values: no gradio and no device.
+"""What the B-LoRA page asks for, as plain values. No gradio, no device.
 
-A B-LoRA is trained from one picture; its content blocks and its style blocks are then mixed with those of another.
+A B-LoRA is trained on one picture. Then its content blocks are mixed with another one's style blocks.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from studio.drafts.draft import Draft, Wanted
 from studio.jobs import JobState, TrainingView
 
 MATRIX = (0.4, 0.7, 1.0, 1.3)
-"""Strengths of the small matrix, for content and style alike."""
+"""The strengths in the small matrix, of both content and style."""
 
 
 @dataclass(frozen=True)
 class Pairing:
-    """One mix of two B-LoRAs. content, style: their names, "" for none; one may be both."""
+    """One mix of two B-LoRAs. content, style: their names, "" for none; both may be the same."""
 
     prompt: str
     content: str
@@ -32,7 +32,7 @@ class Pairing:
 
 
 def suggested(content: Sequence[str], style: Sequence[str]) -> str:
-    """A prompt from the trigger words of both, as the paper writes it: "A [c] in [s] style"."""
+    """A prompt made of the trigger words of both, in the paper's form: "A [c] in [s] style"."""
     subject = content[0] if content else "a picture"
     if not style:
         return subject
@@ -41,7 +41,7 @@ def suggested(content: Sequence[str], style: Sequence[str]) -> str:
 
 
 def drafts(pairing: Pairing, *, matrix: bool) -> tuple[list[Draft], list[str]]:
-    """The pictures to ask for and their labels: one, or every pair of the matrix's strengths at one seed.
+    """The pictures to ask for, with their labels: one, or, with `matrix`, one for each pair of strengths, at one seed.
 
     Raises RequestError where no B-LoRA is chosen.
     """
@@ -55,7 +55,7 @@ def drafts(pairing: Pairing, *, matrix: bool) -> tuple[list[Draft], list[str]]:
 
 
 def _draft(pairing: Pairing, content: float, style: float) -> Draft:
-    """One adapter that is both parts has one strength, that of its content."""
+    """One picture. If one adapter is both content and style, it has the strength of its content."""
     wanted = [Wanted(pairing.content, content)] if pairing.content else []
     if pairing.style and pairing.style != pairing.content:
         wanted.append(Wanted(pairing.style, style))
@@ -68,12 +68,13 @@ def _draft(pairing: Pairing, content: float, style: float) -> Draft:
 
 
 def word_of(prompt: str) -> str:
-    """How the trained name is written in prompts, where brackets would weigh words: "A [v]" -> "A \\[v\\]"."""
+    """The trained name as prompts must write it, with escaped brackets: "A [v]" -> "A \\[v\\]". Plain brackets would
+    change the weight of words."""
     return literal(prompt)
 
 
 def told(view: TrainingView) -> str:
-    """A training in a sentence."""
+    """The state of a training, in a sentence."""
     match view.state:
         case JobState.QUEUED:
             return f"{view.name}: waits, place {view.position} in the queue"
@@ -91,12 +92,12 @@ def told(view: TrainingView) -> str:
 
 
 def progress_of(view: TrainingView) -> float:
-    """How much of a training is done, 0 … 1."""
+    """The share of a training that is done, 0 … 1."""
     return view.step / view.steps if view.steps else 0.0
 
 
 def free_name(picture: Path, taken: Sequence[str]) -> str:
-    """A name for the adapter that a picture will make: after its file, and not one that is taken."""
+    """A name for the adapter that is trained on a picture: that of its file, changed where it is taken."""
     stem = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in picture.stem)
     base = f"b-{stem.strip('-')[:40].lower() or 'picture'}"
     used = {name.casefold() for name in taken}

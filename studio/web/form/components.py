@@ -1,7 +1,8 @@
-"""The Compose form's components: made from the table of fields, read as a Form, and filled from one.
+"""The Compose form's components: they are made from the table of fields, read as a Form, and filled from one.
 
-A control is coarser than a value: "" and None look alike, and sliders round. So the page holds the form that was
-brought to it (by a picture, or by the browser), and a control that still shows it gives its value back, exactly.
+Controls cannot show every value exactly: "" and None look alike, and sliders round. So the page keeps the form that was
+last put into it (by a picture, or by the browser). A control that still shows the value of that form stands for exactly
+this value.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ OWN = "the model's own"
 
 
 def control(field: Field, **look: Any) -> Any:
-    """The control of a field. look: what else the component takes."""
+    """The control of a field. look: further arguments of the component."""
     own, nothing = field.knob, field.nothing
     look = {
         "value": shown(field, None),
@@ -53,19 +54,19 @@ def control(field: Field, **look: Any) -> Any:
 
 
 def _number(field: Field, look: dict[str, Any]) -> Any:
-    """A slider where the range is short, or a usual one is known."""
+    """A slider where the field has a most usual value or lies in 0 … 1; else a box for a number."""
     own = field.knob
     low = field.empty if field.optional and own.low is not None else own.low
     step, precision = (1, 0) if field.kind == "whole" else (0.05, None)
     most = field.most or (1 if (low, own.high) == (0, 1) else None)
     if low is not None and most is not None:
         return gr.Slider(low, most, step=step, precision=precision, **look)
-    # without an end: gradio refuses what lies beyond at every key, and Request says what may stand there
+    # no maximum: Gradio would complain at every key, and Request refuses values out of range anyway
     return gr.Number(minimum=low, precision=precision, **look)
 
 
 def shown(field: Field, value: Any) -> Any:
-    """What the field's control shows of a value; None stands for nothing said."""
+    """What the field's control shows for a value; None stands for nothing said."""
     if value is None:
         value = field.empty
     if field.kind == "scheduler":
@@ -76,12 +77,13 @@ def shown(field: Field, value: Any) -> Any:
 
 
 def _lines(text: str) -> str:
-    """As a browser ends lines."""
+    """The text with line ends as browsers write them."""
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _shows(field: Field, held: Any, value: Any) -> bool:
-    """Whether a control shows the value (None: nothing said). Large numbers come back rounded from a browser."""
+    """Whether a control that holds `held` shows the value (None: nothing said). Very large numbers never count as
+    shown, since browsers round them."""
     if held is None:
         return value is None
     own = shown(field, value)
@@ -93,7 +95,7 @@ def _shows(field: Field, held: Any, value: Any) -> bool:
 
 
 def _said(field: Field, held: Any) -> Any:
-    """The value that stands in a control; None where it says nothing. Raises RequestError."""
+    """The value that a control holds; None where it says nothing. Raises RequestError."""
     if _shows(field, held, None):
         return None
     if field.kind == "whole":
@@ -110,8 +112,8 @@ def _said(field: Field, held: Any) -> Any:
 
 @dataclass(frozen=True)
 class Fields:
-    """The form's components. controls: those of the fields in `form.VALUES`, by name; a field without one rides along
-    unseen. brought: holds the form that was brought to the page."""
+    """The form's components. controls: those of the fields in `form.VALUES`, by name; the value of a field without a
+    control is kept unseen. brought: holds the form that was last put into the page."""
 
     controls: Mapping[str, Any]
     method: gr.Radio
@@ -133,7 +135,7 @@ class Fields:
         return self.controls["prompt"]
 
     def read(self, got: Mapping[Any, Any]) -> Form:
-        """What a handler got, as a Form. Raises RequestError for what cannot be read."""
+        """The Form of what a handler got. Raises RequestError for a value that cannot be read."""
         brought: Form = got[self.brought]
         values = dict(brought.values)
         for name, component in self.controls.items():
@@ -158,10 +160,10 @@ class Fields:
     def filled(
         self, form: Form, structure: int, lend: Callable[[Path], Path] | None = None
     ) -> dict[Any, Any]:
-        """A Form, as what a handler returns to put it on the page. structure: the state's present number.
+        """What a handler returns to put a Form into the page. structure: the present number in that state.
 
-        lend: makes a copy of the initial picture that the page may show, since the home's own it may not. Without it,
-        and where its file is gone, there is no picture. Raises RequestError.
+        lend: copies the initial image to where the page may show it; it may not show the home's own. Without `lend`,
+        or if the file is gone, there is no image. Raises RequestError.
         """
         image = Path(form.init_image) if form.init_image else None
         lent = lend(image) if lend is not None and image is not None and image.is_file() else None
@@ -180,18 +182,18 @@ class Fields:
         }
 
     def with_seed(self, seed: int, brought: Form) -> dict[Any, Any]:
-        """What puts a seed on the page."""
+        """What a handler returns to put a seed into the page."""
         return {self.controls["seed"]: seed, self.brought: brought.saying(seed=seed)}
 
 
 def _filled(field: Field, value: Any) -> Any:
-    """What a control is given; a slider reaches as far as its value."""
+    """What a control is given to show a value. A slider is extended where the value lies beyond its end."""
     own = shown(field, value)
     return own if field.most is None else gr.update(value=own, maximum=max(field.most, own))
 
 
 def _picture(held: str | None, brought: str | None) -> str | None:
-    """The file of the initial picture: the brought one's own where the page shows its copy."""
+    """The file of the initial image: the original if the page shows a copy of it."""
     if held is None or brought is None:
         return held
     try:

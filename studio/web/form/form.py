@@ -1,4 +1,4 @@
-"""What stands in the Compose form, as plain values, and the jobs that it asks for. No gradio."""
+"""The contents of the Compose form as plain values, and the jobs that it asks for. No gradio."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from studio.drafts.fields import BY_NAME, FIELDS, Field
 from studio.web.form import methods, mix
 
 MOST_COMPARED = 500
-"""Pictures of one comparison or one sweep."""
+"""Most pictures of one comparison or one sweep."""
 VALUES: tuple[Field, ...] = tuple(one for one in FIELDS if one.kind not in ("mix", "method", "picture"))
 """The fields whose values stand in `Form.values`."""
 OWN_METHOD: str = BY_NAME["composer"].default.name
-"""Of a request that names none."""
+"""The method of a request that names none."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """What stands in the form.
+    """The contents of the form.
 
-    values: what is said, by the names of Request's fields; the mix, the method and the initial picture stand beside
-    it. method: "" says nothing, which is Request's own. vae: "" is the model's own.
+    values: what is said, by the names of Request's fields; mix, method and initial image are kept apart from these.
+    method: "" says nothing; Request's default is used. vae: "" is the model's own.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Form:
     count: int = 1
     vae: str = ""
 
-    __hash__ = None  # type: ignore[assignment]  # as of its mappings; gradio tells states apart by it
+    __hash__ = None  # type: ignore[assignment]  # its mappings have none, and Gradio must not compare states by it
 
     def said(self, name: str) -> Any:
         """The value of a field; None where nothing is said."""
@@ -55,13 +55,13 @@ class Form:
 
     @property
     def prompt(self) -> str:
-        """As it is written, with its tags."""
+        """The prompt as it was written, with its tags."""
         return str(self.said("prompt") or "")
 
 
 def draft_of(form: Form) -> Draft:
-    """The form as a job asks for it; its seed may be drawn later. Raises StudioError for settings of a method, and for
-    tags of the prompt that cannot be read."""
+    """The draft of the form; its seed may be drawn later. Raises StudioError for bad settings of the method, and for
+    tags in the prompt that cannot be read."""
     values = dict(form.values)
     if form.method:
         if form.method not in all_methods():
@@ -71,9 +71,9 @@ def draft_of(form: Form) -> Draft:
 
 
 def form_of(draft: Draft, vae: str | None = None) -> Form:
-    """The form that asks for a draft: a picture's settings, put back. vae: the one that it was made with.
+    """The form that asks for a draft, to put a picture's settings back. vae: the one that the picture was made with.
 
-    What no request would take is left out: pictures are a stranger's.
+    Values that no request accepts are left out, since a picture may be a stranger's.
     """
     said = draft.values.get("composer")
     composer = said if isinstance(said, Composer) else None
@@ -92,7 +92,7 @@ def form_of(draft: Draft, vae: str | None = None) -> Form:
 
 
 def is_proper(field: Field, value: object) -> bool:
-    """Whether a request takes the value. A prompt may be too long: it can be shortened on the page."""
+    """Whether a request accepts the value. A prompt may be too long, since it can be shortened on the page."""
     if field.kind == "prompt" and isinstance(value, str):
         return True
     values: dict[str, Any] = {"prompt": "", field.name: value}
@@ -105,7 +105,7 @@ def is_proper(field: Field, value: object) -> bool:
 
 @dataclass(frozen=True)
 class Submission:
-    """Pictures to ask for in one job, with their labels. before: the weights before the mix was normalised."""
+    """Pictures to ask for in one job, with their labels. before: name -> weight before the mix was normalised."""
 
     drafts: Sequence[Draft]
     labels: Sequence[str] = ()
@@ -113,7 +113,7 @@ class Submission:
 
 
 def composed(form: Form) -> Submission:
-    """One picture a seed, rising from the first. Raises StudioError."""
+    """As many pictures as the form says, with rising seeds. Raises StudioError."""
     drafts = counted(draft_of(form), max(form.count, 1), _seeded(form).said("seed"))
     return Submission(drafts, before=mix.weights_before(form.rows))
 
@@ -122,16 +122,16 @@ DRAFT_STEPS = 8
 
 
 def live(form: Form, seed: int) -> Submission:
-    """A draft of the form: one picture of few steps. seed: where the form leaves it open. Raises StudioError."""
+    """A live draft: one picture in few steps. seed: used where the form gives none. Raises StudioError."""
     steps, own = form.said("steps"), form.said("seed")
     few = DRAFT_STEPS if steps is None else min(steps, DRAFT_STEPS)
     return Submission([draft_of(form.saying(steps=few, seed=seed if own is None else own))])
 
 
 def compared(form: Form, names: Sequence[str], factors: Sequence[float] = (1.0,)) -> Submission:
-    """The form's mix by every method and at every factor of its strengths, at one seed.
+    """The form's mix, by each of the methods and with its strengths times each of the factors, at one seed.
 
-    names: methods; the form's own keeps its settings, the others have their defaults. Raises StudioError.
+    names: of the methods. The form's own method keeps its settings; the others have their defaults. Raises StudioError.
     """
     if not names:
         raise RequestError("tick at least one method to compare")
@@ -150,7 +150,8 @@ def compared(form: Form, names: Sequence[str], factors: Sequence[float] = (1.0,)
 
 
 def left_out(form: Form) -> Submission:
-    """The whole mix, the mix without each LoRA in turn, and the base alone: who did what. Raises StudioError."""
+    """Shows which LoRA did what: the whole mix, the mix without each LoRA in turn, and the model alone. Raises
+    StudioError."""
     acting = mix.active(form.rows)
     if not acting:
         raise RequestError("the mix is empty; add LoRAs first, then see which one does what")
@@ -160,14 +161,15 @@ def left_out(form: Form) -> Submission:
     drafts = []
     for _, rows in cases:
         short = len(rows) < 2
-        method = OWN_METHOD if short else form.method  # one LoRA is the same by every method
+        method = OWN_METHOD if short else form.method  # with one LoRA, all methods do the same
         values = {} if short else form.method_values
         drafts.append(draft_of(replace(seeded, rows=rows, method=method, method_values=values)))
     return Submission(drafts, [label for label, _ in cases])
 
 
 def sweep(form: Form, name: str, low: float, high: float, count: int) -> Submission:
-    """The strength of one LoRA of the mix, or of all ("all"), over a range, at one seed. Raises StudioError."""
+    """`count` pictures at one seed, in which the strength of one LoRA, or of all ("all"), goes from `low` to `high`.
+    Raises StudioError."""
     if not mix.active(form.rows):
         raise RequestError("the mix is empty; add the LoRA whose strength is to be swept")
     if name not in (ALL, *(row.name for row in form.rows)):
@@ -194,11 +196,12 @@ def sweep(form: Form, name: str, low: float, high: float, count: int) -> Submiss
 
 
 SWEPT = 5
-"""Pictures of a sweep that a row asks for."""
+"""Pictures of a sweep that is started from a row."""
 
 
 def row_sweep(form: Form, name: str) -> Submission:
-    """One LoRA's strength from 0 to half again as much as it has now, at least to 1.5. Raises StudioError."""
+    """Sweeps one LoRA's strength from 0 to 1.5 times its present value, or to 1.5 if that is more. Raises
+    StudioError."""
     now = next((row.strength for row in form.rows if row.name == name), 1.0)
     end = 1.5 * now if now < 0 else max(1.5, min(1.5 * now, mix.HIGHEST))
     rows = tuple(replace(row, on=True) if row.name == name else row for row in form.rows)
@@ -206,18 +209,19 @@ def row_sweep(form: Form, name: str) -> Submission:
 
 
 ALL = "all"
-"""In a sweep: every LoRA's strength by one factor."""
+"""The name by which a sweep scales the strengths of all LoRAs by one factor."""
 
 
 def real(value: object, what: str, low: float = -STRONGEST, high: float = STRONGEST) -> float:
-    """A number that a page sent. Raises RequestError for what is none, or lies outside."""
+    """A number that a page sent. Raises RequestError for anything else, and for a number outside `low` … `high`."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise RequestError(f"{what}={shown(value)} must be a number in {low:g} … {high:g}")
     return float(value)
 
 
 def whole(value: object, what: str, low: int, high: int) -> int:
-    """A whole number that a page sent, which may come as 3.0. Raises RequestError for what is none, or lies outside."""
+    """A whole number that a page sent; it may come as 3.0. Raises RequestError for anything else, and for a number
+    outside `low` … `high`."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:

@@ -1,4 +1,4 @@
-"""Pictures as a job file, which `lora-studio batch` renders: the same pictures, without the page."""
+"""Writes pictures as a job file, so that `lora-studio batch` can render the same pictures without the page."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ FILE = "jobs.yaml"
 def job_file(
     drafts: Sequence[Draft], models: Sequence[str], vae: str | None = None, *, paths: bool = True
 ) -> str:
-    """The job file's text: one job a picture, seeds included. What all of them share stands once, as defaults.
+    """The text of a job file: one job for each picture, seeds included. What all jobs share is written once, as
+    defaults.
 
-    models: of the pictures, in order. vae: what the command must be given, where it is not the models' own.
-    paths: whether an initial picture is named by its place on this computer; else by its name alone, and the file says
-    that it belongs beside it.
+    models: of the pictures, in order. vae: the command must be given it; None or "" is the models' own.
+    paths: whether initial images are named by their paths on this computer. Otherwise only their names are written,
+    and a comment says that they belong beside the job file.
     """
     jobs = [
         {"model": model, **_said(plain_draft(draft if paths else _by_name(draft)))}
@@ -57,13 +58,13 @@ def _by_name(draft: Draft) -> Draft:
 
 
 def written(text: str, file: Path) -> str:
-    """The text as a file for the browser to fetch; its path."""
+    """Writes the text to a file that the browser can fetch; returns its path."""
     file.write_text(text, encoding="utf-8")
     return str(file)
 
 
 def _said(job: dict[str, Any]) -> dict[str, Any]:
-    """A job without what says nothing, its prompt to the letter."""
+    """A job without values that say nothing, and with a prompt that is taken literally."""
     said = {name: value for name, value in job.items() if value is not None}
     if "prompt" in said:
         said["prompt"] = literal(said["prompt"])
@@ -79,7 +80,7 @@ def _said(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, which is what YAML knows."""
+    """The value with tuples as lists, since YAML has no tuples."""
     if isinstance(value, dict):
         return {name: _plain(one) for name, one in value.items()}
     if isinstance(value, list | tuple):

@@ -1,6 +1,6 @@
 """The Compose form as a browser keeps it over a reload. No gradio.
 
-What a browser holds is read with distrust: it may be another version's form, one of another home, or anything at all.
+What a browser kept is read with distrust: it may be a form of another version or of another home, or anything else.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from studio.web.form import methods, mix
 from studio.web.form.form import OWN_METHOD, VALUES, Form, is_proper
 
 FORMAT = 2
-"""Of what is kept: one more whenever it comes to mean something else."""
+"""The version of what is kept. Raise it whenever that changes its meaning."""
 LONGEST_KEPT = 100_000
-"""Characters of a text: a prompt that is too long to be drawn comes back all the same, to be shortened."""
+"""Most characters of a text. A prompt that is too long to be drawn still comes back, so that it can be shortened."""
 MOST_KEPT = 20_000
-"""Values of a form."""
+"""Most values of a form."""
 EXACT = 2**53
-"""A browser's whole numbers are exact up to here; larger ones are kept as text."""
+"""Browsers hold whole numbers exactly up to here; larger ones are kept as text."""
 UNREADABLE = "What this browser kept of the form cannot be read, so the form begins anew."
 
 
 @dataclass(frozen=True)
 class PutBack:
-    """What goes back onto the page. model: "" for the default one. notes: what is another now than it was then."""
+    """What goes back into the page. model: "" for the default one. notes: what has changed since it was kept."""
 
     form: Form
     model: str = ""
@@ -44,9 +44,9 @@ class PutBack:
 
 
 def kept(form: Form, model: str, user: str | None, cards: Iterable[Card]) -> dict[str, Any]:
-    """The form as JSON can hold it, but for the initial picture, whose file is the server's.
+    """The form as JSON can hold it, without the initial image, whose file is on the server.
 
-    user: who is logged in. cards: the library's, for how the mix's files are now.
+    user: the login's name. cards: of the library, to note how the mix's files are now.
     """
     files = {card.name.casefold(): _mark(card) for card in cards}
     return {
@@ -70,8 +70,8 @@ def _for_browser(value: Any) -> Any:
 def put_back(
     value: object, user: str | None, home: Home, trust: Trust, look_up: Callable[[Iterable[str]], Iterable[Card]]
 ) -> PutBack | None:  # fmt: skip
-    """What goes back onto the page; None where nothing was kept, or by somebody else. Raises nothing: what is not here
-    any more, or another file now, is told in `notes`. look_up: names -> those of the cards that the library has."""
+    """What goes back into the page; None where nothing was kept, or somebody else kept it. Raises nothing: `notes` says
+    which files are gone or have changed. look_up: names -> the library's cards of these names."""
     if value is None:
         return None
     notes: list[str] = []
@@ -107,7 +107,7 @@ def _known_rows(
     look_up: Callable[[Iterable[str]], Iterable[Card]],
     notes: list[str],
 ) -> mix.MixRows:
-    """The rows, of which those are off whose file is gone."""
+    """The rows. Those whose file is gone are switched off, and `notes` says so."""
     here = {card.name.casefold(): card for card in look_up(row.name for row in rows)}
     known = []
     for row in rows:
@@ -122,7 +122,7 @@ def _known_rows(
 
 
 def _mark(card: Card) -> str:
-    """Another text for another file."""
+    """A text that differs for different files."""
     return f"{card.size}.{card.modified!r}"
 
 
@@ -135,8 +135,8 @@ def _plain(row: mix.MixRow) -> dict[str, Any]:
 
 
 def _form(plain: Mapping[str, Any], notes: list[str]) -> Form:
-    """What is left out of it is as in an empty form. Raises StudioError, KeyError, TypeError, ValueError or
-    OverflowError for what is none."""
+    """The form that was kept; what is missing in it is as in an empty form. Raises StudioError, KeyError, TypeError,
+    ValueError or OverflowError for anything that is no form."""
     method, settings = _of_type("", plain.get("method", "")), dict(plain.get("method_values", {}))
     if method not in ("", *all_methods()):
         raise ValueError("another version's method")
@@ -157,7 +157,7 @@ def _form(plain: Mapping[str, Any], notes: list[str]) -> Form:
 
 
 def _values(plain: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
-    """The values that this version takes; the others are told."""
+    """The values that this version accepts; `notes` names the others."""
     fields = {field.name: field for field in VALUES}
     found: dict[str, Any] = {}
     for name, value in plain.items():
@@ -201,11 +201,12 @@ _NAMES_1: Mapping[str, tuple[str, Any]] = {
     "clip_skip": ("clip_skip", 0),
     "strength": ("strength", 0.8),
 }
-"""Format 1: name -> the field, and what stood there where nothing was said. Seed and guidance below 0 said nothing."""
+"""Format 1: name -> the field, and the value that said nothing. There, a seed or guidance below 0 said nothing too."""
 
 
 def _of_format_1(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """A form as versions before the table of fields kept it. Raises KeyError, TypeError and OverflowError."""
+    """The values of a form in format 1, which was kept before the table of fields existed. Raises KeyError, TypeError
+    and OverflowError."""
     said = {
         name: _of_type(nothing, plain[old])
         for old, (name, nothing) in _NAMES_1.items()
@@ -247,7 +248,7 @@ def _or_none(like: Any, value: object) -> Any:
 
 
 def _of_type(like: Any, value: object) -> Any:
-    """The value as the type of `like`. Raises TypeError and OverflowError for what is not of its kind."""
+    """The value, converted to the type of `like`. Raises TypeError and OverflowError where that cannot be done."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if number if isinstance(like, float) or type(like) is int else type(value) is type(like):
         return type(like)(value)

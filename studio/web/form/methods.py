@@ -1,4 +1,4 @@
-"""The composition methods as a page shows them: settings from their knobs, their schedule, their cost. No gradio."""
+"""The composition methods as a page shows them: their settings, schedules and costs. No gradio."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def settings(method: str) -> tuple[Setting, ...]:
 
 
 def built(method: str, values: Mapping[str, object]) -> Composer:
-    """The method with what the page holds for it; what belongs to another method is passed over.
+    """The method with the settings that the page holds. Settings of other methods are ignored.
 
-    Raises ComposerError.
+    Raises ComposerError for a bad value.
     """
     chosen: dict[str, object] = {}
     for setting in settings(method):
@@ -26,20 +26,20 @@ def built(method: str, values: Mapping[str, object]) -> Composer:
         if value is None:
             value = setting.default
         if setting.whole and isinstance(value, float) and value.is_integer():
-            value = int(value)  # a slider's numbers may come as floats
+            value = int(value)  # a slider's whole number may come as a float
         chosen[setting.name] = value
     return build(method, chosen)
 
 
 def schedule(composer: Composer, mix: Mix, steps: int, guidance: float) -> tuple[Plan, ...]:
-    """One plan a step. Raises ComposerError where the method does not take this mix or so few steps."""
+    """The plans of all steps. Raises ComposerError where the method does not allow this mix, or so few steps."""
     members = Mix(composer.prepared(mix.uses), mix.text)
     resolved = composer.resolved(members, steps)
     return tuple(resolved.plan(Step(index, steps, guidance), members) for index in range(steps))
 
 
 def cost(plans: Sequence[Plan]) -> str:
-    """What a run costs, in UNet rows: one row is one picture once through the UNet."""
+    """The cost of a run, in words, in UNet rows: one row is one pass of one picture through the UNet."""
     rows = [len(plan.lanes) for plan in plans]
     reused = sum(not lane.fresh for plan in plans for lane in plan.lanes)
     a_step = f"{rows[0]}" if min(rows) == max(rows) else f"{min(rows)} to {max(rows)}"
@@ -48,7 +48,7 @@ def cost(plans: Sequence[Plan]) -> str:
 
 
 def timeline(plans: Sequence[Plan], names: Sequence[str]) -> str:
-    """Which LoRA acts at which step, as an HTML table with a text for those who do not see it."""
+    """Which LoRA acts at which step, as an HTML table with texts for those who cannot see it."""
     if not plans or not names:
         return ""
     count = len(plans)

@@ -1,4 +1,4 @@
-"""The mix as the page edits it: rows as plain values, every edit a function from rows to rows. No gradio."""
+"""The mix as the page edits it. Rows are plain values; every edit is a function from rows to rows. No gradio."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pipelines.text.tags import PARTS, LoraTag, take_tags
 from studio.drafts.draft import Wanted, wanted_of
 
 LOWEST, HIGHEST = -2.0, 2.0
-"""Strengths that a slider offers; what a picture or a tag brings may lie beyond."""
+"""The range of a strength's slider. A strength from a picture or a tag may lie beyond it."""
 MOST_ROWS = 200
-"""Of the mix, those that are off among them; twice as many as one picture may have adapters."""
+"""Most rows of a mix, including those that are off: twice as many as a picture may have adapters."""
 ROUNDING = 0.01
-"""A total this near to what was wished for is that: rounded weights do not add up to it exactly."""
+"""A total this near to the target counts as equal: rounded weights do not add up exactly."""
 CUSTOM = "custom"
 PRESETS: dict[str, str] = {
     "": "All blocks",
@@ -33,18 +33,19 @@ PRESETS: dict[str, str] = {
     "OUTD": "Out, deep",
     "OUTS": "Out, shallow",
 }
-"""Block presets by what a tag's lbw= calls them; a job holds them as the block "@INALL" (see `pipelines.blocks`)."""
+"""Block presets, by their names in a tag's lbw=. A job holds one as a block such as "@INALL" (see
+`pipelines.blocks`)."""
 
 
 @dataclass(frozen=True)
 class MixRow:
     """One LoRA of the mix.
 
-    on: whether it acts; a row that is off keeps its place. weight: None is what the file prefers.
-    text_weight: None is "as weight"; of the presets in PARTS it is 0, whatever stands here.
-    preset: a key of PRESETS, else CUSTOM with `wanted.blocks`.
-    before: the weight before the mix was normalised; None in one that was not, or was changed since.
-    wanted: what else the adapter brings (its schedule, pinned, band), as it came from a picture or a tag.
+    on: whether it acts; a row that is off keeps its place. weight: None is the strength that the file prefers.
+    text_weight: None is the same as `weight`; with a preset in PARTS it is 0, whatever is given here.
+    preset: a key of PRESETS, or CUSTOM, with the blocks in `wanted.blocks`.
+    before: the weight before the mix was normalised; None if it was not normalised, or was changed since.
+    wanted: what else a picture or a tag said of the adapter (schedule, pinned, band).
     """
 
     name: str
@@ -57,7 +58,7 @@ class MixRow:
 
     @property
     def strength(self) -> float:
-        """The weight as a number."""
+        """The weight as a number, 1 where it is left to the file."""
         return 1.0 if self.weight is None else self.weight
 
     def asked(self) -> Wanted:
@@ -76,12 +77,12 @@ MixRows = tuple[MixRow, ...]
 
 
 def _symbolic(preset: str) -> tuple[tuple[str, float], ...]:
-    """A preset as blocks that only a model can name."""
+    """A preset as a symbolic block; the model decides which blocks it means."""
     return ((f"@{preset}", 1.0),) if preset else ()
 
 
 def row_of(wanted: Wanted) -> MixRow:
-    """The row that asks for the same."""
+    """The row that asks for this adapter."""
     preset = next((name for name in PRESETS if _symbolic(name) == wanted.blocks), CUSTOM)
     text = wanted.text_weight
     if preset in PARTS:
@@ -90,8 +91,8 @@ def row_of(wanted: Wanted) -> MixRow:
 
 
 def added(rows: MixRows, name: str, weight: float = 1.0) -> MixRows:
-    """With one more LoRA at the end; one that is there already is switched on and keeps its place. Raises
-    RequestError for more rows than a page can hold."""
+    """The rows with one more LoRA at the end. One that is there already is switched on and keeps its place. Raises
+    RequestError for too many rows."""
     if len(rows) >= MOST_ROWS:
         raise RequestError(f"the mix has {len(rows)} rows, the most there can be; take some out first")
     rows = _as_edited(rows)
@@ -105,7 +106,7 @@ def removed(rows: MixRows, place: int) -> MixRows:
 
 
 def moved(rows: MixRows, place: int, by: int) -> MixRows:
-    """One row up (-1) or down (+1); at the ends nothing moves."""
+    """The rows with one of them moved up (-1) or down (+1); none moves beyond the ends."""
     target = place + by
     if not (0 <= place < len(rows) and 0 <= target < len(rows)):
         return rows
@@ -115,8 +116,8 @@ def moved(rows: MixRows, place: int, by: int) -> MixRows:
 
 
 def changed(rows: MixRows, place: int, **edits: Any) -> MixRows:
-    """One row with other values of its fields: on, weight, text_weight (None is "as weight"), preset. Raises
-    RequestError for a strength that is none."""
+    """The rows with other values in one of them: on, weight, text_weight (None is the same as `weight`), preset. Raises
+    RequestError for a bad strength."""
     if not 0 <= place < len(rows):
         return rows
     for name in edits.keys() & {"weight", "text_weight"}:
@@ -134,13 +135,13 @@ def _check_strength(name: str, value: object) -> None:
 
 
 def scaled(row: MixRow, factor: float, digits: int = 4) -> MixRow:
-    """The row at another strength; as it stands at a factor of 1."""
+    """The row with its strengths times a factor. A factor of 1 changes nothing."""
     return row if factor == 1 else replace(row, weight=round(row.strength * factor, digits))
 
 
 def preferring(rows: MixRows, preferred: Mapping[str, float | None]) -> MixRows:
-    """The rows with the strengths that their files prefer, where they leave it to them. preferred: by name in lower
-    case."""
+    """The rows; where one leaves its strength to its file, it gets the one that the file prefers. preferred: strengths
+    by name, in lower case."""
     return tuple(
         row
         if row.weight is not None or preferred.get(row.name.casefold()) is None
@@ -150,7 +151,7 @@ def preferring(rows: MixRows, preferred: Mapping[str, float | None]) -> MixRows:
 
 
 def _as_edited(rows: MixRows) -> MixRows:
-    """Not normalised any more: its total is another one."""
+    """The rows of a mix that counts as not normalised any more, since its total has changed."""
     return tuple(replace(row, before=None) for row in rows)
 
 
@@ -159,14 +160,14 @@ def active(rows: MixRows) -> MixRows:
 
 
 def total(rows: MixRows) -> float:
-    """The sum of the strengths' sizes of all that act together under Merge."""
+    """The sum of the absolute strengths of all acting rows."""
     return sum(abs(row.strength) for row in active(rows))
 
 
 def normalised(rows: MixRows, target: float = 1.0) -> MixRows:
-    """The acting rows scaled so that their total is `target`; text-encoder strengths scale along.
+    """The rows with the acting ones scaled so that their total is `target`, also their text-encoder strengths.
 
-    What the weights were stays with the rows (`Row.before`), so that a picture can say it.
+    Each row keeps its earlier weight (`MixRow.before`), so that pictures can record it.
     """
     factor = target / total(rows) if total(rows) else 1.0
     if abs(factor - 1.0) < ROUNDING:
@@ -185,7 +186,7 @@ def normalised(rows: MixRows, target: float = 1.0) -> MixRows:
 
 
 def weights_before(rows: MixRows) -> dict[str, float]:
-    """Name -> weight before the mix was normalised; {} where it was not."""
+    """Name -> weight before the mix was normalised; {} if it was not."""
     return {row.name: row.before for row in active(rows) if row.before is not None}
 
 
@@ -195,7 +196,7 @@ def asked(rows: MixRows) -> tuple[Wanted, ...]:
 
 
 def has_tags(prompt: str) -> bool:
-    """Whether there are tags that can be read."""
+    """Whether the prompt contains tags that can be read."""
     try:
         return bool(take_tags(prompt)[1])
     except PromptError:
@@ -203,10 +204,10 @@ def has_tags(prompt: str) -> bool:
 
 
 def taken_from(prompt: str, rows: MixRows) -> tuple[str, MixRows]:
-    """A prompt's tags as rows: the prompt without them, and the rows with them.
+    """Turns a prompt's tags into rows: returns the prompt without them, and the rows with them.
 
-    A tag wins over the row of its LoRA. Tags that mean nothing, or that no request takes, stay in the prompt. Raises
-    PromptError for malformed ones, and RequestError for more rows than a page can hold.
+    A tag wins over a row with the same LoRA. Tags that mean nothing, or that no request takes, stay in the prompt.
+    Raises PromptError for malformed tags, and RequestError for too many rows.
     """
     text, tags = take_tags(prompt)
     taken = []
@@ -236,12 +237,12 @@ def _without(prompt: str, tag: LoraTag) -> str:
 
 
 def uses_of(rows: MixRows) -> Mix:
-    """The mix as composers see it, for a method's schedule; presets do not change that."""
+    """The mix as composers see it, to show a method's schedule. Presets have no influence on that."""
     return Mix(
         tuple(Use(row.name, row.strength, band=row.asked().band) for row in active(rows) if row.strength)
     )
 
 
 def as_text(rows: Sequence[MixRow]) -> str:
-    """In one line, for titles: "fox 0.8 + comic 1"."""
+    """The rows in one line, for titles: "fox 0.8 + comic 1"."""
     return " + ".join(f"{row.name} {row.strength:g}" for row in rows) or "no LoRA"

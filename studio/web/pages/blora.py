@@ -1,4 +1,4 @@
-"""The B-LoRA page: pictures are learned beside rendering, and one's content is drawn in the other's style."""
+"""The B-LoRA page: trains on pictures while rendering goes on, and draws one picture's content in another's style."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipelines import StudioError
 from pipelines.adapters import inspect_file
 from studio.jobs import Lesson, TrainingView, Worker
 from studio.web.form import blora
-from studio.web.parts.desk import Desk, plain, told, who
+from studio.web.parts.desk import Desk, plain, who
 
 CAVEAT = (
     "A B-LoRA is learned from **one picture**. Content and style sit in different blocks of the model, so one part "
@@ -24,7 +24,7 @@ NOTHING = ("none", "")
 
 @dataclass(frozen=True)
 class _Learner:
-    """The controls of one picture to learn from."""
+    """The controls for one picture to train on."""
 
     picture: gr.Image
     prompt: gr.Textbox
@@ -34,7 +34,7 @@ class _Learner:
 
 @dataclass(frozen=True)
 class _Learning:
-    """What pictures are learned with, and what is told of it."""
+    """The controls for training, and what shows how it goes."""
 
     learners: tuple[_Learner, ...]
     steps: gr.Slider
@@ -44,7 +44,7 @@ class _Learning:
 
     @classmethod
     def drawn(cls) -> _Learning:
-        """Draws it into the blocks at hand."""
+        """Draws it into the current blocks."""
         gr.Markdown("### Learn from pictures")
         with gr.Row():
             learners = (_learner("Content", "A [c]"), _learner("Style", "[s] style"))
@@ -71,7 +71,7 @@ class _Learning:
 
 @dataclass(frozen=True)
 class _Mixing:
-    """What a content and a style are mixed with. job: the id of the one that is looked at, "" for none."""
+    """The controls for mixing content and style. job: holds the id of the job that is shown, "" for none."""
 
     content: gr.Dropdown
     style: gr.Dropdown
@@ -87,7 +87,7 @@ class _Mixing:
 
     @classmethod
     def drawn(cls) -> _Mixing:
-        """Draws it into the blocks at hand."""
+        """Draws it into the current blocks."""
         gr.Markdown("### Mix content and style")
         with gr.Row():
             content = gr.Dropdown(choices=[NOTHING], value="", label="Content of", elem_id="blora-content")
@@ -111,7 +111,7 @@ class _Mixing:
 
 
 def add(desk: Desk) -> None:
-    """Draws the page into the blocks at hand."""
+    """Draws the page into the current blocks."""
     gr.Markdown(CAVEAT)
     with gr.Row(equal_height=False):
         with gr.Column(min_width=320):
@@ -124,7 +124,7 @@ def add(desk: Desk) -> None:
 
 
 def _learn(desk: Desk, learning: _Learning) -> None:
-    """Trainings begin, and are stopped."""
+    """Wires the buttons that begin and stop trainings."""
 
     def learn(
         picture: str | None, words: str, name: str, wanted: float, browser: str | None, request: gr.Request
@@ -132,10 +132,7 @@ def _learn(desk: Desk, learning: _Learning) -> None:
         if not picture:
             raise gr.Error("drop a picture first")
         lesson = Lesson(Path(picture), words, name, steps=int(wanted) or None)
-        with told():
-            desk.trainings.start(
-                who(browser, request), lesson, model=desk.worker.model_state().source or None
-            )
+        desk.trainings.start(who(browser, request), lesson, model=desk.worker.model_state().source or None)
         return plain(f"{name} is in the queue")
 
     def stop_all(browser: str | None, request: gr.Request) -> None:
@@ -162,7 +159,7 @@ def _learn(desk: Desk, learning: _Learning) -> None:
 
 
 def _mix(desk: Desk, mixing: _Mixing) -> None:
-    """One's content is drawn in the other's style."""
+    """Wires the controls that draw one picture's content in another's style."""
 
     def suggest(content: str, style: str) -> str:
         return blora.suggested(_triggers(desk.worker, content), _triggers(desk.worker, style))
@@ -179,15 +176,14 @@ def _mix(desk: Desk, mixing: _Mixing) -> None:
         request: gr.Request,
     ) -> str:
         pairing = blora.Pairing(prompt, content, style, content_strength, style_strength, int(seed))
-        with told():
-            asked, labels = blora.drafts(pairing, matrix=matrix)
-            return desk.worker.submit(
-                who(browser, request),
-                asked,
-                model=desk.worker.model_state().source or None,
-                kind="blora",
-                labels=labels,
-            )
+        asked, labels = blora.drafts(pairing, matrix=matrix)
+        return desk.worker.submit(
+            who(browser, request),
+            asked,
+            model=desk.worker.model_state().source or None,
+            kind="blora",
+            labels=labels,
+        )
 
     for part in (mixing.content, mixing.style):
         part.input(suggest, [mixing.content, mixing.style], mixing.prompt, api_visibility="private")
@@ -211,7 +207,7 @@ def _mix(desk: Desk, mixing: _Mixing) -> None:
 
 
 def _look(desk: Desk, learning: _Learning, mixing: _Mixing) -> None:
-    """How trainings and pictures go, every second."""
+    """Shows every second how trainings and pictures go."""
     seen = gr.State(-1)
 
     def look(job: str, seen: int, browser: str | None, request: gr.Request) -> tuple[Any, ...]:
@@ -253,13 +249,13 @@ def _look(desk: Desk, learning: _Learning, mixing: _Mixing) -> None:
 
 
 def bloras(worker: Worker) -> list[str]:
-    """The names of all B-LoRAs in the home, by what their files say of themselves."""
+    """The names of all LoRAs in the home whose files say that they are B-LoRAs."""
     found = []
     for entry in worker.home.loras():
         try:
             seen = inspect_file(entry.path)
         except StudioError:
-            continue  # the library shows what is wrong with it
+            continue  # a broken file; the library says what is wrong with it
         if seen.metadata.raw.get("lora_studio.method") == "B-LoRA" or entry.path.stem.casefold().startswith(
             "b-"
         ):
@@ -271,7 +267,7 @@ def _learner(part: str, words: str) -> _Learner:
     with gr.Column(min_width=150):
         picture = gr.Image(
             type="filepath",
-            image_mode=None,  # the file as it is: gradio would decode it
+            image_mode=None,  # the file itself: Gradio would decode it
             label=f"{part} picture",
             height=180,
             sources=["upload", "clipboard"],
@@ -293,7 +289,7 @@ def _samples(views: Sequence[TrainingView]) -> list[tuple[str, str]]:
 
 
 def _job(worker: Worker, job: str, owner: str) -> tuple[Any, Any]:
-    """A sentence about the pictures asked for, and those that are done or in the making."""
+    """A sentence about the job, and its pictures that are done or in the making."""
     view = worker.view(job, owner) if job else None
     if view is None:
         return "", gr.skip()
@@ -305,5 +301,4 @@ def _job(worker: Worker, job: str, owner: str) -> tuple[Any, Any]:
 def _triggers(worker: Worker, name: str) -> Sequence[str]:
     if not name:
         return ()
-    with told():
-        return inspect_file(worker.home.find_lora(name, paths=False).path).metadata.triggers
+    return inspect_file(worker.home.find_lora(name, paths=False).path).metadata.triggers

@@ -1,4 +1,4 @@
-"""The Compare page: the composed mix by several methods or at several strengths, in one job at one seed."""
+"""The Compare page: the mix of Compose by several methods or at several strengths, in one job at one seed."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from studio.web.parts.job_viewer import Viewer
 from studio.web.parts.submit import asker
 
 LONGEST_LINE = 5_000
-"""Characters of the strengths."""
+"""Most characters in the box of strengths."""
 KINDS = ("compare", "sweep", "leave-one-out")
 
 
 def add(desk: Desk, fields: Fields) -> Viewer:
-    """Draws the page into the blocks at hand; the prompt, the mix and the rest are the Compose page's."""
+    """Draws the page into the current blocks. Prompt, mix and all other settings are those of the Compose page."""
     gr.Markdown(
         "Prompt, mix, seed and settings are those of **Compose**; all pictures of a comparison share one seed and "
         "their UNet passes.",
@@ -91,7 +91,7 @@ def add(desk: Desk, fields: Fields) -> Viewer:
     )
 
     def finished(job: str, browser: str | None, request: gr.Request) -> dict[str, PictureView]:
-        """The job's pictures by their numbers; a page names no files."""
+        """The job's finished pictures by number: pages name pictures by numbers, not by files."""
         view = desk.worker.view(job, who(browser, request)) if job else None
         return {str(picture.index): picture for picture in (view.finished if view is not None else ())}
 
@@ -131,18 +131,18 @@ def add(desk: Desk, fields: Fields) -> Viewer:
 
 
 def _pair(done: Mapping[str, PictureView], one: Any, other: Any) -> tuple[str, str] | None:
-    """The files of two pictures, by their numbers; None where one of them is not there."""
+    """The files of two pictures, given by their numbers; None where one is not there."""
     files = [done[str(number)].file for number in (one, other) if str(number) in done]
     return (str(files[0]), str(files[1])) if len(files) == 2 else None
 
 
 def pictures(value: object) -> int:
-    """How many a sweep has. Raises RequestError."""
+    """The number of pictures of a sweep. Raises RequestError."""
     return whole(value, "the pictures of a sweep", 1, MOST_COMPARED)
 
 
 def _numbers(text: object) -> list[float]:
-    """ "0.6, 0.8, 1" -> numbers. Raises RequestError."""
+    """The numbers of a text such as "0.6, 0.8, 1". Raises RequestError."""
     text = check_text("the strengths", text, LONGEST_LINE)
     try:
         found = [float(part) for part in text.replace(";", ",").split(",") if part.strip()]

@@ -1,4 +1,4 @@
-"""The Compose page: a prompt, a mix, a method, and the pictures as they come."""
+"""The Compose page: a prompt, a mix, a method, and pictures as they come."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from studio.web.form.form import OWN_METHOD, VALUES, Form, composed, left_out, r
 from studio.web.form.job_file import FILE, job_file, written
 from studio.web.form.kept import kept
 from studio.web.parts import method_settings, mix_rows, scrub, words
-from studio.web.parts.desk import Desk, told, who, whose_files
+from studio.web.parts.desk import Desk, who, whose_files
 from studio.web.parts.job_viewer import Viewer
 from studio.web.parts.live import SMALL_MODEL, Live
 from studio.web.parts.mix_rows import MixStates
@@ -35,7 +35,7 @@ PROMPT_HINT = (
 
 @dataclass(frozen=True)
 class Buttons:
-    """What the page is asked by."""
+    """The page's buttons."""
 
     generate: gr.Button
     who_did: gr.Button
@@ -48,9 +48,10 @@ class Buttons:
 
 
 def add(desk: Desk, strip: gr.HTML) -> tuple[Fields, Viewer, gr.Button]:
-    """Draws the page into the blocks at hand. strip: what the first screen shows of the studio.
+    """Draws the page into the current blocks. strip: the strip of the first screen (`studio.web.parts.showcase`).
 
-    The button generates; it is to be made interactive when the page knows whose it is.
+    Returns the form's components, the viewer, and the Generate button. The caller makes the button interactive once the
+    page knows its owner.
     """
     states = MixStates.fresh()
     controls: dict[str, Any] = {}
@@ -60,7 +61,7 @@ def add(desk: Desk, strip: gr.HTML) -> tuple[Fields, Viewer, gr.Button]:
         return controls[name]
 
     def all_of(place: Place) -> None:
-        """The controls of a place: two beside each other, and three of those for pairs of numbers."""
+        """Draws the controls of a place: two in a row, or three where they are for pairs of numbers."""
         fields = [field for field in VALUES if field.place == place]
         for pairs, abreast in ((False, 2), (True, 3)):
             names = [field.name for field in fields if (field.kind == "pair") == pairs]
@@ -114,7 +115,7 @@ def add(desk: Desk, strip: gr.HTML) -> tuple[Fields, Viewer, gr.Button]:
                 )
                 init_image = gr.Image(
                     type="filepath",
-                    image_mode=None,  # the file as it is: gradio would write another one
+                    image_mode=None,  # the file itself: Gradio would write another one
                     format="png",
                     label="Start from a picture",
                     height=200,
@@ -167,7 +168,7 @@ def _follow_model(
     desk: Desk, viewer: Viewer, fields: Fields, live: Live, vocabulary: VocabularyPanel, add_lora: gr.Dropdown,
     completions: gr.HTML,
 ) -> None:  # fmt: skip
-    """What depends on the model that is ready."""
+    """Updates what depends on the model, whenever another one is ready."""
 
     def for_model(model: str) -> dict[Any, Any]:
         state = desk.worker.model_state()
@@ -200,16 +201,15 @@ def _follow_model(
 def _edit_mix(
     desk: Desk, states: MixStates, prompt: gr.Textbox, add_lora: gr.Dropdown, buttons: Buttons
 ) -> None:
-    """What changes the mix from outside its rows."""
+    """Wires what changes the mix from outside its rows."""
 
     def added(name: str | None, held: mix.MixRows, structure: int, model: str) -> tuple[Any, ...]:
         if not name:
             return gr.skip(), gr.skip(), None
-        with told():
-            card = desk.worker.library.card(name, desk.chosen(model))
+        card = desk.worker.library.card(name, desk.chosen(model))
         weight = 1.0 if card.preferred_weight is None else card.preferred_weight
         rows = mix.added(tuple(held), card.name, weight)
-        # A choice may be told twice. Rows drawn a second time would take back what was moved in between.
+        # One choice may arrive twice. Drawing the rows a second time would undo edits made in between.
         return rows, structure + (rows != tuple(held)), None
 
     add_lora.input(
@@ -230,8 +230,7 @@ def _edit_mix(
     )
 
     def tags_taken(prompt: str, held: mix.MixRows, structure: int) -> tuple[Any, ...]:
-        with told():
-            text, fresh = mix.taken_from(prompt, tuple(held))
+        text, fresh = mix.taken_from(prompt, tuple(held))
         return text, fresh, structure + 1
 
     buttons.take_tags.click(
@@ -243,7 +242,7 @@ def _edit_mix(
 
 
 def _ask(desk: Desk, fields: Fields, states: MixStates, viewer: Viewer, buttons: Buttons) -> None:
-    """What the form is asked for."""
+    """Wires the buttons that submit the form, or write it as a job file."""
     for event, make, kind in (
         (buttons.generate.click, lambda got, form: composed(form), "compose"),
         (buttons.who_did.click, lambda got, form: left_out(form), "leave-one-out"),
@@ -273,12 +272,11 @@ def _ask(desk: Desk, fields: Fields, states: MixStates, viewer: Viewer, buttons:
     )
 
     def as_file(got: dict[Any, Any], request: gr.Request) -> str:
-        with told():
-            form = with_example(fields.read(got), desk.worker.model_state())
-            kept = [with_kept_input(draft, desk.worker.home) for draft in composed(form).drafts]
-            models = [desk.chosen(got[desk.model])] * len(kept)
-            place = desk.files.place(FILE, whose_files(request))
-            return written(job_file(kept, models, form.vae, paths=desk.worker.trust.paths), place)
+        form = with_example(fields.read(got), desk.worker.model_state())
+        kept = [with_kept_input(draft, desk.worker.home) for draft in composed(form).drafts]
+        models = [desk.chosen(got[desk.model])] * len(kept)
+        place = desk.files.place(FILE, whose_files(request))
+        return written(job_file(kept, models, form.vae, paths=desk.worker.trust.paths), place)
 
     buttons.job_file.click(
         as_file, fields.components | {desk.model}, buttons.job_file_ready, api_visibility="private"
@@ -290,15 +288,15 @@ def _ask(desk: Desk, fields: Fields, states: MixStates, viewer: Viewer, buttons:
 
 
 def _keep(desk: Desk, fields: Fields, buttons: Buttons) -> None:
-    """The browser keeps the form over a reload, until it is cleared."""
-    kept_fields = fields.components - {fields.init_image}  # its file is the server's
+    """Has the browser keep the form over a reload, until it is cleared."""
+    kept_fields = fields.components - {fields.init_image}  # its file is on the server
 
     def keep(got: dict[Any, Any], request: gr.Request) -> Any:
-        if not got[desk.opened]:  # what was kept is not put back yet
+        if not got[desk.opened]:  # the kept form was not put back yet
             return gr.skip()
         try:
             form = fields.read({**got, fields.init_image: None})
-        except StudioError:  # what is being written cannot be read yet
+        except StudioError:  # a value is only half typed
             return gr.skip()
         cards = desk.worker.library.glance(wait=0, again=False).cards
         return kept(form, got[desk.model], login_of(request), cards)

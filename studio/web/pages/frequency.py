@@ -1,4 +1,4 @@
-"""The Frequency page: what LoRAs do to a picture's high frequencies, step by step, and the band that follows."""
+"""The Frequency page: how LoRAs change a picture's high frequencies, step by step, and which band that puts them in."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from pipelines import spectrum
 from pipelines.errors import RequestError
 from pipelines.spectrum import Profile
 from studio.jobs.profiles import profile
-from studio.web.parts.desk import Desk, told, who
+from studio.web.parts.desk import Desk, who
 from studio.web.parts.job_viewer import Viewer
-from studio.web.waiting import Waits, asked
+from studio.web.waiting import Waits, worker_result
 
 WAIT = 1800.0
-"""Seconds that a measurement may take, its wait for its turn among them."""
+"""Most seconds that a measurement may take, including the wait for its turn."""
 MOST = 8
-"""LoRAs that are measured at once."""
+"""Most LoRAs that are measured at once."""
 
 
 def add(desk: Desk, viewer: Viewer) -> None:
-    """Draws the page into the blocks at hand."""
+    """Draws the page into the current blocks."""
     gr.Markdown(
         "A LoRA is measured in a few short runs with and without it. Those that change high frequencies early "
         "(**high** band) dominate early in CMLoRA, the others late. Measured once, then remembered.",
@@ -54,24 +54,23 @@ def add(desk: Desk, viewer: Viewer) -> None:
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> str:
-        with told():
-            if not names:
-                raise RequestError("choose at least one LoRA")
-            if len(names) > MOST:
-                raise RequestError(
-                    f"{len(names)} LoRAs are more than are measured at once ({MOST}); leave some out"
-                )
-            source = await run_in_threadpool(desk.chosen, model)
+        if not names:
+            raise RequestError("choose at least one LoRA")
+        if len(names) > MOST:
+            raise RequestError(
+                f"{len(names)} LoRAs are more than are measured at once ({MOST}); leave some out"
+            )
+        source = await run_in_threadpool(desk.chosen, model)
 
-            async def measure_all() -> dict[str, Profile]:
-                found = {}
-                for place, name in enumerate(names):
-                    progress((place, len(names)), desc=f"measuring {name}")
-                    found[name] = await asked(partial(profile, desk.worker, name, model=source))
-                return found
+        async def measure_all() -> dict[str, Profile]:
+            found = {}
+            for place, name in enumerate(names):
+                progress((place, len(names)), desc=f"measuring {name}")
+                found[name] = await worker_result(partial(profile, desk.worker, name, model=source))
+            return found
 
-            what = f"the measurement of {', '.join(map(shown, names))} for {shown(source)}"
-            found = await waits.of(who(browser, request), what, measure_all, WAIT)
+        what = f"the measurement of {', '.join(map(shown, names))} for {shown(source)}"
+        found = await waits.of(who(browser, request), what, measure_all, WAIT)
         return await run_in_threadpool(drawn, source, names, found)
 
     def drawn(source: str, names: Sequence[str], found: Mapping[str, Profile]) -> str:

@@ -1,4 +1,6 @@
-"""The Gallery page: every finished picture with its record; what can be done with one; pictures that are dropped in."""
+"""The Gallery page: all finished pictures with their records, what can be done with one, and settings from dropped
+files.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from studio.pictures.restore import restore
 from studio.web.form.components import Fields
 from studio.web.form.form import form_of, left_out, whole
 from studio.web.form.job_file import FILE, job_file, written
-from studio.web.parts.desk import Desk, plain, told, who, whose_files
+from studio.web.parts.desk import Desk, plain, who, whose_files
 from studio.web.parts.job_viewer import Viewer
 from studio.web.parts.submit import submit
 
@@ -28,7 +30,7 @@ SHOWN = 60
 
 @dataclass(frozen=True)
 class GalleryWays:
-    """Where the page's buttons lead. compose, compare: ids of tabs. compared: what is looked at on Compare."""
+    """Where the page's buttons lead. compose, compare: ids of tabs. compared: the viewer of the Compare page."""
 
     tabs: gr.Tabs
     compose: str
@@ -38,8 +40,8 @@ class GalleryWays:
 
 @dataclass(frozen=True)
 class _Page:
-    """The page's controls. shown: the pictures on it; chosen: the place of one among them, -1 for none.
-    sure: what asks again before one is deleted."""
+    """The page's controls. shown: the pictures on it. chosen: the place of the chosen one, -1 for none. sure: asks
+    before a picture is deleted."""
 
     search: gr.Textbox
     number: gr.Number
@@ -61,7 +63,7 @@ class _Page:
 
     @classmethod
     def drawn(cls) -> _Page:
-        """Draws them into the blocks at hand."""
+        """Draws them into the current blocks."""
         with gr.Row(equal_height=False):
             with gr.Column(scale=7, min_width=340):
                 with gr.Row():
@@ -102,7 +104,7 @@ class _Page:
 
 
 def add(desk: Desk, fields: Fields, here: gr.Tab, ways: GalleryWays) -> None:
-    """Draws the page into the blocks at hand. here: its tab."""
+    """Draws the page into the current blocks. here: its tab."""
     page = _Page.drawn()
     _show(desk, page, here)
     _take_settings(desk, fields, page, ways)
@@ -111,7 +113,7 @@ def add(desk: Desk, fields: Fields, here: gr.Tab, ways: GalleryWays) -> None:
 
 
 def _show(desk: Desk, page: _Page, here: gr.Tab) -> None:
-    """The pictures, the record of the chosen one, and its end."""
+    """Wires the list of pictures, the record of the chosen one, and its deletion."""
 
     def listed(search: str, number: float, browser: str | None, request: gr.Request) -> tuple[Any, ...]:
         offset = (whole(number or 1, "page", 1, 1_000_000) - 1) * SHOWN
@@ -144,16 +146,14 @@ def _show(desk: Desk, page: _Page, here: gr.Tab) -> None:
     )
 
     def doubted(shown: Sequence[GalleryPicture], chosen: int) -> Any:
-        with told():
-            _picked(shown, chosen)
+        _picked(shown, chosen)
         return gr.Row(visible=True)
 
     def deleted(
         shown: Sequence[GalleryPicture], chosen: int, search: str, number: float, browser: str | None,
         request: gr.Request,
     ) -> tuple[Any, ...]:  # fmt: skip
-        with told():
-            picture = _picked(shown, chosen)
+        picture = _picked(shown, chosen)
         desk.worker.delete_picture(picture.job, picture.index, who(browser, request))
         return listed(search, number, browser, request)
 
@@ -173,21 +173,19 @@ def _show(desk: Desk, page: _Page, here: gr.Tab) -> None:
 
 
 def _take_settings(desk: Desk, fields: Fields, page: _Page, ways: GalleryWays) -> None:
-    """The settings of the chosen picture, or of one that is dropped, go into the Compose form."""
+    """Wires what puts the settings of the chosen picture, or of a dropped file, into the Compose form."""
 
     def fill(
         draft: Draft, vae: str | None, structure: int, model: str, request: gr.Request
     ) -> dict[Any, Any]:
         owner = whose_files(request)
-        with told():
-            filled = fields.filled(form_of(draft, vae), structure, lambda file: desk.files.lent(file, owner))
+        filled = fields.filled(form_of(draft, vae), structure, lambda file: desk.files.lent(file, owner))
         return {**filled, desk.model: model, ways.tabs: gr.Tabs(selected=ways.compose)}
 
     filled: list[Any] = [*fields.components, desk.model, ways.tabs]
 
     def reused(got: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
-        with told():
-            draft, job = _asked_by(desk, got[page.shown], got[page.chosen], got[desk.browser], request)
+        draft, job = _asked_by(desk, got[page.shown], got[page.chosen], got[desk.browser], request)
         return fill(draft, job.vae, got[fields.structure], job.model, request)
 
     page.reuse.click(
@@ -197,8 +195,7 @@ def _take_settings(desk: Desk, fields: Fields, page: _Page, ways: GalleryWays) -
     def taken(got: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
         if got[page.dropped] is None:
             return {page.note: ""}
-        with told():
-            found = restore(Path(got[page.dropped]), desk.worker.home, desk.worker.library)
+        found = restore(Path(got[page.dropped]), desk.worker.home, desk.worker.library)
         lines = [f"missing: {one}" for one in found.missing] + list(found.notes)
         model = found.model or got[desk.model]
         return {
@@ -213,19 +210,18 @@ def _take_settings(desk: Desk, fields: Fields, page: _Page, ways: GalleryWays) -
 
 
 def _ask_who_did(desk: Desk, page: _Page, ways: GalleryWays) -> None:
-    """The chosen picture's mix, with each LoRA left out in turn, on the Compare page."""
+    """Wires the button that draws the chosen picture's mix on the Compare page, with each LoRA left out in turn."""
 
-    def asked(
+    def ask(
         shown: Sequence[GalleryPicture], chosen: int, browser: str | None, request: gr.Request
     ) -> tuple[Any, ...]:
-        with told():
-            draft, job = _asked_by(desk, shown, chosen, browser, request)
-            form = form_of(draft, job.vae)
-            id = submit(desk, who(browser, request), form, left_out(form), job.model, "leave-one-out")
+        draft, job = _asked_by(desk, shown, chosen, browser, request)
+        form = form_of(draft, job.vae)
+        id = submit(desk, who(browser, request), form, left_out(form), job.model, "leave-one-out")
         return id, gr.Tabs(selected=ways.compare)
 
     page.who_did.click(
-        asked,
+        ask,
         [page.shown, page.chosen, desk.browser],
         [ways.compared.job, ways.tabs],
         trigger_mode="multiple",
@@ -238,7 +234,7 @@ def _ask_who_did(desk: Desk, page: _Page, ways: GalleryWays) -> None:
 def _asked_by(
     desk: Desk, shown: Sequence[GalleryPicture], chosen: int, browser: str | None, request: gr.Request
 ) -> tuple[Draft, JobView]:
-    """What the chosen picture was asked for by, and its job. Raises RequestError."""
+    """The draft of the chosen picture, and its job. Raises RequestError."""
     picture = _picked(shown, chosen)
     job = desk.worker.view(picture.job, who(browser, request))
     if job is None:
@@ -247,26 +243,24 @@ def _asked_by(
 
 
 def _take_away(desk: Desk, page: _Page) -> None:
-    """Files for the browser to fetch: all pictures that are shown, with their metadata; and a job file."""
+    """Wires the downloads: all shown pictures with their metadata, and a job file."""
 
     def zipped(pictures: Sequence[GalleryPicture], request: gr.Request) -> str:
-        with told():
-            if not pictures:
-                raise RequestError("there is no picture here yet; press Refresh, or draw one")
-            file = desk.files.place("pictures.zip", whose_files(request))
+        if not pictures:
+            raise RequestError("there is no picture here yet; press Refresh, or draw one")
+        file = desk.files.place("pictures.zip", whose_files(request))
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             for number, picture in enumerate(pictures, 1):
                 archive.write(picture.file, f"{number:03d}_{picture.file.name}")
         return str(file)
 
     def as_job_file(pictures: Sequence[GalleryPicture], chosen: int, request: gr.Request) -> str:
-        """The chosen picture, or all that are shown, as a file that `lora-studio batch` renders."""
-        with told():
-            picked = [_picked(pictures, chosen)] if chosen >= 0 else list(pictures)
-            if not picked:
-                raise RequestError("there is no picture here yet; press Refresh, or draw one")
-            drafts = [read_draft(picture.draft, "") for picture in picked]
-            place = desk.files.place(FILE, whose_files(request))
+        """The chosen picture, or all shown ones, as a job file that `lora-studio batch` renders."""
+        picked = [_picked(pictures, chosen)] if chosen >= 0 else list(pictures)
+        if not picked:
+            raise RequestError("there is no picture here yet; press Refresh, or draw one")
+        drafts = [read_draft(picture.draft, "") for picture in picked]
+        place = desk.files.place(FILE, whose_files(request))
         models = [str(picture.record["model"]) for picture in picked]
         return written(job_file(drafts, models, paths=desk.worker.trust.paths), place)
 

@@ -1,4 +1,4 @@
-"""The Library page: every LoRA file by its header, found in seconds; what does not fit says why."""
+"""The Library page: every LoRA file, by its header. A file that does not fit says why."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from studio.library.fit import Fit
 from studio.library.hashes import short_hash
 from studio.library.scan import Choice, Glance
 from studio.pictures.restore import Restored, restore
-from studio.web.api import told_of
+from studio.web.api import inspection_to_dict
 from studio.web.form import mix
 from studio.web.form.components import Fields
-from studio.web.parts.desk import Desk, plain, told, who
+from studio.web.parts.desk import Desk, plain, who
 from studio.web.parts.thumbs import thumb
 from studio.web.parts.words import words_of
-from studio.web.waiting import Waits, asked
+from studio.web.waiting import Waits, worker_result
 
 SHOWN = 120
 ANY = "any"
@@ -34,8 +34,8 @@ ANY = "any"
 
 @dataclass(frozen=True)
 class _Page:
-    """The page's controls. shown: the names of the cards on it; chosen: one of them, "" for none.
-    beat: looks again while files are being read."""
+    """The page's controls. shown: the names of the cards on it. chosen: the chosen one's name, "" for none. beat: a
+    timer that looks again while files are being read."""
 
     search: gr.Textbox
     family: gr.Dropdown
@@ -60,7 +60,7 @@ class _Page:
 
     @classmethod
     def drawn(cls) -> _Page:
-        """Draws them into the blocks at hand."""
+        """Draws them into the current blocks."""
         with gr.Row():
             search = gr.Textbox(
                 label="Search", placeholder="name, trigger word, tag", scale=4, elem_id="library-search"
@@ -112,7 +112,7 @@ class _Page:
 
 
 def add(desk: Desk, fields: Fields, here: gr.Tab) -> None:
-    """Draws the page into the blocks at hand. here: its tab; the files are looked at whenever it is opened."""
+    """Draws the page into the current blocks. here: its tab; whenever it is opened, files are looked at again."""
     page = _Page.drawn()
     listing = _Listing(desk, page)
     listing.wire(here)
@@ -123,7 +123,7 @@ def add(desk: Desk, fields: Fields, here: gr.Tab) -> None:
 
 
 class _Listing:
-    """The cards that the filters leave. inputs, outputs: of `looked` and `listed`."""
+    """The list of cards that match the filters. inputs, outputs: of `looked` and `listed`."""
 
     def __init__(self, desk: Desk, page: _Page) -> None:
         self._desk, self._page = desk, page
@@ -133,11 +133,11 @@ class _Listing:
         ]  # fmt: skip
 
     def looked(self, *chosen: Any) -> tuple[Any, ...]:
-        """The files as they are now."""
+        """Looks at the files again, and lists them."""
         return self._draw(self._desk.worker.library.glance(), *chosen)
 
     def listed(self, *chosen: Any) -> tuple[Any, ...]:
-        """The files as they were when they were last looked at, so that typing is not slowed by thousands."""
+        """Lists the files as they were at the last look, so that typing stays quick with thousands of files."""
         return self._draw(self._desk.worker.library.glance(again=False), *chosen)
 
     def _draw(
@@ -189,14 +189,13 @@ class _Listing:
 
 
 def _choose(desk: Desk, page: _Page) -> None:
-    """What is said of the card that is clicked, and of how the model would take it."""
+    """Wires what shows the clicked card, and the report on loading it."""
 
     def select(event: gr.SelectData, names: Sequence[str], model: str) -> tuple[Any, ...]:
         name = names[int(event.index)]
-        with told():
-            card = desk.worker.library.card(name, desk.chosen(model))
+        card = desk.worker.library.card(name, desk.chosen(model))
         why = card.misfit(desk.fit(model))
-        said = told_of(inspect_file(card.path)) if card.readable else {"error": card.error}
+        said = inspection_to_dict(inspect_file(card.path)) if card.readable else {"error": card.error}
         said["short_hash"] = short_hash(card.path) if card.readable else ""
         readable = gr.Button(interactive=card.readable)
         return name, _title(card, why), gr.Button(interactive=not why), readable, "", said
@@ -212,7 +211,7 @@ def _choose(desk: Desk, page: _Page) -> None:
     waits = Waits()
 
     async def loaded(name: str, model: str, browser: str | None, request: gr.Request) -> str:
-        """What the model would apply of the file, or why it would not."""
+        """The report on what the model would apply of the file."""
 
         def begin() -> Future[LoadReport]:
             card = desk.worker.library.card(name, desk.chosen(model))
@@ -221,8 +220,7 @@ def _choose(desk: Desk, page: _Page) -> None:
             )
 
         what = f"the report on {shown(name)}{f' for {shown(model)}' if model else ''}"
-        with told():
-            report = await waits.of(who(browser, request), what, lambda: asked(begin))
+        report = await waits.of(who(browser, request), what, lambda: worker_result(begin))
         return f"<pre>{escape(str(report))}</pre>"
 
     page.report.click(
@@ -235,11 +233,10 @@ def _choose(desk: Desk, page: _Page) -> None:
 
 
 def _use(desk: Desk, fields: Fields, page: _Page) -> None:
-    """The chosen card goes into the mix."""
+    """Wires the button that adds the chosen LoRA to the mix."""
 
     def used(name: str, rows: mix.MixRows, structure: int, model: str) -> tuple[Any, ...]:
-        with told():
-            card = desk.worker.library.card(name, desk.chosen(model))
+        card = desk.worker.library.card(name, desk.chosen(model))
         weight = 1.0 if card.preferred_weight is None else card.preferred_weight
         gr.Info(f"{escape(card.name)} is in the mix")
         return mix.added(tuple(rows), card.name, weight), structure + 1
@@ -253,13 +250,12 @@ def _use(desk: Desk, fields: Fields, page: _Page) -> None:
 
 
 def _find_by_picture(desk: Desk, page: _Page) -> None:
-    """The cards that a dropped picture was made with."""
+    """Wires what finds the LoRAs that a dropped picture was made with."""
 
     def made_with(file: str | None, model: str) -> tuple[Any, ...]:
         if file is None:
             return gr.skip(), gr.skip(), gr.skip(), None
-        with told():
-            restored = restore(Path(file), desk.worker.home, desk.worker.library)
+        restored = restore(Path(file), desk.worker.home, desk.worker.library)
         here = desk.worker.library.named(wanted.adapter for wanted in restored.draft.wanted)
         cards = _pictures(desk, here, desk.fit(model))
         return cards, tuple(card.name for card in here), _made_with(restored), None
@@ -273,13 +269,12 @@ def _find_by_picture(desk: Desk, page: _Page) -> None:
 
 
 def _bring(desk: Desk, page: _Page, listing: _Listing) -> None:
-    """Files and folders that were not in the library."""
+    """Wires what adds files and folders to the library."""
 
     def added(file: str | None, *rest: Any) -> tuple[Any, ...]:
         if file is None:
             return (*[gr.skip()] * len(listing.outputs), gr.skip())
-        with told():
-            card = desk.worker.library.add(Path(file), Path(file).name)
+        card = desk.worker.library.add(Path(file), Path(file).name)
         gr.Info(f"{escape(card.name)} is in the library")
         return (*listing.looked(*rest), None)
 
@@ -291,13 +286,12 @@ def _bring(desk: Desk, page: _Page, listing: _Listing) -> None:
     )
 
     def pointed(path: str, *rest: Any) -> tuple[Any, ...]:
-        with told():
-            if not desk.worker.trust.paths:
-                raise RequestError("folders of this computer are its owner's to add, with --lora-dir")
-            place = Path(path).expanduser()
-            if not path.strip() or not place.is_dir():
-                raise RequestError(f"{path!r} is no folder on this computer; give the path of one with LoRAs")
-            desk.worker.add_folders(Roots(loras=(place.absolute(),)))
+        if not desk.worker.trust.paths:
+            raise RequestError("folders of this computer are its owner's to add, with --lora-dir")
+        place = Path(path).expanduser()
+        if not path.strip() or not place.is_dir():
+            raise RequestError(f"{path!r} is no folder on this computer; give the path of one with LoRAs")
+        desk.worker.add_folders(Roots(loras=(place.absolute(),)))
         return (*listing.looked(*rest), "")
 
     page.point.click(
@@ -320,7 +314,8 @@ def _reading(seen: Glance) -> str:
 
 
 def _made_with(restored: Restored) -> str:
-    """What a dropped picture says of its LoRAs: those shown, those not here, those found under another name."""
+    """What a dropped picture says of its LoRAs: those that are shown, those that are missing, and those that have
+    another name here."""
     count = len(restored.draft.wanted)
     said = (
         f"A picture by {restored.program}, made with {count or 'no'} LoRA{'' if count == 1 else 's'} that "
@@ -334,7 +329,7 @@ def _caption(card: Card, fit: Fit | None) -> str:
 
 
 def _title(card: Card, why: str) -> str:
-    """What a file says of itself, as HTML that holds its words and nothing that a browser would fetch or run."""
+    """What a file says of itself, as HTML with escaped text, in which nothing makes a browser fetch or run anything."""
     lines = [f"<h3>{escape(card.title or card.name)}</h3>"]
     if why:
         lines.append(f"<p><strong>Does not fit:</strong> {escape(why)}</p>")
@@ -353,7 +348,7 @@ def _title(card: Card, why: str) -> str:
 
 
 def _blank(desk: Desk) -> Path:
-    """A plain square, for files without a preview."""
+    """The file of a plain square, which is shown for LoRAs without a preview."""
     from PIL import Image
 
     file = desk.worker.home.made(desk.worker.home.cache / "web" / "thumbs") / "none.webp"

@@ -1,1 +1,1 @@
-"""Parts of pages: what several pages draw, or one draws by itself."""
+"""Parts of pages: those that several pages share, and those that stand for themselves."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -11,7 +10,6 @@ from urllib.parse import quote
 
 import gradio as gr
 
-from pipelines import StudioError
 from pipelines.errors import ModelError
 from studio.jobs import Trainings, Worker
 from studio.jobs.owner import owner_of
@@ -25,9 +23,9 @@ from studio.web.form.mix import MixRows, preferring
 
 @dataclass(frozen=True)
 class Desk:
-    """files: whose the files are. browser: holds the browser's random id. form: what the browser keeps of the Compose
-    form (`kept_form`). model: holds the chosen model's name, "" for the default. opened: whether the page knows whose
-    it is."""
+    """What every page needs. files: the broker of files. browser: holds the browser's random id. form: holds what the
+    browser keeps of the Compose form (`studio.web.form.kept`). model: holds the name of the chosen model, "" for the
+    default. opened: holds whether the page knows its owner yet."""
 
     worker: Worker
     trainings: Trainings
@@ -38,18 +36,19 @@ class Desk:
     opened: gr.State
 
     def chosen(self, model: str) -> str:
-        """The model's name, the default one's where none was chosen."""
+        """The model's name; that of the default model where none is chosen."""
         return model_name(Opening(model or None), self.worker.home)
 
     def fit(self, model: str) -> Fit | None:
-        """What an adapter must be to fit the model; None where headers cannot tell."""
+        """What an adapter must be to fit the model; None where the model's header cannot be read."""
         try:
             return fit_of(self.chosen(model), self.worker.home)
         except ModelError:
             return None
 
     def unanswered(self) -> list[str]:
-        """What the lists leave out, since it does not answer; its places are told to this computer's owner alone."""
+        """Notes about folders that do not answer, so that lists leave out their files. Only a user who may name paths
+        sees which folders."""
         silent = self.worker.home.silent
         if silent and not self.worker.trust.paths:
             return ["A folder of this studio does not answer at present; its files are left out."]
@@ -60,7 +59,7 @@ class Desk:
         return self.worker.library.search(fit=self.fit(model), fitting_only=True)
 
     def preferring(self, rows: MixRows) -> MixRows:
-        """The mix with the strengths that its files prefer, where it leaves them to the files."""
+        """The mix; rows that leave their strength to the file get the one that the file prefers."""
         if all(row.weight is not None for row in rows):
             return rows
         found = self.worker.library.named(row.name for row in rows)
@@ -68,27 +67,19 @@ class Desk:
 
 
 def who(browser: str | None, request: gr.Request) -> str:
-    """The owner of what is asked for."""
+    """The owner of what a page asks for: the login, else the browser."""
     return owner_of(login_of(request), browser)
 
 
 def whose_files(request: gr.Request) -> str | None:
-    """The owner of files that go to a page; None where nobody logs in: a browser's id does not come with its files."""
+    """The owner of files that go to a page; None where nobody logs in, since requests for files carry no browser's
+    id."""
     login = login_of(request)
     return owner_of(login) if login else None
 
 
-@contextmanager
-def told() -> Iterator[None]:
-    """Within: a StudioError becomes the message that the page shows, which takes messages for HTML."""
-    try:
-        yield
-    except StudioError as error:
-        raise gr.Error(escape(str(error), quote=False), duration=None, print_exception=False) from error
-
-
 def plain(text: str, lines: Iterable[str] = ()) -> str:
-    """A paragraph and a list as HTML, of texts that mean no more than what they say: files and pictures wrote some."""
+    """A paragraph and a list as HTML. The texts are escaped, since some come from files and pictures."""
     items = "".join(f"<li>{escape(line)}</li>" for line in lines)
     return (f'<p class="small-note">{escape(text)}</p>' if text else "") + (
         f"<ul>{items}</ul>" if items else ""
@@ -96,5 +87,5 @@ def plain(text: str, lines: Iterable[str] = ()) -> str:
 
 
 def address(file: Path) -> str:
-    """Where the page finds a file that it may show."""
+    """The address at which the page finds a file that it may show."""
     return f"/gradio_api/file={quote(str(file))}"

@@ -1,4 +1,4 @@
-"""A job as a page shows it: one line of state, a bar, its pictures. What did not change is not sent again."""
+"""A job as a page shows it: a line of state, a bar, and its pictures. Only what has changed is sent again."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from studio.jobs import JobState, JobView, PictureView
 
 @dataclass(frozen=True)
 class Shown:
-    """What stands on the page.
+    """What the page shows.
 
-    line: state, progress bar and problems, as HTML, with what is read aloud (`static/status.js`). pictures: files with
-    captions, finished ones and those in the making.
+    line: state, progress bar and problems as HTML, with the text that is read aloud (`static/status.js`). pictures:
+    files with captions, of finished pictures and of those in the making.
     """
 
     line: str
@@ -27,10 +27,11 @@ class Shown:
 
 
 def only_new(values: Sequence[Any], marks: Sequence[Hashable], seen: str) -> tuple[Any, ...]:
-    """The values whose marks the page has not seen, `gr.skip()` for the others, and at the end what it has seen then.
+    """The values whose marks the page has not seen, `gr.skip()` for the others, and last, all marks that it will have
+    seen.
 
-    A browser draws anew whatever it is sent, and that takes its time. The page itself holds what it has seen, in a
-    hidden box: so an answer that was lost on its way is sent again.
+    A browser redraws whatever it is sent, which takes time. The page itself holds the marks that it has seen, in a
+    hidden box, so that a value is sent again if an answer was lost.
     """
     now = [f"{hash(mark):x}" for mark in marks]
     shown = [
@@ -44,7 +45,7 @@ NOTHING = Shown("", (), False)
 
 
 def shown(view: JobView | None) -> Shown:
-    """A job, with those of its pictures that are at hand; None is none."""
+    """What the page shows of a job; nothing for None."""
     if view is None:
         return NOTHING
     at_work = not view.state.over
@@ -76,7 +77,7 @@ def _file(picture: PictureView) -> Path | None:
 
 
 def _caption(picture: PictureView) -> str:
-    """What stands below it, and is read aloud: what is its own, then its prompt."""
+    """The text below a picture, which is also read aloud: first what is particular to it, then its prompt."""
     name = picture.label or f"seed {picture.seed}"
     if picture.state is not JobState.DONE:
         name += f" (step {picture.step} of {picture.count})"

@@ -1,6 +1,6 @@
-"""Watching jobs: the state of the one that is looked at, its pictures as they come, and the list of the others.
+"""Watching jobs: the state of the chosen one, its pictures as they come, and a list of the others.
 
-A viewer only looks: closing the page ends the viewer and never the job.
+A viewer only looks. Closing the page ends the viewer, but never the job.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from studio.web.parts.desk import Desk, who
 BEAT = 0.5
 """Seconds between two looks."""
 AGAIN = 1.0
-"""Seconds after which a page asks again for what it has no answer to."""
+"""Seconds after which a page repeats a question that was not answered."""
 ASK_AGAIN = "(seen, told, again) => (seen && seen !== told ? `${Date.now()}` : again)"
 LISTED = 30
 
 
 @dataclass(frozen=True)
 class Viewer:
-    """job: the id of the one that is looked at. model_seen: changes in the browser when another model is ready."""
+    """Shows jobs. job: holds the id of the chosen one. model_seen: changes in the browser when another model is
+    ready."""
 
     job: gr.State
     model_seen: gr.Textbox
@@ -36,8 +37,8 @@ class Viewer:
     def drawn(
         cls, desk: Desk, stop: gr.Button, *, gallery: str = "pictures", kinds: Sequence[str] = ()
     ) -> Viewer:
-        """Draws it into the blocks at hand. stop: the button that stops the job. kinds: of the jobs that it lists,
-        all where none is named."""
+        """Draws it into the current blocks. stop: the button that stops the job. kinds: of the jobs to list; () lists
+        all but live ones."""
         line = gr.HTML(elem_id=f"{gallery}-state", elem_classes="live", container=False)
         pictures = gr.Gallery(
             label="Pictures",
@@ -79,9 +80,8 @@ class Viewer:
 
         def stopped(job: str, browser: str | None, request: gr.Request) -> None:
             owner = who(browser, request)
-            if job and not desk.worker.cancel(
-                job, owner
-            ):  # it is over: the oldest of the others, if there is one
+            if job and not desk.worker.cancel(job, owner):
+                # the job is over, so the oldest unfinished one is stopped instead
                 for oldest in desk.worker.unfinished(owner)[:1]:
                     desk.worker.cancel(oldest, owner)
 
@@ -94,39 +94,39 @@ class Viewer:
     def on_model(
         self, do: Callable[[str], dict[Any, Any]], model: gr.State, outputs: Sequence[Component]
     ) -> None:
-        """Calls `do` with the chosen model's name when another model is ready, and once at first.
+        """Calls `do` with the chosen model's name when the page opens, and whenever another model is ready.
 
-        The page asks again until an answer has come: a lost one leaves nothing empty. It asks outside Gradio's queue,
-        whose answers can be missed.
+        The page asks again until an answer has come, so that a lost one leaves nothing empty. It asks outside Gradio's
+        queue, whose answers can be missed.
         """
-        told, again = gr.Textbox("", visible="hidden"), gr.Textbox("", visible="hidden")
+        answered, again = gr.Textbox("", visible="hidden"), gr.Textbox("", visible="hidden")
 
-        def answer(seen: str, told_of: str, model: str) -> dict[Any, Any]:
-            return {told: seen} if seen == told_of else {**do(model), told: seen}
+        def answer(seen: str, answered_for: str, model: str) -> dict[Any, Any]:
+            return {answered: seen} if seen == answered_for else {**do(model), answered: seen}
 
         gr.on(
             [self.model_seen.change, again.change],
             answer,
-            [self.model_seen, told, model],
-            [*outputs, told],
+            [self.model_seen, answered, model],
+            [*outputs, answered],
             queue=False,
-            trigger_mode="once",  # a slow answer is waited for
+            trigger_mode="once",  # does not ask again while an answer is under way
             show_progress="hidden",
             api_visibility="private",
         )
         gr.Timer(AGAIN).tick(
-            None, [self.model_seen, told, again], again, js=ASK_AGAIN, api_visibility="private"
+            None, [self.model_seen, answered, again], again, js=ASK_AGAIN, api_visibility="private"
         )
 
     def found_again(self, desk: Desk, browser: str, request: gr.Request) -> str:
-        """The job to look at when a page is opened: the newest that is not over, else the newest."""
+        """The job to show when a page is opened: the newest unfinished one, else the newest; "" where there is none."""
         heads = [head for head in desk.worker.heads(who(browser, request)) if head.kind != LIVE]
         at_work = [head for head in heads if not head.state.over]
         return (at_work or heads)[0].id if heads else ""
 
 
 def _gallery(now: job_line.Shown) -> gr.Gallery:
-    """Out of the way until there is a picture."""
+    """The gallery, hidden until there is a picture."""
     return gr.Gallery(list(now.pictures), visible=True if now.pictures else "hidden")
 
 

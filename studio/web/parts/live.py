@@ -1,6 +1,7 @@
-"""Live drafts: letting go of a strength redraws the picture in a few steps, at the same seed, and keeps nothing.
+"""Live drafts: when a strength's slider is let go, the picture is redrawn in a few steps, at the same seed. Drafts are
+not kept.
 
-A newer draft of a page cancels the one before it, which ends before its next UNet call.
+A new draft of a page cancels the one before it, which ends before its next UNet call.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ from studio.web.parts.submit import submit, with_example
 LOOK_EVERY = 0.08
 """Seconds between two looks at a draft."""
 SEED = 7
-"""Of a draft where the form leaves it open and no picture is looked at."""
+"""The seed of a draft where the form gives none and no picture is shown."""
 KEPT = 3
-"""Drafts of a page that are not deleted yet: it may still be asking for their files."""
+"""Most drafts of a page that are kept for a while, since the page may still be fetching their files."""
 MOST_PAGES = 500
 
 OTHER_MODEL = (
@@ -50,7 +51,7 @@ class Drafts:
         self._of_page: OrderedDict[str, list[tuple[str, str]]] = OrderedDict()
 
     def begin(self, page: str, owner: str, submit: Callable[[], str]) -> str:
-        """Cancels the page's draft and submits another one; its id. Raises StudioError."""
+        """Cancels the page's draft and submits a new one; returns its job's id. Raises StudioError."""
         with self._lock:
             earlier = self._of_page.pop(page, [])
             for job, whose in earlier[-1:]:
@@ -68,13 +69,13 @@ class Drafts:
 
 @dataclass(frozen=True)
 class Live:
-    """on: whether drafts are drawn. panel: shows the newest one."""
+    """Live drafts on the page. on: whether drafts are drawn. panel: shows the newest one."""
 
     on: gr.Checkbox
     panel: gr.HTML
 
     def for_model(self, state: ModelState) -> dict[Any, Any]:
-        """On where a draft takes a moment; where it may take long, off and said why."""
+        """Switches drafts on for a model that draws them quickly; else off, with the reason."""
         small = bool(state.vocabulary)
         return {
             self.on: gr.Checkbox(value=small, info=SMALL_MODEL if small else OTHER_MODEL),
@@ -130,7 +131,7 @@ class Live:
             draw,
             fields.components | {self.on, desk.browser, desk.model, viewer.job},
             [self.panel],
-            trigger_mode="multiple",  # a newer one does not wait for the one that it takes the place of
+            trigger_mode="multiple",  # a new draft does not wait for the one that it replaces
             concurrency_limit=None,
             show_progress="hidden",
             api_visibility="private",
@@ -138,13 +139,13 @@ class Live:
 
 
 def _seed_of(worker: Worker, job: str, owner: str) -> int:
-    """The seed of the job that is looked at."""
+    """The seed of the job that is shown."""
     view = worker.view(job, owner, most=1, records=False) if job else None
     return view.pictures[0].seed if view is not None and view.pictures else SEED
 
 
 def _html(view: JobView, mix_said: str) -> str:
-    """The draft as it stands; "" before there is anything to see."""
+    """The draft as it is now, as HTML; "" before there is anything to see."""
     [picture] = view.pictures
     if view.state is JobState.FAILED:
         return f'<p class="small-note">No draft: {escape(view.error)}</p>'

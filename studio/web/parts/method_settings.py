@@ -1,4 +1,4 @@
-"""The method's settings on the page, drawn from what the method says of them."""
+"""The method's settings on the page, drawn from their knobs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from studio.web.parts.desk import Desk
 
 
 def add(desk: Desk, method: gr.Radio, values: gr.State, structure: gr.State) -> None:
-    """The method's settings, from its knobs."""
+    """Draws the method's settings into the current blocks, and redraws them when another method is chosen."""
 
     @gr.render(  # type: ignore[untyped-decorator]
         inputs=[method, values],

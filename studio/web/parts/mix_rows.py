@@ -1,4 +1,5 @@
-"""The mix's rows on the page, drawn from their one value; edits write back into it and draw nothing."""
+"""The mix's rows on the page. They are drawn from one value; an edit changes this value without drawing the rows
+again."""
 
 from __future__ import annotations
 
@@ -24,11 +25,11 @@ HINT = "Alt+↑ and Alt+↓ inside a row move it."
 
 @dataclass(frozen=True)
 class MixStates:
-    """What the mix's rows hold and tell.
+    """The states behind the mix's rows.
 
-    rows: the mix. structure: a number that rises when the rows are to be drawn anew.
-    settled: one that rises with every edit that is done, a slider that was let go among them.
-    swept: the row whose strength is to be swept, as (its name, how often that was asked for).
+    rows: the mix. structure: a number that rises when the rows must be drawn again.
+    settled: a number that rises when an edit is finished, as when a slider is let go.
+    swept: (name of the row whose strength is to be swept, number of sweeps asked for so far).
     """
 
     rows: gr.State
@@ -42,7 +43,7 @@ class MixStates:
 
 
 def add(desk: Desk, states: MixStates, prompt: gr.Textbox) -> None:
-    """Draws the rows into the blocks at hand."""
+    """Draws the rows into the current blocks."""
     _by_keyboard(states)
 
     @gr.render(  # type: ignore[untyped-decorator]
@@ -63,8 +64,8 @@ def add(desk: Desk, states: MixStates, prompt: gr.Textbox) -> None:
 
 
 def _by_keyboard(states: MixStates) -> None:
-    """Moves that the page's script asks for. It asks again where nothing happens, since a click in the moment in which
-    rows appear may be lost; so a move says which row it means, and one that was done is not done twice."""
+    """Moves rows when the page's script asks for it. The script asks again if nothing happens, since a click may be
+    lost while rows are being drawn. So every move names its row, and a move that was made is not made twice."""
     button = gr.Button("Move a row", visible="hidden", elem_id="move-row")
     asked = gr.JSON(visible=False)
 
@@ -135,7 +136,8 @@ def _row(
                 sweep = gr.Button("Sweep its strength", size="sm")
 
     def edit(event: Any, control: Any, name: str, read: Callable[[Any], Any] = lambda value: value) -> None:
-        """One field of the row. The event keeps its name when the rows are drawn anew, so that none is lost."""
+        """Lets a control edit one field of the row. The event keeps its name when the rows are drawn again, so that no
+        edit is lost."""
         event(
             lambda held, value: mix.changed(tuple(held), place, **{name: read(value)}),
             [states.rows, control],
@@ -148,7 +150,7 @@ def _row(
         )
 
     def settle(event: Any, control: Any, name: str, read: Callable[[Any], Any] = lambda value: value) -> None:
-        """The same, and the edit is done."""
+        """As `edit`, and the edit is finished."""
         event(
             lambda held, value, number: (
                 mix.changed(tuple(held), place, **{name: read(value)}),
@@ -157,7 +159,7 @@ def _row(
             [states.rows, control, states.settled],
             [states.rows, states.settled],
             show_progress="hidden",
-            trigger_mode="multiple",  # in turn, and none waits for an answer that the browser may have missed
+            trigger_mode="multiple",  # an edit does not wait for an answer, which the browser may have missed
             api_visibility="private",
             key=("settle", name, place),
         )
@@ -199,7 +201,7 @@ def _row(
 
 
 def _written(strength: float | None) -> str:
-    """As `_strength` reads it."""
+    """The strength as text, as `_strength` reads it."""
     if strength is None:
         return ""
     short = f"{strength:g}"
@@ -207,7 +209,8 @@ def _written(strength: float | None) -> str:
 
 
 def _strength(text: str) -> float | None:
-    """What was written as a text-encoder strength; None for nothing, which is "as strength"."""
+    """A text-encoder strength that was typed; None for an empty text, which means the same as the strength. Raises
+    RequestError."""
     if not text.strip():
         return None
     try:
@@ -232,7 +235,7 @@ def _name(row: mix.MixRow, card: Card | None) -> str:
 
 
 def _recommended(card: Card | None) -> str | None:
-    """What the file and the notes beside it say of its strength."""
+    """The strengths that the file, or a note beside it, recommends."""
     if card is None:
         return None
     said = []

@@ -1,4 +1,5 @@
-"""Which model: those that are found, one's own checkpoint by its path or hub id, folders of them; how loading goes."""
+"""Choosing a model: one of those found, or a checkpoint by its path or hub id. Folders can be added. Shows how loading
+goes."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from pipelines.errors import RequestError
 from pipelines.home.settings import Roots
 from studio.jobs.gate import Trust
 from studio.library.models import ModelEntry
-from studio.web.parts.desk import Desk, plain, told
+from studio.web.parts.desk import Desk, plain
 
 SMALL = (
     " <strong>Small built-in demo model</strong>: it knows its own little world and no other words than those listed "
@@ -25,7 +26,7 @@ SMALL = (
 
 @dataclass(frozen=True)
 class ModelPicker:
-    """model: the choice. line: what is loaded, or how loading goes."""
+    """The picker. model: the choice. line: what is loaded, or how loading goes. found: the user's own models."""
 
     model: gr.Dropdown
     line: gr.HTML
@@ -33,7 +34,7 @@ class ModelPicker:
 
     @classmethod
     def drawn(cls, desk: Desk) -> ModelPicker:
-        """Draws it into the blocks at hand."""
+        """Draws it into the current blocks."""
         trust = desk.worker.trust
         with gr.Row():
             model = gr.Dropdown(
@@ -73,12 +74,11 @@ class ModelPicker:
         folder: gr.Textbox, point: gr.Button,
     ) -> None:  # fmt: skip
         def chosen(name: str | None) -> str:
-            with told():
-                desk.worker.load(name or None)
+            desk.worker.load(name or None)
             return name or ""
 
         self.model.change(chosen, self.model, desk.model, show_progress="hidden", api_visibility="private")
-        desk.model.change(  # a picture's settings may bring another model
+        desk.model.change(  # a picture's settings may choose another model
             desk.chosen, desk.model, self.model, show_progress="hidden", api_visibility="private"
         )
         opened = gr.State(False)
@@ -95,10 +95,9 @@ class ModelPicker:
         )
 
         def loaded(name: str) -> str:
-            with told():
-                if not name.strip():
-                    raise RequestError("write which checkpoint: its path, or its name")
-                desk.worker.load(name.strip())
+            if not name.strip():
+                raise RequestError("say which checkpoint to load: write its path or its name")
+            desk.worker.load(name.strip())
             return name.strip()
 
         gr.on(
@@ -111,13 +110,12 @@ class ModelPicker:
         )
 
         def pointed(text: str) -> tuple[Any, ...]:
-            with told():
-                if not desk.worker.trust.paths:
-                    raise RequestError("folders of this computer are its owner's to add, with --model-dir")
-                path = Path(text.strip()).expanduser().absolute()
-                if not text.strip() or not path.is_dir():
-                    raise RequestError(f"{text!r} is no folder on this computer; check the path")
-                desk.worker.add_folders(Roots(models=(path,)))
+            if not desk.worker.trust.paths:
+                raise RequestError("folders of this computer are its owner's to add, with --model-dir")
+            path = Path(text.strip()).expanduser().absolute()
+            if not text.strip() or not path.is_dir():
+                raise RequestError(f"{text!r} is no folder on this computer; check the path")
+            desk.worker.add_folders(Roots(models=(path,)))
             return self.choices(desk)
 
         gr.on(
@@ -130,7 +128,7 @@ class ModelPicker:
         )
 
     def choices(self, desk: Desk, chosen: str | None = None) -> tuple[Any, Any]:
-        """The models that are there now: for `model`, with a choice where one is given, and for `found`."""
+        """The models that are there now, as values for `model` and `found`. chosen: the name to choose, if any."""
         entries = desk.worker.models()
         usable = [(_label(entry), entry.name) for entry in entries if entry.usable]
         picked = gr.Dropdown(choices=usable) if chosen is None else gr.Dropdown(choices=usable, value=chosen)
@@ -138,7 +136,7 @@ class ModelPicker:
 
 
 def model_line(desk: Desk) -> str:
-    """What is loaded, or how loading goes, or why it did not."""
+    """What is loaded, how loading goes, or why it failed, as HTML."""
     state = desk.worker.model_state()
     if state.error:
         error = escape(state.error, quote=True)
@@ -147,7 +145,9 @@ def model_line(desk: Desk) -> str:
         seconds = max(0, round(time.time() - state.since))
         loading = escape(state.loading, quote=True)
         if state.share is not None:
-            said = escape(state.loading.partition(":")[0], quote=True)  # not every per cent is read aloud
+            said = escape(
+                state.loading.partition(":")[0], quote=True
+            )  # so that not every per cent is read aloud
             bar = f'<div class="progress"><i style="width:{100 * state.share:.0f}%"></i></div>'
             return f'<span data-said="{said}">{loading}</span>{bar}'
         return (
@@ -173,7 +173,7 @@ def _size(size: int) -> str:
 
 
 def _found(entries: Sequence[ModelEntry]) -> str:
-    """One's own models by name, and why some cannot be used."""
+    """The user's own models by name, and why some cannot be used, as HTML."""
     own = [entry for entry in entries if not entry.embedded]
     if not own:
         return '<p class="small-note">No checkpoint is in the folders yet.</p>'

@@ -1,4 +1,4 @@
-"""A slider through the pictures of a strength sweep, one strength a place."""
+"""A slider through the pictures of a sweep, with one strength at each position."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from studio.web.parts.job_viewer import Viewer
 
 
 def add(desk: Desk, viewer: Viewer, name: str) -> None:
-    """Draws it into the blocks at hand; it is there while the viewer looks at a sweep. name: its elements' ids."""
+    """Draws it into the current blocks. It is visible while the viewer shows a sweep. name: prefix of its elements'
+    ids."""
     slider = gr.Slider(
         1, 2, 1, step=1, label="Scrub through the strengths", visible=False, elem_id=f"{name}-scrub"
     )

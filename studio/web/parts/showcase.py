@@ -1,6 +1,7 @@
-"""The first thing on the first screen: one mix by four methods, drawn here, with what one pass saved here.
+"""A strip on the first screen: one mix by four methods, drawn on this computer, with the time that sharing passes
+saved.
 
-Drawn at the first start, while nobody asks for anything else, and kept in the home's cache.
+It is drawn at the first start, while nobody asks for anything else, and kept in the home's cache.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from studio.library.models import BUILT_IN
 from studio.web.parts.desk import address
 
 OWNER = "studio"
-"""Whose the strip's jobs are: nobody's who could log in or look."""
+"""The owner of the strip's jobs. Nobody can log in by this name or see the jobs."""
 QUIET = 2.0
-"""Seconds in which nobody asked for anything."""
+"""Seconds without any job before the strip is drawn."""
 PROMPT = "a panda wearing a kimono at a castle"
 MIX = ("panda", "kimono", "castle")
 METHODS = ("merge", "switch", "composite", "cmlora")
@@ -34,7 +35,8 @@ SEED = 7
 
 @dataclass(frozen=True)
 class Strip:
-    """together, alone: seconds in one pass, and one picture after another; 0 where it is not measured yet."""
+    """The finished strip. together, alone: seconds in shared passes, and one picture after another; 0 until
+    measured."""
 
     files: tuple[Path, ...]
     together: float = 0.0
@@ -45,7 +47,7 @@ class Strip:
 class Showcase:
     """Draws the strip once, with the built-in model, and remembers it.
 
-    thread: draws it; None before. problem: why it could not be drawn, "" where nothing stood in the way.
+    thread: draws it; None before `start`. problem: why it could not be drawn, "" if nothing went wrong.
     """
 
     def __init__(self, worker: Worker) -> None:
@@ -56,7 +58,7 @@ class Showcase:
 
     @property
     def strip(self) -> Strip | None:
-        """None until it is drawn."""
+        """The strip; None until it is drawn."""
         try:
             said = json.loads((self._folder / "strip.json").read_text(encoding="utf-8"))
             strip = Strip(
@@ -67,13 +69,13 @@ class Showcase:
         return strip if all(file.is_file() for file in strip.files) else None
 
     def start(self) -> None:
-        """Begins to draw, where that was not done before; returns at once."""
+        """Begins to draw, if that was not done before; returns at once."""
         if self.strip is None and self.thread is None:
             self.thread = threading.Thread(target=self._draw, name="showcase", daemon=True)
             self.thread.start()
 
     def html(self) -> str:
-        """The strip, or what it waits for."""
+        """The strip, or why it is not there, as HTML."""
         strip = self.strip
         if strip is None:
             said = (
@@ -93,7 +95,7 @@ class Showcase:
         )
 
     def _draw(self) -> None:
-        """Only while nobody else wants anything: whoever comes, comes first, and it begins again later."""
+        """Draws while nobody else has a job. If a job comes, it comes first, and drawing begins again later."""
         try:
             together = self._rendered(METHODS)
             self._worker.home.made(self._folder)
@@ -112,7 +114,7 @@ class Showcase:
             self.problem = str(error)
 
     def _rendered(self, names: Sequence[str]) -> list[_Drawn]:
-        """The mix by these methods, in one job that had the device for itself. Raises StudioError."""
+        """Draws the mix by these methods, in one job that has the device to itself. Raises StudioError."""
         while True:
             self._wait_for_quiet()
             job = self._worker.submit(OWNER, [_draft(name) for name in names], model=BUILT_IN, kind=LIVE)
@@ -137,7 +139,8 @@ class Showcase:
             raise RenderError("the studio was closed")
 
     def _wait_for_quiet(self) -> None:
-        """Returns once the built-in model is there, and nobody has had a job for some seconds. Raises RenderError."""
+        """Waits until the built-in model is ready and nobody has had a job for some seconds. Raises RenderError when
+        the studio closes."""
         quiet = 0.0
         while quiet < QUIET:
             time.sleep(0.25)
@@ -152,7 +155,7 @@ class Showcase:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """seconds: from the first step to its pixels."""
+    """One drawn picture. seconds: from its first step to its pixels."""
 
     file: Path
     seconds: float

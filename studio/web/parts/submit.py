@@ -1,4 +1,4 @@
-"""Asking the worker for what stands in the form: one way for every page and button."""
+"""Submitting what the form asks for: one way for every page and button."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from studio.jobs import ModelState
 from studio.web.form import mix
 from studio.web.form.components import Fields
 from studio.web.form.form import Form, Submission
-from studio.web.parts.desk import Desk, told, who
+from studio.web.parts.desk import Desk, who
 
 
 def asker(
     desk: Desk, fields: Fields, make: Callable[[Mapping[Any, Any], Form], Submission], kind: str
 ) -> Callable[..., str]:
-    """A handler that submits what `make` asks for, of what it got and the form; it returns the job's id."""
+    """A handler that submits the pictures which `make` derives from its inputs and the form. It returns the job's
+    id."""
 
     def ask(got: dict[Any, Any], request: gr.Request) -> str:
-        with told():
-            form = with_example(fields.read(got), desk.worker.model_state())
-            return submit(desk, who(got[desk.browser], request), form, make(got, form), got[desk.model], kind)
+        form = with_example(fields.read(got), desk.worker.model_state())
+        return submit(desk, who(got[desk.browser], request), form, make(got, form), got[desk.model], kind)
 
     return ask
 
 
 def submit(desk: Desk, owner: str, form: Form, asked: Submission, model: str, kind: str) -> str:
-    """The job's id. Raises StudioError, and then nothing is queued."""
+    """Submits a job; returns its id. Raises StudioError, and then nothing is queued."""
     return desk.worker.submit(
         owner,
         asked.drafts,
@@ -42,7 +42,7 @@ def submit(desk: Desk, owner: str, form: Form, asked: Submission, model: str, ki
 
 
 def with_example(form: Form, state: ModelState) -> Form:
-    """An empty prompt draws the model's first example."""
+    """The form; where its prompt is empty, with the model's first example."""
     if form.prompt.strip() or not state.examples:
         return form
     return form.saying(prompt=state.examples[0])

@@ -1,4 +1,4 @@
-"""What the form says of itself: total strength, the method's cost and schedule, words that the model does not know."""
+"""A summary of the form: total strength, the method's cost and schedule, and words that the model does not know."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from studio.web.parts import words
 from studio.web.parts.desk import Desk
 
 MOST_CELLS = 10_000
-"""Of the schedule as a table, which is left out where it would have more."""
+"""Most cells of the schedule's table; a larger table is left out."""
 GAUGE = 2.0
-"""Total strength that fills the gauge."""
+"""The total strength that fills the gauge."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """gauge, cost, unknown: texts. tags: the button that is there while the prompt holds tags. triggers: the chosen
-    LoRAs' words, for the completion."""
+    """gauge, cost, unknown: texts. tags: the button that is visible while the prompt contains tags. triggers: the
+    trigger words of the chosen LoRAs, for completion."""
 
     gauge: gr.HTML
     cost: gr.HTML
@@ -39,7 +39,7 @@ class Summary:
     triggers: gr.HTML
 
     def wire(self, desk: Desk, fields: Fields) -> None:
-        """Says it anew with every change."""
+        """Updates the summary with every change of the form."""
 
         def say(got: Mapping[Any, Any]) -> dict[Any, Any]:
             state = desk.worker.model_state()
@@ -91,7 +91,7 @@ def gauge_html(rows: mix.MixRows) -> str:
 
 
 def cost_html(form: Form, state: ModelState) -> str:
-    """The method's cost and its schedule; what speaks against it, where something does."""
+    """The method's cost and schedule as HTML, or why it cannot be used."""
     defaults = state.defaults
     steps, guidance = form.said("steps"), form.said("guidance_scale")
     steps = (defaults.steps if defaults else 20) if steps is None else steps
@@ -117,7 +117,7 @@ def _note(error: StudioError) -> str:
 
 
 def _unknown(prompt: str, state: ModelState, triggers: Sequence[str]) -> str:
-    """Words that the model does not know; for a prompt that is too long, that alone."""
+    """The words that the model does not know, as HTML; for a prompt that is too long, only that."""
     if len(prompt) > LONGEST_PROMPT:
         return (
             f'<p class="unknown small-note">The prompt has {len(prompt)} characters; at most {LONGEST_PROMPT} are '

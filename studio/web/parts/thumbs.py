@@ -1,4 +1,4 @@
-"""Small copies of the library's preview pictures, where the pages may show them from."""
+"""Small copies of the library's previews, in a folder from which pages may show them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from pipelines.home.files import read_regular, write_whole
 from studio.library.card import Card
 
 LARGEST = 64 * 2**20
-"""Bytes of a preview that is read."""
+"""Most bytes of a preview that is read."""
 SIDE = 256
-"""Pixels of the longer side."""
+"""Pixels of the longer side of a copy."""
 
 
 def thumb(card: Card, home: Home) -> Path | None:
-    """The card's preview, made small once and again when it changes; None where there is none that can be read."""
+    """A small copy of the card's preview, made once, and again when the preview changes; None where there is no preview
+    that can be read."""
     if card.preview is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""A small model's words at hand: examples to start from, chips to insert, a prompt by chance."""
+"""The words of a small model: example prompts, chips to insert words, and a random prompt."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from studio.web.parts.desk import Desk
 
 @dataclass(frozen=True)
 class VocabularyPanel:
-    """Out of sight for a model that knows all words."""
+    """The panel of these words. It is hidden for a model that has no fixed vocabulary."""
 
     surprise: gr.Button
     panel: gr.Accordion
@@ -25,7 +25,7 @@ class VocabularyPanel:
 
     @classmethod
     def drawn(cls, surprise: gr.Button) -> VocabularyPanel:
-        """Draws it into the blocks at hand, but for the button, which stands elsewhere."""
+        """Draws it into the current blocks. surprise: the button for a random prompt, which is drawn elsewhere."""
         with gr.Accordion("Examples, and the words this model knows", open=False, visible=False) as panel:
             examples = gr.HTML(container=False, elem_id="examples")
             category = gr.Radio([], label="Kind of word", elem_id="category")

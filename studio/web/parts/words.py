@@ -1,4 +1,4 @@
-"""Words on the page: those that a small model does not know, chips to insert, a prompt by chance, completions."""
+"""Words on the page: those that a small model does not know, chips to insert, random prompts, and completions."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from studio.library.card import Card
 
 
 def words_of(description: str) -> list[str]:
-    """A note's words by paragraphs. Notes of LoRA sites are HTML: its tags go, and with them pictures and scripts.
+    """The paragraphs of a note as plain text. Notes of LoRA sites are HTML: its tags are removed, and with them
+    pictures and scripts.
 
-    Takes linear time, whatever is written; the standard library's parser takes the square of it for broken tags.
+    This takes linear time for every text. The standard library's parser takes quadratic time for broken tags.
     """
     found: list[str] = []
     hidden, end = False, 0
@@ -37,7 +38,7 @@ _BREAKS = ("p", "br", "li", "div", "tr", "h1", "h2", "h3", "h4", "h5", "h6")
 
 
 def unknown_html(found: Mapping[str, str]) -> str:
-    """A line for the page; "" where all is known."""
+    """A line about unknown words, as HTML; "" if there are none. found: word -> a similar known word, or ""."""
     if not found:
         return ""
     said = ", ".join(
@@ -57,7 +58,7 @@ def chips(words: Iterable[str]) -> str:
 
 
 def by_chance(vocabulary: Vocabulary, dice: random.Random) -> str:
-    """A prompt that the model can draw: "a fox wearing a crown, holding a cake, in the garden"."""
+    """A random prompt that the model can draw, as "a fox wearing a crown, holding a cake, in the garden"."""
 
     def one(category: str) -> str:
         return dice.choice(sorted(vocabulary[category])) if vocabulary.get(category) else ""
@@ -75,7 +76,7 @@ def by_chance(vocabulary: Vocabulary, dice: random.Random) -> str:
 
 
 def with_triggers(prompt: str, triggers: Sequence[str]) -> str:
-    """The prompt with those trigger words that it does not hold yet."""
+    """The prompt, with the trigger words that it does not contain yet appended."""
     seen = prompt.casefold()
     missing = [word for word in triggers if word.casefold() not in seen]
     return ", ".join(part for part in (prompt.rstrip(" ,"), *missing) if part)
@@ -86,7 +87,7 @@ def _article(word: str) -> str:
 
 
 def examples(prompts: Iterable[str]) -> str:
-    """Buttons that write a whole prompt."""
+    """Buttons that fill in a whole prompt."""
     buttons = "".join(
         f'<button type="button" data-prompt="{escape(prompt, quote=True)}">{escape(prompt)}</button>'
         for prompt in prompts
@@ -95,16 +96,16 @@ def examples(prompts: Iterable[str]) -> str:
 
 
 def completions(kind: str, pairs: Iterable[tuple[str, str]]) -> str:
-    """What the prompt box completes, for the page's script: (what is written, what is matched and shown).
+    """The completions of the prompt box, for the page's script. pairs: (what is inserted, what is matched and shown).
 
-    kind: "loras" after "<lora:", "triggers" and "words" anywhere.
+    kind: "loras" are offered after "<lora:", "triggers" and "words" anywhere.
     """
     said = escape(json.dumps([list(pair) for pair in pairs], ensure_ascii=False), quote=True)
     return f'<span hidden data-complete="{kind}" data-entries="{said}"></span>'
 
 
 def lora_completions(cards: Iterable[Card]) -> str:
-    """Tags with the strength that the file prefers."""
+    """Completions of LoRA tags, each with the strength that its file prefers."""
     return completions(
         "loras",
         (
@@ -118,7 +119,7 @@ def lora_completions(cards: Iterable[Card]) -> str:
 
 
 def word_completions(vocabulary: Vocabulary) -> str:
-    """The model's words, and its synonyms for them."""
+    """Completions of the model's words and their synonyms."""
     return completions(
         "words",
         (

@@ -1,15 +1,15 @@
-"""What A1111's front ends send, read into drafts: https://github.com/AUTOMATIC1111/stable-diffusion-webui/wiki/API.
+"""Reads what A1111's front ends send: https://github.com/AUTOMATIC1111/stable-diffusion-webui/wiki/API.
 
-Front ends send every field they know, most of them at a value that asks for nothing; those are passed over. A field
-that asks for something this studio does not do is refused by name, never ignored.
+Front ends send every field that they know, mostly with values that ask for nothing; these fields are passed over. A
+field that asks for something that this studio does not do is refused by name, never ignored.
 
-Fields of a request that A1111 has a name for are mapped by the one table (`studio.drafts.fields`). All others, new ones
-too, ride in our own script, as an object with the names that requests files have:
+Fields of a request that A1111 has a name for are mapped by the table of fields (`studio.drafts.fields`). All others,
+new ones included, go into our own script, as an object with the names that requests files use:
 
     "alwayson_scripts": {"LoRA Studio": {"args": ["switch:interval=3", {"reuse": 3, "crop": [0, 64]}]}}
 
-Method, object, or both. What the object says wins over A1111's field, since front ends always send theirs: with
-{"negative_prompt": ""} the empty text is encoded, where A1111's own "" says nothing.
+The script's arguments are a method, an object, or both. The object wins over A1111's own fields, which front ends
+always send. So {"negative_prompt": ""} has the empty text encoded, while an empty field of A1111's says nothing.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from studio.drafts.picture_file import LARGEST_FILE
 from studio.drafts.plain import check_plain
 
 MOST_AT_ONCE = 1000
-"""Pictures of one request."""
+"""Most pictures of one call."""
 MOST_SAID = 10_000
-"""Values of one field."""
+"""Most values of one field."""
 LONGEST_PICTURE = 4 * LARGEST_FILE // 3 + 100
-"""Characters of a picture as base64 text."""
+"""Most characters of a picture as base64 text."""
 OUR_SCRIPT = "LoRA Studio"
-"""In `alwayson_scripts`, written in whatever case."""
+"""The script's name in `alwayson_scripts`; upper and lower case are the same."""
 USUAL_STRENGTH = 0.75
-"""A1111's, of an initial image."""
+"""A1111's default strength for an initial image."""
 
 _ELSEWHERE = {
     "prompt": "the field prompt",
     "seed": "the field seed",
     "init_image": "the field init_images of /sdapi/v1/img2img",
 }
-"""Fields of a request that A1111's own fields alone say, with all that belongs to them."""
+"""Fields of a request that our script does not take, and the field of A1111's that says each."""
 _MAPPED = tuple(field for field in FIELDS if field.call)
 _READ = (
     *(field.call for field in _MAPPED), "sampler_name", "sampler_index", "scheduler", "batch_size", "n_iter",
@@ -64,7 +64,7 @@ _INDIFFERENT = (
     "inpainting_fill", "inpaint_full_res", "inpaint_full_res_padding", "inpainting_mask_invert",
     "seed_enable_extras", "refiner_switch_at", "image_cfg_scale", "initial_noise_multiplier",
 )  # fmt: skip
-"""They say how to do what other fields ask for, and those are refused."""
+"""Fields that only matter with other fields, which are refused themselves."""
 _REFUSED: Mapping[str, tuple[str, tuple[object, ...]]] = {
     "enable_hr": ("hires fix", ()),
     "mask": ("inpainting", ()),
@@ -87,20 +87,20 @@ _REFUSED: Mapping[str, tuple[str, tuple[object, ...]]] = {
     "s_noise": ("noise churn", (1, 1.0)),
     "s_min_uncond": ("skipping the negative prompt", ()),
 }
-"""Field -> what it asks for, and the values beside False, None, 0 and nothing at which it asks for nothing."""
+"""Field -> what it asks for, and its values, besides None, False, 0 and empty ones, that ask for nothing."""
 _SCHEDULES = {"automatic": "", "uniform": "", "normal": "", "karras": " Karras", "sgm_uniform": " SGM Uniform",
               "sgm uniform": " SGM Uniform"}  # fmt: skip
 CLIP_SKIP = "CLIP_stop_at_last_layers"
 OPTIONS = ("sd_model_checkpoint", "sd_vae", CLIP_SKIP)
-"""The settings that can be changed, for one request or for all that follow."""
+"""The settings that can be changed, for one call or for all later ones."""
 
 
 @dataclass(frozen=True)
 class ImageCall:
-    """One txt2img or img2img call. draft: of its first picture, whose seed is set; init_image: as base64 text.
+    """One txt2img or img2img call. draft: of its first picture, with a seed; init_image: as base64 text.
 
-    prompt: as it was sent, with its LoRA tags. resize: how the initial image is brought to size: 0 stretched,
-    1 cropped. override: settings for this call.
+    prompt: as it was sent, with its LoRA tags. resize: how the initial image gets the right size: 0 stretches it,
+    1 crops it. override: settings for this call.
     """
 
     draft: Draft
@@ -113,12 +113,12 @@ class ImageCall:
     save_images: bool
 
     def drafts(self, init_image: Path | None) -> list[Draft]:
-        """One a picture, with rising seeds."""
+        """A draft for each picture, with rising seeds."""
         return counted(replace(self.draft, init_image=init_image), self.count, self.draft.values["seed"])
 
 
 def read_asked(body: Mapping[str, Any], *, with_image: bool) -> ImageCall:
-    """Raises RequestError and ComposerError for whatever cannot be done."""
+    """The call of a body. Raises RequestError and ComposerError for whatever cannot be done, and PromptError."""
     _refuse(body, with_image=with_image)
     images = body.get("init_images") or []
     if with_image and (not isinstance(images, list) or len(images) != 1 or not isinstance(images[0], str)):
@@ -162,7 +162,7 @@ def check_options(options: object) -> None:
 
 
 def clip_skip(options: Mapping[str, Any]) -> int | None:
-    """Text-encoder layers to skip: A1111 counts from 1, which skips nothing."""
+    """How many text-encoder layers to skip, or None. A1111 counts from 1, which skips none. Raises RequestError."""
     value = options.get(CLIP_SKIP)
     if value in (None, 1):
         return None
@@ -190,7 +190,7 @@ def _refuse(body: Mapping[str, Any], *, with_image: bool) -> None:
 
 
 def _scheduler(body: Mapping[str, Any]) -> str | None:
-    """A1111 names solver and spacing apart; here they are one name."""
+    """Our name of the sampler, or None. A1111 gives solver and spacing separately; here they are one name."""
     name = _text(body, "sampler_name") or _text(body, "sampler_index")
     spacing = _text(body, "scheduler")
     suffix = _SCHEDULES.get(spacing.lower(), f" {spacing}" if spacing else "")
@@ -200,7 +200,7 @@ def _scheduler(body: Mapping[str, Any]) -> str | None:
 
 
 def _value(field: Field, body: Mapping[str, Any], *, with_image: bool) -> Any:
-    """What A1111's own field says; None is nothing. Request judges it."""
+    """The value of A1111's own field; None says nothing. Request judges it later."""
     if field.name == "seed":
         seed = _whole(body, field.call, -1)
         return random.randrange(SEEDS) if seed == -1 else seed
@@ -215,7 +215,7 @@ def _value(field: Field, body: Mapping[str, Any], *, with_image: bool) -> Any:
 
 
 def _script(body: Mapping[str, Any]) -> Draft:
-    """What our own script says."""
+    """The draft of what our own script says. Raises RequestError for any other script."""
     scripts = body.get("alwayson_scripts") or {}
     if not isinstance(scripts, Mapping):
         raise RequestError("alwayson_scripts must be an object")
@@ -237,7 +237,8 @@ def _script(body: Mapping[str, Any]) -> Draft:
 
 
 def _read_args(args: object) -> Draft:
-    """[method], [object] or [method, object]; the object is read as an entry of a requests file."""
+    """The draft of the script's arguments: [method], [object] or [method, object]. The object is read like an entry of
+    a requests file."""
     where = f"alwayson_scripts: {OUR_SCRIPT}"
     match args:
         case [str() as method]:
@@ -263,7 +264,7 @@ def _read_args(args: object) -> Draft:
 
 
 def _refuse_two_skips(override: Mapping[str, Any], script: Draft) -> None:
-    """Raises RequestError where one call says two clip skips. A1111 counts from 1, we from 0."""
+    """Raises RequestError where one call gives two different clip skips. A1111 counts from 1, we from 0."""
     counted_from_1 = override.get(CLIP_SKIP)
     skip = script.values.get("clip_skip")
     if counted_from_1 is not None and skip is not None and counted_from_1 - 1 != skip:

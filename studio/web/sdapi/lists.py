@@ -1,4 +1,4 @@
-"""What there is: models, VAEs, LoRAs."""
+"""Lists of what is there: models, VAEs, LoRAs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from studio.library.scan import Library
 
 LONGEST_VALUE = 2_000
 LONGEST_METADATA = 32_000
-"""Characters of what a listed LoRA's file says of itself: of one value, and of all with their names."""
+"""Most characters of a listed LoRA's metadata: of one value, and of all values with their names."""
 
 
 def models(worker: Worker) -> list[dict[str, Any]]:
@@ -36,7 +36,7 @@ def vaes(worker: Worker) -> list[dict[str, Any]]:
 
 
 def loras(worker: Worker) -> bytes:
-    """As JSON, which is long where there are thousands: it is written here, in the thread of whoever asks."""
+    """The LoRAs as JSON. With thousands of them it is long, so it is encoded here, in the caller's thread."""
     listed = [
         {
             "name": card.name,
@@ -50,7 +50,7 @@ def loras(worker: Worker) -> bytes:
 
 
 def shortened(metadata: Mapping[str, str]) -> dict[str, str]:
-    """What a file says of itself, each value cut; what is too much after those before it is left out."""
+    """A file's metadata with every value shortened. Values are left out once all together are too long."""
     kept: dict[str, str] = {}
     left = LONGEST_METADATA
     for name, value in metadata.items():

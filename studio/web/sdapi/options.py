@@ -1,4 +1,4 @@
-"""What an owner sets for the calls that follow."""
+"""Settings that an owner makes for later calls."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from composers.shown import shown as short
 from pipelines.errors import RequestError
 from studio.jobs import Worker
 from studio.web.sdapi.fields import check_options
-from studio.web.waiting import Waits, asked
+from studio.web.waiting import Waits, worker_result
 
 
 @dataclass
 class Options:
-    """What an owner has set for the calls that follow."""
+    """The settings that an owner has made for later calls."""
 
     values: dict[str, Any] = field(default_factory=dict)
 
 
 def model_name(said: object) -> str:
-    """A1111 says "name [hash]", "name.safetensors", or the name."""
+    """The model's name. A1111 writes "name [hash]", "name.safetensors", or the name alone. Raises RequestError."""
     if not isinstance(said, str):
         raise RequestError(
             f"sd_model_checkpoint={short(said)} must be a name; /sdapi/v1/sd-models lists them"
@@ -43,13 +43,14 @@ def shown(worker: Worker, own: Options) -> dict[str, Any]:
 
 
 async def change(worker: Worker, own: Options, changed: Mapping[str, Any], owner: str, waits: Waits) -> None:
-    """All of them, or none. A model is loaded at once; this returns when it is. waits: what owners wait for."""
+    """Changes all these settings, or none. A new model is loaded first. waits: what owners wait for. Raises
+    StudioError."""
     changed = {name: value for name, value in changed.items() if name != "samples_format" or value != "png"}
     check_options(changed)
     model = changed.get("sd_model_checkpoint")
     if model:
         name = model_name(model)
-        loading = partial(asked, partial(worker.load, name))
+        loading = partial(worker_result, partial(worker.load, name))
         await waits.of(owner, f"the model {short(name)}", loading)
         changed = {**changed, "sd_model_checkpoint": name}
     own.values.update(changed)

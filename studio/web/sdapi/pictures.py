@@ -1,4 +1,4 @@
-"""Pictures: drawn as jobs, answered as A1111 does; how far they are; and what a picture says of itself."""
+"""Draws pictures as jobs and answers as A1111 does; tells how far they are, and what a picture says of itself."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from studio.web.sdapi.options import Options, model_name
 
 KIND = "sdapi"
 LONGEST_HEAD = 200
-"""Characters of `data:image/png;base64,` and its like."""
+"""Most characters of a prefix such as `data:image/png;base64,`."""
 LOOK_EVERY = 0.05
 """Seconds between two looks at a job."""
 
@@ -37,7 +37,7 @@ LOOK_EVERY = 0.05
 async def render(
     worker: Worker, body: Mapping[str, Any], owner: str, own: Options, *, with_image: bool
 ) -> dict[str, Any]:
-    """txt2img and img2img: A1111's answer, when all is drawn. Raises StudioError."""
+    """txt2img and img2img: returns A1111's answer when all pictures are drawn. Raises StudioError."""
     asked = read_asked(body, with_image=with_image)
     id = await run_in_threadpool(_submit, worker, owner, own, asked)
     version = -1
@@ -90,7 +90,7 @@ def _init_image(asked: ImageCall, folder: Path) -> Path:
 
 
 def _bytes(text: str, where: str) -> bytes:
-    """What base64 text stands for, with or without `data:image/png;base64,` in front. Raises RequestError."""
+    """The bytes of base64 text, with or without a prefix such as `data:image/png;base64,`. Raises RequestError."""
     if len(text) > LONGEST_PICTURE:
         raise RequestError(
             f"{where}: {len(text) / 1e6:.0f} million characters of base64 text are more than "
@@ -156,16 +156,18 @@ def _info(view: JobView, asked: ImageCall, texts: list[str]) -> dict[str, Any]:
 
 
 def interrupt(worker: Worker, owner: str) -> None:
-    """Stops all of the owner's calls."""
+    """Stops all calls of the owner."""
     for id in worker.unfinished(owner, KIND):
         worker.cancel(id, owner)
 
 
 def progress(worker: Worker, owner: str, with_image: bool) -> dict[str, Any]:
-    """Of the owner's oldest call that is not over."""
+    """The progress of the owner's oldest call that is not over, in A1111's format."""
     head = next((worker.head(id, owner) for id in worker.unfinished(owner, KIND)), None)
     tally = head.tally if head is not None else Tally()
-    whole = tally.count / tally.known * tally.total if tally.known else 0  # those that wait will take as many
+    whole = (
+        tally.count / tally.known * tally.total if tally.known else 0
+    )  # as if all pictures took equal steps
     now = worker.at_work(head.id, owner) if head is not None else None
     preview = now.preview if now is not None and with_image else None
     return {
@@ -192,7 +194,7 @@ def _encoded(file: Path) -> str | None:
         with Image.open(file) as image:
             png = io.BytesIO()
             image.save(png, format="PNG")
-    except OSError:  # replaced by the next one while we looked
+    except OSError:  # a newer preview has just replaced it
         return None
     return base64.b64encode(png.getvalue()).decode()
 

@@ -1,4 +1,4 @@
-"""The calls. Who may make them is the guard's business."""
+"""The routes of A1111's calls. The guard decides who may make them."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ async def _drawn(
 
 
 async def _answered(worker: Worker, work: Any) -> JSONResponse:
-    """What it gives, or the reason why not, in A1111's shape of an error."""
+    """The answer with the work's result, or with its error in A1111's format."""
     try:
         return JSONResponse(await work)
     except StudioError as error:

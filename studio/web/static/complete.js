@@ -1,12 +1,12 @@
 // Completion in the prompt box: LoRAs after "<lora:", the chosen LoRAs' trigger words and the model's words elsewhere.
-// Up and Down choose, Enter and Tab take, Escape closes. The entries stand in the page as data-complete elements.
+// Up and Down choose, Enter and Tab take, Escape closes. The entries are in the page, as data-complete elements.
 const MOST = 8;
 
 const entries = (kind) =>
   [...document.querySelectorAll(`[data-complete="${kind}"]`)].flatMap((held) => JSON.parse(held.dataset.entries));
 
-// What could stand where the cursor is: {from, found: [[text to write, text to show]], sure}.
-// sure: whether Enter takes the first one without a choice.
+// What could be written at the cursor: {from, found: [[text to write, text to show]], sure}.
+// sure: whether Enter takes the first entry although none was chosen.
 const completionsAt = (area) => {
   const before = area.value.slice(0, area.selectionStart);
   const tag = before.match(/<lora:((?:\\.|[^:<>\\\n])*)$/i);
@@ -29,7 +29,7 @@ const completionsAt = (area) => {
   return null;
 };
 
-// Those that begin so first, then those that hold it (unless only the first are wanted); each text once.
+// First the entries that begin with the text, then those that contain it (unless only the first are wanted); each once.
 const matching = (pairs, typed, beginning = false) => {
   const begin = pairs.filter(([, shown]) => shown.toLowerCase().startsWith(typed));
   const hold = beginning ? [] : pairs.filter(([, shown]) => shown.toLowerCase().indexOf(typed) > 0);
@@ -64,12 +64,12 @@ const take = (place) => {
   const { area, from, found } = open;
   let to = area.selectionStart;
   if (found[place][0].startsWith("<lora:")) {
-    const rest = area.value.slice(to).match(/^(?:\\.|[^<>\\\n])*>/); // the rest of a tag that is there already
+    const rest = area.value.slice(to).match(/^(?:\\.|[^<>\\\n])*>/); // the rest of an existing tag
     if (rest) to += rest[0].length;
   }
   close();
   put(area, found[place][0], from, to);
-  close(); // what was written just now asks for nothing
+  close(); // offer nothing for what was just written
 };
 
 const offer = (area) => {
@@ -124,7 +124,7 @@ document.addEventListener(
   true,
 );
 
-// Keys that move the cursor away end what was offered there.
+// Keys that move the cursor away close the list.
 const movedAway = (event) => {
   if (["ArrowLeft", "ArrowRight", "Home", "End", "PageUp", "PageDown", "Enter"].includes(event.key)) close();
 };

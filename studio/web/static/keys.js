@@ -1,5 +1,5 @@
-// Ctrl+Enter draws, Escape stops, Ctrl+Up and Ctrl+Down weigh; chips write into the prompt.
-// All scripts of this folder run in one function, in the order that look.py gives; this one is the first.
+// Ctrl+Enter draws, Escape stops, Ctrl+Up and Ctrl+Down change a weight; chips write into the prompt.
+// All scripts of this folder run in one function, in the order that studio/web/door/theme.py gives; this one is the first.
 if (window.studioKeys) return;
 window.studioKeys = true;
 
@@ -9,7 +9,7 @@ const press = (id) => {
   if (button && !button.disabled && button.offsetParent !== null) button.click();
 };
 
-// Writes so that the browser can undo it and the page hears of it.
+// Writes a text so that the browser can undo it and the page gets an event.
 const put = (area, text, from, to) => {
   area.focus();
   area.setSelectionRange(from, to);
@@ -66,7 +66,7 @@ document.addEventListener("click", (event) => {
   put(area, seam + chip.dataset.word, area.value.length, area.value.length);
 });
 
-// On a phone the draft lies over the page: a touch puts it away until the next one.
+// On a phone the draft covers the page: a touch hides it until the next one.
 document.addEventListener("click", (event) => {
   const draft = event.target.closest("#draft figure");
   if (draft && getComputedStyle(draft).position === "fixed") draft.hidden = true;

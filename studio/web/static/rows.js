@@ -1,4 +1,4 @@
-// The mix's rows by keyboard: Alt+Up and Alt+Down move the row that holds the focus, and the focus stays in it.
+// The mix's rows by keyboard: Alt+Up and Alt+Down move the row with the focus; the focus stays in it.
 const ROWS = ".mix-row:not(.mix-row .mix-row)";
 const CONTROLS = "button, input, textarea, select, [tabindex]";
 const PATIENCE = 20000, AGAIN = 2500; // milliseconds
@@ -43,7 +43,7 @@ document.addEventListener("keydown", (event) => {
   requestAnimationFrame(follow);
 });
 
-// A strength that is set by keys is let go when the key is: the slider itself tells of pointers alone.
+// A strength that is set by keys is let go with the key: the slider itself reports only pointers.
 document.addEventListener("keyup", (event) => {
   if (!event.target.matches?.(`${ROWS} input[type=range]`)) return;
   if (/^(Arrow|Page|Home|End)/.test(event.key))

@@ -1,5 +1,5 @@
-// What a job does, read aloud. Gradio puts whole pieces of HTML anew, twice a second and with clocks of its own in them,
-// which nobody wants to hear: what is said is what stands in data-said, and only when it changes.
+// Reads aloud what a job does. Gradio replaces whole pieces of HTML, twice a second and with its own clocks in them,
+// which nobody wants to hear. So only the text in data-said is read, and only when it changes.
 const said = document.createElement("div");
 said.id = "said";
 said.className = "only-spoken";

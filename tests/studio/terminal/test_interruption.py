@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from studio.terminal.interruption import noted
+from studio.terminal.interruption import noting_interrupts
 
 
 class Unlucky:
@@ -17,19 +17,19 @@ class Unlucky:
 
 
 def test_one_that_python_drops_is_noted() -> None:
-    with noted(at_once=True) as stopped:
+    with noting_interrupts(at_once=True) as stopped:
         Unlucky()
         assert stopped
 
 
 def test_at_once_it_interrupts_as_always() -> None:
-    with noted(at_once=True) as stopped, pytest.raises(KeyboardInterrupt):
+    with noting_interrupts(at_once=True) as stopped, pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
     assert stopped
 
 
 def test_between_steps_only_a_second_one_interrupts() -> None:
-    with noted(at_once=False) as stopped:
+    with noting_interrupts(at_once=False) as stopped:
         signal.raise_signal(signal.SIGINT)
         assert stopped
         with pytest.raises(KeyboardInterrupt):
@@ -38,6 +38,6 @@ def test_between_steps_only_a_second_one_interrupts() -> None:
 
 def test_afterwards_all_is_as_before() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with noted(at_once=True):
+    with noting_interrupts(at_once=True):
         assert signal.getsignal(signal.SIGINT) is not before
     assert signal.getsignal(signal.SIGINT) is before

@@ -16,12 +16,12 @@ import httpx
 import pytest
 
 import studio.web
-from pipelines.errors import RequestError
+from pipelines.errors import RequestError, StudioError
 from pipelines.home import Home
 from studio.jobs import Trainings, Worker
 from studio.web import waiting
 from studio.web.server import Serving, make_app
-from studio.web.waiting import Waits, asked
+from studio.web.waiting import Waits, worker_result
 
 OF_THE_LOOP = {"closing.py"}
 """Files whose `result()` is that of a task of the event loop, and done."""
@@ -58,7 +58,7 @@ class Device:
 def test_who_asks_for_the_same_again_waits_for_the_same() -> None:
     async def scene() -> None:
         device, waits = Device(), Waits()
-        ask = partial(waits.of, "ann", "model A", partial(asked, device.ask))
+        ask = partial(waits.of, "ann", "model A", partial(worker_result, device.ask))
         several = [asyncio.ensure_future(ask()) for _ in range(60)]
         await device.begun(1)
         several[0].cancel()  # one who goes away takes nothing from the others
@@ -78,7 +78,7 @@ def test_who_asks_for_the_same_again_waits_for_the_same() -> None:
 def test_of_each_owner_one_thing_is_waited_for() -> None:
     async def scene() -> None:
         device, waits = Device(), Waits()
-        start = partial(asked, device.ask)
+        start = partial(worker_result, device.ask)
         anns = asyncio.ensure_future(waits.of("ann", "model A", start))
         await device.begun(1)
         with pytest.raises(RequestError, match="model B has to wait: model A was asked for first; ask again"):
@@ -95,7 +95,7 @@ def test_of_each_owner_one_thing_is_waited_for() -> None:
 def test_a_wait_that_is_too_long_is_told_and_can_be_taken_up_again() -> None:
     async def scene() -> None:
         device, waits = Device(), Waits()
-        start = partial(asked, device.ask)
+        start = partial(worker_result, device.ask)
         with pytest.raises(
             RequestError, match=r"model A took longer than 0\.1 seconds, and goes on; ask again"
         ):
@@ -114,7 +114,7 @@ def test_all_owners_together_wait_for_so_many_things(monkeypatch: pytest.MonkeyP
 
     async def scene() -> None:
         device, waits = Device(), Waits()
-        start = partial(asked, device.ask)
+        start = partial(worker_result, device.ask)
         two = [asyncio.ensure_future(waits.of(owner, "model A", start)) for owner in ("ann", "bob")]
         await device.begun(2)
         with pytest.raises(RequestError, match="model A has to wait: 2 people wait for the device"):
@@ -178,7 +178,7 @@ def test_pages_ask_for_reports_and_measurements_on_the_event_loop(
         )
         assert measured.read_bytes().startswith(b"\x89PNG")
         for names, said in (([], "choose at least one"), (["fox"] * 9, "9 LoRAs are more"), (["no"], "no")):
-            with pytest.raises(gr.Error, match=said):
+            with pytest.raises(StudioError, match=said):  # the door tells it
                 asyncio.run(events["measured"](names, "", "browser", request, lambda *_, **__: None))
     finally:
         trainings.close()

@@ -215,7 +215,7 @@ def test_a_run_of_a_thousand_million_steps_is_not_drawn_as_a_table() -> None:
     with cheap():
         assert "steps=1000000000 must be" in cost_html(FORM.saying(steps=10**9), ModelState())
         many = tuple(MixRow(f"a{n}") for n in range(101))
-        assert "101 LoRAs are more than" in cost_html(replace(FORM, rows=many), ModelState())
+        assert "101 adapters are more than" in cost_html(replace(FORM, rows=many), ModelState())
         assert "too many to be shown" in cost_html(
             replace(FORM.saying(steps=999), rows=many[:99]), ModelState()
         )
