@@ -1,7 +1,7 @@
-"""The words every composition method is written in: uses and mixes go in, plans of lanes come out.
+"""The words that every composition method is written in. Uses and mixes go in, plans of lanes come out.
 
-A composer is a pure function of (step, mix). It holds settings, never state, and knows no tensor, no
-model and no file: all lanes of a run are therefore known before it starts.
+A composer is a pure function of (step, mix). It holds settings and no state. It knows no tensor, no model and no file.
+So all lanes of a run are known before the run starts.
 """
 
 from __future__ import annotations
@@ -25,11 +25,14 @@ TextMode = Literal["merged", "first", "per_adapter"]
 
 @dataclass(frozen=True)
 class Schedule:
-    """A strength factor over the run: (start, factor) pairs whose starts rise.
+    """A factor on a strength that changes over the run.
 
-    start: below 1 a fraction of the steps; from 1 on the number of a step, which counts from 0. The factor before
-    the first start is 1. Schedules scale strengths only; they never change membership, turns or shares.
-    Raises ComposerError.
+    points: (start, factor) pairs. A start in 0 … 1, 1 excluded, is a fraction of the run's steps. A whole number from 1
+    on is the number of a step; steps count from 0. Factors are finite. Each holds from its start to the next one, and
+    before the first start the factor is 1.
+
+    A schedule scales strengths only. It never changes who is in the mix, whose turn it is, or the shares. Raises
+    ComposerError for any other start or factor, and where the fractions, or the step numbers, do not rise strictly.
     """
 
     points: tuple[tuple[float, float], ...]
@@ -40,7 +43,7 @@ class Schedule:
         starts = [start for start, _ in self.points]
         if not all(_is_finite(start) and (0 <= start < 1 or start == int(start) > 0) for start in starts):
             raise ComposerError(
-                f"schedule starts {shown(starts)} must be fractions of the steps below 1, or whole numbers of steps"
+                f"schedule starts {shown(starts)} must be fractions of the steps below 1, or step numbers"
             )
         for alike in ([start for start in starts if start < 1], [start for start in starts if start >= 1]):
             if alike != sorted(set(alike)):
@@ -50,9 +53,10 @@ class Schedule:
                 raise ComposerError(f"schedule factor {shown(factor)} must be a finite number")
 
     def over(self, count: int) -> Schedule | None:
-        """The schedule of a run of `count` steps, its starts as fractions; None where it changes nothing.
+        """The schedule for a run of `count` steps, with all starts as fractions.
 
-        Raises ComposerError where fractions and step numbers together do not rise.
+        None where every start is a step number that the run does not reach. Raises ComposerError where the fractions
+        and the step numbers together do not rise strictly.
         """
         if all(start < 1 for start, _ in self.points):
             return self
@@ -67,7 +71,7 @@ class Schedule:
         return Schedule(reached) if reached else None
 
     def factor(self, step: Step) -> float:
-        """The factor at a step, whose time is index/count."""
+        """The factor at a step. A start has passed where it is at most index / count."""
         own = self.over(step.count)
         points = own.points if own is not None else ()
         begun = bisect_right(points, step.index / step.count, key=lambda point: point[0] - 1e-9)
@@ -76,16 +80,20 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Use:
-    """One adapter in a mix.
+    """One adapter in a mix. All strengths and factors are finite numbers, and may be negative.
 
-    weight: strength of its UNet part; 0 removes it before planning.
-    text_weight: strength of its text-encoder part, constant over the run; None means `weight`.
-    blocks: (block name, factor) pairs; () means every block at 1, otherwise unlisted blocks are at 0.
-        Names match on dotted boundaries, the longest wins, and the factor multiplies `weight`.
-    schedule: factor over the steps, UNet only.
-    pinned: stays active in every lane of both roles (an acceleration adapter such as LCM) and is
-        no member of the mix as the composer sees it.
-    band: "high" dominates early, "low" late (CMLoRA); None leaves it to the profile or the metadata.
+    weight: the strength of its UNet part.
+    text_weight: the strength of its text-encoder part, which is constant over the run; None means `weight`. A use with
+        both strengths at 0 is removed before planning.
+    blocks: (block name, factor) pairs; a factor multiplies `weight`. () means every block at 1. Otherwise blocks that
+        are not listed are at 0. Names match on dotted boundaries, and the longest match wins.
+    schedule: a factor on `weight` over the steps. It does not act on the text encoder.
+    pinned: it is active in every lane of both roles, as an acceleration adapter such as LCM must be. The composer does
+        not see it.
+    band: its frequency band (CMLoRA, Zou et al. 2025, arXiv 2502.04923). "high" dominates early, "low" late. None
+        leaves the choice to its profile or its metadata.
+
+    Raises ComposerError.
     """
 
     adapter: str
@@ -116,7 +124,7 @@ class Use:
             )
 
     def block_factor(self, module: str) -> float:
-        """The factor of the block that holds `module` (a dotted module name inside the UNet)."""
+        """The factor for a module of the UNet, given by its dotted name. It is 0 where no listed block holds it."""
         if not self.blocks:
             return 1.0
         matching = [
@@ -127,10 +135,10 @@ class Use:
 
 @dataclass(frozen=True)
 class Mix:
-    """The unpinned adapters of one image, in order, and how the text encoder sees them.
+    """The adapters of one picture that are not pinned, in order, and how the text encoder sees them.
 
-    text: "merged" encodes every prompt with all adapters at their text strengths; "first" with the
-        first one only; "per_adapter" encodes each lane with the lane's own adapters.
+    text: "merged" encodes both prompts with all adapters, at their text strengths. "first" takes the first adapter
+        only. "per_adapter" encodes the prompt of each lane with that lane's own adapters.
     """
 
     uses: tuple[Use, ...] = ()
@@ -140,14 +148,14 @@ class Mix:
         return len(self.uses)
 
     def lane(self, uses: Iterable[Use], share: float, *, fresh: bool = True) -> Lane:
-        """A positive lane holding `uses`, its prompt encoded as this mix says."""
+        """A positive lane in which `uses` act. Its prompt is encoded as this mix says. share, fresh: see `Lane`."""
         uses = tuple(uses)
         seen = {"merged": self.uses, "first": self.uses[:1], "per_adapter": uses}[self.text]
         return Lane(Prompt("positive", text_uses(seen)), uses, share, fresh)
 
 
 def _is_finite(value: object) -> bool:
-    """Whether it is a number, and one that a float can hold."""
+    """Whether it is a real number, no bool, and finite as a float."""
     try:
         return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:
@@ -155,14 +163,17 @@ def _is_finite(value: object) -> bool:
 
 
 def text_uses(uses: Iterable[Use]) -> tuple[Use, ...]:
-    """What the text encoder gets of `uses`: (adapter, text strength) alone, those at 0 left out."""
+    """What the text encoder gets of `uses`: each adapter with its text strength as `weight`, without those at 0."""
     strengths = ((use.adapter, use.weight if use.text_weight is None else use.text_weight) for use in uses)
     return tuple(Use(adapter, weight) for adapter, weight in strengths if weight != 0)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One solver step of the `count` that are really executed; index 0 is the noisiest."""
+    """One of the `count` solver steps that are really executed.
+
+    index: 0 … count - 1; 0 is the noisiest. guidance: the picture's guidance scale, 0 or above.
+    """
 
     index: int
     count: int
@@ -171,7 +182,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Which of the request's two prompts, encoded with which adapters (`Use.weight` is the text strength)."""
+    """One of the request's two prompts, and the adapters that it is encoded with (see `text_uses`)."""
 
     role: Role
     text_uses: tuple[Use, ...] = ()
@@ -181,9 +192,10 @@ class Prompt:
 class Lane:
     """One row of a UNet batch.
 
-    share: its part in the mean of its role, >= 0; each role's shares sum to 1.
-    fresh: False permits the engine to reuse remembered deep features (with nothing remembered it
-        evaluates in full all the same).
+    prompt: what it is conditioned on. uses: the adapters that act on it.
+    share: its part in the mean of its role, 0 … 1. The shares of each role sum to 1.
+    fresh: False permits the engine to run on remembered deep features. Where none are remembered that still hold, the
+        lane runs in full all the same (`pipelines.features`).
     variant: names a changed forward pass; "" is the plain one.
     """
 
@@ -195,28 +207,31 @@ class Lane:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Equal keys are one and the same evaluation."""
+        """Lanes with equal keys are one and the same evaluation."""
         return (self.prompt, self.variant, self.uses)
 
     @property
     def memory(self) -> tuple[object, ...]:
-        """Whose deep features these are: as `key`, but without strengths."""
+        """The key under which its deep features are remembered: as `key`, but without strengths and factors."""
         members = tuple((use.adapter, tuple(name for name, _ in use.blocks)) for use in self.uses)
         return (self.prompt, self.variant, members)
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance on the role means: u + scale * (c - u); the positive mean alone at scale <= 1."""
+    """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598): u + scale * (c - u).
+
+    c and u are the means of the positive and the negative role. At a scale of 1 or less, the result is c alone.
+    """
 
     scale: float
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The lanes of one image at one step and the rule that folds their predictions into one.
+    """The lanes of one picture at one step, and the rule that folds their predictions into one.
 
-    max_age: how many steps old the remembered features of a lane that is not fresh may be.
+    max_age: the most steps since the features were made that a lane may run on, if it need not be fresh.
     """
 
     lanes: tuple[Lane, ...]
@@ -225,8 +240,11 @@ class Plan:
 
 
 def guided(lanes: Iterable[Lane], step: Step) -> Plan:
-    """Positive lanes -> a plan: equal lanes merged, empty shares dropped, each lane followed by its
-    negative twin when guidance is above 1 (diffusers' rule)."""
+    """The plan of these positive lanes. Where guidance is above 1 (diffusers' rule), a negative twin follows each lane.
+
+    Lanes with equal keys become one, with the sum of their shares. Lanes with a share of 0 are dropped. Raises
+    ComposerError for a negative share.
+    """
     merged: dict[object, Lane] = {}
     for lane in lanes:
         if lane.share < 0:
@@ -247,7 +265,11 @@ def guided(lanes: Iterable[Lane], step: Step) -> Plan:
 
 @dataclass(frozen=True)
 class Knob:
-    """What a front end must know to offer one setting."""
+    """What a front must know to offer one setting.
+
+    low, high: the range, both ends included; None where there is no bound. choices: the texts that it may be; () for
+    any other kind of value.
+    """
 
     label: str
     help: str
@@ -267,16 +289,16 @@ def knob(
     high: float | None = None,
     choices: Sequence[str] = (),
 ) -> Any:
-    """A composer's setting: a dataclass field whose range, unit and help travel with it."""
+    """A dataclass field that is a setting, of a method or of a request, and carries its `Knob`."""
     return field(default=default, metadata={"knob": Knob(label, help, unit, low, high, tuple(choices))})
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A field with a knob, of a method or of a request, as front ends offer it.
+    """A field with a knob, of a method or of a request, as fronts offer it.
 
-    default: `dataclasses.MISSING` where it must be given. annotation: of its values, without None.
-    optional: whether None is one of them.
+    default: `dataclasses.MISSING` where it must be given. annotation: the type of its values as it is written in the
+    source, without None. optional: whether it may also be None.
     """
 
     name: str
@@ -287,12 +309,12 @@ class Setting:
 
     @property
     def whole(self) -> bool:
-        """Whether its values are whole numbers."""
+        """Whether its values are whole numbers (None aside)."""
         return self.annotation == "int"
 
 
 def settings(kind: type[Any]) -> tuple[Setting, ...]:
-    """The settings of a dataclass, in its own order."""
+    """The fields of a dataclass that have a knob, in its own order."""
     found = []
     for one in dataclasses.fields(kind):
         if "knob" in one.metadata:
@@ -304,14 +326,16 @@ def settings(kind: type[Any]) -> tuple[Setting, ...]:
 
 @dataclass(frozen=True)
 class Composer(ABC):
-    """A composition method: settings in its fields, one pure decision in `plan`.
+    """A composition method. Its settings are its fields, and `plan` is its one pure decision.
 
-    Adding a file with one subclass to this folder adds the method to Python, the command line, the
-    batch script and the web app alike.
+    A file with one subclass in this folder adds the method to every front (see CONTRIBUTING.md).
 
-    fewest, most: how many adapters it takes (pinned ones not counted).
-    by_band: it reads `Use.band`, which is then filled before planning.
-    plans_reuse: it decides itself which lanes are fresh, so that a request's `reuse` has no place.
+    name: what fronts call it. summary: one or two sentences for users.
+    fewest, most: how many adapters it takes, pinned ones not counted. most: None is any number.
+    by_band: it reads `Use.band`. Bands are then filled in before planning.
+    plans_reuse: it decides itself which lanes are fresh. A request's `reuse` is then refused.
+
+    Raises ComposerError for a setting outside its knob's range or choices.
     """
 
     name: ClassVar[str]
@@ -345,7 +369,7 @@ class Composer(ABC):
     def resolved(self, mix: Mix, count: int) -> Composer:
         """This method with the settings that a run of `count` steps over `mix` really uses.
 
-        Raises ComposerError where the mix has too few or too many adapters, or the run too few steps.
+        Raises ComposerError for too few or too many adapters. Methods that need a number of steps raise it for fewer.
         """
         if len(mix) < self.fewest or (self.most is not None and len(mix) > self.most):
             wanted = f"at least {self.fewest}" if self.most is None else f"{self.fewest} to {self.most}"
@@ -355,13 +379,13 @@ class Composer(ABC):
         return self
 
     def prepared(self, uses: tuple[Use, ...]) -> tuple[Use, ...]:
-        """The members as this method wants them when a request is admitted, one for each, in order.
+        """The members of the mix as this method wants them, one for each, in order. Called when a request is resolved.
 
-        Symbolic blocks ("@content") are replaced by the model's own afterwards. Applying it twice changes
-        nothing more.
+        It may give them symbolic blocks ("@content"), which are replaced by the model's own afterwards. A second call
+        must change nothing more.
         """
         return uses
 
     @abstractmethod
     def plan(self, step: Step, mix: Mix) -> Plan:
-        """The lanes of one image at one step."""
+        """The lanes of one picture at one step, and the rule that folds them (see `guided`)."""

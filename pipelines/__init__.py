@@ -1,6 +1,6 @@
 """Rendering many mixes of LoRAs in one pass: models, adapters, requests and sessions.
 
-The names are imported when they are first asked for: a request alone needs no torch.
+A name is imported when it is first asked for. So a request alone does not import torch.
 """
 
 from __future__ import annotations

@@ -2,19 +2,24 @@
 
     up_blocks.1@0.5,mid_block@1     blocks by name; what is not listed is at 0
     content, style                  the model's own block map (see B-LoRA)
-    ALL NONE INALL OUTALL           everything, nothing, all blocks on the way in, or on the way out
-    INS IND MIDD OUTD OUTS          the shallow and the deep half of each way, and the deep middle
+    ALL NONE INALL OUTALL           everything, nothing, all blocks on the way in, all on the way out
+    INS IND MIDD OUTD OUTS          shallow or deep half of the way in; deep halves and middle; deep or shallow way out
     IN04, M00, OUT05                one block, by its number in the original code
     1,0,0,0,1,1,1,1,…               one number a block, as the LoRA Block Weight extension takes them
 
-A vector begins with BASE, the text encoder. It is as long as the model has numbered blocks ("LoCon": 26 for
-SD1.x, 20 for SDXL) or blocks with attention ("LoRA": 17 and 12); in the shorter form the blocks without
-attention are at 0. Layers outside the numbered blocks (time embedding, output convolution) stay at 1, but for
-NONE and single blocks. The named presets take the blocks without attention along with their neighbours, so
-that LoCon files are halved at the same places; for adapters on attention alone they are the extension's own.
-A block at 0 acts as if its keys were not in the file.
+A vector has BASE, the factor on the text encoder, and then one number for each numbered block ("LoCon": 26 numbers
+for SD1.x, 20 for SDXL) or for each block with attention and the middle ("LoRA": 17 and 12). In the shorter form, the
+blocks without attention are at 0.
 
-Source: sd-webui-lora-block-weight (block numbers, lengths, presets).
+Presets and vectors leave the layers outside the numbered blocks (time embedding, output convolution) at 1. With NONE,
+a single block, a block list, content and style, these layers are at 0. NONE, a single block, content and style also
+switch the text encoder's part off (`pipelines.text.tags`).
+
+INS … OUTS take the blocks without attention along with their neighbours, so that LoCon files are halved at the same
+places. For adapters on attention alone, they are the extension's own presets. A block at 0 acts as if its keys were not
+in the file.
+
+Source: https://github.com/hako-mikan/sd-webui-lora-block-weight (block numbers, lengths, presets).
 """
 
 from __future__ import annotations
@@ -41,11 +46,11 @@ _MEMBER = re.compile(
 
 @dataclass(frozen=True)
 class Layout:
-    """What must be known of a model, and of what is loaded on it, to speak of blocks.
+    """What must be known of a model, and of the adapters loaded on it, to speak of blocks.
 
-    block_map: "@content" and "@style" -> the model's own block names.
-    unet_layers: dotted names of the UNet's layers; adapter_layers: adapter -> "unet.…" layers it changes.
-    Both empty where nothing is known, and then nothing is checked.
+    label: what messages call the model. block_map: "@content" and "@style" -> the model's own block names.
+    unet_layers: dotted names of the UNet's layers. adapter_layers: adapter -> the layers that it changes, as "unet.…".
+    Where either is not known, it is left out, and nothing is checked against it.
     """
 
     label: str
@@ -55,7 +60,7 @@ class Layout:
 
     @cached_property
     def numbered(self) -> dict[str, tuple[str, ...]]:
-        """Block id ("IN00", "M00", "OUT11") -> the dotted names of its members, in the order they run."""
+        """Block id ("IN00", "M00", "OUT11") -> the dotted names of its members. The ids are in the order they run."""
         found: dict[str, dict[str, None]] = {}
         names = sgm_names(self.unet_layers)
         for module, sgm in names.items():
@@ -73,7 +78,7 @@ class Layout:
 
     @property
     def attended(self) -> list[str]:
-        """The ids of the blocks that hold attention, and the middle."""
+        """The ids of the middle and of the blocks that hold attention, in the order they run."""
         return [
             block
             for block, members in self.numbered.items()
@@ -82,7 +87,7 @@ class Layout:
 
     @property
     def loose(self) -> tuple[str, ...]:
-        """Layers outside the numbered blocks."""
+        """Dotted names of the layers outside the numbered blocks."""
         inside = [member for members in self.numbered.values() for member in members]
         return tuple(name for name in self.unet_layers if not any(within(name, block) for block in inside))
 
@@ -93,22 +98,23 @@ def within(module: str, block: str) -> bool:
 
 
 def block_of(module: str) -> str:
-    """The member of the UNet that holds a layer ("up_blocks.0.attentions.1"); the layer itself elsewhere."""
+    """The block that holds a layer, as "up_blocks.0.attentions.1"; the layer itself where no such block does."""
     found = _MEMBER.match(module)
     return found[0] if found else module
 
 
 def blocks_of(layers: Iterable[str]) -> Counter[str]:
-    """UNet blocks -> how many of the layers ("unet.…") lie in them, in alphabetical order."""
+    """UNet block -> how many of the layers lie in it, in alphabetical order. Layers not named "unet.…" are left out."""
     inside = (layer.removeprefix("unet.") for layer in layers if layer.startswith("unet."))
     return Counter(dict(sorted(Counter(map(block_of, inside)).items())))
 
 
 def preset_blocks(name: str, layout: Layout) -> Blocks:
-    """A preset, a numbered block or a vector -> the blocks that it means for the model; () is all of them.
+    """The blocks that a preset, a numbered block or a vector means for the model; () is all of them.
 
-    What it means for the text encoder is in the tag already (`LoraTag.use`).
-    Raises PromptError for a name the model does not know, and for a vector whose length makes no sense here.
+    What it means for the text encoder is in the use already (`LoraTag.use`). Raises PromptError for a name that the
+    model does not know, for a preset on a model without numbered blocks, and for a vector of another length or with
+    anything but finite numbers.
     """
     if name in PRESETS:
         return _preset(name, layout)
@@ -123,8 +129,8 @@ def preset_blocks(name: str, layout: Layout) -> Blocks:
 def placed(use: Use, layout: Layout) -> Use:
     """The use with symbolic blocks replaced by the model's own, and every block looked up in the model.
 
-    Raises RequestError for a block the model lacks, for a symbolic one where the model has no map, and for
-    an adapter that changes nothing in the blocks it is to be confined to; PromptError for an unknown preset.
+    Raises RequestError for a block that the model lacks, for "@content" and "@style" where the model has no map, and
+    for an adapter that changes nothing in the mapped blocks. Raises PromptError as `preset_blocks` does.
     """
     blocks: list[tuple[str, float]] = []
     for name, factor in use.blocks:
@@ -163,7 +169,7 @@ def _refuse_empty(use: Use, part: str, blocks: tuple[str, ...], layout: Layout) 
 
 
 def listed(blocks: Mapping[str, int]) -> str:
-    """Blocks with their layers, at most eight: "up_blocks.0.attentions.0 (80 layers), …"."""
+    """Blocks with their numbers of layers, as "up_blocks.0.attentions.0 (80 layers), …". At most eight are named."""
     if not blocks:
         return "no UNet blocks at all"
     told = [f"{block} ({count} layers)" for block, count in list(blocks.items())[:8]]
@@ -171,7 +177,7 @@ def listed(blocks: Mapping[str, int]) -> str:
 
 
 def _coarse(layers: Collection[str]) -> list[str]:
-    """The UNet's top-level blocks."""
+    """The names of the UNet's top-level blocks, in alphabetical order."""
     tops = (re.match(r"(down_blocks|up_blocks)\.\d+|mid_block", layer) for layer in layers)
     return sorted({top[0] for top in tops if top})
 
@@ -201,7 +207,7 @@ def _preset(name: str, layout: Layout) -> Blocks:
 
 
 def _vector(text: str, layout: Layout) -> Blocks:
-    """BASE and one number a block. Raises PromptError."""
+    """The blocks of a vector: BASE, which is passed over, and one number a block. Raises PromptError."""
     pieces = [piece.strip() for piece in text.split(",")]
     shapes = {1 + len(ids): ids for ids in (list(layout.numbered), layout.attended)}
     if len(pieces) not in shapes:

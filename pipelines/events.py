@@ -1,4 +1,8 @@
-"""What a session tells of its pictures. A picture's events come in the order of these classes."""
+"""What a session tells of its pictures: `Started`, then `Stepped` for each step, then `Finished`.
+
+`Failed` or `Cancelled` may come in place of any of them, and is then the last. A picture that was set aside starts anew
+when it goes on. `id` is that of the picture's `Ticket`.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from pipelines.request import Request
 
 @dataclass(frozen=True)
 class Started:
-    """The picture is in flight: `request` is the resolved one, with the seed that was drawn."""
+    """The picture is in flight. request: the resolved one, with the seed that was drawn."""
 
     id: int
     request: Request
@@ -23,9 +27,9 @@ class Started:
 
 @dataclass(frozen=True)
 class Stepped:
-    """The picture has advanced to `step` of `count`. `preview()` decodes it as it stands (a PIL image).
+    """The picture has advanced by one step. step: how many are done, 1 … count.
 
-    latents: [1, channels, h, w] float32.
+    latents: [1, channels, h, w] float32, on the model's device. preview: decodes them as they stand, as a PIL image.
     """
 
     id: int
@@ -37,10 +41,12 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Finished:
-    """The picture: a PIL image, an array [h, w, 3] in 0 … 1, a tensor [3, h, w] in 0 … 1, or latents.
+    """The picture is done.
 
-    It comes one or more rounds after its last `Stepped` where pictures are decoded beside the rounds (on CUDA).
-    request: the resolved one.
+    image: a PIL image, an array [height, width, 3] or a tensor [3, height, width] of float32 in 0 … 1, or latents
+    [channels, h, w], as the session's `output_type` says. record: what was done. request: the resolved one.
+
+    On CUDA, pictures are decoded beside the rounds. There this may come several rounds after the last `Stepped`.
     """
 
     id: int
@@ -51,7 +57,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """The picture cannot be made; the others go on."""
+    """The picture cannot be made, and `error` says why. The others go on."""
 
     id: int
     error: StudioError
@@ -59,7 +65,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class Cancelled:
-    """The picture was taken out before its next UNet call, or before it was decoded."""
+    """The picture was taken out: before its next UNet call, or before its decode was over."""
 
     id: int
 

@@ -1,7 +1,8 @@
-"""One picture of a session, from the request to its last step, and how it is set aside in the middle.
+"""One picture of a session, from its request to its last step, and how it is set aside in between.
 
-A picture that is set aside lies in the host's memory: its latents, its scheduler's and its generator's state, its
-remembered features and its texts. It goes on with the same bits, in another session and with the model loaded anew.
+A picture that is set aside lies in the host's memory: its latents, the state of its scheduler and its generator, its
+remembered features, and its texts. It goes on with the same bits, also in another session and with a model that was
+loaded anew.
 """
 
 from __future__ import annotations
@@ -26,15 +27,17 @@ from pipelines.texts import Asks
 from pipelines.trajectory import Trajectory
 
 Group = tuple[Shape, int]
-"""Pictures that share UNet calls: those of one latent shape; the id of one that makes its own, else 0."""
+"""Equal for pictures that can share UNet calls: the latent shape, and 0. A picture that makes calls of its own has its
+id in place of the 0."""
 
 
 @dataclass(frozen=True)
 class Ticket:
     """What a session answers to whoever asks for a picture.
 
-    id: names the picture in events. request: the resolved one, with the seed that was drawn. shape: of its latents.
-    steps: solver steps that really run. rows: UNet rows of its next round. all_rows: of all its steps together.
+    id: names the picture in events; from 1. request: the resolved one, with the seed that was drawn. shape: of its
+    latents, (channels, h, w). steps: the solver steps that really run. rows: the UNet rows of its next round. all_rows:
+    the rows of all its steps together, each step counted once.
     """
 
     id: int
@@ -49,10 +52,11 @@ class Ticket:
 class Flight:
     """One picture that a session was asked for.
 
-    began: when it was first in flight, in seconds of `time.perf_counter`. hold: of its adapters on the device.
-    asks: what it wants encoded, once it is known. not_encoded: its texts could not be encoded ahead of its turn.
-    own_calls: it shares no UNet calls with others. rounds_without_room: in which it was next and found none.
-    parked: it was set aside, and its trajectory lies in the host's memory.
+    plans, passes: for each step that runs, its lanes and how they run. trajectory: None until it is first in flight.
+    began: when that was, in seconds of `time.perf_counter`, as if it had never been set aside. hold: keeps its adapters
+    on the device. asks: what it wants encoded, once that is known. not_encoded: its texts could not be encoded ahead of
+    its turn. own_calls: it shares no UNet calls with others. rounds_without_room: the number of rounds in which it was
+    next and found no room. parked: it was set aside, and its trajectory lies in the host's memory.
     """
 
     id: int
@@ -84,7 +88,7 @@ class Flight:
 
     @property
     def all_rows(self) -> int:
-        """The rows of all its steps together."""
+        """The rows of all its steps together, each step counted once."""
         return sum(len(plan.lanes) for plan in self.plans)
 
     @property
@@ -99,26 +103,28 @@ class Flight:
 
     @property
     def work(self) -> float:
-        """What all its steps cost together, in UNet rows times latent cells."""
+        """What all its steps cost together, as UNet rows times latent cells."""
         return float(self.all_rows * self.shape[1] * self.shape[2])
 
     def let_go(self) -> None:
-        """Nothing more comes of it: it lets go of its adapters, features and latents."""
+        """Let go of its adapters, features, texts and latents. Nothing more comes of it."""
         if self.hold is not None:
             self.hold.release()
         self.hold = self.trajectory = self.asks = None
         self.features.keep_only(frozenset())
 
     def failed(self, error: StudioError) -> Failed:
-        """Nothing more comes of it, for this reason."""
+        """Let go of all it holds; the event that says why nothing more comes of it."""
         self.let_go()
         return Failed(self.id, error)
 
 
 @dataclass(frozen=True)
 class Aside:
-    """A picture that was set aside in mid-flight. adapters: name -> hash of the file that it was begun with. seconds:
-    how long it has been in flight."""
+    """A picture that was set aside in mid-flight.
+
+    adapters: name -> SHA-256 of the file that it was begun with. seconds: how long it has been in flight.
+    """
 
     flight: Flight
     adapters: Mapping[str, str]
@@ -126,7 +132,7 @@ class Aside:
 
 
 def set_aside(flight: Flight, hashes: Mapping[str, str]) -> Aside:
-    """Takes a picture in flight off the device."""
+    """Take a picture in flight off the device. hashes: adapter -> SHA-256 of its file."""
     assert flight.trajectory is not None
     if flight.hold is not None:
         flight.hold.release()
@@ -141,7 +147,7 @@ def set_aside(flight: Flight, hashes: Mapping[str, str]) -> Aside:
 
 
 def take_up(flight: Flight, device: torch.device) -> None:
-    """Brings a picture that was set aside to the device, where it goes on."""
+    """Bring a picture that was set aside back to the device, where it goes on."""
     assert flight.trajectory is not None
     trajectory = flight.trajectory
     trajectory.latents = trajectory.latents.to(device)
@@ -166,7 +172,7 @@ def _parked(value: Any) -> Any:
 
 
 def _move(scheduler: Any, moved: Any) -> None:
-    """Applies `moved` to each value that a scheduler remembers between steps, in its lists and tuples too."""
+    """Apply `moved` to each value that a scheduler remembers between steps, also to those in its lists and tuples."""
     for name, value in list(vars(scheduler).items()):
         if isinstance(value, list | tuple):
             setattr(scheduler, name, type(value)(moved(one) for one in value))

@@ -36,7 +36,7 @@ from pipelines.spectrum import Profile, cached, measure, remember
 
 @dataclass(frozen=True)
 class Result:
-    """Pictures and their records, in the order of the requests."""
+    """Pictures and their records, in the order of the requests. images: in the form that `output_type` asked for."""
 
     images: list[Any]
     records: list[Record]
@@ -48,6 +48,8 @@ WARM_STEPS = 3
 
 class StudioPipeline:
     """A model with its adapters, ready to render many different requests in shared UNet calls.
+
+    For one thread at a time.
 
     pipe = StudioPipeline.from_pretrained("tiny-sdxl")
     pipe.load_lora_weights("fox.safetensors", adapter_name="fox")
@@ -69,11 +71,17 @@ class StudioPipeline:
         home: Home | None = None,
         form: FormChoice = "auto",
     ) -> StudioPipeline:
-        """An embedded model's name, a diffusers folder, a .safetensors checkpoint, or a hub id.
+        """Load a model, on the CPU.
 
-        dtype: of the UNet and the text encoders; None is float32 on the CPU and becomes float16 when the
-            pipeline moves to a GPU. vae: another VAE, as a file or folder. form: see `pipelines.engine.residency.bank`.
-        Raises ModelError.
+        source: a model's name (built in, or in the model folders), a diffusers folder, a .safetensors checkpoint, or a
+            hub id.
+        dtype: of the UNet and the text encoders. None is float32 on the CPU, and float16 once the pipeline moves to a
+            GPU.
+        vae: another VAE: a name in a VAE folder, a .safetensors file, or a diffusers folder.
+        home: the user's folder; None is the usual one.
+        form: of the adapters' products, see `pipelines.engine.residency.bank`.
+
+        Raises ModelError for what cannot be found, read or run.
         """
         checkpoint = load_checkpoint(source, dtype=dtype or torch.float32, vae=vae, home=home)
         return cls(Model(checkpoint, form=form), home=home, dtype_is_given=dtype is not None)
@@ -87,11 +95,15 @@ class StudioPipeline:
         vae: str | Path | None = None,
         form: FormChoice = "auto",
     ) -> StudioPipeline:
-        """A .safetensors checkpoint; no hub is needed. Raises ModelError."""
+        """Load a .safetensors checkpoint; no hub is needed. As `from_pretrained` else. Raises ModelError."""
         return cls.from_pretrained(Path(file), dtype=dtype, vae=vae, form=form)
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> StudioPipeline:
-        """Move to a device and, if given, another dtype. Raises SetupError for a device that is not there."""
+        """Move to a device and return the pipeline.
+
+        dtype: of the UNet and the text encoders. None keeps one that was given to `from_pretrained`; else it is float16
+        on CUDA, and float32 elsewhere. Raises SetupError where CUDA is asked for and is not there.
+        """
         target = torch.device(device)
         if target.type == "cuda" and not torch.cuda.is_available():
             raise SetupError(
@@ -103,12 +115,12 @@ class StudioPipeline:
         return self
 
     def enable_model_cpu_offload(self, device: str | torch.device = "cuda") -> None:
-        """Low memory: UNet, text encoders and VAE are on the device only while they work."""
+        """Save memory: UNet, text encoders and VAE are on the device only while they work."""
         self.model.offload = True
         self.to(device)
 
     def enable_vae_tiling(self) -> None:
-        """Low memory: decode large pictures tile by tile (seams can show, very faintly)."""
+        """Save memory: large pictures are decoded tile by tile. Very faint seams can show."""
         self.model.vae.enable_tiling()
 
     def optimize(
@@ -121,17 +133,18 @@ class StudioPipeline:
         attention: AttentionChoice = "auto",
         kernels: bool = False,
     ) -> None:
-        """How the UNet's calls run; none of it changes a picture beyond rounding.
+        """Choose how the UNet's calls run. None of it changes a picture beyond rounding.
 
-        graphs: record CUDA graphs and replay them (on by default on CUDA). compile: the UNet's repeated blocks
-            through torch.compile: 3 to 25 seconds once for each size of call, then faster; what it makes is kept in
-            the home's cache. form: of the adapters' products, see `pipelines.engine.residency.bank`; "auto" chooses the
-            cheapest for each call. tf32: whether float32 products on a GPU may round to 10 bits of mantissa (a
-            picture's latents then differ by about 1e-3); for the whole process; None leaves torch's setting.
-            attention: which of torch's attention kernels comes first, see `pipelines.engine.backends`.
-            kernels: let Triton kernels of our own compete with the library's products, on CUDA in 16 bits: which is
-            fastest is measured at the first call of each shape (seconds, once for a device) and kept in the home's
-            cache. Without Triton, and elsewhere, nothing changes.
+        graphs: record CUDA graphs and replay them. On other devices it means nothing.
+        compile: run the UNet's repeated blocks through torch.compile. The first call of each size then takes some tens
+            of seconds, and the later ones are faster. What was compiled is kept in the home's cache.
+        form: of the adapters' products, see `pipelines.engine.residency.bank`; "auto" takes the cheapest for each call.
+        tf32: whether float32 products on a GPU may round to 10 bits of mantissa. Latents then differ by about 1e-3.
+            It holds for the whole process. None leaves torch's setting.
+        attention: which of torch's attention kernels comes first, see `pipelines.engine.backends`.
+        kernels: let the studio's own Triton kernels compete with the library's products, on CUDA in 16 bits. At the
+            first call of each shape the fastest is found, which takes seconds, once for a device. What was found is
+            kept in the home's cache. Elsewhere, and without Triton, nothing changes.
         """
         if compile:
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(self.home.cache / "compile"))
@@ -145,16 +158,18 @@ class StudioPipeline:
         self.model.engine.optimize(graphs=graphs, compile=compile, attention=attention, kernels=kernels)
 
     def calibrate(self) -> Rates:
-        """The device's rates, which the planner goes by from now on: measured once in about a second, then kept in
-        the home's cache."""
+        """The device's rates, by which the planner decides from now on.
+
+        They are measured once, in about a second, and kept in the home's cache.
+        """
         rates = rates_of(self.model.device, self.model.dtype, self.home.cache)
         self.model.engine.planner = Planner(rates)
         return rates
 
     def plan(self, requests: Request | Sequence[Request]) -> tuple[CallPlan, ...]:
-        """What the first step of these requests, rendered together, would run: one call for each size.
+        """What the first step of these requests would run, if they were rendered together: one call for each size.
 
-        Raises StudioError for a request that this model cannot render.
+        Nothing is rendered. Raises StudioError for a request that this model cannot render.
         """
         asked = [requests] if isinstance(requests, Request) else list(requests)
         resolved = [request.resolved(self.model.facts) for request in asked]
@@ -178,7 +193,10 @@ class StudioPipeline:
 
     @property
     def row_limit(self) -> int | None:
-        """UNet rows a call may hold at most; None lets the device's memory decide."""
+        """The most UNet rows that a call may hold, 1 or above; None lets the device's memory decide.
+
+        Setting a smaller number raises SetupError.
+        """
         return self.model.row_limit
 
     @row_limit.setter
@@ -189,16 +207,17 @@ class StudioPipeline:
 
     @property
     def store(self) -> AdapterStore:
-        """Where the adapters are kept, and what that has cost: `store.stats`, `store.limits`."""
+        """Where the adapters are kept. `store.limits` bounds that, and `store.stats` says what it has cost."""
         return self.model.store
 
     def load_lora_weights(
         self, file: str | Path, adapter_name: str | None = None, *, family: FamilyName | None = None
     ) -> LoadReport:
-        """Load a LoRA by path or by its name in the LoRA folders, as `adapter_name` (its stem by default).
+        """Load a LoRA by its path, or by its name in the LoRA folders.
 
-        family: overrides what the file's metadata says it was made for. All of it is loaded, or an AdapterError
-        says why not and nothing is.
+        adapter_name: what requests call it; None is the file's name without its ending. family: the model family that
+        it was made for, where the file's own metadata is wrong. Either all of it is loaded, or AdapterError says why
+        not, and nothing is.
         """
         found = self.home.find_lora(file, model=self.model.checkpoint.label)
         name = adapter_name or found.path.stem
@@ -219,10 +238,10 @@ class StudioPipeline:
             self.model.profiled.pop(name, None)
 
     def profile(self, adapter_name: str) -> Profile:
-        """The frequency profile of a loaded adapter on this model (see `pipelines.spectrum`), whose band CMLoRA goes
-        by from now on. Measured once in a few short runs, then kept in the home's cache.
+        """The frequency profile of a loaded adapter on this model (see `pipelines.spectrum`).
 
-        Raises AdapterError for a name that is not loaded.
+        CMLoRA takes the adapter's band from it from now on. It is measured once, in a few short runs, and kept in the
+        home's cache. Raises AdapterError for a name that is not loaded.
         """
         if adapter_name not in self.adapters:
             raise AdapterError(
@@ -237,14 +256,17 @@ class StudioPipeline:
 
     @property
     def adapters(self) -> Mapping[str, LoadReport]:
-        """The loaded adapters: name -> load report."""
+        """The loaded adapters: name -> what was read of the file. A view; it cannot be changed."""
         return MappingProxyType({name: known.report for name, known in self.model.store.known.items()})
 
     def __call__(self, requests: Request | Sequence[Request], *, output_type: OutputType = "pil") -> Result:
-        """Render. All requests are checked before any work begins; a picture that fails raises its error.
+        """Render all requests, and return their pictures.
 
-        output_type: "pil", "np" ([h, w, 3] in 0 … 1), "pt" ([3, h, w] in 0 … 1) or "latent" ([channels, h, w]).
-        Raises StudioError.
+        output_type: "pil"; "np", arrays [height, width, 3] of float32 in 0 … 1; "pt", tensors [3, height, width], the
+        same; or "latent", tensors [channels, h, w].
+
+        All requests are checked before any work begins. Raises StudioError for a request that this model cannot render.
+        Where a picture fails later, its error is raised, and the other pictures are lost. `stream` yields those too.
         """
         with self._submitted(requests, output_type) as (session, ids):
             finished = {}
@@ -258,9 +280,11 @@ class StudioPipeline:
     def stream(
         self, requests: Request | Sequence[Request], *, output_type: OutputType = "pil"
     ) -> Generator[Event, None, None]:
-        """Render as events (see `pipelines.session`); an event's `id` is the request's place, from 1.
+        """Render all requests, and yield what happens (see `pipelines.events`).
 
-        Closing the iterator stops before the next UNet call.
+        An event's `id` is the request's place, from 1. output_type: as in `__call__`. Closing the iterator stops before
+        the next UNet call. A request that this model cannot render raises StudioError at the first `next`, before any
+        work. A picture that fails later is told as `Failed`.
         """
         with self._submitted(requests, output_type) as (session, _):
             yield from session.drain()
@@ -270,10 +294,10 @@ class StudioPipeline:
         requests: Request | Sequence[Request],
         progress: Callable[[int, int], None] = lambda done, of: None,
     ) -> None:
-        """Run the first steps of these requests and drop them, so that whatever compiles or is recorded for pictures
-        of their sizes and number is there when they are asked for. progress: told how many steps are done, of how many.
+        """Run the first steps of these requests, and drop them.
 
-        Raises StudioError.
+        Whatever is compiled or recorded for pictures of their sizes and number is then there when they are asked for.
+        progress: called with the number of steps that are done, and of how many. Raises StudioError.
         """
         done = 0
         with closing(self.stream(requests, output_type="latent")) as events:

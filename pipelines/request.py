@@ -1,4 +1,4 @@
-"""A Request asks for one picture. It is THE gate: whatever makes no sense is refused here, before any work."""
+"""A Request asks for one picture. It is the one gate: what makes no sense is refused here, before any work."""
 
 from __future__ import annotations
 
@@ -48,22 +48,24 @@ if TYPE_CHECKING:
 
 LARGEST_SIDE = 16384
 FARTHEST = 4 * LARGEST_SIDE
-"""Pixels: SDXL's size conditioning may tell of a picture larger than any that is drawn."""
+"""Pixels. SDXL's size conditioning may speak of a picture that is larger than any that is drawn."""
 MOST_STEPS = 1000
 MOST = 1e300
-"""Beyond every number that means something."""
+"""The largest number of a field that has no range of its own."""
 SEEDS = 2**32
+"""Seeds that are drawn lie below this."""
 
 
 @dataclass(frozen=True)
 class Facts:
     """What a request must know of the model that will render it.
 
-    adapters: names of the loaded adapters. size_unit: sizes are multiples of this many pixels.
+    label: what messages call the model. defaults: for what a request leaves open.
+    adapters: the names of the loaded adapters. size_unit: widths and heights are multiples of this many pixels.
     block_map: symbolic block ("@content", "@style") -> the model's own block names.
-    unet_layers: dotted names of the UNet's layers; adapter_layers: adapter -> the layers it changes.
+    unet_layers: dotted names of the UNet's layers. adapter_layers: adapter -> the layers that it changes, as "unet.…".
     cuts: the cuts at which features can be remembered, the preferred one first.
-    bands: adapter -> its frequency band, where a profile or its metadata tells it.
+    bands: adapter -> its frequency band.
     """
 
     label: str
@@ -78,7 +80,7 @@ class Facts:
 
     @property
     def layout(self) -> Layout:
-        """What block names are read by."""
+        """The part of this by which block names are read."""
         return Layout(self.label, self.block_map, self.unet_layers, self.adapter_layers)
 
 
@@ -86,21 +88,26 @@ class Facts:
 class Request:
     """One picture. None means: as the model's card, its folder or its family says.
 
-    Each field says what it is and how far it goes; command line, job files, pages and programs are made from that
-    (`studio.drafts.fields`). What its words do not say:
-    prompt: A1111 weights (`(word:1.2)`, `[word]`, BREAK) and `<lora:name:0.8>` tags are understood; tags
-        join `adapters` when the request is admitted. At most 20000 characters, and 1000 without a space.
-    negative_prompt: None is diffusers' meaning (zeros where the model forces them for empty prompts, else
-        the encoded empty text); "" is the encoded empty text.
-    adapters: names with strengths, or `Use`s in order; at most 100, strengths and factors in -100 … 100.
-    seed: None draws one in 0 … 2**32 - 1.
-    scheduler: a name of `pipelines.schedulers`, or an alias.
-    clip_skip: diffusers' count.
-    reuse: for the methods that do not plan this themselves; a new turn of Switch starts in full. None is off.
-    cut: see `pipelines.features`; None is the family's.
-    original_size, crop, target_size: None is the picture's own size.
+    The knob of each field has its label, help, unit and range. Flags, job files, pages and arguments are made from
+    these (`studio.drafts.fields`). What the knobs do not say:
 
-    Every bound is judged here, before any work (`pipelines.bounds`). Raises RequestError and PromptError.
+    prompt: it may hold A1111's weights (`(word:1.2)`, `[word]`, BREAK) and `<lora:name:0.8>` tags. Tags join `adapters`
+        when the request is resolved. At most 20000 characters, and 1000 letters, or other signs, in a row.
+    negative_prompt: "" is the encoded empty text. None is what diffusers does without one: zeros where the model forces
+        them for empty prompts, else the encoded empty text.
+    adapters: names with strengths, or `Use`s in order. At most 100, tags included. Strengths and factors lie in
+        -100 … 100.
+    seed: None draws one in 0 … 2**32 - 1.
+    width, height: multiples of the model's unit. With an initial image, None is the image's own side, rounded down to
+        such a multiple.
+    scheduler: a name of `pipelines.schedulers`, or an alias; "model" is the model's own scheduler.
+    init_image: at most 80 million pixels. It is resized to `width` x `height`.
+    clip_skip: counted as diffusers does.
+    reuse: only for methods that do not plan this themselves. A new turn of Switch starts in full. None is off.
+    cut: see `pipelines.features`; None is the family's.
+    original_size, target_size: None is the picture's own size.
+
+    Raises RequestError and PromptError for a value beyond its bounds (`pipelines.bounds`). `resolved` judges the rest.
     """
 
     prompt: str = field(metadata={"knob": Knob("Prompt", "What to draw.")})
@@ -192,9 +199,12 @@ class Request:
         return self.adapters
 
     def resolved(self, facts: Facts) -> Request:
-        """This request with every question answered for one model: no field that decides the picture is None
-        (but `negative_prompt`, `clip_skip` and a scheduler that is the model's own). Raises RequestError,
-        PromptError and ComposerError."""
+        """This request with every question answered for one model.
+
+        Tags are adapters, names are those of loaded adapters, and blocks are the model's own. The fields that are None
+        afterwards mean it: `negative_prompt`, `clip_skip` and `init_image` as above, `reuse` off, and `cut` where
+        nothing is remembered. Raises RequestError, PromptError and ComposerError for what this model cannot render.
+        """
         defaults = facts.defaults
         width, height = self._size(facts)
         prompt, tags = take_tags(self.prompt)
@@ -227,18 +237,21 @@ class Request:
 
     @property
     def mix(self) -> Mix:
-        """The members: adapters that are not pinned."""
+        """The adapters that are not pinned, and how the text encoder sees them."""
         return Mix(tuple(use for use in self.uses if not use.pinned), self.text_mode)
 
     @property
     def executed_steps(self) -> int:
-        """Solver steps that really run (of a resolved request); image-to-image skips the first ones."""
+        """The solver steps of a resolved request that really run. An initial image leaves out the first ones."""
         assert self.steps is not None
         return min(int(self.steps * self.strength), self.steps) if self.init_image is not None else self.steps
 
     def plans(self) -> tuple[Plan, ...]:
-        """One plan a step (of a resolved request): the composer's, with schedules multiplied in, the pinned
-        adapters on every lane, and `reuse` applied."""
+        """The plans of a resolved request, one for each step that runs.
+
+        They are the composer's, with schedules multiplied into the strengths, the pinned adapters on every lane, and
+        `reuse` applied.
+        """
         assert self.guidance_scale is not None
         pinned = tuple(use for use in self.uses if use.pinned)
         count = self.executed_steps
@@ -247,7 +260,7 @@ class Request:
         return tuple(plans if self.reuse is None else _reusing(plans, self.reuse))
 
     def _cut(self, facts: Facts) -> Cut | None:
-        """Where features are remembered; None where nothing is."""
+        """Where features are remembered; None where nothing is. Raises RequestError for a cut that the model lacks."""
         if self.reuse is None and not self.composer.plans_reuse:
             return None
         if self.cut is not None and self.cut not in facts.cuts:
@@ -284,7 +297,7 @@ def _timed(use: Use, steps: int) -> Use:
 
 
 def _uses(adapters: Mapping[str, float] | Sequence[Use]) -> tuple[Use, ...]:
-    """The adapters as uses; a name that stands twice is refused."""
+    """The adapters as uses. Raises RequestError, also for a name that stands twice."""
     if not isinstance(adapters, Mapping | Sequence) or isinstance(adapters, str):
         raise RequestError(f"adapters must be {{name: strength}} or a list of Use, found {shown(adapters)}")
     if len(adapters) > MOST_ADAPTERS:
@@ -327,13 +340,13 @@ def _check_use(use: Use) -> None:
 
 
 def _bounded(name: str, strength: float | None) -> None:
-    """`Use` and `Schedule` have seen to it that it is a finite number."""
+    """Raises RequestError for a strength or factor beyond -STRONGEST … STRONGEST. None passes."""
     if strength is not None and not -STRONGEST <= strength <= STRONGEST:
         raise RequestError(f"{name}={strength!r} must be a number in {-STRONGEST:g} … {STRONGEST:g}")
 
 
 def _named(use: Use, facts: Facts) -> Use:
-    """The use under the name its adapter is loaded by."""
+    """The use under the name by which its adapter is loaded; case does not matter. Raises RequestError."""
     loaded = {name.lower(): name for name in facts.adapters}
     if use.adapter.lower() not in loaded:
         near = difflib.get_close_matches(use.adapter, facts.adapters, n=3, cutoff=0.4)
@@ -347,12 +360,12 @@ def _named(use: Use, facts: Facts) -> Use:
 
 
 def _banded(use: Use, facts: Facts) -> Use:
-    """The use with its band: the user's word, else what the model knows of the adapter, else high."""
+    """The use with its band: what it says itself, else what the model knows of the adapter, else "high"."""
     return use if use.pinned else replace(use, band=use.band or facts.bands.get(use.adapter, "high"))
 
 
 def _reusing(plans: Sequence[Plan], interval: int) -> list[Plan]:
-    """The plans with each lane fresh every `interval` steps, counted from where it came in."""
+    """The plans with each lane fresh at every `interval`-th step, counted from the step at which it came in."""
     found = []
     since: dict[object, int] = {}
     for index, plan in enumerate(plans):
@@ -372,7 +385,7 @@ def _driven(plan: Plan, pinned: tuple[Use, ...], step: Step) -> Plan:
 
 
 def _at(use: Use, step: Step) -> Use:
-    """The use as a gate sees it at one step: strength with its schedule's factor, and blocks."""
+    """The use at one step, as the engine takes it: its blocks, and its strength times its schedule's factor."""
     factor = use.schedule.factor(step) if use.schedule else 1.0
     return Use(use.adapter, use.weight * factor, blocks=use.blocks)
 
@@ -382,7 +395,7 @@ SETTINGS = settings(Request)
 
 
 def _check(setting: Setting, value: object) -> None:
-    """Raises RequestError, and PromptError for a prompt, where the value is none that the setting takes."""
+    """Raises RequestError for a value that the setting does not take, and PromptError for such words of a prompt."""
     name, own = setting.name, setting.knob
     if value is None and setting.optional:
         return
@@ -432,7 +445,7 @@ def _plain(number: float) -> str:
 
 
 def _check_image(value: object) -> None:
-    """Raises RequestError for what is no picture, or too large a one."""
+    """Raises RequestError for what is no PIL image, and for one of too many pixels."""
     from PIL import Image
 
     if not isinstance(value, Image.Image):

@@ -1,8 +1,8 @@
 """Schedulers by the names that people know, made from the model's own scheduler.
 
-A name is a diffusers class and the settings that make it what the name says; everything else (betas,
-prediction type, timestep spacing, zero terminal SNR) comes from the model's own scheduler. The table holds
-only what runs without further packages: what needs torchsde or scipy is not offered, and says so.
+A name stands for a diffusers class and for the settings that make it what the name says. Everything else (betas,
+prediction type, timestep spacing, zero terminal SNR) comes from the model's own scheduler. The table holds only what
+runs without further packages. What needs torchsde or scipy is not offered, and the message says so.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ if TYPE_CHECKING:
 Scheduler = Any  # diffusers' scheduler classes share no typed base
 
 MODEL_OWN = "model"
-"""The name of "the scheduler that came with the model, as it is"."""
+"""The name of the scheduler that came with the model, as it is."""
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """One row of the table: a name, the diffusers class, the settings that the name stands for."""
+    """One row of the table: a name, its diffusers class, and the settings that the name stands for.
+
+    aliases: other names for the same, among them those of other programs.
+    """
 
     name: str
     scheduler_class: str
@@ -39,7 +42,7 @@ class Sampler:
 
 
 def _sigmas(spacing: str = "") -> dict[str, bool]:
-    """All sigma spacings off but `spacing`, so that none is inherited from the model's own scheduler."""
+    """All sigma spacings off but `spacing`. So none is inherited from the model's own scheduler."""
     return {f"use_{kind}_sigmas": kind == spacing for kind in ("karras", "exponential", "beta")}
 
 
@@ -116,23 +119,24 @@ NOT_OFFERED: Mapping[str, str] = MappingProxyType(
 
 
 def scheduler_names() -> tuple[str, ...]:
-    """All names, in the order to show them in."""
+    """All names of the table, in the order in which fronts show them. Aliases and "model" are not among them."""
     return tuple(sampler.name for sampler in SAMPLERS)
 
 
 def canonical(name: str) -> str:
-    """The table's spelling of a name or alias ("model" is the model's own scheduler).
+    """The table's spelling of a name or an alias; "model", the model's own scheduler, stays as it is.
 
-    Raises RequestError for an unknown one, with near matches.
+    Case, spaces, hyphens and underscores make no difference. Raises RequestError for a name that is not offered, with
+    the reason, and for an unknown one, with near matches.
     """
     return MODEL_OWN if name.strip().lower() == MODEL_OWN else _sampler(name).name
 
 
 def make_scheduler(name: str | None, model_scheduler: Scheduler) -> Scheduler:
-    """A fresh scheduler for one trajectory; the model's own is never changed.
+    """A fresh scheduler for one trajectory. The model's own is never changed.
 
-    name: as in `scheduler_names()`, an alias, or None (or "model") for the model's own.
-    Raises RequestError for an unknown name.
+    name: as in `scheduler_names()`, or an alias; None or "model" gives a copy of the model's own. Raises RequestError
+    as `canonical` does.
     """
     import diffusers
 
@@ -149,7 +153,7 @@ def make_scheduler(name: str | None, model_scheduler: Scheduler) -> Scheduler:
 
 
 def _fresh(scheduler_class: Any, config: dict[str, Any], settings: dict[str, Any]) -> Scheduler:
-    """A copy of one that was made alike before: diffusers' DPM2 takes half a second to make."""
+    """A copy of a scheduler that is made once and kept, since diffusers' DPM2 takes half a second to make."""
     return copy.deepcopy(_made(pickle.dumps((scheduler_class, config, settings))))
 
 
@@ -160,7 +164,7 @@ def _made(recipe: bytes) -> Scheduler:
 
 
 def name_of(scheduler: Scheduler) -> str:
-    """The table's name for a model's own scheduler, or "model" where no name gives exactly the same one."""
+    """The table's name for a scheduler; "model" where no name gives one with exactly the same settings."""
     for sampler in SAMPLERS:
         if sampler.scheduler_class == type(scheduler).__name__:
             twin = make_scheduler(sampler.name, scheduler)
@@ -173,11 +177,10 @@ def name_of(scheduler: Scheduler) -> str:
 def set_steps(
     scheduler: Scheduler, steps: int, device: str | torch.device = "cpu", *, skip: int = 0
 ) -> torch.Tensor:
-    """Prepares a run of `steps` solver steps; returns the timestep of every UNet call.  # [calls]
+    """Prepare a run of `steps` solver steps. Returns the timesteps of its UNet calls, [calls].
 
-    skip: leading solver steps that are left out (image-to-image).
-
-    Raises RequestError where the scheduler cannot take that many steps, or so few.
+    skip: how many leading solver steps are left out (image-to-image). Raises RequestError where the scheduler cannot
+    take that many steps, or so few.
     """
     most = int(scheduler.config.num_train_timesteps)
     if type(scheduler).__name__ in ("LCMScheduler", "TCDScheduler"):
@@ -196,24 +199,24 @@ def set_steps(
 
 
 def accepts_generator(scheduler: Scheduler) -> bool:
-    """Whether `step` takes a generator, so that the trajectory's own draws its noise."""
+    """Whether the scheduler's `step` takes a generator, so that the trajectory's own can draw its noise."""
     return "generator" in inspect.signature(type(scheduler).step).parameters
 
 
 def calls_per_step(scheduler: Scheduler) -> int:
-    """UNet calls in one full solver step: 2 for Heun and DPM2 (whose last step is one call), else 1.
+    """UNet calls in one full solver step: 2 for Heun and DPM2, whose last step is one call; 1 for all others.
 
-    PNDM spends one call more than it has steps; `step_of_call` says where.
+    PNDM makes more calls than it has steps; `step_of_call` says where.
     """
     return int(getattr(scheduler, "order", 1))
 
 
 def step_of_call(scheduler: Scheduler, call: int) -> int:
-    """The solver step (0 is the noisiest) that the run's `call`-th UNet call belongs to.
+    """The solver step that a UNet call of the run belongs to; 0 is the noisiest.
 
-    Both count from the first call that is really made: with an initial image, from its first timestep.
-    PNDM's second call evaluates the first step again; its Runge-Kutta start, where a model's own scheduler
-    has one, makes three steps of four calls.
+    Calls and steps count from 0, from the first that is really made. So with an initial image, the steps left out do
+    not count. PNDM's second call evaluates the first step again. Where a model's own PNDM has a Runge-Kutta start, its
+    first three steps make four calls each.
     """
     if type(scheduler).__name__ == "PNDMScheduler":
         if _has_runge_kutta_start(scheduler):
@@ -232,9 +235,10 @@ def _label(scheduler: Scheduler) -> str:
 
 
 def _zero_snr_betas(model_scheduler: Scheduler) -> list[float]:
-    """The model's betas rescaled to zero terminal SNR, for classes that cannot rescale them themselves.
+    """The model's betas rescaled to zero terminal SNR (Lin et al. 2023, arXiv 2305.08891), one for each train step.
 
-    As in the classes that can, the last cumulative alpha is 2^-24 and not 0, so that no sigma is infinite.
+    For classes that cannot rescale them. As in the classes that can, the last cumulative alpha is 2^-24 and not 0, so
+    that no sigma is infinite.
     """
     import torch
     from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
@@ -248,7 +252,7 @@ def _zero_snr_betas(model_scheduler: Scheduler) -> list[float]:
 
 
 def _key(name: str) -> str:
-    """One spelling for all: case, blanks, underscores and hyphens make no difference."""
+    """A name as the table is searched by it: in lower case, with single spaces for hyphens and underscores."""
     return " ".join(name.lower().replace("_", " ").replace("-", " ").split())
 
 

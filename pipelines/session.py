@@ -1,17 +1,17 @@
-"""The one scheduler: pictures are asked for, step side by side, and leave when they are done.
+"""The session: pictures are asked for, step side by side, and leave when they are done.
 
     submit -> [waiting] -> admit: text, noise -> [in flight] -> one round: one UNet call a latent shape -> decode
                  |           ^                                 (a second one for rows on remembered features)
                  +- texts ---+ encoded ahead, in batches, each distinct one once
 
-A round advances every picture in flight by one UNet evaluation. Where the calls of one owner's pictures, or of one
-shape, take much longer than others', these rest until the others have had as many seconds of the device. Between rounds
-pictures join, leave, are cancelled and are set aside. On CUDA texts are encoded, pictures decoded and the next round
-prepared while the device is still at work on the round.
+A round advances the pictures in flight by one UNet evaluation each. Where one owner's pictures, or one shape's, have
+had more seconds of the device than others, they rest until the others have caught up (`device_time`). Between rounds,
+pictures join, leave, are cancelled and are set aside. On CUDA, texts are encoded, pictures are decoded and the next
+round is prepared while the device is still at work on this one.
 
-Work that several pictures share is done again for each by itself where it fails, so that only the guilty one fails.
-`StudioPipeline`, the web worker, the batch script and Ray actors are thin users of this class. Who joins is decided in
-`admission`. What comes before the first step is in `preparation`, and what comes after the last is in `finishing`.
+Where work that several pictures share fails, it is done again for each by itself. So only the picture at fault fails.
+`StudioPipeline` and `studio.rendering.runner` drive this class, and fronts go through these two. Who joins is decided
+in `admission`. What comes before the first step is in `preparation`, and what comes after the last is in `finishing`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ AHEAD = 4
 
 
 class Session:
-    """Renders what is submitted to one model, in shared UNet calls. Not safe for several threads at once."""
+    """Renders what is submitted to one model, in shared UNet calls. For one thread at a time.
+
+    output_type: the form of finished pictures, as in `StudioPipeline.__call__`.
+    """
 
     def __init__(self, model: Model, *, output_type: OutputType = "pil") -> None:
         self.model = model
@@ -66,10 +69,10 @@ class Session:
         self._finishing = Finishing(model, output_type, self._pace)
 
     def submit(self, request: Request, owner: Hashable = "", priority: int = 0) -> Ticket:
-        """Ask for a picture. A higher priority goes first, and owners take turns.
+        """Ask for a picture. A higher priority goes first, and owners take turns (`pipelines.turns`).
 
-        The request is resolved and planned here, once, and the ticket says what came of it. Raises a StudioError for
-        a request that this model cannot render.
+        The request is resolved and planned here, once. The ticket says what came of that. Raises StudioError for a
+        request that this model cannot render.
         """
         resolved = request.resolved(self.model.facts)
         assert resolved.width is not None
@@ -85,7 +88,7 @@ class Session:
         return flight.ticket
 
     def cancel(self, id: int) -> bool:
-        """Take a picture out; it makes no further UNet call. False where it is not here (any more)."""
+        """Take a picture out, so that it makes no further UNet call. False where it is not here, or no longer here."""
         found = self._finishing.take_out(id)
         for flights in (self._waiting, self._flying):
             for flight in [flight for flight in flights if flight.id == id]:
@@ -98,9 +101,10 @@ class Session:
         return True
 
     def suspend(self) -> dict[int, Aside]:
-        """Take all pictures in flight off the device. Those that are not begun or are being decoded stay.
+        """Take all pictures off the device that have begun and are not being decoded. The others stay.
 
-        Returns id -> what `resume` takes, in this session or in another of the same model.
+        Returns id -> what `resume` takes, in this session or in another one of the same model. A picture that cannot be
+        set aside fails.
         """
         found = {}
         for flight in [*self._flying, *(flight for flight in self._waiting if flight.parked)]:
@@ -114,15 +118,16 @@ class Session:
         return found
 
     def resume(self, aside: Aside) -> Ticket:
-        """Go on with a picture that was set aside, where it was, as soon as it is its turn. It gets a new id.
+        """Go on with a picture that was set aside, from the step it had reached, when it is its turn. It gets a new id.
 
-        Its adapters must be loaded. Raises AdapterFileError where one of them is another file by now.
+        Its adapters must be loaded. Raises AdapterFileError where one of them is not, or is another file by now.
         """
         for name, digest in aside.adapters.items():
             known = self.model.store.known.get(name)
             if known is None or known.report.sha256 != digest:
                 raise AdapterFileError(
-                    f"LoRA {name!r} was changed while a picture with it was set aside; ask for the picture again"
+                    f"LoRA {name!r} was changed or unloaded while a picture with it was set aside; "
+                    "ask for the picture again"
                 )
         flight = aside.flight
         flight.id, flight.began = next(self._ids), time.perf_counter() - aside.seconds
@@ -130,25 +135,28 @@ class Session:
         return flight.ticket
 
     def close(self) -> None:
-        """Lets go of all that is here; the session is not used any more."""
+        """Let go of all that the pictures hold. The session must not be used any more."""
         for flight in [*self._waiting, *self._flying, *self._finishing.flights]:
             flight.let_go()
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is waiting, in the making, or to be told."""
+        """Whether no picture is waiting or in the making, and no event is left to tell."""
         return not (self._waiting or self._flying or self._finishing.busy or self._events)
 
     def drain(self) -> Iterator[Event]:
-        """Rounds until nothing is left, as events."""
+        """Run rounds until nothing is left, and yield their events."""
         while not self.idle:
             yield from self.step()
 
     # -- a round -----------------------------------------------------------------------------------------
 
     def step(self) -> list[Event]:
-        """One round: pictures join, every picture in flight makes one UNet evaluation, those that are done are decoded,
-        and the texts of those that come next are encoded."""
+        """Run one round, and return its events.
+
+        Pictures join. Those in flight that are due make one UNet evaluation each. Those that are done start to be
+        decoded, and the texts of those that come next are encoded. What fails is told as `Failed`, not raised.
+        """
         self._admit()
         for flights in self._time.due(self._flying):
             self._round(flights)
@@ -161,7 +169,8 @@ class Session:
         return events
 
     def _round(self, flights: Sequence[Flight]) -> None:
-        """One UNet evaluation for each, shared. Where that fails, one by one, so that the bad one fails alone."""
+        """One UNet evaluation for each, in shared calls. Where that fails, each makes its own, so that only the picture
+        at fault fails."""
         try:
             trajectories = [flight.trajectory for flight in flights if flight.trajectory is not None]
             predictions = self._evaluate(flights, rows_of(trajectories), flights[0].shape)
@@ -183,7 +192,8 @@ class Session:
                 self._fail_in_flight(flight, own_error(error, "a step failed"))
 
     def _evaluate(self, flights: Sequence[Flight], rows: Sequence[Row], shape: Shape) -> Tensor:
-        """[rows, channels, h, w]. All rows in full share one call, and those that run shallow share one a cut."""
+        """The rows' predictions, [rows, channels, h, w] float32. Rows that run in full share one call, and so do those
+        that run shallow at one cut."""
         found: list[Tensor | None] = [None] * len(rows)
         for cut in (None, *dict.fromkeys(row.cut for row in rows if row.shallow)):
             places = [place for place, row in enumerate(rows) if (row.cut if row.shallow else None) == cut]
@@ -214,7 +224,7 @@ class Session:
     # -- who joins ---------------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        """Take in whoever has room and is next; begin their pictures, and go on with those that were set aside."""
+        """Take in the pictures that are next and find room. New ones begin; those that were set aside go on."""
         self._turns.among((flight.owner, flight.priority) for flight in self._waiting)
         if self._waiting and not reserved_for_features(self._flying):
             self._feature_room = self.model.feature_room()
@@ -238,15 +248,15 @@ class Session:
         self._go_on([flight for flight in joined if flight.parked])
 
     def _next(self, count: int) -> list[Flight]:
-        """The waiting pictures whose turn it is next."""
+        """The waiting pictures that are next, at most `count`, the first one first."""
         return heapq.nsmallest(count, self._waiting, key=self._turn)
 
     def _turn(self, flight: Flight) -> tuple[int, float, int, int]:
-        """Who comes first: by priority, then owners in turn, then first come first served."""
+        """The sort key of a waiting picture: by priority, then by owners in turn, then first come, first served."""
         return (*self._turns.key(flight.owner, flight.priority), flight.id)
 
     def _hold_adapters(self, flight: Flight) -> bool:
-        """Bring its adapters to the device, for its whole run; whether that was possible."""
+        """Bring the picture's adapters to the device for its whole run. False, and it fails, where that fails."""
         try:
             flight.hold = self.model.store.hold(flight.adapters)
         except Exception as error:
@@ -256,7 +266,7 @@ class Session:
         return True
 
     def _begin(self, flights: Sequence[Flight]) -> None:
-        """Begin all of them together; where that fails, one by one, so that the bad one fails alone."""
+        """Begin the pictures together. Where that fails, each begins by itself, so that only the one at fault fails."""
         if not flights:
             return
         try:
@@ -272,7 +282,7 @@ class Session:
             self._started(flight)
 
     def _go_on(self, flights: Sequence[Flight]) -> None:
-        """Those that were set aside are in flight again."""
+        """Bring pictures that were set aside back into flight."""
         for flight in flights:
             try:
                 take_up(flight, self.model.device)

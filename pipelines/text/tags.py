@@ -1,19 +1,22 @@
-"""The adapter tags inside a prompt: `<lora:fox:0.8>` and its extensions, read and written. Pure: no torch.
+"""Reads and writes the adapter tags in a prompt: `<lora:fox:0.8>` and its extensions. Pure: no torch.
 
     <lora:fox>                     strength 1           <lora:fox:0.8>        text encoder and UNet at 0.8
     <lora:fox:0.5:0.8>             text encoder 0.5, UNet 0.8 (A1111's order; other programs swap them)
     <lora:fox:te=0.5:unet=0.8>     the same by name
-    <lora:fox:0.8:lbw=…>           strengths by block: `block@factor,…`, or a preset's name or numbers
-    <lora:fox:0.8:start=0.2>       from 20 % of the steps on; `stop=` the opposite; `step=0.2-0.6` both
-    <lora:fox:0.8:step=1@0,0.5@0.4>    factors on the strength, each from its moment on
-    <lora:fox:0.4@0,0.8@0.5>       strengths of the UNet, each from its moment on
+    <lora:fox:0.8:lbw=…>           strengths by block: `block@factor,…`, a preset's name, or numbers
+    <lora:fox:0.8:start=0.2>       on from 20 % of the steps; `stop=0.6` is off from there, `step=0.2-0.6` says both
+    <lora:fox:0.8:step=1@0,0.5@0.4>    factors on the UNet's strength, each from its moment on
+    <lora:fox:0.4@0,0.8@0.5>       strengths, each from its moment on; the text encoder gets the strongest
 
-`<lyco:…>` means `<lora:…>`. Where only `te=` is given it counts for both halves (A1111's rule), but beside
-a positional number it changes the text encoder alone. Moments: after `@` and up to 1 a fraction of the
-steps, above 1 a step number (steps count from 0); in `start=`, `stop=` and `step=a-b` a whole number without
-a point is a step number. Strengths hold until the next moment; nothing is interpolated (the extension that
-brought `w@pos` draws straight lines between them). A colon, angle bracket or backslash in a name is written
-with a backslash before it.
+`<lyco:…>` means `<lora:…>`. Where only `te=` is given, it counts for both halves (A1111's rule). Beside a positional
+number, it sets the text encoder alone.
+
+Moments. After `@`, a number up to 1 is a fraction of the steps, and a whole number above 1 is a step number; steps
+count from 0. In `start=`, `stop=` and `step=a-b`, a whole number without a point is a step number. The fraction 1 is
+the end of the run. A strength holds until the next moment, and nothing is interpolated. (The extension that brought
+`w@pos` draws straight lines instead.)
+
+A colon, an angle bracket or a backslash in a value has a backslash before it.
 
 Sources: A1111's web UI (positional order, te, unet, dyn), LoRA Block Weight (lbw, start, stop, step),
 LoRA Control (w@pos).
@@ -34,7 +37,7 @@ from pipelines.errors import PromptError
 Blocks = tuple[tuple[str, float], ...]
 Points = tuple[tuple[float, float], ...]
 PARTS = ("content", "style")
-"""What `lbw` calls the model's own block map (see B-LoRA)."""
+"""The values of `lbw` that stand for the model's own block map (B-LoRA)."""
 PRESETS: dict[str, tuple[Blocks, float]] = {
     "ALL": ((), 1.0),
     "NONE": ((("mid_block", 0.0),), 0.0),  # unlisted blocks are at 0, so this is nothing at all
@@ -53,7 +56,7 @@ _TAG = re.compile(
     r"<\s*(?P<kind>lora|lyco|hypernet)\s*:(?P<body>(?:\\.|[^<>\\\n])*)(?P<end>>)?", re.IGNORECASE
 )
 _HEAD = re.compile(r"<\s*+\w++\s*+:\s*+[^\s,]*+")
-"""Of a tag that is not closed."""
+"""How far a tag reaches that is not closed: to the next comma or white space."""
 _NUMBER = re.compile(r"[+-]?(?:\d++(?:\.\d*+)?|\.\d++)(?:[eE][+-]?\d++)?")
 _CLOSING = re.compile(r"[)\]]|:\s*[-+.\d]+\s*\)")
 _SEPARATORS = " \t\r\n\f\v,"
@@ -65,11 +68,11 @@ NEVER = math.inf
 class LoraTag:
     """One tag as it was written.
 
-    weight, text_weight: strengths of the UNet and the text encoder; None means "as weight".
-    points: (start, factor on `weight`) as in `Schedule`; UNet only.
-    lbw: the block list or preset name, unread ("" where there is none).
-    dyn: the rank that A1111's dynamic rank would cut the adapter to.
-    bare: it says a name and nothing else. source: the tag's own text, for messages.
+    weight: the UNet's strength. text_weight: the text encoder's; None means `weight`.
+    points: (start, factor on `weight`) pairs as in `Schedule`; they do not act on the text encoder.
+    lbw: the text of `lbw`, which `use` reads; "" where there is none.
+    dyn: the rank to which A1111's dynamic rank would cut the adapter.
+    bare: the tag holds a name and nothing else. source: the tag's own text, for messages.
     """
 
     name: str
@@ -82,10 +85,13 @@ class LoraTag:
     source: str = field(default="", compare=False)
 
     def use(self) -> Use:
-        """The tag as a use of the adapter. What only a model can tell stays symbolic: presets, vectors and single
-        blocks of `lbw` as "@NAME" (see `pipelines.blocks`), step numbers as starts of 1 and above.
+        """The tag as a use of the adapter.
 
-        Raises PromptError for a dynamic rank, an `lbw` that means nothing, and moments that do not rise.
+        What only a model can tell stays symbolic: a preset, a vector or a single block of `lbw` becomes the block
+        "@NAME" (see `pipelines.blocks`). Step numbers stay starts of 1 and above.
+
+        Raises PromptError for a dynamic rank, for an `lbw` that means nothing, for moments that do not rise, and for
+        strengths whose product is no finite number.
         """
         told = _shortened(self.source or self.name)
         if self.dyn is not None:
@@ -102,10 +108,12 @@ class LoraTag:
         try:
             return Use(self.name, self.weight, text_weight, blocks, schedule)
         except ComposerError as error:
-            raise PromptError(f"{told}: its strengths multiply to no number that can be held") from error
+            raise PromptError(
+                f"{told}: the product of its strengths is not finite; write smaller ones"
+            ) from error
 
     def _blocks(self) -> tuple[Blocks, float]:
-        """What `lbw` means: blocks, and a factor on the text encoder's strength."""
+        """What `lbw` means: blocks, and a factor on the text encoder's strength. Raises PromptError."""
         told = _shortened(self.source or self.name)
         word = self.lbw.strip()
         if not word:
@@ -141,20 +149,20 @@ class LoraTag:
 
 
 def take_tags(text: str) -> tuple[str, tuple[LoraTag, ...]]:
-    """A prompt -> the prompt without its adapter tags, and the tags in order.
+    """The prompt without its adapter tags, and the tags in order.
 
-    Commas and white space around a tag are tidied; a text without tags comes back as it is, and so does
-    every other `<…>`. Raises PromptError for a malformed tag, for `<hypernet:…>`, for a tag within another, and for
-    more tags than a picture may have adapters.
+    Commas and white space around a tag are tidied. A text without tags comes back as it is, and so does every other
+    `<…>`. Raises PromptError for a malformed tag, for `<hypernet:…>`, for a tag within another, and for more tags than
+    a picture may have adapters.
     """
     return _taken(text, None)
 
 
 def sift_tags(text: str) -> tuple[str, tuple[LoraTag, ...], tuple[str, ...]]:
-    """As `take_tags`, for a prompt of another program: nothing is refused.
+    """As `take_tags`, for a prompt of another program. Nothing is refused.
 
-    Tags that cannot be read or mean nothing are taken out too; the third value says why. A tag that is not closed
-    ends at the next comma or white space.
+    Tags that cannot be read, or that mean nothing here, are taken out too. The third value says why, once for each
+    reason. A tag that is not closed ends at the next comma or white space.
     """
     unread: list[str] = []
     kept, tags = _taken(text, unread)
@@ -162,7 +170,8 @@ def sift_tags(text: str) -> tuple[str, tuple[LoraTag, ...], tuple[str, ...]]:
 
 
 def _taken(text: str, unread: list[str] | None) -> tuple[str, tuple[LoraTag, ...]]:
-    """The text without its tags, and the tags. unread: is told what is wrong with a tag; None raises it."""
+    """The text without its tags, and the tags. unread: takes what is wrong with a tag; where it is None, that is
+    raised."""
     kept = ""
     tags: list[LoraTag] = []
     end = 0
@@ -196,9 +205,11 @@ def _taken(text: str, unread: list[str] | None) -> tuple[str, tuple[LoraTag, ...
 
 
 def write_tag(use: Use) -> str:
-    """A use as a tag, in the named form where strengths differ, so that every reader agrees on the order.
+    """A use of a resolved request as a tag.
 
-    `take_tags` reads back the same use, but for `pinned` and `band`, which no tag can say.
+    A text strength is written in the named form, so that every reader agrees on the order. `take_tags` reads back the
+    same use, without `pinned` and `band`, which no tag can say. This holds for resolved uses alone: a vector of block
+    factors cannot be written, and the step number 1 would be read as the fraction 1.
     """
     parts = [re.sub(r"([:<>\\])", r"\\\1", use.adapter)]
     if use.text_weight is None:
@@ -216,7 +227,7 @@ def write_tag(use: Use) -> str:
 
 
 def _read(match: re.Match[str]) -> LoraTag:
-    """One match of the tag pattern -> the tag. Raises PromptError."""
+    """The tag that a match of the pattern stands for. Raises PromptError."""
     source = match[0].strip()
     told = _shortened(source)
     if match["kind"].lower() == "hypernet":
@@ -242,12 +253,15 @@ def _read(match: re.Match[str]) -> LoraTag:
 
 
 def _split(body: str) -> list[str]:
-    """A tag's inside at its colons, those after a backslash excepted."""
+    """The inside of a tag, split at the colons that have no backslash before them."""
     return re.findall(r"(?:^|:)((?:\\.|[^:\\]|\\$)*)", body)
 
 
 def _sorted_parts(source: str, parts: list[str]) -> tuple[dict[str, str], list[str | None]]:
-    """What follows the name -> the named values, and the three positional ones: te, unet, dyn."""
+    """The named values of a tag, and its three positional ones (te, unet, dyn), None where not given.
+
+    parts: what follows the name. Raises PromptError.
+    """
     named: dict[str, str] = {}
     positional: list[str | None] = []
     for part in parts:
@@ -272,7 +286,7 @@ def _sorted_parts(source: str, parts: list[str]) -> tuple[dict[str, str], list[s
 def _strengths(
     source: str, named: dict[str, str], positional: list[str | None]
 ) -> tuple[float, float | None, Points]:
-    """The UNet's strength, the text encoder's (None: the same), and the factors on the former."""
+    """The UNet's strength, the text encoder's (None: the same), and the factors on the UNet's. Raises PromptError."""
     first = positional[0]
     text, unet = named.get("te"), named.get("unet", positional[1])
     if unet is None and (text is None or first is None):  # one number, or none at all, for both
@@ -287,7 +301,7 @@ def _strengths(
 
 
 def _strength(source: str, key: str, text: str) -> tuple[float, Points]:
-    """`0.8` -> (0.8, ()); `0.4@0,0.8@0.5` -> (0.8, factors 0.5 and 1 on it)."""
+    """A strength and the factors on it: `0.8` is (0.8, ()), and `0.4@0,0.8@0.5` is 0.8 with the factors 0.5 and 1."""
     if "@" not in text:
         return _number(source, key, text), ()
     points = _points(source, key, text)
@@ -300,7 +314,7 @@ def _strength(source: str, key: str, text: str) -> tuple[float, Points]:
 
 
 def _limits(source: str, named: dict[str, str]) -> Points:
-    """`start=`, `stop=` or `step=` as factors. Raises PromptError."""
+    """What `start=`, `stop=` and `step=` say, as points of a schedule. Raises PromptError."""
     step = named.get("step")
     if step is not None and ("start" in named or "stop" in named):
         raise _malformed(source, "give either step= or start= and stop=")
@@ -322,7 +336,7 @@ def _limits(source: str, named: dict[str, str]) -> Points:
 
 
 def _boundary(source: str, key: str, text: str) -> float:
-    """A start as in `Schedule`; NEVER for the end of the run."""
+    """The moment of `start=` or `stop=` as in `Schedule`; NEVER for the end of the run. Raises PromptError."""
     if re.fullmatch(r"\d++", text) and math.isfinite(float(text)):
         return float(text)
     at = _number(source, key, text)
@@ -334,7 +348,7 @@ def _boundary(source: str, key: str, text: str) -> float:
 
 
 def _points(source: str, key: str, text: str) -> list[tuple[float, float]]:
-    """`w@pos,…` (commas or semicolons) -> (start, w)."""
+    """The (start, w) pairs of `w@pos,…`, which commas or semicolons separate. Raises PromptError."""
     points: list[tuple[float, float]] = []
     entries = re.split("[,;]", text)
     if len(entries) > MOST_POINTS:
@@ -362,7 +376,7 @@ def _number(source: str, key: str, text: str) -> float:
 
 
 def _written(number: float) -> str:
-    """The shortest text that reads back as the same number."""
+    """A text that reads back as the same number; a whole one has no point."""
     return repr(int(number)) if number == int(number) and abs(number) < 1e15 else repr(number)
 
 
@@ -371,13 +385,13 @@ def _malformed(source: str, why: str) -> PromptError:
 
 
 def _shortened(source: str) -> str:
-    """For a message, which every program must be able to write."""
+    """A text for a message: at most 120 characters, all of which can be written as UTF-8."""
     short = source if len(source) <= 120 else source[:119] + "…"
     return short.encode("utf-8", "backslashreplace").decode()
 
 
 def _seam(left: str, right: str) -> str:
-    """Two texts joined where a tag was taken out between them: one separator stays, none at an edge."""
+    """Two texts joined where a tag was taken out between them. One separator stays; at an edge, none does."""
     before = left.rstrip(_SEPARATORS)
     after = right.lstrip(_SEPARATORS)
     if not before or before[-1] in "([" or not after or _CLOSING.match(after):

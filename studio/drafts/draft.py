@@ -1,8 +1,8 @@
 """What was said of one picture.
 
-A Draft holds only what was said; laid over another one, it overrides only that. Its values have the names of Request's
+A Draft holds only what was said. Laid over another one, it overrides only that. Its values have the names of Request's
 fields (`studio.drafts.fields`). When a Draft is made, the LoRA tags of its prompt are read; from then on they are
-adapters like the others. `build` makes a Request of it, and Request refuses bad values, as it does everywhere.
+adapters like the others. `build` makes a Request of it, which judges every value.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MOST_PICTURES = 10_000
-"""Most pictures of one job."""
+"""The most pictures of one job."""
 HIGHEST_SEED = 2**64 - 1
+"""The largest seed that a request takes."""
 USE_FIELDS = tuple(entry.name for entry in fields(Use))
 
 
@@ -33,7 +34,8 @@ USE_FIELDS = tuple(entry.name for entry in fields(Use))
 class Wanted:
     """An adapter that a picture asks for, before it is looked up. Its fields are those of `Use`.
 
-    weight: None takes the strength that the file prefers, or 1 where it prefers none.
+    adapter: the name or path that was said. weight: None takes the strength that the file prefers, or 1 where it
+    prefers none. Nothing is checked here; `use` and `check` do that.
     """
 
     adapter: str
@@ -45,16 +47,22 @@ class Wanted:
     band: Any = None
 
     def use(self, name: str, preferred: float | None) -> Use:
-        """The use of the adapter that is loaded under `name`. preferred: the strength that its file prefers."""
+        """The use of the adapter that is loaded under `name`. preferred: the strength that its file prefers, if any.
+
+        Raises ComposerError as `Use` does.
+        """
         weight = self.weight if self.weight is not None else 1.0 if preferred is None else preferred
         return Use(name, weight, self.text_weight, self.blocks, self.schedule, self.pinned, self.band)
 
     def check(self) -> None:
-        """Raises StudioError for what no request takes."""
+        """Raises StudioError for a name, strength, block, schedule or band that no request takes."""
         Request("", adapters=(self.use(self.adapter, None),))
 
     def over(self, base: Wanted) -> Wanted:
-        """The adapter of `base`, with every value that is said here in place of its own."""
+        """The adapter of `base`, with every value that is said here in place of its own.
+
+        A weight that is said here replaces the text weight of `base` too.
+        """
         own = {
             name: getattr(self, name) for name in USE_FIELDS if getattr(self, name) != getattr(_PLAIN, name)
         }
@@ -100,7 +108,11 @@ class Draft:
             object.__setattr__(self, "wanted", (*self.wanted, *tagged))
 
     def over(self, base: Draft) -> Draft:
-        """Both drafts in one; where both say something, this one wins. An adapter in both keeps its place in `base`."""
+        """Both drafts in one. Where both say something, this one wins.
+
+        An adapter in both keeps its place in `base`, and its values are laid over those there (`Wanted.over`). `where`
+        is that of `base`.
+        """
         own = list(self.wanted)
         kept = []
         for old in base.wanted:
@@ -128,7 +140,7 @@ class Draft:
         """The request of this draft. Where its method names adapters, it names them as they are loaded.
 
         look_up: finds an adapter's file. read_image: reads the initial image; where the request is only to be judged,
-        `sized_like` is enough. Raises StudioError that says where the fault is.
+        `sized_like` is enough. Raises StudioError, whose message begins with `where`.
         """
         try:
             uses = tuple(look_up(wanted) for wanted in self.wanted)
@@ -146,7 +158,7 @@ class Draft:
 
 
 def naming(composer: Composer, names: Mapping[str, str]) -> Composer:
-    """The method, with other names of the adapters that its settings name. names: by the present ones in lower case."""
+    """The method, with new names of the adapters that its settings name. names: by the present, case-folded one."""
     changed = {
         setting.name: name
         for setting in settings(type(composer))
@@ -157,14 +169,14 @@ def naming(composer: Composer, names: Mapping[str, str]) -> Composer:
 
 
 def placed(error: StudioError, where: str) -> StudioError:
-    """The same error with the place where it arose in front, unless its message begins with that already."""
+    """The same error with `where` before its message, unless the message begins with that already."""
     if not where or str(error).startswith(where):
         return error
     return type(error)(f"{where}: {error}")
 
 
 def check_count(count: object, what: str = "count", most: int = MOST_PICTURES) -> int:
-    """The count, where it is a whole number in 1 … `most`. Raises RequestError otherwise. what: its name."""
+    """The count, if it is a whole number in 1 … `most`. Raises RequestError otherwise. what: its name in messages."""
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise RequestError(f"{what}={shown(count)} must be a whole number above 0")
     if count > most:
@@ -173,7 +185,7 @@ def check_count(count: object, what: str = "count", most: int = MOST_PICTURES) -
 
 
 def counted(draft: Draft, count: object, first_seed: object) -> list[Draft]:
-    """`count` copies of the draft, with seeds that rise from `first_seed`. All is checked before any copy is made.
+    """`count` copies of the draft, with seeds that rise by 1 from `first_seed`. All is checked before any is made.
 
     Raises RequestError for a count outside 1 … MOST_PICTURES, and for seeds outside 0 … 2**64 - 1.
     """

@@ -1,9 +1,10 @@
 """The one table of a request's fields: what each is called on every front, and how its values are written as text.
 
-What a field is (label, help, range, choices) stands with the field, in `pipelines.request.Request`. From this table
-come the command line's flags, the columns and the schema of job files, the options of prompt files, the axes of grids,
-the controls of the web form, the arguments for programs, A1111's calls, and the settings line in a picture. A new
-field of Request appears on all of them under its own name; `_NAMES` lists only exceptions. No torch, no gradio.
+What a field is (label, help, range, choices) stands with the field, in `pipelines.request.Request`. The fronts are made
+from this table: the command line's flags, the columns and the schema of job files, the options of prompt files, the
+axes of grids, the controls of the web form, the arguments for programs, A1111's calls, and the settings line in a
+picture. A new field of Request appears on all of them under its own name, and in the settings line under its label.
+`_NAMES` lists only the exceptions. No torch, no gradio.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Kind: TypeAlias = Literal[
 ]
 """Kinds of values. truth: True or False; pair: two whole numbers; mix: adapters; picture: an initial image."""
 Place: TypeAlias = Literal["page", "sampling", "advanced"]
-"""Where the web form shows a field. page: the page places it by hand; else among the sampling or advanced settings."""
+"""Where the web form shows a field: among the sampling or advanced settings. page: the page places it by hand."""
 
 _KINDS: dict[str, Kind] = {
     "str": "text",
@@ -44,10 +45,12 @@ _TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0
 class FieldNames:
     """The names of a field on fronts that do not use its own name.
 
-    flags: on the command line, the one that help shows first; () where commands define it by hand. options: further
-    names in prompt files. axis: as an axis of a grid. argument: for programs (`studio.web.api`). call: A1111's name in
-    /sdapi bodies; "" where it has none. setting: its key in a picture's settings line; "" where the line expresses it
-    in another way. most: the end of its slider. place: see `Place`. nothing: what it means to leave the field out.
+    flags: its flags on the command line, the one that help shows first; None for its own name, () where commands define
+    it by hand. options: further names in prompt files. axis: its names as an axis of a grid. argument: its name for
+    programs (`studio.web.arguments`). call: A1111's name in /sdapi bodies; "" where it has none. setting: its key in a
+    picture's settings line; None for its label, "" where the line expresses it in another way. most: the end of its
+    slider; where it is None, only the range 0 … 1 makes a slider. place: see `Place`. nothing: what it means to leave
+    the field out.
     """
 
     flags: tuple[str, ...] | None = None
@@ -96,7 +99,10 @@ _NAMES: Mapping[str, FieldNames] = {
 
 @dataclass(frozen=True)
 class Field:
-    """One field of a request with all its names, also those that equal its own. See `FieldNames`."""
+    """One field of a request with all its names, those that equal its own included. See `FieldNames`.
+
+    axes: as `FieldNames.axis`. key: as `FieldNames.setting`.
+    """
 
     setting: Setting
     kind: Kind
@@ -131,8 +137,11 @@ class Field:
 
     @property
     def empty(self) -> Any:
-        """The value that means "nothing said" on fronts where every field needs a value. A number that may be None: one
-        below its range. A text: "". Else: the default."""
+        """The value that means "nothing said" on fronts where every field needs a value.
+
+        For a number that may be None, it is 1 below the range, or -1. For texts and methods it is "", and for a choice
+        that may be None too. For all others it is the default.
+        """
         if self.kind in ("whole", "real") and self.optional:
             low = -1 if self.knob.low is None else self.knob.low - 1
             return int(low) if self.kind == "whole" else float(low)
@@ -143,10 +152,10 @@ class Field:
         return self.default
 
     def read(self, text: str) -> Any:
-        """The value of a text that somebody wrote. Raises RequestError that says what is wrong.
+        """The value of a text that somebody wrote. Raises RequestError for a text that is none.
 
-        Ranges and lists in job files are read before this (`studio.batch.values`). Mixes, methods and pictures are read
-        elsewhere.
+        Whether the value lies in the field's range is judged by Request. Ranges and lists in job files are taken apart
+        before this (`studio.batch.values`). Mixes, methods and pictures are read elsewhere.
         """
         word = text.strip()
         if self.kind == "pair":

@@ -1,10 +1,10 @@
-"""The one driver of a session, for the command line, the batch script, Ray's workers and the web.
+"""The one driver of a session, for the command line, `batch`, Ray's workers and the web.
 
     give -> [waiting] -> [in flight] -> step: (picture, event) -> Finished or Failed: forgotten
                  |            |
                  +-- cancel --+-- suspend: (picture, aside) -> resume, here or in another runner of the same model
 
-Callers name their pictures as they like: by a task, a key, or a place in a list. The runner remembers which of them is
+Callers name their pictures as they like: by a task, a key, or a place in a list. The runner remembers which picture is
 which in the session, counts the rows that wait, and measures how full the rounds are.
 """
 
@@ -24,14 +24,15 @@ from pipelines.model import Model
 P = TypeVar("P", bound=Hashable)
 
 AHEAD = 2
-"""How many full UNet calls' worth of pictures may wait in the session, so that it never runs out of work."""
+"""How many full UNet calls' worth of pictures may wait in the session. So it never runs out of work."""
 
 
 @dataclass
 class Fill:
-    """How full the rounds were. rows: UNet rows evaluated, in full or shallow. room: rows that the limit allowed.
+    """How full the rounds were.
 
-    busy_rows, busy_room: the same, counted only in rounds while further pictures waited.
+    rows: the UNet rows that were evaluated, in full or shallow. room: the rows that these calls could have held.
+    busy_rows, busy_room: the same, counted only while further pictures of the same shape waited.
     """
 
     rows: int = 0
@@ -41,11 +42,12 @@ class Fill:
 
     @property
     def busy(self) -> float | None:
-        """rows / room, 0 … 1, while further pictures waited; None where none ever did."""
+        """busy_rows / busy_room, 0 … 1; None where no further picture ever waited."""
         return self.busy_rows / self.busy_room if self.busy_room else None
 
     @property
     def overall(self) -> float | None:
+        """rows / room, 0 … 1; None before the first round."""
         return self.rows / self.room if self.room else None
 
     def __add__(self, other: Fill) -> Fill:
@@ -72,7 +74,7 @@ class Runner(Generic[P]):
         self._waiting: dict[P, Ticket] = {}
 
     def close(self) -> None:
-        """Takes all pictures out, so that they let go of their adapters."""
+        """Cancels all pictures, so that they let go of their adapters."""
         for picture in self.pictures:
             self.cancel(picture)
 
@@ -81,7 +83,8 @@ class Runner(Generic[P]):
     def give(self, picture: P, request: Request, *, owner: Hashable = "", priority: int = 0) -> Ticket:
         """Asks for a picture, and reads the files of its adapters that were not read yet.
 
-        Whatever goes wrong is raised as StudioError and touches no other picture.
+        owner, priority: as `Session.submit` takes them. Whatever goes wrong is raised as StudioError, and touches no
+        other picture.
         """
         try:
             self._model.store.ensure([use.adapter for use in request.uses])
@@ -92,7 +95,7 @@ class Runner(Generic[P]):
             raise own_error(error, "the picture could not be begun") from error
 
     def cancel(self, picture: P) -> bool:
-        """Takes a picture out before its next UNet call. False: it is not here, or not here any more."""
+        """Takes a picture out before its next UNet call. False where it is not here, or no longer here."""
         ticket = self._tickets.get(picture)
         if ticket is None or not self._session.cancel(ticket.id):
             return False
@@ -100,19 +103,21 @@ class Runner(Generic[P]):
         return True
 
     def suspend(self) -> tuple[list[tuple[P, Aside]], list[P]]:
-        """Takes out every picture that is not being decoded. Returns those in flight with what `resume` needs, and
-        those that had not begun."""
+        """Takes out every picture that is not being decoded.
+
+        Returns those that had begun, each with what `resume` takes, and those that had not.
+        """
         begun = [(self._pictures[id], aside) for id, aside in self._session.suspend().items()]
         for picture, _ in begun:
             self._forget(picture)
         return begun, [picture for picture in self.waiting if self.cancel(picture)]
 
     def resume(self, picture: P, aside: Aside) -> Ticket:
-        """Goes on with a picture that was set aside. Its adapters must be loaded. Raises AdapterError."""
+        """Goes on with a picture that was set aside. Raises AdapterFileError as `Session.resume` does."""
         return self._entered(picture, self._session.resume(aside))
 
     def start_over(self) -> list[P]:
-        """Begins a new session after the old one broke; returns the pictures that were in the old one."""
+        """Begins a new session after the old one broke. Returns the pictures that were in the old one."""
         lost = self.pictures
         for picture in lost:
             self._forget(picture)
@@ -121,7 +126,7 @@ class Runner(Generic[P]):
         return lost
 
     def step(self) -> list[tuple[P, Event]]:
-        """Runs one round of the session; returns its events, each with its picture, none of cancelled pictures."""
+        """Runs one round of the session. Returns its events, each with its picture; cancelled pictures have none."""
         before = Counter(self._model.engine.stats.rows)
         events = []
         for event in self._session.step():
@@ -154,7 +159,7 @@ class Runner(Generic[P]):
 
     @property
     def room(self) -> int:
-        """About how many more pictures like the last one to give now, so that no row ever stays empty."""
+        """About how many more pictures, each like the last one that waits, to give now so that no row stays empty."""
         if not self._waiting:
             return max(AHEAD * self._limit(self._usual) // 2, 1)
         last = next(reversed(self._waiting.values()))

@@ -1,4 +1,4 @@
-"""The one place where finished pictures are written to the disk, on threads of its own, beside the steps.
+"""The one place from which finished pictures are written to the disk, on threads of its own, beside the steps.
 
     take -> [pending] -> the file is written -> `then` notes it (a row, a line, a message) -> told
 
@@ -29,7 +29,7 @@ P = TypeVar("P")
 T = TypeVar("T")
 
 MOST_PENDING = 32
-"""Finished pictures that may wait for the disk. With more of them, rendering waits."""
+"""Finished pictures that may wait for the disk. Where so many wait, rendering waits too."""
 
 
 class Written(Protocol):
@@ -39,13 +39,16 @@ class Written(Protocol):
     def record(self) -> Record: ...
 
     def write(self, file: Path, *, force: bool) -> Path:
-        """Writes the picture; returns its path. force: overwrite; without it, an existing file stays, and this one
-        gets another name. Raises SetupError."""
+        """Writes the picture; returns its path.
+
+        force: overwrite a file. Without it, an existing file stays, and the picture gets another name. Raises
+        SetupError.
+        """
 
 
 @dataclass(frozen=True)
 class Made:
-    """A picture that was made here, and what its file will say. adapters: name -> file of the loaded ones."""
+    """A picture that was made here, and what its file will say. adapters: name of a loaded adapter -> its file."""
 
     image: Image.Image = field(repr=False)
     request: Request
@@ -55,7 +58,7 @@ class Made:
 
     @staticmethod
     def of(event: Finished, adapters: Mapping[str, Path], setup: Setup) -> Made:
-        """The picture of a session's event. The session must give "pil" pictures."""
+        """The picture of an event, whose session must give "pil" pictures."""
         assert isinstance(event.image, Image.Image)
         return Made(event.image, event.request, event.record, adapters, setup)
 
@@ -73,7 +76,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Png:
-    """A picture that was made on another computer or process, as the bytes of its file."""
+    """A picture that was made on another computer or in another process. content: the bytes of its file."""
 
     content: bytes = field(repr=False)
     record: Record
@@ -93,10 +96,11 @@ class Saved(Generic[P]):
 
 
 class Saver(Generic[P, T]):
-    """Writes pictures. Use as a context manager: leaving it waits until all are on the disk.
+    """Writes pictures. Use it as a context manager: leaving it waits until all are on the disk.
 
-    then: called on the saver's thread with each picture once its file is written, or once that failed. `told` gives
-    its result, and raises what it raises. threads: more than one only where the pictures' order does not matter.
+    then: called on a thread of the saver with each picture, once its file is written or that has failed. `told` gives
+    its result, and raises what it raises. threads: more than one only where the order does not matter in which files
+    are written and `then` is called.
     """
 
     def __init__(self, then: Callable[[Saved[P]], T], *, threads: int = 1) -> None:
@@ -116,18 +120,21 @@ class Saver(Generic[P, T]):
     def take(
         self, picture: P, made: Written, file: Path | Callable[[], Path], *, force: bool = False
     ) -> None:
-        """Hands a picture over. Waits while too many are pending.
+        """Hands a picture over. Waits while MOST_PENDING others wait for the disk.
 
-        file: where to write it, or a function that says so; the saver's thread calls it. force: overwrite a file.
+        file: where to write it, or a function that says so, which a thread of the saver calls. force: overwrite a file.
         """
         self._hand_over(lambda: self._written(picture, made, file, force))
 
     def fail(self, picture: P, error: StudioError) -> None:
-        """Reports a picture that could not be made; `told` gives it in its turn."""
+        """Hands over a picture that could not be made, so that `then` and `told` have it in its turn."""
         self._hand_over(lambda: Saved(picture, error=error))
 
     def told(self, *, least: int = 0) -> Iterator[T]:
-        """The results of pictures that are done by now, in the order they were handed over. least: wait for so many."""
+        """The results of the pictures that are done, in the order in which they were handed over.
+
+        least: wait for at least so many, where so many are pending.
+        """
         count = 0
         while self._pending and (count < least or self._pending[0].done()):
             wait([self._pending[0]])  # it stays pending meanwhile, so that Ctrl+C loses nothing
@@ -140,15 +147,15 @@ class Saver(Generic[P, T]):
 
     @property
     def pending(self) -> int:
-        """How many pictures were handed over whose results `told` did not give yet."""
+        """How many of the pictures that were handed over have results that `told` did not give yet."""
         return len(self._pending)
 
     def settle(self) -> None:
-        """Waits until every picture that was handed over is on the disk."""
+        """Waits until every picture that was handed over is on the disk, or has failed."""
         wait(self._pending)
 
     def close(self) -> None:
-        """Waits until all is on the disk. Nothing may be handed over after that."""
+        """Waits as `settle` does, and ends the threads. Nothing may be handed over after that."""
         self._threads.shutdown(wait=True)
 
     def _hand_over(self, saved: Callable[[], Saved[P]]) -> None:
