@@ -26,7 +26,6 @@ from composers.plan import (
     text_uses,
 )
 from composers.shown import shown
-from pipelines.blocks import Layout, placed
 from pipelines.bounds import (
     LONGEST_NAME,
     LONGEST_PROMPT,
@@ -40,11 +39,11 @@ from pipelines.bounds import (
 )
 from pipelines.errors import RequestError
 from pipelines.families.family import Cut, Defaults
-from pipelines.schedulers import canonical
-from pipelines.text.tags import take_tags
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from pipelines.blocks import Layout
 
 LARGEST_SIDE = 16384
 FARTHEST = 4 * LARGEST_SIDE
@@ -81,6 +80,8 @@ class Facts:
     @property
     def layout(self) -> Layout:
         """The part of this by which block names are read."""
+        from pipelines.blocks import Layout
+
         return Layout(self.label, self.block_map, self.unet_layers, self.adapter_layers)
 
 
@@ -188,6 +189,8 @@ class Request:
                 "set its refresh and interval"
             )
         if self.scheduler is not None:
+            from pipelines.schedulers import canonical  # `--help` reads the fields, and needs no more
+
             canonical(self.scheduler)
         if self.init_image is not None:
             _check_image(self.init_image)
@@ -205,6 +208,10 @@ class Request:
         afterwards mean it: `negative_prompt`, `clip_skip` and `init_image` as above, `reuse` off, and `cut` where
         nothing is remembered. Raises RequestError, PromptError and ComposerError for what this model cannot render.
         """
+        from pipelines.blocks import placed
+        from pipelines.schedulers import canonical
+        from pipelines.text.tags import take_tags
+
         defaults = facts.defaults
         width, height = self._size(facts)
         prompt, tags = take_tags(self.prompt)
