@@ -222,14 +222,14 @@ def test_a_picture_that_is_finished_while_it_is_stopped_stays_stopped(
     studio: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saving, go = threading.Event(), threading.Event()
-    saved = Ledger.saved
+    finish = Ledger.finish
 
     def slowly(self: Ledger, task: Any, file: Path, record: Any) -> None:
         saving.set()
         assert go.wait(60)
-        saved(self, task, file, record)
+        finish(self, task, file, record)
 
-    monkeypatch.setattr(Ledger, "saved", slowly)
+    monkeypatch.setattr(Ledger, "finish", slowly)
     id = studio.ask("ann", draft(seed=1))
     assert saving.wait(60)
     [file] = studio.home.outputs.rglob("*.png")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import json
 from collections.abc import Mapping
@@ -22,6 +21,8 @@ from studio.drafts.fields import FIELDS, Field
 from studio.web.api import Functions, checked
 from studio.web.arguments import FIRST, with_fields
 from studio.web.sdapi.fields import read_asked
+
+from ...loops import finished
 
 ROOT = Path(__file__).resolve().parents[3]
 USES = (Use("fox", 0.5, 0.25), Use("hat", -2.0))
@@ -91,7 +92,7 @@ def asked_of(name: str, **said: Any) -> list[Draft]:
     """What a function for programs would have drawn."""
     listener = Listener()
     with pytest.raises(RequestError, match="you have no job 'id'"):
-        asyncio.run(function_of(name, listener)(**through_json(said)))
+        finished(function_of(name, listener)(**through_json(said)))
     return listener.drafts
 
 
@@ -148,13 +149,13 @@ def test_a_picture_to_start_from_is_an_uploaded_file(tmp_path: Path) -> None:
     assert (draft.init_image, draft.values["strength"]) == (tmp_path / "a.png", 0.25)
     for wrong in ("a.png", 5, {}, {"path": 5}):
         with pytest.raises(RequestError, match="init_image"):
-            asyncio.run(function_of("compose")(prompt="a", init_image=wrong))
+            finished(function_of("compose")(prompt="a", init_image=wrong))
 
 
 @pytest.mark.parametrize("wrong", [5, "1,2", [1], [1, 2, 3], [1.5, 2], [True, 1], ["1", "2"], {"a": 1}])
 def test_a_pair_is_a_list_of_two_whole_numbers(wrong: Any) -> None:
     with pytest.raises(RequestError, match=r"crop=.* must be a "):
-        asyncio.run(function_of("compose")(prompt="a", crop=wrong))
+        finished(function_of("compose")(prompt="a", crop=wrong))
 
 
 def test_what_programs_give_by_place_stays_there_and_everything_is_explained() -> None:

@@ -23,6 +23,8 @@ from studio.web import waiting
 from studio.web.server import Serving, make_app
 from studio.web.waiting import Waits, worker_result
 
+from ...loops import finished
+
 OF_THE_LOOP = {"closing.py"}
 """Files whose `result()` is that of a task of the event loop, and done."""
 
@@ -72,7 +74,7 @@ def test_who_asks_for_the_same_again_waits_for_the_same() -> None:
         with pytest.raises(RequestError, match="it is gone"):
             await again
 
-    asyncio.run(scene())
+    finished(scene())
 
 
 def test_of_each_owner_one_thing_is_waited_for() -> None:
@@ -89,7 +91,7 @@ def test_of_each_owner_one_thing_is_waited_for() -> None:
             future.set_result("here")
         assert await asyncio.gather(anns, bobs) == ["here", "here"]
 
-    asyncio.run(scene())
+    finished(scene())
 
 
 def test_a_wait_that_is_too_long_is_told_and_can_be_taken_up_again() -> None:
@@ -106,7 +108,7 @@ def test_a_wait_that_is_too_long_is_told_and_can_be_taken_up_again() -> None:
         assert await again == "here"
         assert len(device.futures) == 1
 
-    asyncio.run(scene())
+    finished(scene())
 
 
 def test_all_owners_together_wait_for_so_many_things(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +126,7 @@ def test_all_owners_together_wait_for_so_many_things(monkeypatch: pytest.MonkeyP
         await asyncio.gather(*two)
         assert waits._waiting == {}
 
-    asyncio.run(scene())
+    finished(scene())
 
 
 def test_sixty_who_wait_for_a_model_keep_nobody_waiting(running: Any) -> None:
@@ -170,16 +172,14 @@ def test_pages_ask_for_reports_and_measurements_on_the_event_loop(
     worker.start()
     try:
         reports = [events["loaded"]("fox", "", "browser", request) for _ in range(3)]
-        [report, *others] = asyncio.run(together(reports))
+        [report, *others] = finished(together(reports))
         assert "fox" in report
         assert others == [report, report]
-        measured = Path(
-            asyncio.run(events["measured"](["fox"], "", "browser", request, lambda *_, **__: None))
-        )
+        measured = Path(finished(events["measured"](["fox"], "", "browser", request, lambda *_, **__: None)))
         assert measured.read_bytes().startswith(b"\x89PNG")
         for names, said in (([], "choose at least one"), (["fox"] * 9, "9 LoRAs are more"), (["no"], "no")):
             with pytest.raises(StudioError, match=said):  # the door tells it
-                asyncio.run(events["measured"](names, "", "browser", request, lambda *_, **__: None))
+                finished(events["measured"](names, "", "browser", request, lambda *_, **__: None))
     finally:
         trainings.close()
         worker.close()
