@@ -75,6 +75,7 @@ def test_a_row_sweeps_its_strength_in_one_job(studio: Any) -> None:
     assert [use["weight"] for record in records for use in record["adapters"]] == [0.375, 0.75, 1.125, 1.5]
     assert len({record["seed"] for record in records}) == 1
     scrub = studio.page.locator("#compose-scrub input[type=range]")
+    expect(scrub).to_have_attribute("max", "5")  # the last picture has come to the page
     scrub.press("End")
     expect(studio.page.locator("#compose-scrubbed")).to_contain_text("panda 1.5")
 
