@@ -65,32 +65,31 @@ class FieldNames:
 
 
 _NAMES: Mapping[str, FieldNames] = {
-    "prompt": FieldNames(flags=(), argument="prompt", call="prompt", setting="", place="page"),
+    "prompt": FieldNames(flags=(), call="prompt", setting="", place="page"),
     "negative_prompt": FieldNames(
         flags=("--negative", "--negative-prompt"), call="negative_prompt", setting="", place="page"
     ),
     "adapters": FieldNames(flags=(), argument="loras", setting="", place="page"),
     "composer": FieldNames(
-        flags=(), options=("composer",), axis=("method", "composer"), argument="method", setting="Composition",
+        flags=(), axis=("method", "composer"), argument="method", setting="Composition",
         place="page",
     ),
-    "seed": FieldNames(axis=("seed",), call="seed", setting="Seed", place="page", nothing="a new one each time"),
-    "steps": FieldNames(axis=("steps",), call="steps", setting="Steps", most=150, place="sampling"),
+    "seed": FieldNames(call="seed", place="page", nothing="a new one each time"),
+    "steps": FieldNames(call="steps", most=150, place="sampling"),
     "guidance_scale": FieldNames(
         flags=("--guidance", "--cfg-scale", "--guidance-scale"), axis=("guidance", "cfg"), call="cfg_scale",
         setting="CFG scale", place="sampling",
     ),
     "guidance_rescale": FieldNames(setting="CFG Rescale"),
-    "width": FieldNames(axis=("width",), call="width", setting="", place="sampling"),
-    "height": FieldNames(axis=("height",), call="height", setting="", place="sampling"),
+    "width": FieldNames(call="width", setting="", place="sampling"),
+    "height": FieldNames(call="height", setting="", place="sampling"),
     "scheduler": FieldNames(
         flags=("--scheduler", "--sampler"), options=("sampler_name",), axis=("sampler", "scheduler"),
-        argument="sampler", setting="Sampler", place="sampling",
+        argument="sampler", place="sampling",
     ),
     "init_image": FieldNames(setting="", place="page"),
-    "strength": FieldNames(axis=("strength",), call="denoising_strength", setting="", place="page"),
-    "clip_skip": FieldNames(axis=("clip_skip",), setting=""),
-    "text_mode": FieldNames(axis=("text_mode",), setting="Text mode"),
+    "strength": FieldNames(call="denoising_strength", setting="", place="page"),
+    "clip_skip": FieldNames(setting=""),
     "reuse": FieldNames(nothing="off"),
     "original_size": FieldNames(nothing="the picture's own"),
     "target_size": FieldNames(nothing="the picture's own"),

@@ -34,6 +34,16 @@ def test_help_is_quick_and_writes_nothing(home: Path) -> None:
     assert not home.exists()
 
 
+def test_a_lora_is_inspected_without_diffusers(home: Path, loras: Path) -> None:
+    """Its import takes longer than all the rest."""
+    seen = "import sys, studio.cli as c\ncode = c.main(sys.argv[1:])\nsys.exit(code or 'diffusers' in sys.modules)"
+    file = next(loras.rglob("*.safetensors"))
+    done = subprocess.run(
+        [sys.executable, "-c", seen, "inspect", str(file)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, file.name in done.stdout) == (0, True), done.stderr
+
+
 def test_alone_it_prints_three_commands_to_try(run: Run) -> None:
     ran = run()
     assert ran.code == 0

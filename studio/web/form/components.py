@@ -82,8 +82,8 @@ def _lines(text: str) -> str:
 
 
 def _shows(field: Field, held: Any, value: Any) -> bool:
-    """Whether a control that holds `held` shows the value (None: nothing said). Very large numbers never count as
-    shown, since browsers round them."""
+    """Whether a control that holds `held` shows the value (None: nothing said). Numbers are compared as floats, since
+    browsers round large ones."""
     if held is None:
         return value is None
     own = shown(field, value)
