@@ -35,7 +35,8 @@ class Wanted:
     """An adapter that a picture asks for, before it is looked up. Its fields are those of `Use`.
 
     adapter: the name or path that was said. weight: None takes the strength that the file prefers, or 1 where it
-    prefers none. Nothing is checked here; `use` and `check` do that.
+    prefers none. named: a prompt's tag or a picture asks for it, and these name no paths of this computer; two that
+    differ in nothing else are equal. Nothing is checked here; `use` and `check` do that.
     """
 
     adapter: str
@@ -45,6 +46,7 @@ class Wanted:
     schedule: Schedule | None = None
     pinned: bool = False
     band: Any = None
+    named: bool = field(default=False, compare=False)
 
     def use(self, name: str, preferred: float | None) -> Use:
         """The use of the adapter that is loaded under `name`. preferred: the strength that its file prefers, if any.
@@ -77,7 +79,8 @@ _PLAIN = Wanted("")
 def wanted_of(tag: LoraTag) -> Wanted:
     """The adapter that a tag of a prompt asks for. Raises PromptError."""
     use = tag.use()
-    return Wanted(use.adapter, None if tag.bare else use.weight, use.text_weight, use.blocks, use.schedule)
+    weight = None if tag.bare else use.weight
+    return Wanted(use.adapter, weight, use.text_weight, use.blocks, use.schedule, named=True)
 
 
 @dataclass(frozen=True)

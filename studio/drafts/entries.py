@@ -165,7 +165,7 @@ def _one_wanted(entry: object, where: str) -> Wanted:
             f'{where}: {_shown(entry)} must be a name or an object, as in {{"adapter": "fox"}}'
         )
     for name in entry:
-        if name not in USE_FIELDS:
+        if name not in (*USE_FIELDS, "named"):
             raise RequestError(f"{where}: unknown field {shown(name)}; {_hint(name, USE_FIELDS)}")
     if not isinstance(entry.get("pinned", False), bool):
         raise RequestError(f"{where}: pinned={_shown(entry['pinned'])} must be true or false")
@@ -185,6 +185,7 @@ def _one_wanted(entry: object, where: str) -> Wanted:
         schedule if points else None,
         entry.get("pinned", False),
         entry.get("band"),
+        entry.get("named") is True,
     )
 
 
@@ -259,7 +260,10 @@ def plain_draft(draft: Draft) -> dict[str, Any]:
 
 
 def _plain_wanted(wanted: Wanted) -> dict[str, Any]:
-    return {**asdict(wanted), "schedule": None if wanted.schedule is None else wanted.schedule.points}
+    plain = {**asdict(wanted), "schedule": None if wanted.schedule is None else wanted.schedule.points}
+    if not wanted.named:
+        del plain["named"]
+    return plain
 
 
 def _plain_use(use: Use) -> dict[str, Any]:

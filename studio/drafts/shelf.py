@@ -51,8 +51,8 @@ class Shelf:
         self._home = home
         self._model = model
         self._entries: tuple[Entry, ...] | None = None
-        self._found: dict[str, Entry] = {}
-        self._lost: dict[str, AdapterFileError] = {}
+        self._found: dict[tuple[str, bool], Entry] = {}
+        self._lost: dict[tuple[str, bool], AdapterFileError] = {}
         self._preferred: dict[Path, float | None] = {}
         self._names = LoadedNames() if names is None else names
         self._paths = paths
@@ -72,7 +72,7 @@ class Shelf:
         errors = []
         for one in wanted:
             try:
-                self._path(one.adapter)
+                self._path(one)
             except AdapterFileError as error:
                 errors.append(error)
         return errors
@@ -83,7 +83,7 @@ class Shelf:
 
         Raises AdapterFileError for an unknown or ambiguous name; it gives similar names.
         """
-        path = self._path(wanted.adapter)
+        path = self._path(wanted)
         preferred = self._preferred_weight(path) if wanted.weight is None else None
         return wanted.use(self._names[path], preferred)
 
@@ -103,15 +103,16 @@ class Shelf:
             self._entries = self._home.loras()
         return self._entries
 
-    def _path(self, name: str) -> Path:
-        """The file of that name. It is noted as needed, under a name that no other needed file has."""
-        key = name.casefold()
+    def _path(self, wanted: Wanted) -> Path:
+        """The file that is wanted. It is noted as needed, under a name that no other needed file has."""
+        paths = self._paths and not wanted.named
+        key = (wanted.adapter.casefold(), paths)
         if key in self._lost:
             raise self._lost[key]
         if key not in self._found:
             try:
                 self._found[key] = self._home.find_lora(
-                    name, self._model, paths=self._paths, entries=self._listed()
+                    wanted.adapter, self._model, paths=paths, entries=self._listed()
                 )
             except AdapterFileError as error:
                 self._lost[key] = error

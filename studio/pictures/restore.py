@@ -96,7 +96,7 @@ def _named_as_here(said: Remembered, model: str, finder: Finder) -> Draft:
                 f"LoRA {one.adapter!r} is left out: it is {name!r} here, which is in the mix already"
             )
         elif name is not None and _is_sound(one, finder.notes):
-            wanted.append(replace(one, adapter=name))
+            wanted.append(replace(one, adapter=name, named=True))
             names[one.adapter.casefold()] = name
     draft = replace(said.draft, wanted=tuple(wanted))
     composer = draft.values.get("composer")

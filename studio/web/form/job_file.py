@@ -73,6 +73,7 @@ def _said(job: dict[str, Any]) -> dict[str, Any]:
         for use in job["adapters"]
     ]
     for use in said["adapters"]:
+        use.pop("named", None)
         if not use["pinned"]:
             del use["pinned"]
     plain: dict[str, Any] = _plain(said)

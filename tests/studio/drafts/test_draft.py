@@ -71,7 +71,7 @@ def test_a_request_survives_json(request_: Request) -> None:
 
 
 def test_a_wanted_adapter_can_say_all_that_a_use_can() -> None:
-    assert tuple(field.name for field in fields(Wanted)) == USE_FIELDS
+    assert tuple(field.name for field in fields(Wanted)) == (*USE_FIELDS, "named")
 
 
 @pytest.mark.parametrize(
@@ -338,3 +338,15 @@ def test_whatever_a_field_holds_it_is_a_request_or_a_refusal(name: str) -> None:
         except StudioError as error:
             said = str(error)
         assert len(said.encode()) < 10_000
+
+
+def test_a_prompts_tag_names_no_path(tmp_path: Path) -> None:
+    """Prompts come from strangers; after a job was kept in the database, too."""
+    file = tmp_path / "secret.safetensors"
+    file.write_bytes(b"")
+    shelf = Shelf(Home(tmp_path / "home"), None)
+    draft = Draft({"prompt": f"a fox <lora:{tmp_path}/secret.safetensors:1>"})
+    kept = read_draft(json.loads(json.dumps(plain_draft(draft))), "")
+    for one in (draft, kept):
+        assert len(shelf.missing(one.wanted)) == 1
+    assert shelf.missing([Wanted(str(file))]) == []
