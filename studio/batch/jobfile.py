@@ -22,12 +22,12 @@ import yaml
 
 from composers.shown import shown
 from pipelines.errors import RequestError, SetupError
+from pipelines.home.plain import DEEPEST, LONGEST_FILE, check_plain, read_json, read_text
 from studio.batch.problems import Problems, nearest
 from studio.batch.prompts import plain_wanted, read_line
 from studio.batch.values import MOST_VALUES
 from studio.drafts.fields import NAMES, of_kind
 from studio.drafts.flags import parse_lora
-from studio.drafts.plain import DEEPEST, LONGEST_FILE, check_plain, read_json, read_text
 
 OWN_FIELDS = ("name", "model", "count", "variants")
 """Fields of a job that Request does not have."""

@@ -19,8 +19,8 @@ from typing import Any
 import yaml
 
 from pipelines.errors import RequestError
+from pipelines.home.plain import check_plain
 from studio.drafts.fields import BY_NAME, of_kind
-from studio.drafts.plain import check_plain
 
 WHOLE = (*(field.name for field in of_kind("whole")), "count")
 REAL = tuple(field.name for field in of_kind("real"))

@@ -19,8 +19,8 @@ from pathlib import Path
 from composers.shown import shown
 from pipelines.bounds import LONGEST_PROMPT
 from pipelines.errors import PromptError, SetupError
+from pipelines.home.plain import read_text
 from studio.batch.values import MOST_VALUES
-from studio.drafts.plain import read_text
 
 DEEPEST = 20
 MOST_DRAWN = 100_000

@@ -126,8 +126,8 @@ def _inspected(file: str, home: Home) -> Inspection | dict[str, Any]:
 def _picture(path: Path, home: Home) -> dict[str, Any]:
     """What a picture says and what that means here, or why it cannot be understood."""
     from composers import StudioError
+    from pipelines.home.plain import read_json
     from studio.drafts.entries import plain_draft
-    from studio.drafts.plain import read_json
     from studio.library.scan import Library
     from studio.pictures.metadata import CHUNK, PARAMETERS, read_texts
     from studio.pictures.restore import restore

@@ -26,11 +26,11 @@ from pipelines.bounds import (
     check_text,
 )
 from pipelines.errors import RequestError
+from pipelines.home.plain import check_plain, read_json, read_text
 from pipelines.request import PROMPTS, Request
 from studio.drafts.draft import MOST_PICTURES, USE_FIELDS, Draft, Wanted, placed
 from studio.drafts.fields import NAMES
 from studio.drafts.init_image import picture_mark
-from studio.drafts.plain import check_plain, read_json, read_text
 
 HUGE = 2**128
 """A number beyond this is refused here, whatever its field. Request knows each field's own range."""

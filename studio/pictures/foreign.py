@@ -18,9 +18,9 @@ from sd_parsers.data import PromptInfo
 from sd_parsers.parsers import ComfyUIParser
 
 from pipelines.errors import RequestError, StudioError
+from pipelines.home.plain import read_json
 from studio.drafts.draft import Wanted
 from studio.drafts.picture_file import MOST_SAID, is_png
-from studio.drafts.plain import read_json
 
 LONGEST_LINE = 10_000
 """Most characters of a text that sd-parsers searches by patterns; some of these take quadratic time."""

@@ -25,12 +25,12 @@ from pipelines.bounds import LONGEST_NAME, LONGEST_PROMPT, MOST_ADAPTERS, check_
 from pipelines.errors import RequestError, StudioError
 from pipelines.families.family import FAMILIES
 from pipelines.home.files import write_whole
+from pipelines.home.plain import read_json
 from pipelines.text.tags import sift_tags, write_tag
 from studio.drafts import picture_file
 from studio.drafts.draft import Draft, Wanted, wanted_of
 from studio.drafts.entries import checked, plain_request, read_draft
 from studio.drafts.fields import FIELDS
-from studio.drafts.plain import read_json
 from studio.library.hashes import short_hash
 from studio.library.known import Known
 from studio.pictures import a1111

@@ -14,10 +14,10 @@ from composers import methods as all_methods
 from composers.shown import shown
 from pipelines import StudioError
 from pipelines.home import Home
+from pipelines.home.plain import check_plain
 from studio.drafts.draft import Draft, Wanted
 from studio.drafts.entries import plain_draft, read_draft
 from studio.drafts.fields import Field
-from studio.drafts.plain import check_plain
 from studio.jobs.gate import Trust, model_key
 from studio.library.card import Card
 from studio.web.form import methods, mix

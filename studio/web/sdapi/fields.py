@@ -25,13 +25,13 @@ from composers.registry import methods
 from composers.shown import shown
 from pipelines.bounds import LONGEST_NAME, LONGEST_PROMPT, check_text
 from pipelines.errors import RequestError
+from pipelines.home.plain import check_plain
 from pipelines.request import SEEDS
 from pipelines.schedulers import canonical
 from studio.drafts.draft import Draft, counted
 from studio.drafts.entries import read_draft
 from studio.drafts.fields import BY_NAME, FIELDS, Field
 from studio.drafts.picture_file import LARGEST_FILE
-from studio.drafts.plain import check_plain
 
 MOST_AT_ONCE = 1000
 """Most pictures of one call."""

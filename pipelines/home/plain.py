@@ -1,16 +1,22 @@
-"""Bounds of a stranger's text: its length, depth and number of values are checked before anything uses it."""
+"""A stranger's text: read within bounds, and what its reader may raise becomes one StudioError.
+
+A reader of JSON, YAML, TOML or of a picture can raise almost anything when the text is made for it: RecursionError,
+OverflowError, IndexError, an error of its own library. `reading` is the one place that turns these into an error for
+people. Length, depth and number of values are checked before anything uses the content.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from composers.shown import shown
 from pipelines.bounds import check_text
-from pipelines.errors import RequestError, SetupError
+from pipelines.errors import RequestError, SetupError, StudioError
 
 MOST_VALUES = 1_000_000
 """Most values of one document. Nested values count, and so do those that an alias stands for."""
@@ -18,6 +24,36 @@ DEEPEST = 40
 """Deepest nesting of lists and objects; nothing that we write comes near it."""
 LONGEST_FILE = 64 * 2**20
 """Most bytes of a text file."""
+
+
+@contextmanager
+def reading(what: str, error: type[StudioError], remedy: str = "") -> Iterator[None]:
+    """Turns whatever the block raises for a stranger's content into `error`, on one short line.
+
+    The block only reads: it does not change anything. A StudioError passes as it is. what: the thing, as the line
+    begins. remedy: how the line ends, as in "download it again".
+    """
+    try:
+        yield
+    except StudioError:
+        raise
+    except Exception as fault:
+        raise error(f"{what} {_why(fault)}{f'; {remedy}' if remedy else ''}") from fault
+
+
+def _why(fault: Exception) -> str:
+    if isinstance(fault, OSError):
+        return f"cannot be read ({fault.strerror or short(fault)})"
+    if isinstance(fault, RecursionError):
+        return "cannot be read: it is nested too deep"
+    if isinstance(fault, MemoryError):
+        return "cannot be read: memory ran out"
+    return f"cannot be read: {short(fault)}"
+
+
+def short(value: object) -> str:
+    """The text of a value, on one line and with a long middle left out: to quote it in a message."""
+    return shown(" ".join(str(value).split()))[1:-1]
 
 
 def check_plain(
