@@ -9,6 +9,7 @@ block, on CPUs too.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -25,9 +26,12 @@ from pipelines.errors import RenderError, RequestError
 
 SURE = 0.8
 """The fraction of the counted bytes that is needed in any case."""
+TRIM_EVERY = 16
+"""Pictures between two calls of `give_back`, each of which takes some milliseconds."""
 SMALL = 256 * 2**20
 """Needs of at most so many bytes are not worth asking the system about."""
 _CGROUP = Path("/sys/fs/cgroup")
+_made = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,12 @@ def empty_cache(device: torch.device) -> None:
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
+
+
+def picture_made() -> None:
+    """Is called once for each picture of this process. At every `TRIM_EVERY`th one, memory is given back."""
+    if next(_made) % TRIM_EVERY == 0:
+        give_back()
 
 
 def give_back() -> None:

@@ -44,12 +44,9 @@ lora-studio --help shows all commands, lora-studio render --help all flags."""
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
     os.environ.update({name: os.environ.get(name, value) for name, value in QUIET_ENVIRONMENT.items()})
-    for stream in (
-        sys.stdout,
-        sys.stderr,
-    ):  # a console of few characters, as on Windows, shows "?" for the others
+    for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="replace")  # on Windows, consoles lack many characters: "?" is printed
     words = sys.argv[1:] if argv is None else argv
     args = parser(words).parse_args(words)
     if args.command is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
@@ -172,6 +173,34 @@ def test_other_systems_are_not_even_asked(monkeypatch: pytest.MonkeyPatch, syste
     monkeypatch.setattr(sys, "platform", system)
     monkeypatch.setattr("ctypes.CDLL", lambda name: pytest.fail("libc was loaded"))
     give_back()
+
+
+def test_a_process_that_draws_gives_back_what_it_freed(
+    pipe: StudioPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted over all sessions of the process: many have but one picture."""
+    given: list[int] = []
+    monkeypatch.setattr(memory_module, "_made", itertools.count(1))
+    monkeypatch.setattr(memory_module, "TRIM_EVERY", 3)
+    monkeypatch.setattr(memory_module, "give_back", lambda: given.append(1))
+    for made in range(1, 7):
+        pipe(Request("a fox", width=32, height=32, steps=1, seed=made))
+        assert len(given) == made // 3
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts bytes as Linux does")
+def test_freed_memory_between_blocks_in_use_goes_back_to_the_system() -> None:
+    """In a process of its own, where nothing else is freed meanwhile."""
+    code = (
+        "import psutil\nfrom pipelines.memory import _malloc_trim, give_back\n"
+        "rss = psutil.Process().memory_info\n"
+        "blocks = [bytearray(100_000) for _ in range(1500)]\nkept = blocks[::50]\nfull = rss().rss\ndel blocks\n"
+        "give_back()\nprint(_malloc_trim() is None or full - rss().rss > 100_000_000)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=False
+    )
+    assert done.stdout.split() == ["True"], done.stderr
 
 
 @pytest.mark.parametrize(
