@@ -200,7 +200,7 @@ def _malloc_trim() -> Callable[[int], int] | None:
     with suppress(OSError, AttributeError, TypeError):
         trim = ctypes.CDLL(None).malloc_trim
         trim.argtypes, trim.restype = [ctypes.c_size_t], ctypes.c_int
-        return trim  # type: ignore[no-any-return]
+        return trim
     return None
 
 
