@@ -33,6 +33,9 @@ class Way:
         return re.compile(re.sub(r"\{(\w+)(:path)?\}", part, escaped) + "/?")
 
 
+HEALTH = Way("/health", ("GET",), open=True)
+"""Whether the studio is well. It gives no user's data and no path."""
+
 _POST = ("POST",)
 GRADIO: tuple[Way, ...] = (
     Way("/", open=True),

@@ -258,7 +258,7 @@ def test_suspects_of_an_earlier_server_are_made_alone_before_the_others(
 ) -> None:
     rounds = breaking_rounds(monkeypatch, lambda seeds: False)
     first = open_studio()
-    first.pause()
+    paused = first.pause()
     id = first.ask("ann", *(draft(seed=seed) for seed in range(5)))
     store = first.worker._store
     for index in (1, 3):
@@ -274,6 +274,7 @@ def test_suspects_of_an_earlier_server_are_made_alone_before_the_others(
             version = second.wait(version, 60)
     finally:
         second.close()
+        paused.set()
     in_order = [seeds for seeds, _ in itertools.groupby(seeds for seeds in rounds if seeds)]
     assert in_order == [{1}, {3}, {0, 2, 4}]
 
