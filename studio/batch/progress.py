@@ -73,7 +73,9 @@ def _print(outcome: PictureOutcome, as_json: bool, files: bool) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        with suppress(OSError, ValueError):  # else Python tries once more when it ends, and fails in other words
+        with suppress(
+            OSError, ValueError
+        ):  # else Python tries once more when it ends, and fails in other words
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         fault = machine_fault(error)
         if fault is None:

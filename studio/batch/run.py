@@ -146,8 +146,8 @@ class Batch:
             saver.take(job, rendered.made, self._manifest.folder / job.file, force=self.order.force)
 
     def _note(self, saved: Saved[PlannedPicture]) -> PictureOutcome:
-        """Writes a picture's line into the manifest, after its file, on the saver's thread. Raises MachineFault, also for
-        a picture that the machine kept from being written: it has not failed."""
+        """Writes a picture's line into the manifest, after its file, on the saver's thread. Raises MachineFault, also
+        for a picture that the machine kept from being written: it has not failed."""
         if saved.error is not None and not isinstance(saved.error, RenderError):
             fault = machine_fault(saved.error)
             if fault is not None:

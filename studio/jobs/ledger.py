@@ -145,10 +145,10 @@ class Ledger:
         if saved.file is not None and saved.record is not None:
             try:
                 self.finish(task, saved.file, saved.record)
-            except Exception as fault:
+            except Exception as why:
                 with suppress(OSError):
                     saved.file.unlink(missing_ok=True)
-                error, noting = not_saved(fault), True
+                error, noting = not_saved(why), True
         with self.changed:
             if error is None:
                 self._saved += 1

@@ -41,8 +41,8 @@ from studio.jobs.resident import Resident
 from studio.jobs.saving import file_of
 from studio.jobs.shelves import Shelves
 from studio.pictures.metadata import Setup
-from studio.rendering.opening import Opening
 from studio.rendering.machine import MachineFault, machine_fault
+from studio.rendering.opening import Opening
 from studio.rendering.saver import Made, Saver, as_exception
 
 TURN = 30.0
@@ -469,7 +469,9 @@ class Rounds:
                 setup = Setup(task.work.key.vae, self._opening.low_memory)
                 record = replace(event.record, notes=(*event.record.notes, *_notes(task.work.job)))
                 made = Made.of(replace(event, record=record), resident.files, setup)
-                self._ledger.unsaved[task] = unsaved = Unsaved(made, partial(file_of, task, made, self._home()))
+                self._ledger.unsaved[task] = unsaved = Unsaved(
+                    made, partial(file_of, task, made, self._home())
+                )
                 self._saver.take(task, made, unsaved.file)
             case Failed():
                 self._ledger.fail(task, str(event.error))

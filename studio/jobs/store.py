@@ -562,7 +562,7 @@ def _object(stored: object, what: str) -> dict[str, Any]:
 
 def _state(stored: object) -> JobState:
     """A state as it is stored; FAILED for one that there is not."""
-    return JobState(stored) if stored in JobState.__members__.values() else JobState.FAILED
+    return next((state for state in JobState if state == stored), JobState.FAILED)
 
 
 class _Cells:
@@ -572,7 +572,7 @@ class _Cells:
         self.fault = ""
         self._what = what
 
-    def object(self, name: str, stored: object) -> dict[str, Any]:
+    def json(self, name: str, stored: object) -> dict[str, Any]:
         """A JSON object; {} for what is none."""
         try:
             return _object(stored, f"{self._what}: {name} in the database")
@@ -611,7 +611,7 @@ def _job(row: Sequence[Any]) -> Job:
         cells.text("title", title),
         cells.text("model", model),
         None if vae is None else cells.text("vae", vae),
-        cells.object("settings", settings),
+        cells.json("settings", settings),
         cells.state(state),
         cells.text("error", error),
         int(cells.number("attempts", attempts)),
@@ -631,11 +631,11 @@ def _picture(row: Sequence[Any]) -> PictureRow:
         job,
         place,
         cells.text("label", label),
-        cells.object("draft", draft),
+        cells.json("draft", draft),
         cells.state(state),
         cells.text("error", error),
         None if file is None else cells.text("file", file),
-        None if record is None else cells.object("record", record),
+        None if record is None else cells.json("record", record),
         None if ended is None else cells.number("ended", ended),
         bool(suspect),
         int(cells.number("deaths", deaths)),

@@ -73,7 +73,9 @@ def machine_fault(error: BaseException, *, writing: bool = True) -> MachineFault
             return link
         if isinstance(link, StudioError) and not isinstance(link, SetupError):
             judged, writing = True, False  # somebody has said already whose fault it is
-        told = _of_files(link, writing) if isinstance(link, OSError) else None if judged else _of_database(link)
+        told = (
+            _of_files(link, writing) if isinstance(link, OSError) else None if judged else _of_database(link)
+        )
         if told is not None:
             fault = MachineFault(told)
             fault.__cause__ = error
