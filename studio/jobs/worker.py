@@ -31,7 +31,7 @@ from studio.jobs.gate import ModelKey, Trust, model_key
 from studio.jobs.health import Health
 from studio.jobs.inputs import with_kept_input
 from studio.jobs.job import AtWork, GalleryPicture, Job, JobHead, JobState, JobView, ModelState
-from studio.jobs.ledger import Ledger
+from studio.jobs.ledger import Ledger, log_error
 from studio.jobs.previews import Previews
 from studio.jobs.queue import LIVE, Task, Work
 from studio.jobs.rounds import Rounds
@@ -86,12 +86,18 @@ class Worker:
         )
 
     def start(self) -> None:
-        """Takes up the jobs that an earlier server left, and begins to work."""
+        """Takes up the jobs that an earlier server left, and begins to work. Raises MachineFault where the database
+        cannot be written."""
         self._store.recover(interrupted=True)
         self._store.delete_kind(LIVE)
         shutil.rmtree(live_folder(self.home), ignore_errors=True)
         for job in self._store.unfinished():
-            self._ledger.take_up(job)
+            try:
+                self._ledger.take_up(job)
+            except MachineFault:
+                raise
+            except Exception as error:  # of this job alone; the others begin
+                log_error(error)
         self._rounds.start()
 
     @property
