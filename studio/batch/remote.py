@@ -170,7 +170,8 @@ class RemoteWorker:
 def _parcel(saved: Saved[str]) -> Parcel:
     """What is sent of a picture; its file is deleted here. Raises MachineFault where this computer's disk is in the
     way, since the picture has not failed."""
-    if saved.error is not None and (fault := machine_fault(saved.error)) is not None:
+    fault = None if saved.error is None else machine_fault(saved.error, writing=False)
+    if fault is not None:
         raise fault from saved.error
     if saved.file is None or saved.record is None:
         return Parcel(saved.picture, error=str(saved.error))

@@ -148,10 +148,9 @@ class Batch:
     def _note(self, saved: Saved[PlannedPicture]) -> PictureOutcome:
         """Writes a picture's line into the manifest, after its file, on the saver's thread. Raises MachineFault, also
         for a picture that the machine kept from being written: it has not failed."""
-        if saved.error is not None and not isinstance(saved.error, RenderError):
-            fault = machine_fault(saved.error)
-            if fault is not None:
-                raise fault from saved.error
+        fault = None if saved.error is None else machine_fault(saved.error, writing=False)
+        if fault is not None:
+            raise fault from saved.error
         record = None if saved.record is None else saved.record.to_dict()
         error = None if saved.error is None else str(saved.error)
         outcome = PictureOutcome(saved.picture, saved.file, record, error)

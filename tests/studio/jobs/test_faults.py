@@ -402,10 +402,36 @@ def test_a_saver_whose_thread_panics_fails_that_picture_alone(
 
 # -- rows that cannot be read ------------------------------------------------------------------------------
 
-BAD = ["{", "[1]", "[" * 5000, "9" * 5000, "", '{"prompt": 5}', '{"seed": "x"}', b"\xff\xfe", None]
+UNREADABLE = ["{", "[1]", "[" * 5000, "9" * 5000, "", b"\xff\xfe", 5]
 
 
-@pytest.mark.parametrize("bad", BAD, ids=lambda bad: repr(bad)[:12])
+@pytest.mark.parametrize("bad", UNREADABLE, ids=lambda bad: repr(bad)[:12])
+def test_whatever_a_cell_holds_the_row_is_read_and_says_so(tmp_path: Path, bad: object) -> None:
+    with closing(Store(tmp_path / "studio.sqlite")) as store:
+        store.add("a", "ann", [NewPicture("", {"seed": n}) for n in range(2)], **OPTIONS)
+        store._database.execute("UPDATE pictures SET draft = ?, record = ? WHERE place = 0", (bad, bad))
+        store._database.execute("UPDATE jobs SET settings = ?", (bad,))
+        broken, sound = store.pictures_of("a")
+        assert (broken.draft, broken.record, sound.fault) == ({}, {}, "")
+        assert "job a, picture 0: draft" in broken.fault
+        job = store.job("a")
+        assert job is not None
+        assert "job a: settings" in job.fault
+        assert len(list(store.drafts())) == 1
+
+
+def test_a_state_that_there_is_not_counts_as_failed(tmp_path: Path) -> None:
+    with closing(Store(tmp_path / "studio.sqlite")) as store:
+        store.add("a", "ann", [NewPicture("", {"seed": 1})], **OPTIONS)
+        store._database.execute("UPDATE pictures SET state = 'odd'")
+        store._database.execute("UPDATE jobs SET state = 'odd', created = 'long ago', title = ?", (b"x",))
+        assert store.pictures_of("a")[0].state is JobState.FAILED
+        assert store.jobs_of("ann", 9)[0].state is JobState.FAILED
+        assert store.tallies(["a"])["a"].by_state == {JobState.FAILED: 1}
+        assert store.outcome("a")[0] == {JobState.FAILED}
+
+
+@pytest.mark.parametrize("bad", ["{", '{"prompt": 5}', '{"seed": "x"}', None], ids=str)
 def test_a_row_that_cannot_be_read_fails_alone_and_is_named(
     open_studio: Opened, studio_home: Home, sdxl_folder: Path, bad: object
 ) -> None:
