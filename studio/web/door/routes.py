@@ -33,8 +33,8 @@ class Way:
         return re.compile(re.sub(r"\{(\w+)(:path)?\}", part, escaped) + "/?")
 
 
-HEALTH = Way("/health", ("GET",), open=True)
-"""Whether the studio is well. It gives no user's data and no path."""
+HEALTH = Way("/health", ("GET",))
+"""Whether the studio is well. Where logins are asked for, it asks for one too."""
 
 _POST = ("POST",)
 GRADIO: tuple[Way, ...] = (

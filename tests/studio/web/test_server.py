@@ -241,15 +241,16 @@ def test_a_server_that_closes_ends_the_streams_that_pages_listen_to(caplog: pyte
 # -- health ------------------------------------------------------------------------------------------------
 
 
-def test_whether_the_studio_is_well_is_answered_to_anybody(
+def test_whether_the_studio_is_well_is_answered(
     guarded: Any, stranger: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    well = stranger.get("/health")
+    assert stranger.get("/health").status_code == 401
+    well = stranger.get("/health", auth=("ann", "secret"))
     assert well.status_code == 200
     assert well.json() == {"status": "ok", "fault": "", "since": None, "restarts": 0}
     full = Health(f"the disk is full ({guarded.worker.home.path}/outputs: no space); make room on it", 5.0)
     monkeypatch.setattr(guarded.worker, "health", lambda: full)
-    ill = stranger.get("/health")
+    ill = stranger.get("/health", auth=("ann", "secret"))
     assert ill.status_code == 503
     assert ill.json() == {
         "status": "waiting",
