@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +61,7 @@ class Manifest:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(blocking=False)
-            self._file = path.open("a+b")
+            self._file = path.open("a+b", buffering=0)  # so that what cannot be written is not written later
         except Timeout as error:
             raise SetupError(f"another batch is at work in {self.folder}; wait for it, or stop it") from error
         except OSError as error:
@@ -78,7 +78,7 @@ class Manifest:
 
     def _read(self) -> None:
         self._file.seek(0)
-        content = self._file.read()
+        content = self._file.readall()
         whole = content.rfind(b"\n") + 1
         if whole < len(content):  # the run ended while it wrote the last line
             self._file.truncate(whole)
@@ -101,11 +101,15 @@ class Manifest:
             "model": job.model,
         }
         entry |= {"error": outcome.error} if outcome.failed else {"record": outcome.record}
+        whole = self._file.seek(0, os.SEEK_END)
         try:
-            self._file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
-            self._file.flush()
+            line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+            while line:
+                line = line[self._file.write(line) :]
             os.fsync(self._file.fileno())
         except OSError as error:
+            with suppress(OSError):
+                self._file.truncate(whole)
             raise SetupError(f"{self.folder / MANIFEST} cannot be written ({error.strerror})") from error
         self.entries[job.key] = entry
 
@@ -119,6 +123,10 @@ class Manifest:
         file = self.folder / entry["file"]
         return PictureOutcome(job, file, entry.get("record")) if is_whole(file) else None
 
+    def finished(self, jobs: Iterable[PlannedPicture]) -> int:
+        """How many of these jobs have their pictures."""
+        return sum(self.entries.get(job.key, {}).get("status") == "done" for job in jobs)
+
     def claimed(self) -> dict[Path, str]:
         """File -> key of its job, for all pictures in the manifest."""
         return {self.folder / e["file"]: key for key, e in self.entries.items() if e.get("file")}
@@ -126,8 +134,9 @@ class Manifest:
     def sweep(self, folders: set[Path]) -> None:
         """Deletes half-written files that a sudden end has left in these folders."""
         for folder in folders:
-            for scrap in folder.glob(".*.part"):
-                scrap.unlink(missing_ok=True)
+            with suppress(OSError):
+                for scrap in folder.glob(".*.part"):
+                    scrap.unlink(missing_ok=True)
 
 
 def is_whole(file: Path) -> bool:

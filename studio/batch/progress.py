@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from studio.batch.manifest import PictureOutcome
 from studio.batch.run import Batch
+from studio.rendering.machine import MachineFault, machine_fault
 from studio.rendering.runner import Fill
 from studio.terminal.exits import INTERRUPTED, OK, SOME_FAILED
 from studio.terminal.interruption import noting_interrupts
@@ -64,6 +67,25 @@ def render(
 
 
 def _print(outcome: PictureOutcome, as_json: bool, files: bool) -> None:
+    """Raises MachineFault where stdout is a file that cannot be written, as on a full disk."""
+    try:
+        _print_line(outcome, as_json, files)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        with suppress(
+            OSError, ValueError
+        ):  # else Python tries once more when it ends, and fails in other words
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        fault = machine_fault(error)
+        if fault is None:
+            raise
+        raise MachineFault(
+            f"stdout cannot be written: {fault}; the pictures are kept, and the same command goes on from here"
+        ) from error
+
+
+def _print_line(outcome: PictureOutcome, as_json: bool, files: bool) -> None:
     if as_json:
         plain = {
             "index": outcome.job.index,

@@ -21,6 +21,7 @@ from pipelines.home import Home
 from studio.batch.renderer import Rendered, Renderer
 from studio.library.hashes import find_adapter, is_adapter
 from studio.pictures.metadata import Setup
+from studio.rendering.machine import machine_fault
 from studio.rendering.opening import Opening, open_pipeline
 from studio.rendering.runner import Fill
 from studio.rendering.saver import Png, Saved, Saver
@@ -167,7 +168,11 @@ class RemoteWorker:
 
 
 def _parcel(saved: Saved[str]) -> Parcel:
-    """What is sent of a picture; its file is deleted here."""
+    """What is sent of a picture; its file is deleted here. Raises MachineFault where this computer's disk is in the
+    way, since the picture has not failed."""
+    fault = None if saved.error is None else machine_fault(saved.error, writing=False)
+    if fault is not None:
+        raise fault from saved.error
     if saved.file is None or saved.record is None:
         return Parcel(saved.picture, error=str(saved.error))
     content = saved.file.read_bytes()

@@ -28,6 +28,7 @@ from studio.batch.problems import Problems
 from studio.batch.renderer import Rendered, Renderer
 from studio.batch.variants import Wildcards
 from studio.pictures.metadata import Setup
+from studio.rendering.machine import MachineFault, machine_fault, machine_faults
 from studio.rendering.opening import Opening, model_name, open_pipeline
 from studio.rendering.runner import Fill
 from studio.rendering.saver import Saved, Saver
@@ -108,7 +109,21 @@ class Batch:
         self._stack.close()
 
     def run(self) -> Iterator[PictureOutcome]:
-        """Renders what is missing. Yields outcomes as they come; each is on the disk already."""
+        """Renders what is missing. Yields outcomes as they come; each is on the disk already.
+
+        Raises MachineFault where pictures cannot be written, as on a full disk. What is done is kept, the others are
+        not marked as failed, and the next run goes on.
+        """
+        try:
+            with machine_faults(writing=False):
+                yield from self._outcomes()
+        except MachineFault as fault:
+            done, count = self._manifest.finished(self.jobs), len(self.jobs)
+            raise MachineFault(
+                f"{fault}, then run the same command again to go on: {done} of {count} pictures are done and kept"
+            ) from fault
+
+    def _outcomes(self) -> Iterator[PictureOutcome]:
         folders = {(self._manifest.folder / job.file).parent for job in self.jobs}
         self._manifest.sweep(folders)
         jobs = {job.key: job for group in self._groups for job in group.jobs}
@@ -131,11 +146,16 @@ class Batch:
             saver.take(job, rendered.made, self._manifest.folder / job.file, force=self.order.force)
 
     def _note(self, saved: Saved[PlannedPicture]) -> PictureOutcome:
-        """Writes a picture's line into the manifest, after its file, on the saver's thread. Raises SetupError."""
+        """Writes a picture's line into the manifest, after its file, on the saver's thread. Raises MachineFault, also
+        for a picture that the machine kept from being written: it has not failed."""
+        fault = None if saved.error is None else machine_fault(saved.error, writing=False)
+        if fault is not None:
+            raise fault from saved.error
         record = None if saved.record is None else saved.record.to_dict()
         error = None if saved.error is None else str(saved.error)
         outcome = PictureOutcome(saved.picture, saved.file, record, error)
-        self._manifest.append(outcome)
+        with machine_faults():
+            self._manifest.append(outcome)
         return outcome
 
     # -- before ------------------------------------------------------------------------------------------

@@ -112,8 +112,8 @@ def read(args: Namespace) -> BatchValues:
 
 
 def run(values: BatchValues, home: Home, teller: Teller) -> int:
-    """Renders the batch. Exit code: 0 all done, 1 some failed, 130 interrupted. Raises StudioError for bad input
-    (2)."""
+    """Renders the batch. Exit code: 0 all done, 1 some failed, 130 interrupted. Raises StudioError for bad input, and
+    for a disk that is full (2)."""
     import json
 
     from studio.batch import run as batches

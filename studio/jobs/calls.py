@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pipelines import StudioError, StudioPipeline
 from pipelines.errors import SetupError
 from studio.jobs.gate import ModelKey
+from studio.rendering.saver import as_exception
 
 T = TypeVar("T")
 
@@ -28,8 +29,8 @@ class Call:
             return
         try:
             self.future.set_result(self.work(pipe))
-        except Exception as error:
-            self.future.set_exception(error)
+        except BaseException as error:  # whoever waits must hear of it, and the worker's thread go on
+            self.future.set_exception(as_exception(error))
 
 
 class Calls:

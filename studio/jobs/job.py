@@ -36,7 +36,7 @@ class Job:
     kind: what asked for it: "compose", "compare", …; model: name, path or hub id; vae: another VAE.
     settings: values that its page wants to keep with it. error: why it failed.
     attempts: how often it was begun since one of its pictures was last finished.
-    created, began, ended: seconds since 1970.
+    created, began, ended: seconds since 1970. fault: why its row cannot be read; "" for a sound one.
     """
 
     seq: int
@@ -53,6 +53,7 @@ class Job:
     created: float
     began: float | None
     ended: float | None
+    fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class PictureRow:
     file: its path, relative to the home's folder if it lies there. record: see `pipelines.record`.
     suspect: it was in the making when the studio died, and has not been drawn to its end, alone, since.
     deaths: how often the studio died while it alone was in the making. steps: those that a finished one took.
+    fault: why its row cannot be read; "" for a sound one.
     """
 
     job: str
@@ -76,6 +78,7 @@ class PictureRow:
     suspect: bool = False
     deaths: int = 0
     steps: int = 0
+    fault: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from types import TracebackType
 
 from filelock import FileLock, Timeout
@@ -28,16 +29,23 @@ class HomeLock:
                 f"a studio is already running in {self._home.path}: open {self._where()}, or give this one another "
                 "--home"
             ) from error
+        except OSError as error:
+            raise SetupError(
+                f"{self._lock.lock_file} cannot be written ({error.strerror or error}); let the studio write there, or "
+                "give another --home"
+            ) from error
         return self
 
     def tell(self, address: str) -> None:
-        """Notes this server's address, for the message to a second server."""
-        self._address.write_text(address, encoding="utf-8")
+        """Notes this server's address, for the message to a second server, if it can be written."""
+        with suppress(OSError):
+            self._address.write_text(address, encoding="utf-8")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._address.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._address.unlink(missing_ok=True)
         self._lock.release()
 
     def _where(self) -> str:

@@ -30,8 +30,8 @@ KEPT = 60.0
 
 
 class Previews:
-    """Draws previews. Their files are named by job, picture and step, so that a browser never shows an old one. They
-    are deleted soon after the picture is done."""
+    """Draws previews. Nothing here raises, since a preview is not worth a picture. Their files are named by job,
+    picture and step, so that a browser never shows an old one. They are deleted soon after the picture is done."""
 
     def __init__(self, home: Home) -> None:
         self.folder = home.cache / "previews"
@@ -91,7 +91,7 @@ class Previews:
             if file is not None:
                 self._old.append((now + KEPT, file))
             while self._old and self._old[0][0] <= now:
-                with suppress(OSError):
+                with suppress(Exception):
                     self._old.popleft()[1].unlink(missing_ok=True)
 
 

@@ -7,15 +7,16 @@ go on where they were when it is their model's turn again.
 Suspects take turns with the other pictures of their model, as if they were another model's: see `studio.jobs.queue`.
 When a round breaks, all its pictures are drawn again from their seeds, one after the other. A picture that breaks a
 round alone fails.
+
+While the machine has a fault (see `studio.rendering.machine`), no round begins. What could not be written is tried
+again every `RETRY` seconds; then the work goes on where it was. A fault of the worker's own ends nothing: it is logged,
+and the work begins again after a pause.
 """
 
 from __future__ import annotations
 
-import sqlite3
-import sys
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -33,20 +34,25 @@ from studio.drafts.draft import placed
 from studio.jobs.calls import Call, Calls
 from studio.jobs.gate import ModelKey, Trust
 from studio.jobs.job import Job, JobState, ModelState
-from studio.jobs.ledger import Ledger
+from studio.jobs.ledger import Ledger, Unsaved, log_error
 from studio.jobs.previews import Previews
 from studio.jobs.queue import Side, Task
 from studio.jobs.resident import Resident
 from studio.jobs.saving import file_of
 from studio.jobs.shelves import Shelves
 from studio.pictures.metadata import Setup
+from studio.rendering.machine import MachineFault, machine_fault
 from studio.rendering.opening import Opening
-from studio.rendering.saver import Made, Saver
+from studio.rendering.saver import Made, Saver, as_exception
 
 TURN = 30.0
 """Fewest seconds of a model's turn, while jobs wait for another model."""
 LOADS = 4.0
 """A model's turn is at least this many times as long as loading it took."""
+RETRY = 1.0
+"""Seconds between two tries to go on while the machine has a fault, and after the worker's first own fault."""
+LONGEST_PAUSE = 30.0
+"""Most seconds until the worker begins again; the pause doubles with every fault of its own."""
 PACE_MEMORY = 0.8
 """Weight of earlier rounds in a job's pace, 0 … 1; the last round has the rest."""
 
@@ -90,6 +96,7 @@ class Rounds:
         self._worked: dict[Side, float] = {}
         self._turn = TURN
         self._others_since: float | None = None
+        self._pause = RETRY
         self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
 
     # -- called by other threads -------------------------------------------------------------------------
@@ -127,28 +134,104 @@ class Rounds:
     # -- the thread --------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        """Works until the studio closes. Nothing that goes wrong ends the thread."""
+        while not self.closing:
+            try:
+                self._work()
+            except BaseException as error:  # whatever the device's libraries raise
+                with suppress(BaseException):
+                    self._recover(error)
+                self._rest(self._pause)
+        with suppress(Exception):
+            if self.resident is not None:
+                self.resident.close()
+
+    def _work(self) -> None:
+        """Runs rounds until the studio closes."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self.closing or self._busy)
                 if self.closing:
-                    break
+                    return
             try:
                 self._stop_cancelled()
+                self._run_calls()
+                self._mend()
                 self._choose_side()
                 self._run_calls()
                 self._feed()
                 self._stop_cancelled()
                 self._round()
-            except Exception:  # a fault of ours; what is in flight goes on
-                traceback.print_exc(file=sys.stderr)
-                time.sleep(1)  # so that a fault that repeats does not fill the log
+            except Exception as error:
+                fault = machine_fault(error)
+                if fault is None:
+                    raise
+                self._ledger.faults.note(fault)
+                self._ledger.tell()
+                self._rest(RETRY)
+            else:
+                self._pause = RETRY
+                if self._ledger.faults.lasts and not self._ledger.owes:
+                    self._ledger.faults.over()
+                    self._ledger.tell()
+
+    def _rest(self, seconds: float) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self.closing, seconds)
+
+    def _recover(self, error: BaseException) -> None:
+        """After a fault of the worker's own: what is in flight goes on, unless the fault would have ended the thread.
+        Then it is drawn again, and no picture stays in nobody's hands."""
+        log_error(error)
+        forget_tensors(error)
+        pause, self._pause = self._pause, min(2 * self._pause, LONGEST_PAUSE)
+        why = f"the worker stopped ({type(error).__name__}: {error}) and begins again in {pause:.0f} s; see the log"
+        self._ledger.faults.note(RuntimeError(why))
+        self._ledger.faults.restarted()
+        if not isinstance(error, Exception):
+            self._collect()
+        self._ledger.tell()
+
+    def _collect(self) -> None:
+        """Lets every picture wait again that is neither waiting, nor set aside, nor being saved."""
         if self.resident is not None:
-            self.resident.close()
+            try:
+                self.resident.start_over()
+            except Exception as error:  # the model is loaded again
+                log_error(error)
+                self.resident = self._facts = None
+        with self._changed:
+            held = self._ledger.in_hand()
+            held |= {task for resting in self._aside.values() for task, _ in resting}
+            for work in self._queue.works.values():
+                held |= {*work.waiting, *work.suspects}
+            for task in [task for task in self._queue.tasks() if task not in held]:
+                task.work.put_back(task, suspect=True)
+                self._ledger.take_back(task)
+
+    def _mend(self) -> None:
+        """Writes what the machine's fault kept from being written. Raises MachineFault while it lasts."""
+        ledger = self._ledger
+        if not (ledger.owes or ledger.faults.lasts):
+            return
+        ledger.pay()
+        for task, unsaved in ledger.held().items():
+            self._saver.take(task, unsaved.made, unsaved.file)
+        self._saver.settle()
+        self._forget_saved()
+        if ledger.held():
+            raise MachineFault(ledger.faults.health.fault)
+
+    def _forget_saved(self) -> None:
+        """Drops the saver's results: the ledger noted them on the saver's thread."""
+        for _ in self._saver.told():
+            pass
 
     @property
     def _busy(self) -> bool:
         at_work = self.resident is not None and not self.resident.idle
-        return at_work or bool(self._cancelled or self._calls or self._sides())
+        wrong = self._ledger.owes or self._ledger.faults.lasts
+        return at_work or wrong or bool(self._cancelled or self._calls or self._sides())
 
     def _stop_cancelled(self) -> None:
         with self._changed:
@@ -221,7 +304,7 @@ class Rounds:
                 self._ledger.begin(first)
         self._show(ModelState(source=key.source, loading=f"loading {key.shown} …", since=time.time()))
         began = time.monotonic()
-        with suppress(sqlite3.Error):
+        with suppress(Exception):  # the note matters only after a crash
             self._ledger.store.begin_loading(key.source, key.vae)
         try:
             resident = Resident(
@@ -236,6 +319,11 @@ class Rounds:
         except _Closing:  # jobs that wait for the model go on at the next start
             self._end_loading(key, loaded=False)
         except Exception as error:  # torch's and diffusers' own too
+            fault = machine_fault(error, writing=False)  # as where a download fills the disk
+            if fault is not None:
+                self._show(ModelState())
+                self._end_loading(key, loaded=False)
+                raise fault from error
             self._not_loaded(key, _no_model(error, key))
         else:
             self._end_loading(key, loaded=True)
@@ -244,7 +332,7 @@ class Rounds:
             self._publish()
 
     def _end_loading(self, key: ModelKey, *, loaded: bool) -> None:
-        with suppress(sqlite3.Error):  # the note matters only after a crash
+        with suppress(Exception):  # the note matters only after a crash
             self._ledger.store.end_loading(key.source, key.vae, loaded=loaded)
 
     def _loading(self, text: str) -> None:
@@ -312,19 +400,33 @@ class Rounds:
         return None if work is None else self._queue.take(work)
 
     def _hand_over(self, resident: Resident, task: Task, aside: Aside | None = None) -> None:
-        """Gives a picture to the session. Whatever goes wrong fails this picture alone."""
+        """Gives a picture to the session. Whatever goes wrong fails this picture alone, except a fault of the machine:
+        then the picture waits again."""
         if not task.alive:
             return
         try:
             self._ledger.hand_over(task)
+        except Exception as error:
+            if machine_fault(error) is None:
+                self._fail(task, own_error(error, "the picture could not be begun"))
+                return
+            assert self._side is not None
+            with self._changed:
+                if aside is not None:
+                    self._aside.setdefault(self._side, deque()).appendleft((task, aside))
+                else:
+                    self._queue.costs(task, 0.0)
+                    task.work.put_back(task, suspect=task.suspect)
+            raise
+        try:
             if aside is not None:
                 resident.resume(task, aside)
                 return
             cost = resident.give(task, self._shelves.of(task.work))
             with self._changed:
                 self._queue.costs(task, cost)
-        except Exception as error:
-            self._fail(task, own_error(error, "the picture could not be begun"))
+        except BaseException as error:
+            self._fail(task, own_error(as_exception(error), "the picture could not be begun"))
 
     def _fail(self, task: Task, error: StudioError) -> None:
         if self.resident is not None:
@@ -338,8 +440,8 @@ class Rounds:
         began = time.monotonic()
         try:
             events = resident.step()
-        except Exception as error:
-            self._break(resident, error)
+        except BaseException as error:
+            self._break(resident, as_exception(error))
             return
         seconds = time.monotonic() - began
         steps: dict[str, int] = {}
@@ -348,8 +450,8 @@ class Rounds:
                 steps[task.work.job.id] = steps.get(task.work.job.id, 0) + 1
             try:
                 self._take(task, event, resident)
-            except Exception as error:
-                self._fail(task, own_error(error, "the picture's progress could not be noted"))
+            except BaseException as error:
+                self._fail(task, own_error(as_exception(error), "the picture's progress could not be noted"))
         for id, count in steps.items():
             work = self._queue.works.get(id)
             if work is not None:
@@ -357,26 +459,27 @@ class Rounds:
                 work.pace = pace if work.pace is None else PACE_MEMORY * work.pace + (1 - PACE_MEMORY) * pace
         self._previews.draw([(task, event) for task, event in events if isinstance(event, Stepped)])
         self._ledger.tell()
-        for _ in self._saver.told():  # drops the results: the ledger noted them on the saver's thread
-            pass
+        self._forget_saved()
 
     def _take(self, task: Task, event: Event, resident: Resident) -> None:
         match event:
             case Started():
-                task.state = JobState.RUNNING
-                self._ledger.store.start_picture(task.work.job.id, task.index)
+                self._ledger.start(task)
             case Finished() if task.alive:
                 setup = Setup(task.work.key.vae, self._opening.low_memory)
                 record = replace(event.record, notes=(*event.record.notes, *_notes(task.work.job)))
                 made = Made.of(replace(event, record=record), resident.files, setup)
-                self._saver.take(task, made, partial(file_of, task, made, self._home()))
+                self._ledger.unsaved[task] = unsaved = Unsaved(
+                    made, partial(file_of, task, made, self._home())
+                )
+                self._saver.take(task, made, unsaved.file)
             case Failed():
                 self._ledger.fail(task, str(event.error))
 
     def _break(self, resident: Resident, error: Exception) -> None:
         """Replaces a session that broke. A picture that was alone in it fails; several become suspects and are drawn
         again."""
-        traceback.print_exc(file=sys.stderr)
+        log_error(error)
         forget_tensors(error)
         lost = resident.start_over()
         alone = len(lost) == 1
@@ -401,8 +504,8 @@ class Rounds:
         try:
             self._facts = (self.resident.key, self.resident.facts, self.resident.pipe.model.needs)
             self._show(self.resident.state())
-        except Exception:  # the model works all the same
-            traceback.print_exc(file=sys.stderr)
+        except Exception as error:  # the model works all the same
+            log_error(error)
 
 
 def _no_model(error: Exception, key: ModelKey) -> StudioError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from datetime import date
 from pathlib import Path
 
@@ -17,10 +19,14 @@ def live_folder(home: Home) -> Path:
 
 
 def file_of(task: Task, made: Made, home: Home) -> Path:
-    """The file to write a picture to. Its number follows the highest one on the disk: write it before the next call."""
+    """The file to write a picture to. Its number follows the highest one on the disk: write it before the next call.
+    Raises NotADirectoryError where something else is in the folder's place."""
     job, record = task.work.job, made.record
     if job.kind == LIVE:
         return live_folder(home) / f"{job.id}-{task.index}.png"
     sheet = Sheet(record.seed, made.request.prompt, made.request.composer.name, record.model)
-    [file] = plan_files(None, home.outputs / date.today().isoformat(), [sheet], force=False)
+    folder = home.outputs / date.today().isoformat()
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    [file] = plan_files(None, folder, [sheet], force=False)
     return file

@@ -2,6 +2,9 @@
 
 The database uses a write-ahead log. One connection writes and another one reads, each under a lock. Every search has a
 connection of its own, so that a slow one holds up nobody. `PRAGMA user_version` counts the migrations that have run.
+
+What the machine keeps from being read or written is raised as MachineFault. A row that cannot be read is given with its
+`fault`, and harms no other.
 """
 
 from __future__ import annotations
@@ -11,14 +14,17 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import RequestError, SetupError
+from pipelines.errors import RequestError, SetupError, StudioError
+from pipelines.home.files import whole_text
+from pipelines.home.plain import read_json, reading, short
 from studio.jobs.job import Job, JobState, PictureRow, Tally
 from studio.library.search import words_of
+from studio.rendering.machine import machine_fault, machine_faults
 
 MOST_DEATHS = 3
 """A picture fails once the studio has died so often while it alone was in the making."""
@@ -26,6 +32,10 @@ MOST_LOADS = 5
 """Pictures that wait for a model fail once the studio has died so often while it was being loaded."""
 MOST_REASONS = 20
 """Most reasons for failed pictures that a job's error lists."""
+PATIENCE = 2.0
+"""Seconds for which a writer waits while another program has locked the database."""
+AT_ONCE = 100
+"""Pictures that are read at a time where all of a job's are needed."""
 LONGEST_SEARCHING = 10.0
 """Seconds after which a search is given up."""
 LOOK_AT_THE_CLOCK = 10_000
@@ -89,15 +99,25 @@ class Store:
         self._lock = threading.RLock()
         self._reader_lock = threading.Lock()
         try:
-            self._database = sqlite3.connect(file, check_same_thread=False, isolation_level=None)
+            self._database = self._writer()
             self._database.execute("PRAGMA journal_mode = WAL")
-            self._database.execute("PRAGMA foreign_keys = ON")
             self._migrate(file)
             self._reader = self._reading()
         except sqlite3.Error as error:
+            fault = machine_fault(error)
+            if fault is not None and type(error) is sqlite3.OperationalError:
+                raise fault from error
             raise SetupError(
                 f"{file} cannot be used ({error}); move it away, or give another --home"
             ) from error
+
+    def _writer(self) -> sqlite3.Connection:
+        database = sqlite3.connect(
+            self._file, timeout=PATIENCE, check_same_thread=False, isolation_level=None
+        )
+        database.text_factory = _text
+        database.execute("PRAGMA foreign_keys = ON")
+        return database
 
     def _migrate(self, file: Path) -> None:
         [version] = self._database.execute("PRAGMA user_version").fetchone()
@@ -106,9 +126,7 @@ class Store:
                 f"{file} was written by a newer LoRA Studio; update with pip install -U lora-studio"
             )
         for place, name in enumerate(("steps_in", "rows_in")):
-            self._database.create_function(
-                name, 1, lambda record, place=place: _costs(json.loads(record))[place]
-            )
+            self._database.create_function(name, 1, lambda record, place=place: _stored_costs(record)[place])
         for number, statements in enumerate(MIGRATIONS[version:], version + 1):
             self._database.executescript(f"BEGIN; {statements}; PRAGMA user_version = {number}; COMMIT;")
 
@@ -120,25 +138,46 @@ class Store:
 
     def _reading(self) -> sqlite3.Connection:
         """A connection that only reads, and never waits for a writer."""
-        database = sqlite3.connect(self._file, check_same_thread=False, isolation_level=None)
+        database = sqlite3.connect(
+            self._file, timeout=PATIENCE, check_same_thread=False, isolation_level=None
+        )
+        database.text_factory = _text
         database.execute("PRAGMA query_only = ON")
         return database
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """While the block runs, a transaction: all its changes are kept, or none."""
-        with self._lock:
+        """While the block runs, a transaction: all its changes are kept, or none. Raises MachineFault."""
+        with self._lock, machine_faults():
+            self._leave_transaction()
             self._database.execute("BEGIN IMMEDIATE")
             try:
                 yield self._database
                 self._database.execute("COMMIT")
             except BaseException:
-                if self._database.in_transaction:
-                    self._database.execute("ROLLBACK")
+                self._leave_transaction()
                 raise
 
+    def _leave_transaction(self) -> None:
+        """Ends a transaction that an error has left open. Where that fails too, a new connection is made: closing the
+        old one undoes its changes."""
+        if not self._database.in_transaction:
+            return
+        try:
+            self._database.execute("ROLLBACK")
+        except sqlite3.Error:
+            with suppress(sqlite3.Error):
+                self._database.close()
+            self._database = self._writer()
+
+    def probe(self) -> None:
+        """Writes something and takes it away again. Raises MachineFault where the database cannot be written."""
+        with self._writing() as database:
+            database.execute("INSERT OR REPLACE INTO loading (model, vae) VALUES ('', '')")
+            database.execute("DELETE FROM loading WHERE model = '' AND vae = ''")
+
     def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        with self._reader_lock:
+        with self._reader_lock, machine_faults():
             return self._reader.execute(query, values).fetchall()
 
     # -- jobs --------------------------------------------------------------------------------------------
@@ -209,7 +248,8 @@ class Store:
             f"WHERE job IN ({', '.join('?' * len(jobs))}) GROUP BY job, state",
             *jobs,
         ):
-            states[job][JobState(state)] = count
+            known = _state(state)
+            states[job][known] = states[job].get(known, 0) + count
             steps[job] += of_steps
             unet_rows[job] += of_rows
         return {
@@ -236,7 +276,7 @@ class Store:
         with self._writing() as database:
             database.execute(
                 "UPDATE jobs SET state = ?, error = ?, ended = ? WHERE id = ?",
-                (state, error, time.time(), id),
+                (state, whole_text(error), time.time(), id),
             )
 
     def delete(self, id: str) -> None:
@@ -354,11 +394,13 @@ class Store:
 
     def waiting_of(self, job: str) -> Iterator[PictureRow]:
         """A job's queued pictures, read one after another."""
-        places = self._rows(
-            "SELECT place FROM pictures WHERE job = ? AND state = ? ORDER BY place", job, JobState.QUEUED
-        )
-        for (place,) in places:
-            yield from self.slice_of(job, place, 1, records=False)
+        first = 0
+        while rows := self._rows(
+            f"SELECT {_BRIEFLY} FROM pictures WHERE job = ? AND state = ? AND place >= ? ORDER BY place LIMIT ?",
+            *(job, JobState.QUEUED, first, AT_ONCE),
+        ):
+            yield from map(_picture, rows)
+            first = rows[-1][1] + 1
 
     def last_begun(self, job: str) -> int:
         """The place of the last picture that is done or in the making; 0 where none is."""
@@ -380,7 +422,7 @@ class Store:
             "SELECT error FROM pictures WHERE job = ? AND state = ? GROUP BY error ORDER BY min(place) LIMIT ?",
             *(job, JobState.FAILED, MOST_REASONS),
         )
-        return {JobState(state) for (state,) in states}, [error for (error,) in failed]
+        return {_state(state) for (state,) in states}, [error for (error,) in failed]
 
     def hand_over(self, job: str, index: int) -> None:
         """Notes that a picture is in the making: if the process dies now, the picture may be the cause."""
@@ -417,11 +459,21 @@ class Store:
 
     def end_pictures(self, job: str, indices: Sequence[int], state: JobState, error: str = "") -> None:
         """Ends those of these pictures that are not over."""
+        self.end_all(job, {error: indices}, state)
+
+    def end_all(self, job: str, reasons: Mapping[str, Sequence[int]], state: JobState) -> None:
+        """Ends those of a job's pictures that are not over. reasons: error -> the pictures' places."""
+        if not reasons:
+            return
         with self._writing() as database:
             database.executemany(
                 f"UPDATE pictures SET state = ?, error = ?, ended = ?, at_work = 0 "
                 f"WHERE job = ? AND place = ? AND {_NOT_OVER}",
-                [(state, error, time.time(), job, index) for index in indices],
+                [
+                    (state, whole_text(error), time.time(), job, index)
+                    for error, indices in reasons.items()
+                    for index in indices
+                ],
             )
 
     def delete_picture(self, job: str, index: int) -> None:
@@ -440,7 +492,7 @@ class Store:
         like = " AND (draft LIKE ? ESCAPE '\\' OR label LIKE ? ESCAPE '\\')" * len(words)
         values = [value for word in words for value in (_like(word), _like(word))]
         kinds = "".join(", ?" for _ in without)[2:]
-        with closing(self._reading()) as database:
+        with machine_faults(), closing(self._reading()) as database:
             until = time.monotonic() + LONGEST_SEARCHING
             database.set_progress_handler(lambda: int(time.monotonic() > until), LOOK_AT_THE_CLOCK)
             try:
@@ -464,10 +516,16 @@ class Store:
         return {owner for (owner,) in self._rows(query, file)}
 
     def drafts(self) -> Iterator[Mapping[str, Any]]:
-        """Every picture's draft."""
-        with closing(self._reading()) as database:
+        """Every picture's draft that can be read."""
+        with machine_faults(), closing(self._reading()) as database:
             for (draft,) in database.execute("SELECT draft FROM pictures"):
-                yield json.loads(draft)
+                with suppress(StudioError):
+                    yield _object(draft, "a draft")
+
+
+def _text(stored: bytes) -> str:
+    """A text of the database. Bytes that are not UTF-8 become question marks, so that they break no query."""
+    return stored.decode("utf-8", "replace")
 
 
 def _like(word: str) -> str:
@@ -485,18 +543,104 @@ def _costs(record: Mapping[str, Any]) -> tuple[int, int]:
     )
 
 
+def _stored_costs(record: object) -> tuple[int, int]:
+    """The costs by a record as it is stored; 0 for one that cannot be read."""
+    try:
+        return _costs(_object(record, "a record"))
+    except (StudioError, ValueError, TypeError):
+        return (0, 0)
+
+
+def _object(stored: object, what: str) -> dict[str, Any]:
+    """A JSON object as it is stored. Raises StudioError."""
+    with reading(what, SetupError, "delete it"):
+        content = read_json(stored if isinstance(stored, str) else "", what, finite=False)
+        if not isinstance(content, dict):
+            raise SetupError(f"{what} is no JSON object; delete it")
+        return content
+
+
+def _state(stored: object) -> JobState:
+    """A state as it is stored; FAILED for one that there is not."""
+    return next((state for state in JobState if state == stored), JobState.FAILED)
+
+
+class _Cells:
+    """Reads the values of one row. fault: why the first unreadable one cannot be read; "" while all can."""
+
+    def __init__(self, what: str) -> None:
+        self.fault = ""
+        self._what = what
+
+    def json(self, name: str, stored: object) -> dict[str, Any]:
+        """A JSON object; {} for what is none."""
+        try:
+            return _object(stored, f"{self._what}: {name} in the database")
+        except StudioError as error:
+            self.fault = self.fault or str(error)
+            return {}
+
+    def state(self, stored: object) -> JobState:
+        if _state(stored) != stored:
+            self._not(f"state {short(stored)!r}")
+        return _state(stored)
+
+    def text(self, name: str, stored: object) -> str:
+        if not isinstance(stored, str):
+            self._not(f"{name} {short(stored)!r}")
+        return str(stored)
+
+    def number(self, name: str, stored: object) -> float:
+        if not isinstance(stored, int | float):
+            self._not(f"{name} {short(stored)!r}")
+            return 0.0
+        return stored
+
+    def _not(self, said: str) -> None:
+        self.fault = self.fault or f"{self._what}: {said} in the database cannot be read; delete it"
+
+
 def _job(row: Sequence[Any]) -> Job:
     seq, id, owner, kind, title, model, vae, settings, state, error, attempts, created, began, ended = row
-    return Job(
-        *(seq, id, owner, kind, title, model, vae, json.loads(settings), JobState(state), error),
-        *(attempts, created, began, ended),
+    cells = _Cells(f"job {id}")
+    job = Job(
+        seq,
+        id,
+        owner,
+        cells.text("kind", kind),
+        cells.text("title", title),
+        cells.text("model", model),
+        None if vae is None else cells.text("vae", vae),
+        cells.json("settings", settings),
+        cells.state(state),
+        cells.text("error", error),
+        int(cells.number("attempts", attempts)),
+        cells.number("created", created),
+        None if began is None else cells.number("began", began),
+        None if ended is None else cells.number("ended", ended),
     )
+    if not cells.fault:
+        return job
+    return replace(job, error="\n".join(filter(None, (job.error, cells.fault))), fault=cells.fault)
 
 
 def _picture(row: Sequence[Any]) -> PictureRow:
     job, place, label, draft, state, error, file, record, ended, suspect, deaths, steps = row
-    return PictureRow(
-        *(job, place, label, json.loads(draft), JobState(state), error, file),
-        *(None if record is None else json.loads(record), ended, bool(suspect), deaths),
-        steps=steps,
+    cells = _Cells(f"job {job}, picture {place}")
+    picture = PictureRow(
+        job,
+        place,
+        cells.text("label", label),
+        cells.json("draft", draft),
+        cells.state(state),
+        cells.text("error", error),
+        None if file is None else cells.text("file", file),
+        None if record is None else cells.json("record", record),
+        None if ended is None else cells.number("ended", ended),
+        bool(suspect),
+        int(cells.number("deaths", deaths)),
+        steps=int(cells.number("steps", steps)),
     )
+    if not cells.fault:
+        return picture
+    return replace(picture, error="\n".join(filter(None, (picture.error, cells.fault))), fault=cells.fault)

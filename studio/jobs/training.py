@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,6 +23,7 @@ from PIL import Image
 
 from pipelines import StudioError
 from pipelines.errors import RequestError
+from pipelines.faults import own_error
 from pipelines.home import Home
 from pipelines.home.files import write_whole
 from pipelines.training.run import state_file
@@ -31,7 +33,9 @@ from studio.jobs.discretion import without_places
 from studio.jobs.gate import ModelKey, Trust, model_key
 from studio.jobs.job import JobState
 from studio.jobs.owner import folder_of
+from studio.rendering.machine import machine_faults
 from studio.rendering.opening import Opening
+from studio.rendering.saver import as_exception
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
 STOPPING = 10.0
@@ -139,7 +143,8 @@ class Trainings:
             id = next(self._ids)
             view = TrainingView(id, lesson.name, lesson.prompt, key.shown, JobState.QUEUED)
             kept = self._home.made(self._folder) / f"{id}-picture.png"
-            shutil.copyfile(lesson.picture, kept)  # an upload may be deleted before its turn comes
+            with machine_faults():
+                shutil.copyfile(lesson.picture, kept)  # an upload may be deleted before its turn comes
             lesson = replace(lesson, picture=kept)
             self._tasks[id] = _Task(owner, lesson, key, out, view)
             if self._thread is None:
@@ -160,7 +165,8 @@ class Trainings:
             task.stop = True
             if task.view.state is JobState.QUEUED:
                 task.view = replace(task.view, state=JobState.CANCELLED)
-                task.lesson.picture.unlink(missing_ok=True)
+                with suppress(OSError):
+                    task.lesson.picture.unlink(missing_ok=True)
             self._changed.notify_all()
             self._changed.wait_for(lambda: task.view.state.over, STOPPING)
         return True
@@ -221,7 +227,11 @@ class Trainings:
                 task = self._in_order()[0]
                 self._turns.serve(task.owner, 0, 1.0)
                 task.view = replace(task.view, state=JobState.RUNNING)
-            self._train(task)
+            try:
+                self._train(task)
+            except BaseException as error:  # the next training begins all the same
+                why = str(own_error(as_exception(error), "the training could not be run"))
+                self._settle(task, _Report(error=why))
 
     def _queued(self) -> list[_Task]:
         return [task for task in self._tasks.values() if task.view.state is JobState.QUEUED]
@@ -290,10 +300,11 @@ class Trainings:
                 view = replace(task.view, state=JobState.FAILED, error=last.error)
             else:
                 view = replace(task.view, state=JobState.CANCELLED)
-            if not last.done:
-                state_file(task.out).unlink(missing_ok=True)
             task.view = replace(view, seconds_left=None)
-            task.lesson.picture.unlink(missing_ok=True)
+            scraps = [task.lesson.picture, *([] if last.done else [state_file(task.out)])]
+            for scrap in scraps:
+                with suppress(OSError):
+                    scrap.unlink(missing_ok=True)
             self._changed.notify_all()
 
 

@@ -7,14 +7,17 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from pipelines.home import Home
+from studio.jobs.health import Health
 from studio.jobs.job import GalleryPicture, Job, JobHead, JobState, JobView, PictureRow, PictureView, Tally
 from studio.jobs.queue import Task, Work
 from studio.terminal.progress import duration
 
 
-def job_head(job: Job, stored: Tally, work: Work | None, position: int, loading: str) -> JobHead:
+def job_head(
+    job: Job, stored: Tally, work: Work | None, position: int, loading: str, health: Health
+) -> JobHead:
     """The job without its pictures. stored: its pictures in numbers. work: its unfinished part; None where it is over.
-    loading: how loading its model goes, "" when ready."""
+    loading: how loading its model goes, "" when ready. health: of machine and worker."""
     tally, seconds = _with_steps(stored, work), work.seconds_left if work is not None else None
     return JobHead(
         id=job.id,
@@ -23,7 +26,7 @@ def job_head(job: Job, stored: Tally, work: Work | None, position: int, loading:
         model=job.model,
         state=job.state,
         position=position,
-        message=_message(job, tally, position, loading, seconds),
+        message=_message(job, tally, position, loading, seconds, health),
         error=job.error,
         created=job.created,
         ended=job.ended,
@@ -49,16 +52,14 @@ def _with_steps(tally: Tally, work: Work | None) -> Tally:
 
 
 def gallery_picture(row: PictureRow, home: Home) -> GalleryPicture:
-    assert row.file is not None
-    assert row.record is not None
     return GalleryPicture(
         job=row.job,
         index=row.index,
         label=row.label,
-        file=located(row.file, home),
+        file=located(row.file or "", home),
         prompt=str(row.draft.get("prompt", "")),
         draft=row.draft,
-        record=row.record,
+        record=row.record or {},
         ended=row.ended or 0.0,
     )
 
@@ -83,7 +84,7 @@ def picture_view(row: PictureRow, task: Task | None, home: Home) -> PictureView:
         label=row.label,
         prompt=str(row.draft.get("prompt", "")),
         state=row.state,
-        seed=int(row.draft["seed"]),
+        seed=seed if isinstance(seed := row.draft.get("seed"), int) else 0,
         step=steps[0],
         count=steps[1],
         file=None if row.file is None else located(row.file, home),
@@ -93,8 +94,12 @@ def picture_view(row: PictureRow, task: Task | None, home: Home) -> PictureView:
     )
 
 
-def _message(job: Job, tally: Tally, position: int, loading: str, seconds: float | None) -> str:
+def _message(
+    job: Job, tally: Tally, position: int, loading: str, seconds: float | None, health: Health
+) -> str:
     of = f"{tally.done} of {tally.total} picture{'' if tally.total == 1 else 's'}"
+    if health.fault and not job.state.over:
+        return f"{of} done, waiting {health.sentence}"
     match job.state:
         case JobState.QUEUED:
             return f"waiting, number {position} in the queue" if position else "waiting"

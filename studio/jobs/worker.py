@@ -13,13 +13,13 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from pipelines import StudioPipeline
-from pipelines.errors import RequestError
+from pipelines import StudioError, StudioPipeline
+from pipelines.errors import RequestError, SetupError
 from pipelines.home import Home
 from pipelines.home.settings import Roots
 from pipelines.request import SEEDS
@@ -28,9 +28,10 @@ from studio.drafts.entries import plain_draft
 from studio.jobs.calls import Calls
 from studio.jobs.discretion import without_places
 from studio.jobs.gate import ModelKey, Trust, model_key
+from studio.jobs.health import Health
 from studio.jobs.inputs import with_kept_input
 from studio.jobs.job import AtWork, GalleryPicture, Job, JobHead, JobState, JobView, ModelState
-from studio.jobs.ledger import Ledger
+from studio.jobs.ledger import Ledger, log_error
 from studio.jobs.previews import Previews
 from studio.jobs.queue import LIVE, Task, Work
 from studio.jobs.rounds import Rounds
@@ -40,6 +41,7 @@ from studio.jobs.store import NewPicture, Store
 from studio.jobs.views import gallery_picture, job_head, job_view, located, picture_view, stored
 from studio.library.models import ModelEntry, list_models
 from studio.library.scan import Library
+from studio.rendering.machine import MachineFault, machine_faults
 from studio.rendering.opening import Opening
 from studio.rendering.saver import Saver
 
@@ -84,12 +86,18 @@ class Worker:
         )
 
     def start(self) -> None:
-        """Takes up the jobs that an earlier server left, and begins to work."""
+        """Takes up the jobs that an earlier server left, and begins to work. Raises MachineFault where the database
+        cannot be written."""
         self._store.recover(interrupted=True)
         self._store.delete_kind(LIVE)
         shutil.rmtree(live_folder(self.home), ignore_errors=True)
         for job in self._store.unfinished():
-            self._ledger.take_up(job)
+            try:
+                self._ledger.take_up(job)
+            except MachineFault:
+                raise
+            except Exception as error:  # of this job alone; the others begin
+                log_error(error)
         self._rounds.start()
 
     @property
@@ -102,8 +110,10 @@ class Worker:
         self._rounds.stop()
         self._saver.close()
         self._calls.refuse("the studio was closed")
-        self._store.recover(interrupted=False)
-        self._store.close()
+        with suppress(StudioError):  # else, the next start finds out what was in the making
+            self._store.recover(interrupted=False)
+        with suppress(Exception):
+            self._store.close()
         self._previews.close()
 
     # -- asking ------------------------------------------------------------------------------------------
@@ -163,26 +173,40 @@ class Worker:
         seeded = [_seeded(draft) for draft in drafts]
         shelf = self._shelves.checked(seeded, key, self._rounds.facts(key))
         self._refuse_too_large(seeded, key)
-        kept = [with_kept_input(draft, self.home) for draft in seeded]
-        named = [*labels, *[""] * len(kept)]
-        job = self._store.add(
-            secrets.token_hex(8),
-            owner,
-            [NewPicture(label, plain_draft(draft)) for label, draft in zip(named, kept, strict=False)],
-            kind=kind,
-            title=title or str(kept[0].values.get("prompt", ""))[:80],
-            model=key.source,
-            vae=key.vae,
-            settings=settings,
-        )
+        with self._storing():
+            kept = [with_kept_input(draft, self.home) for draft in seeded]
+            named = [*labels, *[""] * len(kept)]
+            job = self._store.add(
+                secrets.token_hex(8),
+                owner,
+                [NewPicture(label, plain_draft(draft)) for label, draft in zip(named, kept, strict=False)],
+                kind=kind,
+                title=title or str(kept[0].values.get("prompt", ""))[:80],
+                model=key.source,
+                vae=key.vae,
+                settings=settings,
+            )
         work = Work(job, key, shelf=shelf)
         work.add(Task(work, place, named[place], draft) for place, draft in enumerate(kept))
         with self._changed:
             self._queue.add(work)
             if kind == LIVE:
-                self._forget_old_live(owner)
+                with suppress(StudioError):  # the new one is stored, so it is not refused
+                    self._forget_old_live(owner)
             self._ledger.tell()
         return job.id
+
+    @contextmanager
+    def _storing(self) -> Iterator[None]:
+        """While the block runs, a job is put on the disk. Raises MachineFault where it cannot be; nothing is queued
+        then, and the fault is told to everybody."""
+        try:
+            with machine_faults(writing=False):
+                yield
+        except MachineFault as fault:
+            self._ledger.faults.note(fault)
+            self._ledger.tell()
+            raise MachineFault(f"nothing was queued: {fault}, then ask again") from fault
 
     def _refuse_too_large(self, drafts: Sequence[Draft], key: ModelKey) -> None:
         """Raises RequestError for a size that memory cannot hold. Nothing is refused where the model is not loaded."""
@@ -342,7 +366,7 @@ class Worker:
         """An owner's finished pictures, the newest first. search: words that draft or label must contain. Raises
         RequestError for a search that is too long, or takes too long."""
         rows = self._store.gallery(owner, limit, offset, search, without=(LIVE,))
-        return [gallery_picture(row, self.home) for row in rows]
+        return [gallery_picture(row, self.home) for row in rows if row.file is not None]
 
     def is_of(self, file: Path, owner: str) -> bool:
         """Whether a file among the outputs is an owner's finished picture."""
@@ -360,6 +384,11 @@ class Worker:
     def models(self) -> list[ModelEntry]:
         """The models that can be chosen by name."""
         return [replace(entry, base=self.discreet(entry.base)) for entry in list_models(self.home)]
+
+    def health(self) -> Health:
+        """What is wrong with the machine or the worker at present, if anything is."""
+        health = self._ledger.faults.health
+        return replace(health, fault=self.discreet(health.fault))
 
     def model_state(self) -> ModelState:
         """The model that is loaded, or being loaded."""
@@ -381,12 +410,13 @@ class Worker:
         tallies = self._store.tallies([job.id for job in jobs])
         with self._changed:
             positions = self._queue.positions() if jobs else {}
-            state = self._rounds.state
+            state, health = self._rounds.state, self._ledger.faults.health
             heads = []
             for job in jobs:
                 work = self._queue.works.get(job.id)
                 loading = state.loading if work is not None and state.source == work.key.source else ""
-                heads.append(job_head(job, tallies[job.id], work, positions.get(job.id, 0), loading))
+                place = positions.get(job.id, 0)
+                heads.append(job_head(job, tallies[job.id], work, place, loading, health))
         if self.trust.paths:
             return heads
         return [
@@ -395,8 +425,18 @@ class Worker:
         ]
 
     def _delete_file(self, file: str | None) -> None:
-        if file is not None:
-            located(file, self.home).unlink(missing_ok=True)
+        """Raises SetupError where it cannot be deleted."""
+        if file is None:
+            return
+        path = located(file, self.home)
+        try:
+            path.unlink(missing_ok=True)
+        except NotADirectoryError:  # something else is in its folder's place
+            return
+        except OSError as error:
+            raise SetupError(
+                f"{path} cannot be deleted ({error.strerror or error}); let the studio write there"
+            ) from error
 
 
 def _seeded(draft: Draft) -> Draft:

@@ -171,17 +171,28 @@ class Saver(Generic[P, T]):
     def _written(self, picture: P, made: Written, file: Path | Callable[[], Path], force: bool) -> Saved[P]:
         try:
             path = made.write(file if isinstance(file, Path) else file(), force=force)
-        except Exception as error:  # it concerns this picture alone
+        except BaseException as error:  # this thread is nobody's: what is raised here would be lost
             return Saved(picture, error=not_saved(error))
         return Saved(picture, path, made.record)
 
 
-def not_saved(error: Exception) -> StudioError:
-    """Why a picture could not be saved, in words for its owner."""
+def not_saved(error: BaseException) -> StudioError:
+    """Why a picture could not be saved, in words for its owner. What an OSError is about stays its cause."""
     if not isinstance(error, OSError):
-        return own_error(error, "the picture could not be saved")
+        return own_error(as_exception(error), "the picture could not be saved")
     forget_tensors(error)
     said = error.strerror or str(error)
-    return SetupError(
+    own = SetupError(
         f"the picture could not be saved ({said}); make room on the disk, and let the studio write there"
     )
+    own.__cause__ = error
+    return own
+
+
+def as_exception(error: BaseException) -> Exception:
+    """The error; in place of one that would end a thread or the program, an ordinary one that names it."""
+    if isinstance(error, Exception):
+        return error
+    plain = RuntimeError(f"{type(error).__name__}: {error}")
+    plain.__cause__ = error
+    return plain

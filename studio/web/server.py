@@ -17,11 +17,13 @@ from typing import Any
 import fastapi
 import gradio as gr
 import httpx
+from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
 from pipelines.errors import SetupError
 from pipelines.home import Home
 from studio.jobs import HomeLock, Trainings, Worker
+from studio.jobs.discretion import without_places
 from studio.jobs.gate import Trust
 from studio.rendering.opening import Opening
 from studio.web import sdapi
@@ -101,6 +103,7 @@ def mounted(pages: gr.Blocks, look: Look, worker: Worker, serving: Serving) -> f
     app = fastapi.FastAPI(title="LoRA Studio", docs_url=None, redoc_url=None, openapi_url=None)
     calls = sdapi.router(worker)
     app.include_router(calls)
+    app.include_router(_health(worker))
     app.include_router(uploads.router(files, serving.largest))
     gr.mount_gradio_app(
         app,
@@ -131,7 +134,7 @@ def mounted(pages: gr.Blocks, look: Look, worker: Worker, serving: Serving) -> f
         largest=serving.largest,
         logins=_Logins(app),
         may_see=files.may_see,
-        ways=(*routes.GRADIO, *(routes.MCP if serving.mcp else ()), *_ways(calls)),
+        ways=(routes.HEALTH, *routes.GRADIO, *(routes.MCP if serving.mcp else ()), *_ways(calls)),
         claims=claims,
     )
     app.add_middleware(Guard, rules=rules)
@@ -144,6 +147,26 @@ def _ways(own: fastapi.APIRouter) -> list[routes.Way]:
         (route.path, tuple(sorted(route.methods or ()))) for route in own.routes if isinstance(route, Route)
     ]
     return [routes.Way(path, methods, body="json" if "POST" in methods else "") for path, methods in found]
+
+
+def _health(worker: Worker) -> fastapi.APIRouter:
+    """GET /health, for programs that watch over the studio: 200 while all is well, 503 while jobs wait for the end of a
+    fault."""
+    router = fastapi.APIRouter()
+
+    @router.get(routes.HEALTH.path)
+    async def health() -> JSONResponse:
+        now, running = worker.health(), worker.running
+        well = running and not now.fault
+        content = {
+            "status": "ok" if well else "waiting" if running else "closed",
+            "fault": without_places(now.fault, worker.home),
+            "since": now.since or None,
+            "restarts": now.restarts,
+        }
+        return JSONResponse(content, status_code=200 if well else 503)
+
+    return router
 
 
 class _Logins:

@@ -33,6 +33,9 @@ class Way:
         return re.compile(re.sub(r"\{(\w+)(:path)?\}", part, escaped) + "/?")
 
 
+HEALTH = Way("/health", ("GET",))
+"""Whether the studio is well. Where logins are asked for, it asks for one too."""
+
 _POST = ("POST",)
 GRADIO: tuple[Way, ...] = (
     Way("/", open=True),

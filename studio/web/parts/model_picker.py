@@ -136,7 +136,13 @@ class ModelPicker:
 
 
 def model_line(desk: Desk) -> str:
-    """What is loaded, how loading goes, or why it failed, as HTML."""
+    """What is wrong with the machine or the worker, if anything is; then what is loaded, how loading goes, or why it
+    failed. As HTML."""
+    wrong = escape(desk.worker.health().sentence, quote=True)
+    return (f'<div data-said="{wrong}"><strong>{wrong}</strong></div>' if wrong else "") + _of_model(desk)
+
+
+def _of_model(desk: Desk) -> str:
     state = desk.worker.model_state()
     if state.error:
         error = escape(state.error, quote=True)

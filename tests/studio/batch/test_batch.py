@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import signal
@@ -26,7 +27,9 @@ from studio.batch.manifest import MANIFEST, Manifest, PictureOutcome, is_whole
 from studio.batch.run import Batch, BatchOrder, render_jobs
 from studio.pictures.comparison import TOLERANCE
 from studio.pictures.metadata import read_picture
+from studio.rendering import saver
 from studio.rendering.opening import Opening
+from tests.faulty_writes import full_disk
 
 Jobs = list[dict[str, Any]]
 Rendering = Callable[..., list[PictureOutcome]]
@@ -398,3 +401,96 @@ def test_killed_and_resumed(
     rest = list(render_jobs(jobs, out, opening=opening, home=Home.resolve(loras.parent)))
     assert len(rest) == 24 - kept
     _complete(out, 24)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+def test_killed_eleven_times_at_moving_moments(
+    opening: Opening, loras: Path, loaded_once: None, sdxl_folder: Path, tmp_path: Path
+) -> None:
+    jobs, out = tmp_path / "jobs.jsonl", tmp_path / "out"
+    jobs.write_text("\n".join(json.dumps(job) for job in mixed(72)))
+    for kill in range(11):
+        _killed_after(_start(jobs, out, sdxl_folder, loras.parent), out, min(_lines(out) + kill % 7, 71))
+    kept = _lines(out)
+    rest = list(render_jobs(jobs, out, opening=opening, home=Home.resolve(loras.parent)))
+    assert len(rest) == 72 - kept
+    _complete(out, 72)
+
+
+# -- a full disk -------------------------------------------------------------------------------------------
+
+
+class FullManifest:
+    """The manifest's file on a disk that is full from some line on: half of the line is written."""
+
+    def __init__(self, real: Any, lines: int) -> None:
+        self._real, self._left = real, lines
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def write(self, line: bytes) -> int:
+        self._left -= 1
+        if self._left < 0:
+            self._real.write(line[: len(line) // 2])
+            raise full_disk()
+        return int(self._real.write(line))
+
+
+@pytest.mark.parametrize("place", ["pictures", "manifest"])
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
+    command: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    jobs, out = tmp_path / "jobs.txt", tmp_path / "out"
+    jobs.write_text("\n".join(f"a fox --seed {seed}" for seed in range(6)))
+    with monkeypatch.context() as patch:
+        if place == "pictures":
+            save, saved = saver.save_picture, itertools.count()
+
+            def full(*picture: Any, **options: Any) -> Path:
+                if next(saved) >= 2:
+                    raise full_disk()
+                return save(*picture, **options)
+
+            patch.setattr(saver, "save_picture", full)
+        else:
+            enter = Manifest.__enter__
+
+            def opened(self: Manifest) -> Manifest:
+                enter(self)
+                self._file = FullManifest(self._file, 2)
+                return self
+
+            patch.setattr(Manifest, "__enter__", opened)
+        ran = command(jobs, "--out", out, "--quiet")
+    assert ran.code == 2
+    [line] = [line for line in ran.err.splitlines() if line.strip()]
+    assert line.startswith("error: the disk is full")
+    assert "make room" in line
+    assert "run the same command again to go on: 2 of 6 pictures are done and kept" in line
+    assert _lines(out) == 2
+    again = command(jobs, "--out", out, "--quiet")
+    assert again.code == 0
+    _complete(out, 6)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_full_disk_below_stdout_is_one_line(loras: Path, sdxl_folder: Path, tmp_path: Path) -> None:
+    jobs, out = tmp_path / "jobs.txt", tmp_path / "out"
+    jobs.write_text("a fox --seed 1 --width 32 --height 32 --steps 1\n")
+    words = ("batch", jobs, "--out", out, "--model", sdxl_folder, "--quiet")
+    environment = {**os.environ, "LORA_STUDIO_HOME": str(loras.parent), "HF_HUB_OFFLINE": "1"}
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run(
+            [sys.executable, "-m", "studio", *map(str, words)],
+            env=environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=240,
+        )
+    assert ran.returncode == 2
+    assert "Traceback" not in ran.stderr
+    assert "stdout cannot be written: the disk is full" in ran.stderr
+    assert len(list(out.glob("*.png"))) == 1

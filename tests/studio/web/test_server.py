@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import fastapi
@@ -20,6 +21,7 @@ from starlette.routing import Mount, Route
 from pipelines.errors import SetupError
 from studio.cli import main
 from studio.jobs import Trainings
+from studio.jobs.health import Health
 from studio.jobs.owner import owner_of
 from studio.web import server
 from studio.web.door.closing import ClosingServer
@@ -27,6 +29,7 @@ from studio.web.door.files import Files
 from studio.web.door.guard import OF_THE_LOGIN_PAGE
 from studio.web.door.theme import Look
 from studio.web.door.users import read_users
+from studio.web.parts.model_picker import model_line
 from studio.web.server import Serving, make_app
 
 SMALL = {"width": 32, "height": 32, "steps": 2}
@@ -247,3 +250,35 @@ def test_windows_is_asked_for_a_port_of_ones_own(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(socket, "SO_EXCLUSIVEADDRUSE", ~socket.SO_REUSEADDR, raising=False)
     server._own(cast(socket.socket, Listening()))
     assert asked == [socket.SO_REUSEADDR, ~socket.SO_REUSEADDR]
+# -- health ------------------------------------------------------------------------------------------------
+
+
+def test_whether_the_studio_is_well_is_answered(
+    guarded: Any, stranger: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert stranger.get("/health").status_code == 401
+    well = stranger.get("/health", auth=("ann", "secret"))
+    assert well.status_code == 200
+    assert well.json() == {"status": "ok", "fault": "", "since": None, "restarts": 0}
+    full = Health(f"the disk is full ({guarded.worker.home.path}/outputs: no space); make room on it", 5.0)
+    monkeypatch.setattr(guarded.worker, "health", lambda: full)
+    ill = stranger.get("/health", auth=("ann", "secret"))
+    assert ill.status_code == 503
+    assert ill.json() == {
+        "status": "waiting",
+        "fault": "the disk is full (outputs: no space); make room on it",
+        "since": 5.0,
+        "restarts": 0,
+    }
+
+
+def test_the_page_says_what_is_wrong_since_when_and_what_to_do(
+    guarded: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk: Any = SimpleNamespace(worker=guarded.worker)
+    assert "the disk is full" not in model_line(desk)
+    monkeypatch.setattr(guarded.worker, "health", lambda: Health("the disk is full; make room on <it>", 5.0))
+    line = model_line(desk)
+    assert "since " in line
+    assert "the disk is full; make room on &lt;it&gt;" in line
+    assert "jobs wait meanwhile, and go on by themselves" in line
