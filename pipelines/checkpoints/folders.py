@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from composers.shown import shown
 from pipelines.checkpoints.components import (
     Components,
     first_line,
@@ -20,10 +21,11 @@ from pipelines.checkpoints.components import (
     vae_dtype,
 )
 from pipelines.checkpoints.weights import read_weights_header
-from pipelines.errors import ModelError
+from pipelines.errors import ModelError, StudioError
 from pipelines.families.family import SDXL, Family, family_of
 from pipelines.home.answers import answered
 from pipelines.home.files import is_folder
+from pipelines.home.plain import short
 
 CLASSES = {
     "unet": ("UNet2DConditionModel",),
@@ -66,7 +68,9 @@ def load_folder(folder: Path, dtype: torch.dtype) -> Components:
                 scheduler=None,
                 **settings,
             )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+    except StudioError:
+        raise
+    except Exception as error:  # diffusers and transformers raise anything
         raise ModelError(
             f"{folder} cannot be loaded: {first_line(error)}; copy or download it again"
         ) from error
@@ -93,7 +97,7 @@ def folder_family(folder: Path, index: Mapping[str, Any]) -> Family:
     Raises ModelError for a model that cannot be run, and NoAnswer.
     """
     label = folder.name
-    kind = index.get("_class_name")
+    kind = short(index.get("_class_name"))
     if not isinstance(index.get("unet"), list):
         raise ModelError(
             f"{label} is a {kind}, which has no UNet; SD1.x, SD2.x and SDXL models can be used, not SD3, "
@@ -112,7 +116,7 @@ def folder_family(folder: Path, index: Mapping[str, Any]) -> Family:
     for key in ("time_cond_proj_dim", "class_embed_type", "encoder_hid_dim_type"):
         if unet_config.get(key) is not None:
             raise ModelError(
-                f"{label} ({kind}): its UNet takes a further input ({key}={unet_config[key]!r}), which plain "
+                f"{label} ({kind}): its UNet takes a further input ({key}={shown(unet_config[key])}), which plain "
                 "text-to-image does not give; use the base model (for LCM: with an LCM-LoRA)"
             )
     for name, allowed in CLASSES.items():
@@ -120,9 +124,13 @@ def folder_family(folder: Path, index: Mapping[str, Any]) -> Family:
             continue
         entry = index.get(name)
         if not isinstance(entry, list) or len(entry) != 2 or entry[1] not in allowed:
-            raise ModelError(f"{label} ({kind}): {name} is {entry!r}; it must be a {' or '.join(allowed)}")
+            raise ModelError(
+                f"{label} ({kind}): {name} is {shown(entry)}; it must be a {' or '.join(allowed)}"
+            )
         if entry[0] not in ("diffusers", "transformers"):
-            raise ModelError(f"{label} ({kind}): {name} comes from {entry[0]!r}, and foreign code is not run")
+            raise ModelError(
+                f"{label} ({kind}): {name} comes from {shown(entry[0])}, and foreign code is not run"
+            )
     return family
 
 

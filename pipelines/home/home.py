@@ -48,7 +48,7 @@ class Home:
         Raises SetupError for a faulty config.toml and for a given folder that does not exist.
         """
         chosen = flag or os.environ.get("LORA_STUDIO_HOME") or platformdirs.user_data_dir("lora-studio")
-        path = Path(chosen).expanduser().absolute()
+        path = _expanded(chosen).absolute()
         settings = read_settings(path)
         given = Roots(_given("model", model_dirs), _given("LoRA", lora_dirs), _given("VAE", vae_dirs))
         return cls(path, settings, given + settings.folders)
