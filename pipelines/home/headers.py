@@ -20,8 +20,8 @@ from pipelines.home.plain import DEEPEST, check_json_size
 LONGEST_HEADER = 12 * 2**20
 """The longest header that is read, in bytes. Real ones, even with thumbnails, stay below a third of it."""
 MOST_TENSORS = 20_000
-"""Most tensors of one file. A whole SDXL checkpoint has 2,500; an adapter of every layer, in the many parts of its kind,
-fewer than 15,000."""
+"""Most tensors of one file. A whole SDXL checkpoint has 2,500; an adapter of every layer, in the many parts of
+its kind, fewer than 15,000."""
 MOST_NOTES = 10_000
 """Most entries of one file's metadata."""
 LONGEST_NAME = 10_000
