@@ -235,6 +235,7 @@ files = st.builds(
 
 @pytest.mark.filterwarnings("ignore")
 @cases(
+    ci=150,
     content=files,
     metadata=st.dictionaries(st.text(max_size=4), st.text(max_size=4), max_size=2),
     cut=st.integers(0, 9),
@@ -312,7 +313,7 @@ said = st.dictionaries(
 )
 
 
-@cases(note=st.one_of(said, odd), raw=st.one_of(st.none(), st.binary(max_size=40)))
+@cases(ci=150, note=st.one_of(said, odd), raw=st.one_of(st.none(), st.binary(max_size=40)))
 def test_any_notes_beside_a_file_leave_it_readable(note: object, raw: bytes | None, tmp_path: Path) -> None:
     path = written(tmp_path / "fox.safetensors", f'{{"{KEYS[0]}":{entry("[0,40]")}}}'.encode())
     for ending in (".json", ".civitai.info", ".metadata.json", ".txt"):

@@ -76,6 +76,7 @@ keys = st.sampled_from(
 
 
 @cases(
+    ci=150,
     header=st.one_of(
         st.dictionaries(keys, entry, max_size=6).map(json.dumps).map(str.encode), st.binary(max_size=60)
     ),
@@ -97,6 +98,7 @@ def test_any_single_file_is_understood_or_refused(header: bytes, note: str | Non
 
 
 @cases(
+    ci=150,
     index=objects(
         "_class_name",
         "unet",
