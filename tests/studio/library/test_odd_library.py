@@ -126,9 +126,14 @@ STRANGE: dict[str, object] = {
     "tags": {"ss_tag_frequency": '{"a": {"b": 1e999}}', "modelspec.tags": "," * 9999},
 }  # fmt: skip
 NOTE = {
-    "digits": '{"preferred weight": ' + "9" * 400 + "}", "more-digits": "9" * 5000,
-    "infinite": '{"preferred weight": 1e400}', "none": '{"preferred weight": NaN}', "deep": "[" * 100_000, "list": "[]", "half": '{"activation text": "\\ud83d"}',
-}  # fmt: skip
+    "digits": '{"preferred weight": ' + "9" * 400 + "}",
+    "more-digits": "9" * 5000,
+    "infinite": '{"preferred weight": 1e400}',
+    "none": '{"preferred weight": NaN}',
+    "deep": "[" * 100_000,
+    "list": "[]",
+    "half": '{"activation text": "\\ud83d"}',
+}
 
 
 def test_one_bad_neighbour_breaks_no_list(home: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
