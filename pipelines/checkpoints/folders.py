@@ -37,6 +37,8 @@ CLASSES = {
 }
 """Component -> the classes of it that can be run."""
 
+MOST_LAYERS = 64
+"""Most layers of one kind that a configuration may give one part. SDXL's second text encoder has 32."""
 HALVES = (torch.float16, torch.bfloat16)
 UNUSED: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
 
@@ -48,6 +50,8 @@ def load_folder(folder: Path, dtype: torch.dtype) -> Components:
     refuse_other_than_files(folder)
     index = read_json(folder / "model_index.json")
     family = folder_family(folder, index)
+    for part in ("unet", "vae", *family.text_encoders):
+        _refuse_endless(folder, part)
     variant = folder_variant(folder, dtype)
     scheduler = make_model_scheduler(read_json(folder / "scheduler" / "scheduler_config.json"), family)
     pipeline_class: Any
@@ -154,6 +158,23 @@ def folder_files(folder: Path, dtype: torch.dtype) -> tuple[Path, ...]:
     variant = folder_variant(folder, dtype)
     parts = [part for part in CLASSES if "tokenizer" not in part and is_folder(folder / part)]
     return tuple(file for part in parts for file in _part_files(folder, part, variant))
+
+
+def _refuse_endless(folder: Path, part: str) -> None:
+    """Raises ModelError for a configuration with so many layers that building them would not end."""
+    for key, value in read_json(folder / part / "config.json").items():
+        if not (key.endswith("layers") or "layers_per_block" in key):
+            continue
+        pending = [value]
+        while pending:
+            one = pending.pop()
+            if isinstance(one, list):
+                pending += one
+            elif isinstance(one, int | float) and not one <= MOST_LAYERS:
+                raise ModelError(
+                    f"{folder.name}: the {key} of its {part} is {shown(value)}, more than {MOST_LAYERS}; "
+                    "copy or download the model again"
+                )
 
 
 def _refuse_incomplete(folder: Path, part: str, module: Any, dtype: torch.dtype) -> None:
