@@ -132,7 +132,9 @@ def card_from_json(text: str) -> Card:
         content: Mapping[str, Any] = read_json(text, "the card", finite=False)
         if set(content) != {field.name for field in fields(Card)}:
             raise ValueError("another version's card")
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
+        }
         values["hashes"] = tuple((str(name), str(value)) for name, value in content["hashes"])
         values["path"] = Path(str(values["path"]))
         values["preview"] = None if values["preview"] is None else Path(str(values["preview"]))

@@ -178,9 +178,7 @@ def test_one_bad_neighbour_breaks_no_list(home: Path, run: Run, monkeypatch: pyt
     listed = json.loads(run("loras", "--json").out)
     assert {row["name"] for row in listed} >= set(cards)
     assert len([row for row in listed if row["type"].startswith("cannot be read: ")]) == len(UNREADABLE) + 2
-    seen = run(
-        "inspect", *(str(folder / f"{name}.safetensors") for name in cards), "~nosuch/x", "n" * 400, "odd0"
-    )
+    seen = run("inspect", *(str(card.path) for card in cards.values()), "~nosuch/x", "n" * 400, "odd0")
     assert (
         len([line for line in seen.err.splitlines() if line.startswith("error: ")]) == len(UNREADABLE) + 2 + 3
     )
