@@ -22,6 +22,7 @@ from composers.plan import Band, Use
 from pipelines.events import Failed, Stepped
 from pipelines.home import Home
 from pipelines.home.files import write_atomically
+from pipelines.home.plain import read_kept
 from pipelines.model import Model
 from pipelines.request import Request
 from pipelines.session import Session
@@ -169,12 +170,8 @@ def cached(home: Home, model: Model, name: str) -> Profile | None:
     folder = _folder(home, sha256)
     if not folder.is_dir():
         return None  # without asking for the model's hash, which reads its files
-    try:
-        content = json.loads(_file(folder, model).read_text(encoding="utf-8"))
-        profile = Profile(**{key: _frozen(value) for key, value in content.items()})
-    except (OSError, ValueError, TypeError, AttributeError):
-        return None  # not there, or from another version: it is measured anew
-    return profile if profile.adapter == sha256 and profile.change else None
+    profile = read_kept(_file(folder, model), _profile)
+    return profile if profile is not None and profile.adapter == sha256 and profile.change else None
 
 
 def remember(home: Home, model: Model, profile: Profile) -> None:
@@ -191,8 +188,12 @@ def _file(folder: Path, model: Model) -> Path:
     return folder / f"{model.checkpoint.hash}.json"
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(float(item) for item in value) if isinstance(value, list) else value
+def _profile(kept: Any) -> Profile:
+    """Raises KeyError and TypeError for what `remember` does not write."""
+    numbers = {
+        name: tuple(map(float, kept[name])) for name in ("energy", "base_energy", "change", "prompt_change")
+    }
+    return Profile(adapter=str(kept["adapter"]), base=str(kept["base"]), **numbers)
 
 
 # -- the plot --------------------------------------------------------------------------------------------

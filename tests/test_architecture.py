@@ -202,6 +202,48 @@ def test_tags_of_prompts_are_read_in_few_places() -> None:
     assert 1 <= len(callers) <= 4, callers
 
 
+READERS = {
+    "json": {"load", "loads", "JSONDecoder"},
+    "yaml": {"load", "load_all", "safe_load", "safe_load_all", "unsafe_load", "full_load"},
+    "tomllib": {"load", "loads"},
+    "Image": {"open"},
+}
+"""Readers that raise almost anything for a text that is made for it: module -> its functions."""
+
+READING = {
+    "pipelines.home.plain",  # the one place, within bounds
+    "pipelines.home.headers",  # a safetensors header, counted before
+    "pipelines.adapters.container",  # our own bytes, before they are written
+    # pictures, in formats that are asked for
+    *(
+        "studio.drafts.picture_file",
+        "studio.pictures.comparison",
+        "studio.grid.sheet",
+        "studio.web.sdapi.pictures",
+    ),
+    *("studio.web.door.files", "studio.web.parts.thumbs", "studio.commands.train", "studio.bench.workers"),
+    # JSON and YAML of rooms above the library, each within `reading` or bounds of its own
+    *("studio.batch.checking", "studio.batch.manifest", "studio.batch.values", "studio.jobs.store"),
+    *("studio.pictures.a1111", "studio.web.door.guard", "studio.web.parts.showcase"),
+}
+
+
+def test_strangers_texts_are_read_in_few_places() -> None:
+    """Everybody else asks `pipelines.home.plain`, which counts before it reads, and turns what a reader raises into one
+    error. Benchmarks read their own files."""
+    calling = {
+        module
+        for module, file in MODULES.items()
+        if not module.startswith("studio.bench.quality.")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.attr in READERS.get(node.value.id, ())
+    }
+    assert calling <= READING, calling - READING
+    assert "pipelines.home.plain" in calling
+
+
 def test_modules_import_each_other_in_no_circle() -> None:
     graphlib.TopologicalSorter(ARROWS).prepare()  # raises CycleError
 

@@ -1,8 +1,5 @@
-"""The safetensors container, read with distrust: first a short header, and tensors only when somebody wants them.
-
-Layout (https://github.com/huggingface/safetensors#format): an unsigned 64-bit little-endian length; that many bytes of
-JSON, {"name": {"dtype", "shape", "data_offsets"}, "__metadata__": {str: str}}; then the data, in which the tensors
-follow one another without gaps or overlaps.
+"""The safetensors container, read with distrust: first a short header (`pipelines.home.headers`), and tensors only when
+somebody wants them. In the data, the tensors follow one another without gaps or overlaps.
 """
 
 from __future__ import annotations
@@ -11,23 +8,20 @@ import hashlib
 import json
 import math
 import os
-import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import safetensors.torch
-from safetensors import SafetensorError
 from torch import Tensor
 
+from composers.shown import shown
 from pipelines.errors import AdapterFileError
 from pipelines.home import files
 from pipelines.home.answers import answered
-
-HEADER_LIMIT = 32 * 2**20
-"""The longest header that is read, in bytes. Real ones, even with thumbnails, stay below a tenth of it."""
+from pipelines.home.headers import LONGEST_HEADER, MOST_AXES, check_header, parse_header, split_header
+from pipelines.home.plain import reading
 
 SIZE_LIMIT = 16 * 2**30
 """The largest file that is loaded, in bytes. A file is read into memory as a whole."""
@@ -102,7 +96,14 @@ class UnparsedHeader:
 
     def parse(self) -> Header:
         """The header with every entry checked. Raises AdapterFileError."""
-        return _parse(self.name, self.size, self.text)
+        with reading(f"{self.name}: the header's JSON", AdapterFileError, "download it again"):
+            if self.tensors is None or self.metadata is None:
+                fields, metadata = parse_header(self.text)
+            else:
+                fields, metadata = parse_header(self.tensors)[0], self.metadata
+        tensors = {key: _entry(self.name, key, value) for key, value in fields.items()}
+        _check_layout(self.name, tensors, self.available)
+        return Header(tensors, metadata, self.size)
 
 
 def open_header(path: Path) -> UnparsedHeader:
@@ -113,11 +114,12 @@ def open_header(path: Path) -> UnparsedHeader:
             size = os.fstat(file.fileno()).st_size
             return size, _text(path.name, size, file)
 
-    try:
+    with reading(f"{path.name}:", AdapterFileError):
         size, text = answered(path, read)
-    except OSError as error:
-        raise AdapterFileError(f"{path.name}: cannot be read ({error.strerror or error})") from error
-    return UnparsedHeader(path.name, size, text, *_cut(text))
+    with reading(f"{path.name}: the header's JSON", AdapterFileError, "download it again"):
+        check_header(text)
+        tensors, metadata = split_header(text) or (None, None)
+    return UnparsedHeader(path.name, size, text, tensors, metadata)
 
 
 def read_header(path: Path) -> Header:
@@ -134,16 +136,10 @@ def read_tensors(path: Path, header: Header) -> tuple[dict[str, Tensor], str]:
         raise AdapterFileError(
             f"{path.name}: {header.size / 2**30:.0f} GB is no adapter's size (at most {SIZE_LIMIT / 2**30:.0f})"
         )
-    try:
+    with reading(f"{path.name}:", AdapterFileError):
         data = files.read_regular(path, SIZE_LIMIT)
-    except OSError as error:
-        raise AdapterFileError(f"{path.name}: cannot be read ({error.strerror or error})") from error
-    try:
+    with reading(f"{path.name}: the data", AdapterFileError, "download it again"):
         tensors = safetensors.torch.load(data)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise AdapterFileError(
-            f"{path.name}: damaged safetensors data ({error}); download it again"
-        ) from error
     if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != {
         name: entry.shape for name, entry in header.tensors.items()
     }:
@@ -171,10 +167,8 @@ def sha256(path: Path) -> str:
 
     Raises AdapterFileError and NoAnswer.
     """
-    try:
+    with reading(f"{path.name}:", AdapterFileError):
         return files.sha256_of(path)
-    except OSError as error:
-        raise AdapterFileError(f"{path.name}: cannot be read ({error.strerror or error})") from error
 
 
 def _text(name: str, size: int, file: BinaryIO) -> bytes:
@@ -187,9 +181,9 @@ def _text(name: str, size: int, file: BinaryIO) -> bytes:
         raise AdapterFileError(
             f"{name}: the content is safetensors but the file name says otherwise; rename it to .safetensors"
         )
-    if length > HEADER_LIMIT:
+    if length > LONGEST_HEADER:
         raise AdapterFileError(
-            f"{name}: the header claims {length:,} bytes, more than the {HEADER_LIMIT:,} allowed; "
+            f"{name}: the header claims {length:,} bytes, more than the {LONGEST_HEADER:,} allowed; "
             "the file is damaged or hostile"
         )
     if length > size - 8:
@@ -201,70 +195,11 @@ def _text(name: str, size: int, file: BinaryIO) -> bytes:
     return file.read(length)
 
 
-def _cut(text: bytes) -> tuple[bytes | None, Mapping[str, str] | None]:
-    """(the tensors' JSON, the metadata), without parsing the tensors; (None, None) where they cannot be separated.
-
-    That takes metadata that comes first, as all known writers put it, or none. The tensors' JSON is an object of its
-    own, which is valid exactly if the whole header is.
-    """
-    try:
-        decoded = text.rstrip(_BLANKS).decode()
-        first = _METADATA_FIRST.match(decoded)
-        if first is None:
-            plain = "__metadata__" not in decoded and "\\" not in decoded  # an escape may spell the name
-            return (decoded.encode(), {}) if plain else (None, None)
-        metadata, end = _DECODER.raw_decode(decoded, first.end())
-        texts = _texts(metadata)
-    except (ValueError, RecursionError):
-        return None, None
-    follow = _NEXT_KEY.match(decoded, end)
-    if follow is None:
-        return None, None
-    return b"{" + decoded[follow.end() - 1 :].encode(), texts
-
-
-def _parse(name: str, size: int, text: bytes) -> Header:
-    try:
-        fields = json.loads(text, object_pairs_hook=_unique)
-        metadata = _texts(fields.pop("__metadata__", None))
-    except (ValueError, RecursionError) as error:
-        raise AdapterFileError(
-            f"{name}: the header is not valid JSON ({error}); download it again"
-        ) from error
-    tensors = {key: _entry(name, key, value) for key, value in fields.items()}
-    _check_layout(name, tensors, size - 8 - len(text))
-    return Header(tensors, metadata, size)
-
-
-def _texts(metadata: object) -> Mapping[str, str]:
-    """The metadata as texts, which the format demands; other values become their JSON."""
-    if not isinstance(metadata, dict):
-        return {}
-    return {
-        files.whole_text(key): files.whole_text(value) if isinstance(value, str) else json.dumps(value)
-        for key, value in metadata.items()
-    }
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        counts = Counter(name for name, _ in pairs)
-        raise ValueError(f"{counts.most_common(1)[0][0]!r} occurs twice")
-    return fields
-
-
-_BLANKS = b" \t\n\r"  # JSON's
-_METADATA_FIRST = re.compile(r'\{[ \t\n\r]*"__metadata__"[ \t\n\r]*:[ \t\n\r]*')
-_NEXT_KEY = re.compile(r'[ \t\n\r]*,[ \t\n\r]*"')
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
-
-
 def _entry(name: str, key: str, value: object) -> TensorEntry:
     """One header entry, checked by itself. Raises AdapterFileError."""
     match value:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]} if (
-            len(shape) <= 8
+            len(shape) <= MOST_AXES
             and all(type(length) is int and 0 <= length < 2**40 for length in shape)
             and 0 <= start <= end < 2**63
         ):
@@ -274,7 +209,7 @@ def _entry(name: str, key: str, value: object) -> TensorEntry:
                 f"{name}: the header entry of {key!r} is malformed; download the file again"
             )
     if dtype not in ITEM_BYTES:
-        raise AdapterFileError(f"{name}: {key!r} has the data type {dtype!r}, which is not supported")
+        raise AdapterFileError(f"{name}: {key!r} has the data type {shown(dtype)}, which is not supported")
     if end - start != (needed := math.prod(shape) * ITEM_BYTES[dtype]):
         raise AdapterFileError(
             f"{name}: {key!r} claims {end - start:,} bytes, but {dtype} {list(shape)} takes "

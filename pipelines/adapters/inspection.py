@@ -19,6 +19,7 @@ from pipelines.adapters.sidecars import Sidecars, read_sidecars
 from pipelines.adapters.structure import Structure, read_structure
 from pipelines.errors import AdapterFileError, AdapterFormatError
 from pipelines.home.answers import answered
+from pipelines.home.plain import reading
 
 
 @dataclass(frozen=True)
@@ -99,13 +100,8 @@ def inspect_file(path: Path) -> Inspection:
 
     Raises AdapterFileError where it is not a readable safetensors file, and NoAnswer.
     """
-    path, opened, beside = answered(path, lambda: _opened(path))
-    try:
-        return _inspected(path, opened, beside)
-    except _ODDITIES as error:  # unforeseen; but a list of thousands must not end at one file
-        raise AdapterFileError(
-            f"{path.name}: cannot be made sense of ({type(error).__name__}: {error}); take it away"
-        ) from error
+    with reading(f"{path.name}:", AdapterFileError, "take it away"):  # a list must not end at one file
+        return _inspected(*answered(path, lambda: _opened(path)))
 
 
 def _inspected(path: Path, opened: UnparsedHeader, beside: Sidecars) -> Inspection:
@@ -125,9 +121,6 @@ def _inspected(path: Path, opened: UnparsedHeader, beside: Sidecars) -> Inspecti
         sidecars=beside,
         stated=metadata,
     )
-
-
-_ODDITIES = (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError)
 
 
 def _opened(path: Path) -> tuple[Path, UnparsedHeader, Sidecars]:

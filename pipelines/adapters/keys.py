@@ -122,9 +122,20 @@ def sort_keys(texts: Iterable[str]) -> Contents:
     return Contents(tuple(keys), tuple(unknown), tuple(bundled), tuple(bookkeeping))
 
 
-@lru_cache(2**16)  # a library's files repeat the names of a few bases
 def read_key(text: str) -> Key | None:
     """One key taken apart; None where it follows no known scheme."""
+    return _remembered(text) if len(text) <= _LONGEST_REMEMBERED else _read_key(text)
+
+
+_LONGEST_REMEMBERED = 300  # characters; real ones are shorter
+
+
+@lru_cache(2**16)  # a library's files repeat the names of a few bases
+def _remembered(text: str) -> Key | None:
+    return _read_key(text)
+
+
+def _read_key(text: str) -> Key | None:
     split = _split_leaf(text)
     if split is None:
         return None
@@ -157,7 +168,7 @@ def _address(stem: str) -> Address | None:
         if stem.startswith(prefix):
             return _placed(stem.removeprefix(prefix), component, flat=True)
     path, component = stem, None
-    while True:
+    for _ in range(_MOST_PREFIXES):
         found = next(((prefix, owner) for prefix, owner in _DOTTED if path.startswith(prefix)), None)
         if found is None:
             return _placed(path, component, flat=False)
@@ -165,6 +176,10 @@ def _address(stem: str) -> Address | None:
         if owner is not None and component not in (None, owner):
             return None
         path, component = path.removeprefix(prefix), owner or component
+    return None
+
+
+_MOST_PREFIXES = 6  # one after another; real keys have three
 
 
 def _placed(path: str, component: str | None, *, flat: bool) -> Address | None:

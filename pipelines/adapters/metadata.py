@@ -13,14 +13,20 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from pipelines.adapters.adapter import AdapterMetadata
-from pipelines.adapters.sidecars import Sidecars
-from pipelines.home.files import parse_json
+from pipelines.adapters.sidecars import MOST_SAID, Sidecars
+from pipelines.errors import StudioError
+from pipelines.home.plain import read_json
 
 CATEGORIES = (
     "character", "style", "background", "clothing", "object", "concept", "pose", "celebrity", "animal",
     "building", "vehicle", "action", "tool",
 )  # fmt: skip
 """The categories by which people sort adapters (Civitai's words, in the singular)."""
+
+LONGEST_SAID = 100_000
+"""Characters of a text that are taken: a description with pictures in it has some ten thousand."""
+MOST_WORDS = 1_000
+"""Most triggers, and most tags, that are taken."""
 
 _MOST_TAGS = 5
 _HASHES = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")
@@ -72,7 +78,7 @@ def _triggers(metadata: Mapping[str, str], beside: Sidecars) -> tuple[tuple[str,
         (_frequent_tags(metadata.get("ss_tag_frequency", "")), "tag frequency"),
     )
     for words, source in stated:
-        if unique := tuple(dict.fromkeys(words)):
+        if unique := tuple(dict.fromkeys(words))[:MOST_WORDS]:
             return unique, source
     return (), ""
 
@@ -84,7 +90,7 @@ def _frequent_tags(text: str) -> list[str]:
     for tags in folders.values() if isinstance(folders, dict) else ():
         for tag, count in tags.items() if isinstance(tags, dict) else ():
             if isinstance(count, int) and tag.strip():
-                counts[tag.strip()] += count
+                counts[tag.strip()[:LONGEST_SAID]] += count
     common = counts.most_common(_MOST_TAGS)
     return [tag for tag, count in common if 2 * count >= common[0][1]]
 
@@ -131,9 +137,9 @@ def _tips(beside: Sidecars) -> Mapping[str, object]:
 
 def _hashes(metadata: Mapping[str, str], beside: Sidecars) -> dict[str, str]:
     """Name -> hash, for every hash that was written down."""
-    found = {name: metadata[name] for name in _HASHES if metadata.get(name)}
+    found = {name: text for name in _HASHES if (text := _text(metadata.get(name)))}
     files = beside.civitai.get("files")
-    for file in files if isinstance(files, list) else ():
+    for file in files[:MOST_WORDS] if isinstance(files, list) else ():
         hashes = file.get("hashes") if isinstance(file, dict) else None
         for name, value in hashes.items() if isinstance(hashes, dict) else ():
             found.setdefault(f"civitai.{name}", _text(value))
@@ -148,15 +154,16 @@ def _first(*candidates: object) -> str:
 
 
 def _text(value: object) -> str:
-    return value.strip() if isinstance(value, str) and value.strip().lower() not in ("none", "null") else ""
+    text = value[:LONGEST_SAID].strip() if isinstance(value, str) else ""
+    return "" if len(text) < 5 and text.lower() in ("none", "null") else text
 
 
 def _strings(value: object) -> list[str]:
-    return [text for item in value if (text := _text(item))] if isinstance(value, list) else []
+    return [text for item in value[:MOST_WORDS] if (text := _text(item))] if isinstance(value, list) else []
 
 
 def _split(text: str) -> list[str]:
-    return [word.strip() for word in re.split(r"[,\n]", text) if word.strip()]
+    return [word.strip() for word in re.split(r"[,\n]", text[:LONGEST_SAID]) if word.strip()][:MOST_WORDS]
 
 
 def _number(value: object) -> float | None:
@@ -176,6 +183,6 @@ def _whole(value: object) -> int | None:
 
 def _json(text: str) -> object:
     try:
-        return parse_json(text)
-    except ValueError:
+        return read_json(text, "", most=MOST_SAID, finite=False, mended=True)
+    except StudioError:
         return None

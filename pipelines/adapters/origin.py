@@ -9,7 +9,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
+from composers.shown import shown
 from pipelines.adapters.container import TensorEntry
 from pipelines.adapters.keys import UNET, Contents
 from pipelines.adapters.kinds import ADAPTER_KINDS
@@ -21,6 +23,8 @@ _INPUT_AXES: Mapping[str, int] = {
 _CONTEXT = re.compile(r".*attn2[._](?:processor[._])?to_[kv]")
 _DEEP = re.compile(r".*transformer_blocks[._](\d{1,9})[._]")
 
+_LONGEST = 300  # characters in the name of a layer that is known
+_ENOUGH = 3_000  # keys that are looked at; an adapter of another family shows it everywhere
 _FOREIGN = tuple(
     (label, re.compile(pattern))
     for label, pattern in (
@@ -88,7 +92,7 @@ def origin_by_layers(
 
 def foreign(keys: Iterable[str]) -> Origin | None:
     """The family that this program does not run, where the names of layers show one; else None."""
-    for key in keys:
+    for key in islice(keys, _ENOUGH):
         for label, pattern in _FOREIGN:
             if pattern.search(key):
                 return Origin(label, "names", f"it holds {key!r}")
@@ -107,7 +111,7 @@ def _text_widths(contents: Contents, tensors: Mapping[str, TensorEntry]) -> Iter
         shape = tensors[key.text].shape
         if axis is None or len(shape) <= axis or UNET not in key.address.components:
             continue
-        if _reads_text(key.address.path):
+        if len(key.address.path) <= _LONGEST and _reads_text(key.address.path):
             yield key.text, shape[axis]
 
 
@@ -142,9 +146,9 @@ def origin_by_metadata(metadata: Mapping[str, str]) -> Origin | None:
         said = metadata.get(field, "").strip()
         family = _family_named(said)
         if family:
-            return Origin(family, "metadata", f"{field} is {said!r}")
+            return Origin(family, "metadata", f"{field} is {shown(said)}")
     if metadata.get("ss_v2", "").strip().lower() == "true":
-        return Origin("sd2", "metadata", f"ss_v2 is {metadata['ss_v2']!r}")
+        return Origin("sd2", "metadata", f"ss_v2 is {metadata['ss_v2'].strip()!r}")
     return None
 
 
@@ -166,7 +170,7 @@ def something_else(keys: Iterable[str]) -> str:
 
 def _family_named(said: str) -> str:
     """The family that the name of an architecture means, "" where it is not known."""
-    said = said.lower()
+    said = said[:200].lower()
     for pattern, family in (
         (r".*refiner", "the SDXL refiner"),
         (r"stable-diffusion-xl|sdxl", "sdxl"),

@@ -11,15 +11,26 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from composers.shown import shown
 from pipelines.adapters.keys import COMPONENTS
+from pipelines.adapters.sidecars import MOST_SAID
 from pipelines.errors import AdapterFormatError
-from pipelines.home.files import is_regular, parse_json, read_text
+from pipelines.home.files import is_regular, read_text
+from pipelines.home.plain import read_json, reading
 
 METADATA_KEY = "lora_adapter_metadata"
 CONFIG_NAME = "adapter_config.json"
+
+LARGEST_ALPHA = 1e30
+"""What is larger is no alpha: in float32, in which layers are scaled, it soon becomes infinite."""
+MOST_PATTERNS = 3_000
+"""Most entries of an alpha_pattern; there is one for each layer at most."""
+MOST_WILD = 10
+"""Most of these that hold `.*`, each twice at most: they are slow to compare."""
 
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 
@@ -43,7 +54,7 @@ class PeftSettings:
         """The layer's alpha: that of the first pattern that matches the end of its name, else the common one."""
         bare = module.removeprefix("text_model.")  # files write text layers with or without it
         for pattern, alpha in self.alpha_pattern.items():
-            if any(re.match(rf"(.*\.)?({pattern})$", name) for name in (bare, f"text_model.{bare}")):
+            if any(map(_ending(pattern).match, (bare, f"text_model.{bare}"))):
                 return alpha
         return self.alpha
 
@@ -56,6 +67,11 @@ class PeftSettings:
         if alpha is None or rank == 0:
             return None
         return alpha / (math.sqrt(rank) if self.rslora else rank)
+
+
+@lru_cache(2 * MOST_PATTERNS)
+def _ending(pattern: str) -> re.Pattern[str]:
+    return re.compile(rf"(.*\.)?({pattern})$")
 
 
 def peft_settings(path: Path, metadata: Mapping[str, str]) -> dict[str, PeftSettings]:
@@ -79,33 +95,30 @@ def peft_settings(path: Path, metadata: Mapping[str, str]) -> dict[str, PeftSett
         }
     config = path.parent / CONFIG_NAME
     if path.name.startswith("adapter_model") and is_regular(config):
-        try:
+        with reading(f"{path.name}: {CONFIG_NAME} beside it", AdapterFormatError, "repair it"):
             text = read_text(config)
-        except (OSError, ValueError) as error:
-            raise AdapterFormatError(
-                f"{path.name}: {CONFIG_NAME} beside it cannot be read ({error})"
-            ) from error
         settings = _settings(f"{path.name}: {CONFIG_NAME}", _object(path.name, CONFIG_NAME, text))
         return dict.fromkeys(COMPONENTS, settings)
     return {}
 
 
 def _object(file: str, what: str, text: str) -> dict[str, Any]:
-    try:
-        fields = parse_json(text)
-    except ValueError:
-        fields = None
+    where = f"{file}: {what}, which decides every layer's scale,"
+    remedy = "repair or remove it"
+    fields = read_json(
+        text, where, error=AdapterFormatError, remedy=remedy, most=MOST_SAID, finite=False, mended=True
+    )
     if not isinstance(fields, dict):
-        raise AdapterFormatError(
-            f"{file}: {what}, which decides every layer's scale, is not a JSON object; repair or remove it"
-        )
+        raise AdapterFormatError(f"{where} is not a JSON object; {remedy}")
     return fields
 
 
 def _settings(where: str, fields: Mapping[str, Any]) -> PeftSettings:
     """The fields of a LoraConfig that change the mathematics. Raises AdapterFormatError if one cannot be applied."""
     if (kind := fields.get("peft_type", "LORA")) != "LORA":
-        raise AdapterFormatError(f"{where}: the PEFT type {kind} is not applied yet; look for a plain LoRA")
+        raise AdapterFormatError(
+            f"{where}: the PEFT type {shown(kind)} is not applied yet; look for a plain LoRA"
+        )
     if fields.get("use_dora"):
         raise AdapterFormatError(
             f"{where}: DoRA is not applied yet; look for a plain LoRA of the same subject"
@@ -113,7 +126,7 @@ def _settings(where: str, fields: Mapping[str, Any]) -> PeftSettings:
     start = fields.get("init_lora_weights", True)
     if isinstance(start, str) and start.lower().startswith(_CHANGES_THE_BASE):
         raise AdapterFormatError(
-            f"{where}: init_lora_weights={start!r} trained against a changed base model, so these factors "
+            f"{where}: init_lora_weights={shown(start)} trained against a changed base model, so these factors "
             "alone are not the difference; save it again with PEFT's path_initial_model_for_weight_conversion"
         )
     pattern = fields.get("alpha_pattern") or {}
@@ -124,10 +137,15 @@ def _settings(where: str, fields: Mapping[str, Any]) -> PeftSettings:
         raise AdapterFormatError(
             f"{where}: lora_alpha and alpha_pattern must be finite numbers; repair the settings"
         )
+    if len(pattern) > MOST_PATTERNS or sum(".*" in piece for piece in pattern) > MOST_WILD:
+        raise AdapterFormatError(
+            f"{where}: alpha_pattern has {len(pattern)} entries, more than {MOST_PATTERNS}, or more than {MOST_WILD} "
+            "with .* in them; write names"
+        )
     for piece in pattern:
-        if not _HARMLESS.fullmatch(piece) or piece.count(".*") > 3 or len(piece) > 300:
+        if len(piece) > 300 or not _HARMLESS.fullmatch(piece) or piece.count(".*") > 2:
             raise AdapterFormatError(
-                f"{where}: the alpha_pattern {piece!r} is more than a layer name; write names"
+                f"{where}: the alpha_pattern {shown(piece)} is more than a layer name; write names"
             )
     return PeftSettings(
         alpha=None if alpha is None else float(alpha),
@@ -137,4 +155,4 @@ def _settings(where: str, fields: Mapping[str, Any]) -> PeftSettings:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST_ALPHA

@@ -25,6 +25,7 @@ from pipelines.adapters.spellings import LayerNames, layer_names
 from pipelines.adapters.terms import LayerFactors, ModelLayers
 from pipelines.errors import AdapterFileError, AdapterFormatError, AdapterMismatchError
 from pipelines.families.family import FamilyName
+from pipelines.home.plain import reading
 
 
 def read_adapter(path: Path, model: ModelLayers, name: str, *, family: FamilyName | None = None) -> Adapter:
@@ -36,6 +37,11 @@ def read_adapter(path: Path, model: ModelLayers, name: str, *, family: FamilyNam
     Raises AdapterFileError, AdapterFormatError or AdapterMismatchError where any of it cannot be used, and NoAnswer.
     """
     path = adapter_path(path)
+    with reading(f"{path.name}:", AdapterFileError, "fetch it again"):
+        return _adapter(path, model, name, family)
+
+
+def _adapter(path: Path, model: ModelLayers, name: str, family: FamilyName | None) -> Adapter:
     header = read_header(path)
     contents = sort_keys(header.tensors)
     _refuse_unsupported(path.name, contents)
@@ -158,6 +164,9 @@ def _place_of(
     return found[0] if found else None
 
 
+_FINE = (torch.float32, torch.float16, torch.bfloat16)
+
+
 def _raw_layer(
     file: str,
     place: Place,
@@ -171,13 +180,14 @@ def _raw_layer(
     texts = {part: key.text for part, key in keys.items()}
     parts = {part: tensors[text] for part, text in texts.items()}
     for part, tensor in parts.items():
-        if part != "alpha" and not tensor.is_floating_point():
+        if not tensor.is_floating_point() and (part != "alpha" or tensor.is_complex()):
             dtype = str(tensor.dtype).removeprefix("torch.")
             raise AdapterFormatError(
                 f"{file}: {texts[part]!r} holds {dtype} instead of floating-point weights; "
                 "quantised adapters are not read, fetch the fp16 edition"
             )
-        wide = tensor.float() if tensor.element_size() == 1 else tensor  # fp8 has no arithmetic of its own
+        # fp8 has no arithmetic of its own, and what fp64 holds must be finite in fp32 too
+        wide = tensor if tensor.dtype in _FINE else tensor.float()
         if not torch.isfinite(wide).all():
             raise AdapterFileError(
                 f"{file}: {texts[part]!r} holds NaN or infinity, which would ruin every picture; "

@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipelines.errors import StudioError
 from pipelines.home.answers import answered
-from pipelines.home.files import parse_json, read_text
+from pipelines.home.files import read_text
+from pipelines.home.plain import read_json
 
 PREVIEWS = (
     ".preview.png",
@@ -24,6 +26,9 @@ PREVIEWS = (
     ".jpeg",
     ".webp",
 )
+
+MOST_SAID = 200_000
+"""Most values of one note, and of JSON in a file's metadata. The tags of a large training set are some ten thousand."""
 
 _LIMIT = 4 * 2**20  # bytes; notes are a few kilobytes
 
@@ -78,7 +83,7 @@ def _text(file: Path | None) -> str:
 
 def _json(file: Path | None) -> Mapping[str, object]:
     try:
-        value = parse_json(_text(file) or "{}")
-    except ValueError:
+        value = read_json(_text(file) or "{}", "", most=MOST_SAID, finite=False, mended=True)
+    except StudioError:
         return {}
     return value if isinstance(value, dict) else {}

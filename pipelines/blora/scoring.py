@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipelines import assets
-from pipelines.checkpoints.components import first_line
+from pipelines.checkpoints.components import first_line, read_json
 from pipelines.errors import SetupError
 
 Part = Literal["content", "style"]
@@ -128,7 +127,7 @@ def _open(folder: Path, tokenizer: Any) -> OpenClip:
 
     where = f"local-dir:{folder}"
     try:
-        config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "open_clip_config.json")
         model: Any = open_clip.create_model(where).eval().requires_grad_(False)
         text = config["model_cfg"]["text_cfg"]
         if text.get("vocab_size") == len(tokenizer):
@@ -137,12 +136,12 @@ def _open(folder: Path, tokenizer: Any) -> OpenClip:
         else:
             tokens = open_clip.get_tokenizer(where)
         size = model.visual.image_size
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        pixels = dict(config.get("preprocess_cfg", {}))
+    except Exception as error:  # open_clip raises anything
         raise SetupError(
             f"the scorer in {folder} cannot be loaded ({first_line(error)}); give an open_clip folder with "
             "open_clip_config.json and its weights, or none"
         ) from error
-    pixels = config.get("preprocess_cfg", {})
     mean, std = (
         pixels.get("mean", open_clip.OPENAI_DATASET_MEAN),
         pixels.get("std", open_clip.OPENAI_DATASET_STD),

@@ -13,9 +13,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from composers.shown import shown
 from pipelines.errors import ModelError, RequestError
 from pipelines.families.family import FAMILIES, Defaults, Family
-from pipelines.home.files import parse_json, read_text
+from pipelines.home.files import read_text
+from pipelines.home.plain import read_json, reading, short
 from pipelines.schedulers import canonical
 
 CARD_FILE = "studio.json"
@@ -49,12 +51,13 @@ class ModelCard:
 def read_card(folder: Path) -> ModelCard | None:
     """The card in a model's folder, None where there is none. Raises ModelError for a faulty one, and NoAnswer."""
     file = folder / CARD_FILE
-    try:
-        content = parse_json(read_text(file))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file} cannot be read ({error}); mend it or take it away") from error
+    remedy = "mend it or take it away"
+    with reading(str(file), ModelError, remedy):
+        try:
+            text = read_text(file)
+        except FileNotFoundError:
+            return None
+    content = read_json(text, str(file), error=ModelError, remedy=remedy)
     if not isinstance(content, dict):
         raise ModelError(
             f"{file} holds a {type(content).__name__} where an object belongs; mend it or take it away"
@@ -62,13 +65,11 @@ def read_card(folder: Path) -> ModelCard | None:
     known = [f.name for f in fields(ModelCard)]
     for key in content:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
+            near = difflib.get_close_matches(key[:60], known, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ModelError(f"{file}: unknown key {key!r}; {hint}A card may hold {', '.join(known)}")
-    try:
-        return _card(content)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise ModelError(f"{file}: {error}") from error
+            raise ModelError(f"{file}: unknown key {shown(key)}; {hint}A card may hold {', '.join(known)}")
+    with reading(f"{file}:", ModelError, remedy):
+        return _card(file, content)
 
 
 def resolve_defaults(
@@ -91,50 +92,54 @@ def resolve_defaults(
     )
 
 
-def _card(content: Mapping[str, Any]) -> ModelCard:
+def _card(file: Path, content: Mapping[str, Any]) -> ModelCard:
     family = content.get("family")
-    if family is not None and family not in FAMILIES:
-        raise ValueError(f'"family" is {family!r}; it must be one of {", ".join(FAMILIES)}')
+    if family is not None and family not in tuple(FAMILIES):
+        raise _faulty(file, "family", family, f"one of {', '.join(FAMILIES)}")
     scheduler = content.get("scheduler")
     guidance = content.get("guidance_scale")
     if guidance is not None and (
         isinstance(guidance, bool) or not isinstance(guidance, int | float) or not -1e6 < guidance < 1e6
     ):
-        raise ValueError(f'"guidance_scale" is {guidance!r}; it must be a number')
+        raise _faulty(file, "guidance_scale", guidance, "a number")
     vocabulary = {
-        category: MappingProxyType({word: _texts(synonyms, word) for word, synonyms in words.items()})
+        category: MappingProxyType({word: _texts(file, synonyms, word) for word, synonyms in words.items()})
         for category, words in content.get("vocabulary", {}).items()
     }
-    blocks = {part: _texts(names, "block_map") for part, names in content.get("block_map", {}).items()}
+    blocks = {part: _texts(file, names, "block_map") for part, names in content.get("block_map", {}).items()}
     return ModelCard(
         family=family,
-        width=_count(content, "width"),
-        height=_count(content, "height"),
-        scheduler=None if scheduler is None else _scheduler(scheduler),
-        steps=_count(content, "steps"),
+        width=_count(file, content, "width"),
+        height=_count(file, content, "height"),
+        scheduler=None if scheduler is None else _scheduler(file, scheduler),
+        steps=_count(file, content, "steps"),
         guidance_scale=None if guidance is None else float(guidance),
-        examples=_texts(content.get("examples", []), "examples"),
+        examples=_texts(file, content.get("examples", []), "examples"),
         vocabulary=MappingProxyType(vocabulary),
         block_map=MappingProxyType(blocks),
         description=str(content.get("description", "")),
     )
 
 
-def _scheduler(name: str) -> str:
+def _scheduler(file: Path, name: str) -> str:
     try:
         return canonical(name)
     except RequestError as error:
-        raise ValueError(str(error)) from error
+        raise ModelError(f"{file}: {error}") from error
 
 
-def _count(content: Mapping[str, Any], key: str) -> int | None:
+def _faulty(file: Path, key: str, value: object, belongs: str) -> ModelError:
+    return ModelError(f'{file}: "{short(key)}" is {shown(value)}; it must be {belongs}')
+
+
+def _count(file: Path, content: Mapping[str, Any], key: str) -> int | None:
     value = content.get(key)
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ValueError(f'"{key}" is {value!r}; it must be a whole number above 0')
+        raise _faulty(file, key, value, "a whole number above 0")
     return value
 
 
-def _texts(value: Any, where: str) -> tuple[str, ...]:
+def _texts(file: Path, value: Any, where: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise ValueError(f'"{where}" is {value!r}; it must be a list of texts')
+        raise _faulty(file, where, value, "a list of texts")
     return tuple(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import stat
 import warnings
 from collections.abc import Iterator, Mapping
@@ -14,11 +15,17 @@ from typing import Any
 
 import torch
 
+from composers.shown import shown
 from pipelines.errors import ModelError
 from pipelines.families.family import Family
+from pipelines.home import plain
 from pipelines.home.answers import answered, sign
-from pipelines.home.files import NoRegularFile, parse_json, read_text
+from pipelines.home.files import NoRegularFile, read_text
+from pipelines.home.plain import reading
 from pipelines.schedulers import Scheduler
+
+MOST_TRAINED_STEPS = 100_000
+"""Most steps of a noise schedule. Published models have a thousand."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +47,16 @@ class Components:
 
 def read_json(file: Path) -> dict[str, Any]:
     """The JSON object in a file of a model's folder. Raises ModelError where it is missing or faulty, and NoAnswer."""
-    try:
-        content = parse_json(read_text(file))
-    except FileNotFoundError as error:
-        raise ModelError(
-            f"{file.parent} has no {file.name}; a diffusers model folder holds model_index.json and one "
-            "folder each for unet, vae, text_encoder, tokenizer and scheduler"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file} cannot be read ({error}); copy or download the model again") from error
+    remedy = "copy or download the model again"
+    with reading(str(file), ModelError, remedy):
+        try:
+            text = read_text(file)
+        except FileNotFoundError as error:
+            raise ModelError(
+                f"{file.parent} has no {file.name}; a diffusers model folder holds model_index.json and one "
+                "folder each for unet, vae, text_encoder, tokenizer and scheduler"
+            ) from error
+    content = plain.read_json(text, str(file), error=ModelError, remedy=remedy, finite=False, mended=True)
     if not isinstance(content, dict):
         raise ModelError(f"{file} holds no JSON object; copy or download the model again")
     return content
@@ -99,10 +107,13 @@ def make_model_scheduler(config: Mapping[str, Any], family: Family, **settings: 
     import diffusers
     from diffusers.utils.import_utils import is_scipy_available
 
-    name = str(config.get("_class_name", ""))
-    scheduler_class = getattr(diffusers, name, None)
-    if scheduler_class is None or not name.endswith("Scheduler"):
-        raise ModelError(f"the model's scheduler {name!r} is unknown to diffusers {diffusers.__version__}")
+    name = config.get("_class_name", "")
+    known = isinstance(name, str) and re.fullmatch(r"[A-Z][A-Za-z0-9]{1,60}Scheduler", name)
+    scheduler_class = getattr(diffusers, name, None) if known else None
+    if scheduler_class is None:
+        raise ModelError(
+            f"the model's scheduler {shown(name)} is unknown to diffusers {diffusers.__version__}"
+        )
     if "_backends" in vars(scheduler_class):
         scheduler_class = diffusers.EulerDiscreteScheduler
     if "beta_schedule" not in scheduler_class._get_init_keys(scheduler_class):
@@ -117,7 +128,14 @@ def make_model_scheduler(config: Mapping[str, Any], family: Family, **settings: 
         settings["use_beta_sigmas"] = False
     accepted = scheduler_class._get_init_keys(scheduler_class)
     settings = {key: value for key, value in settings.items() if key in accepted}
-    return scheduler_class.from_config(dict(config), **settings)
+    steps = config.get("num_train_timesteps", 1000)
+    if type(steps) is not int or not 1 <= steps <= MOST_TRAINED_STEPS:
+        raise ModelError(
+            f"the model's scheduler has num_train_timesteps {shown(steps)}; it must be a whole number up to "
+            f"{MOST_TRAINED_STEPS}: copy or download the model again"
+        )
+    with reading(f"the model's scheduler {name}", ModelError, "copy or download the model again"):
+        return scheduler_class.from_config(dict(config), **settings)
 
 
 def refuse_incomplete(label: str, *modules: Any) -> None:

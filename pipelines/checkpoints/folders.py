@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from composers.shown import shown
 from pipelines.checkpoints.components import (
     Components,
     first_line,
@@ -20,10 +21,11 @@ from pipelines.checkpoints.components import (
     vae_dtype,
 )
 from pipelines.checkpoints.weights import read_weights_header
-from pipelines.errors import ModelError
+from pipelines.errors import ModelError, StudioError
 from pipelines.families.family import SDXL, Family, family_of
 from pipelines.home.answers import answered
 from pipelines.home.files import is_folder
+from pipelines.home.plain import short
 
 CLASSES = {
     "unet": ("UNet2DConditionModel",),
@@ -35,6 +37,8 @@ CLASSES = {
 }
 """Component -> the classes of it that can be run."""
 
+MOST_LAYERS = 64
+"""Most layers of one kind that a configuration may give one part. SDXL's second text encoder has 32."""
 HALVES = (torch.float16, torch.bfloat16)
 UNUSED: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
 
@@ -46,6 +50,8 @@ def load_folder(folder: Path, dtype: torch.dtype) -> Components:
     refuse_other_than_files(folder)
     index = read_json(folder / "model_index.json")
     family = folder_family(folder, index)
+    for part in ("unet", "vae", *family.text_encoders):
+        _refuse_endless(folder, part)
     variant = folder_variant(folder, dtype)
     scheduler = make_model_scheduler(read_json(folder / "scheduler" / "scheduler_config.json"), family)
     pipeline_class: Any
@@ -66,7 +72,9 @@ def load_folder(folder: Path, dtype: torch.dtype) -> Components:
                 scheduler=None,
                 **settings,
             )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+    except StudioError:
+        raise
+    except Exception as error:  # diffusers and transformers raise anything
         raise ModelError(
             f"{folder} cannot be loaded: {first_line(error)}; copy or download it again"
         ) from error
@@ -93,7 +101,7 @@ def folder_family(folder: Path, index: Mapping[str, Any]) -> Family:
     Raises ModelError for a model that cannot be run, and NoAnswer.
     """
     label = folder.name
-    kind = index.get("_class_name")
+    kind = short(index.get("_class_name"))
     if not isinstance(index.get("unet"), list):
         raise ModelError(
             f"{label} is a {kind}, which has no UNet; SD1.x, SD2.x and SDXL models can be used, not SD3, "
@@ -112,7 +120,7 @@ def folder_family(folder: Path, index: Mapping[str, Any]) -> Family:
     for key in ("time_cond_proj_dim", "class_embed_type", "encoder_hid_dim_type"):
         if unet_config.get(key) is not None:
             raise ModelError(
-                f"{label} ({kind}): its UNet takes a further input ({key}={unet_config[key]!r}), which plain "
+                f"{label} ({kind}): its UNet takes a further input ({key}={shown(unet_config[key])}), which plain "
                 "text-to-image does not give; use the base model (for LCM: with an LCM-LoRA)"
             )
     for name, allowed in CLASSES.items():
@@ -120,9 +128,13 @@ def folder_family(folder: Path, index: Mapping[str, Any]) -> Family:
             continue
         entry = index.get(name)
         if not isinstance(entry, list) or len(entry) != 2 or entry[1] not in allowed:
-            raise ModelError(f"{label} ({kind}): {name} is {entry!r}; it must be a {' or '.join(allowed)}")
+            raise ModelError(
+                f"{label} ({kind}): {name} is {shown(entry)}; it must be a {' or '.join(allowed)}"
+            )
         if entry[0] not in ("diffusers", "transformers"):
-            raise ModelError(f"{label} ({kind}): {name} comes from {entry[0]!r}, and foreign code is not run")
+            raise ModelError(
+                f"{label} ({kind}): {name} comes from {shown(entry[0])}, and foreign code is not run"
+            )
     return family
 
 
@@ -146,6 +158,23 @@ def folder_files(folder: Path, dtype: torch.dtype) -> tuple[Path, ...]:
     variant = folder_variant(folder, dtype)
     parts = [part for part in CLASSES if "tokenizer" not in part and is_folder(folder / part)]
     return tuple(file for part in parts for file in _part_files(folder, part, variant))
+
+
+def _refuse_endless(folder: Path, part: str) -> None:
+    """Raises ModelError for a configuration with so many layers that building them would not end."""
+    for key, value in read_json(folder / part / "config.json").items():
+        if not (key.endswith("layers") or "layers_per_block" in key):
+            continue
+        pending = [value]
+        while pending:
+            one = pending.pop()
+            if isinstance(one, list):
+                pending += one
+            elif isinstance(one, int | float) and not one <= MOST_LAYERS:
+                raise ModelError(
+                    f"{folder.name}: the {key} of its {part} is {shown(value)}, more than {MOST_LAYERS}; "
+                    "copy or download the model again"
+                )
 
 
 def _refuse_incomplete(folder: Path, part: str, module: Any, dtype: torch.dtype) -> None:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from pipelines.home.answers import answered
-from pipelines.home.files import parse_json, read_text, sha256_of, write_atomically
+from pipelines.home.files import sha256_of, write_atomically
+from pipelines.home.plain import read_kept
 
 REMEMBERED_BYTES = 64 * 2**20
 """The hash of a file of at least so many bytes is kept beyond the process. Smaller files are read again in no time."""
@@ -35,15 +36,14 @@ def short_hash(files: Iterable[Path], folder: Path | None = None) -> str:
 
 
 def _remembered(file: Path, folder: Path | None) -> str:
-    file, stat = answered(file, lambda: (file.resolve(), file.stat()))
+    file, stat = answered(file, lambda: (Path(os.path.realpath(file)), file.stat()))
     stamp = [str(file), stat.st_size, stat.st_mtime_ns]
     if folder is None or stat.st_size < REMEMBERED_BYTES:
         return _sha256(file, stat.st_size, stat.st_mtime_ns)
     note = folder / f"{hashlib.sha256(str(file).encode()).hexdigest()[:16]}.json"
-    with suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged: the file is read anew
-        said: Any = parse_json(read_text(note))
-        if said["of"] == stamp:
-            return str(said["sha256"])
+    said = read_kept(note, lambda said: (said["of"], str(said["sha256"])))
+    if said is not None and said[0] == stamp:
+        return said[1]
     found = _sha256(file, stat.st_size, stat.st_mtime_ns)
     with suppress(OSError):  # where the home cannot be written to, this only costs time later
         folder.mkdir(parents=True, exist_ok=True)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from pipelines import assets
 from pipelines.checkpoints.components import (
@@ -25,12 +25,13 @@ from pipelines.checkpoints.components import (
     vae_dtype,
 )
 from pipelines.checkpoints.weights import WeightsHeader, read_weights_header
-from pipelines.errors import ModelError
+from pipelines.errors import ModelError, StudioError
 from pipelines.families.family import SD1, SD2, SDXL, Family
 from pipelines.home.files import read_text
+from pipelines.home.plain import LONGEST_YAML, read_yaml, reading
 
-LARGEST_NOTE = 2**18
-"""The most bytes that a .yaml beside a checkpoint may have."""
+ENOUGH = 5_000
+"""Keys that are looked at to tell another kind of file."""
 UNET = "model.diffusion_model."
 VAE = ("first_stage_model.", "vae.")
 FIRST_CONV = f"{UNET}input_blocks.0.0.weight"
@@ -115,11 +116,13 @@ def load_single_file(file: Path, dtype: torch.dtype, vae: Any = None) -> Compone
                 **tokenizers,
                 **settings,
             )
+    except StudioError:
+        raise
     except NotImplementedError as error:  # raised for a weight that nothing was loaded into
         raise ModelError(
             f"{file.name} lacks weights that a {family.label} model has; use a complete copy"
         ) from error
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # diffusers and transformers raise anything
         raise ModelError(
             f"{file.name} looks like {family.label} but cannot be loaded ({first_line(error)}); "
             "its layout is not the usual one, or parts are missing. Try another copy of the model"
@@ -174,7 +177,7 @@ def _family(name: str, header: WeightsHeader) -> Family:
     keys = header.shapes
     if FIRST_CONV not in keys:
         for pattern, what in OTHERS:
-            if any(re.search(pattern, key) for key in keys):
+            if any(re.search(pattern, key) for key in islice(keys, ENOUGH)):
                 raise ModelError(f"{name} {what}; as a model, SD1.x, SD2.x and SDXL checkpoints can be used")
         raise ModelError(f"{name} is not a checkpoint that is understood; use an SD1.x, SD2.x or SDXL one")
     channels = next(iter(keys[FIRST_CONV][1:]), 0)
@@ -223,21 +226,14 @@ def _prediction_type(file: Path, header: WeightsHeader, family: Family) -> str:
 def _parameterization(file: Path) -> str:
     """The parameterization in a Stability configuration; "" where the file is not there. Raises ModelError where it
     cannot be read."""
-    try:
-        content = yaml.safe_load(read_text(file, LARGEST_NOTE))
+    remedy = "mend it or take it away"
+    with reading(str(file), ModelError, remedy):
+        try:
+            text = read_text(file, LONGEST_YAML)
+        except FileNotFoundError:
+            return ""
+        content = read_yaml(text, str(file), error=ModelError, remedy=remedy)
         said = content["model"]["params"].get("parameterization", "eps")
-    except FileNotFoundError:
-        return ""
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-        yaml.YAMLError,
-    ) as error:
-        raise ModelError(f"{file} cannot be read ({first_line(error)}); mend it or take it away") from error
     return said.lower() if isinstance(said, str) else "eps"
 
 

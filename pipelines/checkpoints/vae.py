@@ -17,7 +17,7 @@ from pipelines.checkpoints.components import (
     vae_dtype,
 )
 from pipelines.checkpoints.weights import read_weights_header
-from pipelines.errors import ModelError
+from pipelines.errors import ModelError, StudioError
 from pipelines.families.family import Family
 from pipelines.home.files import is_folder, is_regular
 
@@ -58,15 +58,9 @@ def load_vae(path: Path, family: Family, dtype: torch.dtype, model_folder: Path 
                     dtype=vae_dtype(dtype, read_json(config / "vae" / "config.json")),
                     local_files_only=True,
                 )
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        NotImplementedError,
-    ) as error:
+    except StudioError:
+        raise
+    except Exception as error:  # diffusers raises anything
         raise ModelError(
             f"the VAE {path.name} cannot be loaded for {family.label} ({first_line(error)}); use one that was made "
             "for this kind of model"
@@ -94,8 +88,9 @@ def _refuse_other_files(file: Path) -> None:
     first = next((shapes[key] for key in DECODER_INPUTS if key in shapes), None)
     if first is None:
         raise ModelError(f"{file.name} holds no VAE; choose a file with a VAE's encoder and decoder")
-    if first[1] != 4:
-        raise ModelError(f"the VAE {file.name} has {first[1]} latent channels; SD1.x, SD2.x and SDXL use 4")
+    channels = next(iter(first[1:]), 0)
+    if channels != 4:
+        raise ModelError(f"the VAE {file.name} has {channels} latent channels; SD1.x, SD2.x and SDXL use 4")
 
 
 def _channels(vae: Any) -> int:

@@ -8,17 +8,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
 
 from pipelines.errors import ModelError
 from pipelines.home.answers import answered, sign
-from pipelines.home.files import NoRegularFile, open_regular, parse_json
+from pipelines.home.files import open_regular
+from pipelines.home.headers import LONGEST_HEADER, MOST_AXES, parse_header
+from pipelines.home.plain import reading
 
-LARGEST_HEADER = 100 * 2**20
-"""The most bytes that a header may have, as in safetensors itself."""
 FULL_SIZE = 400_000_000
 """A model with more parameters is called full-size. The smallest published family has 0.9 billion."""
 
@@ -38,17 +37,11 @@ class WeightsHeader:
 
 def read_weights_header(file: Path) -> WeightsHeader:
     """Read the header alone. Raises ModelError for one that is missing, truncated or no safetensors; and NoAnswer."""
-    try:
-        size, content = answered(file, lambda: _content(file))
-        return _header(size, content)
-    except FileNotFoundError as error:
-        raise ModelError(f"{file} does not exist; check the path") from error
-    except NoRegularFile as error:
-        raise ModelError(f"{file} cannot be used: {error.strerror}") from error
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ModelError(
-            f"{file.name} cannot be read as a safetensors file ({error}); download it again"
-        ) from error
+    with reading(f"{file}, as a safetensors file,", ModelError, "download it again"):
+        try:
+            return _header(*answered(file, lambda: _content(file)))
+        except FileNotFoundError as error:
+            raise ModelError(f"{file} does not exist; check the path") from error
 
 
 def _content(file: Path) -> tuple[int, bytes]:
@@ -57,7 +50,7 @@ def _content(file: Path) -> tuple[int, bytes]:
         size = os.fstat(stream.fileno()).st_size
         start = stream.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if length > min(LARGEST_HEADER, size - 8):
+        if length > min(LONGEST_HEADER, size - 8):
             raise ValueError("it is cut short or no safetensors file")
         sign()
         return size, stream.read(length)
@@ -65,21 +58,17 @@ def _content(file: Path) -> tuple[int, bytes]:
 
 def _header(size: int, text: bytes) -> WeightsHeader:
     """Raises ValueError, LookupError, TypeError and AttributeError for what is no header."""
-    content: Any = parse_json(text)
-    if not isinstance(content, dict):
-        raise ValueError("its header is no JSON object")
-    metadata = content.pop("__metadata__", None)
+    content, metadata = parse_header(text)
     shapes = {key: tuple(entry["shape"]) for key, entry in content.items()}
     ends = [entry["data_offsets"][1] for entry in content.values()]
-    if not all(_is_count(number) for shape in shapes.values() for number in shape) or not all(
-        _is_count(end) for end in ends
-    ):
+    if not all(
+        len(shape) <= MOST_AXES and all(map(_is_count, shape)) for shape in shapes.values()
+    ) or not all(map(_is_count, ends)):
         raise ValueError("its header holds other numbers than sizes")
     needed = 8 + len(text) + max(ends, default=0)
     if needed > size:
         raise ValueError(f"it is cut short: {size} bytes where {needed} belong")
-    texts = metadata.items() if isinstance(metadata, dict) else ()
-    return WeightsHeader(shapes, {key: value for key, value in texts if isinstance(value, str)})
+    return WeightsHeader(shapes, metadata)
 
 
 def _is_count(number: object) -> bool:

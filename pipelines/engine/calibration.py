@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from pipelines.engine.planner import LOW_RANK, Rates
 from pipelines.engine.products.graphs import CudaGraphs
 from pipelines.home.files import write_atomically
+from pipelines.home.plain import read_kept
 
 SECONDS = 0.03
 """Each of five measurements takes about so long."""
@@ -34,13 +36,21 @@ def rates_of(device: torch.device, dtype: torch.dtype, cache: Path) -> Rates:
         / "engine"
         / (re.sub(r"[^A-Za-z0-9]+", "-", f"{name} {kind} torch {torch.__version__}") + ".json")
     )
-    try:
-        return Rates(**json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        rates = measure(device, dtype)
+    kept = read_kept(file, _rates)
+    if kept is not None:
+        return kept
+    rates = measure(device, dtype)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, json.dumps(asdict(rates), indent=1))
     return rates
+
+
+def _rates(kept: Any) -> Rates:
+    """Raises ValueError and TypeError for what no measurement gives."""
+    rates = {name: float(rate) for name, rate in kept.items()}
+    if not all(0 < rate < 1e30 for rate in rates.values()):
+        raise ValueError("rates are above 0")
+    return Rates(**rates)
 
 
 @torch.inference_mode()

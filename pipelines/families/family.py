@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from composers.shown import shown
 from pipelines.errors import ModelError
 
 FamilyName = Literal["sd1", "sd2", "sdxl"]
@@ -97,8 +98,9 @@ def family_of(unet_config: Mapping[str, Any]) -> Family:
     addition = unet_config.get("addition_embed_type")
     if addition not in (None, "text_time") or unet_config.get("in_channels", 4) != 4:
         raise ModelError(
-            f"this UNet (addition_embed_type={addition!r}, in_channels={unet_config.get('in_channels')}) is neither "
-            "a plain SD1.x, SD2.x nor SDXL text-to-image model; inpainting, refiner and depth models are not supported"
+            f"this UNet (addition_embed_type={shown(addition)}, "
+            f"in_channels={shown(unet_config.get('in_channels'))}) is neither a plain SD1.x, SD2.x nor SDXL "
+            "text-to-image model; inpainting, refiner and depth models are not supported"
         )
     if addition == "text_time":
         return SDXL

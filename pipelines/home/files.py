@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
-import json
 import os
 import re
 import secrets
@@ -92,22 +91,9 @@ def read_text(path: str | Path, limit: int = LIMIT) -> str:
     return read_regular(path, limit).decode("utf-8-sig")
 
 
-def parse_json(text: str | bytes) -> object:
-    """The value of a JSON text. Raises ValueError for what is not JSON, is nested too deep, or has too long a number.
-
-    All texts in it can be written as UTF-8: halves of surrogate pairs become question marks.
-    """
-    try:
-        text = text if isinstance(text, str) else text.decode("utf-8-sig")
-        value = json.loads(text)
-        return _whole_texts(value) if "\\ud" in text or "\\uD" in text else value
-    except RecursionError as error:
-        raise ValueError("nested too deep") from error
-
-
 def whole_text(text: str) -> str:
     """The text, so that it can be written as UTF-8: halves of surrogate pairs become question marks."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+    return text if is_whole_text(text) else text.encode("utf-8", "replace").decode()
 
 
 def is_whole_text(text: str) -> bool:
@@ -160,17 +146,6 @@ _FLAGS = os.O_RDONLY | sum(
 
 def _too_large(path: str | Path, limit: int) -> OSError:
     return OSError(errno.EFBIG, f"it is larger than the {limit:,} bytes that such a file may have", str(path))
-
-
-def _whole_texts(value: object) -> object:
-    match value:
-        case str():
-            return whole_text(value)
-        case list():
-            return [_whole_texts(item) for item in value]
-        case dict():
-            return {whole_text(key): _whole_texts(item) for key, item in value.items()}
-    return value
 
 
 # -- writing ---------------------------------------------------------------------------------------------

@@ -7,15 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipelines.errors import SetupError
 from pipelines.home.answers import answered
 from pipelines.home.files import exists, is_folder, is_regular, read_text
+from pipelines.home.plain import LONGEST_YAML, read_yaml, reading
 from pipelines.home.settings import Roots
-
-LARGEST = 2**18
-"""The most bytes that an `extra_model_paths.yaml` may have."""
 
 COMFYUI_KEYS: Mapping[str, tuple[str, ...]] = {
     "models": ("checkpoints", "diffusers"),
@@ -63,10 +59,10 @@ def _from_layout(folder: Path) -> Roots:
 def _from_yaml(file: Path) -> Roots:
     """The folders in ComfyUI's format: sections of `key: folder`, with one folder a line, relative to the section's
     `base_path`. Raises SetupError."""
-    try:
-        sections = yaml.safe_load(read_text(file, LARGEST)) or {}
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise SetupError(f"{file} cannot be read: {error}; mend it or give another file") from error
+    remedy = "mend it or give another file"
+    with reading(str(file), SetupError, remedy):
+        text = read_text(file, LONGEST_YAML)
+    sections = read_yaml(text, str(file), error=SetupError, remedy=remedy) or {}
     if not isinstance(sections, dict):
         raise SetupError(f"{file} holds no sections; give ComfyUI's extra_model_paths.yaml")
     roots = Roots()

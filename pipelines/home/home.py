@@ -16,6 +16,7 @@ from pipelines.errors import AdapterFileError, ModelError, SetupError
 from pipelines.home import files
 from pipelines.home.answers import NoAnswer, is_silent, silent
 from pipelines.home.names import Entry, find, name_entries, near, scan
+from pipelines.home.plain import short
 from pipelines.home.settings import Roots, Settings, read_settings, write_folders
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -48,7 +49,7 @@ class Home:
         Raises SetupError for a faulty config.toml and for a given folder that does not exist.
         """
         chosen = flag or os.environ.get("LORA_STUDIO_HOME") or platformdirs.user_data_dir("lora-studio")
-        path = Path(chosen).expanduser().absolute()
+        path = _expanded(chosen).absolute()
         settings = read_settings(path)
         given = Roots(_given("model", model_dirs), _given("LoRA", lora_dirs), _given("VAE", vae_dirs))
         return cls(path, settings, given + settings.folders)
@@ -173,6 +174,7 @@ class Home:
         self, kind: str, name: str, matches: Sequence[Entry], entries: Sequence[Entry], roots: Sequence[Path]
     ) -> str:
         """The message for a name that means nothing, or that means several things. matches: what it could mean."""
+        name = name if len(name) <= _LONGEST_QUOTED else short(name)
         if matches:
             return (
                 f"{kind} {name!r} is ambiguous; write one of {', '.join(repr(m.name) for m in matches[:6])}"
@@ -187,6 +189,9 @@ class Home:
             f"unknown {kind} {name!r}: {hint}{_left_out((own, *roots))}Put the file into {own}, name further folders "
             f"with {flag}{_away(roots)}, or give its path"
         )
+
+
+_LONGEST_QUOTED = 255  # characters, which a file's name may have
 
 
 def _left_out(roots: Sequence[Path]) -> str:

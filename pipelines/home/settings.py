@@ -18,19 +18,19 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from composers.shown import shown
 from pipelines.errors import SetupError
 from pipelines.home.files import read_text, write_atomically
+from pipelines.home.plain import LONGEST_TOML, read_toml, reading, short
 
 CONFIG_FILE = "config.toml"
-LARGEST = 2**20
-"""The most bytes that it may have."""
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "half": "float16"}
 """Short names of the precisions -> their names in torch."""
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
@@ -71,21 +71,17 @@ class Settings:
 def read_settings(home: Path) -> Settings:
     """The settings in a home, all None if it has no config.toml. Raises SetupError for a faulty one, and NoAnswer."""
     file = home / CONFIG_FILE
-    try:
-        content = tomllib.loads(read_text(file, LARGEST))
-    except FileNotFoundError:
-        return Settings()
-    except (OSError, ValueError, RecursionError) as error:
-        raise SetupError(f"{file} cannot be read: {error}; mend it or take it away") from error
+    text = _text(file)
+    content = read_toml(text, str(file), error=SetupError, remedy=_REMEDY)
     _refuse_unknown(file, "", content, [f.name for f in fields(Settings)])
     folders = content.get("folders", {})
     if not isinstance(folders, dict):
-        raise SetupError(f"{file}: folders is {folders!r}; it must be a table, [folders]")
+        raise SetupError(f"{file}: folders is {shown(folders)}; it must be a table, [folders]")
     _refuse_unknown(file, "folders.", folders, [f.name for f in fields(Roots)])
     for key in ("model", "device", "dtype"):
         if not isinstance(content.get(key, ""), str):
             raise SetupError(
-                f'{file}: {key} is {content[key]!r}; it must be a text in quotes, as in {key} = "…"'
+                f'{file}: {key} is {shown(content[key])}; it must be a text in quotes, as in {key} = "…"'
             )
     return Settings(
         model=content.get("model"),
@@ -111,36 +107,47 @@ def write_folders(home: Path, roots: Roots) -> Path:
         table.append(
             f"{name} = [{', '.join(json.dumps(str(folder), ensure_ascii=False) for folder in folders)}]"
         )
-    try:
-        before = read_text(file, LARGEST)
-    except FileNotFoundError:
-        before = ""
-    except (OSError, ValueError) as error:
-        raise SetupError(f"{file} cannot be read: {error}; mend it or take it away") from error
+    before = _text(file)
     others = re.sub(r"(?ms)^[ \t]*\[folders\].*?(?=^[ \t]*\[|\Z)", "", before).strip()
     text = "\n".join([*([others, ""] if others else []), *table, ""])
     home.mkdir(parents=True, exist_ok=True)
     return write_atomically(file, text)
 
 
+_REMEDY = "mend it or take it away"
+
+
+def _text(file: Path) -> str:
+    """The file's text, "" where there is none. Raises SetupError."""
+    with reading(str(file), SetupError, _REMEDY):
+        try:
+            return read_text(file, LONGEST_TOML)
+        except FileNotFoundError:
+            return ""
+
+
 def _refuse_unknown(file: Path, prefix: str, content: Mapping[str, Any], known: list[str]) -> None:
     for key in content:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+            near = difflib.get_close_matches(key[:60], known, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise SetupError(f"{file}: unknown key '{prefix}{key}'; {hint}Known are {', '.join(known)}")
+            raise SetupError(
+                f"{file}: unknown key '{prefix}{short(key)}'; {hint}Known are {', '.join(known)}"
+            )
 
 
 def _device(file: Path, value: str | None) -> str | None:
     if value is not None and not DEVICE.fullmatch(value):
-        raise SetupError(f"{file}: device is {value!r}; it must be auto, cpu, cuda, cuda:<number> or mps")
+        raise SetupError(
+            f"{file}: device is {shown(value)}; it must be auto, cpu, cuda, cuda:<number> or mps"
+        )
     return value
 
 
 def _dtype(file: Path, value: str | None) -> str | None:
     name = DTYPES.get(value or "", value)
     if name is not None and name not in DTYPES.values():
-        raise SetupError(f"{file}: dtype is {value!r}; it must be float32, float16 or bfloat16")
+        raise SetupError(f"{file}: dtype is {shown(value)}; it must be float32, float16 or bfloat16")
     return name
 
 
@@ -148,7 +155,7 @@ def _gigabytes(file: Path, key: str, value: object) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e6:
-        raise SetupError(f"{file}: {key} is {value!r}; it must be a number of GiB, as in {key} = 2.5")
+        raise SetupError(f"{file}: {key} is {shown(value)}; it must be a number of GiB, as in {key} = 2.5")
     return float(value)
 
 
@@ -156,6 +163,10 @@ def _folders(file: Path, home: Path, name: str, value: Any) -> tuple[Path, ...]:
     """The folders under a key; relative ones start from the home. Raises SetupError."""
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise SetupError(
-            f'{file}: folders.{name} is {value!r}; it must be a list of texts, as in ["/data/loras"]'
+            f'{file}: folders.{name} is {shown(value)}; it must be a list of texts, as in ["/data/loras"]'
         )
-    return tuple(home / Path(text).expanduser() for text in value)
+    if nul := [text for text in value if "\0" in text]:
+        raise SetupError(
+            f"{file}: folders.{name} holds {shown(nul[0])}, which no folder can be called; mend it"
+        )
+    return tuple(home / os.path.expanduser(text) for text in value)

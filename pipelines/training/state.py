@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipelines.checkpoints.components import first_line
 from pipelines.errors import RequestError
-from pipelines.home.files import write_atomically
+from pipelines.home.files import open_regular, write_atomically
+from pipelines.home.plain import read_json, reading
 
 _GENERATOR = "generator"
 
@@ -96,16 +96,26 @@ def load_state(
     Returns (how many steps are done, the gradient scaler's state). Raises RequestError for a file that is no state, or
     another run's.
     """
-    try:
+    remedy = "give a state that --resume has written, or start again without it"
+    with reading(f"{file}, as the state of a training run,", RequestError, remedy):
+        open_regular(file).close()
         with safetensors.safe_open(file, "pt") as opened:
             notes = opened.metadata() or {}
-        step, stored = int(notes["step"]), json.loads(notes["identity"])
-        scale: dict[str, float] = json.loads(notes["scale"])
+        step, stored = int(notes["step"]), read_json(notes["identity"], "its identity", mended=True)
+        scale: dict[str, float] = read_json(notes["scale"], "its scale")
+        different = identity.differences(stored)
         tensors = load_file(file)
-    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise RequestError(
-            f"{file} is no state of a training run ({first_line(error)}); start again without --resume"
-        ) from error
+        found = {name: tensors[f"weight.{name}"] for name in weights}
+        if unlike := [name for name in weights if found[name].shape != weights[name].shape]:
+            different = different or [f"the shape of {unlike[0]}"]
+        if step < 0 or not isinstance(scale, dict):
+            raise ValueError("its steps are no number, or its scale is no object")
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            if key.startswith("optimiser."):
+                _, index, name = key.split(".")
+                moments.setdefault(int(index), {})[name] = tensor
+        drawn = tensors[_GENERATOR]
     if different := identity.differences(stored):
         raise RequestError(
             f"{file} belongs to another run (it differs in {', '.join(different)}); give what that run was given, "
@@ -113,12 +123,8 @@ def load_state(
         )
     with torch.no_grad():
         for name, weight in weights.items():
-            weight.copy_(tensors[f"weight.{name}"])
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        if key.startswith("optimiser."):
-            _, index, name = key.split(".")
-            moments.setdefault(int(index), {})[name] = tensor
-    optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
-    generator.set_state(tensors[_GENERATOR])
+            weight.copy_(found[name])
+    with reading(f"{file}, as the state of a training run,", RequestError, remedy):
+        optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
+        generator.set_state(drawn)
     return step, scale

@@ -10,9 +10,11 @@ from typing import Any
 
 from pipelines import StudioError
 from pipelines.adapters import Inspection, inspect_file
+from pipelines.errors import AdapterFileError, SetupError
 from pipelines.home import Entry
 from pipelines.home.answers import answered
 from pipelines.home.files import whole_text
+from pipelines.home.plain import read_json, reading
 from studio.library.fit import Fit
 
 
@@ -89,15 +91,13 @@ def read_card_and_metadata(entry: Entry) -> tuple[Card, Mapping[str, str]]:
     """As `read_card`, with the metadata in the header; {} for a file that cannot be read."""
     known: dict[str, Any] = {"made_for": entry.model, "embedded": entry.embedded}
     try:
-        stat = answered(entry.path, entry.path.stat)
-        known |= {"size": stat.st_size, "modified": stat.st_mtime}
-        seen = inspect_file(entry.path)
-        return Card(entry.name, entry.path, **known, **_fields_of(seen)), seen.stated
+        with reading(f"{entry.path.name}:", AdapterFileError):  # a link to nowhere, or gone by now
+            stat = answered(entry.path, entry.path.stat)
+            known |= {"size": stat.st_size, "modified": stat.st_mtime}
+            seen = inspect_file(entry.path)
+            return Card(entry.name, entry.path, **known, **_fields_of(seen)), seen.stated
     except StudioError as error:
-        why = str(error)
-    except OSError as error:  # a link to nowhere, or gone by now
-        why = f"{entry.path.name}: cannot be read ({error.strerror})"
-    return Card(entry.name, entry.path, **known, error=whole_text(why)), {}
+        return Card(entry.name, entry.path, **known, error=whole_text(str(error))), {}
 
 
 def _fields_of(seen: Inspection) -> dict[str, Any]:
@@ -127,12 +127,17 @@ def card_to_json(card: Card) -> str:
 
 
 def card_from_json(text: str) -> Card:
-    """The card of its JSON text. Raises ValueError, TypeError or KeyError for what another version wrote."""
-    content: Mapping[str, object] = json.loads(text)
-    if set(content) != {field.name for field in fields(Card)}:
-        raise ValueError("another version's card")
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
-    values["hashes"] = tuple((str(name), str(value)) for name, value in content["hashes"])  # type: ignore[attr-defined]
-    values["path"] = Path(str(values["path"]))
-    values["preview"] = None if values["preview"] is None else Path(str(values["preview"]))
-    return Card(**values)  # type: ignore[arg-type]
+    """The card of its JSON text. Raises SetupError for what another version wrote."""
+    with reading("the card", SetupError):
+        content: Mapping[str, Any] = read_json(text, "the card", finite=False)
+        if set(content) != {field.name for field in fields(Card)}:
+            raise ValueError("another version's card")
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
+        }
+        values["hashes"] = tuple((str(name), str(value)) for name, value in content["hashes"])
+        values["path"] = Path(str(values["path"]))
+        values["preview"] = None if values["preview"] is None else Path(str(values["preview"]))
+        card = Card(**values)
+        _ = card.searched, card.size + card.modified, card.error + card.refused  # they are of the right types
+        return card

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from composers.shown import shown
 from pipelines.adapters.inspection import Inspection
 from pipelines.checkpoints.components import read_json
 from pipelines.checkpoints.folders import folder_family
@@ -12,6 +13,7 @@ from pipelines.errors import ModelError
 from pipelines.families.family import FAMILIES, FamilyName
 from pipelines.home import Entry, Home
 from pipelines.home.files import is_folder
+from pipelines.home.plain import reading
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,12 @@ def fit_of_entry(entry: Entry) -> Fit:
     if not is_folder(entry.path):
         family = examine(entry.path).family
         return Fit(entry, family.name, family.context_width)
-    family = folder_family(entry.path, read_json(entry.path / "model_index.json"))
+    with reading(entry.name, ModelError, "copy or download the model again"):
+        family = folder_family(entry.path, read_json(entry.path / "model_index.json"))
     width = read_json(entry.path / "unet" / "config.json").get("cross_attention_dim")
     if type(width) is not int:
         raise ModelError(
-            f"{entry.name}: its UNet's cross_attention_dim is {width!r}, where a whole number belongs; copy or "
+            f"{entry.name}: its UNet's cross_attention_dim is {shown(width)}, where a whole number belongs; copy or "
             "download the model again"
         )
     return Fit(entry, family.name, width)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from pipelines.adapters import sha256
 from pipelines.adapters.container import read_header
-from pipelines.errors import AdapterError, AdapterFileError
-from pipelines.home.answers import NoAnswer, answered
+from pipelines.errors import AdapterFileError, StudioError
+from pipelines.home.answers import answered
 from pipelines.home.files import open_regular, sha256_of
+from pipelines.home.plain import reading
 
 
 def short_hash(path: Path) -> str:
@@ -35,12 +36,10 @@ def _short_hash(path: Path, size: int, changed: int) -> str:
 
 
 def _body_hash(path: Path) -> str:
-    try:
+    with reading(f"{path.name}:", AdapterFileError):
         with open_regular(path) as file:
             length = int.from_bytes(answered(path, lambda: file.read(8)), "little")
         return sha256_of(path, 8 + length)
-    except OSError as error:
-        raise AdapterFileError(f"{path.name}: cannot be read ({error.strerror or error})") from error
 
 
 @cache
@@ -61,7 +60,7 @@ def is_adapter(path: Path, digest: str, size: int | None = None) -> bool:
         if len(digest) == 12 and short_hash(path) == digest:
             return True
         return _file_hash(path, *_stamp(path)).startswith(digest)
-    except (OSError, AdapterError, NoAnswer):
+    except (OSError, StudioError):
         return False
 
 

@@ -14,7 +14,7 @@ import torch
 
 from pipelines.checkpoints.folders import folder_files
 from pipelines.checkpoints.hashes import short_hash
-from pipelines.errors import AdapterFileError, ModelError
+from pipelines.errors import AdapterFileError, ModelError, StudioError
 from pipelines.home import Entry, Home
 from pipelines.home.names import near
 from studio.library.hashes import find_adapter, is_adapter
@@ -152,5 +152,5 @@ def _hash(path: Path, home: Home) -> str:
     """A model's hash as pictures give it; "" for a model that cannot be read."""
     try:
         return short_hash(folder_files(path, torch.float32) if path.is_dir() else [path], home.hashes)
-    except (ModelError, OSError):
+    except (StudioError, OSError):
         return ""

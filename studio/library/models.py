@@ -12,8 +12,10 @@ from pipelines import StudioError
 from pipelines.checkpoints.components import read_json
 from pipelines.checkpoints.folders import folder_family
 from pipelines.checkpoints.single_file import examine
+from pipelines.errors import ModelError
 from pipelines.home import Home
 from pipelines.home.answers import each, sign
+from pipelines.home.plain import reading
 
 BUILT_IN = "tiny-sdxl"
 """The model that is used where none is named."""
@@ -56,23 +58,25 @@ def list_models(home: Home) -> list[ModelEntry]:
 def _look(path: Path) -> tuple[str, bool, int]:
     """(the family's label, or why the model cannot be used; whether it can be used; bytes of its weights)."""
     try:
-        stat = path.stat()
-        return *_base(path, S_ISDIR(stat.st_mode), stat.st_mtime_ns), _bytes(path)
-    except OSError as error:  # gone by now
-        return f"{path.name} cannot be read ({error.strerror})", False, 0
+        with reading(path.name, ModelError):
+            stat = path.stat()
+            return *_base(path, S_ISDIR(stat.st_mode), stat.st_mtime_ns), _bytes(path)
+    except StudioError as error:  # gone by now
+        return str(error), False, 0
 
 
 @lru_cache(4096)
 def _base(path: Path, is_folder: bool, changed: int) -> tuple[str, bool]:
     try:
-        family = (
-            folder_family(path, read_json(path / "model_index.json")) if is_folder else examine(path).family
-        )
+        with reading(path.name, ModelError, "copy or download the model again"):
+            family = (
+                folder_family(path, read_json(path / "model_index.json"))
+                if is_folder
+                else examine(path).family
+            )
         return family.label, True
     except StudioError as error:
         return str(error), False
-    except Exception as error:  # one faulty model must not cost the whole list
-        return f"{path.name} cannot be read ({type(error).__name__}: {error})", False
 
 
 def _bytes(path: Path) -> int:

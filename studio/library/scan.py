@@ -19,10 +19,11 @@ from pathlib import Path
 
 from pipelines.adapters import inspect_file
 from pipelines.adapters.container import read_header
-from pipelines.errors import AdapterFileError, AdapterFormatError
+from pipelines.errors import AdapterFileError, AdapterFormatError, SetupError, StudioError
 from pipelines.home import Entry, Home
 from pipelines.home.answers import NoAnswer, answered, each, is_silent, sign
 from pipelines.home.files import open_regular, slug, write_whole
+from pipelines.home.plain import read_json, reading
 from studio.library.card import Card, card_from_json, card_to_json, read_card, read_card_and_metadata
 from studio.library.fit import Fit
 from studio.library.hashes import is_adapter
@@ -299,7 +300,7 @@ def _same(digest: str, stated: str) -> bool:
 def _metadata(path: Path) -> Mapping[str, str] | None:
     try:
         return read_header(path).metadata
-    except AdapterFileError:
+    except StudioError:
         return None
 
 
@@ -380,18 +381,29 @@ def _read_cache(home: Home) -> dict[Path, tuple[Stamp, Card]]:
     try:
         with closing(_open(home)) as database:
             for path, stamp, text in database.execute("SELECT path, stamp, card FROM cards"):
-                known[Path(path)] = (stamp, card_from_json(text))
-    except (sqlite3.Error, ValueError, TypeError, KeyError):
-        with suppress(OSError):  # on Windows, a file that another studio reads cannot be deleted
-            (home.cache / "library.sqlite").unlink()
+                with suppress(StudioError):  # another version's, or damaged: the file is read anew
+                    known[Path(path)] = (stamp, card_from_json(text))
+    except sqlite3.OperationalError:  # in use, or on a disk that cannot be written to
+        return {}
+    except sqlite3.DatabaseError:
+        with suppress(OSError):
+            (home.cache / "library.sqlite").unlink(missing_ok=True)
+        return {}
+    except StudioError:  # the home cannot be written to, which only costs time
         return {}
     return known
 
 
 def _read_metadata(home: Home) -> dict[Path, Mapping[str, str]]:
-    with closing(_open(home)) as database:
-        rows = database.execute("SELECT path, metadata FROM cards")
-        return {Path(path): json.loads(text) for path, text in rows}
+    """Empty where there is no cache. A row that cannot be read is left out."""
+    found: dict[Path, Mapping[str, str]] = {}
+    with suppress(sqlite3.Error, StudioError), closing(_open(home)) as database:
+        for path, text in database.execute("SELECT path, metadata FROM cards"):
+            with suppress(StudioError), reading(path, SetupError):
+                found[Path(path)] = {
+                    key: str(value) for key, value in read_json(text, path, mended=True).items()
+                }
+    return found
 
 
 def _write_cache(
@@ -400,8 +412,9 @@ def _write_cache(
     stated: Mapping[Path, Mapping[str, str]],
     gone: Iterable[Path],
 ) -> None:
-    """Writes what has changed. stated: the metadata of the files that were read just now."""
-    with closing(_open(home)) as database, database:
+    """Writes what has changed. stated: the metadata of the files that were read just now. Where the home cannot be
+    written to, this only costs time later."""
+    with suppress(sqlite3.Error, StudioError), closing(_open(home)) as database, database:
         database.executemany("DELETE FROM cards WHERE path = ?", [(str(path),) for path in gone])
         database.executemany(
             "INSERT OR REPLACE INTO cards VALUES (?, ?, ?, ?)",

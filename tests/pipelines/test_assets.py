@@ -93,7 +93,7 @@ def test_an_unreadable_card_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="holds a list where an object belongs"):
         read_card(write(tmp_path, []))
     (tmp_path / CARD_FILE).write_text("{")
-    with pytest.raises(ModelError, match=r"studio\.json cannot be read"):
+    with pytest.raises(ModelError, match=r"studio\.json is not valid JSON"):
         read_card(tmp_path)
 
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from composers import Use
 from pipelines import Request, StudioPipeline
-from pipelines.blocks import Layout, block_of, blocks_of, placed
+from pipelines.blocks import Layout, block_of, blocks_of, placed, preset_blocks
 from pipelines.blora.layouts import published_layers
-from pipelines.errors import PromptError, RequestError
+from pipelines.errors import PromptError, RequestError, StudioError
 from pipelines.families.family import FAMILIES
-from pipelines.text.tags import take_tags
+from pipelines.text.tags import LoraTag, take_tags
+
+from ..fuzzing import cases
 
 IN = [f"IN{n:02d}" for n in range(12)]
 OUT = [f"OUT{n:02d}" for n in range(12)]
@@ -197,3 +202,67 @@ def test_the_text_encoder_is_the_vectors_first_number(
         assert (use.weight, use.text_weight) == (0.8, 0.6)
     finally:
         pipe.unload_lora_weights()
+
+
+# -- made-up texts -----------------------------------------------------------------------------------------
+
+pieces = st.one_of(
+    st.sampled_from(
+        [
+            "ALL",
+            "NONE",
+            "MIDD",
+            "INS",
+            "OUTALL",
+            "content",
+            "style",
+            "IN04",
+            "OUT99",
+            "M00",
+            "mid_block",
+            "up_blocks.0",
+            "@",
+            ",",
+            "@0.5",
+            "1",
+            "0.5",
+            "-1",
+            "nan",
+            "inf",
+            "1e999",
+            "9" * 400,
+            "R",
+            "",
+            "\\",
+            "unet",
+            " ",
+        ]
+    ),
+    st.text(max_size=4),
+)
+texts = st.one_of(
+    st.lists(pieces, max_size=6).map("".join),
+    st.lists(pieces, min_size=10, max_size=27).map(",".join),
+    st.lists(st.floats(width=16).map(str), min_size=12, max_size=27).map(",".join),
+)
+
+
+@cases(text=texts, family=st.sampled_from(["sd1", "sdxl"]))
+def test_any_text_of_blocks_is_understood_or_refused(text: str, family: str) -> None:
+    said = ""
+    try:
+        blocks = placed(LoraTag("a", lbw=text).use(), layout(family)).blocks
+        assert all(isinstance(name, str) and math.isfinite(number) for name, number in blocks)
+    except StudioError as error:
+        said = str(error)
+    assert len(said) < 1000
+
+
+@cases(
+    ci=150,
+    name=st.one_of(texts, st.sampled_from(["ALL", "INS", "IN04"])),
+    family=st.sampled_from(["sd1", "sdxl"]),
+)
+def test_any_preset_is_understood_or_refused(name: str, family: str) -> None:
+    with suppress(PromptError):
+        assert all(math.isfinite(number) for _, number in preset_blocks(name, layout(family)))

@@ -84,8 +84,11 @@ def _folded(layer: RawLayer, target: Target, mid: Tensor, down: Tensor) -> Tenso
     Three convolutions in a row (1x1 down, kh x kw core, 1x1 up) equal one whose kernel is their product, so nothing is
     approximated. Raises AdapterMismatchError.
     """
+    out_width, in_width, *kernel = target.shape
     square = down.ndim == 2 or down.shape[2:] == (1, 1)
-    if mid.ndim != 4 or mid.shape[1] != down.shape[0] or not square:
+    fits = square and mid.ndim == 4 and mid.shape[1] == down.shape[0] and down.shape[1] == in_width
+    fits = fits and tuple(layer.parts["up"].shape[:2]) == (out_width, mid.shape[0])
+    if not fits or tuple(mid.shape[2:]) != (tuple(kernel) or (1, 1)):  # before a product of any size is made
         raise _misfit(layer, target)
     return torch.einsum("urhw,ri->uihw", mid.float(), down.flatten(1).float())
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from torch import Tensor
 from pipelines.engine.products.graphs import CudaGraphs
 from pipelines.engine.products.operands import LIBRARY, Operands, Way
 from pipelines.home.files import write_atomically
+from pipelines.home.plain import read_kept
 
 CALLS, TURNS = 20, 5
 """Calls in one graph, and how often the graph is timed."""
@@ -81,11 +83,7 @@ class Choices:
         """Take over what the file holds. Nothing where it cannot be read."""
         if self.file is None:
             return
-        try:
-            kept = json.loads(self.file.read_text(encoding="utf-8"))
-            self.known = {label: Choice(**own) for label, own in kept.items()} | self.known
-        except (OSError, ValueError, TypeError, AttributeError):
-            return
+        self.known = (read_kept(self.file, _read_choices) or {}) | self.known
 
     def write(self) -> None:
         """Write all choices to the file. Raises OSError."""
@@ -94,6 +92,18 @@ class Choices:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         known = {label: asdict(own) for label, own in self.known.items()}
         write_atomically(self.file, json.dumps(known, indent=1))
+
+
+def _read_choices(kept: Any) -> dict[str, Choice]:
+    """Raises KeyError and TypeError for what `write` does not write."""
+    return {
+        label: Choice(
+            str(own["name"]),
+            {way: float(time) for way, time in own["microseconds"].items()},
+            {way: str(why) for way, why in own["dropped"].items()},
+        )
+        for label, own in kept.items()
+    }
 
 
 def measured(ways: Mapping[str, Way], seconds: Clock) -> Choice:

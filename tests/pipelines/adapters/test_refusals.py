@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pipelines.adapters import read_adapter
-from pipelines.adapters.container import HEADER_LIMIT
 from pipelines.errors import AdapterFileError, AdapterFormatError, AdapterMismatchError
+from pipelines.home.headers import LONGEST_HEADER
 
 QUERY = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 STEM = f"lora_unet_{QUERY.replace('.', '_')}"
@@ -119,7 +119,7 @@ def test_a_header_that_lies(header, data, said, tmp_path, sdxl, refused):
 
 
 def test_a_header_length_is_not_trusted(tmp_path, sdxl, refused):
-    path = raw_file(tmp_path / "fox.safetensors", {}, b"", length=HEADER_LIMIT + 1)
+    path = raw_file(tmp_path / "fox.safetensors", {}, b"", length=LONGEST_HEADER + 1)
     assert "header claims" in refused(AdapterFileError, path, sdxl)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from pipelines import assets
 from pipelines.adapters import container, structure
-from pipelines.adapters.container import open_header, read_header
+from pipelines.adapters.container import UnparsedHeader, open_header, read_header
 from pipelines.adapters.structure import Structure, Structures, structure_of
 from pipelines.errors import AdapterFileError
 
@@ -101,13 +101,13 @@ def test_every_file_reads_as_if_it_were_the_first_of_its_make(tmp_path: Path) ->
 
 def test_only_the_first_of_a_make_is_taken_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parsed: list[str] = []
-    really = container._parse
+    really = UnparsedHeader.parse
 
-    def counted(name: str, size: int, text: bytes) -> container.Header:
-        parsed.append(name)
-        return really(name, size, text)
+    def counted(opened: UnparsedHeader) -> container.Header:
+        parsed.append(opened.name)
+        return really(opened)
 
-    monkeypatch.setattr(container, "_parse", counted)
+    monkeypatch.setattr(UnparsedHeader, "parse", counted)
     known = Structures()
     for name in "abc":
         header = json.dumps({"__metadata__": {"ss_output_name": name}, **announced()})

@@ -130,6 +130,25 @@ def test_configurations_that_make_no_sense_are_named(tmp_path: Path, text: str) 
         in_time(lambda: read_json(tmp_path / "config.json"))
 
 
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("unet", "layers_per_block", 10**9),
+        ("unet", "transformer_layers_per_block", [1, [10**400]]),
+        ("text_encoder", "num_hidden_layers", 1e999),
+        ("vae", "layers_per_block", 65),
+    ],
+)
+def test_layers_without_end_are_not_built(
+    sdxl_folder: Path, tmp_path: Path, part: str, key: str, value: object
+) -> None:
+    folder = Path(shutil.copytree(sdxl_folder, tmp_path / "odd"))
+    file = folder / part / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    with pytest.raises(ModelError, match=f"the {key} of its {part} is .*, more than 64"):
+        in_time(lambda: load_checkpoint(folder))
+
+
 @pytest.mark.parametrize("value", [7, "x", {}, [], [[], []], [None], None])
 @pytest.mark.parametrize("key", ["unet", "vae", "text_encoder", "text_encoder_2", "tokenizer"])
 def test_an_index_that_makes_no_sense_is_refused(sdxl_folder: Path, key: str, value: object) -> None:

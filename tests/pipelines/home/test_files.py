@@ -18,7 +18,6 @@ from pipelines.home.files import (
     check_name,
     is_regular,
     open_regular,
-    parse_json,
     read_regular,
     read_text,
     sha256_of,
@@ -75,16 +74,6 @@ def test_files_and_links_to_them_are_read(tmp_path: Path) -> None:
         read_regular(tmp_path / "no")
     with pytest.raises(OSError, match="no file can have this name"):
         read_regular("a\0b")
-
-
-@pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5000, "{", b"\xff{}", ""])
-def test_what_is_no_json_is_a_value_error(text: str | bytes) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011
-        parse_json(text)
-
-
-def test_texts_in_json_can_be_written_again() -> None:
-    assert parse_json('{"\\ud83d": ["\\ud83e\\udd8a", "\\uDE00x"]}') == {"?": ["\N{FOX FACE}", "?x"]}
 
 
 # -- writing ---------------------------------------------------------------------------------------------

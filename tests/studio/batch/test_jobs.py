@@ -400,7 +400,7 @@ def laughs(first: str, again: str) -> str:
         ),
         ("a.jsonl", '{"prompt": "' + "{a|b}" * 3000 + '", "variants": "all"}', "come to"),
         ("a.jsonl", '{"prompt": "a' + "a" * 20_000 + '"}', "prompt has 20001 characters"),
-        ("a.jsonl", "[" * 100_000, "not valid JSON"),
+        ("a.jsonl", "[" * 100_000, "nested more than 40 deep"),
         ("a.jsonl", '{"prompt": "a", "crop": ' + "[" * 60 + "]" * 60 + "}", "nested more than 40 deep"),
         ("a.jsonl", '{"prompt": "a\\ud800"}', "half a character"),
         ("a.jsonl", '{"prompt": "a", "strength": NaN}', "nan is no number"),

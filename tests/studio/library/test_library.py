@@ -18,9 +18,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pipelines.adapters import container, sha256
-from pipelines.adapters.container import HEADER_LIMIT
 from pipelines.errors import AdapterError, RequestError
 from pipelines.home import Home
+from pipelines.home.headers import LONGEST_HEADER
 from studio.library import scan
 from studio.library.card import Card
 from studio.library.fit import fit_of
@@ -262,7 +262,7 @@ def test_what_is_no_lora_is_not_added(library: Library, own: Home, tmp_path: Pat
     with pytest.raises(AdapterError):
         library.add(dropped)
     assert sorted((own.path / "loras").rglob("*")) == before
-    assert HEADER_LIMIT < 2**40
+    assert LONGEST_HEADER < 2**40
 
 
 def test_of_hundreds_of_files_only_the_makes_are_taken_apart_and_only_once(
@@ -273,13 +273,13 @@ def test_of_hundreds_of_files_only_the_makes_are_taken_apart_and_only_once(
     for number in range(1, 300):
         shutil.copy(source, source.with_name(f"file{number}.safetensors"))
     parsed: list[str] = []
-    really = container._parse
+    really = container.UnparsedHeader.parse
 
-    def counted(name: str, size: int, text: bytes) -> container.Header:
-        parsed.append(name)
-        return really(name, size, text)
+    def counted(opened: container.UnparsedHeader) -> container.Header:
+        parsed.append(opened.name)
+        return really(opened)
 
-    monkeypatch.setattr(container, "_parse", counted)
+    monkeypatch.setattr(container.UnparsedHeader, "parse", counted)
     assert len(Library(lambda: own).cards()) > 300
     assert len([name for name in parsed if name.startswith("file")]) <= 1
     parsed.clear()

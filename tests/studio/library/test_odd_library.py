@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import sqlite3
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipelines.errors import AdapterError, AdapterFileError, SetupError
+from pipelines.errors import AdapterError, AdapterFileError, ModelError, SetupError
 from pipelines.home import Home, answers
 from studio.commands import doctor
 from studio.library import scan
 from studio.library.fit import fit_of
 from studio.library.hashes import is_adapter, short_hash
+from studio.library.models import list_models
 from studio.library.scan import Library
 from studio.terminal.progress import Teller
 
@@ -99,6 +104,127 @@ def test_files_that_make_no_sense_are_cards_that_say_so(library: Library, own: H
     assert cards["near"].error == ""
     assert [card.name for card, _ in library.with_metadata() if not card.embedded] == ["far", "near"]
     json.dumps([card.searched for card in cards.values()], ensure_ascii=False).encode()
+
+
+def raw(file: Path, header: object) -> None:
+    text = (header if isinstance(header, str) else json.dumps(header)).encode()
+    file.write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
+
+
+ENTRY = {f"{KEY}.lora_down.weight": {"dtype": "F32", "shape": [1, 2], "data_offsets": [0, 8]}}
+UNREADABLE: dict[str, object] = {
+    "nested": '{"a":' * 100_000,
+    "huge-name": {"a" * 2_000_000: 1},
+    "a-million": "{" + ",".join(f'"{n}":1' for n in range(1_000_000)) + "}",
+    "numbers": '{"a": ' + "9" * 5000 + "}",
+    "twice": '{"a": 1, "a": 1}',
+    "list": [1],
+}
+STRANGE: dict[str, object] = {
+    "list": [1], "text": "x", "number": 7, "null": None, "values": {"a": 1, "ss_tag_frequency": {"a": 1}},
+    "inside": {"a": {"b": [1]}}, "half": {"modelspec.title": "\ud83d"}, "deep": {"ss_tag_frequency": "[" * 9999},
+    "tags": {"ss_tag_frequency": '{"a": {"b": 1e999}}', "modelspec.tags": "," * 9999},
+}  # fmt: skip
+NOTE = {
+    "digits": '{"preferred weight": ' + "9" * 400 + "}",
+    "more-digits": "9" * 5000,
+    "infinite": '{"preferred weight": 1e400}',
+    "none": '{"preferred weight": NaN}',
+    "deep": "[" * 100_000,
+    "list": "[]",
+    "half": '{"activation text": "\\ud83d"}',
+}
+
+
+def test_one_bad_neighbour_breaks_no_list(home: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three hundred files, one of each bad kind among them."""
+    monkeypatch.setattr(answers, "PATIENCE", 60.0)
+    folder = home / "loras"
+    sound = lora(folder / "sound.safetensors")
+    for name in [
+        *(f"sound{n}" for n in range(270)),
+        *(f"note-{kind}" for kind in NOTE),
+        "n" * 243,
+        "[bold]x[y]",
+    ]:
+        shutil.copy(sound, folder / f"{name}.safetensors")
+    for kind, note in NOTE.items():
+        for ending in (".json", ".civitai.info", ".metadata.json", ".txt"):
+            (folder / f"note-{kind}{ending}").write_text(note)
+    for kind, header in UNREADABLE.items():
+        raw(folder / f"bad-{kind}.safetensors", header)
+    for kind, metadata in STRANGE.items():
+        raw(folder / f"strange-{kind}.safetensors", {"__metadata__": metadata, **ENTRY})
+    (folder / "bad-empty.safetensors").touch()
+    (folder / "bad-bytes.safetensors").write_bytes(bytes(range(256)))
+    for number, make in enumerate(ODD):
+        make(folder / f"odd{number}.safetensors")
+    (folder / "loop").symlink_to(folder)
+    (folder / "self").symlink_to("self")
+    lora(folder / "folder.safetensors" / "inner.safetensors")
+    shutil.copy(sound, os.fsencode(folder) + b"/\xff.safetensors")
+
+    library = Library(lambda: Home.resolve(home))
+    began = time.process_time()
+    cards = {card.name: card for card in in_time(library.cards, 120) if not card.embedded}
+    assert time.process_time() - began < 2
+    assert {name for name, card in cards.items() if card.error} == {
+        *(f"bad-{kind}" for kind in (*UNREADABLE, "empty", "bytes"))
+    }
+    assert all(f"{name}.safetensors: " in card.error for name, card in cards.items() if card.error)
+    assert len(cards) == 271 + len(NOTE) + 3 + len(UNREADABLE) + 2 + len(STRANGE)
+    assert len(library.search("sound")) == 271
+    assert library.with_hash("0" * 64, sound.stat().st_size) is None
+    listed = json.loads(run("loras", "--json").out)
+    assert {row["name"] for row in listed} >= set(cards)
+    assert len([row for row in listed if row["type"].startswith("cannot be read: ")]) == len(UNREADABLE) + 2
+    seen = run("inspect", *(str(card.path) for card in cards.values()), "~nosuch/x", "n" * 400, "odd0")
+    assert (
+        len([line for line in seen.err.splitlines() if line.startswith("error: ")]) == len(UNREADABLE) + 2 + 3
+    )
+    assert "Traceback" not in seen.err
+
+
+@pytest.mark.parametrize(
+    ("index", "unet"),
+    [
+        ("[]", "{}"), ("{}", "[]"), ("[" * 9999, "{}"), ('{"unet": [' + "9" * 4000 + "]}", "{}"), ('{"unet": []}', "7"),
+        ('{"unet": [], "_class_name": {"a": []}}', '{"cross_attention_dim": [[]], "in_channels": {"a": 1}}'),
+        ('{"unet": [], "text_encoder": {}}', '{"addition_embed_type": "text_time", "cross_attention_dim": {}}'),
+        ('{"unet": [1e999, NaN]}', '{"cross_attention_dim": 1e999}'),
+    ],
+    ids=range(8),
+)  # fmt: skip
+def test_a_model_that_makes_no_sense_is_one_row_of_the_list(own: Home, index: str, unet: str) -> None:
+    folder = own.path / "models" / "odd"
+    (folder / "unet").mkdir(parents=True)
+    (folder / "model_index.json").write_text(index)
+    (folder / "unet" / "config.json").write_text(unet)
+    rows = {row.name: row for row in in_time(lambda: list_models(own))}
+    assert not rows["odd"].usable
+    assert "odd" in rows["odd"].base
+    assert len(rows["odd"].base) < 600
+    assert rows["tiny-sdxl"].usable
+    with pytest.raises(ModelError):
+        fit_of("odd", own)
+
+
+def test_a_row_of_the_cache_that_makes_no_sense_costs_only_itself(own: Home) -> None:
+    assert len(Library(lambda: own).cards()) > 2
+    with closing(sqlite3.connect(own.cache / "library.sqlite")) as database, database:
+        for text in ("[" * 9999, "{", "7", '{"name": 1}'):
+            database.execute("UPDATE cards SET card = ?, metadata = ? WHERE path LIKE '%near%'", (text, text))
+            database.commit()
+            library = Library(lambda: own)
+            assert names(library) == ["far", "near"]
+            assert [card.name for card, _ in library.with_metadata() if not card.embedded] == ["far", "near"]
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(own: Home) -> None:
+    own.cache.touch()  # where its folder belongs
+    library = Library(lambda: own)
+    assert names(library) == ["far", "near"]
+    assert len(library.with_metadata()) > 2
 
 
 def test_a_folder_that_does_not_answer_is_left_out_and_nothing_of_it_is_forgotten(
