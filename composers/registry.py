@@ -63,7 +63,9 @@ def parse(text: str) -> Composer:
     for part in filter(None, _PART.findall(rest)):
         key, equals, value = part.partition("=")
         if not equals:
-            raise ComposerError(f"method {shown(text)}: write its settings as name=value, separated by commas")
+            raise ComposerError(
+                f"method {shown(text)}: write its settings as name=value, separated by commas"
+            )
         key, value = key.strip(), _ESCAPED.sub(_plain, value.strip())
         settings[key] = value if key in texts else _value(value)
     return build(name, settings)

@@ -324,7 +324,9 @@ def _uses(adapters: Mapping[str, float] | Sequence[Use]) -> tuple[Use, ...]:
             raise RequestError(f"adapters must be {{name: strength}} or a list of Use, found {shown(use)}")
         _check_use(use)
         if use.adapter.lower() in seen:
-            raise RequestError(f"adapter {shown(use.adapter)} stands twice in this request; give it one strength")
+            raise RequestError(
+                f"adapter {shown(use.adapter)} stands twice in this request; give it one strength"
+            )
         seen.add(use.adapter.lower())
     return tuple(adapters)
 

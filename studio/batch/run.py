@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pipelines import StudioError, StudioPipeline
 from pipelines.errors import RenderError
 from pipelines.home import Home
+from pipelines.home.paths import expanded
 from studio.batch.checking import ModelGroup, check_group, find_places, grouped
 from studio.batch.jobfile import JobFile, from_objects, read_jobs
 from studio.batch.manifest import Manifest, PictureOutcome
@@ -95,7 +96,7 @@ class Batch:
             name = self._plan(problems)
             self._judge_only = self.order.check_only or bool(problems.messages)
             if not self._judge_only:
-                self._manifest = stack.enter_context(Manifest(self.order.out.expanduser().absolute()))
+                self._manifest = stack.enter_context(Manifest(expanded(self.order.out).absolute()))
                 self._recall()
             self._check(problems)  # even after mistakes: all of them are reported at once
             problems.refuse(name)
@@ -143,7 +144,7 @@ class Batch:
     def _plan(self, problems: Problems) -> str:
         order = self.order
         if isinstance(order.jobs, Path):
-            jobs = read_jobs(order.jobs.expanduser(), problems)
+            jobs = read_jobs(expanded(order.jobs), problems)
         else:
             jobs = from_objects(order.jobs)
         overrides = dict(order.overrides)
@@ -162,7 +163,7 @@ class Batch:
 
     def _wildcard_folder(self, jobs: JobFile) -> Path | None:
         if self.order.wildcards is not None:
-            return self.order.wildcards.expanduser()
+            return expanded(self.order.wildcards)
         beside = jobs.folder / "wildcards"
         return beside if beside.is_dir() else None
 

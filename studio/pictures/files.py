@@ -12,7 +12,8 @@ from datetime import date
 from pathlib import Path
 
 from pipelines.errors import SetupError
-from pipelines.home.files import slug
+from pipelines.home.files import exists, is_folder, slug
+from pipelines.home.paths import expanded
 
 FIELDS = ("index", "seed", "prompt", "composer", "model", "date")
 NUMBERED = "{index:05d}_{seed}.png"
@@ -37,8 +38,8 @@ def plan_files(out: str | None, folder: Path, sheets: Sequence[Sheet], *, force:
     Raises SetupError for a file that exists, unless `force`, and for a name that cannot be used.
     """
     if out is None or _is_folder(out):
-        target = folder if out is None else Path(out).expanduser()
-        if target.exists() and not target.is_dir():
+        target = folder if out is None else expanded(out)
+        if exists(target) and not is_folder(target):
             raise SetupError(f"{target} is a file; give --out a folder, or a name that ends in .png")
         return _filled(
             str(target).replace("{", "{{").replace("}", "}}"), NUMBERED, sheets, _next_number(target)
@@ -50,12 +51,12 @@ def plan_files(out: str | None, folder: Path, sheets: Sequence[Sheet], *, force:
         raise SetupError(
             f"--out {out} names one file for {len(sheets)} pictures; give a folder, or a template such as {example}"
         )
-    files = _filled("", os.path.expanduser(out), sheets, 1)
+    files = _filled("", str(expanded(out)), sheets, 1)
     if len(set(files)) < len(files):
         raise SetupError(
             f"--out {out} gives several pictures one name; add {{index}} (fields: {PLACEHOLDERS})"
         )
-    taken = [file for file in files if file.exists()]
+    taken = [file for file in files if exists(file)]
     if taken and not force:
         more = f" and {len(taken) - 1} more" if len(taken) > 1 else ""
         raise SetupError(f"{taken[0]}{more} exists already; choose another --out, or overwrite with --force")
@@ -63,8 +64,8 @@ def plan_files(out: str | None, folder: Path, sheets: Sequence[Sheet], *, force:
 
 
 def _is_folder(out: str) -> bool:
-    path = Path(out).expanduser()
-    return path.is_dir() or out.endswith(("/", os.sep)) or ("{" not in out and not path.suffix)
+    path = expanded(out)
+    return is_folder(path) or out.endswith(("/", os.sep)) or ("{" not in out and not path.suffix)
 
 
 def _next_number(folder: Path) -> int:
