@@ -143,10 +143,8 @@ class Batch:
 
     def _plan(self, problems: Problems) -> str:
         order = self.order
-        if isinstance(order.jobs, Path):
-            jobs = read_jobs(expanded(order.jobs), problems)
-        else:
-            jobs = from_objects(order.jobs)
+        source = order.jobs
+        jobs = read_jobs(expanded(source), problems) if isinstance(source, Path) else from_objects(source)
         overrides = dict(order.overrides)
         if order.opening.source is not None:
             overrides["model"] = order.opening.source

@@ -8,8 +8,8 @@ added) needs a login here, except the few files that make up the login page.
 from __future__ import annotations
 
 import json
+import math
 import re
-import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from composers.shown import shown
 from pipelines.errors import RequestError
-from pipelines.home.plain import check_plain, reading, short
+from pipelines.home.plain import reading, short
 from studio.jobs.owner import owner_of
 from studio.web.door.attempts import Attempts
 from studio.web.door.claims import Claims
@@ -168,9 +168,8 @@ class Guard:
         except _Refused as refused:
             await _answer(scope, send, refused)
             return
-        await _Answering(receive, send, self._largest(way), _WRONG.get(way.path, _WRONG[way.body])).run(
-            self._app, scope
-        )
+        wrong = _WRONG.get(way.path, _WRONG[way.body])
+        await _Answering(receive, send, self._largest(way), wrong).run(self._app, scope)
 
     # -- from where --------------------------------------------------------------------------------------
 
@@ -390,11 +389,20 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 
 
 def _plain_json(body: bytes) -> Any:
-    """The JSON of a body; an empty one is {}. Raises RequestError."""
+    """The JSON of a body; an empty one is {}. Raises RequestError, also for what no JSON can be made of again: numbers
+    that are not finite, and halves of characters."""
     with reading("the body", RequestError, "send plain JSON"):
-        said = json.loads(body) if body else {}
-    check_plain(said, "the body", longest=LARGEST_EVENT, deepest=sys.getrecursionlimit())
+        said = json.loads(body, parse_float=_finite, parse_constant=_finite) if body else {}
+        if b"\\ud" in body.lower():
+            json.dumps(said, ensure_ascii=False).encode()
     return said
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{short(text)} is no finite number")
+    return number
 
 
 class _Answering:
