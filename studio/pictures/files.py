@@ -14,6 +14,7 @@ from pathlib import Path
 from pipelines.errors import SetupError
 from pipelines.home.files import exists, is_folder, slug
 from pipelines.home.paths import expanded
+from pipelines.home.plain import short
 
 FIELDS = ("index", "seed", "prompt", "composer", "model", "date")
 NUMBERED = "{index:05d}_{seed}.png"
@@ -63,6 +64,11 @@ def plan_files(out: str | None, folder: Path, sheets: Sequence[Sheet], *, force:
     return files
 
 
+def is_spec(text: str) -> bool:
+    """Whether what follows the colon of a template's field asks for no name that is too long to be one."""
+    return not re.search(r"\d{4}|[{}]", text)
+
+
 def _is_folder(out: str) -> bool:
     path = expanded(out)
     return is_folder(path) or out.endswith(("/", os.sep)) or ("{" not in out and not path.suffix)
@@ -78,9 +84,15 @@ def _next_number(folder: Path) -> int:
 def _filled(folder: str, template: str, sheets: Sequence[Sheet], first: int) -> list[Path]:
     template = f"{folder}/{template}" if folder else template
     try:
-        for _, name, _, _ in string.Formatter().parse(template):
+        for _, name, spec, _ in string.Formatter().parse(template):
             if name is not None and name not in FIELDS:
-                raise SetupError(f"--out {template}: no field {{{name}}}; fields are {PLACEHOLDERS}")
+                raise SetupError(
+                    f"--out {short(template)}: no field {{{short(name)}}}; fields are {PLACEHOLDERS}"
+                )
+            if spec and not is_spec(spec):
+                raise SetupError(
+                    f"--out {short(template)}: {short(spec)} is no form of a number; write it as :05d"
+                )
         return [
             Path(
                 template.format(
@@ -95,4 +107,6 @@ def _filled(folder: str, template: str, sheets: Sequence[Sheet], first: int) -> 
             for place, sheet in enumerate(sheets)
         ]
     except (ValueError, IndexError, KeyError) as error:
-        raise SetupError(f"--out {template}: {error}; write a brace that is no field twice") from error
+        raise SetupError(
+            f"--out {short(template)}: {short(error)}; write a brace that is no field twice"
+        ) from error

@@ -180,8 +180,8 @@ class Guard:
         if self._rules.hosts is not None and host not in self._rules.hosts:
             raise _Refused(
                 421,
-                f"this studio is not called {shown(host)}; open it as {' or '.join(sorted(self._rules.hosts))}, or start "
-                "it with --listen and --auth-file",
+                f"this studio is not called {shown(host)}; open it as {' or '.join(sorted(self._rules.hosts))}, or "
+                "start it with --listen and --auth-file",
             )
 
     def _check_origin(self, scope: Scope, headers: Headers) -> None:
