@@ -30,17 +30,85 @@ def only_refused(longest: int = 1500) -> Iterator[None]:
 SIGNS = st.characters(exclude_categories=())
 """Any character, halves of characters included."""
 ODD_TEXTS = (
-    "", " ", "\0", "\ud800", "a\udfffb", "\n", "\r\n", "null", "true", "nan", "NaN", "inf", "-inf", "1e400", "-1", "0",
-    "9" * 5000, "1" * 320, "٣", "²", "1_0", "~", "~nosuch", "~\0", "~\ud800", "/", "../x", "a/" * 3000, "n" * 300,
-    "ä" * 130, "(" * 300, "[" * 5000, "{" * 60, "{a|" * 40, "<lora:", "<lora:a:1>", ":" * 50, "\\", '"', "'", "%s",
-    "{}", "{0}", "{index}", "__a__", "<b>", "\x1b[31m", "\u202e", "1-4", "1-9999999999 (+1e-9)", "1-2 [99999]",
-    "1e308-1.7e308 [3]", "-1.7e308-1.7e308 [3]", "0.1-1", "x" * 30_000,
-)  # fmt: skip
+    "",
+    " ",
+    "\0",
+    "\ud800",
+    "a\udfffb",
+    "\n",
+    "\r\n",
+    "null",
+    "true",
+    "nan",
+    "NaN",
+    "inf",
+    "-inf",
+    "1e400",
+    "-1",
+    "0",
+    "9" * 5000,
+    "1" * 320,
+    "٣",
+    "²",
+    "1_0",
+    "~",
+    "~nosuch",
+    "~\0",
+    "~\ud800",
+    "/",
+    "../x",
+    "a/" * 3000,
+    "n" * 300,
+    "ä" * 130,
+    "(" * 300,
+    "[" * 5000,
+    "{" * 60,
+    "{a|" * 40,
+    "<lora:",
+    "<lora:a:1>",
+    ":" * 50,
+    "\\",
+    '"',
+    "'",
+    "%s",
+    "{}",
+    "{0}",
+    "{index}",
+    "__a__",
+    "<b>",
+    "\x1b[31m",
+    "\u202e",
+    "1-4",
+    "1-9999999999 (+1e-9)",
+    "1-2 [99999]",
+    "1e308-1.7e308 [3]",
+    "-1.7e308-1.7e308 [3]",
+    "0.1-1",
+    "x" * 30_000,
+)
 ODD_NUMBERS = (
-    0, -1, 1, 2**31, 2**53 + 1, 2**63, 2**64, -(2**64), 10**20, 10**400, -(10**400), 10**5000, 0.0, -0.0, 0.5, 1e-320,
-    1e308, -1e308, math.inf, -math.inf, math.nan,
-)  # fmt: skip
-
+    0,
+    -1,
+    1,
+    2**31,
+    2**53 + 1,
+    2**63,
+    2**64,
+    -(2**64),
+    10**20,
+    10**400,
+    -(10**400),
+    10**5000,
+    0.0,
+    -0.0,
+    0.5,
+    1e-320,
+    1e308,
+    -1e308,
+    math.inf,
+    -math.inf,
+    math.nan,
+)
 
 
 def one_of(values: Sequence[Any]) -> st.SearchStrategy[Any]:
@@ -82,7 +150,8 @@ plain = st.one_of(
 )
 """A value that JSON can hold."""
 anything = st.one_of(
-    plain, st.dictionaries(st.one_of(st.none(), st.booleans(), numbers, st.tuples(numbers)), leaves, max_size=3)
+    plain,
+    st.dictionaries(st.one_of(st.none(), st.booleans(), numbers, st.tuples(numbers)), leaves, max_size=3),
 )
 """A value that YAML or a caller in Python can give: its keys need not be texts."""
 
@@ -116,7 +185,9 @@ def changed_texts(valid: Iterable[str], parts: Iterable[str] = ()) -> st.SearchS
 def changed_bytes(valid: Iterable[bytes]) -> st.SearchStrategy[bytes]:
     """One of the valid files, cut off, with bytes changed, taken out, or put in."""
     whole = one_of(list(valid))
-    put_in = st.one_of(st.binary(max_size=8), one_of([b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff", b"\0" * 3000]))
+    put_in = st.one_of(
+        st.binary(max_size=8), one_of([b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff", b"\0" * 3000])
+    )
 
     def make(draw: st.DrawFn) -> bytes:
         data = draw(whole)

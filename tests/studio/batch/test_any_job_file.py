@@ -22,21 +22,72 @@ from ...odd_values import anything, changed_texts, changed_values, json_of, only
 JOBS = {
     "defaults": {"steps": "4-8 (+2)", "prompt": "a {red|2::blue} fox"},
     "jobs": [
-        {"prompt": "a __animal__", "seed": "1-3", "adapters": {"fox": [0.5, 1.0]}, "name": "a", "count": 2, "variants": "all"},
-        {"prompt": ["a", "b"], "composer": ["merge", {"method": "switch", "interval": [1, 5]}], "model": "tiny", "crop": "1,2"},
-        {"adapters": [{"adapter": "fox", "weight": "0-1 [3]"}, "owl"], "guidance_scale": 1.5, "init_image": "a.png"},
+        {
+            "prompt": "a __animal__",
+            "seed": "1-3",
+            "adapters": {"fox": [0.5, 1.0]},
+            "name": "a",
+            "count": 2,
+            "variants": "all",
+        },
+        {
+            "prompt": ["a", "b"],
+            "composer": ["merge", {"method": "switch", "interval": [1, 5]}],
+            "model": "tiny",
+            "crop": "1,2",
+        },
+        {
+            "adapters": [{"adapter": "fox", "weight": "0-1 [3]"}, "owl"],
+            "guidance_scale": 1.5,
+            "init_image": "a.png",
+        },
     ],
-}  # fmt: skip
+}
 YAML = (
     "defaults: {steps: 4}\njobs:\n- prompt: a fox\n  seed: 1-3\n  adapters: &mix {fox: [0.5, 1]}\n- prompt: b\n  adapters: *mix\n"
     "- {<<: *mix, prompt: c}\n",
     "- prompt: !!str 5\n  seed: 0x1F\n- prompt: 2020-01-01\n  steps: 1_000\n- ? [a]\n  : b\n- prompt: |\n    a\n    b\n",
 )
-CSV = ("prompt,seed,adapters,composer,crop\na fox,1-3,fox=0.8; owl=0.5:0.2|hat,merge|switch,\"1,2\"\n",)
-PROMPTS = ("a fox --steps 20 --seed 1-4 --lora fox=0.8\n--prompt \"b\" --size 64x64 --n_iter 2 --batch_size 2\n# c\n",)
-PARTS = ("{", "|", "}", "__", "::", "-", " (+", ")", " [", "]", "&a ", "*a ", "!!python/object:os.system ", "!!binary ", "!!set ",
-         "!!timestamp ", "2020-99-99", "? ", ": ", "- ", "<<: ", "%", "---\n", "...\n", "\t", ";", "=", ",", "0o9", "1:99:99", ".inf",
-         "2$$", "--lora ", "--")  # fmt: skip
+CSV = ('prompt,seed,adapters,composer,crop\na fox,1-3,fox=0.8; owl=0.5:0.2|hat,merge|switch,"1,2"\n',)
+PROMPTS = (
+    'a fox --steps 20 --seed 1-4 --lora fox=0.8\n--prompt "b" --size 64x64 --n_iter 2 --batch_size 2\n# c\n',
+)
+PARTS = (
+    "{",
+    "|",
+    "}",
+    "__",
+    "::",
+    "-",
+    " (+",
+    ")",
+    " [",
+    "]",
+    "&a ",
+    "*a ",
+    "!!python/object:os.system ",
+    "!!binary ",
+    "!!set ",
+    "!!timestamp ",
+    "2020-99-99",
+    "? ",
+    ": ",
+    "- ",
+    "<<: ",
+    "%",
+    "---\n",
+    "...\n",
+    "\t",
+    ";",
+    "=",
+    ",",
+    "0o9",
+    "1:99:99",
+    ".inf",
+    "2$$",
+    "--lora ",
+    "--",
+)
 MOST = 2000
 
 
@@ -85,14 +136,23 @@ def test_rows_and_lines_become_jobs_or_messages(tmp_path: Path, text: str) -> No
     read(tmp_path / "jobs.txt", bytes_of(text))
 
 
-@cases(ci=200, jobs=st.lists(changed_values(JOBS["jobs"][0], anything).filter(lambda one: isinstance(one, dict)), max_size=2))
+@cases(
+    ci=200,
+    jobs=st.lists(
+        changed_values(JOBS["jobs"][0], anything).filter(lambda one: isinstance(one, dict)), max_size=2
+    ),
+)
 def test_jobs_given_as_objects_become_pictures_or_messages(jobs: list[Any]) -> None:
     problems = Problems()
     planned(from_objects(jobs), problems)
     few(problems)
 
 
-@cases(text=changed_texts(["steps=8", "adapters={fox: 0.5}", "composer=[merge, switch]", "prompt=a", "seed=1-4"], PARTS))
+@cases(
+    text=changed_texts(
+        ["steps=8", "adapters={fox: 0.5}", "composer=[merge, switch]", "prompt=a", "seed=1-4"], PARTS
+    )
+)
 def test_an_override_is_read_or_refused(text: str) -> None:
     with only_refused():
         name, value = read_override(text)
@@ -101,7 +161,11 @@ def test_an_override_is_read_or_refused(text: str) -> None:
         few(problems)
 
 
-@cases(text=st.one_of(texts, changed_texts(["a {red|2::{blue|b}} __animal__ \\{fox\\}", "{a|b}{c|d}{e|f|g}"], PARTS)))
+@cases(
+    text=st.one_of(
+        texts, changed_texts(["a {red|2::{blue|b}} __animal__ \\{fox\\}", "{a|b}{c|d}{e|f|g}"], PARTS)
+    )
+)
 def test_choices_are_drawn_or_refused(text: str) -> None:
     with only_refused():
         template = read_template(text, Wildcards(None))
@@ -109,8 +173,16 @@ def test_choices_are_drawn_or_refused(text: str) -> None:
         assert every(template)
 
 
-AXES = ("seed=1-4", "method=merge,switch:interval=3", "weight:fox=0-1 [5]", "lora=none,fox,owl=0.5+hat", "prompt=fox|owl",
-        "sampler=Euler,DDIM", "guidance=1-7 [4]", "model=a,b")  # fmt: skip
+AXES = (
+    "seed=1-4",
+    "method=merge,switch:interval=3",
+    "weight:fox=0-1 [5]",
+    "lora=none,fox,owl=0.5+hat",
+    "prompt=fox|owl",
+    "sampler=Euler,DDIM",
+    "guidance=1-7 [4]",
+    "model=a,b",
+)
 
 
 @cases(x=st.one_of(changed_texts(AXES, [*NAMES, *PARTS]), texts), y=changed_texts(AXES, PARTS))

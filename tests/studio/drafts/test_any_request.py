@@ -20,12 +20,36 @@ from ...fuzzing import cases
 from ...odd_values import anything, changed_texts, changed_values, json_of, one_of, only_refused, plain, texts
 
 ENTRY = {
-    "prompt": "a fox <lora:hat:0.5>", "negative_prompt": "", "composer": {"method": "switch", "interval": 3}, "seed": 7,
-    "adapters": [{"adapter": "fox", "weight": 0.8, "text_weight": 0.5, "blocks": {"mid_block": 1}, "pinned": False,
-    "schedule": [[0.0, 1.0], [3, 0.2]], "band": "high"}, "owl"], "steps": 4, "guidance_scale": 3.5, "width": 64, "height": 64,
-    "scheduler": "Euler", "strength": 0.5, "clip_skip": 1, "text_mode": "first", "crop": [0, 0], "original_size": [64, 64],
-    "init_image": "~/a.png", "reuse": 2, "cut": "early",
-}  # fmt: skip
+    "prompt": "a fox <lora:hat:0.5>",
+    "negative_prompt": "",
+    "composer": {"method": "switch", "interval": 3},
+    "seed": 7,
+    "adapters": [
+        {
+            "adapter": "fox",
+            "weight": 0.8,
+            "text_weight": 0.5,
+            "blocks": {"mid_block": 1},
+            "pinned": False,
+            "schedule": [[0.0, 1.0], [3, 0.2]],
+            "band": "high",
+        },
+        "owl",
+    ],
+    "steps": 4,
+    "guidance_scale": 3.5,
+    "width": 64,
+    "height": 64,
+    "scheduler": "Euler",
+    "strength": 0.5,
+    "clip_skip": 1,
+    "text_mode": "first",
+    "crop": [0, 0],
+    "original_size": [64, 64],
+    "init_image": "~/a.png",
+    "reuse": 2,
+    "cut": "early",
+}
 entries = st.one_of(
     changed_values(ENTRY, anything),
     st.dictionaries(one_of(list(ENTRY)), anything, max_size=3),
@@ -64,7 +88,11 @@ def test_a_use_made_in_python_is_sound_or_refused(adapter: Any, weight: Any, blo
         Request("", adapters=[Use(adapter, weight, text, blocks)])
 
 
-@cases(text=st.one_of(texts, changed_texts(["switch:interval=3", "blora:content=a\\,b,style=c", "fox=0.8:0.5", "1,2"])))
+@cases(
+    text=st.one_of(
+        texts, changed_texts(["switch:interval=3", "blora:content=a\\,b,style=c", "fox=0.8:0.5", "1,2"])
+    )
+)
 def test_a_flags_text_is_read_or_refused(text: str) -> None:
     readers = [parse, parse_lora, *(field.read for field in FIELDS)]
     for read in readers:
@@ -74,7 +102,11 @@ def test_a_flags_text_is_read_or_refused(text: str) -> None:
 
 @cases(
     name=st.one_of(one_of(["switch", "merge", "blora", "cmlora", "composite"]), texts),
-    settings=st.dictionaries(st.one_of(one_of(["interval", "convention", "content", "alpha_mode", "refresh"]), texts), plain, max_size=3),
+    settings=st.dictionaries(
+        st.one_of(one_of(["interval", "convention", "content", "alpha_mode", "refresh"]), texts),
+        plain,
+        max_size=3,
+    ),
 )
 def test_a_method_is_made_or_refused(name: str, settings: dict[str, Any]) -> None:
     with only_refused():

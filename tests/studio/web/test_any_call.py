@@ -82,12 +82,28 @@ def sent(client: TestClient, path: str, body: str | bytes) -> Any:
 
 
 CALL = {
-    "prompt": "a fox <lora:hat:0.5>", "negative_prompt": "", "seed": 7, "steps": 2, "cfg_scale": 3.5, "width": 32, "height": 32,
-    "sampler_name": "Euler", "scheduler": "Karras", "batch_size": 1, "n_iter": 1, "send_images": True, "save_images": False,
-    "override_settings": {"CLIP_stop_at_last_layers": 2, "sd_vae": "None"}, "enable_hr": False, "styles": [], "subseed": -1,
+    "prompt": "a fox <lora:hat:0.5>",
+    "negative_prompt": "",
+    "seed": 7,
+    "steps": 2,
+    "cfg_scale": 3.5,
+    "width": 32,
+    "height": 32,
+    "sampler_name": "Euler",
+    "scheduler": "Karras",
+    "batch_size": 1,
+    "n_iter": 1,
+    "send_images": True,
+    "save_images": False,
+    "override_settings": {"CLIP_stop_at_last_layers": 2, "sd_vae": "None"},
+    "enable_hr": False,
+    "styles": [],
+    "subseed": -1,
     "alwayson_scripts": {"LoRA Studio": {"args": ["switch:interval=3", {"reuse": 3, "crop": [0, 64]}]}},
-    "init_images": ["data:image/png;base64," + base64.b64encode(files()[0]).decode()], "resize_mode": 1, "denoising_strength": 0.5,
-}  # fmt: skip
+    "init_images": ["data:image/png;base64," + base64.b64encode(files()[0]).decode()],
+    "resize_mode": 1,
+    "denoising_strength": 0.5,
+}
 bodies = st.one_of(changed_values(CALL).map(json_of), plain.map(json_of), changed_texts([json.dumps(CALL)]))
 
 
@@ -96,10 +112,16 @@ def test_every_call_of_a1111s_clients_is_answered(client: TestClient, body: str,
     answered(sent(client, f"/sdapi/v1/{path}", body))
 
 
-@cases(ci=60, body=st.one_of(
-    st.dictionaries(one_of(["sd_model_checkpoint", "sd_vae", "CLIP_stop_at_last_layers", "image"]), plain, max_size=2).map(json_of),
-    texts,
-), path=one_of(["options", "png-info", "interrupt", "refresh-loras"]))  # fmt: skip
+@cases(
+    ci=60,
+    body=st.one_of(
+        st.dictionaries(
+            one_of(["sd_model_checkpoint", "sd_vae", "CLIP_stop_at_last_layers", "image"]), plain, max_size=2
+        ).map(json_of),
+        texts,
+    ),
+    path=one_of(["options", "png-info", "interrupt", "refresh-loras"]),
+)
 def test_every_setting_of_a1111s_clients_is_answered(client: TestClient, body: str, path: str) -> None:
     answered(sent(client, f"/sdapi/v1/{path}", body))
 
@@ -112,32 +134,64 @@ def test_every_sent_picture_is_answered(client: TestClient, data: bytes) -> None
 
 NAMES = ["compose", "compare", "job", "cancel", "library", "inspect", "picture_info", "models", "methods"]
 SAID = {
-    **{field.argument: field.empty for field in FIELDS}, "prompt": "a fox", "loras": ["fox=0.8"], "method": "switch",
-    "methods": ["merge"], "count": 1, "model": "", "wait_seconds": 0, "id": "x", "first": 1, "search": "fox", "fitting_only": True,
-    "name": "fox", "picture": {"path": "/x"}, "init_image": None,
-}  # fmt: skip
+    **{field.argument: field.empty for field in FIELDS},
+    "prompt": "a fox",
+    "loras": ["fox=0.8"],
+    "method": "switch",
+    "methods": ["merge"],
+    "count": 1,
+    "model": "",
+    "wait_seconds": 0,
+    "id": "x",
+    "first": 1,
+    "search": "fox",
+    "fitting_only": True,
+    "name": "fox",
+    "picture": {"path": "/x"},
+    "init_image": None,
+}
 
 
-@cases(ci=100, data=st.one_of(st.lists(plain, max_size=16), changed_values(
-    ["a fox", ["fox=0.8"], "", "switch:interval=3", 7, 2, 3.5, 32, 32, "Euler", 1, "", 0]
-), plain), name=one_of(NAMES))  # fmt: skip
+@cases(
+    ci=100,
+    data=st.one_of(
+        st.lists(plain, max_size=16),
+        changed_values(["a fox", ["fox=0.8"], "", "switch:interval=3", 7, 2, 3.5, 32, 32, "Euler", 1, "", 0]),
+        plain,
+    ),
+    name=one_of(NAMES),
+)
 def test_every_call_of_a_program_is_answered(client: TestClient, data: Any, name: str) -> None:
     answer = sent(client, f"/gradio_api/run/{name}", json_of({"data": data}))
     told(answer)
 
 
-@cases(ci=60, body=st.one_of(changed_values({"data": ["a"], "fn_index": 1, "session_hash": "s", "event_id": "e"}).map(json_of), texts),
-       path=one_of(["run/compose", "call/compose", "call/v2/compose", "queue/join", "cancel", "reset", "api/x"]))  # fmt: skip
+@cases(
+    ci=60,
+    body=st.one_of(
+        changed_values({"data": ["a"], "fn_index": 1, "session_hash": "s", "event_id": "e"}).map(json_of),
+        texts,
+    ),
+    path=one_of(["run/compose", "call/compose", "call/v2/compose", "queue/join", "cancel", "reset", "api/x"]),
+)
 def test_every_event_is_answered(client: TestClient, body: str, path: str) -> None:
     answer = sent(client, f"/gradio_api/{path}", body)
     told(answer)
 
 
-ROADS = [way.path.partition("{")[0] for way in GRADIO] + ["/sdapi/v1/", "/gradio_api/file=/", "/gradio_api/call/compose/"]
+ROADS = [way.path.partition("{")[0] for way in GRADIO] + [
+    "/sdapi/v1/",
+    "/gradio_api/file=/",
+    "/gradio_api/call/compose/",
+]
 
 
-@cases(ci=100, road=one_of(ROADS), rest=st.one_of(texts, changed_texts(["../../etc/passwd", "a/b.css", "en.js", "192"])),
-       query=texts)  # fmt: skip
+@cases(
+    ci=100,
+    road=one_of(ROADS),
+    rest=st.one_of(texts, changed_texts(["../../etc/passwd", "a/b.css", "en.js", "192"])),
+    query=texts,
+)
 def test_every_path_is_answered(client: TestClient, road: str, rest: str, query: str) -> None:
     if road.startswith(("/gradio_api/heartbeat", "/gradio_api/queue/data")):
         return  # these go on until the client leaves
@@ -176,7 +230,11 @@ def test_a_body_without_a_stated_length_that_is_too_large_is_refused(
 
     async def receive() -> dict[str, Any]:
         nonlocal read
-        head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n' if not read else b""
+        head = (
+            b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+            if not read
+            else b""
+        )
         read += piece
         return {"type": "http.request", "body": head + b"x" * piece, "more_body": read < 8 * largest}
 
@@ -185,10 +243,19 @@ def test_a_body_without_a_stated_length_that_is_too_large_is_refused(
 
     headers = [(b"host", b"127.0.0.1"), (b"content-type", kind.encode()), (b"transfer-encoding", b"chunked")]
     scope = {
-        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http", "path": path,
-        "raw_path": path.encode(), "query_string": b"", "root_path": "", "headers": headers, "client": ("127.0.0.1", 1),
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": headers,
+        "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 80),
-    }  # fmt: skip
+    }
     asyncio.run(client.app(scope, receive, send))
     assert heard[0]["status"] == 413, heard
     assert "larger than" in json.loads(heard[1]["body"])["error"]

@@ -19,10 +19,26 @@ from .test_kept import FORM
 
 KEPT = json.loads(json.dumps(kept(FORM, "random-sdxl", "ann", ())))
 OLD = {
-    "format": 1, "user": "ann", "model": "", "prompt": "a fox", "negative": "", "seed": 7, "steps": 4, "guidance": 3.5, "width": 64,
-    "height": 64, "scheduler": "Euler", "rescale": 0.0, "clip_skip": 0, "strength": 0.8, "method": "switch",
-    "method_values": {"interval": 3}, "rows": KEPT["rows"], "count": 1, "vae": "",
-}  # fmt: skip
+    "format": 1,
+    "user": "ann",
+    "model": "",
+    "prompt": "a fox",
+    "negative": "",
+    "seed": 7,
+    "steps": 4,
+    "guidance": 3.5,
+    "width": 64,
+    "height": 64,
+    "scheduler": "Euler",
+    "rescale": 0.0,
+    "clip_skip": 0,
+    "strength": 0.8,
+    "method": "switch",
+    "method_values": {"interval": 3},
+    "rows": KEPT["rows"],
+    "count": 1,
+    "vae": "",
+}
 
 
 @pytest.fixture(scope="module")
