@@ -44,9 +44,11 @@ JOBS = {
     ],
 }
 YAML = (
-    "defaults: {steps: 4}\njobs:\n- prompt: a fox\n  seed: 1-3\n  adapters: &mix {fox: [0.5, 1]}\n- prompt: b\n  adapters: *mix\n"
+    "defaults: {steps: 4}\njobs:\n- prompt: a fox\n  seed: 1-3\n  adapters: &mix {fox: [0.5, 1]}\n"
+    "- prompt: b\n  adapters: *mix\n"
     "- {<<: *mix, prompt: c}\n",
-    "- prompt: !!str 5\n  seed: 0x1F\n- prompt: 2020-01-01\n  steps: 1_000\n- ? [a]\n  : b\n- prompt: |\n    a\n    b\n",
+    "- prompt: !!str 5\n  seed: 0x1F\n- prompt: 2020-01-01\n  steps: 1_000\n- ? [a]\n"
+    "  : b\n- prompt: |\n    a\n    b\n",
 )
 CSV = ('prompt,seed,adapters,composer,crop\na fox,1-3,fox=0.8; owl=0.5:0.2|hat,merge|switch,"1,2"\n',)
 PROMPTS = (
