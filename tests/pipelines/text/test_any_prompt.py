@@ -61,7 +61,7 @@ prompts = st.one_of(
 )
 
 
-@cases(prompt=prompts)
+@cases(ci=100, prompt=prompts)
 def test_words_and_tags_are_read_or_refused(prompt: str) -> None:
     with only_refused():
         words, tags = take_tags(prompt)
@@ -71,7 +71,7 @@ def test_words_and_tags_are_read_or_refused(prompt: str) -> None:
         assert all(run.text for section in parse(words).sections for run in section)
 
 
-@cases(prompt=prompts)
+@cases(ci=100, prompt=prompts)
 def test_every_prompt_of_another_program_gives_some_words(prompt: str) -> None:
     words, tags, unread = sift_tags(prompt)
     assert len(words) <= len(prompt)
@@ -79,7 +79,7 @@ def test_every_prompt_of_another_program_gives_some_words(prompt: str) -> None:
     assert all(len(why) < 1500 for why in unread)
 
 
-@cases(prompt=prompts)
+@cases(ci=100, prompt=prompts)
 def test_a_request_takes_a_prompt_or_refuses_it(prompt: str) -> None:
     with suppress(StudioError):
         Request(prompt, negative_prompt=prompt)

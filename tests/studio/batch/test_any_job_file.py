@@ -121,25 +121,25 @@ def bytes_of(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-@cases(ci=150, text=st.one_of(changed_values(JOBS).map(json_of), changed_texts([json.dumps(JOBS)], PARTS)))
+@cases(ci=100, text=st.one_of(changed_values(JOBS).map(json_of), changed_texts([json.dumps(JOBS)], PARTS)))
 def test_json_and_jsonl_become_jobs_or_messages(tmp_path: Path, text: str) -> None:
     read(tmp_path / "jobs.json", bytes_of(text))
     read(tmp_path / "jobs.jsonl", bytes_of(text))
 
 
-@cases(ci=200, text=st.one_of(changed_texts([*YAML, json.dumps(JOBS)], PARTS), texts))
+@cases(ci=100, text=st.one_of(changed_texts([*YAML, json.dumps(JOBS)], PARTS), texts))
 def test_yaml_becomes_jobs_or_messages(tmp_path: Path, text: str) -> None:
     read(tmp_path / "jobs.yaml", bytes_of(text))
 
 
-@cases(ci=200, text=st.one_of(changed_texts([*CSV, *PROMPTS], PARTS), texts))
+@cases(ci=100, text=st.one_of(changed_texts([*CSV, *PROMPTS], PARTS), texts))
 def test_rows_and_lines_become_jobs_or_messages(tmp_path: Path, text: str) -> None:
     read(tmp_path / "jobs.csv", bytes_of(text))
     read(tmp_path / "jobs.txt", bytes_of(text))
 
 
 @cases(
-    ci=200,
+    ci=100,
     jobs=st.lists(
         changed_values(JOBS["jobs"][0], anything).filter(lambda one: isinstance(one, dict)), max_size=2
     ),
@@ -151,9 +151,10 @@ def test_jobs_given_as_objects_become_pictures_or_messages(jobs: list[Any]) -> N
 
 
 @cases(
+    ci=100,
     text=changed_texts(
         ["steps=8", "adapters={fox: 0.5}", "composer=[merge, switch]", "prompt=a", "seed=1-4"], PARTS
-    )
+    ),
 )
 def test_an_override_is_read_or_refused(text: str) -> None:
     with only_refused():
@@ -164,9 +165,10 @@ def test_an_override_is_read_or_refused(text: str) -> None:
 
 
 @cases(
+    ci=100,
     text=st.one_of(
         texts, changed_texts(["a {red|2::{blue|b}} __animal__ \\{fox\\}", "{a|b}{c|d}{e|f|g}"], PARTS)
-    )
+    ),
 )
 def test_choices_are_drawn_or_refused(text: str) -> None:
     with only_refused():
@@ -187,7 +189,7 @@ AXES = (
 )
 
 
-@cases(x=st.one_of(changed_texts(AXES, [*NAMES, *PARTS]), texts), y=changed_texts(AXES, PARTS))
+@cases(ci=100, x=st.one_of(changed_texts(AXES, [*NAMES, *PARTS]), texts), y=changed_texts(AXES, PARTS))
 def test_axes_become_a_grid_or_are_refused(x: str, y: str) -> None:
     fields = {"prompt": "a fox", "adapters": [{"adapter": "fox"}], "seed": 1}
     with only_refused():

@@ -57,7 +57,7 @@ entries = st.one_of(
 )
 
 
-@cases(entry=entries)
+@cases(ci=100, entry=entries)
 def test_an_entry_becomes_a_draft_or_is_refused(entry: Any) -> None:
     with only_refused():
         draft = read_draft(entry, "it", Path("/somewhere"))
@@ -68,7 +68,9 @@ def test_an_entry_becomes_a_draft_or_is_refused(entry: Any) -> None:
             json.dumps(plain_request(request), allow_nan=False).encode()
 
 
-@cases(text=st.one_of(changed_values([ENTRY]).map(json_of), changed_texts([json.dumps([ENTRY])]), texts))
+@cases(
+    ci=100, text=st.one_of(changed_values([ENTRY]).map(json_of), changed_texts([json.dumps([ENTRY])]), texts)
+)
 def test_a_requests_file_is_read_or_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "requests.json"
     file.write_bytes(text.encode("utf-8", "surrogatepass"))
@@ -76,22 +78,23 @@ def test_a_requests_file_is_read_or_refused(tmp_path: Path, text: str) -> None:
         assert read_requests(file)
 
 
-@cases(values=st.dictionaries(one_of([field.name for field in FIELDS]), anything, max_size=3))
+@cases(ci=100, values=st.dictionaries(one_of([field.name for field in FIELDS]), anything, max_size=3))
 def test_a_request_made_in_python_is_complete_or_refused(values: dict[str, Any]) -> None:
     with only_refused():
         Request(**{"prompt": "", **values})
 
 
-@cases(adapter=anything, weight=anything, blocks=anything, text=anything)
+@cases(ci=100, adapter=anything, weight=anything, blocks=anything, text=anything)
 def test_a_use_made_in_python_is_sound_or_refused(adapter: Any, weight: Any, blocks: Any, text: Any) -> None:
     with only_refused():
         Request("", adapters=[Use(adapter, weight, text, blocks)])
 
 
 @cases(
+    ci=100,
     text=st.one_of(
         texts, changed_texts(["switch:interval=3", "blora:content=a\\,b,style=c", "fox=0.8:0.5", "1,2"])
-    )
+    ),
 )
 def test_a_flags_text_is_read_or_refused(text: str) -> None:
     readers = [parse, parse_lora, *(field.read for field in FIELDS)]
@@ -101,6 +104,7 @@ def test_a_flags_text_is_read_or_refused(text: str) -> None:
 
 
 @cases(
+    ci=100,
     name=st.one_of(one_of(["switch", "merge", "blora", "cmlora", "composite"]), texts),
     settings=st.dictionaries(
         st.one_of(one_of(["interval", "convention", "content", "alpha_mode", "refresh"]), texts),

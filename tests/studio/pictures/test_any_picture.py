@@ -183,7 +183,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Home:
     return Home.resolve(tmp_path_factory.mktemp("home"))
 
 
-@cases(said=said)
+@cases(ci=100, said=said)
 def test_texts_of_every_program_are_understood_or_refused(
     own: Home, tmp_path: Path, said: dict[str, str]
 ) -> None:
@@ -195,7 +195,7 @@ def test_texts_of_every_program_are_understood_or_refused(
         assert all(len(note) < 20_000 for note in found.notes)
 
 
-@cases(text=changed_texts([A1111, DREAM], ["Steps: ", "Size: ", ", ", '"', ": "]))
+@cases(ci=100, text=changed_texts([A1111, DREAM], ["Steps: ", "Size: ", ", ", '"', ": "]))
 def test_every_text_of_a1111_is_read(text: str) -> None:
     found = a1111.read(text)
     assert len(found.prompt) <= len(text)
@@ -203,7 +203,7 @@ def test_every_text_of_a1111_is_read(text: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@cases(data=st.one_of(changed_bytes(files()), st.binary(max_size=200)))
+@cases(ci=100, data=st.one_of(changed_bytes(files()), st.binary(max_size=200)))
 def test_every_file_is_a_picture_or_refused(tmp_path: Path, data: bytes) -> None:
     file = tmp_path / "picture.png"
     file.write_bytes(data)
