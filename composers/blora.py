@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from composers.errors import ComposerError
 from composers.plan import Composer, Lane, Mix, Plan, Prompt, Step, Use, guided, knob
+from composers.shown import shown
 
 CONTENT, STYLE = "@content", "@style"
 """Symbolic block names. The pipeline replaces them by the model's own blocks when it resolves a request."""
@@ -43,7 +44,7 @@ class BLora(Composer):
         super().__post_init__()
         for name, value in (("content", self.content), ("style", self.style)):
             if not isinstance(value, str):
-                raise ComposerError(f"blora: {name}={value!r} must be an adapter's name")
+                raise ComposerError(f"blora: {name}={shown(value)} must be an adapter's name")
 
     def resolved(self, mix: Mix, count: int) -> BLora:
         super().resolved(mix, count)
@@ -66,8 +67,9 @@ class BLora(Composer):
         found: dict[str, str] = {}
         for part, name in (("content", self.content), ("style", self.style)):
             if name and name.casefold() not in spelled:
+                mix = shown(", ".join(spelled.values()))[1:-1]
                 raise ComposerError(
-                    f"blora: {part}={name!r} is not in the mix ({', '.join(spelled.values()) or 'which is empty'}); "
+                    f"blora: {part}={shown(name)} is not in the mix ({mix or 'which is empty'}); "
                     "name an adapter of the mix, with a strength other than 0"
                 )
             found[part] = spelled.get(name.casefold(), "") if name else ""
@@ -77,7 +79,7 @@ class BLora(Composer):
                 found[part] = unnamed.pop(0)
         if unnamed:
             raise ComposerError(
-                f"blora: {unnamed[0]!r} is neither the content nor the style; take it out of the mix, or pin it"
+                f"blora: {shown(unnamed[0])} is neither the content nor the style; take it out of the mix, or pin it"
             )
         return found["content"], found["style"]
 

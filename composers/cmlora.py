@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 from composers.errors import ComposerError
 from composers.plan import Composer, Mix, Plan, Step, Use, guided, knob
+from composers.shown import shown
 
 RELEASE_PARTITION = 120
 """The last step of the early phase in the released code, however long the run is."""
@@ -97,7 +98,7 @@ class CMLoRA(Composer):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.decay, bool):
-            raise ComposerError(f"{self.name}: decay={self.decay!r} must be true or false")
+            raise ComposerError(f"{self.name}: decay={shown(self.decay)} must be true or false")
 
     def resolved(self, mix: Mix, count: int) -> CMLoRA:
         super().resolved(mix, count)

@@ -38,7 +38,7 @@ class Schedule:
     points: tuple[tuple[float, float], ...]
 
     def __post_init__(self) -> None:
-        if not all(isinstance(point, tuple | list) and len(point) == 2 for point in self.points):
+        if not _are_pairs(self.points):
             raise ComposerError(f"schedule {shown(self.points)} must be pairs of a start and a factor")
         starts = [start for start, _ in self.points]
         if not all(_is_finite(start) and (0 <= start < 1 or start == int(start) > 0) for start in starts):
@@ -107,7 +107,7 @@ class Use:
     def __post_init__(self) -> None:
         if not isinstance(self.adapter, str):
             raise ComposerError(f"adapter={shown(self.adapter)} must be a name")
-        if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in self.blocks):
+        if not _are_pairs(self.blocks):
             raise ComposerError(
                 f"adapter {shown(self.adapter)}: blocks={shown(self.blocks)} must be pairs of a name and a factor"
             )
@@ -152,6 +152,13 @@ class Mix:
         uses = tuple(uses)
         seen = {"merged": self.uses, "first": self.uses[:1], "per_adapter": uses}[self.text]
         return Lane(Prompt("positive", text_uses(seen)), uses, share, fresh)
+
+
+def _are_pairs(value: object) -> bool:
+    """Whether it is a row of pairs."""
+    return isinstance(value, tuple | list) and all(
+        isinstance(pair, tuple | list) and len(pair) == 2 for pair in value
+    )
 
 
 def _is_finite(value: object) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from composers.errors import ComposerError
 from composers.plan import Composer
+from composers.shown import shown
 
 _PART = re.compile(r"(?:[^\\,]|\\.|\\\Z)*+", re.DOTALL)
 """A setting, up to a comma without a backslash before it."""
@@ -40,12 +41,12 @@ def build(name: str, settings: Mapping[str, object]) -> Composer:
     if kind is None:
         near = difflib.get_close_matches(name.lower(), methods(), n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ComposerError(f"unknown method {name!r}: {hint}methods are {', '.join(methods())}")
+        raise ComposerError(f"unknown method {shown(name)}: {hint}methods are {', '.join(methods())}")
     known = [setting.name for setting in dataclasses.fields(kind)]
     for setting in settings:
         if setting not in known:
             has = f"its settings are {', '.join(known)}" if known else "it has no settings"
-            raise ComposerError(f"{kind.name} has no setting {setting!r}: {has}")
+            raise ComposerError(f"{kind.name} has no setting {shown(setting)}: {has}")
     return kind(**settings)
 
 
@@ -62,7 +63,9 @@ def parse(text: str) -> Composer:
     for part in filter(None, _PART.findall(rest)):
         key, equals, value = part.partition("=")
         if not equals:
-            raise ComposerError(f"method {text!r}: write its settings as name=value, separated by commas")
+            raise ComposerError(
+                f"method {shown(text)}: write its settings as name=value, separated by commas"
+            )
         key, value = key.strip(), _ESCAPED.sub(_plain, value.strip())
         settings[key] = value if key in texts else _value(value)
     return build(name, settings)

@@ -300,7 +300,7 @@ def _timed(use: Use, steps: int) -> Use:
     try:
         return use if use.schedule is None else replace(use, schedule=use.schedule.over(steps))
     except ComposerError as error:
-        raise RequestError(f"adapter {use.adapter!r}: {error}") from error
+        raise RequestError(f"adapter {shown(use.adapter)}: {error}") from error
 
 
 def _uses(adapters: Mapping[str, float] | Sequence[Use]) -> tuple[Use, ...]:
@@ -315,8 +315,8 @@ def _uses(adapters: Mapping[str, float] | Sequence[Use]) -> tuple[Use, ...]:
         for name, weight in adapters.items():
             check_text("the name of an adapter", name, LONGEST_NAME)
             if isinstance(weight, bool) or not isinstance(weight, int | float):
-                raise RequestError(f"weight of adapter {name!r}={shown(weight)} must be a number")
-            _bounded(f"weight of adapter {name!r}", weight)
+                raise RequestError(f"weight of adapter {shown(name)}={shown(weight)} must be a number")
+            _bounded(f"weight of adapter {shown(name)}", weight)
         adapters = [Use(name, float(weight)) for name, weight in adapters.items()]
     seen: set[str] = set()
     for use in adapters:
@@ -324,7 +324,9 @@ def _uses(adapters: Mapping[str, float] | Sequence[Use]) -> tuple[Use, ...]:
             raise RequestError(f"adapters must be {{name: strength}} or a list of Use, found {shown(use)}")
         _check_use(use)
         if use.adapter.lower() in seen:
-            raise RequestError(f"adapter {use.adapter!r} stands twice in this request; give it one strength")
+            raise RequestError(
+                f"adapter {shown(use.adapter)} stands twice in this request; give it one strength"
+            )
         seen.add(use.adapter.lower())
     return tuple(adapters)
 
@@ -332,7 +334,7 @@ def _uses(adapters: Mapping[str, float] | Sequence[Use]) -> tuple[Use, ...]:
 def _check_use(use: Use) -> None:
     """Raises RequestError for names and numbers beyond their bounds."""
     check_text("the name of an adapter", use.adapter, LONGEST_NAME)
-    where = f"of adapter {use.adapter!r}"
+    where = f"of adapter {shown(use.adapter)}"
     points = use.schedule.points if use.schedule is not None else ()
     for what, entries, most in (("blocks", use.blocks, MOST_BLOCKS), ("moments", points, MOST_POINTS)):
         if len(entries) > most:
@@ -341,7 +343,7 @@ def _check_use(use: Use) -> None:
         _bounded(f"{what} {where}", number)
     for block, factor in use.blocks:
         check_text(f"the name of a block {where}", block, LONGEST_NAME)
-        _bounded(f"block {block!r} {where}", factor)
+        _bounded(f"block {shown(block)} {where}", factor)
     for start, factor in points:
         _bounded(f"schedule {where} from {start:g} on", factor)
 
@@ -349,7 +351,7 @@ def _check_use(use: Use) -> None:
 def _bounded(name: str, strength: float | None) -> None:
     """Raises RequestError for a strength or factor beyond -STRONGEST … STRONGEST. None passes."""
     if strength is not None and not -STRONGEST <= strength <= STRONGEST:
-        raise RequestError(f"{name}={strength!r} must be a number in {-STRONGEST:g} … {STRONGEST:g}")
+        raise RequestError(f"{name}={shown(strength)} must be a number in {-STRONGEST:g} … {STRONGEST:g}")
 
 
 def _named(use: Use, facts: Facts) -> Use:
@@ -358,11 +360,11 @@ def _named(use: Use, facts: Facts) -> Use:
     if use.adapter.lower() not in loaded:
         near = difflib.get_close_matches(use.adapter, facts.adapters, n=3, cutoff=0.4)
         hint = (
-            f"did you mean {' or '.join(map(repr, near))}?"
+            f"did you mean {' or '.join(map(shown, near))}?"
             if near
             else "load it with load_lora_weights(file) first"
         )
-        raise RequestError(f"adapter {use.adapter!r} is not loaded: {hint}")
+        raise RequestError(f"adapter {shown(use.adapter)} is not loaded: {hint}")
     return replace(use, adapter=loaded[use.adapter.lower()])
 
 

@@ -127,7 +127,7 @@ class LoraTag:
             return ((f"@{upper}", 1.0),), 0.0
         if "," in word and "@" not in word:
             factors = [piece.strip() for piece in word.split(",")]
-            if not all(map(_finite, factors)):
+            if any(_read_number(factor) is None for factor in factors):
                 raise PromptError(
                     f"{told}: lbw={_shortened(word)}: every factor must be a number (R, U and X of the extension are "
                     "random or inherited)"
@@ -137,15 +137,20 @@ class LoraTag:
                     self.source or self.name, f"{len(factors)} factors are more than any model has"
                 )
             return ((f"@{','.join(factors)}", 1.0),), float(factors[0])
-        entries = [entry.rsplit("@", 1) for entry in word.split(",")]
+        entries = word.split(",")
         if len(entries) > MOST_BLOCKS:
             raise _malformed(self.source or self.name, f"{len(entries)} blocks are more than {MOST_BLOCKS}")
-        if not all(len(entry) == 2 and entry[0].strip() and _finite(entry[1]) for entry in entries):
+        found = [
+            (name.strip(), _read_number(factor))
+            for name, factor in (entry.rpartition("@")[::2] for entry in entries)
+        ]
+        blocks = tuple((name, factor) for name, factor in found if name and factor is not None)
+        if len(blocks) < len(entries):
             raise PromptError(
                 f"{told}: lbw={_shortened(word)} is not a known block list; "
                 "name the blocks, as in lbw=mid_block@1,up_blocks.1@0.5"
             )
-        return tuple((name.strip(), float(factor)) for name, factor in entries), 1.0
+        return blocks, 1.0
 
 
 def take_tags(text: str) -> tuple[str, tuple[LoraTag, ...]]:
@@ -337,8 +342,8 @@ def _limits(source: str, named: dict[str, str]) -> Points:
 
 def _boundary(source: str, key: str, text: str) -> float:
     """The moment of `start=` or `stop=` as in `Schedule`; NEVER for the end of the run. Raises PromptError."""
-    if re.fullmatch(r"\d++", text) and math.isfinite(float(text)):
-        return float(text)
+    if re.fullmatch(r"\d++", text) and (step := _read_number(text)) is not None:
+        return step
     at = _number(source, key, text)
     if not 0 <= at <= 1:
         raise _malformed(
@@ -365,14 +370,18 @@ def _points(source: str, key: str, text: str) -> list[tuple[float, float]]:
     return points
 
 
-def _finite(text: str) -> bool:
-    return bool(_NUMBER.fullmatch(text.strip())) and math.isfinite(float(text))
+def _read_number(text: str) -> float | None:
+    """The number that a text is; None for any other text, and for a number that is too large."""
+    text = text.strip()
+    number = float(text) if _NUMBER.fullmatch(text) else math.inf
+    return number if math.isfinite(number) else None
 
 
 def _number(source: str, key: str, text: str) -> float:
-    if not _finite(text):
+    number = _read_number(text)
+    if number is None:
         raise _malformed(source, f"{_shortened(text.strip())!r} ({key}) is not a number")
-    return float(text)
+    return number
 
 
 def _written(number: float) -> str:

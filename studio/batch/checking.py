@@ -9,9 +9,10 @@ from pathlib import Path
 
 from composers.plan import Use
 from pipelines import Request, StudioPipeline
-from pipelines.errors import AdapterError, ModelError, StudioError
+from pipelines.errors import AdapterError, ModelError, RequestError, StudioError
 from pipelines.home import Entry, Home
 from pipelines.home.files import next_name
+from pipelines.home.plain import read_json, reading
 from pipelines.text.prompt import parse
 from studio.batch.manifest import PictureOutcome, is_whole
 from studio.batch.plan import PlannedPicture
@@ -137,12 +138,13 @@ def _made_by(file: Path, request: Request, model_hash: str) -> Mapping[str, obje
     if not is_whole(file):
         return None
     try:
-        content = json.loads(read_texts(file)[CHUNK])
-        record: Mapping[str, object] = content["record"]
-        now = json.loads(json.dumps(plain_request(request)))
-        # a picture from before a field existed was made with the field's default
-        before = {field.name: field.default for field in FIELDS if field.name not in content["request"]}
-        same = {**before, **content["request"]} == now
-        return record if same and record["model_hash"] == model_hash else None
-    except (StudioError, ValueError, KeyError, TypeError, RecursionError):
+        with reading(file.name, RequestError):
+            content = read_json(read_texts(file)[CHUNK], file.name)
+            record: Mapping[str, object] = content["record"]
+            now = json.loads(json.dumps(plain_request(request)))
+            # a picture from before a field existed was made with the field's default
+            before = {field.name: field.default for field in FIELDS if field.name not in content["request"]}
+            same = {**before, **content["request"]} == now
+            return record if same and record["model_hash"] == model_hash else None
+    except StudioError:
         return None

@@ -22,7 +22,7 @@ import yaml
 
 from composers.shown import shown
 from pipelines.errors import RequestError, SetupError
-from pipelines.home.plain import DEEPEST, LONGEST_FILE, check_plain, read_json, read_text
+from pipelines.home.plain import DEEPEST, LONGEST_FILE, check_plain, read_json, read_text, reading, short
 from studio.batch.problems import Problems, nearest
 from studio.batch.prompts import plain_wanted, read_line
 from studio.batch.values import MOST_VALUES
@@ -76,10 +76,8 @@ def read_jobs(path: Path, problems: Problems) -> JobFile:
     kind = path.suffix.lower()
     if kind not in KINDS:
         raise SetupError(f"{path}: jobs are read from {', '.join(KINDS)} files; give it one of these endings")
-    try:
+    with reading(str(path), SetupError, "save it as UTF-8 text"):
         text = read_text(path, LONGEST_YAML if kind in (".yaml", ".yml") else LONGEST_FILE)
-    except UnicodeDecodeError as error:
-        raise SetupError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
     reader = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".txt": _prompts}.get(kind, _yaml)
     defaults = JobEntry({}, path.name)
     entries: list[JobEntry] = []
@@ -148,28 +146,35 @@ def _json(text: str, name: str, problems: Problems) -> Read:
 
 
 def _yaml(text: str, name: str, problems: Problems) -> Read:
-    if _BRACKETS.search(text):  # PyYAML takes quadratic time for so many open brackets
-        problems.add(name, f"it is nested more than {DEEPEST} deep; make it flat")
-        return
-    loader = _Loader(text)
     try:
-        root = loader.get_single_node()
-        content = None if root is None else _plain(loader, root)
-        check_plain(content, "it", longest=max(len(text), 1))
-    except (yaml.YAMLError, RequestError, ValueError, RecursionError) as error:
-        problems.add(name, _yaml_error(error))
+        root, content = _loaded(text)
+    except RequestError as error:
+        problems.add(name, error)
         return
-    finally:
-        loader.dispose()
-    if content is None:
+    if root is None or content is None:
         return
     defaults, jobs = _sections(content, name, problems)
-    assert root is not None
     nodes = _yaml_nodes(root)
     yield from _entry(defaults, _yaml_place(nodes.get("defaults"), name), problems, is_default=True)
     job_nodes = root.value if isinstance(root, yaml.SequenceNode) else getattr(nodes.get("jobs"), "value", [])
-    for job, node in zip(jobs, job_nodes if jobs else [], strict=True):
+    for place, job in enumerate(jobs):  # a merged section has no node of its own
+        node = job_nodes[place] if place < len(job_nodes) else None
         yield from _entry(job, _yaml_place(node, name), problems)
+
+
+def _loaded(text: str) -> tuple[yaml.Node | None, Any]:
+    """The root of a YAML text, and its value. Raises RequestError for whatever is wrong with the text."""
+    if _BRACKETS.search(text):  # PyYAML takes quadratic time for so many open brackets
+        raise RequestError(f"it is nested more than {DEEPEST} deep; make it flat")
+    with reading("it", RequestError, "check its numbers, dates and signs"):
+        try:
+            loader = _Loader(text)
+            root = loader.get_single_node()
+            content = None if root is None else _plain(loader, root)
+        except yaml.MarkedYAMLError as error:
+            raise RequestError(_yaml_error(error)) from error
+    check_plain(content, "it", longest=max(len(text), 1))
+    return root, content
 
 
 class _Loader(yaml.SafeLoader):
@@ -262,12 +267,10 @@ def _yaml_place(node: yaml.Node | None, name: str) -> Place:
     return f"{name}, line {node.start_mark.line + 1}", lines
 
 
-def _yaml_error(error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    if mark is None:
-        return str(error)
-    what = getattr(error, "problem", "it cannot be read")
-    return f"line {mark.line + 1}: it is not valid YAML ({what}); check indentation, colons and quotes"
+def _yaml_error(error: yaml.MarkedYAMLError) -> str:
+    mark = error.problem_mark or error.context_mark
+    where = "" if mark is None else f"line {mark.line + 1}: "
+    return f"{where}it is not valid YAML ({short(error.problem)}); check indentation, colons and quotes"
 
 
 def _csv(text: str, name: str, problems: Problems) -> Read:

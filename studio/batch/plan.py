@@ -22,6 +22,7 @@ from composers.shown import shown
 from pipelines.bounds import LONGEST_NAME, check_text
 from pipelines.errors import RequestError, SetupError
 from pipelines.home.files import slug
+from pipelines.home.plain import short
 from pipelines.request import SEEDS, Request
 from studio.batch.jobfile import JOB_FIELDS, JobEntry, JobFile, check_names
 from studio.batch.problems import Problems
@@ -31,6 +32,7 @@ from studio.drafts.draft import Draft, check_count
 from studio.drafts.entries import read_draft
 from studio.drafts.fields import NAMES
 from studio.drafts.init_image import read_init_image
+from studio.pictures.files import is_spec
 
 TEMPLATE = "{index:05d}_{name}_{seed}"
 NAME_FIELDS = ("index", "name", "seed", "prompt", "composer", "model")
@@ -305,21 +307,24 @@ def _canonical(value: Any) -> Any:
 
 def check_template(template: str) -> None:
     """Raises SetupError for a template with unknown fields, or one whose names lead out of the folder."""
-    if re.search(r"\{[^{}]*\d{4}[^{}]*\}", template) or len(template) > LONGEST_NAME:
-        raise SetupError(f"--name {template[:100]}: no name is that long; write a shorter one")
+    if len(template) > LONGEST_NAME:
+        raise SetupError(f"--name {short(template)}: no name is that long; write a shorter one")
     try:
-        fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-        for name in fields:
-            if name not in NAME_FIELDS:
+        for _, name, spec, _ in string.Formatter().parse(template):
+            if name is not None and name not in NAME_FIELDS:
                 raise SetupError(
-                    f"--name {template}: no field {{{name}}}; fields are {', '.join(NAME_FIELDS)}"
+                    f"--name {short(template)}: no field {{{short(name)}}}; fields are {', '.join(NAME_FIELDS)}"
                 )
+            if spec and not is_spec(spec):
+                raise SetupError(f"--name {short(template)}: no name is that long; write a shorter one")
         sample = _filled(template, index=1, name="a", seed=1, prompt="a", composer="a", model="a")
     except (ValueError, IndexError, KeyError) as error:
-        raise SetupError(f"--name {template}: {error}; write a brace that is no field twice") from error
+        raise SetupError(
+            f"--name {short(template)}: {short(error)}; write a brace that is no field twice"
+        ) from error
     path = Path(sample)
     if path.is_absolute() or ".." in path.parts or not re.search(r"\w", path.name):
-        raise SetupError(f"--name {template}: it must name files inside the batch's folder")
+        raise SetupError(f"--name {short(template)}: it must name files inside the batch's folder")
 
 
 def _filled(
@@ -332,4 +337,6 @@ def _refuse_same_names(jobs: list[PlannedPicture], template: str, problems: Prob
     counts = Counter(str(job.file).casefold() for job in jobs)
     name, count = max(counts.items(), key=lambda item: item[1], default=("", 0))
     if count > 1:
-        problems.add("", f"--name {template} gives {count} pictures the name {name!r}; add {{index}}")
+        problems.add(
+            "", f"--name {short(template)} gives {count} pictures the name {shown(name)}; add {{index}}"
+        )

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pipelines import StudioError, StudioPipeline
 from pipelines.errors import RenderError
 from pipelines.home import Home
+from pipelines.home.paths import expanded
 from studio.batch.checking import ModelGroup, check_group, find_places, grouped
 from studio.batch.jobfile import JobFile, from_objects, read_jobs
 from studio.batch.manifest import Manifest, PictureOutcome
@@ -96,7 +97,7 @@ class Batch:
             name = self._plan(problems)
             self._judge_only = self.order.check_only or bool(problems.messages)
             if not self._judge_only:
-                self._manifest = stack.enter_context(Manifest(self.order.out.expanduser().absolute()))
+                self._manifest = stack.enter_context(Manifest(expanded(self.order.out).absolute()))
                 self._recall()
             self._check(problems)  # even after mistakes: all of them are reported at once
             problems.refuse(name)
@@ -162,10 +163,8 @@ class Batch:
 
     def _plan(self, problems: Problems) -> str:
         order = self.order
-        if isinstance(order.jobs, Path):
-            jobs = read_jobs(order.jobs.expanduser(), problems)
-        else:
-            jobs = from_objects(order.jobs)
+        source = order.jobs
+        jobs = read_jobs(expanded(source), problems) if isinstance(source, Path) else from_objects(source)
         overrides = dict(order.overrides)
         if order.opening.source is not None:
             overrides["model"] = order.opening.source
@@ -182,7 +181,7 @@ class Batch:
 
     def _wildcard_folder(self, jobs: JobFile) -> Path | None:
         if self.order.wildcards is not None:
-            return self.order.wildcards.expanduser()
+            return expanded(self.order.wildcards)
         beside = jobs.folder / "wildcards"
         return beside if beside.is_dir() else None
 

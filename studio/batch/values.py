@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from pipelines.errors import RequestError
-from pipelines.home.plain import check_plain
+from pipelines.home.plain import check_plain, reading, short
 from studio.drafts.fields import BY_NAME, of_kind
 
 WHOLE = (*(field.name for field in of_kind("whole")), "count")
@@ -61,6 +61,8 @@ def _numbers(text: str, whole: bool, room: int) -> list[float]:
         number = float(text)
         if whole and not number.is_integer():
             raise RequestError(f"{text!r} must be a whole number")
+        if not math.isfinite(number):
+            raise RequestError(f"{text!r} is a number too large to be held")
         # a float cannot hold every seed
         return [int(text)] if whole and re.fullmatch(r"[+-]?\d+", text) else [number]
     match = _RANGE.fullmatch(text)
@@ -69,7 +71,7 @@ def _numbers(text: str, whole: bool, room: int) -> list[float]:
             f"{text!r} is no number and no range; write 5, 1-5, 1-5 (+2), 1-5 [3], or several with commas"
         )
     first, last = float(match["first"]), float(match["last"])
-    if not (math.isfinite(first) and math.isfinite(last)):
+    if not math.isfinite(last - first):
         raise RequestError(f"{text!r} leads to a number too large to be held")
     if match["count"] is not None:
         found = _so_many(first, last, int(match["count"]), room)
@@ -183,17 +185,11 @@ def read_override(text: str) -> tuple[str, Any]:
     """ "steps=8" -> ("steps", 8), a field for every job. Raises RequestError."""
     name, equals, value = text.partition("=")
     if not equals or not value.strip():
-        raise RequestError(f"--set {text}: write FIELD=VALUE, as in --set steps=8")
+        raise RequestError(f"--set {short(text)}: write FIELD=VALUE, as in --set steps=8")
     name = name.strip()
     if name in AS_IT_STANDS:
         return name, value
-    try:
+    with reading(f"--set {short(text)}", RequestError, "check its brackets and quotes"):
         content = yaml.safe_load(value)
-        check_plain(content, f"--set {name}", longest=len(value))
-        return name, content
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if isinstance(error, RequestError):
-            raise
-        raise RequestError(
-            f"--set {text}: the value cannot be read; check its brackets and quotes"
-        ) from error
+    check_plain(content, f"--set {short(name)}", longest=len(value))
+    return name, content

@@ -19,7 +19,7 @@ from pathlib import Path
 from composers.shown import shown
 from pipelines.bounds import LONGEST_PROMPT
 from pipelines.errors import PromptError, SetupError
-from pipelines.home.plain import read_text
+from pipelines.home.plain import read_text, reading
 from studio.batch.values import MOST_VALUES
 
 DEEPEST = 20
@@ -79,10 +79,8 @@ class Wildcards:
             raise PromptError(
                 f"__{name}__: {hint}Put {name}.txt {place}, or write \\__ for plain underscores"
             )
-        try:
+        with reading(str(path), SetupError, "it must be UTF-8 text, one value a line"):
             text = read_text(path, LARGEST_WORDS)
-        except UnicodeDecodeError as error:
-            raise SetupError(f"{path} cannot be read ({error}); it must be text, one value a line") from error
         lines = [line.strip() for line in text.splitlines()]
         lines = [line for line in lines if line and not line.startswith("#")]
         if not lines:
@@ -100,7 +98,8 @@ class Wildcards:
     def _known(self) -> dict[str, Path]:
         if self.folder is None:
             return {}
-        files = sorted(self.folder.rglob("*.txt"))
+        with reading(str(self.folder), SetupError, "check the folder"):
+            files = sorted(self.folder.rglob("*.txt"))
         return {file.relative_to(self.folder).with_suffix("").as_posix().casefold(): file for file in files}
 
 
@@ -178,7 +177,7 @@ def _choice(text: str, start: int, wildcards: Wildcards, depth: int) -> tuple[Pr
         )
     if not sum(weights):
         raise PromptError(
-            f"in the choice {text[start : place + 1]!r} nothing is likely; give a weight above 0"
+            f"in the choice {shown(text[start : place + 1])} nothing is likely; give a weight above 0"
         )
     return PromptChoice(tuple(options), tuple(weights)), place + 1
 

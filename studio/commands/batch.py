@@ -132,12 +132,12 @@ def run(values: BatchValues, home: Home, teller: Teller) -> int:
 
 
 def _folder(text: str) -> Path:
-    from pathlib import Path
-
     from pipelines.errors import SetupError
+    from pipelines.home.files import is_folder
+    from pipelines.home.paths import expanded
 
-    path = Path(text).expanduser()
-    if not path.is_dir():
+    path = expanded(text)
+    if not is_folder(path):
         raise SetupError(f"the wildcard folder {path} does not exist; check the path")
     return path
 

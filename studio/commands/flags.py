@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
+from composers.shown import shown
 from studio.terminal.exits import BAD_INPUT
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 V = TypeVar("V")
 ATTENTION = ("auto", "cudnn", "flash", "efficient", "math")
 """The names of torch's attention kernels on the command line."""
+LONGEST_ERROR = 800
+"""Most characters of argparse's errors, which quote what was written."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ class Parser(ArgumentParser):
         return super().format_help()
 
     def error(self, message: str) -> NoReturn:
+        if len(message) > LONGEST_ERROR:
+            message = f"{message[: LONGEST_ERROR // 2]} … {message[-LONGEST_ERROR // 2 :]}"
         self.exit(BAD_INPUT, f"error: {message} ({self.prog} --help lists all there is)\n")
 
 
@@ -102,9 +108,9 @@ def folder_flags(command: ArgumentParser) -> None:
 
 def path(text: str | None) -> Path | None:
     """The path that a flag names; None if the flag was not given."""
-    from pathlib import Path
+    from pipelines.home.paths import expanded
 
-    return None if text is None else Path(text).expanduser()
+    return None if text is None else expanded(text)
 
 
 # -- pictures --------------------------------------------------------------------------------------------
@@ -323,8 +329,8 @@ def naming_flag(command: ArgumentParser) -> None:
 
 
 def whole_number(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number above 0")
+    if not re.fullmatch("[0-9]{1,18}", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{shown(text)} must be a whole number above 0")
     return int(text)
 
 
@@ -334,12 +340,12 @@ def gigabytes(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value < 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number of GiB, as in 2.5")
+        raise argparse.ArgumentTypeError(f"{shown(text)} must be a number of GiB, as in 2.5")
     return value
 
 
 def size(text: str) -> tuple[int, int]:
     width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} must be WxH in pixels, as in 512x768")
+    if not (re.fullmatch("[0-9]{1,9}", width) and re.fullmatch("[0-9]{1,9}", height)):
+        raise argparse.ArgumentTypeError(f"{shown(text)} must be WxH in pixels, as in 512x768")
     return int(width), int(height)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
@@ -112,12 +111,11 @@ def inspect(values: Inspect, home: Home, teller: Teller) -> int:
 
 
 def _inspected(file: str, home: Home) -> Inspection | dict[str, Any]:
-    from pathlib import Path
-
     from pipelines.adapters import inspect_file
     from pipelines.home.files import exists
+    from pipelines.home.paths import expanded
 
-    path = Path(os.path.expanduser(file))
+    path = expanded(file)
     if path.suffix.lower() in PICTURES:
         return _picture(path, home)
     return inspect_file(path if exists(path) else home.find_lora(file).path)

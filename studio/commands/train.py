@@ -112,8 +112,7 @@ def _recipe_flags(command: ArgumentParser, *, rank: str) -> None:
 
 
 def _read_training(args: Namespace) -> Training:
-    from pathlib import Path
-
+    from pipelines.home.paths import expanded
     from studio.rendering.opening import Opening
 
     changes = {
@@ -129,7 +128,7 @@ def _read_training(args: Namespace) -> Training:
     }
     return Training(
         prompt=args.prompt,
-        out=Path(args.out).expanduser(),
+        out=expanded(args.out),
         opening=Opening(args.model, args.device, args.dtype),
         changes={name: value for name, value in changes.items() if value is not None},
         resume=args.resume,
@@ -138,17 +137,15 @@ def _read_training(args: Namespace) -> Training:
 
 
 def _read_blora(args: Namespace) -> TrainBLora:
-    from pathlib import Path
+    from pipelines.home.paths import expanded
 
-    image = Path(args.image).expanduser()
-    return TrainBLora(_read_training(args), image, args.sample_prompt, args.naming)
+    return TrainBLora(_read_training(args), expanded(args.image), args.sample_prompt, args.naming)
 
 
 def _read_flora(args: Namespace) -> TrainFlora:
-    from pathlib import Path
+    from pipelines.home.paths import expanded
 
-    images = tuple(Path(name).expanduser() for name in args.images)
-    return TrainFlora(_read_training(args), images, args.reach)
+    return TrainFlora(_read_training(args), tuple(map(expanded, args.images)), args.reach)
 
 
 # -- runs ------------------------------------------------------------------------------------------------
@@ -225,31 +222,27 @@ def _done(asked: Training, teller: Teller) -> int:
 
 
 def _example(file: Path, prompt: str) -> Example:
-    """A picture with its caption: the text file beside it, else the prompt."""
+    """A picture with its caption: the text file beside it, else the prompt. Raises RequestError for a picture or a
+    caption that cannot be read, and PromptError for a caption that is no prompt."""
+    from pipelines.bounds import LONGEST_PROMPT, check_text, check_words
     from pipelines.errors import RequestError
-    from pipelines.training.run import Example
+    from pipelines.home.files import exists, read_text
+    from pipelines.home.plain import reading
 
+    image, text = _read_image(file), prompt
     caption = file.with_suffix(".txt")
-    try:
-        text = caption.read_text(encoding="utf-8").strip() if caption.is_file() else prompt
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"{caption} is no text that can be read; save it as UTF-8") from error
-    return Example(_read_image(file), text)
+    if exists(caption):
+        with reading(str(caption), RequestError, "save it as UTF-8 text"):
+            text = read_text(caption, 4 * LONGEST_PROMPT).strip()
+        check_text(str(caption), text, LONGEST_PROMPT)
+        check_words(str(caption), text)
+    return Example(image, text)
 
 
 def _read_image(file: Path) -> Image.Image:
-    from PIL import Image, UnidentifiedImageError
+    from studio.drafts.picture_file import upright
 
-    from pipelines.errors import RequestError
-
-    try:
-        image = Image.open(file)
-        image.load()
-    except FileNotFoundError as error:
-        raise RequestError(f"{file} does not exist; check the path of the picture") from error
-    except (OSError, UnidentifiedImageError) as error:
-        raise RequestError(f"{file} is no picture that can be read; use a PNG, JPEG or WebP file") from error
-    return image
+    return upright(file, str(file))
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -26,7 +25,8 @@ from pipelines.bounds import (
     check_text,
 )
 from pipelines.errors import RequestError
-from pipelines.home.plain import check_plain, read_json, read_text
+from pipelines.home.paths import expanded
+from pipelines.home.plain import check_plain, read_json, read_text, reading, short
 from pipelines.request import PROMPTS, Request
 from studio.drafts.draft import MOST_PICTURES, USE_FIELDS, Draft, Wanted, placed
 from studio.drafts.fields import NAMES
@@ -47,10 +47,8 @@ MOST_SETTINGS = 100
 def read_requests(file: Path) -> list[Draft]:
     """The drafts of a file that holds a JSON list of requests, one picture each. Raises SetupError for a file that
     cannot be read, and RequestError that names entry and field."""
-    try:
+    with reading(str(file), RequestError, "save it as UTF-8 text"):
         content = read_json(read_text(file), str(file))
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{file} is not valid JSON: it is not UTF-8 text ({error})") from error
     if not isinstance(content, list) or not content:
         raise RequestError(f'{file} must hold a list of requests, as in [{{"prompt": "a fox", "seed": 7}}]')
     if len(content) > MOST_PICTURES:
@@ -93,7 +91,7 @@ def read_draft(entry: object, where: str, folder: Path | None = None) -> Draft:
     path = None
     if isinstance(image, str):
         check_text(f"{where}: init_image", image, LONGEST_PATH)
-        path = (folder or Path()) / os.path.expanduser(image)  # unlike Path's, it leaves unknown users alone
+        path = (folder or Path()) / expanded(image)
     return Draft(values, wanted, path, where)
 
 
@@ -149,7 +147,7 @@ def _wanted(value: object, where: str) -> Iterable[Wanted]:
         )
     if isinstance(value, Mapping):
         named = ((_name(str(name), where), weight) for name, weight in value.items())
-        return [Wanted(name, _number(weight, f"{where}: adapters: {name}")) for name, weight in named]
+        return [Wanted(name, _number(weight, f"{where}: adapters: {short(name)}")) for name, weight in named]
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise RequestError(
             f'{where}: adapters={_shown(value)} must be an object of strengths, as in {{"fox": 0.8}}, or a list'

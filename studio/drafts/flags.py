@@ -10,10 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from composers.registry import parse as parse_composer
+from composers.shown import shown
 from pipelines.bounds import LONGEST_NAME, check_text
 from pipelines.checkpoints.card import read_card
 from pipelines.errors import RequestError
 from pipelines.home import Entry
+from pipelines.home.paths import expanded
+from pipelines.home.plain import short
 from pipelines.request import SEEDS
 from studio.drafts.draft import MOST_PICTURES, Draft, Wanted, check_count, counted, placed
 from studio.drafts.entries import read_requests
@@ -54,15 +57,15 @@ def parse_lora(text: str) -> Wanted:
     """`NAME`, `NAME=0.8` or `NAME=0.8:0.5` (UNet, text encoder); a path may stand for the name. Raises RequestError."""
     check_text("a LoRA", text, LONGEST_NAME)
     match = _STRENGTHS.fullmatch(text)
-    if match is None or os.path.exists(os.path.expanduser(text)):  # unlike those of Path, these never raise
+    if match is None or os.path.exists(expanded(text)):
         return Wanted(text)
     try:
         weight, colon, text_weight = match["weight"].partition(":")
         return Wanted(match["name"], float(weight), float(text_weight) if colon else None)
     except ValueError as error:
         raise RequestError(
-            f"--lora {text}: {match['weight']!r} is no strength; write {match['name']}=0.8, or "
-            f"{match['name']}=0.8:0.5 for another one in the text encoder"
+            f"--lora {short(text)}: {shown(match['weight'])} is no strength; write NAME=0.8, or NAME=0.8:0.5 for "
+            "another one in the text encoder"
         ) from error
 
 

@@ -1,4 +1,7 @@
-"""Opens pictures that users give, with distrust: their headers are judged before a pixel is decoded."""
+"""The one place that opens pictures, with distrust: their headers are judged before a pixel is decoded.
+
+Only `FORMATS` are opened, and Pillow never starts another program.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import EpsImagePlugin, Image, ImageOps, UnidentifiedImageError
 
 from pipelines.bounds import MOST_PIXELS, check_pixels
 from pipelines.errors import RequestError, StudioError
 from pipelines.home.files import open_regular
+from pipelines.home.plain import short
 from studio.drafts import png_texts
 
 LARGEST_FILE = 256 * 2**20
@@ -24,6 +28,9 @@ MOST_SAID = 200_000
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
 """Formats that are read. Others that Pillow knows need further programs, or are documents rather than pictures."""
 
+EpsImagePlugin.gs_binary = (
+    False  # whoever opens a picture beside this module: Pillow never starts Ghostscript
+)
 
 _DECODING = threading.BoundedSemaphore(4)
 """Allows only so many pictures to be decoded at a time, however many users give some."""
@@ -32,7 +39,33 @@ _DECODING = threading.BoundedSemaphore(4)
 def upright(source: Path | IO[bytes], name: str, most: int = MOST_PIXELS) -> Image.Image:
     """The picture, turned upright as its camera noted. most: pixels allowed. Raises RequestError."""
     with _DECODING, _opened(source, name, most) as image:
+        return _turned(image)
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    try:
         return ImageOps.exif_transpose(image)
+    except Exception:  # its notes are damaged, its pixels are not
+        return image.copy()
+
+
+def size(source: Path | IO[bytes], name: str) -> tuple[int, int]:
+    """Width and height of a picture, by its header. Raises RequestError."""
+    with _opened(source, name, decoded=False) as image:
+        return image.size
+
+
+def check_upload(file: Path) -> None:
+    """Raises RequestError for a picture of too many pixels, whatever its format; libraries that get it may decode it. A
+    file that is no picture passes."""
+    try:
+        with Image.open(file) as image:
+            width, height = image.size
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise RequestError(f"{file.name} has too many pixels to be read; make it smaller") from error
+    except Exception:  # no picture, or a damaged one, which nobody can decode either
+        return
+    check_pixels(file.name, width, height)
 
 
 def texts(source: Path | IO[bytes], name: str) -> dict[str, str]:
@@ -99,7 +132,7 @@ def _reason(error: Exception) -> str:
         return "it is of no kind that is read, or damaged"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error)[:200]
+    return short(error)
 
 
 @contextmanager

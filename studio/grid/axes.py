@@ -132,7 +132,7 @@ def _weighted(target: str, value: float) -> Change:
         tagged = [wanted.adapter for wanted in Draft({"prompt": fields["prompt"]}).wanted]
         if target and target.casefold() not in (name.casefold() for name in names):
             hint = " (it stands in the prompt: give it as --lora instead)" if target in tagged else ""
-            raise RequestError(f"the mix has no LoRA {target!r}{hint}; add --lora {target}")
+            raise RequestError(f"the mix has no LoRA {shown(target)}{hint}; add it with --lora")
         if not mix:
             raise RequestError("the mix has no LoRA whose weight could vary; add --lora NAME")
         chosen = (

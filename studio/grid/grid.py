@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from composers.shown import shown
 from pipelines.errors import RequestError
 from studio.batch.manifest import PictureOutcome
 from studio.batch.variants import literal
@@ -92,5 +93,5 @@ def make_grid(fields: Mapping[str, Any], axes: Sequence[Axis | None], title: str
         raise RequestError("give the grid an axis, as in --x seed=1-4")
     twice = next((name for name in named if named.count(name) > 1), None)
     if twice is not None:
-        raise RequestError(f"two axes are {twice!r}; give each another one")
+        raise RequestError(f"two axes are {shown(twice)}; give each another one")
     return Grid(title if title is not None else str(fields["prompt"]), x, y, z, fields)

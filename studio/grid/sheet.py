@@ -11,6 +11,7 @@ from pathlib import Path
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
+from studio.drafts import picture_file
 from studio.grid.grid import Cell, Grid
 
 GAP = 8
@@ -72,13 +73,11 @@ def _put(
             MUTED,
         )
         return
-    with Image.open(cell.file) as image:
-        scale = min(side[0] / image.width, side[1] / image.height)
-        size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
-        whole = size[0] % image.width == 0
-        shown = image.convert("RGB").resize(
-            size, Image.Resampling.NEAREST if whole else Image.Resampling.LANCZOS
-        )
+    image = picture_file.upright(cell.file, cell.file.name)
+    scale = min(side[0] / image.width, side[1] / image.height)
+    size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
+    whole = size[0] % image.width == 0
+    shown = image.convert("RGB").resize(size, Image.Resampling.NEAREST if whole else Image.Resampling.LANCZOS)
     paper.paste(shown, corner)
 
 
@@ -86,8 +85,7 @@ def _cell_size(cells: Sequence[Cell], width: int | None) -> tuple[int, int]:
     sizes = []
     for cell in cells:
         if cell.file is not None:
-            with Image.open(cell.file) as image:
-                sizes.append(image.size)
+            sizes.append(picture_file.size(cell.file, cell.file.name))
     own = (
         max((w for w, _ in sizes), default=SMALLEST_CELL),
         max((h for _, h in sizes), default=SMALLEST_CELL),

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from pipelines import Record
+from studio.drafts.picture_file import upright
 
 TOLERANCE = 2
 """How far (of 255) a picture may differ in fp32 from the same one out of a shared batch."""
@@ -42,9 +43,9 @@ class Comparison:
 
 
 def compare(old_file: Path, old: Mapping[str, Any], image: Image.Image, record: Record) -> Comparison:
-    """Compares the new picture with the old one. old: the record in the old one."""
-    with Image.open(old_file) as stored:
-        before = np.asarray(stored.convert("RGB"), dtype=np.int16)
+    """Compares the new picture with the old one. old: the record in the old one. Raises
+    RequestError where the old one cannot be read."""
+    before = np.asarray(upright(old_file, old_file.name).convert("RGB"), dtype=np.int16)
     after = np.asarray(image.convert("RGB"), dtype=np.int16)
     reasons = tuple(_reasons(old, record.to_dict()))
     if before.shape != after.shape:

@@ -12,7 +12,9 @@ from datetime import date
 from pathlib import Path
 
 from pipelines.errors import SetupError
-from pipelines.home.files import check_name, slug
+from pipelines.home.files import check_name, exists, is_folder, slug
+from pipelines.home.paths import expanded
+from pipelines.home.plain import short
 
 FIELDS = ("index", "seed", "prompt", "composer", "model", "date")
 NUMBERED = "{index:05d}_{seed}.png"
@@ -37,8 +39,8 @@ def plan_files(out: str | None, folder: Path, sheets: Sequence[Sheet], *, force:
     Raises SetupError for a file that exists, unless `force`, and for a name that cannot be used.
     """
     if out is None or _is_folder(out):
-        target = folder if out is None else Path(out).expanduser()
-        if target.exists() and not target.is_dir():
+        target = folder if out is None else expanded(out)
+        if exists(target) and not is_folder(target):
             raise SetupError(f"{target} is a file; give --out a folder, or a name that ends in .png")
         return _filled(
             str(target).replace("{", "{{").replace("}", "}}"), NUMBERED, sheets, _next_number(target)
@@ -50,7 +52,7 @@ def plan_files(out: str | None, folder: Path, sheets: Sequence[Sheet], *, force:
         raise SetupError(
             f"--out {out} names one file for {len(sheets)} pictures; give a folder, or a template such as {example}"
         )
-    files = _filled("", os.path.expanduser(out), sheets, 1)
+    files = _filled("", str(expanded(out)), sheets, 1)
     # "Fox.png" and "fox.png" are one file where names are compared regardless of case.
     if len({str(file).casefold() for file in files}) < len(files):
         raise SetupError(
@@ -61,16 +63,21 @@ def plan_files(out: str | None, folder: Path, sheets: Sequence[Sheet], *, force:
             check_name(file)
         except OSError as error:
             raise SetupError(f"--out {out}: {error.strerror}; choose another one") from error
-    taken = [file for file in files if file.exists()]
+    taken = [file for file in files if exists(file)]
     if taken and not force:
         more = f" and {len(taken) - 1} more" if len(taken) > 1 else ""
         raise SetupError(f"{taken[0]}{more} exists already; choose another --out, or overwrite with --force")
     return files
 
 
+def is_spec(text: str) -> bool:
+    """Whether what follows the colon of a template's field asks for no name that is too long to be one."""
+    return not re.search(r"\d{4}|[{}]", text)
+
+
 def _is_folder(out: str) -> bool:
-    path = Path(out).expanduser()
-    return path.is_dir() or out.endswith(("/", os.sep)) or ("{" not in out and not path.suffix)
+    path = expanded(out)
+    return is_folder(path) or out.endswith(("/", os.sep)) or ("{" not in out and not path.suffix)
 
 
 def _next_number(folder: Path) -> int:
@@ -83,9 +90,15 @@ def _next_number(folder: Path) -> int:
 def _filled(folder: str, template: str, sheets: Sequence[Sheet], first: int) -> list[Path]:
     template = f"{folder}/{template}" if folder else template
     try:
-        for _, name, _, _ in string.Formatter().parse(template):
+        for _, name, spec, _ in string.Formatter().parse(template):
             if name is not None and name not in FIELDS:
-                raise SetupError(f"--out {template}: no field {{{name}}}; fields are {PLACEHOLDERS}")
+                raise SetupError(
+                    f"--out {short(template)}: no field {{{short(name)}}}; fields are {PLACEHOLDERS}"
+                )
+            if spec and not is_spec(spec):
+                raise SetupError(
+                    f"--out {short(template)}: {short(spec)} is no form of a number; write it as :05d"
+                )
         return [
             Path(
                 template.format(
@@ -100,4 +113,6 @@ def _filled(folder: str, template: str, sheets: Sequence[Sheet], first: int) -> 
             for place, sheet in enumerate(sheets)
         ]
     except (ValueError, IndexError, KeyError) as error:
-        raise SetupError(f"--out {template}: {error}; write a brace that is no field twice") from error
+        raise SetupError(
+            f"--out {short(template)}: {short(error)}; write a brace that is no field twice"
+        ) from error

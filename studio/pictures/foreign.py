@@ -17,8 +17,9 @@ from sd_parsers import ParserManager
 from sd_parsers.data import PromptInfo
 from sd_parsers.parsers import ComfyUIParser
 
+from composers.shown import shown
 from pipelines.errors import RequestError, StudioError
-from pipelines.home.plain import read_json
+from pipelines.home.plain import read_json, short
 from studio.drafts.draft import Wanted
 from studio.drafts.picture_file import MOST_SAID, is_png
 
@@ -94,7 +95,7 @@ def _parsed(file: Path, texts: Mapping[str, str]) -> tuple[PromptInfo, object, o
             return info, info.full_prompt, info.full_negative_prompt
     except Exception as error:  # over a damaged text, sd-parsers may raise anything
         raise RequestError(
-            f"{file.name}: what it says about itself cannot be understood ({str(error)[:200]}); set it up by hand"
+            f"{file.name}: what it says about itself cannot be understood ({short(error)}); set it up by hand"
         ) from error
     raise RequestError(
         f"{file.name} does not say how it was made; give the file as it was saved, messengers and image hosts strip it"
@@ -114,12 +115,12 @@ def _check_texts(file: Path, texts: Mapping[str, str]) -> None:
     for name in SEARCHED:
         if len(texts.get(name, "")) > LONGEST_LINE:
             raise RequestError(
-                f"{file.name}: its text {name!r} has {len(texts[name])} characters, more than {LONGEST_LINE}; "
+                f"{file.name}: its text {shown(name)} has {len(texts[name])} characters, more than {LONGEST_LINE}; "
                 "set it up by hand"
             )
     for name, text in texts.items():
         if text.lstrip()[:1] in ("{", "["):
-            _read(text, f"{file.name}: its text {name!r}")
+            _read(text, f"{file.name}: its text {shown(name)}")
     nodes = comfy_nodes(texts)
     drawn = _json(texts.get("workflow"))
     links = drawn.get("links") if isinstance(drawn, Mapping) else None

@@ -13,6 +13,7 @@ from typing import Any
 
 from composers.errors import StudioError
 from composers.plan import Composer
+from composers.shown import shown
 from pipelines.bounds import LONGEST_NAME
 from pipelines.errors import ModelError
 from pipelines.home import Home
@@ -93,7 +94,7 @@ def _named_as_here(said: Remembered, model: str, finder: Finder) -> Draft:
         name = finder.lora(one.adapter, said.known.get(one.adapter.casefold()), model)
         if name in names.values():
             finder.notes.append(
-                f"LoRA {one.adapter!r} is left out: it is {name!r} here, which is in the mix already"
+                f"LoRA {shown(one.adapter)} is left out: it is {shown(name)} here, which is in the mix already"
             )
         elif name is not None and _is_sound(one, finder.notes):
             wanted.append(replace(one, adapter=name, named=True))
@@ -110,7 +111,7 @@ def _is_sound(wanted: Wanted, notes: list[str]) -> bool:
     try:
         wanted.check()
     except StudioError as error:
-        notes.append(f"LoRA {wanted.adapter!r} is left out: {error}")
+        notes.append(f"LoRA {shown(wanted.adapter)} is left out: {error}")
         return False
     return True
 

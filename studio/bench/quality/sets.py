@@ -26,6 +26,8 @@ from pipelines.adapters import inspect_file
 from pipelines.adapters.inspection import Inspection
 from pipelines.errors import AdapterError, RequestError, SetupError
 from pipelines.home import Entry, Home
+from pipelines.home.files import is_regular
+from pipelines.home.paths import expanded
 from studio.batch.problems import nearest
 from studio.bench.quality.elements import BLORA, CATEGORIES, MIXED, Composition, Element, compositions, spread
 from studio.library.fit import fit_of
@@ -132,9 +134,9 @@ def element_of(entry: Entry, seen: Inspection) -> Element:
 
 def set_file(name: str) -> Path:
     """The file of a set, given by path or by the name of an included set. Raises SetupError."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     shipped = {file.stem: file for file in sorted((assets.root() / "testbed" / "sets").glob("*.yaml"))}
-    if path.is_file():
+    if is_regular(path):
         return path
     if name in shipped:
         return shipped[name]

@@ -17,10 +17,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from pipelines.bounds import check_pixels, check_text
+from pipelines.bounds import check_text
 from pipelines.errors import RequestError
+from studio.drafts.picture_file import check_upload
 from studio.jobs import Worker
 from studio.jobs.owner import PROGRAMS, folder_of
 
@@ -141,7 +140,7 @@ class Files:
         found = self._found(path, owner) if isinstance(path, str) else None
         if found is None:
             raise RequestError(NOT_YOURS)
-        _check_picture(found)
+        check_upload(found)  # Gradio decodes some pictures before our handlers run
         self._touch(found)
         name = value.get("orig_name")
         return {
@@ -222,19 +221,6 @@ def _closed(folder: Path) -> Path:
     folder.mkdir(mode=0o700, exist_ok=True)
     folder.chmod(0o700)
     return folder
-
-
-def _check_picture(file: Path) -> None:
-    """Raises RequestError for a picture with too many pixels, by its header. Gradio decodes some pictures before our
-    handlers run."""
-    try:
-        with Image.open(file) as image:
-            size = image.size
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise RequestError(f"{file.name} has too many pixels to be read; make it smaller") from error
-    except (OSError, ValueError, SyntaxError):  # it is no picture, so there is nothing to check
-        return
-    check_pixels(file.name, *size)
 
 
 def _names_file(value: dict[str, Any]) -> bool:

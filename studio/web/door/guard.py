@@ -8,8 +8,9 @@ added) needs a login here, except the few files that make up the login page.
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
@@ -23,6 +24,9 @@ from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from composers.shown import shown
+from pipelines.errors import RequestError
+from pipelines.home.plain import reading, short
 from studio.jobs.owner import owner_of
 from studio.web.door.attempts import Attempts
 from studio.web.door.claims import Claims
@@ -46,6 +50,17 @@ MOST_FIELDS = 100
 """Most fields of a form, or of an address."""
 MOST_QUERY = 16 * 2**10
 """Most bytes after the question mark of an address."""
+
+WRONG_FORM = "the request has not the form that is asked for here; see /gradio_api/info"
+_WRONG: Mapping[str, Collection[int]] = {
+    **dict.fromkeys(("", "event", "login", "upload"), (422,)),  # FastAPI would send all of a wrong body back
+    "json": (),  # our own routes tell what is wrong
+    "/gradio_api/call/v2/{name}": (
+        422,
+        500,
+    ),  # Gradio has no answer to a name or an argument that it does not know
+}
+"""What a body may be, or a path of `GRADIO` -> the statuses that stand for a request of a wrong form."""
 
 _PAGE_POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
@@ -94,11 +109,19 @@ _STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 """The texts in JSON; one that is never closed reaches to the end. Each byte is looked at once, whatever the body is."""
 
 
+_CONTROL = re.compile(r"[\0-\x1f\x7f]")
+"""Signs that no path holds which is answered here."""
+
+
 @dataclass(frozen=True)
 class _Refused(Exception):
     status: int
     why: str
     wait: float = 0.0
+
+
+def _too_large(largest: int, flag: str = "") -> _Refused:
+    return _Refused(413, f"the request is larger than the {largest / 2**20:.2g} MB allowed{flag}")
 
 
 class Guard:
@@ -119,7 +142,11 @@ class Guard:
             headers = Headers(scope=scope)
             self._check_host(headers)
             self._check_origin(scope, headers)
-            found = way_to(scope["path"], scope["method"], self._rules.ways)
+            found = (
+                None
+                if _CONTROL.search(scope["path"])
+                else way_to(scope["path"], scope["method"], self._rules.ways)
+            )
             login = scope[LOGIN] = self._login(scope, headers, found is not None and found[0].open)
             if found is None:
                 raise _Refused(404, "there is nothing here")
@@ -141,7 +168,8 @@ class Guard:
         except _Refused as refused:
             await _answer(scope, send, refused)
             return
-        await self._app(scope, _limited(receive, self._rules.largest), send)
+        wrong = _WRONG.get(way.path, _WRONG[way.body])
+        await _Answering(receive, send, self._largest(way), wrong).run(self._app, scope)
 
     # -- from where --------------------------------------------------------------------------------------
 
@@ -152,8 +180,8 @@ class Guard:
         if self._rules.hosts is not None and host not in self._rules.hosts:
             raise _Refused(
                 421,
-                f"this studio is not called {host!r}; open it as {' or '.join(sorted(self._rules.hosts))}, or start "
-                "it with --listen and --auth-file",
+                f"this studio is not called {shown(host)}; open it as {' or '.join(sorted(self._rules.hosts))}, or "
+                "start it with --listen and --auth-file",
             )
 
     def _check_origin(self, scope: Scope, headers: Headers) -> None:
@@ -164,7 +192,7 @@ class Guard:
         """
         origin = headers.get("origin")
         if origin is not None and _netloc(origin) != headers.get("host", "").lower():
-            raise _Refused(403, f"requests from pages of {origin} are not answered")
+            raise _Refused(403, f"requests from pages of {short(origin)} are not answered")
         site = headers.get("sec-fetch-site")
         linked = headers.get("sec-fetch-mode") == "navigate" and scope["path"] == "/"
         if site in ("cross-site", "same-site") and not linked:
@@ -229,15 +257,17 @@ class Guard:
 
     # -- what --------------------------------------------------------------------------------------------
 
+    def _largest(self, way: Way) -> int:
+        """The most bytes that a body may have there."""
+        if way.body in ("", "login"):
+            return LARGEST_LOGIN
+        return min(self._rules.largest, {"event": LARGEST_EVENT, "json": LARGEST_JSON}.get(way.body, 2**62))
+
     def _check_length(self, way: Way, headers: Headers) -> int:
-        largest = min(
-            self._rules.largest, {"event": LARGEST_EVENT, "json": LARGEST_JSON}.get(way.body, 2**62)
-        )
-        largest = LARGEST_LOGIN if way.body in ("", "login") else largest
+        largest = self._largest(way)
         length = headers.get("content-length", "0")
-        if not (length.isascii() and length.isdecimal()) or int(length[:20]) > largest:
-            flag = " (--max-upload)" if largest == self._rules.largest else ""
-            raise _Refused(413, f"the request is larger than the {largest / 2**20:.2g} MB allowed{flag}")
+        if not re.fullmatch("[0-9]{1,20}", length) or int(length) > largest:
+            raise _too_large(largest, " (--max-upload)" if largest == self._rules.largest else "")
         return int(length)
 
     def _check_type(self, way: Way, headers: Headers, length: int) -> None:
@@ -245,7 +275,7 @@ class Guard:
         if way.body == "login" and kind not in LOGIN_FORMS:
             raise _Refused(415, f"a login is sent as {' or '.join(LOGIN_FORMS)}")
         if way.body in ("event", "json") and kind != "application/json" and (length or kind):
-            raise _Refused(415, f"the content type must be application/json, not {kind or 'nothing'}")
+            raise _Refused(415, f"the content type must be application/json, not {short(kind) or 'nothing'}")
 
     def _check_names(
         self, scope: Scope, named: Mapping[str, str], headers: Headers, login: str | None
@@ -281,9 +311,9 @@ class Guard:
         body = await _read(receive, min(LARGEST_EVENT, self._rules.largest))
         await run_in_threadpool(_check_values, body)
         try:
-            said: Any = json.loads(body) if body else {}
-        except (ValueError, RecursionError) as error:
-            raise _Refused(400, f"the body is not valid JSON ({str(error)[:100]})") from error
+            said = await run_in_threadpool(_plain_json, body)
+        except RequestError as error:
+            raise _Refused(400, short(error)) from error
         if isinstance(said, dict):
             names = [said[key] for key in ("session_hash", "event_id") if said.get(key) is not None]
             self._check_mine(names, login)
@@ -331,7 +361,7 @@ async def _read(receive: Receive, largest: int) -> bytes:
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > largest:
-            raise _Refused(413, f"the request is larger than the {largest / 2**20:.2g} MB allowed")
+            raise _too_large(largest)
         if not message.get("more_body", False):
             return b"".join(parts)
 
@@ -358,17 +388,64 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
     return next_message
 
 
-def _limited(receive: Receive, largest: int) -> Receive:
-    """A channel that cuts off a body that grows too large, for bodies without a stated length."""
-    seen = 0
+def _plain_json(body: bytes) -> Any:
+    """The JSON of a body; an empty one is {}. Raises RequestError, also for what no JSON can be made of again: numbers
+    that are not finite, and halves of characters."""
+    with reading("the body", RequestError, "send plain JSON"):
+        said = json.loads(body, parse_float=_finite, parse_constant=_finite) if body else {}
+        if b"\\ud" in body.lower():
+            json.dumps(said, ensure_ascii=False).encode()
+    return said
 
-    async def next_message() -> Message:
-        nonlocal seen
-        message = await receive()
-        seen += len(message.get("body", b""))
-        return message if seen <= largest else {"type": "http.disconnect"}
 
-    return next_message
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{short(text)} is no finite number")
+    return number
+
+
+class _Answering:
+    """One request on its way through the application.
+
+    A body that grows too large, without a stated length, is cut off; whatever the route then answers or raises, the
+    client gets 413. wrong: statuses in whose place 400 and one line are answered.
+    """
+
+    def __init__(self, receive: Receive, send: Send, largest: int, wrong: Collection[int]) -> None:
+        self._receive, self._send, self._largest, self._wrong = receive, send, largest, wrong
+        self._seen = 0
+        self._begun = False
+        self._refused: _Refused | None = None
+
+    async def run(self, app: ASGIApp, scope: Scope) -> None:
+        try:
+            await app(scope, self._next, self._pass_on)
+        except Exception:
+            if self._refused is None:
+                raise
+        if self._refused is not None and not self._begun:
+            await _answer(scope, self._send, self._refused)
+
+    async def _next(self) -> Message:
+        if self._seen <= self._largest:
+            message = await self._receive()
+            self._seen += len(message.get("body", b""))
+            if self._seen <= self._largest:
+                return message
+            self._refused = _too_large(self._largest)
+        return {"type": "http.disconnect"}
+
+    async def _pass_on(self, message: Message) -> None:
+        if (
+            self._refused is None
+            and message["type"] == "http.response.start"
+            and message["status"] in self._wrong
+        ):
+            self._refused = _Refused(400, WRONG_FORM)
+        if self._refused is None or self._begun:
+            self._begun = True
+            await self._send(message)
 
 
 def _with_headers(send: Send, policy: str) -> Send:

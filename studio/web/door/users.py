@@ -11,9 +11,9 @@ import secrets
 import stat
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 
 from pipelines.errors import SetupError
+from pipelines.home.paths import expanded
 
 ENVIRONMENT = "LORA_STUDIO_AUTH"
 IN_A_FILE = "write logins into a file for --auth-file, one NAME:PASSWORD a line"
@@ -60,7 +60,7 @@ def read_users(
 
 
 def _lines(file: str, warn: Callable[[str], None]) -> list[str]:
-    path = Path(file).expanduser()
+    path = expanded(file)
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST_FILE:

@@ -13,8 +13,9 @@ from typing import Any
 from composers import methods as all_methods
 from composers.shown import shown
 from pipelines import StudioError
+from pipelines.errors import RequestError
 from pipelines.home import Home
-from pipelines.home.plain import check_plain
+from pipelines.home.plain import check_plain, reading
 from studio.drafts.draft import Draft, Wanted
 from studio.drafts.entries import plain_draft, read_draft
 from studio.drafts.fields import Field
@@ -76,15 +77,16 @@ def put_back(
         return None
     notes: list[str] = []
     try:
-        if not isinstance(value, Mapping) or value["format"] not in (1, FORMAT):
-            raise ValueError("another version's form")
-        if value["user"] != (user or ""):
-            return None
-        check_plain(value, "the form", longest=LONGEST_KEPT, most=MOST_KEPT, deepest=10)
-        plain = value if value["format"] == FORMAT else _of_format_1(value)
-        form, model = _form(plain, notes), _of_type("", plain["model"])
-        files = {row["name"]: row["file"] for row in plain.get("rows", ())}
-    except (StudioError, KeyError, TypeError, ValueError, OverflowError):
+        with reading("the form", RequestError):
+            if not isinstance(value, Mapping) or value["format"] not in (1, FORMAT):
+                raise ValueError("another version's form")
+            if value["user"] != (user or ""):
+                return None
+            check_plain(value, "the form", longest=LONGEST_KEPT, most=MOST_KEPT, deepest=10)
+            plain = value if value["format"] == FORMAT else _of_format_1(value)
+            form, model = _form(plain, notes), _of_type("", plain["model"])
+            files = {row["name"]: row["file"] for row in plain.get("rows", ())}
+    except StudioError:
         return PutBack(Form(), notes=(UNREADABLE,))
     rows = _known_rows(form.rows, files, look_up, notes)
     try:
@@ -113,10 +115,10 @@ def _known_rows(
     for row in rows:
         card = here.get(row.name.casefold())
         if card is None and row.on:
-            notes.append(f"LoRA {row.name!r} is not in the library any more; its row is switched off.")
+            notes.append(f"LoRA {shown(row.name)} is not in the library any more; its row is switched off.")
             row = replace(row, on=False, before=None)
         elif card is not None and files[row.name] not in (None, _mark(card)):
-            notes.append(f"LoRA {row.name!r} is another file now than when it was put into this mix.")
+            notes.append(f"LoRA {shown(row.name)} is another file now than when it was put into this mix.")
         known.append(row)
     return tuple(known)
 

@@ -14,6 +14,8 @@ import gradio as gr
 from composers.shown import shown
 from pipelines.adapters import LoadReport, inspect_file, read_adapter
 from pipelines.errors import RequestError
+from pipelines.home.files import is_folder
+from pipelines.home.paths import expanded
 from pipelines.home.settings import Roots
 from studio.library.card import Card
 from studio.library.fit import Fit
@@ -288,9 +290,11 @@ def _bring(desk: Desk, page: _Page, listing: _Listing) -> None:
     def pointed(path: str, *rest: Any) -> tuple[Any, ...]:
         if not desk.worker.trust.paths:
             raise RequestError("folders of this computer are its owner's to add, with --lora-dir")
-        place = Path(path).expanduser()
-        if not path.strip() or not place.is_dir():
-            raise RequestError(f"{path!r} is no folder on this computer; give the path of one with LoRAs")
+        place = expanded(path)
+        if not path.strip() or not is_folder(place):
+            raise RequestError(
+                f"{shown(path)} is no folder on this computer; give the path of one with LoRAs"
+            )
         desk.worker.add_folders(Roots(loras=(place.absolute(),)))
         return (*listing.looked(*rest), "")
 

@@ -7,12 +7,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from composers.shown import shown
 from pipelines.errors import RequestError
+from pipelines.home.files import is_folder
+from pipelines.home.paths import expanded
 from pipelines.home.settings import Roots
 from studio.jobs.gate import Trust
 from studio.library.models import ModelEntry
@@ -112,9 +114,9 @@ class ModelPicker:
         def pointed(text: str) -> tuple[Any, ...]:
             if not desk.worker.trust.paths:
                 raise RequestError("folders of this computer are its owner's to add, with --model-dir")
-            path = Path(text.strip()).expanduser().absolute()
-            if not text.strip() or not path.is_dir():
-                raise RequestError(f"{text!r} is no folder on this computer; check the path")
+            path = expanded(text.strip()).absolute()
+            if not text.strip() or not is_folder(path):
+                raise RequestError(f"{shown(text)} is no folder on this computer; check the path")
             desk.worker.add_folders(Roots(models=(path,)))
             return self.choices(desk)
 

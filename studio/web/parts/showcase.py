@@ -16,8 +16,9 @@ from html import escape
 from pathlib import Path
 
 from composers import build
-from pipelines.errors import RenderError, StudioError
+from pipelines.errors import RenderError, SetupError, StudioError
 from pipelines.home.files import write_whole
+from pipelines.home.plain import read_json, read_text, reading
 from studio.drafts.draft import Draft, Wanted
 from studio.jobs import LIVE, JobState, JobView, PictureView, Worker
 from studio.library.models import BUILT_IN
@@ -59,12 +60,13 @@ class Showcase:
     @property
     def strip(self) -> Strip | None:
         """The strip; None until it is drawn."""
+        file = self._folder / "strip.json"
         try:
-            said = json.loads((self._folder / "strip.json").read_text(encoding="utf-8"))
-            strip = Strip(
-                tuple(self._file(name) for name in METHODS), said["together"], said["alone"], said["device"]
-            )
-        except (OSError, ValueError, KeyError, TypeError):
+            with reading(str(file), SetupError):
+                said = read_json(read_text(file), str(file))
+                files = tuple(self._file(name) for name in METHODS)
+                strip = Strip(files, float(said["together"]), float(said["alone"]), str(said["device"]))
+        except StudioError:
             return None
         return strip if all(file.is_file() for file in strip.files) else None
 

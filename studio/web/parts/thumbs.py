@@ -6,13 +6,13 @@ import hashlib
 import io
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from pipelines import StudioError
-from pipelines.bounds import check_pixels
 from pipelines.home import Home
 from pipelines.home.answers import answered
 from pipelines.home.files import read_regular, write_whole
+from studio.drafts.picture_file import upright
 from studio.library.card import Card
 
 LARGEST = 64 * 2**20
@@ -31,11 +31,9 @@ def thumb(card: Card, home: Home) -> Path | None:
         mark = hashlib.sha256(f"{card.preview}|{stat.st_mtime_ns}|{stat.st_size}".encode()).hexdigest()[:20]
         file = home.made(home.cache / "web" / "thumbs") / f"{mark}.webp"
         if not file.is_file():
-            with Image.open(io.BytesIO(read_regular(card.preview, LARGEST))) as image:
-                check_pixels(card.preview.name, *image.size)
-                small = ImageOps.exif_transpose(image).convert("RGB")
+            small = upright(io.BytesIO(read_regular(card.preview, LARGEST)), card.preview.name).convert("RGB")
             small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
             write_whole(file, lambda path: small.save(path, format="WEBP", quality=85), force=True)
-    except (OSError, ValueError, StudioError, Image.DecompressionBombError):
+    except (OSError, ValueError, StudioError):
         return None
     return file

@@ -14,11 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import ImageOps
 from starlette.concurrency import run_in_threadpool
 
 from pipelines.bounds import check_pixels
 from pipelines.errors import RequestError
+from pipelines.home.plain import short
 from studio.drafts import picture_file
 from studio.jobs import JobState, JobView, Worker
 from studio.jobs.job import Tally
@@ -101,7 +102,7 @@ def _bytes(text: str, where: str) -> bytes:
         return base64.b64decode(text[start:] if start else text, validate=True)
     except ValueError as error:
         raise RequestError(
-            f"{where}: no picture that can be read ({error}); send it as base64 text"
+            f"{where}: no picture that can be read ({short(error)}); send it as base64 text"
         ) from error
 
 
@@ -191,11 +192,11 @@ def progress(worker: Worker, owner: str, with_image: bool) -> dict[str, Any]:
 
 def _encoded(file: Path) -> str | None:
     try:
-        with Image.open(file) as image:
-            png = io.BytesIO()
-            image.save(png, format="PNG")
-    except OSError:  # a newer preview has just replaced it
+        image = picture_file.upright(file, file.name)
+    except RequestError:  # a newer preview has just replaced it
         return None
+    png = io.BytesIO()
+    image.save(png, format="PNG")
     return base64.b64encode(png.getvalue()).decode()
 
 

@@ -9,9 +9,9 @@ import fastapi
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
-from composers.shown import shown
 from pipelines import StudioError
 from pipelines.errors import RequestError
+from pipelines.home.plain import read_json, reading
 from pipelines.schedulers import SAMPLERS
 from studio.jobs import Worker
 from studio.jobs.owner import owner_of
@@ -134,10 +134,14 @@ async def _refusal(error: StudioError) -> None:
 
 
 async def _body(request: fastapi.Request) -> dict[str, Any]:
-    try:
-        body = await request.json()
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"the body is not valid JSON: {shown(str(error))[1:-1]}") from error
+    """The body. Its numbers are finite and its texts whole, so that the answer can hold them."""
+    sent = await request.body()
+
+    def read() -> Any:
+        with reading("the body", RequestError, "send JSON"):
+            return read_json(sent.decode("utf-8-sig"), "the body")
+
+    body = await run_in_threadpool(read)
     if not isinstance(body, dict):
         raise RequestError("the body must be a JSON object")
     return body

@@ -85,3 +85,38 @@ def test_other_programs_folders_are_taken_over(run: Run, home: Path, tmp_path: P
     assert str(tmp_path / "webui" / "models" / "Lora") in ran.out
     assert Home.resolve().roots.loras == (tmp_path / "webui" / "models" / "Lora",)
     assert run("import-paths", tmp_path / "nowhere").code == 2
+
+
+def test_one_broken_picture_is_named_and_the_others_are_told(run: Run, tmp_path: Path) -> None:
+    info = PngInfo()
+    info.add_text("parameters", "a fox\nSteps: 4, Seed: 7, Size: 64x64")
+    whole = tmp_path / "whole.png"
+    Image.new("RGB", (8, 8)).save(whole, pnginfo=info)
+    content = whole.read_bytes()
+    for name, data in {
+        "cut.png": content[:20],
+        "none.png": b"",
+        "odd.jpg": b"\xff\xd8\xff\xe1\xff\xff",
+    }.items():
+        (tmp_path / name).write_bytes(data)
+    found = run("inspect", *sorted(tmp_path.glob("*.png")), tmp_path / "odd.jpg", "~nobody/x.png")
+    assert found.code == 1
+    assert "a fox" in found.out
+    for name in ("cut.png", "none.png", "odd.jpg", "x.png"):
+        assert name in found.err
+    assert "whole.png" not in found.err
+
+
+def test_a_home_of_nobody_and_a_name_too_long_are_no_tracebacks(run: Run, tmp_path: Path) -> None:
+    for words in (
+        ("batch", "~nobody/jobs.yaml", "--check"),
+        ("batch", tmp_path / "jobs.yaml", "--check", "--wildcards", "~nobody"),
+        ("batch", "n" * 300 + ".yaml", "--check"),
+        ("render", "-p", "x", "--requests", "~nobody/requests.json"),
+        ("render", "-p", "x", "--from", "n" * 300 + ".png"),
+        ("train-flora", "~nobody/a.png", "-p", "x", "-o", tmp_path / "x.safetensors"),
+    ):
+        found = run(*words)
+        assert found.code == 2, words
+        assert found.err.startswith("error: ")
+        assert len(found.err) < 1000
