@@ -10,6 +10,7 @@ from typing import Any
 from pipelines.errors import SetupError
 from pipelines.home.answers import answered
 from pipelines.home.files import exists, is_folder, is_regular, read_text
+from pipelines.home.paths import expanded
 from pipelines.home.plain import LONGEST_YAML, read_yaml, reading
 from pipelines.home.settings import Roots
 
@@ -34,7 +35,7 @@ def import_paths(path: str | Path) -> Roots:
     path: an `extra_model_paths.yaml`, or the folder of a ComfyUI, webui (Forge, A1111) or Fooocus installation.
     Raises SetupError where no folders are found, or (as NoAnswer) where a folder does not answer.
     """
-    path = Path(os.path.expanduser(path))
+    path = expanded(path)
     if is_folder(path):
         extra = path / "extra_model_paths.yaml"
         roots = _from_layout(path) + (_from_yaml(extra) if is_regular(extra) else Roots())
@@ -85,7 +86,7 @@ def _said(section: Mapping[str, Any], key: str) -> str:
 
 
 def _expanded(text: str) -> Path:
-    return Path(os.path.expanduser(os.path.expandvars(text)))
+    return expanded(os.path.expandvars(text))
 
 
 def _existing(folders: list[Path]) -> tuple[Path, ...]:

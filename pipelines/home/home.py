@@ -16,6 +16,7 @@ from pipelines.errors import AdapterFileError, ModelError, SetupError
 from pipelines.home import files
 from pipelines.home.answers import NoAnswer, is_silent, silent
 from pipelines.home.names import Entry, find, name_entries, near, scan
+from pipelines.home.paths import expanded
 from pipelines.home.plain import short
 from pipelines.home.settings import Roots, Settings, read_settings, write_folders
 
@@ -49,7 +50,7 @@ class Home:
         Raises SetupError for a faulty config.toml and for a given folder that does not exist.
         """
         chosen = flag or os.environ.get("LORA_STUDIO_HOME") or platformdirs.user_data_dir("lora-studio")
-        path = _expanded(chosen).absolute()
+        path = expanded(chosen).absolute()
         settings = read_settings(path)
         given = Roots(_given("model", model_dirs), _given("LoRA", lora_dirs), _given("VAE", vae_dirs))
         return cls(path, settings, given + settings.folders)
@@ -123,7 +124,7 @@ class Home:
         for model in assets.embedded_models():
             if isinstance(source, str) and model.name.casefold() == name.casefold():
                 return Entry(model.name, model.path, embedded=True)
-        if paths and files.exists(path := _expanded(source)):
+        if paths and files.exists(path := expanded(source)):
             return _at(path)
         entries = self.models() if entries is None else entries
         found = find(name, entries)
@@ -147,7 +148,7 @@ class Home:
         entries: what `loras` returns, if the caller has it.
         Raises AdapterFileError for an unknown or ambiguous name, and NoAnswer.
         """
-        path = _expanded(source)
+        path = expanded(source)
         if paths and (files.is_regular(path) or files.is_regular(path / "adapter_config.json")):
             return _at(path)
         entries = self.loras() if entries is None else entries
@@ -162,7 +163,7 @@ class Home:
 
         Raises ModelError for an unknown or ambiguous name, and NoAnswer.
         """
-        if paths and files.exists(path := _expanded(source)):
+        if paths and files.exists(path := expanded(source)):
             return _at(path)
         entries = self.vaes()
         found = find(str(source), entries)
@@ -207,17 +208,12 @@ def _away(roots: Sequence[Path]) -> str:
 
 def _given(kind: str, folders: Iterable[str | Path]) -> tuple[Path, ...]:
     """The folders as paths. Raises SetupError for one that does not exist; one that does not answer may exist."""
-    paths = tuple(_expanded(folder).absolute() for folder in folders)
+    paths = tuple(expanded(folder).absolute() for folder in folders)
     for path in paths:
         with suppress(NoAnswer):
             if not files.is_folder(path):
                 raise SetupError(f"the {kind} folder {path} does not exist; check the path")
     return paths
-
-
-def _expanded(source: str | Path) -> Path:
-    """The source as a path, with `~` expanded. "~somebody" stays as it is if there is no such user."""
-    return Path(os.path.expanduser(source))
 
 
 def _at(path: Path) -> Entry:

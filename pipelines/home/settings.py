@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -28,6 +27,7 @@ from typing import Any
 from composers.shown import shown
 from pipelines.errors import SetupError
 from pipelines.home.files import read_text, write_atomically
+from pipelines.home.paths import expanded
 from pipelines.home.plain import LONGEST_TOML, read_toml, reading, short
 
 CONFIG_FILE = "config.toml"
@@ -169,4 +169,4 @@ def _folders(file: Path, home: Path, name: str, value: Any) -> tuple[Path, ...]:
         raise SetupError(
             f"{file}: folders.{name} holds {shown(nul[0])}, which no folder can be called; mend it"
         )
-    return tuple(home / os.path.expanduser(text) for text in value)
+    return tuple(home / expanded(text) for text in value)

@@ -19,6 +19,7 @@ from typing import Any
 from pipelines.adapters import sha256
 from pipelines.errors import RenderError, SetupError, StudioError
 from pipelines.home import Home
+from pipelines.home.paths import expanded
 from studio.batch.checking import ModelGroup
 from studio.batch.placement import Node, Share, share_of
 from studio.batch.queue import Held, QueuedPicture, TaskQueue
@@ -263,6 +264,6 @@ class RayEngine:
 def _carry_token() -> None:
     """If this computer has a token of Ray's, makes Ray use it: without a setting, Ray does not look for one when it
     connects."""
-    places = (os.environ.get("RAY_AUTH_TOKEN_PATH"), Path("~/.ray/auth_token").expanduser())
+    places = (os.environ.get("RAY_AUTH_TOKEN_PATH"), expanded("~/.ray/auth_token"))
     if os.environ.get("RAY_AUTH_TOKEN") or any(place and Path(place).is_file() for place in places):
         os.environ.setdefault("RAY_AUTH_MODE", "token")

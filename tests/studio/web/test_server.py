@@ -250,6 +250,8 @@ def test_windows_is_asked_for_a_port_of_ones_own(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(socket, "SO_EXCLUSIVEADDRUSE", ~socket.SO_REUSEADDR, raising=False)
     server._own(cast(socket.socket, Listening()))
     assert asked == [socket.SO_REUSEADDR, ~socket.SO_REUSEADDR]
+
+
 # -- health ------------------------------------------------------------------------------------------------
 
 
