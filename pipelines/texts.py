@@ -136,6 +136,5 @@ class Texts:
 
 def _ask(request: Request, prompt: Prompt) -> TextAsk:
     """What to encode for a prompt of a resolved request. As in diffusers, `clip_skip` applies to the positive one."""
-    if prompt.role == "positive":
-        return TextAsk(request.prompt, prompt.text_uses, request.clip_skip)
-    return TextAsk(request.negative_prompt, prompt.text_uses)
+    text = request.wording.texts[prompt.text]
+    return TextAsk(text, prompt.text_uses, request.clip_skip if prompt.role == "positive" else None)
