@@ -15,6 +15,7 @@ from composers.registry import settings_of, spell
 from pipelines.families.unet import shallow_modules
 from pipelines.model import Model
 from pipelines.request import Request
+from pipelines.text.editing import remarks
 from pipelines.text.vocabulary import unknown
 
 
@@ -176,7 +177,7 @@ def make_record(
         forms=_forms(request, model, cost),
         threads=torch.get_num_threads(),
         versions=dict(versions()),
-        notes=(*notes, *_unknown_words(request, model)),
+        notes=(*notes, *remarks(request.prompt), *_unknown_words(request, model)),
         adapters_paged=cost.paged,
     )
 

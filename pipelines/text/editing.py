@@ -42,12 +42,14 @@ _WEIGHT = re.compile(r":\s*([+-]?(?:\d++\.?\d*+|\.\d++))\s*$")
 
 @dataclass(frozen=True)
 class Edit:
-    """`[before:after:when]`. when: a fraction of the steps, or the index of a step where `whole`."""
+    """`[before:after:when]`. when: a fraction of the steps, or the index of a step where `whole`. cuts: the places of
+    its colons in the prompt."""
 
     before: tuple[Piece, ...]
     after: tuple[Piece, ...]
     when: float
     whole: bool
+    cuts: tuple[int, ...]
 
     def last(self, count: int) -> int:
         """The index of the last step of `before`, in a run of `count` steps; -1 where there is none."""
@@ -66,9 +68,10 @@ class Edit:
 
 @dataclass(frozen=True)
 class Alternation:
-    """`[one|other|…]`."""
+    """`[one|other|…]`. cuts: the places of its bars in the prompt."""
 
     options: tuple[tuple[Piece, ...], ...]
+    cuts: tuple[int, ...]
 
 
 Piece = str | Edit | Alternation
@@ -192,7 +195,7 @@ def pieces_of(text: str) -> tuple[Piece, ...]:
                 raise PromptError(f"more than {DEEPEST} brackets lie within each other; close some")
             open_.append(_Bracket(sign))
         elif sign in (":", "|") and inner.sign == "[":
-            inner.cut(sign)
+            inner.cut(sign, mark.start())
         elif (sign == "]" and inner.sign == "[") or (sign == ")" and inner.sign == "("):
             open_.pop()
             open_[-1].parts[-1].extend(inner.closed())
@@ -212,13 +215,15 @@ class _Bracket:
         self.sign = sign
         self.parts: list[list[Piece]] = [[]]
         self.cuts: list[str] = []
+        self.places: list[int] = []
 
     def add(self, text: str) -> None:
         if text:
             self.parts[-1].append(text)
 
-    def cut(self, sign: str) -> None:
+    def cut(self, sign: str, place: int) -> None:
         self.cuts.append(sign)
+        self.places.append(place)
         self.parts.append([])
 
     def plain(self) -> Iterator[Piece]:
@@ -232,7 +237,7 @@ class _Bracket:
         """What it means, now that it is closed."""
         signs = {*self.cuts}
         if signs == {"|"}:
-            yield Alternation(tuple(tuple(_joined(part)) for part in self.parts))
+            yield Alternation(tuple(tuple(_joined(part)) for part in self.parts), tuple(self.places))
             return
         when = None
         if signs == {":"} and len(self.cuts) <= 2 and all(isinstance(one, str) for one in self.parts[-1]):
@@ -248,6 +253,7 @@ class _Bracket:
             tuple(_joined(self.parts[-2])),
             number,
             not re.search("[.eE]", when[1]),
+            tuple(self.places),
         )
 
 
@@ -264,6 +270,62 @@ def _joined(pieces: Sequence[Piece]) -> Iterator[Piece]:
         yield piece
     if words and (text := "".join(words)):
         yield text
+
+
+def escaped(text: str) -> str:
+    """A prompt whose edits, alternations and ANDs are mere words, as they are for programs that know none of them.
+
+    Raises PromptError as `pieces_of` does.
+    """
+    places: list[int] = []
+
+    def look(pieces: Sequence[Piece]) -> None:
+        for piece in pieces:
+            if isinstance(piece, str):
+                continue
+            places.extend(piece.cuts)
+            for inner in piece.options if isinstance(piece, Alternation) else (piece.before, piece.after):
+                look(inner)
+
+    look(pieces_of(text))
+    for place in sorted(places, reverse=True):
+        text = f"{text[:place]}\\{text[place:]}"
+    return _AND.sub("and", text)  # the tokenizers read small letters alone
+
+
+def remarks(prompt: str) -> tuple[str, ...]:
+    """What a user might not expect of a prompt's edits, for the record of a picture."""
+    found = []
+
+    def look(pieces: Sequence[Piece]) -> None:
+        for piece in pieces:
+            if isinstance(piece, Edit):
+                if piece.border == NEVER and piece.after:
+                    found.append(
+                        f"{_shown(piece.after)} never comes: {piece.when:g} is after the end of the run; a fraction of "
+                        "the steps lies below 1, and the number of a step has no point"
+                    )
+                look(piece.before)
+                look(piece.after)
+            elif isinstance(piece, Alternation):
+                for option in piece.options:
+                    look(option)
+            else:
+                found.extend(
+                    f"{shown(mark[0])} is no edit and no alternation, so it is drawn as words; write [a:b:0.5] or [a|b]"
+                    for mark in _MIXED.finditer(re.sub(r"\\.", "", piece))
+                )
+
+    look(pieces_of(prompt))
+    return tuple(dict.fromkeys(found))
+
+
+_MIXED = re.compile(r"\[[^\[\]]*(?:\||:[^\[\]]*:)[^\[\]]*\]")
+"""A bracket with two colons or a bar that has no meaning."""
+
+
+def _shown(pieces: Sequence[Piece]) -> str:
+    return shown("".join(piece if isinstance(piece, str) else "…" for piece in pieces).strip())
 
 
 def _timed(text: str) -> Callable[[int, int], str]:

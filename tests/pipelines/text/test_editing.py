@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipelines.errors import PromptError
-from pipelines.text.editing import DEEPEST, MOST_TEXTS, parts_of, pieces_of, wording
+from pipelines.text.editing import DEEPEST, MOST_TEXTS, escaped, parts_of, pieces_of, remarks, wording
 from pipelines.text.tags import sift_tags, take_tags
 
 
@@ -152,3 +152,37 @@ def test_a_tag_with_moments_of_its_own_is_refused_within_an_edit() -> None:
 def test_edits_that_count_differently_cannot_hold_one_tag() -> None:
     with pytest.raises(PromptError, match="same way"):
         take_tags("[[<lora:x:1>::5]:0.2] fox")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a fox, (red:1.2), 10:30", "a fox, (red:1.2), 10:30"),
+        ("[a:b:0.5] [c|[d::3]] e AND f", r"[a\:b\:0.5] [c\|[d\:\:3]] e and f"),
+        ("[a:b|c:0.5]", "[a:b|c:0.5]"),
+    ],
+)
+def test_an_escaped_prompt_is_words_alone(prompt: str, expected: str) -> None:
+    assert escaped(prompt) == expected
+    assert said(escaped(prompt)) == [(0, expected)]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "remark"),
+    [
+        ("a [fox:1.3]", "'fox' never comes: 1.3"),
+        ("a [[fox:hat:2.5]:3]", "'hat' never comes: 2.5"),
+        ("[a:b|c:0.5]", "drawn as words"),
+        ("[a:b:c:0.5]", "drawn as words"),
+    ],
+)
+def test_what_might_surprise_is_told(prompt: str, remark: str) -> None:
+    (found,) = remarks(prompt)
+    assert remark in found
+
+
+@pytest.mark.parametrize(
+    "prompt", ["[fox]", "[a:b:0.5] [c|d]", "a [unbalanced: x", r"[a\|b]", "(a|b:1.2)", "[a:b]"]
+)
+def test_nothing_is_told_of_what_is_plain(prompt: str) -> None:
+    assert remarks(prompt) == ()
