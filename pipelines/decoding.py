@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pipelines.errors import RenderError
 from pipelines.faults import forget_tensors, out_of_memory
+from pipelines.memory import empty_cache
 from pipelines.model import Model
 
 OutputType = Literal["pil", "np", "pt", "latent"]
@@ -163,7 +164,7 @@ def _pixels(vae: Any, latents: Tensor) -> tuple[Tensor, bool]:
         forget_tensors(error)
     side = max(latents.shape[-2:]) // 2
     while True:
-        torch.cuda.empty_cache()
+        empty_cache(latents.device)
         try:
             with tiles(vae, side):
                 return vae.decode(latents, return_dict=False)[0], True

@@ -15,6 +15,7 @@ from pipelines.decoding import Decoder, Decoding, OutputType
 from pipelines.events import Event, Finished
 from pipelines.faults import own_error
 from pipelines.flight import Flight
+from pipelines.memory import picture_made
 from pipelines.model import Model
 from pipelines.notes import not_finite, notes_on
 from pipelines.pace import Pace
@@ -99,4 +100,5 @@ class Finishing:
         except Exception as error:
             return flight.failed(own_error(error, "the picture's record could not be made"))
         flight.let_go()
+        picture_made()
         return Finished(flight.id, image, record, flight.request)

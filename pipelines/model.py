@@ -26,7 +26,7 @@ from pipelines.errors import RenderError
 from pipelines.families.family import Cut, FamilyName
 from pipelines.families.unet import cuts_of, feature_shape
 from pipelines.faults import SMALLER, forget_tensors, out_of_memory
-from pipelines.memory import Needs, needs
+from pipelines.memory import Needs, empty_cache, needs
 from pipelines.request import Facts
 from pipelines.text.encoder import Embedding, TextAsk, TextEncoder
 
@@ -250,7 +250,7 @@ class Model:
                     raise
                 forget_tensors(error)
                 waited = self._side_settled()
-                torch.cuda.empty_cache()
+                empty_cache(self.device)
                 if waited:  # the work on the other stream held memory that is free now
                     continue
                 if len(piece) == 1:

@@ -59,8 +59,8 @@ class Pace:
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """A host tensor, copied to the device. On CUDA it goes through pinned memory, so that the host need not wait."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    """A host tensor, on the device. On CUDA it goes through pinned memory, so that the host need not wait."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _event() -> torch.cuda.Event:

@@ -9,6 +9,7 @@ to stderr. Exit codes: 0 all done, 1 some failed, 2 bad input or set-up, 130 int
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from argparse import ArgumentParser, Namespace
@@ -43,6 +44,9 @@ lora-studio --help shows all commands, lora-studio render --help all flags."""
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
     os.environ.update({name: os.environ.get(name, value) for name, value in QUIET_ENVIRONMENT.items()})
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # on Windows, consoles lack many characters: "?" is printed
     words = sys.argv[1:] if argv is None else argv
     args = parser(words).parse_args(words)
     if args.command is None:

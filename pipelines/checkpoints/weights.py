@@ -124,14 +124,17 @@ def free_memory() -> int:
     free = int(psutil.virtual_memory().available)
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     try:
-        return min(free, int(limit.read_text()) - int(used.read_text()) + _file_cache())
+        return min(
+            free,
+            int(limit.read_text(encoding="utf-8")) - int(used.read_text(encoding="utf-8")) + _file_cache(),
+        )
     except (OSError, ValueError):  # no container, or one without a limit
         return free
 
 
 def _file_cache() -> int:
     """Bytes of cached files, which a container counts as used but gives back on demand."""
-    lines = Path("/sys/fs/cgroup/memory.stat").read_text().splitlines()
+    lines = Path("/sys/fs/cgroup/memory.stat").read_text(encoding="utf-8").splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
 
 

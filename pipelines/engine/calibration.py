@@ -35,7 +35,7 @@ def rates_of(device: torch.device, dtype: torch.dtype, cache: Path) -> Rates:
         / (re.sub(r"[^A-Za-z0-9]+", "-", f"{name} {kind} torch {torch.__version__}") + ".json")
     )
     try:
-        return Rates(**json.loads(file.read_text()))
+        return Rates(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         rates = measure(device, dtype)
     file.parent.mkdir(parents=True, exist_ok=True)

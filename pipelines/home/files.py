@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import stat
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -185,12 +186,13 @@ def write_atomically(file: Path, content: Content, *, force: bool = True) -> Pat
     one complete file or the other. force: replace a file that is there; otherwise it is kept, and this one takes the
     next free name.
     """
+    check_name(file)
     # The name is cut, because one of the greatest length would leave no room for what is added.
     temporary = file.with_name(f".{file.name[:50]}.{secrets.token_hex(6)}.part")
     try:
         match content:
             case str():
-                temporary.write_text(content, encoding="utf-8")
+                temporary.write_bytes(content.encode())  # as text, Windows would change its line ends
             case bytes():
                 temporary.write_bytes(content)
             case write:
@@ -222,11 +224,42 @@ def _published(temporary: Path, file: Path, force: bool) -> bool:
             return True
         except FileExistsError:
             return False
-        except OSError:  # a file system without hard links
-            if file.exists():
-                return False
-    os.replace(temporary, file)
+        except (OSError, AttributeError):  # a file system, or a system, without hard links
+            return _claimed(temporary, file)
+    _replace(temporary, file)
     return True
+
+
+def _claimed(temporary: Path, file: Path) -> bool:
+    """`_published` without hard links: an empty file takes the name, and is replaced at once. False where the name is
+    taken."""
+    try:
+        file.open("xb").close()
+    except FileExistsError:
+        return False
+    try:
+        _replace(temporary, file)
+    except OSError:
+        file.unlink(missing_ok=True)
+        raise
+    return True
+
+
+def _replace(temporary: Path, file: Path) -> None:
+    """`os.replace`. On Windows a file cannot be replaced while somebody reads it, so it is tried again for a while."""
+    for wait in (*_WAITS, None):
+        try:
+            return os.replace(temporary, file)
+        except PermissionError as error:
+            if wait is None or getattr(error, "winerror", None) not in _IN_USE:
+                raise
+            time.sleep(wait)
+
+
+_WAITS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+"""Seconds between two attempts to replace a file."""
+_IN_USE = (5, 32)
+"""Windows' ERROR_ACCESS_DENIED and ERROR_SHARING_VIOLATION."""
 
 
 def next_name(file: Path) -> Path:
@@ -239,6 +272,25 @@ def next_name(file: Path) -> Path:
 def slug(text: str) -> str:
     """The text as part of a file name: letters, digits, dots, underscores and hyphens, at most 60 characters.
 
-    "picture" where nothing is left of it.
+    "picture" where nothing is left of it. A name of a device on Windows gets an underscore, on every system, because
+    files move between computers: "con" -> "con_".
     """
-    return re.sub(r"[^\w.]+", "-", text).strip("-.")[:60].rstrip("-.") or "picture"
+    name = re.sub(r"[^\w.]+", "-", text).strip("-.")
+    return _DEVICE.sub(r"\1_", name)[:60].rstrip("-.") or "picture"
+
+
+def check_name(file: Path, *, windows: bool = os.name == "nt") -> Path:
+    """The file. Raises OSError for a name that no file can have on Windows. Elsewhere all names pass.
+
+    There "con.png" is a device, "a:b.png" is a hidden part of the file "a", and a last dot or space is dropped.
+    """
+    name = file.name
+    if windows and (_DEVICE.match(name) or _RESERVED.search(name) or name.endswith((".", " "))):
+        raise OSError(errno.EINVAL, "no file can have this name on Windows", str(file))
+    return file
+
+
+_DEVICE = re.compile(
+    r"^(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])(?= *(\.|$))", re.IGNORECASE
+)
+_RESERVED = re.compile(r'[<>:"|?*\0-\x1f]')

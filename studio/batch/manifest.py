@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,13 +19,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from pipelines.errors import SetupError
 from studio.batch.plan import PlannedPicture
 
-if sys.platform != "win32":
-    import fcntl
-
 MANIFEST = "manifest.jsonl"
+LOCK = ".manifest.lock"
+"""A file of its own: on Windows nobody else can read a locked file."""
 _END_OF_PNG = b"IEND\xaeB`\x82"
 
 
@@ -53,23 +53,20 @@ class Manifest:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.entries: dict[str, dict[str, Any]] = {}
+        self._lock = FileLock(folder / LOCK)
 
     def __enter__(self) -> Manifest:
         """Opens, locks and reads it. Raises SetupError where another run holds it, or it cannot be written."""
         path = self.folder / MANIFEST
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(blocking=False)
             self._file = path.open("a+b")
+        except Timeout as error:
+            raise SetupError(f"another batch is at work in {self.folder}; wait for it, or stop it") from error
         except OSError as error:
+            self._lock.release()
             raise SetupError(f"{path} cannot be written ({error.strerror}); choose another --out") from error
-        if sys.platform != "win32":
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                self._file.close()
-                raise SetupError(
-                    f"another batch is at work in {self.folder}; wait for it, or stop it"
-                ) from error
         self._read()
         return self
 
@@ -77,6 +74,7 @@ class Manifest:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+        self._lock.release()
 
     def _read(self) -> None:
         self._file.seek(0)

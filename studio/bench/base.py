@@ -230,7 +230,9 @@ def main(arguments: list[str] | None = None) -> int:
         )
         found[size] = [asdict(finding) for finding in findings]
     if options.json:
-        options.json.write_text(json.dumps({"device": device_name(device), "found": found}, indent=1))
+        options.json.write_text(
+            json.dumps({"device": device_name(device), "found": found}, indent=1), encoding="utf-8"
+        )
     return 0
 
 

@@ -389,7 +389,7 @@ def main(arguments: list[str] | None = None) -> int:
             ]
             print(json.dumps(result, indent=1))
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1))
+        options.json.write_text(json.dumps(result, indent=1), encoding="utf-8")
     for limit in missed:
         print(f"limit broken: {limit}", file=sys.stderr)
     return int(bool(missed))

@@ -339,7 +339,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(table(findings[-1]), flush=True)
     title = f"{options.lanes} lanes, {str(dtype).removeprefix('torch.')}, {device_name(device)}"
     if options.json:
-        options.json.write_text(as_json(findings, options.lanes, device, dtype))
+        options.json.write_text(as_json(findings, options.lanes, device, dtype), encoding="utf-8")
     if options.plot:
         plot(findings, title, options.plot)
     return 0

@@ -131,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found.append(asdict(product) | {"operations": product.operations} | asdict(choice))
         if options.json:  # written after every product, in case the run is cut short
             figures = {"device": device_name(device), "torch": torch.__version__, "products": found}
-            options.json.write_text(json.dumps(figures, indent=1))
+            options.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
     return 0
 
 

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import signal
 import sys
 import tempfile
 import time
@@ -24,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from PIL import Image
 
 from pipelines.home import Home
@@ -97,7 +96,7 @@ def rendered(
             times.append(time.perf_counter() - began)
             outcomes[outcome.job.index] = outcome
             if batch.ray is not None and kill and len(times) == 1:
-                os.kill(batch.ray.pids[0], signal.SIGKILL)
+                psutil.Process(batch.ray.pids[0]).kill()
         rest = times[-1] - times[0]
         pace = (len(times) - 1) / rest if rest > 0 else 0.0
         run = WorkersRun(
@@ -168,7 +167,7 @@ def main(words: Sequence[str] | None = None) -> int:
             same.append(sameness(run.label, found, both))
     if args.out is not None:
         figures = {"runs": [asdict(run) for run in runs], "sameness": [asdict(one) for one in same]}
-        args.out.write_text(json.dumps(figures, indent=1))
+        args.out.write_text(json.dumps(figures, indent=1), encoding="utf-8")
     return 0 if all(one.holds for one in same) else 1
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -382,7 +382,8 @@ def _read_cache(home: Home) -> dict[Path, tuple[Stamp, Card]]:
             for path, stamp, text in database.execute("SELECT path, stamp, card FROM cards"):
                 known[Path(path)] = (stamp, card_from_json(text))
     except (sqlite3.Error, ValueError, TypeError, KeyError):
-        (home.cache / "library.sqlite").unlink(missing_ok=True)
+        with suppress(OSError):  # on Windows, a file that another studio reads cannot be deleted
+            (home.cache / "library.sqlite").unlink()
         return {}
     return known
 

@@ -12,7 +12,7 @@ from datetime import date
 from pathlib import Path
 
 from pipelines.errors import SetupError
-from pipelines.home.files import slug
+from pipelines.home.files import check_name, slug
 
 FIELDS = ("index", "seed", "prompt", "composer", "model", "date")
 NUMBERED = "{index:05d}_{seed}.png"
@@ -51,10 +51,16 @@ def plan_files(out: str | None, folder: Path, sheets: Sequence[Sheet], *, force:
             f"--out {out} names one file for {len(sheets)} pictures; give a folder, or a template such as {example}"
         )
     files = _filled("", os.path.expanduser(out), sheets, 1)
-    if len(set(files)) < len(files):
+    # "Fox.png" and "fox.png" are one file where names are compared regardless of case.
+    if len({str(file).casefold() for file in files}) < len(files):
         raise SetupError(
             f"--out {out} gives several pictures one name; add {{index}} (fields: {PLACEHOLDERS})"
         )
+    for file in files:
+        try:
+            check_name(file)
+        except OSError as error:
+            raise SetupError(f"--out {out}: {error.strerror}; choose another one") from error
     taken = [file for file in files if file.exists()]
     if taken and not force:
         more = f" and {len(taken) - 1} more" if len(taken) > 1 else ""

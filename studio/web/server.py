@@ -182,7 +182,7 @@ def _bound(serving: Serving) -> socket.socket:
     family = socket.AF_INET6 if ":" in serving.host else socket.AF_INET
     for port in range(serving.port, serving.port + (1 if serving.exact else PORTS_TRIED)):
         listening = socket.socket(family, socket.SOCK_STREAM)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _own(listening)
         try:
             listening.bind((serving.host, port))
             listening.listen(128)  # this, not bind(), fails where another process listens at the port
@@ -198,6 +198,15 @@ def _bound(serving: Serving) -> socket.socket:
             break
         return listening
     raise SetupError(f"no free port from {serving.port} on at {serving.host}; choose another --port")
+
+
+def _own(listening: socket.socket) -> None:
+    """Lets the socket have a port that was in use a moment ago, but never one that another process listens at.
+
+    On Windows, SO_REUSEADDR would let two processes listen at one port.
+    """
+    exclusive = getattr(socket, "SO_EXCLUSIVEADDRUSE", None)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR if exclusive is None else exclusive, 1)
 
 
 def _address(serving: Serving, listening: socket.socket) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from pipelines import Request, StudioPipeline
 from pipelines import memory as memory_module
 from pipelines.errors import RenderError, RequestError
 from pipelines.events import Failed
-from pipelines.memory import Needs, _unet_values, _vae_values
+from pipelines.memory import Needs, _unet_values, _vae_values, empty_cache, give_back
 from pipelines.session import Session
 
 CPU = torch.device("cpu")
@@ -129,3 +130,88 @@ def test_tiles_need_no_memory_for_the_whole_picture(sdxl_folder: Path) -> None:
     pipe = StudioPipeline.from_pretrained(sdxl_folder)
     pipe.enable_vae_tiling()
     assert pipe.model.needs.decoded == pipe.model.needs.encoded == 0
+
+
+# -- giving back -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unknown_trim() -> Iterator[None]:
+    """`malloc_trim` is looked for anew, in the test and after it."""
+    memory_module._malloc_trim.cache_clear()
+    yield
+    memory_module._malloc_trim.cache_clear()
+
+
+class NoSuchLibrary:
+    """A libc without `malloc_trim`, as musl's is."""
+
+    def __init__(self, name: str | None) -> None:
+        pass
+
+
+def refused(name: str | None) -> None:
+    raise OSError("no library can be loaded")
+
+
+def none_at_all(name: str | None) -> None:
+    raise TypeError("bad argument type for built-in operation")  # what Windows says to CDLL(None)
+
+
+@pytest.mark.usefixtures("unknown_trim")
+@pytest.mark.parametrize("library", [NoSuchLibrary, refused, none_at_all])
+def test_giving_memory_back_is_harmless_where_libc_cannot(
+    monkeypatch: pytest.MonkeyPatch, library: Callable[[str | None], object]
+) -> None:
+    monkeypatch.setattr("ctypes.CDLL", library)
+    give_back()
+
+
+@pytest.mark.usefixtures("unknown_trim")
+@pytest.mark.parametrize("system", ["win32", "darwin"])
+def test_other_systems_are_not_even_asked(monkeypatch: pytest.MonkeyPatch, system: str) -> None:
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr("ctypes.CDLL", lambda name: pytest.fail("libc was loaded"))
+    give_back()
+
+
+def test_a_process_that_draws_gives_back_what_it_freed(
+    pipe: StudioPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted over all sessions of the process: many have but one picture."""
+    given: list[int] = []
+    monkeypatch.setattr(memory_module, "_made", itertools.count(1))
+    monkeypatch.setattr(memory_module, "TRIM_EVERY", 3)
+    monkeypatch.setattr(memory_module, "give_back", lambda: given.append(1))
+    for made in range(1, 7):
+        pipe(Request("a fox", width=32, height=32, steps=1, seed=made))
+        assert len(given) == made // 3
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts bytes as Linux does")
+def test_freed_memory_between_blocks_in_use_goes_back_to_the_system() -> None:
+    """In a process of its own, where nothing else is freed meanwhile."""
+    code = (
+        "import psutil\nfrom pipelines.memory import _malloc_trim, give_back\n"
+        "rss = psutil.Process().memory_info\n"
+        "blocks = [bytearray(100_000) for _ in range(1500)]\nkept = blocks[::50]\nfull = rss().rss\ndel blocks\n"
+        "give_back()\nprint(_malloc_trim() is None or full - rss().rss > 100_000_000)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=False
+    )
+    assert done.stdout.split() == ["True"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("device", "emptied"),
+    [("cuda", ["cuda"]), ("cuda:1", ["cuda"]), ("mps", ["mps"]), ("cpu", []), ("meta", [])],
+)
+def test_the_cache_of_the_device_in_use_is_emptied(
+    monkeypatch: pytest.MonkeyPatch, device: str, emptied: list[str]
+) -> None:
+    found: list[str] = []
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: found.append("cuda"))
+    monkeypatch.setattr("torch.mps.empty_cache", lambda: found.append("mps"))
+    empty_cache(torch.device(device))
+    assert found == emptied

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipelines import pace
-from pipelines.pace import Pace
+from pipelines.pace import Pace, moved
 
 
 @dataclass
@@ -88,3 +88,10 @@ def test_on_a_cpu_seconds_are_told_at_once() -> None:
     with Pace().lap(torch.device("cpu"), told.append):
         assert told == []
     assert len(told) == 1
+
+
+def test_what_a_call_needs_goes_to_devices_that_are_no_cuda_devices_too() -> None:
+    """ "meta" stands for Apple's GPUs: a device that is neither the host nor CUDA's."""
+    assert moved(torch.tensor([1.0]), torch.device("meta")).device.type == "meta"
+    host = torch.tensor([1.0])
+    assert moved(host, torch.device("cpu")) is host

@@ -102,3 +102,14 @@ def test_a_faulty_config_is_named(run: Run, home: Path) -> None:
     ran = run("models")
     assert ran.code == 2
     assert "unknown key 'modell'; did you mean 'model'" in ran.err
+
+
+def test_a_console_of_few_characters_is_no_fault(home: Path) -> None:
+    """Windows' consoles and pipes often hold one alphabet only."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from studio.cli import main\nmain([])\nprint('fox → 狐')"],
+        env=os.environ | {"PYTHONIOENCODING": "cp1252"},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.decode("cp1252").splitlines()[-1]) == (0, "fox ? ?"), done.stderr

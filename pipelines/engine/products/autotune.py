@@ -82,7 +82,7 @@ class Choices:
         if self.file is None:
             return
         try:
-            kept = json.loads(self.file.read_text())
+            kept = json.loads(self.file.read_text(encoding="utf-8"))
             self.known = {label: Choice(**own) for label, own in kept.items()} | self.known
         except (OSError, ValueError, TypeError, AttributeError):
             return

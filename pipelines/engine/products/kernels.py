@@ -85,7 +85,8 @@ SHRINKING = Tile(64, 64, 64, 4, 4, descriptors=True)
 def tiles(x: Tensor, *, geglu: bool, shrinking: bool) -> Sequence[Tile]:
     """The candidates that can run a product of x [G, T, in]. shrinking: x is shrunk just before the product."""
     aligned = x.shape[-1] * x.element_size() % 16 == 0
-    overlap = shrinking and torch.cuda.get_device_capability(x.device) >= (9, 0)
+    nvidia = torch.version.hip is None  # ROCm numbers its capabilities otherwise
+    overlap = shrinking and nvidia and torch.cuda.get_device_capability(x.device) >= (9, 0)
     return [
         tile
         for tile in (GATED if geglu else PLAIN)

@@ -81,7 +81,7 @@ def as_data(measured: Measured) -> dict[str, Any]:
 def write_json(path: Path, about: About, found: Sequence[Measured], extra: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     data = {**asdict(about), "measured": [as_data(each) for each in found], **extra}
-    path.write_text(json.dumps(data, indent=1))
+    path.write_text(json.dumps(data, indent=1), encoding="utf-8")
 
 
 def write_plot(path: Path, device: str, all_measured: Sequence[Measured]) -> None:

@@ -11,15 +11,18 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import SetupError
+from pipelines.home import files
 from pipelines.home.files import (
     Content,
     NoRegularFile,
+    check_name,
     is_regular,
     open_regular,
     parse_json,
     read_regular,
     read_text,
     sha256_of,
+    slug,
     write_atomically,
     write_whole,
 )
@@ -156,6 +159,111 @@ def test_many_write_one_file_at_once(tmp_path: Path) -> None:
 def test_many_write_under_one_name_and_none_is_lost(tmp_path: Path) -> None:
     file, texts = tmp_path / "fox.png", [f"picture {number}" for number in range(24)]
     with ThreadPoolExecutor(8) as threads:
-        files = list(threads.map(lambda text: write_whole(file, text, force=False), texts))
-    assert [kept.read_text() for kept in files] == texts
-    assert sorted(tmp_path.iterdir()) == sorted(files)
+        written = list(threads.map(lambda text: write_whole(file, text, force=False), texts))
+    assert [kept.read_text() for kept in written] == texts
+    assert sorted(tmp_path.iterdir()) == sorted(written)
+
+
+# -- systems that differ -------------------------------------------------------------------------------------
+
+
+def no_link(*paths: object) -> None:
+    raise OSError(1, "Operation not permitted")
+
+
+@pytest.fixture(params=["refused", "missing"])
+def without_hard_links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that has no hard links, and a system that does not know them."""
+    if request.param == "missing":
+        monkeypatch.delattr(os, "link")
+    else:
+        monkeypatch.setattr(os, "link", no_link)
+
+
+@pytest.mark.usefixtures("without_hard_links")
+def test_without_hard_links_none_is_lost_either(tmp_path: Path) -> None:
+    test_a_file_that_came_to_be_meanwhile_is_kept(tmp_path)
+    (tmp_path / "many").mkdir()
+    test_many_write_under_one_name_and_none_is_lost(tmp_path / "many")
+
+
+@pytest.mark.usefixtures("without_hard_links")
+def test_without_hard_links_a_failed_write_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*paths: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(tmp_path / "fox.png", "new", force=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def in_use(winerror: int, times: int) -> Callable[[Path, Path], None]:
+    """`os.replace` as on Windows, while somebody reads the file: it is refused so many times."""
+    replace, left = os.replace, [times]
+
+    def refused(temporary: Path, file: Path) -> None:
+        left[0] -= 1
+        if left[0] >= 0:
+            error = PermissionError(13, "The process cannot access the file", str(file))
+            error.winerror = winerror  # type: ignore[attr-defined]
+            raise error
+        replace(temporary, file)
+
+    return refused
+
+
+@pytest.mark.parametrize("winerror", [5, 32])
+def test_a_file_that_is_being_read_is_replaced_a_little_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, winerror: int
+) -> None:
+    monkeypatch.setattr(os, "replace", in_use(winerror, 3))
+    assert write_atomically(tmp_path / "rates.json", "new").read_text() == "new"
+
+
+def test_a_file_that_stays_in_use_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "replace", in_use(32, 99))
+    monkeypatch.setattr(files, "_WAITS", (0.001, 0.001))
+    with pytest.raises(SetupError, match="cannot be written"):
+        write_whole(tmp_path / "rates.json", "new", force=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_text_has_the_same_bytes_on_all_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "write_text", lambda *given, **named: pytest.fail("it would change line ends"))
+    assert write_atomically(tmp_path / "config.toml", "a\nb\n").read_bytes() == b"a\nb\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("con", "con_"),
+        ("NUL", "NUL_"),
+        ("aux.safetensors", "aux_.safetensors"),
+        ("Com1.a.b", "Com1_.a.b"),
+        ("lpt³", "lpt³_"),
+        ("console", "console"),
+        ("a con", "a-con"),
+        ("com12", "com12"),
+        ("fox. . .", "fox"),
+        ("  fox  ", "fox"),
+        ('a<b>:"/\\|?*\0\x1fc', "a-b-c"),
+        ("..", "picture"),
+        ("x" * 300, "x" * 60),
+        ("nul." + "x" * 300, "nul_." + "x" * 55),
+    ],
+)
+def test_part_of_a_name_can_be_one_on_every_system(text: str, name: str) -> None:
+    assert slug(text) == name
+    assert check_name(Path(slug(text)), windows=True) == Path(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["con", "NUL.png", "com1.a.png", "a:b.png", "a?.png", "fox.", "fox ", "a\tb", "aux .x"]
+)
+def test_a_name_that_windows_does_not_take_is_refused_there(name: str) -> None:
+    with pytest.raises(OSError, match="no file can have this name on Windows"):
+        check_name(Path(name), windows=True)
+    assert check_name(Path(name), windows=False) == Path(name)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +22,7 @@ from PIL import Image
 from pipelines import StudioPipeline
 from pipelines.errors import RequestError, SetupError
 from pipelines.home import Home
-from studio.batch.manifest import MANIFEST, PictureOutcome, is_whole
+from studio.batch.manifest import MANIFEST, Manifest, PictureOutcome, is_whole
 from studio.batch.run import Batch, BatchOrder, render_jobs
 from studio.pictures.comparison import TOLERANCE
 from studio.pictures.metadata import read_picture
@@ -224,6 +226,57 @@ def test_jobs_of_several_models(
 def test_one_run_a_folder(opening: Opening, loras: Path, loaded_once: None, tmp_path: Path) -> None:
     order = BatchOrder(mixed(1), tmp_path / "out", opening)
     with Batch(order), pytest.raises(SetupError, match="another batch"), Batch(order):
+        pass
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from studio.batch.manifest import Manifest
+with Manifest(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_folder_is_locked_against_other_processes_until_their_end(tmp_path: Path) -> None:
+    """On every system alike: the manifest's module asks none by name."""
+    words = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(SetupError, match="another batch is at work"), Manifest(tmp_path):
+            pass
+        (tmp_path / MANIFEST).read_bytes()  # others may read it meanwhile
+        other.kill()
+        other.wait()
+    for _ in range(2):
+        with Manifest(tmp_path) as manifest:
+            assert manifest.entries == {}
+
+
+def test_a_disk_without_locks_of_its_own_is_locked_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def unknown(*asked: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    for _ in range(2):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # filelock tells that it falls back
+            with Manifest(tmp_path), pytest.raises(SetupError, match="another batch"), Manifest(tmp_path):
+                pass
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).mkdir()
+    with pytest.raises(SetupError, match="cannot be written"), Manifest(tmp_path):
+        pass
+    (tmp_path / MANIFEST).rmdir()
+    with Manifest(tmp_path):  # nothing is left locked
         pass
 
 

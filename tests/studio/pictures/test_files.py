@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from pipelines.errors import SetupError
+from pipelines.home.files import check_name
 from studio.pictures.files import Sheet, plan_files
 
 TWO = [Sheet(7, "a fox, red", "merge", "tiny-sdxl"), Sheet(8, "../../etc/passwd", "switch", "a/b")]
@@ -52,3 +54,19 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="--force"):
         plan_files(str(file), tmp_path, TWO[:1], force=False)
     assert plan_files(str(file), tmp_path, TWO[:1], force=True) == [file]
+
+
+def test_names_that_differ_in_case_alone_are_one(tmp_path: Path) -> None:
+    """On Windows and macOS the second picture would overwrite the first."""
+    two = [Sheet(7, "Fox", "merge", "tiny-sdxl"), Sheet(8, "fox", "merge", "tiny-sdxl")]
+    with pytest.raises(SetupError, match="gives several pictures one name"):
+        plan_files(f"{tmp_path}/{{prompt}}.png", tmp_path, two, force=True)
+
+
+def test_a_name_that_windows_does_not_take_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("studio.pictures.files.check_name", partial(check_name, windows=True))
+    with pytest.raises(SetupError, match="no file can have this name on Windows; choose another one"):
+        plan_files(f"{tmp_path}/fox:red.png", tmp_path, TWO[:1], force=True)
+    assert plan_files(f"{tmp_path}/fox.png", tmp_path, TWO[:1], force=True) == [tmp_path / "fox.png"]

@@ -8,7 +8,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import fastapi
 import gradio as gr
@@ -233,3 +233,17 @@ def test_a_server_that_closes_ends_the_streams_that_pages_listen_to(caplog: pyte
     assert not running.is_alive()
     assert len(rest) < 40
     assert caplog.records == []
+
+
+def test_windows_is_asked_for_a_port_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There SO_REUSEADDR would let a second server listen at the first one's port."""
+    asked: list[int] = []
+
+    class Listening:
+        def setsockopt(self, level: int, option: int, value: int) -> None:
+            asked.append(option)
+
+    server._own(cast(socket.socket, Listening()))
+    monkeypatch.setattr(socket, "SO_EXCLUSIVEADDRUSE", ~socket.SO_REUSEADDR, raising=False)
+    server._own(cast(socket.socket, Listening()))
+    assert asked == [socket.SO_REUSEADDR, ~socket.SO_REUSEADDR]
