@@ -189,10 +189,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One of the request's two prompts, and the adapters that it is encoded with (see `text_uses`)."""
+    """One of the request's two prompts, and the adapters that it is encoded with (see `text_uses`).
+
+    text: which of the texts that the prompts stand for (`pipelines.text.editing`). Composers leave it alone: whoever
+        drives them puts it in, step by step.
+    """
 
     role: Role
     text_uses: tuple[Use, ...] = ()
+    text: int = 0
 
 
 @dataclass(frozen=True)
@@ -200,7 +205,8 @@ class Lane:
     """One row of a UNet batch.
 
     prompt: what it is conditioned on. uses: the adapters that act on it.
-    share: its part in the mean of its role, 0 … 1. The shares of each role sum to 1.
+    share: its part in the mean of its role, 0 … 1. The shares of each role sum to 1, until the weights of prompts that
+        AND joins are multiplied in.
     fresh: False permits the engine to run on remembered deep features. Where none are remembered that still hold, the
         lane runs in full all the same (`pipelines.features`).
     variant: names a changed forward pass; "" is the plain one.
@@ -229,9 +235,13 @@ class Guidance:
     """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598): u + scale * (c - u).
 
     c and u are the means of the positive and the negative role. At a scale of 1 or less, the result is c alone.
+
+    total: the sum of the positive shares, which is 1 unless AND joins prompts with weights w. The rule is then
+        u + scale * sum_i w_i (c_i - u) (Liu et al. 2022, arXiv 2206.01714, equation 11), at a scale of at least 1.
     """
 
     scale: float
+    total: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -133,13 +133,16 @@ def fold(plan: Plan, predictions: Tensor, rescale: float) -> Tensor:
     """One image's lane predictions, [lanes, channels, h, w] float32, as its prediction, [1, channels, h, w].
 
     The lanes of each role are averaged by their shares. Then u + g (c - u) combines the means of the negative role (u)
-    and the positive role (c), with g the plan's guidance scale; at g <= 1 the positive mean is the result. rescale:
-    0 … 1, how far the deviation of that is set back to c's (Lin et al. 2023, arXiv 2305.08891, section 3.4).
+    and the positive role (c), with g the plan's guidance scale; at g <= 1 the positive mean is the result. Where the
+    positive shares sum to S instead of 1, because AND joins prompts with weights, it is u + g (sum w c - S u). rescale:
+    0 … 1, how far the deviation of that is set back to that at g = 1 (Lin et al. 2023, arXiv 2305.08891, section 3.4).
     """
-    positive = _mean(plan, predictions, "positive")
-    if plan.rule.scale <= 1:
+    positive, total = _mean(plan, predictions, "positive"), plan.rule.total
+    if plan.rule.scale <= 1 and total == 1:
         return positive
     negative = _mean(plan, predictions, "negative")
+    if total != 1:
+        positive = positive + (1 - total) * negative
     guided = negative + plan.rule.scale * (positive - negative)
     if rescale > 0:
         matched = guided * (positive.std() / guided.std())
@@ -150,7 +153,7 @@ def fold(plan: Plan, predictions: Tensor, rescale: float) -> Tensor:
 def _mean(plan: Plan, predictions: Tensor, role: Role) -> Tensor:
     members = [index for index, lane in enumerate(plan.lanes) if lane.prompt.role == role]
     own = torch.stack([predictions[index] for index in members])
-    if len(members) == 1:
+    if len(members) == 1 and plan.lanes[members[0]].share == 1:
         return own
     shares = moved(torch.tensor([plan.lanes[index].share for index in members]), predictions.device)
     return torch.einsum("l,lchw->chw", shares, own)[None]

@@ -28,6 +28,7 @@ from pipelines.families.unet import cuts_of, feature_shape
 from pipelines.faults import SMALLER, forget_tensors, out_of_memory
 from pipelines.memory import Needs, empty_cache, needs
 from pipelines.request import Facts
+from pipelines.text.embeddings import Embeddings
 from pipelines.text.encoder import Embedding, TextAsk, TextEncoder
 
 Piece = TypeVar("Piece")
@@ -72,6 +73,7 @@ class Model:
             force_zeros_for_empty_prompt=checkpoint.force_zeros_for_empty_prompt,
             lanes=self.bank,
         )
+        self.embeddings = Embeddings(checkpoint.family, self.text.widths)
 
     @property
     def facts(self) -> Facts:

@@ -227,6 +227,14 @@ class StudioPipeline:
             self.model.profiled[name] = profile.band
         return report
 
+    def load_textual_inversion(self, file: str | Path, token: str | None = None) -> str:
+        """Read an embedding, and return its word, by which prompts name it (see `pipelines.text.embeddings`).
+
+        file: a .safetensors file. token: the word; None is the file's name. Raises AdapterError.
+        """
+        path = Path(file)
+        return self.model.embeddings.load(path, token or path.stem).name
+
     def unload_lora_weights(self, adapter_name: str | None = None) -> None:
         """Unload one adapter, or all of them. Raises AdapterError for a name that is not loaded."""
         if adapter_name is not None and adapter_name not in self.adapters:

@@ -15,6 +15,7 @@ from composers.registry import settings_of, spell
 from pipelines.families.unet import shallow_modules
 from pipelines.model import Model
 from pipelines.request import Request
+from pipelines.text.editing import remarks
 from pipelines.text.vocabulary import unknown
 
 
@@ -54,6 +55,7 @@ class Record:
     seconds: from its start noise to its pixels, waiting included, but not the time for which it was set aside.
     device_seconds: its part, by rows, of the UNet calls' seconds on the device.
     forms: the per-lane forms used (see `pipelines.engine.residency.bank`). threads: torch's threads on the CPU.
+    embeddings: those that the prompts mention, name -> SHA-256 of the file.
     adapters_paged: how many adapters were brought onto the device for it (see `pipelines.engine.residency.store`).
     """
 
@@ -98,6 +100,7 @@ class Record:
     versions: dict[str, str]
     notes: tuple[str, ...] = ()
     adapters_paged: int = 0
+    embeddings: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -176,8 +179,24 @@ def make_record(
         forms=_forms(request, model, cost),
         threads=torch.get_num_threads(),
         versions=dict(versions()),
-        notes=(*notes, *_unknown_words(request, model)),
+        notes=(
+            *notes,
+            *remarks(request.prompt),
+            *_unread_embeddings(request, model),
+            *_unknown_words(request, model),
+        ),
+        embeddings=_embeddings(request, model),
         adapters_paged=cost.paged,
+    )
+
+
+def _embeddings(request: Request, model: Model) -> dict[str, str]:
+    return {one.name: one.sha256 for text in request.wording.texts for one in model.embeddings.of(text)}
+
+
+def _unread_embeddings(request: Request, model: Model) -> tuple[str, ...]:
+    return tuple(
+        dict.fromkeys(why for text in request.wording.texts for why in model.embeddings.troubles(text))
     )
 
 
@@ -187,6 +206,7 @@ def _unknown_words(request: Request, model: Model) -> tuple[str, ...]:
     if card is None or not card.vocabulary:
         return ()
     triggers = [word for use in request.uses for word in model.adapter(use.adapter).metadata.triggers]
+    triggers += _embeddings(request, model)
     found = [
         f"{word} (nearest: {near})" if near else word
         for word, near in unknown(request.prompt, card.vocabulary, triggers).items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
@@ -15,6 +16,7 @@ from composers.plan import (
     Band,
     Composer,
     Knob,
+    Lane,
     Mix,
     Plan,
     Setting,
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from pipelines.blocks import Layout
+    from pipelines.text.editing import Wording
 
 LARGEST_SIDE = 16384
 FARTHEST = 4 * LARGEST_SIDE
@@ -231,6 +234,7 @@ class Request:
             raise RequestError(
                 f"strength={self.strength:g} of {request.steps} steps leaves no step to run; raise strength or steps"
             )
+        _ = request.wording  # what cannot be said is refused here
         layout = facts.layout
         tagged = (tag.use() for tag in tags)
         uses = [_named(use, facts) for use in _uses((*self.uses, *tagged)) if use.weight or use.text_weight]
@@ -263,8 +267,18 @@ class Request:
         pinned = tuple(use for use in self.uses if use.pinned)
         count = self.executed_steps
         steps = [Step(index, count, self.guidance_scale) for index in range(count)]
-        plans = [_driven(self.composer.plan(step, self.mix), pinned, step) for step in steps]
+        plans = [
+            _worded(_driven(self.composer.plan(step, self.mix), pinned, step), self.wording, step)
+            for step in steps
+        ]
         return tuple(plans if self.reuse is None else _reusing(plans, self.reuse))
+
+    @property
+    def wording(self) -> Wording:
+        """What the prompts of a resolved request say at each step that runs. Raises PromptError."""
+        from pipelines.text.editing import wording
+
+        return wording(self.prompt, self.negative_prompt, self.executed_steps)
 
     def _cut(self, facts: Facts) -> Cut | None:
         """Where features are remembered; None where nothing is. Raises RequestError for a cut that the model lacks."""
@@ -391,6 +405,30 @@ def _driven(plan: Plan, pinned: tuple[Use, ...], step: Step) -> Plan:
         prompt = replace(lane.prompt, text_uses=lane.prompt.text_uses + text_uses(pinned))
         lanes.append(replace(lane, uses=uses, prompt=prompt))
     return replace(plan, lanes=tuple(lanes))
+
+
+def _worded(plan: Plan, wording: Wording, step: Step) -> Plan:
+    """The plan with the texts of its step. A positive lane becomes one for each prompt that AND joins."""
+    said, unsaid = wording.positive[step.index], wording.negative[step.index]
+    total = math.fsum(weight for _, weight in said)
+    total = 1.0 if abs(total - 1) < 1e-9 else total
+    scale = plan.rule.scale if total == 1 else max(plan.rule.scale, 1.0)
+    twins = total != 1 and all(lane.prompt.role == "positive" for lane in plan.lanes)
+    found: dict[object, Lane] = {}
+    for lane in plan.lanes:
+        if lane.prompt.role == "negative":
+            own = [replace(lane, prompt=replace(lane.prompt, text=unsaid))]
+        else:
+            own = [
+                replace(lane, prompt=replace(lane.prompt, text=text), share=lane.share * weight)
+                for text, weight in said
+            ]
+        if twins:
+            own.append(replace(lane, prompt=replace(lane.prompt, role="negative", text=unsaid)))
+        for one in own:  # two parts may say the same for a while
+            twin = found.get(one.key)
+            found[one.key] = one if twin is None else replace(twin, share=twin.share + one.share)
+    return replace(plan, lanes=tuple(found.values()), rule=replace(plan.rule, scale=scale, total=total))
 
 
 def _at(use: Use, step: Step) -> Use:

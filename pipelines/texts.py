@@ -76,7 +76,7 @@ class Texts:
         Raises PromptError for a text that cannot be encoded, and where all chunks together are too many.
         """
         prompts = list(dict.fromkeys(lane.prompt for plan in plans for lane in plan.lanes))
-        level = self._model.text.level(_ask(request, prompt) for prompt in prompts)
+        level = self._model.text.level(self._ask(request, prompt) for prompt in prompts)
         chunks = sum(ask.chunks for ask in level)
         if chunks > MOST_CHUNKS_OF_A_PICTURE:
             raise PromptError(
@@ -126,16 +126,15 @@ class Texts:
             alone=all(kept[key].same_call == encoded for key in encoded),
         )
 
+    def _ask(self, request: Request, prompt: Prompt) -> TextAsk:
+        """What to encode for a prompt of a resolved request. As in diffusers, `clip_skip` is the positive one's."""
+        text = request.wording.texts[prompt.text]
+        skip = request.clip_skip if prompt.role == "positive" else None
+        return TextAsk(text, prompt.text_uses, skip, embeddings=self._model.embeddings.of(text))
+
     def _key(self, ask: TextAsk) -> _Key:
         own = tuple(id(adapter) for adapter in self._adapters(ask))
         return _Key(ask, own, self._model.device, self._model.dtype)
 
     def _adapters(self, ask: TextAsk) -> tuple[KnownAdapter, ...]:
         return tuple(self._model.adapter(use.adapter) for use in ask.uses)
-
-
-def _ask(request: Request, prompt: Prompt) -> TextAsk:
-    """What to encode for a prompt of a resolved request. As in diffusers, `clip_skip` applies to the positive one."""
-    if prompt.role == "positive":
-        return TextAsk(request.prompt, prompt.text_uses, request.clip_skip)
-    return TextAsk(request.negative_prompt, prompt.text_uses)

@@ -15,10 +15,10 @@ diffusers applies `clip_skip` to the positive prompt only. Here the caller decid
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from composers.plan import Use
 from pipelines.bounds import LONGEST_PROMPT, MOST_CHUNKS, check_text, check_words
 from pipelines.errors import ModelError, PromptError, RequestError
 from pipelines.families.family import Family
+from pipelines.text.embeddings import TextualInversion, is_within, mentions, put_in, tokens_of
 from pipelines.text.prompt import WeightedText, parse
 
 COMMA_REACH = 20  # tokens that a cut may move back to reach a comma (A1111's default)
@@ -44,12 +45,14 @@ class TextAsk:
     clip_skip: how many layers to skip, as diffusers counts; None takes the family's usual layer.
     chunks: the least number of chunks; encoded empty chunks fill up. All asks of one picture need the same
         number: see `TextEncoder.level`.
+    embeddings: those that the text mentions.
     """
 
     text: str | None
     uses: tuple[Use, ...] = ()
     clip_skip: int | None = None
     chunks: int = 1
+    embeddings: tuple[TextualInversion, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,10 @@ class NoLanes:
 
 @dataclass(frozen=True)
 class Chunk:
-    """One row of a text encoder: begin token, up to 75 tokens, end token, padding; with a weight for each token."""
+    """One row of a text encoder: begin token, up to 75 tokens, end token, padding; with a weight for each token.
+
+    Tokens below 0 are vectors of embeddings (`pipelines.text.embeddings`).
+    """
 
     ids: tuple[int, ...]
     weights: tuple[float, ...]
@@ -100,29 +106,41 @@ class _Encoder:
     tokenizer: Any
 
     @property
+    def width(self) -> int:
+        """Numbers in a token's vector."""
+        return int(self.model.get_input_embeddings().weight.shape[1])
+
+    @property
     def length(self) -> int:
         """Tokens in a row, begin and end included: 77 for CLIP, even if its tokenizer states no length."""
         return int(min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings))
 
-    def tokens(self, text: str) -> list[list[tuple[int, float]]]:
+    def tokens(self, text: str, embeddings: Sequence[TextualInversion] = ()) -> list[list[tuple[int, float]]]:
         """The prompt's (token id, weight) pairs, one list for each section between BREAKs.
 
         Raises PromptError as `parse` and `check_words` do, and RequestError as `check_text` does.
         """
         check_text("the prompt", text, LONGEST_PROMPT)
-        return [[pair for run in section for pair in self._run(run)] for section in parse(text).sections]
+        sections = parse(text).sections
+        return [[pair for run in section for pair in self._run(run, embeddings)] for section in sections]
 
-    def _run(self, run: WeightedText) -> list[tuple[int, float]]:
+    def _run(self, run: WeightedText, embeddings: Sequence[TextualInversion]) -> Iterator[tuple[int, float]]:
         check_words("the prompt", run.text)  # only now, as words may have joined where brackets were
-        ids = self.tokenizer(run.text, add_special_tokens=False, verbose=False).input_ids
-        return [(token, run.weight) for token in ids]
+        for part in mentions(run.text, embeddings):
+            if isinstance(part, TextualInversion):
+                ids = tokens_of(embeddings.index(part), part)
+            else:
+                ids = self.tokenizer(part, add_special_tokens=False, verbose=False).input_ids
+            yield from ((token, run.weight) for token in ids)
 
-    def chunks(self, text: str, at_least: int = 1) -> list[Chunk]:
+    def chunks(
+        self, text: str, at_least: int = 1, embeddings: Sequence[TextualInversion] = ()
+    ) -> list[Chunk]:
         """The prompt's rows, filled up with empty ones to `at_least`. Raises PromptError for more than `MOST_CHUNKS`,
         and as `tokens` does."""
         size = self.length - 2
         comma = self.tokenizer.convert_tokens_to_ids(",</w>")
-        sections = self.tokens(text)
+        sections = self.tokens(text, embeddings)
         if len(sections) > 1 and not sections[-1]:  # a BREAK at the end opens no chunk
             sections.pop()
         cut = [piece for section in sections for piece in cut_tokens(section, size, comma)]
@@ -140,6 +158,30 @@ class _Encoder:
         ids = [tokenizer.bos_token_id, *(token for token, _ in piece), tokenizer.eos_token_id]
         ids += [tokenizer.pad_token_id] * padding
         return Chunk(tuple(ids), (1.0, *(weight for _, weight in piece), *[1.0] * (padding + 1)))
+
+
+class _Row(NamedTuple):
+    """One row of a forward: its tokens, and the adapters and embeddings that belong to it."""
+
+    ids: tuple[int, ...]
+    uses: tuple[Use, ...]
+    embeddings: tuple[TextualInversion, ...]
+
+
+@contextmanager
+def _embedded(encoder: _Encoder, rows: Sequence[_Row], ids: Tensor) -> Iterator[None]:
+    """Within: the rows' tokens below 0 get the vectors of their embeddings. ids: [rows, tokens]."""
+    if not any(row.embeddings for row in rows):
+        yield
+        return
+    embeddings = [row.embeddings for row in rows]
+    hook = encoder.model.get_input_embeddings().register_forward_hook(
+        lambda module, inputs, states: put_in(states, ids, embeddings, encoder.name)
+    )
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 class TextEncoder:
@@ -180,7 +222,12 @@ class TextEncoder:
     def chunks(self, ask: TextAsk) -> int:
         """How many chunks of 77 tokens the ask's embedding has."""
         text = ask.text or ""
-        return max(len(encoder.chunks(text, ask.chunks)) for encoder in self._encoders)
+        return max(len(encoder.chunks(text, ask.chunks, ask.embeddings)) for encoder in self._encoders)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Component -> the width of its tokens' vectors."""
+        return {encoder.name: encoder.width for encoder in self._encoders}
 
     def level(self, asks: Iterable[TextAsk]) -> tuple[TextAsk, ...]:
         """The asks of one picture, all with the number of chunks of the longest. Raises as `count_tokens` does."""
@@ -225,8 +272,11 @@ class TextEncoder:
 
     def _encode_with(self, encoder: _Encoder, asks: list[TextAsk]) -> list[Embedding]:
         """One encoder's part of the asks' embeddings. Equal pairs of (tokens, adapters) share a row."""
-        chunks = [encoder.chunks(ask.text or "", ask.chunks) for ask in asks]
-        rows = [[(chunk.ids, ask.uses) for chunk in own] for ask, own in zip(asks, chunks, strict=True)]
+        chunks = [encoder.chunks(ask.text or "", ask.chunks, ask.embeddings) for ask in asks]
+        rows = [
+            [_Row(chunk.ids, ask.uses, ask.embeddings if min(chunk.ids) < 0 else ()) for chunk in own]
+            for ask, own in zip(asks, chunks, strict=True)
+        ]
         order = {row: index for index, row in enumerate(dict.fromkeys(row for own in rows for row in own))}
         skips = dict.fromkeys(ask.clip_skip for ask in asks)
         layers, pooled = self._forwards(encoder, list(order), list(skips))
@@ -243,7 +293,7 @@ class TextEncoder:
     def _forwards(
         self,
         encoder: _Encoder,
-        rows: Sequence[tuple[tuple[int, ...], tuple[Use, ...]]],
+        rows: Sequence[_Row],
         skips: list[int | None],
     ) -> tuple[dict[int | None, Tensor], Tensor | None]:
         """Run the encoder on rows of (tokens, adapters), at most `ROWS_AT_ONCE` in one forward.
@@ -256,10 +306,11 @@ class TextEncoder:
         layered = self.family.size_conditioned or any(skip is not None for skip in skips)
         for start in range(0, len(rows), ROWS_AT_ONCE):
             some = rows[start : start + ROWS_AT_ONCE]
-            ids = torch.tensor([ids for ids, _ in some], device=encoder.model.device)  # [rows, 77]
-            with self.lanes.active(encoder.name, [uses for _, uses in some]):
+            ids = torch.tensor([row.ids for row in some], device=encoder.model.device)  # [rows, 77]
+            known = ids.clamp(min=0)
+            with self.lanes.active(encoder.name, [row.uses for row in some]), _embedded(encoder, some, ids):
                 output = encoder.model(
-                    ids, attention_mask=self._mask(encoder, ids), output_hidden_states=layered
+                    known, attention_mask=self._mask(encoder, known), output_hidden_states=layered
                 )
             for skip in skips:
                 layers[skip].append(self._layer(encoder, output, skip))
@@ -303,7 +354,8 @@ def cut_tokens(
     """(token id, weight) pairs, cut into chunks of at most `size`, after a comma where one is near.
 
     comma: its token id. A cut moves back to just after the last comma of a full chunk if the comma is among the
-    chunk's last `reach` tokens and the next token is no comma. No tokens make one empty chunk.
+    chunk's last `reach` tokens and the next token is no comma. It moves back to the beginning of an embedding that it
+    would divide. No tokens make one empty chunk.
     """
     pieces: list[list[tuple[int, float]]] = []
     begin = 0
@@ -312,6 +364,10 @@ def cut_tokens(
         commas = [place for place in range(max(end - reach, begin), end) if tokens[place][0] == comma]
         if commas and tokens[end][0] != comma:
             end = commas[-1] + 1
+        while end > begin and is_within(
+            tokens[end - 1][0], tokens[end][0]
+        ):  # an embedding stays in one chunk
+            end -= 1
         pieces.append(list(tokens[begin:end]))
         begin = end
     return [*pieces, list(tokens[begin:])]

@@ -4,7 +4,7 @@ This is the "attention" syntax as A1111's web UI documents it and as it behaves 
 
     (fox)        weight 1.1          ((fox))     1.1 * 1.1: nested weights multiply
     [fox]        weight 1 / 1.1      (fox:1.3)   weight 1.3
-    \\(  \\)  \\[  \\]  \\\\               the character itself
+    \\(  \\)  \\[  \\]  \\:  \\|  \\\\       the character itself
     BREAK                            the following words start a new chunk of the text encoder
 
 Unpaired brackets are no error. A closing one without an opening one is an ordinary character (so is
@@ -13,8 +13,8 @@ Unpaired brackets are no error. A closing one without an opening one is an ordin
 `:)` and `a\\b` mean what they say.
 
 Three things differ from A1111. BREAK works inside brackets too (there it becomes a word). A lone backslash
-stays (there it vanishes). `(a:1.2.3)` is text at 1.1 (there it crashes). A1111's prompt editing and
-alternation (`[a:b:0.5]`, `[a|b]`) are not supported: they are weighted words.
+stays (there it vanishes). `(a:1.2.3)` is text at 1.1 (there it crashes). Prompt editing, alternation and AND
+(`[a:b:0.5]`, `[a|b]`) are taken out before, by `pipelines.text.editing`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ DEEPEST = 200  # brackets of one sort open at once: far more than anybody needs,
 
 _MARK = re.compile(
     r"""
-      \\(?P<literal>[()\[\]\\])
+      \\(?P<literal>[()\[\]:|\\])
     | (?P<open>[(\[])
     | :\s*(?P<weight>[+-]?(?:\d++(?:\.\d*+)?|\.\d++))\s*\)
     | (?P<close>[)\]])

@@ -16,6 +16,12 @@ count from 0. In `start=`, `stop=` and `step=a-b`, a whole number without a poin
 the end of the run. A strength holds until the next moment, and nothing is interpolated. (The extension that brought
 `w@pos` draws straight lines instead.)
 
+`<lora:fox:80%>` and `<lora:fox:0,8>` mean 0.8.
+
+A tag within an edit is on while the edit's words stand: `[<lora:fox:0.8>:0.5]` from half of the steps on, and
+`[<lora:fox:0.8>::5]` to the step 5 (see `pipelines.text.editing`; in A1111's web UI it is on throughout). Its text
+encoder's part is on throughout.
+
 A colon, an angle bracket or a backslash in a value has a backslash before it.
 
 Sources: A1111's web UI (positional order, te, unet, dyn), LoRA Block Weight (lbw, start, stop, step),
@@ -26,13 +32,14 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from composers.errors import ComposerError
 from composers.plan import Schedule, Use
 from composers.shown import shown
 from pipelines.bounds import LONGEST_NAME, MOST_ADAPTERS, MOST_BLOCKS, MOST_POINTS
 from pipelines.errors import PromptError
+from pipelines.text.editing import NEVER, Span, spans_of
 
 Blocks = tuple[tuple[str, float], ...]
 Points = tuple[tuple[float, float], ...]
@@ -58,10 +65,11 @@ _TAG = re.compile(
 _HEAD = re.compile(r"<\s*+\w++\s*+:\s*+[^\s,]*+")
 """How far a tag reaches that is not closed: to the next comma or white space."""
 _NUMBER = re.compile(r"[+-]?(?:\d++(?:\.\d*+)?|\.\d++)(?:[eE][+-]?\d++)?")
+_DECIMAL_COMMA = re.compile(r"\s*[+-]?[0-9]++,[0-9]++\s*")
 _CLOSING = re.compile(r"[)\]]|:\s*[-+.\d]+\s*\)")
+_NOTHING_LEFT = re.compile(r"\[\s*(?::\s*){1,2}[+-]?[\d.]+\s*\]")
+"""An edit of which only the moment is left, because it held nothing but tags."""
 _SEPARATORS = " \t\r\n\f\v,"
-NEVER = math.inf
-"""A start that no run reaches."""
 
 
 @dataclass(frozen=True)
@@ -202,11 +210,54 @@ def _taken(text: str, unread: list[str] | None) -> tuple[str, tuple[LoraTag, ...
     if not end:
         return text, ()
     kept = _seam(kept, text[end:])
+    if tags and "[" in text:
+        tags = _scheduled(text, tags, unread)
+        while (left := _NOTHING_LEFT.search(kept)) is not None:
+            kept = _seam(kept[: left.start()], kept[left.end() :])
     if unread is None and (left := _TAG.search(kept)) is not None:  # what is read once is never read again
         raise PromptError(
             f"a tag stands within another, around {_shortened(left[0])}; write them one after the other"
         )
     return kept, tuple(tags)
+
+
+def _scheduled(text: str, tags: list[LoraTag], unread: list[str] | None) -> list[LoraTag]:
+    """The tags, with the schedules of the edits in which they stand ("[<lora:fox:1>:0.5]")."""
+    marks = [f"\0{place}\0" for place in range(len(tags))]  # no prompt may hold a NUL
+    taken = iter(marks)
+    sources = {tag.source for tag in tags}
+    marked = _TAG.sub(lambda match: next(taken, "") if match[0].strip() in sources else "", text)
+    kept = []
+    try:
+        spans = spans_of(marked, marks)
+    except PromptError as error:
+        if unread is None:
+            raise
+        unread.append(str(error))
+        return tags
+    for tag, span in zip(tags, spans, strict=True):
+        try:
+            kept.append(tag if span is None else _during(tag, span))
+        except PromptError as error:
+            if unread is None:
+                raise
+            unread.append(str(error))
+    return kept
+
+
+def _during(tag: LoraTag, span: Span) -> LoraTag:
+    """The tag, on during a span alone. Raises PromptError for a tag that has moments of its own."""
+    if tag.points:
+        raise PromptError(
+            f"{_shortened(tag.source)}: it stands in an edit and has moments of its own; give it either of them"
+        )
+    begin, end = span
+    points: list[tuple[float, float]] = [] if begin == 0 else [(0.0, 0.0)]
+    if 0 < begin < end:
+        points += [(begin, 1.0)] if begin < NEVER else []
+    if begin < end < NEVER:
+        points.append((end, 0.0))
+    return replace(tag, points=tuple(points) if begin < end else ((0.0, 0.0),))
 
 
 def write_tag(use: Use) -> str:
@@ -378,10 +429,12 @@ def _read_number(text: str) -> float | None:
 
 
 def _number(source: str, key: str, text: str) -> float:
-    number = _read_number(text)
+    percent = text.rstrip().endswith("%")
+    plain = text.rstrip().removesuffix("%")
+    number = _read_number(plain.replace(",", ".") if _DECIMAL_COMMA.fullmatch(plain) else plain)
     if number is None:
         raise _malformed(source, f"{_shortened(text.strip())!r} ({key}) is not a number")
-    return number
+    return number / 100 if percent else number
 
 
 def _written(number: float) -> str:

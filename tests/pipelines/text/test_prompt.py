@@ -270,7 +270,7 @@ def test_dynamic_rank_is_read_and_refused() -> None:
         ("<lora::0.8>", "names no adapter"),
         ("<lora:fox:>", "not a number"),
         ("<lora:fox:high>", "'high'"),
-        ("<lora:fox:0,8>", "'0,8'"),
+        ("<lora:fox:0,8,1>", "'0,8,1'"),
         ("<lora:fox:nan>", "'nan'"),
         ("<lora:fox:1e999>", "'1e999'"),
         ("<lora:fox:1:1:8:1>", "at most 3"),
