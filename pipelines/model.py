@@ -19,6 +19,7 @@ from pipelines.adapters.adapter import LoadReport, model_layers
 from pipelines.adapters.terms import ModelLayers
 from pipelines.checkpoints import Checkpoint
 from pipelines.checkpoints.components import vae_dtype
+from pipelines.embeddings import Embeddings
 from pipelines.engine.engine import Engine
 from pipelines.engine.residency.bank import Bank, FormChoice
 from pipelines.engine.residency.store import AdapterStore, KnownAdapter
@@ -28,7 +29,6 @@ from pipelines.families.unet import cuts_of, feature_shape
 from pipelines.faults import SMALLER, forget_tensors, out_of_memory
 from pipelines.memory import Needs, empty_cache, needs
 from pipelines.request import Facts
-from pipelines.text.embeddings import Embeddings
 from pipelines.text.encoder import Embedding, TextAsk, TextEncoder
 
 Piece = TypeVar("Piece")

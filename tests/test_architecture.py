@@ -35,7 +35,7 @@ ROOMS: dict[str, list[str]] = {
         "assets bounds families faults memory schedulers",
         "home text",
         "adapters blocks checkpoints",
-        "engine request",
+        "embeddings engine request",
         "model trajectory",
         "decoding denoise record texts",
         "events",

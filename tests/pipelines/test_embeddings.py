@@ -12,12 +12,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipelines import Request, StudioPipeline
+from pipelines.embeddings import embedding_of
 from pipelines.errors import AdapterError, AdapterFileError, AdapterFormatError, AdapterMismatchError
 from pipelines.families.family import SD1, SDXL
 from pipelines.text.embeddings import (
     MOST_VECTORS,
     TextualInversion,
-    embedding_of,
     mentions,
     names_in,
     unknown_in,

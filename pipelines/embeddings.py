@@ -1,0 +1,166 @@
+"""The embeddings of one model: files of trained vectors, which prompts name by a word (`pipelines.text.embeddings`).
+
+A file holds [n, width] vectors for each text encoder. Layouts that are read, all of them safetensors:
+
+    emb_params, string_to_param.*, or the word itself -> SD1.x and SD2.x (A1111, diffusers)
+    clip_l and clip_g, or text_encoders_0 and text_encoders_1 -> SDXL's two text encoders
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from composers.shown import shown
+from pipelines.adapters.container import read_header, read_tensors
+from pipelines.errors import AdapterFileError, AdapterFormatError, AdapterMismatchError, StudioError
+from pipelines.families.family import Family
+from pipelines.home.answers import answered
+from pipelines.text.embeddings import MOST_VECTORS, TextualInversion, names_in, unknown_in
+
+LARGEST = 16 * 2**20
+"""Bytes of a file: 75 vectors of both of SDXL's encoders in float32 take 600 kB."""
+
+LISTED_FOR = 5.0
+"""Seconds for which the list of the folders is good."""
+
+_FIRST = ("clip_l", "text_encoders_0", "emb_params")
+_SECOND = ("clip_g", "text_encoders_1")
+
+
+class Embeddings:
+    """The embeddings that one model knows. Those in the user's folders are read when a text first mentions them.
+
+    listed: the embeddings in the folders, name -> file. It is asked again after `LISTED_FOR` seconds.
+    """
+
+    def __init__(self, family: Family, widths: Mapping[str, int]) -> None:
+        self.listed: Callable[[], Mapping[str, Path]] = dict
+        self._family, self._widths = family, widths
+        self._given: dict[str, TextualInversion] = {}
+        self._read: dict[str, tuple[object, TextualInversion | str]] = {}
+        self._files: Mapping[str, Path] = {}
+        self._listed_at = -math.inf
+
+    def load(self, path: Path, name: str) -> TextualInversion:
+        """Read a file and keep it under a name. Raises as `read_embedding` does."""
+        found = self._given[name.casefold()] = read_embedding(path, name, self._family, self._widths)
+        return found
+
+    def add(self, embedding: TextualInversion) -> None:
+        """Keep an embedding, in the place of any other of its name."""
+        self._given[embedding.name.casefold()] = embedding
+
+    def remove(self, name: str) -> None:
+        """Forget an embedding that was given. Raises KeyError."""
+        del self._given[name.casefold()]
+
+    def of(self, text: str | None) -> tuple[TextualInversion, ...]:
+        """Those that a text mentions. What cannot be read is left out: `troubles` says why."""
+        found = (self._found(name) for name in self._mentioned(text))
+        return tuple(one for one in found if isinstance(one, TextualInversion))
+
+    def troubles(self, text: str | None) -> tuple[str, ...]:
+        """A line for each embedding that a text mentions, or asks for, and that is drawn as words all the same."""
+        found = [why for name in self._mentioned(text) if isinstance(why := self._found(name), str)]
+        found += [
+            f"there is no embedding {name!r}, so it is drawn as words; put its .safetensors file into a folder of "
+            "embeddings"
+            for name in unknown_in(text or "", [*self._given, *self._files])
+        ]
+        return tuple(found)
+
+    def _mentioned(self, text: str | None) -> tuple[str, ...]:
+        if not text:
+            return ()
+        now = time.monotonic()
+        if now - self._listed_at > LISTED_FOR:
+            self._files, self._listed_at = self.listed(), now
+        return names_in(text, dict.fromkeys([*(one.name for one in self._given.values()), *self._files]))
+
+    def _found(self, name: str) -> TextualInversion | str:
+        if name.casefold() in self._given:
+            return self._given[name.casefold()]
+        path = self._files[name]
+        try:
+            now = answered(path, path.stat)
+            stamp: object = (path, now.st_mtime_ns, now.st_size)
+            if self._read.get(name, (None, ""))[0] != stamp:
+                self._read[name] = (stamp, read_embedding(path, name, self._family, self._widths))
+        except (OSError, StudioError) as error:
+            self._read[name] = (None, f"the embedding {name!r} is drawn as words: {error}")
+        return self._read[name][1]
+
+
+def read_embedding(path: Path, name: str, family: Family, widths: Mapping[str, int]) -> TextualInversion:
+    """Read an embedding's file. widths: component -> the width of its tokens, for each text encoder of the model.
+
+    Raises AdapterFileError for what cannot be read, AdapterFormatError for another layout, AdapterMismatchError for
+    another family, and NoAnswer.
+    """
+    header = read_header(path)
+    if header.size > LARGEST:
+        raise AdapterFileError(
+            f"{path.name}: {header.size / 2**20:.0f} MB is no embedding's size (at most {LARGEST >> 20}); is it a LoRA?"
+        )
+    tensors, digest = read_tensors(path, header)
+    return embedding_of(path.name, name, digest, tensors, family, widths)
+
+
+def embedding_of(
+    file: str,
+    name: str,
+    digest: str,
+    tensors: Mapping[str, Tensor],
+    family: Family,
+    widths: Mapping[str, int],
+) -> TextualInversion:
+    """The embedding that these tensors make. file: for messages. Raises as `read_embedding` does."""
+    first = [key for key in tensors if key in _FIRST or key.startswith("string_to_param")]
+    second = [key for key in tensors if key in _SECOND]
+    if not first and not second and len(tensors) == 1:  # diffusers: the word itself
+        first = list(tensors)
+    if len(first) > 1 or len(second) > 1 or not first + second:
+        raise AdapterFormatError(
+            f"{file}: the tensors {shown(sorted(tensors))} are in no layout of an embedding that is known here; "
+            "convert it, or fetch another edition"
+        )
+    found = {
+        component: _vectors(file, keys[0], tensors[keys[0]])
+        for component, keys in (("text_encoder", first), ("text_encoder_2", second))
+        if keys
+    }
+    made = {component: vectors.shape[1] for component, vectors in found.items()}
+    if made != widths:
+        raise AdapterMismatchError(
+            f"{file}: this embedding has vectors of {_told(made)}, and {family.label} takes {_told(widths)}; it was "
+            "made for a model of another family"
+        )
+    lengths = {len(vectors) for vectors in found.values()}
+    if len(lengths) > 1:
+        raise AdapterFormatError(
+            f"{file}: its text encoders get {sorted(lengths)} vectors; fetch a sound file"
+        )
+    return TextualInversion(name, digest, found)
+
+
+def _vectors(file: str, key: str, tensor: Tensor) -> Tensor:
+    vectors = tensor[None] if tensor.ndim == 1 else tensor
+    if vectors.ndim != 2 or not 1 <= len(vectors) <= MOST_VECTORS or not vectors.is_floating_point():
+        raise AdapterFormatError(
+            f"{file}: {shown(key)} has the shape {list(tensor.shape)}, and an embedding is 1 to {MOST_VECTORS} vectors"
+        )
+    vectors = vectors.float()
+    if not vectors.isfinite().all():
+        raise AdapterFormatError(
+            f"{file}: {shown(key)} holds numbers that are not finite; fetch a sound file"
+        )
+    return vectors
+
+
+def _told(widths: Mapping[str, int]) -> str:
+    return " and ".join(str(width) for width in widths.values()) or "none"
