@@ -19,6 +19,7 @@ from typing import Any
 from studio.commands.flags import Command, Parser
 from studio.commands.registry import add_commands
 from studio.terminal.exits import BAD_INPUT, INTERRUPTED, OK
+from studio.terminal.stdout import abandon_stdout
 
 QUIET_ENVIRONMENT = {
     "GRADIO_ANALYTICS_ENABLED": "False",
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of stdout has gone, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        abandon_stdout()
         return OK
 
 

@@ -27,9 +27,9 @@ GUARDED = {
     ("pipelines/home/names.py", "os.readlink"): "OSError: the link is left out",
     ("pipelines/memory.py", "/sys/fs/cgroup"): "OSError: no container's limit",
     ("pipelines/memory.py", "ctypes"): "None where libc has no malloc_trim",
-    ("studio/cli.py", "os.O_WRONLY"): "there everywhere",
-    ("studio/cli.py", "os.dup2"): "there everywhere; only after a BrokenPipeError",
-    ("studio/cli.py", "os.open"): "of os.devnull, which every system has",
+    ("studio/terminal/stdout.py", "os.O_WRONLY"): "there everywhere",
+    ("studio/terminal/stdout.py", "os.dup2"): "there everywhere",
+    ("studio/terminal/stdout.py", "os.open"): "of os.devnull, which every system has",
     ("studio/web/door/files.py", ".chmod"): "without effect on Windows, where the home is the user's own",
     ("studio/web/server.py", "socket.SO_REUSEADDR"): "SO_EXCLUSIVEADDRUSE where there is one",
 }

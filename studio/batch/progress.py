@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -18,6 +16,7 @@ from studio.rendering.runner import Fill
 from studio.terminal.exits import INTERRUPTED, OK, SOME_FAILED
 from studio.terminal.interruption import noting_interrupts
 from studio.terminal.progress import Teller, duration
+from studio.terminal.stdout import abandon_stdout
 
 WORDS_EVERY = 60.0
 """Seconds between lines of progress, where there is no terminal for a bar."""
@@ -73,10 +72,7 @@ def _print(outcome: PictureOutcome, as_json: bool, files: bool) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        with suppress(
-            OSError, ValueError
-        ):  # else Python tries once more when it ends, and fails in other words
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        abandon_stdout()
         fault = machine_fault(error)
         if fault is None:
             raise
