@@ -168,6 +168,8 @@ def test_low_adapters_alone_have_no_turn_in_the_release() -> None:
     with pytest.raises(ComposerError, match="low0, low1"):
         CMLoRA(compat="release").resolved(mix, 20)
     CMLoRA().resolved(mix, 20)
+    CMLoRA(compat="release").resolved(mix_of(1, low=2), 20)
+    CMLoRA(compat="release").resolved(mix_of(0, low=1), 20)
 
 
 def test_settings_are_checked() -> None:
