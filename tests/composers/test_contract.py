@@ -140,7 +140,7 @@ def test_the_step_number_one_is_the_second_step() -> None:
     schedule = Schedule(((1, 0.5),))
     assert [schedule.factor(Step(index, 4, 1.0)) for index in range(4)] == [1.0, 0.5, 0.5, 0.5]
     with pytest.raises(ComposerError, match="fractions of the steps below 1, or step numbers"):
-        Schedule(((1.5, 0.5),))
+        Schedule(((0.2, 1.0), (1.5, 0.5)))
 
 
 def test_blocks_match_on_dotted_boundaries_and_the_longest_wins() -> None:

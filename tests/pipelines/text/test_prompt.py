@@ -209,6 +209,11 @@ def test_a_prompt_may_open_as_many_chunks_as_are_encoded() -> None:
         ),
         ("<lora:fox:1@0,0@0.5,1@1>", Use("fox", 1, schedule=Schedule(((0, 1), (0.5, 0))))),
         ("<lora:fox:0@0,0@0.5>", Use("fox", 0)),
+        (
+            "<lora:fox:0.4@0.2,0.8@0.5>",  # the first strength also holds before its moment
+            Use("fox", 0.8, schedule=Schedule(((0, 0.5), (0.2, 0.5), (0.5, 1)))),
+        ),
+        ("<lora:fox:-1@0,0.5@0.5>", Use("fox", -1, schedule=Schedule(((0, 1), (0.5, -0.5))))),
     ],
 )
 def test_tags(tag: str, use: Use) -> None:

@@ -235,6 +235,7 @@ def said_by(tmp_path: Path, **texts: str) -> Remembered:
         ours(record=[]),
         ours(record={"model": 5, "model_hash": "h"}),
         ours(record={"model": "m" * 1001, "model_hash": "h"}),
+        ours(record={"model": "m", "model_hash": "h" * 1001}),
         ours(setup={"vae": ["x"], "low_memory": False}),
         ours(adapters={"fox": {"sha256": 5, "size": 5}}),
         ours(adapters={"fox": {"sha256": "ab", "size": "5"}}),

@@ -13,6 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from composers import BLora
 from pipelines.errors import RequestError
 from pipelines.home import Home
+from pipelines.text.tags import sift_tags
 from studio.drafts.entries import plain_draft
 from studio.library.hashes import short_hash
 from studio.library.scan import Library
@@ -201,6 +202,7 @@ def test_no_prompt_makes_a_picture_unreadable(own: Home, tmp_path: Path, prompt:
     with cheap():
         found = read(own, tmp_path, parameters=prompt + LINE)
     assert found.draft.values["seed"] == 7
+    assert sift_tags(found.draft.values["prompt"])[1:] == ((), ()), "what is left of the prompt holds no tag"
     assert len(found.draft.wanted) + len(found.missing) <= 100
     assert sum(map(len, found.notes)) < 50_000
 
