@@ -243,7 +243,9 @@ def test_block_presets_stay_symbolic(lbw: str, blocks: Any, text_weight: float |
     assert tag.use() == Use("fox", 0.8, text_weight, blocks)
 
 
-@pytest.mark.parametrize("lbw", ["WEST", "a@x", "@", "1,R,0", "1,2,nan"])
+@pytest.mark.parametrize(
+    "lbw", ["WEST", "a@x", "@", "1,R,0", "1,2,nan", "mid_block@1,up_blocks.1", "mid_block@1,@2", "a@1,b@x"]
+)
 def test_block_lists_that_mean_nothing_are_refused(lbw: str) -> None:
     _, (tag,) = take_tags(f"<lora:fox:0.8:lbw={lbw}>")
     with pytest.raises(PromptError, match="lbw="):
