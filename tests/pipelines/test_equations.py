@@ -40,7 +40,7 @@ from pipelines.schedulers import make_scheduler
 from ..random_models import save_sdxl
 from .lanes import relative
 
-SIDE = 24  # pixels
+WIDTH, HEIGHT = 32, 24  # pixels
 MILD = 0.4
 """How strong the adapters are: enough to show, and weak enough that six steps do not blow up rounding."""
 PROMPT, NEGATIVE = "a fox in a red hat", "a crown, a pig"
@@ -147,8 +147,10 @@ class Reference:
         )
         texts: dict[str, Any] = {"encoder_hidden_states": torch.cat([found[1], found[0]])}
         if len(found) == 4:
-            sizes = torch.tensor([[SIDE, SIDE, 0, 0, SIDE, SIDE]] * 2, dtype=torch.float32)
-            texts["added_cond_kwargs"] = {"text_embeds": torch.cat([found[3], found[2]]), "time_ids": sizes}
+            own = (HEIGHT, WIDTH)
+            sizes = (*(request.original_size or own), *request.crop, *(request.target_size or own))
+            ids = torch.tensor([sizes] * 2, dtype=torch.float32)
+            texts["added_cond_kwargs"] = {"text_embeds": torch.cat([found[3], found[2]]), "time_ids": ids}
         return texts
 
     @torch.inference_mode()
@@ -164,7 +166,9 @@ class Reference:
         scheduler = make_scheduler(request.scheduler, self.judge.scheduler)
         scheduler.set_timesteps(steps)
         generator = torch.Generator().manual_seed(request.seed)
-        latents = torch.randn((1, 4, SIDE // 2, SIDE // 2), generator=generator) * scheduler.init_noise_sigma
+        latents = (
+            torch.randn((1, 4, HEIGHT // 2, WIDTH // 2), generator=generator) * scheduler.init_noise_sigma
+        )
         remembered: dict[tuple[str, ...], tuple[int, list[float], Tensor]] = {}
         texts: dict[tuple[str, ...], dict[str, Any]] = {}
         weights: dict[object, dict[str, Tensor]] = {}
@@ -345,7 +349,7 @@ LOW = Use("b", -0.6, band="low")
 
 def ask(composer: Composer, *uses: Use, **settings: Any) -> Request:
     usual = {"seed": 3, "steps": 6, "guidance_scale": 4.0, "scheduler": "Euler", "negative_prompt": NEGATIVE}
-    return Request(PROMPT, composer=composer, adapters=uses, width=SIDE, height=SIDE, **(usual | settings))
+    return Request(PROMPT, composer=composer, adapters=uses, width=WIDTH, height=HEIGHT, **(usual | settings))
 
 
 def cm(seed: int, turns: Turns, *uses: Use, steps: int = 9, **settings: Any) -> tuple[Request, Turns]:
@@ -354,8 +358,17 @@ def cm(seed: int, turns: Turns, *uses: Use, steps: int = 9, **settings: Any) -> 
 
 SDXL: dict[str, tuple[Request, Turns]] = {
     "merge": (ask(Merge(), A, B, C), merge("abc")),
-    "merge, ancestral, unguided": (
-        ask(Merge(), A, B, scheduler="Euler a", guidance_scale=1.0),
+    "merge, ancestral, unguided, cropped": (
+        ask(
+            Merge(),
+            A,
+            B,
+            scheduler="Euler a",
+            guidance_scale=1.0,
+            original_size=(40, 30),
+            crop=(3, 5),
+            target_size=(20, 28),
+        ),
         merge("ab"),
     ),
     "merge, rescaled, Heun": (ask(Merge(), B, C, guidance_rescale=0.7, scheduler="Heun"), merge("bc")),
