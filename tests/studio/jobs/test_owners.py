@@ -96,7 +96,7 @@ def test_the_owner_sees_all_of_the_job(anns: Anns) -> None:
     view = anns.worker.view(anns.id, "ann")
     assert view is not None
     assert view.pictures[0].state is JobState.DONE
-    assert (view.title, view.pictures[0].file) == ("ann's title", anns.file)
+    assert (view.title, view.settings, view.pictures[0].file) == ("ann's title", {}, anns.file)
     [picture] = anns.worker.pictures("ann")
     assert (picture.prompt, picture.file, picture.index) == ("ann's fox 0", anns.file, 0)
     at_work = anns.worker.at_work(anns.id, "ann")
