@@ -207,6 +207,13 @@ def test_no_prompt_makes_a_picture_unreadable(own: Home, tmp_path: Path, prompt:
     assert sum(map(len, found.notes)) < 50_000
 
 
+def test_no_tag_forms_of_what_was_around_another(own: Home, tmp_path: Path) -> None:
+    found = read(own, tmp_path, parameters="<lo<lora:fox:1>ra:hat:1> a hill" + LINE)
+    assert [row.adapter for row in found.draft.wanted] == ["fox"]
+    assert found.missing == ()
+    assert found.draft.values["prompt"] == "lora:hat:1> a hill"
+
+
 def test_a_value_that_no_request_may_have_is_told_and_left_out(own: Home, tmp_path: Path) -> None:
     nodes = json.loads(json.dumps(COMFY))
     nodes["3"]["inputs"] |= {"steps": 5000, "sampler_name": "strange"}
