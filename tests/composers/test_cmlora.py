@@ -129,6 +129,14 @@ def test_full_passes_of_the_release(high: int, low: int, interval: int, passes: 
     assert full_passes(CMLoRA(compat="release", interval=interval), mix_of(high, low), 220) == passes
 
 
+def test_a_low_adapter_keeps_the_release_on_the_features_of_the_first_step() -> None:
+    """Late from step 1 on, and in the late phase nothing is refreshed."""
+    online = CMLoRA(compat="release_online", interval=2)
+    assert full_passes(online, mix_of(1, 1), 220) == 2
+    assert full_passes(online, mix_of(4, 1), 220) == 5
+    assert full_passes(online, mix_of(5), 220) == 114
+
+
 def test_dominants_of_the_release() -> None:
     mix = mix_of(2, low=1)
     found = dominants(CMLoRA(compat="release", interval=2), mix, 220)
@@ -160,6 +168,8 @@ def test_low_adapters_alone_have_no_turn_in_the_release() -> None:
     with pytest.raises(ComposerError, match="low0, low1"):
         CMLoRA(compat="release").resolved(mix, 20)
     CMLoRA().resolved(mix, 20)
+    CMLoRA(compat="release").resolved(mix_of(1, low=2), 20)
+    CMLoRA(compat="release").resolved(mix_of(0, low=1), 20)
 
 
 def test_settings_are_checked() -> None:

@@ -136,12 +136,20 @@ def test_a_schedule_may_count_steps() -> None:
         schedule.over(40)
 
 
+def test_the_step_number_one_is_the_second_step() -> None:
+    schedule = Schedule(((1, 0.5),))
+    assert [schedule.factor(Step(index, 4, 1.0)) for index in range(4)] == [1.0, 0.5, 0.5, 0.5]
+    with pytest.raises(ComposerError, match="fractions of the steps below 1, or step numbers"):
+        Schedule(((0.2, 1.0), (1.5, 0.5)))
+
+
 def test_blocks_match_on_dotted_boundaries_and_the_longest_wins() -> None:
     use = Use("a", blocks=(("up_blocks.1", 0.5), ("up_blocks.1.attentions.0", 2.0)))
     assert use.block_factor("up_blocks.1.resnets.0.conv1") == 0.5
     assert use.block_factor("up_blocks.1.attentions.0.proj_in") == 2.0
     assert use.block_factor("up_blocks.10.resnets.0.conv1") == 0
     assert Use("a").block_factor("mid_block") == 1
+    assert Use("a").weight == 1, "an adapter without a strength is at full strength"
 
 
 @pytest.mark.parametrize(
@@ -167,6 +175,61 @@ def test_weights_must_be_finite() -> None:
             Use("a", broken)
         with pytest.raises(ComposerError, match="finite"):
             Use("a", 1.0, text_weight=broken)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ({"adapter": 3}, "adapter=3 must be a name"),
+        ({"blocks": (("mid_block",),)}, "pairs of a name and a factor"),
+        ({"blocks": ("mid_block",)}, "pairs of a name and a factor"),
+        ({"blocks": (("mid_block", math.inf),)}, "finite"),
+        ({"weight": True}, "finite numbers"),
+        ({"weight": "1"}, "finite numbers"),
+        ({"band": "middle"}, "band='middle' must be high, low or None"),
+    ],
+    ids=str,
+)
+def test_a_use_refuses_what_means_nothing(broken: dict[str, object], message: str) -> None:
+    with pytest.raises(ComposerError, match=message):
+        Use(**{"adapter": "a", **broken})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("points", [((0.5,),), (0.5,), ((0.5, math.inf),), ((math.nan, 1.0),)], ids=str)
+def test_a_schedule_refuses_what_is_no_pair_of_numbers(points: object) -> None:
+    with pytest.raises(ComposerError):
+        Schedule(points)  # type: ignore[arg-type]
+
+
+def test_what_a_lane_remembers_features_by_is_all_but_its_strengths() -> None:
+    """A strength may move between two steps; another prompt, adapter or block is another evaluation."""
+    mix = Mix((Use("a", blocks=(("mid_block", 1.0),)),))
+    lane = mix.lane(mix.uses, 1.0)
+    moved = Use("a", 0.5, blocks=(("mid_block", 0.5),))
+    assert dataclasses.replace(lane, uses=(moved,)).memory == lane.memory
+    assert dataclasses.replace(lane, uses=(moved,)).key != lane.key
+    assert dataclasses.replace(lane, share=0.5, fresh=False).key == lane.key
+    for other in (
+        dataclasses.replace(lane, variant="other"),
+        dataclasses.replace(lane, prompt=dataclasses.replace(lane.prompt, role="negative")),
+        dataclasses.replace(lane, prompt=composers.Prompt("positive", (Use("b"),))),
+        dataclasses.replace(lane, uses=(Use("a", blocks=(("up_blocks.0", 1.0),)),)),
+        dataclasses.replace(lane, uses=(Use("a", blocks=(("mid_block", 1.0),)), Use("b"))),
+        dataclasses.replace(lane, uses=()),
+    ):
+        assert other.memory != lane.memory
+        assert other.key != lane.key
+
+
+def test_guidance_is_on_above_one_alone() -> None:
+    """diffusers' rule: at a scale of 1 there is no negative role."""
+    lane = Mix().lane((), 1.0)
+    for scale, roles in ((0.0, 1), (1.0, 1), (1.0001, 2), (7.0, 2)):
+        plan = composers.guided([lane], Step(0, 4, scale))
+        assert len(plan.lanes) == roles
+        assert plan.rule.scale == scale
+    with pytest.raises(ComposerError, match="must not be negative"):
+        composers.guided([Mix().lane((), -0.1)], Step(0, 4, 7.0))
 
 
 def test_composers_import_the_standard_library_alone() -> None:

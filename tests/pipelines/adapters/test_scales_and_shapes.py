@@ -44,6 +44,9 @@ def test_a_layer_without_alpha_has_scale_1_and_the_report_says_so(sdxl, trainer,
     adapter = read_adapter(save(kohya(QUERY, with_alpha) | kohya(KEY, without)), sdxl.layers, "fox")
     assert_applied(adapter, sdxl, "unet", {QUERY: with_alpha, KEY: without})
     assert "1 of 2 layers give no alpha: scale 1 there" in adapter.report.notes
+    for alike in (kohya(QUERY, with_alpha), kohya(KEY, without)):
+        notes = read_adapter(save(alike), sdxl.layers, "fox").report.notes
+        assert not any("no alpha" in note for note in notes), "it is remarkable beside layers that have one"
 
 
 @pytest.mark.parametrize("shape", [(), (1,)])

@@ -209,6 +209,11 @@ def test_a_prompt_may_open_as_many_chunks_as_are_encoded() -> None:
         ),
         ("<lora:fox:1@0,0@0.5,1@1>", Use("fox", 1, schedule=Schedule(((0, 1), (0.5, 0))))),
         ("<lora:fox:0@0,0@0.5>", Use("fox", 0)),
+        (
+            "<lora:fox:0.4@0.2,0.8@0.5>",  # the first strength also holds before its moment
+            Use("fox", 0.8, schedule=Schedule(((0, 0.5), (0.2, 0.5), (0.5, 1)))),
+        ),
+        ("<lora:fox:-1@0,0.5@0.5>", Use("fox", -1, schedule=Schedule(((0, 1), (0.5, -0.5))))),
     ],
 )
 def test_tags(tag: str, use: Use) -> None:
@@ -238,7 +243,9 @@ def test_block_presets_stay_symbolic(lbw: str, blocks: Any, text_weight: float |
     assert tag.use() == Use("fox", 0.8, text_weight, blocks)
 
 
-@pytest.mark.parametrize("lbw", ["WEST", "a@x", "@", "1,R,0", "1,2,nan"])
+@pytest.mark.parametrize(
+    "lbw", ["WEST", "a@x", "@", "1,R,0", "1,2,nan", "mid_block@1,up_blocks.1", "mid_block@1,@2", "a@1,b@x"]
+)
 def test_block_lists_that_mean_nothing_are_refused(lbw: str) -> None:
     _, (tag,) = take_tags(f"<lora:fox:0.8:lbw={lbw}>")
     with pytest.raises(PromptError, match="lbw="):

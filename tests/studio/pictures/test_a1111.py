@@ -64,6 +64,37 @@ def test_values_are_quoted_as_a1111_does() -> None:
     )
 
 
+def test_every_setting_is_written_as_a1111_reads_it() -> None:
+    """The first line as it is, the units of A1111, and its order of keys."""
+    said = Parameters(
+        "a fox",
+        "rain",
+        {
+            "steps": 20,
+            "scheduler": "DPM++ 2M Karras",
+            "guidance_scale": 6.5,
+            "seed": 5,
+            "width": 832,
+            "height": 1216,
+            "strength": 0.45,
+            "clip_skip": 1,
+            "guidance_rescale": 0.7,
+            "composer": Switch(interval=3),
+        },
+        model="ghost",
+        model_hash="e3edb8a26f",
+        lora_hashes={"fox": "ab" * 6, "hat": "cd" * 6},
+        version="lora-studio 1.0",
+    )
+    assert write(said).split("\n") == [
+        "a fox",
+        "Negative prompt: rain",
+        "Steps: 20, Sampler: DPM++ 2M Karras, CFG scale: 6.5, Seed: 5, Size: 832x1216, Model hash: e3edb8a26f, "
+        'Model: ghost, Denoising strength: 0.45, Clip skip: 2, CFG Rescale: 0.7, Composition: "switch:interval=3", '
+        'Lora hashes: "fox: abababababab, hat: cdcdcdcdcdcd", Version: lora-studio 1.0',
+    ]
+
+
 def test_another_programs_text() -> None:
     said = read(
         "masterpiece, 1girl <lora:add_detail:0.7>,\nred hat\nNegative prompt: bad hands,\nblurry\n"

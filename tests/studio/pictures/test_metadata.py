@@ -18,6 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from composers import BLora, Composer, Composite, Schedule, Switch, Use
 from pipelines import Record, Request, StudioPipeline
 from pipelines.adapters import sha256
+from pipelines.bounds import LONGEST_NAME
 from pipelines.errors import RequestError
 from studio.library.hashes import find_adapter, is_adapter, short_hash
 from studio.pictures import a1111
@@ -235,6 +236,7 @@ def said_by(tmp_path: Path, **texts: str) -> Remembered:
         ours(record=[]),
         ours(record={"model": 5, "model_hash": "h"}),
         ours(record={"model": "m" * 1001, "model_hash": "h"}),
+        ours(record={"model": "m", "model_hash": "h" * 1001}),
         ours(setup={"vae": ["x"], "low_memory": False}),
         ours(adapters={"fox": {"sha256": 5, "size": 5}}),
         ours(adapters={"fox": {"sha256": "ab", "size": "5"}}),
@@ -253,6 +255,14 @@ def test_a_picture_of_ours_that_was_tampered_with_is_refused(tmp_path: Path, tex
     with cheap(), pytest.raises(RequestError) as caught:
         said_by(tmp_path, lora_studio=text)
     assert len(str(caught.value).encode()) < 1000
+
+
+def test_the_longest_names_are_read(tmp_path: Path) -> None:
+    """What may be written may be read: the bounds are the same."""
+    name = "m" * LONGEST_NAME
+    text = ours(record={"model": name, "model_hash": name}, setup={"vae": name, "low_memory": False})
+    remembered = said_by(tmp_path, lora_studio=text)
+    assert (remembered.model, remembered.model_hash, remembered.setup.vae) == (name, name, name)
 
 
 def test_a_picture_names_no_file_of_this_computer(tmp_path: Path) -> None:

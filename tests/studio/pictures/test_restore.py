@@ -13,6 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from composers import BLora
 from pipelines.errors import RequestError
 from pipelines.home import Home
+from pipelines.text.tags import sift_tags
 from studio.drafts.entries import plain_draft
 from studio.library.hashes import short_hash
 from studio.library.scan import Library
@@ -201,8 +202,16 @@ def test_no_prompt_makes_a_picture_unreadable(own: Home, tmp_path: Path, prompt:
     with cheap():
         found = read(own, tmp_path, parameters=prompt + LINE)
     assert found.draft.values["seed"] == 7
+    assert sift_tags(found.draft.values["prompt"])[1:] == ((), ()), "what is left of the prompt holds no tag"
     assert len(found.draft.wanted) + len(found.missing) <= 100
     assert sum(map(len, found.notes)) < 50_000
+
+
+def test_no_tag_forms_of_what_was_around_another(own: Home, tmp_path: Path) -> None:
+    found = read(own, tmp_path, parameters="<lo<lora:fox:1>ra:hat:1> a hill" + LINE)
+    assert [row.adapter for row in found.draft.wanted] == ["fox"]
+    assert found.missing == ()
+    assert found.draft.values["prompt"] == "lora:hat:1> a hill"
 
 
 def test_a_value_that_no_request_may_have_is_told_and_left_out(own: Home, tmp_path: Path) -> None:
@@ -260,6 +269,75 @@ def test_a_method_that_names_a_lora_names_it_as_it_is_called_here(
     assert [row.adapter for row in found.draft.wanted] == ["vulpes", "hat"]
     assert found.draft.values["composer"] == BLora(content="vulpes", style="hat")
     assert found.notes[1:] == ("LoRA 'fox' was found by its hash: it is called 'vulpes' here",)
+
+
+def test_of_two_names_for_one_file_here_the_first_is_kept_and_the_other_named(
+    own: Home, loras: Path, tmp_path: Path
+) -> None:
+    digest = short_hash(loras / "fox.safetensors")
+    line = f'{LINE}, Lora hashes: "fox: {digest}, old fox: {digest}"'
+    file = tmp_path / "picture.png"
+    read(own, tmp_path, parameters="a <lora:fox:0.4> <lora:old fox:0.9> <lora:hat:1>" + line)
+    found = restore(file, own)
+    assert [(row.adapter, row.weight) for row in found.draft.wanted] == [("fox", 0.4), ("hat", 1.0)]
+    assert "LoRA 'old fox' is left out: it is 'fox' here, which is in the mix already" in found.notes
+    assert found.missing == ()
+
+
+def of_ours(**changed: object) -> str:
+    said: dict[str, object] = {
+        "version": 1,
+        "request": {"prompt": "a"},
+        "adapters": {},
+        "setup": {"vae": None, "low_memory": False},
+        "record": {"model": "random-sdxl", "model_hash": "h", "family": "sdxl", "model_source": ""},
+    }
+    return json.dumps(said | changed)
+
+
+def test_the_setup_of_a_picture_comes_back(own: Home, tmp_path: Path) -> None:
+    text = of_ours(setup={"vae": "soft", "low_memory": True})
+    found = read(own, tmp_path, **{"lora-studio": text})
+    assert (found.said.setup.vae, found.said.setup.low_memory) == ("soft", True)
+    assert found.vae is None
+    assert [(one.kind, one.name) for one in found.missing] == [("VAE", "soft")]
+    assert not read(own, tmp_path, **{"lora-studio": of_ours()}).said.setup.low_memory
+
+
+@pytest.mark.parametrize(
+    ("model", "source", "name", "hub"),
+    [
+        ("ghost", "someone/ghost", "", "someone/ghost"),  # the hub has it
+        ("random-sdxl", "someone/random-sdxl", "random-sdxl", ""),  # it is here
+        ("ghost", "random-sdxl", "random-sdxl", ""),  # it is here by its second name
+        ("ghost", "", "", ""),
+        ("ghost", "{path}", "", ""),  # no path of this computer is told
+    ],
+)
+def test_a_model_from_the_hub_is_named_where_it_is_not_here(
+    own: Home, tmp_path: Path, model: str, source: str, name: str, hub: str
+) -> None:
+    record = {
+        "model": model,
+        "model_hash": "h",
+        "family": "sdxl",
+        "model_source": source.format(path=tmp_path),
+    }
+    found = read(own, tmp_path, **{"lora-studio": of_ours(record=record)})
+    assert (found.model, found.hub) == (name, hub)
+    assert [one.name for one in found.missing] == ([] if name else [model])
+
+
+def test_a_picture_that_began_with_another_says_so(own: Home, tmp_path: Path) -> None:
+    told = "it was made from another picture, which is not stored in it: choose that one again"
+    request = {"prompt": "a", "strength": 0.5, "init_image": {"sha256": "ab" * 32, "size": [8, 8]}}
+    found = read(own, tmp_path, **{"lora-studio": of_ours(request=request)})
+    assert found.notes == (told,)
+    assert found.said.init_image == request["init_image"]
+    assert found.draft.values["strength"] == 0.5
+    assert told in read(own, tmp_path, parameters=f"a{LINE}, Denoising strength: 0.5").notes
+    for text in (f"a{LINE}", f"a{LINE}, Denoising strength: 0.5, Hires upscale: 2"):
+        assert told not in read(own, tmp_path, parameters=text).notes
 
 
 @pytest.mark.parametrize("texts", [{}, {"prompt": "{"}, {"prompt": "[]"}, {"workflow": "{}"}])
