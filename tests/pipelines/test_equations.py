@@ -33,7 +33,9 @@ from composers import (
     Switch,
     Use,
     guided,
+    methods,
 )
+from composers.plan import settings
 from pipelines import Request, StudioPipeline
 from pipelines.schedulers import make_scheduler
 
@@ -510,6 +512,15 @@ def sdxl(
 @pytest.fixture(scope="module")
 def sd(sd_folder: Path, stock: Callable[[Path], Any], files: Callable[[Path], dict[str, Path]]) -> Bench:
     return Bench(sd_folder, stock, files(sd_folder), {name: request for name, (request, _) in SD.items()})
+
+
+def test_every_method_and_every_way_of_cmlora_is_under_test() -> None:
+    composers = [request.composer for request, *_ in [*SDXL.values(), *BLORA.values()]]
+    assert set(methods().values()) <= {type(composer) for composer in composers}
+    ways = [composer for composer in composers if isinstance(composer, CMLoRA)]
+    for name in ("refresh", "compat"):
+        [knob] = [one.knob for one in settings(CMLoRA) if one.name == name]
+        assert {getattr(composer, name) for composer in ways} == set(knob.choices)
 
 
 @pytest.mark.parametrize("case", SDXL)
