@@ -37,7 +37,7 @@ class WeightsHeader:
 
 def read_weights_header(file: Path) -> WeightsHeader:
     """Read the header alone. Raises ModelError for one that is missing, truncated or no safetensors; and NoAnswer."""
-    with reading(f"{file}, as a safetensors file,", ModelError, "download it again"):
+    with reading(str(file), ModelError, "download it again"):
         try:
             return _header(*answered(file, lambda: _content(file)))
         except FileNotFoundError as error:
@@ -51,7 +51,7 @@ def _content(file: Path) -> tuple[int, bytes]:
         start = stream.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
         if length > min(LONGEST_HEADER, size - 8):
-            raise ValueError("it is cut short or no safetensors file")
+            raise ValueError("it is cut short, or no safetensors file")
         sign()
         return size, stream.read(length)
 

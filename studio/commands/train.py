@@ -228,6 +228,7 @@ def _example(file: Path, prompt: str) -> Example:
     from pipelines.errors import RequestError
     from pipelines.home.files import exists, read_text
     from pipelines.home.plain import reading
+    from pipelines.training.run import Example
 
     image, text = _read_image(file), prompt
     caption = file.with_suffix(".txt")

@@ -17,6 +17,7 @@ from typing import Any
 import fastapi
 import gradio as gr
 import httpx
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
@@ -156,7 +157,7 @@ def _health(worker: Worker) -> fastapi.APIRouter:
 
     @router.get(routes.HEALTH.path)
     async def health() -> JSONResponse:
-        now, running = worker.health(), worker.running
+        now, running = await run_in_threadpool(worker.health), worker.running
         well = running and not now.fault
         content = {
             "status": "ok" if well else "waiting" if running else "closed",

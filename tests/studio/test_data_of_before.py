@@ -33,7 +33,7 @@ from pipelines.text.tags import take_tags
 from pipelines.training.recipe import Recipe
 from pipelines.training.state import Identity, load_state
 from studio.batch.jobfile import read_jobs
-from studio.batch.manifest import MANIFEST
+from studio.batch.manifest import LOCK, MANIFEST
 from studio.batch.plan import Ground, PlannedPicture, plan
 from studio.batch.problems import Problems
 from studio.batch.variants import Wildcards
@@ -457,7 +457,7 @@ def out(old: Home, tmp_path: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != LOCK}
 
 
 def test_a_finished_batch_makes_nothing_again(out: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

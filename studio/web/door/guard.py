@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from composers.shown import shown
 from pipelines.errors import RequestError
-from pipelines.home.plain import reading, short
+from pipelines.home.plain import check_json_size, reading, short
 from studio.jobs.owner import owner_of
 from studio.web.door.attempts import Attempts
 from studio.web.door.claims import Claims
@@ -388,10 +388,15 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
     return next_message
 
 
+DEEPEST = 500
+"""How deep a body may be nested before it is read at all. Gradio's own readers go to about 1,000."""
+
+
 def _plain_json(body: bytes) -> Any:
     """The JSON of a body; an empty one is {}. Raises RequestError, also for what no JSON can be made of again: numbers
     that are not finite, and halves of characters."""
     with reading("the body", RequestError, "send plain JSON"):
+        check_json_size(body, deepest=DEEPEST)
         said = json.loads(body, parse_float=_finite, parse_constant=_finite) if body else {}
         if b"\\ud" in body.lower():
             json.dumps(said, ensure_ascii=False).encode()

@@ -23,7 +23,7 @@ from PIL import Image
 from pipelines import StudioPipeline
 from pipelines.errors import RequestError, SetupError
 from pipelines.home import Home
-from studio.batch.manifest import MANIFEST, Manifest, PictureOutcome, is_whole
+from studio.batch.manifest import LOCK, MANIFEST, Manifest, PictureOutcome, is_whole
 from studio.batch.run import Batch, BatchOrder, render_jobs
 from studio.pictures.comparison import TOLERANCE
 from studio.pictures.metadata import read_picture
@@ -386,7 +386,7 @@ def _complete(out: Path, count: int) -> None:
     entries = [json.loads(line) for line in (out / MANIFEST).read_text().splitlines()]
     assert len(entries) == len({entry["key"] for entry in entries}) == count
     assert {out / entry["file"] for entry in entries} == set(files)
-    assert not list(out.glob(".*"))
+    assert [file.name for file in out.glob(".*")] == [LOCK]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")

@@ -23,7 +23,7 @@ from PIL import Image
 from pipelines import Session, StudioPipeline
 from pipelines.events import Finished, Started
 from pipelines.home import Home
-from studio.batch.manifest import MANIFEST
+from studio.batch.manifest import LOCK, MANIFEST
 from studio.batch.run import Batch, BatchOrder
 from studio.pictures.comparison import TOLERANCE
 from studio.pictures.metadata import read_picture, save_picture
@@ -160,7 +160,7 @@ def test_five_random_kills(home: Home, jobs: list[dict[str, Any]], tmp_path: Pat
     for picture in pictures:
         with Image.open(picture) as image:
             image.load()
-    assert not list(out.glob(".*"))
+    assert [file.name for file in out.glob(".*")] == [LOCK]
 
 
 def test_ray_with_one_and_two_workers(home: Home, jobs: list[dict[str, Any]], tmp_path: Path) -> None:

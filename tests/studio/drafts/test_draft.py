@@ -195,13 +195,13 @@ def test_a_file_that_is_no_list_of_requests(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[" * 100_000, "not valid JSON"),
+        ("[" * 100_000, "nested more than 40 deep"),
         ("[" * 60 + "]" * 60, "nested more than 40 deep"),
         ("[" + "9" * 5000 + "]", "not valid JSON"),
         ("[NaN]", "nan is no number"),
         ('["\\ud800"]', "half a character"),
         ('[{"prompt": "a"}' + ',{"prompt": "a"}' * 10_000 + "]", "holds 10001 requests, more than 10000"),
-        ("[" + "1," * 1_200_000 + "1]", "holds more than 1000000 values"),
+        ("[" + "1," * 1_200_000 + "1]", "far more than 1000000"),
         ("[" + "," * 6_000_000 + "]", "far more than"),
     ],
     ids=lambda text: text[:12],
