@@ -14,6 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis.configuration import set_hypothesis_home_dir
 
+from composers.shown import shown
+
 set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "hypothesis")  # and none in the checkout
 
 
@@ -34,7 +36,7 @@ def cases(ci: int = 300, slow: int = 20_000, **strategies: Any) -> Callable[[Cal
                 test(**given_by_pytest, **values)
                 took = time.perf_counter() - began
                 if took > slowest[0]:
-                    slowest = (took, repr(values)[:300])
+                    slowest = (took, shown(values))
 
             del timed.__wrapped__  # type: ignore[attr-defined]
             profile = settings(

@@ -285,9 +285,13 @@ def _hash(fields: Mapping[str, Any]) -> str:
 
 
 def _spelled(value: Any) -> Any:
-    """The value with keys that JSON can hold; keys of different types stay different."""
+    """The value with keys and numbers that JSON can hold; those of different types stay different."""
     if isinstance(value, Mapping):
-        return {f"{type(key).__name__} {key}": _spelled(item) for key, item in value.items()}
+        return {f"{type(key).__name__} {_spelled(key)}": _spelled(item) for key, item in value.items()}
+    if (
+        isinstance(value, int) and value.bit_length() > 10_000
+    ):  # Python writes no number of some thousand digits
+        return hex(value)
     return [_spelled(item) for item in value] if isinstance(value, list | tuple) else value
 
 

@@ -140,7 +140,7 @@ def _form(plain: Mapping[str, Any], notes: list[str]) -> Form:
     """The form that was kept; what is missing in it is as in an empty form. Raises StudioError, KeyError, TypeError,
     ValueError or OverflowError for anything that is no form."""
     method, settings = _of_type("", plain.get("method", "")), dict(plain.get("method_values", {}))
-    if method not in ("", *all_methods()):
+    if method not in ("", *all_methods()) or not all(isinstance(name, str) for name in settings):
         raise ValueError("another version's method")
     methods.built(method or OWN_METHOD, settings)
     rows = tuple(_row(row) for row in plain.get("rows", ()))
