@@ -1,4 +1,4 @@
-"""Checks what clients send before Gradio opens any file in it, and passes on errors.
+"""Checks what clients send before Gradio opens any file in it, passes on errors, and keeps its queue going.
 
 `run`, `api`, `call`, `call/v2`, `queue/join` and MCP all end in `Blocks.process_api`; nothing that a client sends is
 opened before that. Whatever goes out passes `Blocks.postprocess_data`.
@@ -9,11 +9,12 @@ A StudioError that a handler raises becomes the message that the client sees, so
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from asyncio import Queue as AsyncQueue
 from html import escape
 from typing import Any
 
 import gradio as gr
+from gradio.utils import LRUCache
 from starlette.concurrency import run_in_threadpool
 
 from pipelines import StudioError
@@ -22,8 +23,21 @@ from studio.web.door.claims import Claims
 from studio.web.door.files import Files, harmless
 from studio.web.door.guard import LOGIN
 
+MOST_SESSIONS = 2_000
+"""Sessions whose messages are kept until their pages fetch them, as in Gradio."""
 NOBODY = "nobody"
 """The owner of an event without a request. This owner has no files."""
+
+
+class Mailboxes(LRUCache[str, AsyncQueue[Any]]):
+    """Session -> the messages that its page will fetch. Gradio drops the oldest session's when there are too many, and
+    its queue would end, for everybody, when it then has a message for that session. Here such a message is lost."""
+
+    def __init__(self) -> None:
+        super().__init__(MOST_SESSIONS)
+
+    def __getitem__(self, session: str) -> AsyncQueue[Any]:
+        return super().__getitem__(session) if session in self else AsyncQueue()
 
 
 def login_of(request: Any) -> str | None:
@@ -47,6 +61,7 @@ def confine(pages: gr.Blocks, files: Files, claims: Claims | None) -> None:
     gr.set_static_paths([str(folder) for folder in files.shown])  # never copied
     _check_inputs(pages, files, named=claims is not None)
     _check_outputs(pages)
+    _replace(pages._queue, "pending_messages_per_session", Mailboxes())
     if claims is not None:
         _claim_events(pages, claims)
 
@@ -110,9 +125,9 @@ def _claim_events(pages: gr.Blocks, claims: Claims) -> None:
     _replace(pages._queue, "push", claimed)
 
 
-def _replace(owner: object, name: str, function: Callable[..., Any]) -> None:
+def _replace(owner: object, name: str, value: object) -> None:
     assert hasattr(owner, name), f"Gradio has no {name} any more"
-    setattr(owner, name, function)
+    setattr(owner, name, value)
 
 
 def keep_made_files_at_home(files: Files) -> None:

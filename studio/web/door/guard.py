@@ -53,14 +53,12 @@ MOST_QUERY = 16 * 2**10
 
 WRONG_FORM = "the request has not the form that is asked for here; see /gradio_api/info"
 _WRONG: Mapping[str, Collection[int]] = {
-    **dict.fromkeys(("", "event", "login", "upload"), (422,)),  # FastAPI would send all of a wrong body back
+    **dict.fromkeys(("", "login", "upload"), (422,)),  # FastAPI would send all of a wrong body back
+    "event": (422, 500),  # Gradio has no answer to a name, a number or an argument that it does not know
     "json": (),  # our own routes tell what is wrong
-    "/gradio_api/call/v2/{name}": (
-        422,
-        500,
-    ),  # Gradio has no answer to a name or an argument that it does not know
 }
-"""What a body may be, or a path of `GRADIO` -> the statuses that stand for a request of a wrong form."""
+"""What a body may be -> the statuses that stand for a request of a wrong form. Of 500 only the bare one does: what a
+function of ours raises comes as JSON."""
 
 _PAGE_POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
@@ -109,10 +107,6 @@ _STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 """The texts in JSON; one that is never closed reaches to the end. Each byte is looked at once, whatever the body is."""
 
 
-_CONTROL = re.compile(r"[\0-\x1f\x7f]")
-"""Signs that no path holds which is answered here."""
-
-
 @dataclass(frozen=True)
 class _Refused(Exception):
     status: int
@@ -142,11 +136,7 @@ class Guard:
             headers = Headers(scope=scope)
             self._check_host(headers)
             self._check_origin(scope, headers)
-            found = (
-                None
-                if _CONTROL.search(scope["path"])
-                else way_to(scope["path"], scope["method"], self._rules.ways)
-            )
+            found = way_to(scope["path"], scope["method"], self._rules.ways)
             login = scope[LOGIN] = self._login(scope, headers, found is not None and found[0].open)
             if found is None:
                 raise _Refused(404, "there is nothing here")
@@ -168,8 +158,7 @@ class Guard:
         except _Refused as refused:
             await _answer(scope, send, refused)
             return
-        wrong = _WRONG.get(way.path, _WRONG[way.body])
-        await _Answering(receive, send, self._largest(way), wrong).run(self._app, scope)
+        await _Answering(receive, send, self._largest(way), _WRONG[way.body]).run(self._app, scope)
 
     # -- from where --------------------------------------------------------------------------------------
 
@@ -446,6 +435,10 @@ class _Answering:
             self._refused is None
             and message["type"] == "http.response.start"
             and message["status"] in self._wrong
+            and (
+                message["status"] != 500
+                or Headers(raw=message["headers"])["content-type"] != "application/json"
+            )
         ):
             self._refused = _Refused(400, WRONG_FORM)
         if self._refused is None or self._begun:

@@ -86,8 +86,18 @@ MCP: tuple[Way, ...] = (
 """Gradio's MCP server, for --mcp."""
 
 
+LONGEST_PART = 255
+"""Bytes of a part of a path. File systems take no longer names; some of Gradio's ways would end in their error."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
 def way_to(path: str, method: str, ways: Iterable[Way]) -> tuple[Way, dict[str, str]] | None:
-    """The way that a request takes, with the values of the named parts of its path; None where there is no way."""
+    """The way that a request takes, with the values of the named parts of its path; None where there is no way.
+
+    No way has control characters, or a part that is longer than any file's name.
+    """
+    if _CONTROL.search(path) or max(map(len, path.encode("utf-8", "replace").split(b"/"))) > LONGEST_PART:
+        return None
     for way in ways:
         match = way.pattern.fullmatch(path) if method in way.methods else None
         if match is not None:

@@ -251,7 +251,7 @@ def _or_none(like: Any, value: object) -> Any:
 
 def _of_type(like: Any, value: object) -> Any:
     """The value, converted to the type of `like`. Raises TypeError and OverflowError where that cannot be done."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
     if number if isinstance(like, float) or type(like) is int else type(value) is type(like):
         return type(like)(value)
     raise TypeError(f"{shown(value)} is not of {like!r}'s kind")

@@ -29,6 +29,8 @@ from ...odd_values import changed_bytes, changed_texts, changed_values, json_of,
 from ..pictures.test_any_picture import files
 
 LARGEST = 2**20
+# the server's threads draw random numbers while Hypothesis makes its values
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 
 
 class Idle(Worker):

@@ -9,7 +9,8 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import gradio as gr
 import httpx
@@ -626,6 +627,20 @@ def test_events_lie_only_so_deep(house: House, bob: httpx.Client) -> None:
         value = [value]
     answer = bob.post("/gradio_api/run/inspect", json={"data": [value]})
     assert "deeper than" in answer.text
+
+
+def test_sessions_that_fetch_nothing_end_nothing(house: House) -> None:
+    """Gradio drops the messages of the oldest session when there are too many. Its queue ended for everybody when it
+    then had a message for that session."""
+    queue = house.pages._queue
+    boxes: Any = queue.pending_messages_per_session
+    for place in range(boxes.max_size + 1):
+        boxes[f"unread{place}"] = object()
+    assert "unread0" not in boxes
+    queue.send_message(
+        cast(Any, SimpleNamespace(alive=True, _id="x", session_hash="unread0")), SimpleNamespace()
+    )
+    boxes.clear()
 
 
 def test_only_json_is_an_event(bob: httpx.Client) -> None:
