@@ -31,7 +31,7 @@ from pipelines.errors import PromptError
 
 MOST_TEXTS = 64
 """Distinct texts of one picture, both prompts and all steps together."""
-DEEPEST = 100
+DEEPEST = 200
 """Brackets that may lie within each other."""
 
 _MARK = re.compile(r"\\.|<\s*\w+\s*:(?:\\.|[^<>\\\n])*>|[\[\]():|]", re.DOTALL)

@@ -26,6 +26,8 @@ from pipelines.errors import RequestError, StudioError
 from pipelines.families.family import FAMILIES
 from pipelines.home.files import write_whole
 from pipelines.home.plain import read_json
+from pipelines.request import PROMPTS
+from pipelines.text.editing import escaped
 from pipelines.text.tags import sift_tags, write_tag
 from studio.drafts import picture_file
 from studio.drafts.draft import Draft, Wanted, wanted_of
@@ -41,7 +43,9 @@ if TYPE_CHECKING:
 
 CHUNK = "lora-studio"
 PARAMETERS = "parameters"
-VERSION = 1
+VERSION = 2
+EDITING = 2
+"""The first version whose prompts know editing, alternation and AND. In those of before such words are mere words."""
 OURS = "LoRA Studio"
 OTHER = "made by {}, whose noise and rounding differ: expect a similar picture, not the same"
 STRIPPED = (
@@ -212,6 +216,8 @@ def _ours(name: str, text: str) -> Remembered:
                 f"{name} was written by a newer LoRA Studio; update with pip install -U lora-studio"
             )
         setup, record, request = content["setup"], content["record"], content["request"]
+        if content["version"] < EDITING:
+            request |= {key: escaped(text) for key in PROMPTS if isinstance(text := request.get(key), str)}
         mark = request.pop("init_image", None)  # never a path: a picture may name no file of this computer
         vae = setup["vae"]
         return Remembered(

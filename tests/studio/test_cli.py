@@ -62,7 +62,7 @@ def test_the_whole_program_once(home: Path, loras: Path, sdxl_folder: Path, tmp_
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=300,
     )
     assert (done.returncode, done.stdout) == (0, f"{file}\n"), done.stderr
     assert "warn" not in done.stderr.lower()

@@ -29,6 +29,7 @@ from pipelines.home import Home
 from pipelines.home.settings import Roots, read_settings
 from pipelines.session import Session
 from pipelines.spectrum import cached
+from pipelines.text.editing import wording
 from pipelines.text.tags import take_tags
 from pipelines.training.recipe import Recipe
 from pipelines.training.state import Identity, load_state
@@ -45,7 +46,7 @@ from studio.jobs.gate import Trust
 from studio.jobs.store import Store
 from studio.library.scan import Library
 from studio.pictures.comparison import TOLERANCE
-from studio.pictures.metadata import read_picture
+from studio.pictures.metadata import CHUNK, read_picture
 from studio.pictures.restore import Restored, restore
 from studio.web.form import mix
 from studio.web.form.form import Form
@@ -355,6 +356,23 @@ def test_restored_pictures_repeat(old: Home, tiny_sdxl: StudioPipeline) -> None:
         for label, image in zip(labels, images, strict=True)
     }
     assert {label: most for label, most in apart.items() if most > TOLERANCE} == {}
+
+
+def test_brackets_and_and_of_before_stay_words(tmp_path: Path) -> None:
+    """Pictures of then were drawn before prompts knew editing, alternation and AND."""
+    with Image.open(picture("merge")) as old:
+        said = json.loads(old.text[CHUNK])  # type: ignore[attr-defined]
+        said["request"] |= {"prompt": "a [fox:hat:0.5] [on|in] snow AND ice", "negative_prompt": "[a|b]"}
+        info = PngInfo()
+        info.add_text(CHUNK, json.dumps(said))
+        old.save(tmp_path / "old.png", pnginfo=info)
+    values = read_picture(tmp_path / "old.png").draft.values
+    assert values["prompt"] == r"a [fox\:hat\:0.5] [on\|in] snow and ice"
+    assert values["negative_prompt"] == r"[a\|b]"
+    assert wording(values["prompt"], values["negative_prompt"], 9).texts == (
+        values["prompt"],
+        values["negative_prompt"],
+    )
 
 
 def request_of(restored: Restored, home: Home, pipe: StudioPipeline) -> Request:
