@@ -95,8 +95,9 @@ class Request:
     The knob of each field has its label, help, unit and range. Flags, job files, pages and arguments are made from
     these (`studio.drafts.fields`). What the knobs do not say:
 
-    prompt: it may hold A1111's weights (`(word:1.2)`, `[word]`, BREAK) and `<lora:name:0.8>` tags. Tags join `adapters`
-        when the request is resolved. At most 20000 characters, and 1000 letters, or other signs, in a row.
+    prompt: it may hold A1111's weights (`(word:1.2)`, `[word]`, BREAK), its editing, alternation and AND
+        (`pipelines.text.editing`), words of embeddings, and `<lora:name:0.8>` tags. Tags join `adapters` when the
+        request is resolved. At most 20000 characters, and 1000 letters, or other signs, in a row.
     negative_prompt: "" is the encoded empty text. None is what diffusers does without one: zeros where the model forces
         them for empty prompts, else the encoded empty text.
     adapters: names with strengths, or `Use`s in order. At most 100, tags included. Strengths and factors lie in
