@@ -21,7 +21,7 @@ from composers.errors import StudioError
 from composers.shown import shown
 from pipelines.bounds import LONGEST_NAME, check_text
 from pipelines.errors import RequestError, SetupError
-from pipelines.home.files import slug
+from pipelines.home.files import check_name, slug
 from pipelines.home.plain import short
 from pipelines.request import SEEDS, Request
 from studio.batch.jobfile import JOB_FIELDS, JobEntry, JobFile, check_names
@@ -327,6 +327,11 @@ def check_template(template: str) -> None:
             f"--name {short(template)}: {short(error)}; write a brace that is no field twice"
         ) from error
     path = Path(sample)
+    try:
+        for part in (*path.parts[:-1], f"{path.name}.png"):
+            check_name(Path(part))
+    except OSError as error:
+        raise SetupError(f"--name {short(template)}: {error.strerror}; write another one") from error
     if path.is_absolute() or ".." in path.parts or not re.search(r"\w", path.name):
         raise SetupError(f"--name {short(template)}: it must name files inside the batch's folder")
 

@@ -247,7 +247,7 @@ class RayEngine:
             path = entry.path
             files = [file for file in sorted(path.rglob("*")) if file.is_file()] if path.is_dir() else [path]
             content = {
-                "" if file == path else str(file.relative_to(path)): file.read_bytes() for file in files
+                "" if file == path else file.relative_to(path).as_posix(): file.read_bytes() for file in files
             }
             if assignment.model not in self._sent:
                 self._sent[assignment.model] = self._ray.put(content)

@@ -9,14 +9,13 @@ import gc
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from pipelines import Event, Stepped, StudioPipeline
 from pipelines.checkpoints.hub import DownloadProgress
 from pipelines.errors import AdapterFileError
 from pipelines.flight import Aside
 from pipelines.home import Home
 from pipelines.home.answers import answered
+from pipelines.memory import empty_cache
 from pipelines.request import Facts
 from pipelines.spectrum import cached
 from studio.drafts.shelf import Shelf
@@ -58,10 +57,10 @@ class Resident:
 
     def close(self) -> None:
         """Frees the device's memory."""
+        device = self.pipe.model.device
         del self._runner, self.pipe
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        empty_cache(device)
 
     # -- pictures ----------------------------------------------------------------------------------------
 

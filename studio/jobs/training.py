@@ -21,11 +21,12 @@ from pathlib import Path
 
 from PIL import Image
 
+from composers.shown import shown
 from pipelines import StudioError
 from pipelines.errors import RequestError
 from pipelines.faults import own_error
 from pipelines.home import Home
-from pipelines.home.files import write_whole
+from pipelines.home.files import check_name, write_whole
 from pipelines.training.run import state_file
 from pipelines.turns import Turns
 from studio.drafts.init_image import read_init_image
@@ -129,8 +130,12 @@ class Trainings:
         require_peft()
         if not NAME.fullmatch(lesson.name):
             raise RequestError(
-                f"name {lesson.name!r} must be letters, digits, dots, dashes and underscores, 64 at most"
+                f"name {shown(lesson.name)} must be letters, digits, dots, dashes and underscores, 64 at most"
             )
+        try:
+            check_name(Path(lesson.name), windows=True)  # files move between computers
+        except OSError as error:
+            raise RequestError(f"name {shown(lesson.name)}: {error.strerror}; take another one") from error
         if not lesson.prompt.strip():
             raise RequestError('the prompt is empty; name the picture, as in "A [v]"')
         key = model_key(model, None, self._home, self._trust)

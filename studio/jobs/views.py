@@ -67,7 +67,7 @@ def gallery_picture(row: PictureRow, home: Home) -> GalleryPicture:
 def stored(file: Path, home: Home) -> str:
     """A file as the store names it: relative to the home's folder where it lies inside, so that the home can be
     moved."""
-    return str(file.relative_to(home.path)) if file.is_relative_to(home.path) else str(file)
+    return file.relative_to(home.path).as_posix() if file.is_relative_to(home.path) else str(file)
 
 
 def located(file: str, home: Home) -> Path:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipelines.errors import PromptError, RequestError, SetupError, StudioError
+from pipelines.home.files import check_name
+from studio.batch import plan as plan_module
 from studio.batch import schema as schemas
 from studio.batch.jobfile import JOB_FIELDS, read_jobs
 from studio.batch.plan import Ground, PlannedPicture, check_template, plan
@@ -222,7 +225,7 @@ def test_seeds_that_were_drawn_for_prompts_with_choices_stay(tmp_path: Path) -> 
     assert (job.seed, job.key) == (1909389982, "7424baf0117f7baf")
 
 
-def test_names_of_files(tmp_path: Path) -> None:
+def test_names_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = written(
         tmp_path, "jobs.jsonl", '{"prompt": "a fox: (red:1.2)/../x <lora:f:1>", "seed": 7, "name": "Ünï/x"}'
     )
@@ -232,6 +235,11 @@ def test_names_of_files(tmp_path: Path) -> None:
     assert job.file == Path("m/merge-a-fox-red-1.2-..-x.png")
     for wrong in ("{nothing}", "../{index}", "/x/{index}", "{index", "{index:x y}"):
         with pytest.raises(SetupError):
+            check_template(wrong)
+    monkeypatch.setattr(plan_module, "check_name", partial(check_name, windows=True))
+    check_template("{index}-con.")
+    for wrong in ("{index}:{seed}", "con", "a/nul.{index}", "a. /{index}"):
+        with pytest.raises(SetupError, match="Windows"):
             check_template(wrong)
     _, mistakes = planned(
         written(tmp_path, "two.jsonl", '{"prompt": "a", "seed": [1, 2]}'), template="{prompt}"

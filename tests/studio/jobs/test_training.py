@@ -88,6 +88,8 @@ def test_bad_wishes_are_refused_at_once(
         return str(caught.value)
 
     assert "letters, digits" in refused(Lesson(picture, "A [v]", "../mine"))
+    for name in ("con", "NUL.v2", "mine."):
+        assert "Windows" in refused(Lesson(picture, "A [v]", name))
     assert "prompt is empty" in refused(Lesson(picture, " ", "mine"))
     broken = picture.with_name("broken.png")
     broken.write_bytes(b"no picture")
