@@ -23,6 +23,8 @@ LONGEST_NAME = 1_000
 """Characters in the name of an adapter, a block, a scheduler or a model. Some of these may be paths."""
 MOST_ADAPTERS = 100
 """Adapters of one picture, including pinned ones and those given as tags."""
+MOST_ROWS = 256
+"""UNet rows of one picture at one step: a hundred lanes with their negative twins, and some more."""
 MOST_BLOCKS = 1_000
 """Blocks that one adapter is confined to. SDXL's UNet has about as many layers."""
 MOST_POINTS = 1_000

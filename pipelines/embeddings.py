@@ -51,14 +51,6 @@ class Embeddings:
         found = self._given[name.casefold()] = read_embedding(path, name, self._family, self._widths)
         return found
 
-    def add(self, embedding: TextualInversion) -> None:
-        """Keep an embedding, in the place of any other of its name."""
-        self._given[embedding.name.casefold()] = embedding
-
-    def remove(self, name: str) -> None:
-        """Forget an embedding that was given. Raises KeyError."""
-        del self._given[name.casefold()]
-
     def of(self, text: str | None) -> tuple[TextualInversion, ...]:
         """Those that a text mentions. What cannot be read is left out: `troubles` says why."""
         found = (self._found(name) for name in self._mentioned(text))
@@ -86,13 +78,14 @@ class Embeddings:
         if name.casefold() in self._given:
             return self._given[name.casefold()]
         path = self._files[name]
+        stamp: object = None
         try:
             now = answered(path, path.stat)
-            stamp: object = (path, now.st_mtime_ns, now.st_size)
+            stamp = (path, now.st_mtime_ns, now.st_size)
             if self._read.get(name, (None, ""))[0] != stamp:
                 self._read[name] = (stamp, read_embedding(path, name, self._family, self._widths))
-        except (OSError, StudioError) as error:
-            self._read[name] = (None, f"the embedding {name!r} is drawn as words: {error}")
+        except (OSError, StudioError) as error:  # kept too: a faulty file is not read for every text
+            self._read[name] = (stamp, f"the embedding {name!r} is drawn as words: {error}")
         return self._read[name][1]
 
 

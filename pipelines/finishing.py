@@ -96,7 +96,7 @@ class Finishing:
         try:
             seconds = time.perf_counter() - flight.began
             notes = notes_on(self._model, flight, tiled=tiled)
-            record = make_record(flight.request, self._model, flight.cost, seconds, notes)
+            record = make_record(flight.request, self._model, flight.cost, seconds, notes, flight.embeddings)
         except Exception as error:
             return flight.failed(own_error(error, "the picture's record could not be made"))
         flight.let_go()

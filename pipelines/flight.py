@@ -82,6 +82,12 @@ class Flight:
         return tuple(use.adapter for use in self.request.uses)
 
     @property
+    def embeddings(self) -> dict[str, str]:
+        """The embeddings that its texts were encoded with: name -> SHA-256 of the file."""
+        asks = self.asks or {}
+        return {one.name: one.sha256 for ask in asks.values() for one in ask.embeddings}
+
+    @property
     def rows(self) -> int:
         """The rows it needs in its next round."""
         return len((self.trajectory.plan if self.trajectory else self.plans[0]).lanes)

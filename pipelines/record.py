@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -127,9 +129,14 @@ class Cost:
 
 
 def make_record(
-    request: Request, model: Model, cost: Cost, seconds: float, notes: tuple[str, ...] = ()
+    request: Request,
+    model: Model,
+    cost: Cost,
+    seconds: float,
+    notes: tuple[str, ...] = (),
+    embeddings: Mapping[str, str] = MappingProxyType({}),
 ) -> Record:
-    """The record of a finished picture. request: the resolved one. seconds: as in `Record`."""
+    """The record of a finished picture. request: the resolved one. seconds, embeddings: as in `Record`."""
     assert request.seed is not None
     assert request.width is not None
     assert request.height is not None
@@ -183,15 +190,11 @@ def make_record(
             *notes,
             *remarks(request.prompt),
             *_unread_embeddings(request, model),
-            *_unknown_words(request, model),
+            *_unknown_words(request, model, embeddings),
         ),
-        embeddings=_embeddings(request, model),
+        embeddings=dict(embeddings),
         adapters_paged=cost.paged,
     )
-
-
-def _embeddings(request: Request, model: Model) -> dict[str, str]:
-    return {one.name: one.sha256 for text in request.wording.texts for one in model.embeddings.of(text)}
 
 
 def _unread_embeddings(request: Request, model: Model) -> tuple[str, ...]:
@@ -200,13 +203,14 @@ def _unread_embeddings(request: Request, model: Model) -> tuple[str, ...]:
     )
 
 
-def _unknown_words(request: Request, model: Model) -> tuple[str, ...]:
-    """A note on those words of the prompt that neither the model's vocabulary nor an adapter's triggers contain."""
+def _unknown_words(request: Request, model: Model, embeddings: Iterable[str]) -> tuple[str, ...]:
+    """A note on those words of the prompt that neither the model's vocabulary nor an adapter's triggers contain, and
+    that name no embedding."""
     card = model.checkpoint.card
     if card is None or not card.vocabulary:
         return ()
     triggers = [word for use in request.uses for word in model.adapter(use.adapter).metadata.triggers]
-    triggers += _embeddings(request, model)
+    triggers += embeddings
     found = [
         f"{word} (nearest: {near})" if near else word
         for word, near in unknown(request.prompt, card.vocabulary, triggers).items()

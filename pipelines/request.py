@@ -34,6 +34,7 @@ from pipelines.bounds import (
     MOST_ADAPTERS,
     MOST_BLOCKS,
     MOST_POINTS,
+    MOST_ROWS,
     STRONGEST,
     check_pixels,
     check_text,
@@ -262,7 +263,7 @@ class Request:
         """The plans of a resolved request, one for each step that runs.
 
         They are the composer's, with schedules multiplied into the strengths, the pinned adapters on every lane, and
-        `reuse` applied.
+        `reuse` applied. Raises RequestError for more than `MOST_ROWS` rows a step.
         """
         assert self.guidance_scale is not None
         pinned = tuple(use for use in self.uses if use.pinned)
@@ -272,6 +273,11 @@ class Request:
             _worded(_driven(self.composer.plan(step, self.mix), pinned, step), self.wording, step)
             for step in steps
         ]
+        if (most := max(len(plan.lanes) for plan in plans)) > MOST_ROWS:
+            raise RequestError(
+                f"the picture takes {most} UNet rows a step, more than {MOST_ROWS}; join fewer prompts by AND, or take "
+                "fewer LoRAs"
+            )
         return tuple(plans if self.reuse is None else _reusing(plans, self.reuse))
 
     @property

@@ -313,15 +313,16 @@ def remarks(prompt: str) -> tuple[str, ...]:
             else:
                 found.extend(
                     f"{shown(mark[0])} is no edit and no alternation, so it is drawn as words; write [a:b:0.5] or [a|b]"
-                    for mark in _MIXED.finditer(re.sub(r"\\.", "", piece))
+                    for mark in _INNERMOST.finditer(re.sub(r"\\.", "", piece))
+                    if "|" in mark[0] or mark[0].count(":") > 1
                 )
 
     look(pieces_of(prompt))
     return tuple(dict.fromkeys(found))
 
 
-_MIXED = re.compile(r"\[[^\[\]]*(?:\||:[^\[\]]*:)[^\[\]]*\]")
-"""A bracket with two colons or a bar that has no meaning."""
+_INNERMOST = re.compile(r"\[[^\[\]]*\]")
+"""A bracket with no other in it. In words, its bars and its second colon have no meaning."""
 
 
 def _shown(pieces: Sequence[Piece]) -> str:

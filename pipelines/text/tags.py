@@ -67,7 +67,7 @@ _HEAD = re.compile(r"<\s*+\w++\s*+:\s*+[^\s,]*+")
 _NUMBER = re.compile(r"[+-]?(?:\d++(?:\.\d*+)?|\.\d++)(?:[eE][+-]?\d++)?")
 _DECIMAL_COMMA = re.compile(r"\s*[+-]?[0-9]++,[0-9]++\s*")
 _CLOSING = re.compile(r"[)\]]|:\s*[-+.\d]+\s*\)")
-_NOTHING_LEFT = re.compile(r"\[\s*(?::\s*){1,2}[+-]?[\d.]+\s*\]")
+_NOTHING_LEFT = re.compile(r"\[\s*(?::\s*){1,2}[+-]?(?:\d++\.?\d*+|\.\d++)\s*\]")
 """An edit of which only the moment is left, because it held nothing but tags."""
 _SEPARATORS = " \t\r\n\f\v,"
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from composers import Composite, Use
 from pipelines import Request, StudioPipeline
+from pipelines.errors import RequestError
 
 from .lanes import relative
 
@@ -113,3 +114,11 @@ def test_each_part_of_a_prompt_is_a_lane(pipe: StudioPipeline) -> None:
     plain, joined = pipe([ask("a fox"), ask("a fox AND a hat AND red")], output_type="latent").records
     assert plain.unet_rows == 2 * STEPS
     assert joined.unet_rows == 4 * STEPS
+
+
+def test_one_picture_takes_only_so_many_rows() -> None:
+    many = " AND ".join(f"a {place}" for place in range(60))
+    mix = tuple(Use(name) for name in "abcde")
+    request = ask(many, adapters=mix, composer=Composite(), negative_prompt="")
+    with pytest.raises(RequestError, match="305 UNet rows a step"):
+        request.plans()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import suppress
+
 import pytest
 
 from pipelines.errors import PromptError
@@ -186,3 +189,18 @@ def test_what_might_surprise_is_told(prompt: str, remark: str) -> None:
 )
 def test_nothing_is_told_of_what_is_plain(prompt: str) -> None:
     assert remarks(prompt) == ()
+
+
+def test_the_time_grows_with_the_length_alone() -> None:
+    for part in ("[a:", "a:", "[", "]", "[a|", "(", "[:1]", "[a:b:c:1]", "\\\\:", "<a:", " AND "):
+        prompt = "[" + part * (90 if part in ("[a:", "[", "[a|", "(") else 19_000 // len(part))
+        took = []
+        for text in (prompt[: len(prompt) // 2], prompt):
+            began = time.process_time()
+            remarks(text)
+            escaped(text)
+            sift_tags(f"{text}<lora:x:1>")
+            with suppress(PromptError):
+                wording(text, text, 20)
+            took.append(time.process_time() - began)
+        assert took[1] < 1, part
