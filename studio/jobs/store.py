@@ -111,11 +111,15 @@ class Store:
                 f"{file} cannot be used ({error}); move it away, or give another --home"
             ) from error
 
-    def _writer(self) -> sqlite3.Connection:
+    def _connected(self) -> sqlite3.Connection:
         database = sqlite3.connect(
             self._file, timeout=PATIENCE, check_same_thread=False, isolation_level=None
         )
         database.text_factory = _text
+        return database
+
+    def _writer(self) -> sqlite3.Connection:
+        database = self._connected()
         database.execute("PRAGMA foreign_keys = ON")
         return database
 
@@ -138,10 +142,7 @@ class Store:
 
     def _reading(self) -> sqlite3.Connection:
         """A connection that only reads, and never waits for a writer."""
-        database = sqlite3.connect(
-            self._file, timeout=PATIENCE, check_same_thread=False, isolation_level=None
-        )
-        database.text_factory = _text
+        database = self._connected()
         database.execute("PRAGMA query_only = ON")
         return database
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,7 @@ from urllib.parse import urlsplit
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 from studio.pictures.metadata import read_picture
 from studio.web.parts.showcase import METHODS
@@ -166,6 +168,17 @@ class Studio:
 
     def generate(self) -> None:
         self.page.locator("#generate").click()
+
+    def is_refused(self, text: str) -> None:
+        """Asks for a picture until a message says why there is none. Gradio passes over a click that comes while the
+        one before is still being answered."""
+        said = self.page.locator(".toast-body").filter(has_text=text).first
+        for _ in range(20):
+            self.generate()
+            with suppress(PlaywrightTimeout):
+                said.wait_for(timeout=5_000)
+                return
+        expect(said).to_be_visible()
 
     @property
     def rows(self) -> Any:

@@ -131,15 +131,11 @@ def test_a_queue_goes_on_after_the_server_died(
 
 def test_what_does_not_fit_or_is_broken_is_said_readably(studio: Any) -> None:
     studio.write("a fox <lora:sd-fox:1>")
-    studio.generate()
-    studio.says("sd-fox")
-    studio.says("does not fit")
+    studio.is_refused("'sd-fox' does not fit")
     studio.write("a fox <lora:broken:1>")
-    studio.generate()
-    studio.says("broken")
+    studio.is_refused("broken.safetensors")
     studio.write("a fox <lora:pnda:1>")
-    studio.generate()
-    studio.says("did you mean 'panda'")
+    studio.is_refused("did you mean 'panda'")
 
 
 def _empty(target: str) -> bool:
