@@ -115,15 +115,15 @@ def test_memory_that_is_gone_by_the_time_fails_that_picture_alone(
 ) -> None:
     session = Session(pipe.model)
     good = session.submit(Request("a", seed=1, steps=2)).id
-    bad = session.submit(Request("a", seed=2, steps=2, width=1024, height=1024)).id
-    have = 200 * 10**6
+    bad = session.submit(Request("a", seed=2, steps=2, width=512, height=512)).id
+    have = 50 * 10**6
     monkeypatch.setattr(
         memory_module, "free", lambda device, wanted=sys.maxsize: have if wanted > have else wanted
     )
     failed = {event.id: event.error for event in session.drain() if isinstance(event, Failed)}
     assert list(failed) == [bad] != [good]
     assert isinstance(failed[bad], RenderError)
-    assert "only 0.2 GB are free now" in str(failed[bad])
+    assert "only 0.1 GB are free now" in str(failed[bad])
 
 
 def test_tiles_need_no_memory_for_the_whole_picture(sdxl_folder: Path) -> None:

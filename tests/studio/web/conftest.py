@@ -47,7 +47,9 @@ def run(home: Home, model: str, serving: Serving) -> Iterator[Running]:
         api.add(worker)
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(mounted(pages, Look(), worker, serving), log_level="error", ws="none")
+    config = uvicorn.Config(
+        mounted(pages, Look(), worker, serving), log_level="error", ws="none", timeout_graceful_shutdown=1
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
@@ -125,7 +127,7 @@ def house(tmp_path_factory: pytest.TempPathFactory, sdxl_folder: Path) -> Iterat
         route.app.get_blocks() for route in app.routes if hasattr(getattr(route, "app", None), "get_blocks")
     ]
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none"))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     while not server.started:
