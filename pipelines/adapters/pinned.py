@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipelines.adapters.adapter import Adapter
-from pipelines.adapters.terms import LayerFactors, LowRank
+from pipelines.adapters.terms import LayerFactors, Several, Term, terms_of
 
 ALIGNMENT = 16
 """Every tensor begins at a multiple of so many bytes, which suits all data types and vectorised copies."""
@@ -17,9 +17,10 @@ ALIGNMENT = 16
 
 @dataclass(frozen=True)
 class _Place:
-    """Where one tensor is: in which field of which layer's factors, and at which bytes of the block."""
+    """Where one tensor is: in which field of which term of which layer, and at which bytes of the block."""
 
     layer: str
+    term: int
     field: str
     start: int
     shape: torch.Size
@@ -44,9 +45,9 @@ class Packed:
 
     def factors_in(self, block: Tensor) -> Mapping[str, LayerFactors]:
         """Layer -> factors that are views of `block`, a copy of the block on any device."""
-        found: dict[str, dict[str, Tensor]] = {}
+        found: dict[str, dict[int, dict[str, Tensor]]] = {}
         for place in self.places:
-            found.setdefault(place.layer, {})[place.field] = place.read(block)
+            found.setdefault(place.layer, {}).setdefault(place.term, {})[place.field] = place.read(block)
         return {layer: _with(self.adapter.layers[layer], tensors) for layer, tensors in found.items()}
 
 
@@ -58,30 +59,30 @@ def pack(adapter: Adapter, *, pinned: bool = False) -> Packed:
     """
     places: list[_Place] = []
     end = 0
-    for layer, field, tensor in _tensors(adapter):
-        places.append(_Place(layer, field, end, tensor.shape, tensor.dtype))
+    for layer, term, field, tensor in _tensors(adapter):
+        places.append(_Place(layer, term, field, end, tensor.shape, tensor.dtype))
         end += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
     block = _block(end, pinned)
     packed = Packed(adapter, block, tuple(places))
     factors = packed.factors_in(block)
-    for layer, field, tensor in _tensors(adapter):
-        getattr(factors[layer], field).copy_(tensor)
+    for layer, term, field, tensor in _tensors(adapter):
+        getattr(terms_of(factors[layer])[term], field).copy_(tensor)
     return replace(packed, adapter=replace(adapter, layers=factors))
 
 
-def _with(factors: LayerFactors, tensors: Mapping[str, Tensor]) -> LayerFactors:
-    """The factors with these tensors in place of their own."""
-    if isinstance(factors, LowRank):
-        return replace(factors, down=tensors["down"], up=tensors["up"])
-    return replace(factors, inner=tensors["inner"], outer=tensors["outer"])
+def _with(factors: LayerFactors, tensors: Mapping[int, Mapping[str, Tensor]]) -> LayerFactors:
+    """The factors with these tensors in place of their own. tensors: number of the term -> its field -> tensor."""
+    terms: list[Term] = [replace(term, **tensors[place]) for place, term in enumerate(terms_of(factors))]  # type: ignore[arg-type]
+    return Several(tuple(terms)) if isinstance(factors, Several) else terms[0]
 
 
-def _tensors(adapter: Adapter) -> Iterator[tuple[str, str, Tensor]]:
+def _tensors(adapter: Adapter) -> Iterator[tuple[str, int, str, Tensor]]:
     for layer, factors in adapter.layers.items():
-        for field in fields(factors):
-            value = getattr(factors, field.name)
-            if isinstance(value, Tensor):
-                yield layer, field.name, value
+        for place, term in enumerate(terms_of(factors)):
+            for field in fields(term):
+                value = getattr(term, field.name)
+                if isinstance(value, Tensor):
+                    yield layer, place, field.name, value
 
 
 def _block(size: int, pinned: bool) -> Tensor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
+import torch
 from torch import Tensor
 
 from pipelines.families.family import Family
@@ -119,5 +120,119 @@ class Hadamard:
         return self.inner.numel() + self.outer.numel()
 
 
-LayerFactors: TypeAlias = LowRank | Hadamard
-"""What an adapter does to one layer. Both have a `rank`, a `scale` and a `change` of a weight."""
+@dataclass(frozen=True)
+class Whole:
+    """W' = W + delta: a change that has no smaller form. delta: in the shape of the weight, a norm's [c] included."""
+
+    delta: Tensor
+
+    rank: ClassVar[int] = 0
+    scale: ClassVar[float] = 1.0
+
+    def change(self, weight: Tensor) -> Tensor:
+        """dW in float32, in the shape of `weight` and on its device. The weight's values do not matter."""
+        return self.delta.float().to(weight.device).reshape(weight.shape)
+
+    @property
+    def idle(self) -> bool:
+        """Whether it changes nothing, whatever its strength."""
+        return not self.delta.float().any()
+
+    @property
+    def bytes(self) -> int:
+        return self.delta.nbytes
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers it holds."""
+        return self.delta.numel()
+
+
+@dataclass(frozen=True)
+class Shift:
+    """b' = b + vector: a change of the layer's bias, or of a bias of zero where it has none. vector: [out]."""
+
+    vector: Tensor
+
+    rank: ClassVar[int] = 0
+    scale: ClassVar[float] = 1.0
+
+    def change(self, weight: Tensor) -> Tensor:
+        """dW: zeros in the shape of `weight`."""
+        return torch.zeros_like(weight, dtype=torch.float32)
+
+    @property
+    def idle(self) -> bool:
+        """Whether it changes nothing, whatever its strength."""
+        return not self.vector.float().any()
+
+    @property
+    def bytes(self) -> int:
+        return self.vector.nbytes
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers it holds."""
+        return self.vector.numel()
+
+
+Term: TypeAlias = LowRank | Hadamard | Whole | Shift
+"""One part of what an adapter does to a layer. Its strength multiplies the change from the base weight or bias."""
+
+
+@dataclass(frozen=True)
+class Several:
+    """Several terms of one adapter on one layer. Their changes, each of the base weight, add up. At most one Hadamard,
+    one Whole and one Shift."""
+
+    terms: tuple[Term, ...]
+
+    @property
+    def rank(self) -> int:
+        """The highest rank of a term."""
+        return max(term.rank for term in self.terms)
+
+    @property
+    def scale(self) -> float:
+        """0 where the scale of every term is 0."""
+        return next((term.scale for term in self.terms if term.scale), 0.0)
+
+    def change(self, weight: Tensor) -> Tensor:
+        """dW in float32, in the shape of the base weight and on its device: the obvious reference."""
+        return sum(
+            (term.change(weight) for term in self.terms), torch.zeros_like(weight, dtype=torch.float32)
+        )
+
+    @property
+    def idle(self) -> bool:
+        """Whether it changes nothing, whatever its strength."""
+        return all(term.idle for term in self.terms)
+
+    @property
+    def bytes(self) -> int:
+        return sum(term.bytes for term in self.terms)
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers the terms hold."""
+        return sum(term.numbers for term in self.terms)
+
+
+LayerFactors: TypeAlias = Term | Several
+"""What an adapter does to one layer. All have a `rank`, a `scale` and a `change` of a weight."""
+
+
+def terms_of(factors: LayerFactors) -> tuple[Term, ...]:
+    """The terms, in order."""
+    return factors.terms if isinstance(factors, Several) else (factors,)
+
+
+def together(terms: Sequence[Term]) -> LayerFactors:
+    """The terms as what acts on one layer. LowRank terms stay apart."""
+    assert terms
+    return terms[0] if len(terms) == 1 else Several(tuple(terms))
+
+
+def shift_of(factors: LayerFactors) -> Tensor | None:
+    """The change of the bias, float32; None where there is none."""
+    return next((term.vector.float() for term in terms_of(factors) if isinstance(term, Shift)), None)

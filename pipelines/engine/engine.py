@@ -2,8 +2,9 @@
 
     call -> keys and values of its texts -> a recording for its bucket, or layer by layer -> prediction and features
 
-On the CPU, and where a call cannot be recorded, it runs layer by layer. `Stats` then tells the reason. Adapters that
-multiply weights (true FLoRA) can be recorded only as whole weights, if these fit and the mix stays for long enough.
+On the CPU, and where a call cannot be recorded, it runs layer by layer. `Stats` then tells the reason. Adapters that do
+more than low-rank terms say (FLoRA, DoRA, whole differences) can be recorded only as whole weights, if these fit and
+the mix stays for long enough. Changes of biases and norms are not recorded.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ MOST_STAGES = 24
 """Stages kept at once. The one that was used longest ago makes room for a new one."""
 MEMORY_SHARE = 0.35
 """The fraction of the device's memory that the buffers of all stages may take."""
+SHIFTING = "changes of biases and norms run without CUDA graphs"
+RESHAPING = "adapters that are more than low rank run without CUDA graphs"
 STEP_KINDS: tuple[LayerKind, ...] = tuple(kind for kind in LAYER_KINDS if kind != "text")
 
 
@@ -229,8 +232,10 @@ class Engine:
         reaches = self.bank.reaches("unet")
         ranks = [Taken(self._table, kind, groups, reaches, within).ranks for kind in LAYER_KINDS]
         load = self._load(rows, rows // group, call.shape, call.steady)
-        multiplied = self.bank.multiplied_kinds("unet", groups, within)
-        forms = self._forms(ranks, multiplied, load)
+        if any(map(self.bank.shifts, groups)):
+            return SHIFTING
+        reshaped = self.bank.reshaped_kinds("unet", groups, within)
+        forms = self._forms(ranks, reshaped, load)
         if isinstance(forms, str):
             return forms
         return Bucket(
@@ -242,29 +247,30 @@ class Engine:
             call.cut,
             call.leaves,
             forms,
-            texts_multiplied="text" in multiplied,
+            texts_reshaped="text" in reshaped,
         )
 
     def _load(self, rows: int, groups: int, shape: Sequence[int], steady: int) -> Load:
         return Load(rows, groups, shape[-2] * shape[-1], steady, MEMORY_SHARE * self._total_memory())
 
     def _forms(
-        self, ranks: Sequence[Ranks], multiplied: Collection[LayerKind], load: Load
+        self, ranks: Sequence[Ranks], reshaped: Collection[LayerKind], load: Load
     ) -> tuple[KindForm, ...] | str:
         """A form for each kind of layer that adapters change; or a reason why the call cannot be recorded.
 
-        All kinds share one room for buffers. multiplied: the kinds whose weights FLoRA multiplies; they take whole
-        weights. The kind "text" never does: in SDXL these would be gigabytes, for what is computed once for each mix.
+        All kinds share one room for buffers. reshaped: the kinds to which adapters do more than low-rank terms say;
+        they take whole weights. The kind "text" never does: in SDXL these would be gigabytes, for what is computed once
+        for each mix.
         """
-        on_texts = {"text"} & {*multiplied}
-        multiplied = {*multiplied} - on_texts
-        if multiplied and self.bank.form not in ("auto", "dense"):
-            return f"FLoRA runs without CUDA graphs in the form {self.bank.form!r}"
-        if multiplied and load.steady < FEWEST_STEADY:
-            return f"FLoRA runs without CUDA graphs where a mix changes within {FEWEST_STEADY} steps"
+        on_texts = {"text"} & {*reshaped}
+        reshaped = {*reshaped} - on_texts
+        if reshaped and self.bank.form not in ("auto", "dense"):
+            return f"{RESHAPING} in the form {self.bank.form!r}"
+        if reshaped and load.steady < FEWEST_STEADY:
+            return f"{RESHAPING} where a mix changes within {FEWEST_STEADY} steps"
         forms = []
-        for own in sorted(ranks, key=lambda own: own.kind not in multiplied):
-            whole = own.kind in multiplied
+        for own in sorted(ranks, key=lambda own: own.kind not in reshaped):
+            whole = own.kind in reshaped
             if own.kind in on_texts or not (own.lane or whole):
                 continue
             found = self.planner.estimates(self._table, own, load)
@@ -276,7 +282,7 @@ class Engine:
             forms.append(KindForm(own.kind, form, rank))
             load = replace(load, room=load.room - next(each.bytes for each in found if each.form == form))
             if whole and load.room < 0:
-                return "FLoRA runs without CUDA graphs: the device's memory is too small for whole weights"
+                return f"{RESHAPING}: the device's memory is too small for whole weights"
         return tuple(sorted(forms, key=lambda own: LAYER_KINDS.index(own.kind)))  # equal forms, equal buckets
 
     def explain(
@@ -285,7 +291,7 @@ class Engine:
         """How a call over these rows would run.
 
         Returns, for each kind of layer that adapters change, the chosen form and what each form costs; and a note on
-        what FLoRA adapters do besides, "" where there is nothing to say.
+        what adapters do besides, "" where there is nothing to say.
 
         uses: for each row, its adapters. shape: [channels, h, w] of the latents. steady: as in `UNetCall`.
         """
@@ -295,8 +301,8 @@ class Engine:
         load = self._load(len(rows), len(groups), shape, steady)
         reaches, within = self.bank.reaches("unet"), self._table.running(("",))
         kinds = {kind: Taken(self._table, kind, groups, reaches, within).ranks for kind in LAYER_KINDS}
-        multiplied = self.bank.multiplied_kinds("unet", groups, within)
-        forms = self._forms(list(kinds.values()), multiplied, load)
+        reshaped = self.bank.reshaped_kinds("unet", groups, within)
+        forms = self._forms(list(kinds.values()), reshaped, load)
         refused = forms if isinstance(forms, str) else ""
         staged = {own.kind: own.form for own in forms} if recorded and not isinstance(forms, str) else {}
         plans = tuple(
@@ -304,13 +310,17 @@ class Engine:
                 ranks,
                 len(self._table.of_kind[kind]),
                 self.planner.estimates(self._table, ranks, load),
-                staged.get(kind) or self.bank.choose(ranks, multiplied=any(map(self.bank.multiplies, rows))),
+                staged.get(kind) or self.bank.choose(ranks, reshaped=any(map(self.bank.reshapes, rows))),
             )
             for kind, ranks in kinds.items()
             if ranks.lane or kind in staged
         )
-        apart = sorted(multiplied - staged.keys())
-        note = f"FLoRA multiplies the weights of {' and '.join(apart)} layers row by row" if apart else ""
+        if recorded and any(map(self.bank.shifts, rows)):
+            staged, refused = {}, SHIFTING
+        apart = sorted(reshaped - staged.keys())
+        note = (
+            f"adapters change the whole weights of {' and '.join(apart)} layers row by row" if apart else ""
+        )
         return plans, "; ".join(filter(None, (note, refused if recorded else "")))
 
     def _stage(self, bucket: Bucket, call: UNetCall) -> Stage | None:

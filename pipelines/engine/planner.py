@@ -119,7 +119,7 @@ class KindPlan:
 @dataclass(frozen=True)
 class CallPlan:
     """One UNet call for pictures of one size, in pixels. steady: for how many steps their mixes stay the same.
-    kinds: the form for each kind of layer. note: what FLoRA adapters do besides, or ""."""
+    kinds: the form for each kind of layer. note: what adapters do besides, or ""."""
 
     width: int
     height: int

@@ -45,8 +45,8 @@ class Bucket:
 
     shape: [channels, h, w] of the latents. rows: the most that a call may have. group: how many neighbouring rows share
     a mix. tokens: of the text. masked: whether the text has a mask. cut, leaves: as in `UNetCall`.
-    forms: one for each kind of layer that adapters change. texts_multiplied: FLoRA adapters multiply the weights that
-    make text keys and values, whose computation is then not recorded.
+    forms: one for each kind of layer that adapters change. texts_reshaped: adapters do more than low-rank
+    terms say to the weights that make text keys and values, whose computation is then not recorded.
     """
 
     shape: tuple[int, ...]
@@ -57,7 +57,7 @@ class Bucket:
     cut: Cut | None
     leaves: tuple[Cut, ...]
     forms: tuple[KindForm, ...]
-    texts_multiplied: bool = False
+    texts_reshaped: bool = False
 
     @property
     def groups(self) -> int:
@@ -159,7 +159,7 @@ class Stage:
             else:
                 buffer.index_copy_(0, index, tensor.to(buffer))
         if self._rehearsed and self._recording is None:
-            if not self.bucket.texts_multiplied:
+            if not self.bucket.texts_reshaped:
                 self._texts_recording = recorder.record(self._write_texts)
             self._recording = recorder.record(self._forward)
         self._renew_texts(call, rows)
@@ -199,8 +199,8 @@ class Stage:
                 taken = self._taken(kind, mixes)
                 draft = taken.draft("lane-packed", max(taken.ranks.lane, 1))
                 assert draft is not None
-                multiplying = mixes if any(map(self._bank.multiplies, mixes)) else ()
-                packing.fill(self._bank.pools, draft, changed, multiplying)
+                reshaping = mixes if any(map(self._bank.reshapes, mixes)) else ()
+                packing.fill(self._bank.pools, draft, changed, reshaping)
             elif kind != "text":
                 self._pack(kind, packing, [mix[0] if mix else () for mix in after])
 
@@ -217,7 +217,7 @@ class Stage:
     def _renew_texts(self, call: UNetCall, rows: Sequence[int]) -> None:
         """Compute the text keys and values anew, unless the buffers have the call's. rows: where its rows sit."""
         packing = self.packings.get("text")
-        reached = packing is not None or self.bucket.texts_multiplied
+        reached = packing is not None or self.bucket.texts_reshaped
         texts: list[RowText | None] = [None] * self.bucket.rows
         uses: list[tuple[Use, ...]] = [()] * self.bucket.rows
         for row, text, own in zip(rows, call.texts, call.uses, strict=True):
@@ -227,7 +227,7 @@ class Stage:
         self._texts = None  # not known until all is written
         if isinstance(packing, Packing):
             self._pack("text", packing, uses[:: self.bucket.group])
-        if self.bucket.texts_multiplied:
+        if self.bucket.texts_reshaped:
             with self._bank.active("unet", uses, self._modules, ("text",)):
                 self._write_texts()
         elif self._texts_recording is not None:

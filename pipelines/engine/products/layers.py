@@ -2,7 +2,9 @@
 
 A lane layer is the model's own Linear or Conv2d with its class exchanged. It keeps its parameters, names and hooks, and
 its base weight is never touched. Its `Slot` holds what acts on it in a call: low-rank factors or whole weights
-(`factors.py`), and the factors by which true FLoRA multiplies its weight (`multiplied.py`).
+(`factors.py`), factors that multiply its weight (`multiplied.py`), or changes of whole weights and biases
+(`reshaped.py`).
+A norm becomes a lane layer when an adapter first changes it.
 """
 
 from __future__ import annotations
@@ -10,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
+import torch.nn.functional as F
 from diffusers.models.activations import GEGLU
 from torch import Tensor, nn
 
-from pipelines.adapters.terms import Hadamard
+from pipelines.adapters.terms import LayerFactors
 from pipelines.engine.products import autotune
-from pipelines.engine.products import multiplied as flora
 from pipelines.engine.products.factors import (
     Acting,
     Dense,
@@ -27,38 +29,45 @@ from pipelines.engine.products.factors import (
     in_one_pass,
     linears,
 )
+from pipelines.engine.products.multiplied import Multiplied
+from pipelines.engine.products.reshaped import Reshaped, Standing
 
 
 class Slot:
     """What acts on one layer in the present call.
 
-    acting: low-rank factors or whole weights; the lanes of the call divide evenly into its groups. multiplied: the
-    FLoRA factors of the call's lanes. multiplying: adapter -> its FLoRA factors, for all resident adapters.
+    acting: low-rank factors or whole weights; the lanes of the call divide evenly into its groups. own: how the call's
+    lanes change the layer's own weight and bias. standing: adapter -> what it does besides low-rank terms, for all
+    resident adapters.
     """
 
     def __init__(self) -> None:
         self.acting: Acting | None = None
-        self.multiplied: flora.Multiplied | None = None
-        self.multiplying: dict[str, flora.RankRows] = {}
+        self.own: Multiplied | Reshaped | None = None
+        self.standing: dict[str, Standing] = {}
 
     @property
     def idle(self) -> bool:
         """Whether nothing acts on the layer now."""
-        return self.acting is None and self.multiplied is None
+        return self.acting is None and self.own is None
 
     @property
     def bytes(self) -> int:
-        return sum(rows.bytes for rows in self.multiplying.values())
+        return sum(own.bytes for own in self.standing.values())
 
-    def insert(self, adapter: str, factors: Hadamard, like: Tensor) -> None:
-        self.multiplying[adapter] = flora.RankRows.of(factors, like)
+    def insert(self, adapter: str, factors: LayerFactors, like: Tensor) -> bool:
+        """Keep what an adapter does besides low-rank terms; returns whether that is anything."""
+        found = Standing.of(factors, like)
+        if found is not None:
+            self.standing[adapter] = found
+        return found is not None
 
     def remove(self, adapter: str) -> None:
-        self.multiplying.pop(adapter, None)
+        self.standing.pop(adapter, None)
 
     def to(self, like: Tensor) -> None:
         """Move everything to the device and the dtype of `like`."""
-        self.multiplying = {name: rows.to(like) for name, rows in self.multiplying.items()}
+        self.standing = {name: own.to(like) for name, own in self.standing.items()}
 
 
 class LaneLinear(nn.Linear):
@@ -68,14 +77,14 @@ class LaneLinear(nn.Linear):
     kernels = False
 
     def forward(self, x: Tensor) -> Tensor:
-        acting, multiplied = self.slot.acting, self.slot.multiplied
+        acting, own = self.slot.acting, self.slot.own
         if acting is None:
-            return super().forward(x) if multiplied is None else flora.linear(self, x, multiplied)
+            return super().forward(x) if own is None else own.linear(self, x)
         if isinstance(acting, Dense):
             return dense_linear(x, acting.weight, self.bias)
-        if multiplied is None:
+        if own is None:
             return linears(x, [self.weight], [self.bias], [acting], self.kernels)[0]
-        y = flora.linear(self, x, multiplied).contiguous()
+        y = own.linear(self, x).contiguous()
         add_linear(x, y, acting)
         return y
 
@@ -86,8 +95,8 @@ class LaneConv2d(nn.Conv2d):
     slot: Slot
 
     def forward(self, x: Tensor) -> Tensor:
-        acting, multiplied = self.slot.acting, self.slot.multiplied
-        y = None if multiplied is None else flora.conv2d(self, x, multiplied)
+        acting, own = self.slot.acting, self.slot.own
+        y = None if own is None else own.conv2d(self, x)
         if acting is None:
             return super().forward(x) if y is None else y
         geometry = Geometry(self.stride, self.padding, self.dilation)
@@ -97,6 +106,47 @@ class LaneConv2d(nn.Conv2d):
 
 
 LaneLayer = LaneLinear | LaneConv2d
+
+
+class LaneLayerNorm(nn.LayerNorm):
+    """A LayerNorm over the last axis, with a Slot. Input and output [lanes, …, channels]."""
+
+    slot: Slot
+
+    def forward(self, x: Tensor) -> Tensor:
+        own = self.slot.own
+        if own is None:
+            return super().forward(x)
+        assert isinstance(own, Reshaped)
+        return own.affine(self, F.layer_norm(x, self.normalized_shape, eps=self.eps), -1)
+
+
+class LaneGroupNorm(nn.GroupNorm):
+    """A GroupNorm with a Slot. Input and output [lanes, channels, …]."""
+
+    slot: Slot
+
+    def forward(self, x: Tensor) -> Tensor:
+        own = self.slot.own
+        if own is None:
+            return super().forward(x)
+        assert isinstance(own, Reshaped)
+        return own.affine(self, F.group_norm(x, self.num_groups, eps=self.eps), 1)
+
+
+LaneNorm = LaneLayerNorm | LaneGroupNorm
+
+
+LANE_LAYERS = (LaneLinear, LaneConv2d, LaneLayerNorm, LaneGroupNorm)
+
+
+def wrap_norm(module: nn.Module) -> LaneNorm:
+    """Turn a LayerNorm over one axis, or a GroupNorm, into a lane layer, in place, unless it is one."""
+    if not isinstance(module, LaneNorm):
+        assert type(module) in (nn.LayerNorm, nn.GroupNorm), type(module)
+        module.__class__ = LaneLayerNorm if isinstance(module, nn.LayerNorm) else LaneGroupNorm
+        cast(LaneNorm, module).slot = Slot()
+    return cast(LaneNorm, module)
 
 
 class KernelGEGLU(GEGLU):
@@ -110,7 +160,7 @@ class KernelGEGLU(GEGLU):
             or kwargs
             or not autotune.usable(hidden_states)
             or type(proj) not in (LaneLinear, nn.Linear)
-            or (slot is not None and slot.multiplied is not None)
+            or (slot is not None and slot.own is not None)
             or proj._forward_hooks
             or proj._forward_pre_hooks
         ):
@@ -139,7 +189,7 @@ def together(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
 
     They run as one product where what acts on them lies in one stack.
     """
-    plain = all(type(layer) is LaneLinear and layer.slot.multiplied is None for layer in layers)
+    plain = all(type(layer) is LaneLinear and layer.slot.own is None for layer in layers)
     if not plain:
         return [layer(x) for layer in layers]
     lanes = cast(Sequence[LaneLinear], layers)
@@ -179,7 +229,7 @@ def unwrap(model: nn.Module) -> None:
     """Give `model` its own layers back, in place: undoes `wrap` and `use_kernels`."""
     use_kernels(model, False)
     for module in model.modules():
-        if isinstance(module, LaneLinear | LaneConv2d):
+        if isinstance(module, LANE_LAYERS):
             module.__dict__.pop("kernels", None)
             del module.slot
             module.__class__ = module.__class__.__base__  # type: ignore[assignment]

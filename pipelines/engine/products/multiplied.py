@@ -69,6 +69,14 @@ class Multiplied:
     inner: Tensor
     outer: Tensor
 
+    def linear(self, layer: nn.Linear, x: Tensor) -> Tensor:
+        """x [lanes, …, in] -> [lanes, …, out]."""
+        return linear(layer, x, self)
+
+    def conv2d(self, layer: nn.Conv2d, x: Tensor) -> Tensor:
+        """x [lanes, in, h, w] -> [lanes, out, h', w']."""
+        return conv2d(layer, x, self)
+
     def form(self, tokens: int) -> FloraForm:
         """The cheaper form for so many tokens a lane, counting multiplications and the numbers moved (`MOVED`).
 

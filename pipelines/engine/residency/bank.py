@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from composers.plan import Use
 from pipelines.adapters.adapter import Adapter
-from pipelines.adapters.terms import Hadamard, LayerFactors, LowRank
-from pipelines.engine.products import multiplied as flora
+from pipelines.adapters.terms import LayerFactors, LowRank, Shift, terms_of
+from pipelines.engine.products import multiplied, reshaped
 from pipelines.engine.products.factors import Acting, Form
 from pipelines.engine.products.layers import Slot
 from pipelines.engine.residency.packing import DensePacking, Packing, Ranks, Reach, Taken
@@ -33,19 +33,23 @@ Marked = tuple[tuple[Use, ...], tuple[int, ...]]
 """A mix, and the serial numbers of its adapters (see `Bank.marked`)."""
 
 
+Changed = multiplied.Multiplied | reshaped.Reshaped
+"""How the lanes of a call change one layer's own weight and bias."""
+
+
 @dataclass(frozen=True)
 class _Selection:
     """What one call selects: what goes into the layers' slots."""
 
     rows: Mixes
     acting: tuple[tuple[Slot, Acting], ...]
-    multiplied: tuple[tuple[Slot, flora.Multiplied], ...]
+    own: tuple[tuple[Slot, Changed], ...]
 
     @property
     def forms(self) -> set[str]:
-        return {str(acting.form) for _, acting in self.acting} | (
-            {"multiplied"} if self.multiplied else set()
-        )
+        return {str(acting.form) for _, acting in self.acting} | {
+            "multiplied" if isinstance(own, multiplied.Multiplied) else "reshaped" for _, own in self.own
+        }
 
 
 class Bank:
@@ -62,7 +66,8 @@ class Bank:
         self.adapters: dict[str, Adapter] = {}
         self.version = 0  # of the set of resident adapters
         self._serials: dict[str, int] = {}  # adapter -> the version that it came with
-        self._multiplying: set[str] = set()
+        self._reshaping: set[str] = set()
+        self._shifting: set[str] = set()
         self.tables: dict[str, Table] = {name: Table(model) for name, model in components.items()}
         # There is a pool for every width, even if it is empty: a stage has buffers for all layers of a kind.
         widths = {width for table in self.tables.values() for width in table.widths}
@@ -90,14 +95,18 @@ class Bank:
         self._blocks[adapter.name] = blocks
         self.adapters[adapter.name] = adapter
         self._serials[adapter.name] = self.version
-        if any(isinstance(own, Hadamard) for own in adapter.layers.values()):
-            self._multiplying.add(adapter.name)
+        terms = [(path, term) for path, own in adapter.layers.items() for term in terms_of(own)]
+        if any(not isinstance(term, LowRank) for _, term in terms):
+            self._reshaping.add(adapter.name)
+        if any(isinstance(term, Shift) or self._is_norm(path) for path, term in terms):
+            self._shifting.add(adapter.name)
         self._changed()
 
     def unload(self, name: str) -> None:
         """Take an adapter out again. Raises KeyError for one that is not resident."""
         del self.adapters[name], self._serials[name]
-        self._multiplying.discard(name)
+        self._reshaping.discard(name)
+        self._shifting.discard(name)
         self._withdraw(name, self._blocks.pop(name))
         for component in self.tables:
             self._reach.pop((component, name), None)
@@ -109,14 +118,14 @@ class Bank:
         for pool in self.pools.values():
             pool.to(like)
         for table in self.tables.values():
-            for layer in table.layers:
-                layer.slot.to(like)
+            for slot in table.slots:
+                slot.to(like)
         self._changed()
 
     @property
     def bytes(self) -> int:
         """Device memory that the factors take."""
-        slots = (layer.slot.bytes for table in self.tables.values() for layer in table.layers)
+        slots = (slot.bytes for table in self.tables.values() for slot in table.slots)
         return sum(pool.used_bytes for pool in self.pools.values()) + sum(slots)
 
     @contextmanager
@@ -136,14 +145,14 @@ class Bank:
         try:
             for slot, acting in selection.acting:
                 slot.acting = acting
-            for slot, multiplied in selection.multiplied:
-                slot.multiplied = multiplied
+            for slot, own in selection.own:
+                slot.own = own
             yield
         finally:
             for slot, _ in selection.acting:
                 slot.acting = None
-            for slot, _ in selection.multiplied:
-                slot.multiplied = None
+            for slot, _ in selection.own:
+                slot.own = None
 
     def forms(self, component: str, modules: tuple[str, ...] = ("",)) -> tuple[str, ...]:
         """The forms in which `component`, or these parts of it, last ran layer by layer; sorted."""
@@ -154,23 +163,27 @@ class Bank:
         ]
         return tuple(sorted(set().union(*found)))
 
-    def multiplies(self, uses: Sequence[Use]) -> bool:
-        """Whether any of these adapters multiplies weights (true FLoRA)."""
-        return any(use.adapter in self._multiplying for use in uses)
+    def reshapes(self, uses: Sequence[Use]) -> bool:
+        """Whether any of these adapters does more than low-rank terms say."""
+        return any(use.adapter in self._reshaping for use in uses)
 
-    def multiplied_kinds(
+    def shifts(self, uses: Sequence[Use]) -> bool:
+        """Whether any of these adapters changes biases or norms."""
+        return any(use.adapter in self._shifting and use.weight != 0 for use in uses)
+
+    def reshaped_kinds(
         self, component: str, rows: Sequence[tuple[Use, ...]], within: npt.NDArray[np.bool_]
     ) -> frozenset[LayerKind]:
-        """The kinds of layers whose weights these adapters multiply (true FLoRA).
+        """The kinds of layers to which these adapters do more than low-rank terms say.
 
         within: [layers] bool, the layers that will run.
         """
-        members = {use.adapter for lane in rows for use in lane if use.weight != 0} & self._multiplying
+        members = {use.adapter for lane in rows for use in lane if use.weight != 0} & self._reshaping
         table = self.tables[component]
         return frozenset(
             table.kinds[place]
             for place in np.flatnonzero(within)
-            if members and members & table.layers[place].slot.multiplying.keys()
+            if members and members & table.layers[place].slot.standing.keys()
         )
 
     def marked(self, uses: tuple[Use, ...]) -> Marked:
@@ -181,12 +194,12 @@ class Bank:
         """Adapter -> the places of its rank rows for this component."""
         return {name: reach for (own, name), reach in self._reach.items() if own == component}
 
-    def choose(self, ranks: Ranks, *, multiplied: bool) -> Form:
+    def choose(self, ranks: Ranks, *, reshaped: bool) -> Form:
         """The form for one kind of layer in a call that runs layer by layer.
 
-        multiplied: whether adapters of the call multiply weights, which rules out whole weights.
+        reshaped: whether adapters of the call do more than low-rank terms say, which rules out whole weights.
         """
-        if self.form == "dense" and multiplied:
+        if self.form == "dense" and reshaped:
             return "lane-packed"
         if self.form != "auto":
             return self.form
@@ -218,14 +231,18 @@ class Bank:
         for path, own in layers.items():
             component, _, module = path.partition(".")
             table = self.tables[component]
-            place = table.place[module]
-            if isinstance(own, Hadamard):
-                table.layers[place].slot.insert(name, own, table.layers[place].weight)
+            if self._is_norm(path):
+                table.norm(module).slot.insert(name, own, table.norm(module).weight)
                 continue
-            reach = reaches[component]
-            reach.down[place] = add(table.in_width(place), own.down.flatten(1))
-            reach.up[place] = add(table.out_width(place), _scaled(own))
-            reach.rank[place] = own.rank
+            place = table.place[module]
+            table.layers[place].slot.insert(name, own, table.layers[place].weight)
+            low_rank = [term for term in terms_of(own) if isinstance(term, LowRank)]
+            if low_rank:
+                down, up = (torch.cat(parts) for parts in zip(*map(_rows, low_rank), strict=True))
+                reach = reaches[component]
+                reach.down[place] = add(table.in_width(place), down)
+                reach.up[place] = add(table.out_width(place), up)
+                reach.rank[place] = len(down)
         for width, parts in rows.items():
             first = self.pools[width].insert(torch.cat([part.float() for part in parts]))
             blocks[width] = (first, counts[width])
@@ -236,8 +253,12 @@ class Bank:
         for width, (first, count) in blocks.items():
             self.pools[width].remove(first, count)
         for table in self.tables.values():
-            for layer in table.layers:
-                layer.slot.remove(name)
+            for slot in table.slots:
+                slot.remove(name)
+
+    def _is_norm(self, path: str) -> bool:
+        component, _, module = path.partition(".")
+        return module not in self.tables[component].place
 
     def _placed(self, component: str, reach: Reach, blocks: Mapping[int, tuple[int, int]]) -> Reach:
         """The reach with its rows counted from the start of the pools, not of the blocks. Changed in place."""
@@ -264,11 +285,11 @@ class Bank:
         groups = grouped(rows)
         within = table.running(modules)
         reaches = self.reaches(component)
-        multiplied = any(map(self.multiplies, rows))
+        reshaping = any(map(self.reshapes, rows))
         acting: dict[int, Acting] = {}
         for kind in kinds:
             taken = Taken(table, kind, groups, reaches, within)
-            form = self.choose(taken.ranks, multiplied=multiplied)
+            form = self.choose(taken.ranks, reshaped=reshaping)
             draft = taken.draft(form)
             if draft is None or not draft.covered.any():
                 continue
@@ -285,22 +306,38 @@ class Bank:
         selection = _Selection(
             rows,
             tuple((table.layers[place].slot, own) for place, own in acting.items()),
-            tuple(self._multiplied(table, rows, within, kinds)),
+            tuple(self._own(table, rows, within, kinds)),
         )
         self._selected[component, modules, kinds] = selection
         return selection
 
-    def _multiplied(
+    def _own(
         self, table: Table, rows: Mixes, within: npt.NDArray[np.bool_], kinds: tuple[LayerKind, ...]
-    ) -> Iterator[tuple[Slot, flora.Multiplied]]:
-        members = {use.adapter for lane in rows for use in lane}
-        for place in np.flatnonzero(within):
-            slot, name = table.layers[place].slot, table.names[place]
-            mine = {adapter: own for adapter, own in slot.multiplying.items() if adapter in members}
-            if mine and table.kinds[place] in kinds:
-                gathered = flora.gather(mine, flora.strengths(rows, name))
-                if gathered is not None:
-                    yield slot, gathered
+    ) -> Iterator[tuple[Slot, Changed]]:
+        """How the rows change the layers' own weights and biases."""
+        members = {use.adapter for lane in rows for use in lane} & self._reshaping
+        if not members:
+            return
+        slots = [
+            (table.names[place], table.layers[place].slot)
+            for place in np.flatnonzero(within)
+            if table.kinds[place] in kinds
+        ]
+        if "linear" in kinds:
+            slots += [(name, norm.slot) for name, norm in table.norms.items()]
+        for name, slot in slots:
+            mine = {adapter: own for adapter, own in slot.standing.items() if adapter in members}
+            found = _changed(mine, multiplied.strengths(rows, name)) if mine else None
+            if found is not None:
+                yield slot, found
+
+
+def _changed(standing: Mapping[str, reshaped.Standing], strengths: multiplied.Strengths) -> Changed | None:
+    """What the lanes need on one layer; None where no lane has anything."""
+    if all(own.multiplies_only for own in standing.values()):
+        rows = {adapter: own.rows for adapter, own in standing.items() if own.rows is not None}
+        return multiplied.gather(rows, strengths)
+    return reshaped.gather(standing, strengths)
 
 
 def grouped(rows: Sequence[tuple[Use, ...]]) -> Mixes:
@@ -315,6 +352,6 @@ def grouped(rows: Sequence[tuple[Use, ...]]) -> Mixes:
     return tuple(rows)
 
 
-def _scaled(factors: LowRank) -> Tensor:
-    """`up` as [rank, out] float32, with the scale multiplied in."""
-    return (factors.up.flatten(1).float() * factors.scale).T
+def _rows(factors: LowRank) -> tuple[Tensor, Tensor]:
+    """`down` as [rank, in * kernel], and `up` as [rank, out] with the scale multiplied in; both float32."""
+    return factors.down.flatten(1).float(), (factors.up.flatten(1).float() * factors.scale).T

@@ -328,12 +328,12 @@ class DensePacking:
         pools: Mapping[int, RowPool],
         draft: PackingDraft,
         seats: Sequence[int] | None = None,
-        multiplying: Groups = (),
+        reshaping: Groups = (),
     ) -> None:
         """Make the weights of the draft's groups from the base weights, in place. draft: lane-packed.
 
-        seats: for each group of the draft, which group it is here, ascending; None for all in order. multiplying: the
-        groups' uses, if there are FLoRA adapters among them.
+        seats: for each group of the draft, which group it is here, ascending; None for all in order. reshaping: the
+        groups' uses, if some adapters among them do more than low-rank terms say.
         """
         runs = _runs(range(self.groups) if seats is None else seats)
         like = next(iter(pools.values())).rows
@@ -356,21 +356,33 @@ class DensePacking:
             assert isinstance(acting, Dense)
             base = self.table.layers[place].weight.flatten(1)  # [out, in * kh * kw]
             down, up, mine = factors.down.flatten(2), factors.up.mT, acting.weight.flatten(2)
-            scales = self._scales(place, multiplying)
+            scales, deltas = self._scales(place, reshaping), self._deltas(place, reshaping)
             for orders, own in runs:  # one product for all groups that sit side by side
                 start = base.expand_as(mine[own])
                 if scales is not None:
                     torch.mul(self.table.layers[place].weight, scales[orders], out=acting.weight[own])
                     start = mine[own]
                 torch.baddbmm(start, up[orders], down[orders], out=mine[own])
+                for delta, strengths in deltas:
+                    mine[own].add_(delta.flatten(1) * strengths[orders, None, None])
 
     def _scales(self, place: int, groups: Groups) -> Tensor | None:
-        """The factors by which FLoRA multiplies a layer's weight, [groups, out, in(, 1, 1)]; None without any."""
+        """The factors that multiply a layer's weight, [groups, out, in(, 1, 1)]; None without any."""
         layer = self.table.layers[place]
-        scales = multiplied.scales(
-            layer.slot.multiplying, multiplied.strengths(groups, self.table.names[place])
-        )
+        standing = layer.slot.standing.items()
+        rows = {adapter: own.rows for adapter, own in standing if own.rows is not None}
+        scales = multiplied.scales(rows, multiplied.strengths(groups, self.table.names[place]))
         return None if scales is None else scales.view(*scales.shape, *(1,) * (layer.weight.ndim - 2))
+
+    def _deltas(self, place: int, groups: Groups) -> list[tuple[Tensor, Tensor]]:
+        """(change, its strengths [groups]) of each adapter that changes a layer's whole weight."""
+        found = []
+        mixes = multiplied.strengths(groups, self.table.names[place])
+        for adapter, own in self.table.layers[place].slot.standing.items():
+            strengths = [sum(weight for name, weight in mix if name == adapter) for mix in mixes]
+            if own.delta is not None and any(strengths):
+                found.append((own.delta, torch.tensor(strengths).to(own.delta)))
+        return found
 
 
 def _runs(seats: Sequence[int]) -> list[tuple[slice, slice]]:

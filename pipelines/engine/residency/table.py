@@ -8,7 +8,7 @@ all layers in a `Stack` or an `Outs`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from torch import nn
 
 from pipelines.engine.products.attention import join_attention
-from pipelines.engine.products.layers import LaneConv2d, LaneLayer, wrap
+from pipelines.engine.products.layers import LaneConv2d, LaneLayer, LaneNorm, Slot, wrap, wrap_norm
 from pipelines.families.unet import level_of
 
 LayerKind = Literal["attention", "text", "linear", "conv"]
@@ -53,6 +53,7 @@ class Table:
     attention: name -> attention layer with a LaneAttention. texts: the cross-attention layers among these.
     levels: how often a layer's input has been halved; None where it has no positions (embeddings of the timestep).
     sizes: kind -> (level, input width, output width) -> how many layers there are.
+    norms: name -> lane layer, for the norms that an adapter has changed.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -74,6 +75,8 @@ class Table:
             )
             for kind, places in self.of_kind.items()
         }
+        self.norms: dict[str, LaneNorm] = {}
+        self._model = model
         self._running: dict[tuple[str, ...], npt.NDArray[np.bool_]] = {}
         self.stacks, self.outs = self._stacks(), self._outs()
 
@@ -83,6 +86,18 @@ class Table:
             parts = tuple(f"{part}." if part else "" for part in modules)
             self._running[modules] = np.array([f"{name}.".startswith(parts) for name in self.names], bool)
         return self._running[modules]
+
+    def norm(self, name: str) -> LaneNorm:
+        """The norm of that name, as a lane layer from now on."""
+        if name not in self.norms:
+            self.norms[name] = wrap_norm(self._model.get_submodule(name))
+        return self.norms[name]
+
+    @property
+    def slots(self) -> Iterator[Slot]:
+        """The slots of all lane layers."""
+        for layer in (*self.layers, *self.norms.values()):
+            yield layer.slot
 
     @property
     def widths(self) -> set[int]:

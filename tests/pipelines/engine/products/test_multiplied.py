@@ -304,11 +304,12 @@ def test_a_plan_says_that_they_are_whole_weights(pipe: StudioPipeline) -> None:
     request = Request("a fox", adapters={"multiplied": 1.0}, steps=12, width=32, height=32)
     [plan] = pipe.plan(request)
     assert [(kind.ranks.kind, kind.chosen) for kind in plan.kinds] == [("attention", "dense")]
-    assert plan.note == "FLoRA multiplies the weights of text layers row by row"
+    assert plan.note == "adapters change the whole weights of text layers row by row"
     [short] = pipe.plan(replace(request, steps=4))
     assert short.kinds == ()
     assert short.note.startswith(
-        "FLoRA multiplies the weights of attention and text layers row by row; FLoRA runs"
+        "adapters change the whole weights of attention and text layers row by row; adapters that are more than low "
+        "rank run"
     )
     assert short.note in spell(short)
     assert "no adapter" not in spell(short)
