@@ -106,12 +106,17 @@ def span(values: tuple[float, float]) -> str:
 
 @dataclass(frozen=True)
 class Adapter:
-    """One loaded adapter file. layers: layer ("unet.down_blocks.0…to_q") -> its factors."""
+    """One loaded adapter file.
+
+    layers: layer ("unet.down_blocks.0…to_q") -> its factors. bundled: the embeddings that come with it: word -> name of
+    a tensor ("clip_l") -> tensor, as the file has them (`pipelines.embeddings` judges them).
+    """
 
     name: str
     layers: Mapping[str, LayerFactors]
     metadata: AdapterMetadata
     report: LoadReport
+    bundled: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict, repr=False)
 
     def delta(self, layer: str) -> Tensor:
         """dW of one layer, float32, in the shape of its weight. Raises KeyError for a layer that it does not change.
@@ -124,7 +129,8 @@ class Adapter:
 
     @property
     def bytes(self) -> int:
-        return sum(factors.bytes for factors in self.layers.values())
+        embeddings = sum(one.nbytes for tensors in self.bundled.values() for one in tensors.values())
+        return embeddings + sum(factors.bytes for factors in self.layers.values())
 
 
 def model_layers(family: Family, label: str, components: Mapping[str, torch.nn.Module]) -> ModelLayers:
