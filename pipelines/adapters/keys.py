@@ -202,6 +202,8 @@ def split_leaf(text: str) -> tuple[str, Leaf] | None:
         leaf = LEAVES.get(".".join(pieces[-length:]))
         if leaf is not None and len(pieces) > length:
             return ".".join(pieces[:-length]), leaf
+    if len(pieces) > 2 and (leaf := LEAVES.get(pieces[-2])) is not None and leaf.part in _REFUSED:
+        return ".".join(pieces[:-2]), leaf  # the adapter's name again: hada_w1_a.default
     return peft_part(text)
 
 

@@ -48,8 +48,8 @@ _FOREIGN = tuple(
         ("AnimateDiff, as a motion module,", r"[._]motion_modules[._]\d|[._]temporal_transformer[._]"),
         (
             "a diffusion transformer",
-            r"(^|[._])transformer[._](transformer_)?blocks[._]\d|^(base_model\.model\.)?transformer_blocks[._]\d"
-            r"|^lora_transformer_|(^|[._])double_stream_blocks[._]\d|(^|[._])token_refiner[._]",
+            r"^(?:(?:base_model|model|lora|lycoris|unet|diffusion_model|dit|net)[._])*(?:transformer[._])?"
+            r"(?:transformer_)?blocks[._]\d|^lora_transformer_|(^|[._])(double_stream_blocks|token_refiner)[._]",
         ),
     )
 )

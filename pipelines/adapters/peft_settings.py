@@ -33,6 +33,11 @@ MOST_PATTERNS = 3_000
 MOST_WILD = 10
 """Most of these that hold `.*`, each twice at most: they are slow to compare."""
 
+
+class MalformedSettings(AdapterFormatError):
+    """Settings that cannot be read, other than such as call for something that is not applied."""
+
+
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 
 # Patterns are regular expressions from an untrusted file. Only those that cannot take forever are run.
@@ -102,22 +107,21 @@ def peft_settings(path: Path, metadata: Mapping[str, str]) -> dict[str, PeftSett
 
 
 def config_beside(path: Path) -> dict[str, PeftSettings]:
-    """What an `adapter_config.json` says that stands beside a file of another name; {} where there is none, and where
-    it cannot be read: it may be another file's."""
+    """What an `adapter_config.json` says that stands beside a file of another name; {} where there is none.
+
+    Raises AdapterFormatError as `peft_settings` does, though it may be another file's.
+    """
     config = path.parent / CONFIG_NAME
     if path.name.startswith(_NAMED_BY_WRITERS) or not is_regular(config):
         return {}
-    try:
-        return by_component(path.name, _config_beside(path.name, config))
-    except AdapterFormatError:
-        return {}
+    return by_component(f"{path.name}: {CONFIG_NAME}", _config_beside(path.name, config))
 
 
 _NAMED_BY_WRITERS = ("adapter_model", "pytorch_lora_weights")
 
 
 def _config_beside(file: str, config: Path) -> dict[str, Any]:
-    with reading(f"{file}: {CONFIG_NAME} beside it", AdapterFormatError, "repair it"):
+    with reading(f"{file}: {CONFIG_NAME} beside it", MalformedSettings, "repair it"):
         text = read_text(config)
     return settings_object(file, CONFIG_NAME, text)
 
@@ -145,17 +149,19 @@ def settings_object(file: str, what: str, text: str) -> dict[str, Any]:
     where = f"{file}: {what}, which decides every layer's scale,"
     remedy = "repair or remove it"
     fields = read_json(
-        text, where, error=AdapterFormatError, remedy=remedy, most=MOST_SAID, finite=False, mended=True
+        text, where, error=MalformedSettings, remedy=remedy, most=MOST_SAID, finite=False, mended=True
     )
     if not isinstance(fields, dict):
-        raise AdapterFormatError(f"{where} is not a JSON object; {remedy}")
+        raise MalformedSettings(f"{where} is not a JSON object; {remedy}")
     return fields
 
 
 def _settings(where: str, fields: Mapping[str, Any]) -> PeftSettings:
     """The fields of a LoraConfig that change the mathematics. Raises AdapterFormatError if one cannot be applied."""
-    if (kind := fields.get("peft_type") or "LORA") != "LORA":
-        name = PEFT_TYPES.get(kind.upper()) if isinstance(kind, str) else None
+    kind = fields.get("peft_type") or "LORA"
+    word = kind.removeprefix("PeftType.").upper() if isinstance(kind, str) else ""
+    if word != "LORA":
+        name = PEFT_TYPES.get(word)
         raise AdapterFormatError(
             f"{where}: the PEFT type {shown(kind)}{f', {name},' if name else ''} is not applied yet; "
             "look for a plain LoRA"
@@ -172,7 +178,7 @@ def _settings(where: str, fields: Mapping[str, Any]) -> PeftSettings:
         )
     alpha, rank = fields.get("lora_alpha"), fields.get("r")
     if alpha is not None and not _is_number(alpha):
-        raise AdapterFormatError(
+        raise MalformedSettings(
             f"{where}: lora_alpha and alpha_pattern must be finite numbers, not {shown(alpha)}; repair the settings"
         )
     return PeftSettings(
@@ -195,15 +201,15 @@ def _ranks(pattern: object) -> dict[str, float]:
 def _pattern(where: str, name: str, pattern: object) -> dict[str, float]:
     """A mapping of patterns to numbers. Raises AdapterFormatError."""
     if not isinstance(pattern, dict) or not all(_is_number(value) for value in pattern.values()):
-        raise AdapterFormatError(f"{where}: the values of {name} must be finite numbers; repair the settings")
+        raise MalformedSettings(f"{where}: the values of {name} must be finite numbers; repair the settings")
     if len(pattern) > MOST_PATTERNS or sum(".*" in piece for piece in pattern) > MOST_WILD:
-        raise AdapterFormatError(
+        raise MalformedSettings(
             f"{where}: {name} has {len(pattern)} entries, more than {MOST_PATTERNS}, or more than {MOST_WILD} "
             "with .* in them; write names"
         )
     for piece in pattern:
         if len(piece) > 300 or not _HARMLESS.fullmatch(piece) or piece.count(".*") > 2:
-            raise AdapterFormatError(
+            raise MalformedSettings(
                 f"{where}: the {name} {shown(piece)} is more than a layer name; write names"
             )
     return {piece: float(value) for piece, value in pattern.items()}
@@ -216,7 +222,7 @@ def _flag(where: str, fields: Mapping[str, Any], name: str) -> bool:
         return bool(said)
     if isinstance(said, str) and said.strip().lower() in _WORDS:
         return _WORDS[said.strip().lower()]
-    raise AdapterFormatError(
+    raise MalformedSettings(
         f"{where}: {name} is {shown(said)}; it must be true or false, repair the settings"
     )
 

@@ -8,8 +8,9 @@ thing, and if the ranks that it gives are those of the tensors. Else the scale i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,14 @@ from pipelines.adapters.keys import COMPONENTS
 from pipelines.adapters.peft_settings import (
     CONFIG_NAME,
     LARGEST_ALPHA,
-    METADATA_KEY,
+    MalformedSettings,
     PeftSettings,
     by_component,
     config_beside,
     settings_object,
 )
 from pipelines.adapters.sidecars import MOST_SAID
-from pipelines.errors import StudioError
+from pipelines.errors import AdapterFormatError, StudioError
 from pipelines.home.plain import read_json
 
 _JSON_PLACES = ("peft_config", "lora_config", "adapter_config")
@@ -57,12 +58,14 @@ class Stated:
     """What one place says. place: its name, for notes.
 
     certain: whether it is about this file. kernels: whether it is about layers with larger kernels than 1x1.
+    odd: why it cannot be used, "" where it can.
     """
 
     place: str
-    settings: Mapping[str, PeftSettings]
+    settings: Mapping[str, PeftSettings] = field(default_factory=dict)
     certain: bool = True
     kernels: bool = True
+    odd: str = ""
 
     def scale(self, layer: Layer) -> float | None:
         own = self.settings.get(layer.component)
@@ -98,22 +101,41 @@ def _numbers(own: PeftSettings) -> str:
 
 
 def stated_in(path: Path, metadata: Mapping[str, str]) -> tuple[Stated, ...]:
-    """What the metadata of a file, and a file beside it, say of its scale in places other than PEFT's own.
+    """What the metadata of a file say of its scale in places other than PEFT's own.
 
     Raises AdapterFormatError for settings that call for something that is not applied.
     """
-    found = []
-    for name in _JSON_PLACES:
-        if name in metadata:
-            fields = settings_object(path.name, name, metadata[name])
-            inner = fields.get("default")
-            fields = inner if isinstance(inner, dict) else fields
-            found.append(Stated(f"its {name}", by_component(f"{path.name}: {name}", fields)))
-    found.append(Stated("its header", _flat(path.name, metadata)))
+    found = [
+        _stated(f"its {name}", partial(_json, path.name, name, metadata[name]))
+        for name in _JSON_PLACES
+        if name in metadata
+    ]
+    found.append(_stated("its header", partial(_flat, path.name, metadata)))
     found.append(Stated(_KOHYA, _kohya(metadata), kernels="conv_" not in metadata.get("ss_network_args", "")))
-    if METADATA_KEY not in metadata:
-        found.append(Stated(f"the {CONFIG_NAME} beside it", config_beside(path), certain=False))
-    return tuple(one for one in found if any(_tells(own) for own in one.settings.values()))
+    return tuple(one for one in found if one.odd or any(_tells(own) for own in one.settings.values()))
+
+
+def _beside(path: Path) -> tuple[Stated, ...]:
+    """What an adapter_config.json says that may be this file's, or another's."""
+    place = f"the {CONFIG_NAME} beside it"
+    try:
+        own = config_beside(path)
+    except AdapterFormatError as error:
+        return (Stated(place, certain=False, odd=str(error)),)
+    return (Stated(place, own, certain=False),) if any(_tells(one) for one in own.values()) else ()
+
+
+def _stated(place: str, read: Callable[[], Mapping[str, PeftSettings]]) -> Stated:
+    try:
+        return Stated(place, read())
+    except MalformedSettings as error:
+        return Stated(place, odd=str(error))
+
+
+def _json(file: str, name: str, text: str) -> dict[str, PeftSettings]:
+    fields = settings_object(file, name, text)
+    inner = fields.get("default")
+    return by_component(f"{file}: {name}", inner if isinstance(inner, dict) else fields)
 
 
 _KOHYA = "its ss_network_alpha"
@@ -177,16 +199,19 @@ def settled(
     layers = [layer for layer in layers if layer.rank]
     bare = [layer for layer in layers if layer.alpha is None]
     if own:
-        return own, (*_mismatched(own, layers), *_contradicted([Stated("its settings", own)], layers))
-    stated = stated_in(path, metadata)
-    if not stated:
-        return {}, (_UNSEEN,) if peft and bare and len(bare) == len(layers) else ()
+        notes = (*_mismatched(own, layers), *_unstated("its settings", own, bare))
+        return own, (*notes, *_contradicted([Stated("its settings", own)], layers))
+    found = (*stated_in(path, metadata), *(_beside(path) if bare else ()))
+    odd = tuple(f"scale 1 is used: {one.odd}" for one in found if one.odd and bare)
+    stated = [one for one in found if not one.odd]
+    if odd or not stated:
+        return {}, odd or ((_UNSEEN,) if peft and bare and len(bare) == len(layers) else ())
     if not bare:
         return {}, tuple(_contradicted(stated, layers))
     would = [{scale for one in stated if (scale := one.scale(layer)) is not None} for layer in bare]
     scales = set().union(*would)
     if scales <= {1.0}:
-        return {}, ()
+        return {}, tuple(note for one in stated for note in _unstated(one.place, one.settings, bare))
     said = "; ".join(one.said() for one in stated)
     if all(len(own) < 2 for own in would) and all(one.fits(layers) for one in stated):
         settings = {part: own for one in reversed(stated) for part, own in one.settings.items()}
@@ -201,6 +226,16 @@ _UNSEEN = (
     "no alpha and no settings come with it, so its scale is 1; whether it was trained as rsLoRA, or from a start that "
     "changed the base (PiSSA, OLoRA), cannot be seen: put its adapter_config.json beside it if it looks wrong"
 )
+
+
+def _unstated(place: str, own: Mapping[str, PeftSettings], bare: Iterable[Layer]) -> Iterable[str]:
+    """A note where settings ask for rsLoRA, or leave PEFT's own default, without the alpha that gives the scale."""
+    for layer in bare:
+        one = own.get(layer.component)
+        if one is not None and one.alpha_of(layer.module) is None:
+            rslora = "ask for rsLoRA but " if one.rslora else ""
+            yield f"{place} {rslora}give no alpha for {layer.component}.{layer.module}: scale 1 is used there"
+            return
 
 
 def _mismatched(own: Mapping[str, PeftSettings], layers: Iterable[Layer]) -> Iterable[str]:
