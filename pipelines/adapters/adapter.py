@@ -54,7 +54,8 @@ class LoadReport:
     applied, total: component -> how many layers the file changes, and how many the model has.
     ranks, alphas: (lowest, highest). alphas is None where the file gives none, which means scale 1.
     dtype: of the weights, the most frequent first. sha256: of the file.
-    notes: what was ignored, and whatever else a user might wonder about.
+    notes: what was ignored, and whatever else a user might wonder about. doubts: those of them that may concern the
+        picture: keys that were left out, a scale that is not certain, a choice between files.
     """
 
     name: str
@@ -72,6 +73,7 @@ class LoadReport:
     title: str = ""
     triggers: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
     @property
     def short_hash(self) -> str:

@@ -27,6 +27,7 @@ from pipelines.adapters.stated_scales import Layer, settled
 from pipelines.adapters.terms import LayerFactors, ModelLayers
 from pipelines.errors import AdapterFileError, AdapterFormatError, AdapterMismatchError
 from pipelines.families.family import FamilyName
+from pipelines.home.lookup import note_on
 from pipelines.home.plain import reading
 
 
@@ -69,8 +70,8 @@ def _adapter(path: Path, model: ModelLayers, name: str, family: FamilyName | Non
         )
     layers, kinds = _factors(raw, model)
     metadata = describe(header.metadata, read_sidecars(path))
-    notes = (*aside_notes(aside, contents), *scale_notes)
-    found = Findings(path.name, header, contents, origin, raw, settings, tuple(orphans), digest, notes)
+    doubts = (*filter(None, [note_on(path)]), *aside_notes(aside, contents), *scale_notes)
+    found = Findings(path.name, header, contents, origin, raw, settings, tuple(orphans), digest, doubts)
     bundled = {
         word: {part: tensors[key] for part, key in own.items()} for word, own in contents.bundled.items()
     }

@@ -22,7 +22,7 @@ class Findings:
     """What was found in a file, for its report.
 
     file: its name. raw: the layers that were used. orphans: the places of alpha values without factors.
-    notes: what else was found.
+    doubts: what else was found that may concern the picture.
     """
 
     file: str
@@ -33,7 +33,7 @@ class Findings:
     settings: Mapping[str, PeftSettings]
     orphans: tuple[Place, ...]
     sha256: str
-    notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
     def alphas(self) -> list[float]:
         """The alpha of every layer that has one, from the file or from its settings."""
@@ -85,6 +85,7 @@ def report(
         title=metadata.title,
         triggers=metadata.triggers,
         notes=tuple(_notes(found, layers, len(alphas))),
+        doubts=found.doubts,
     )
 
 
@@ -93,7 +94,7 @@ def _notes(found: Findings, layers: Mapping[str, LayerFactors], with_alpha: int)
     contents = found.contents
     if contents.bundled:
         yield f"embeddings come with it (bundle_emb): {some(contents.bundled)}"
-    yield from found.notes
+    yield from found.doubts
     if contents.bookkeeping:
         yield f"{some(contents.bookkeeping)} keys hold counters or buffers that change nothing: ignored"
     if found.orphans:
