@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -32,10 +33,11 @@ def note_on(path: Path) -> str:
     return _NOTES.get(path, "")
 
 
-def _tell(path: Path, note: str) -> None:
+def _told(entry: Entry, note: str) -> Entry:
     while len(_NOTES) >= _MOST_NOTES:
         _NOTES.pop(next(iter(_NOTES)), None)
-    _NOTES[path] = note
+    _NOTES[entry.path] = note
+    return replace(entry, note=note)
 
 
 def one_of_copies(found: Sequence[Entry]) -> Entry | None:
@@ -53,8 +55,7 @@ def one_of_copies(found: Sequence[Entry]) -> Entry | None:
         return None
     first, *others = found
     copies = ", ".join(str(entry.path) for entry in others)
-    _tell(first.path, f"{first.path} is used; an identical copy is {copies}")
-    return first
+    return _told(first, f"{first.path} is used; an identical copy is {copies}")
 
 
 def by_own_name(name: str, entries: Sequence[Entry]) -> list[Entry]:
@@ -68,10 +69,13 @@ def by_own_name(name: str, entries: Sequence[Entry]) -> list[Entry]:
             return ""
 
     own = each((entry.path for entry in entries if not entry.embedded), look)
-    found = [entry for entry in entries if own.get(entry.path) and same_name(own[entry.path], name)]
-    for entry in found:
-        _tell(entry.path, f"{entry.name!r} calls itself {own[entry.path]!r} (ss_output_name)")
-    return found
+    return [
+        _told(
+            entry, f"{entry.name!r} was found by the name in its header (ss_output_name), {own[entry.path]!r}"
+        )
+        for entry in entries
+        if own.get(entry.path) and same_name(own[entry.path], name)
+    ]
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -28,6 +28,7 @@ class Entry:
 
     model: for an embedded adapter, the name of the embedded model that it is made for; else None.
     embedded: whether it ships with the program. foldered: whether it has its folder's name.
+    note: what is to be told of how it was found, "" where nothing is.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Entry:
     model: str | None = None
     embedded: bool = False
     foldered: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -267,7 +269,11 @@ def find(name: str, entries: Sequence[Entry], model: str | None = None) -> Entry
     A name may have more folders than needed, folders written with "\\", and the ending .safetensors. Entries that are
     made for `model` are taken first, then those that are made for no embedded model, then all others.
     """
-    wanted = stem_of(name.replace("\\", "/").strip()).strip("/")
+    said = name.replace("\\", "/").strip()
+    return _find(stem_of(said).strip("/"), entries, model) or _find(said.strip("/"), entries, model)
+
+
+def _find(wanted: str, entries: Sequence[Entry], model: str | None) -> Entry | list[Entry]:
     stem = _folded(wanted.rpartition("/")[2])
     likely = [
         (entry, spellings)
