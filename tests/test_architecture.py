@@ -53,7 +53,7 @@ ROOMS: dict[str, list[str]] = {
         "adapter kinds",
         "keys metadata pinned",
         "origin peft_settings spellings",
-        "reporting structure writing",
+        "reporting stated_scales structure writing",
         "inspection reading",
         "__init__",
     ],
