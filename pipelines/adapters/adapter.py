@@ -136,13 +136,25 @@ class Adapter:
 
 
 def model_layers(family: Family, label: str, components: Mapping[str, torch.nn.Module]) -> ModelLayers:
-    """The Linear and Conv2d layers of a model. label: its name. components: name -> module, "unet" among them."""
-    targets = {
-        component: {
-            name: Target(tuple(module.weight.shape))
-            for name, module in model.named_modules()
-            if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
+    """The layers and norms of a model. label: its name. components: name -> module, "unet" among them."""
+
+    def targets(*types: type[torch.nn.Module]) -> dict[str, dict[str, Target]]:
+        return {
+            component: {
+                name: _target(module) for name, module in model.named_modules() if isinstance(module, types)
+            }
+            for component, model in components.items()
         }
-        for component, model in components.items()
-    }
-    return ModelLayers(family, label, targets, dict(components["unet"].config))  # type: ignore[arg-type]
+
+    layers = targets(torch.nn.Linear, torch.nn.Conv2d)
+    norms = targets(torch.nn.LayerNorm, torch.nn.GroupNorm)
+    return ModelLayers(family, label, layers, dict(components["unet"].config), norms)  # type: ignore[arg-type]
+
+
+def _target(module: torch.nn.Module) -> Target:
+    def weight() -> Tensor:
+        found = module.weight
+        assert isinstance(found, Tensor)
+        return found
+
+    return Target(tuple(weight().shape), weight)

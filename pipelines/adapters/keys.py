@@ -14,10 +14,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from pipelines.adapters.kinds import ADAPTER_KINDS, AdapterKind, Leaf
+from pipelines.adapters.kinds.ia3 import ON_INPUT
+from pipelines.adapters.kinds.ia3 import WEIGHT as IA3_WEIGHT
 from pipelines.adapters.kinds.unsupported import peft_part
 
 UNET, TEXT, TEXT_2 = "unet", "text_encoder", "text_encoder_2"
@@ -42,6 +44,7 @@ _DIFFUSERS_UNET = re.compile(
 _TEXT = re.compile(r"text_model[._]|encoder[._]layers[._]|(transformer[._])?resblocks[._]\d|text_projection$")
 _OTHER_UNETS = re.compile(r"[._](motion_modules|temporal_\w+|spatial_res_block)[._]")
 _BUNDLED = "bundle_emb."
+_ON_INPUT = f".{ON_INPUT}"
 _BOOKKEEPING = re.compile(
     r"(.*[._])?(position_ids|logit_scale|inv_freq|num_batches_tracked|exp_avg|exp_avg_sq|max_exp_avg_sq|momentum_buffer"
     r"|num_updates)"
@@ -147,10 +150,12 @@ def some(keys: Iterable[str], most: int = 3) -> str:
 
 def sort_keys(texts: Iterable[str]) -> Contents:
     """Sort the keys of a file. Each goes into exactly one field of the result (`halves` are among `unknown`)."""
+    texts = sorted(texts)
+    scaled = {text.removesuffix(_ON_INPUT) for text in texts if text.endswith(_ON_INPUT)}
     keys: list[Key] = []
     unknown, bookkeeping, halves = [], [], []
     bundled: dict[str, dict[str, str]] = {}
-    for text in sorted(texts):
+    for text in texts:
         if text.startswith(_BUNDLED):
             word, name = _word_and_name(text.removeprefix(_BUNDLED))
             bundled.setdefault(word, {})[name] = text
@@ -158,6 +163,8 @@ def sort_keys(texts: Iterable[str]) -> Contents:
             bookkeeping.append(text)
         elif (key := read_key(text)) is not None:
             keys.append(key)
+        elif (stem := text.removesuffix(".weight")) in scaled and (key := read_key(stem + _ON_INPUT)):
+            keys.append(replace(key, text=text, part=IA3_WEIGHT))  # (IA)3's factors have no name of their own
         else:
             unknown.append(text)
             if _is_half(text):

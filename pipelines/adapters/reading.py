@@ -24,7 +24,7 @@ from pipelines.adapters.reporting import Findings, Place, aside_notes, report
 from pipelines.adapters.sidecars import read_sidecars
 from pipelines.adapters.spellings import LayerNames, layer_names
 from pipelines.adapters.stated_scales import Layer, settled
-from pipelines.adapters.terms import LayerFactors, ModelLayers
+from pipelines.adapters.terms import LayerFactors, ModelLayers, Target, terms_of, together
 from pipelines.errors import AdapterFileError, AdapterFormatError, AdapterMismatchError
 from pipelines.families.family import FamilyName
 from pipelines.home.lookup import note_on
@@ -205,7 +205,7 @@ def _place_of(
                 (component, modules)
                 for component, modules in found
                 if sum(
-                    model.components[component][module].shape[axis]
+                    _width(model.target(component, module), axis)
                     for module in (modules if output else modules[:1])
                 )
                 == shape[axis]
@@ -216,6 +216,10 @@ def _place_of(
             "put `text_encoder.` or `text_encoder_2.` before such keys"
         )
     return found[0] if found else None
+
+
+def _width(target: Target, axis: int) -> int:
+    return target.shape[axis] if axis < len(target.shape) else 0
 
 
 def _lowrank(places: Mapping[Place, Mapping[str, Part]], tensors: Mapping[str, Tensor]) -> Iterator[Layer]:
@@ -231,6 +235,7 @@ def _lowrank(places: Mapping[Place, Mapping[str, Part]], tensors: Mapping[str, T
 
 
 _FINE = (torch.float32, torch.float16, torch.bfloat16)
+_WHOLE_NUMBERS = ("alpha", "on_input")
 
 
 def _raw_layer(
@@ -246,7 +251,7 @@ def _raw_layer(
     texts = {part: one.key.text for part, one in found.items()}
     parts = {part: _third(file, part, one, tensors[one.key.text]) for part, one in found.items()}
     for part, tensor in parts.items():
-        if not tensor.is_floating_point() and (part != "alpha" or tensor.is_complex()):
+        if not tensor.is_floating_point() and (part not in _WHOLE_NUMBERS or tensor.is_complex()):
             dtype = str(tensor.dtype).removeprefix("torch.")
             raise AdapterFormatError(
                 f"{file}: {texts[part]!r} holds {dtype} instead of floating-point weights; "
@@ -281,12 +286,20 @@ def _third(file: str, part: str, found: Part, tensor: Tensor) -> Tensor:
 def _factors(
     raw: Mapping[Place, RawLayer], model: ModelLayers
 ) -> tuple[dict[str, LayerFactors], dict[str, AdapterKind]]:
-    """(layer name -> factors, layer name -> adapter type). Raises AdapterError."""
+    """(layer name -> factors, layer name -> the first of its adapter types). Raises AdapterError."""
     layers, kinds = {}, {}
     for (component, module), layer in raw.items():
-        kind = next(kind for kind in ADAPTER_KINDS if kind.claims(layer.parts))
-        layers[layer.name] = kind.read(layer, model.components[component][module])
-        kinds[layer.name] = kind
+        found = [kind for kind in ADAPTER_KINDS if kind.claims(layer.parts)]
+        if found[0].name == "DoRA":  # it has taken the other type's change
+            found = [found[0], *(kind for kind in found[1:] if kind.name == "full")]
+        target = model.target(component, module)
+        if target.is_norm and (strange := [kind.name for kind in found if kind.name != "full"]):
+            raise AdapterFormatError(
+                f"{layer.file}: {next(iter(layer.keys.values()))!r} is {strange[0]} on a norm, which has no meaning; "
+                "fetch another edition"
+            )
+        terms = [term for kind in found for term in terms_of(kind.read(layer, target))]
+        layers[layer.name], kinds[layer.name] = together(terms), found[0]
     if all(factors.scale == 0 for factors in layers.values()):
         raise AdapterFormatError(
             f"{next(iter(raw.values())).file}: alpha is 0 in every layer, so it would change nothing; "

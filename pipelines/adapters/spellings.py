@@ -17,6 +17,8 @@ from pipelines.families.unet_names import unet_spellings
 _SELF_ATTENTION = re.compile(r"(.+\.self_attn)\.(q|k|v|out)_proj")
 _OPEN_CLIP = {
     "self_attn.out_proj": "attn.out_proj",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
     "mlp.fc1": "mlp.c_fc",
     "mlp.fc2": "mlp.c_proj",
     **{f"self_attn.{one}_proj": f"attn.{one}_proj" for one in "qkv"},
@@ -43,7 +45,8 @@ class LayerNames:
 def layer_names(model: ModelLayers) -> LayerNames:
     """All spellings of a model's layers."""
     spelled = {}
-    for component, targets in model.components.items():
+    for component, layers in model.components.items():
+        targets = [*layers, *model.norms.get(component, ())]
         spellings = dict(_unet_spellings(targets) if component == UNET else _text_spellings(targets))
         spelled[component] = {spelling.replace(".", "_"): modules for spelling, modules in spellings.items()}
         assert len(spelled[component]) == len(spellings), "two layers share one flattened name"

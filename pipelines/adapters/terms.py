@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeAlias
 
@@ -14,9 +15,32 @@ from pipelines.families.family import Family
 
 @dataclass(frozen=True)
 class Target:
-    """One layer that an adapter may change, by the shape of its weight: [out, in] or [out, in, kh, kw]."""
+    """One layer that an adapter may change, by the shape of its weight: [out, in], [out, in, kh, kw], or a norm's [c].
+
+    base: gives that weight, for the types that depend on it.
+    """
 
     shape: tuple[int, ...]
+    base: Callable[[], Tensor] | None = field(default=None, compare=False, repr=False)
+
+    def weight(self) -> Tensor:
+        """The base weight, float32 on the host."""
+        assert self.base is not None, "the layers were described without their weights"
+        return self.base().detach().float().cpu()
+
+    @property
+    def kernel(self) -> int:
+        """The taps of its kernel; 1 for a linear layer."""
+        return math.prod(self.shape[2:])
+
+    @property
+    def inputs(self) -> int:
+        """Its inputs, in a convolution times the kernel's taps."""
+        return math.prod(self.shape[1:])
+
+    @property
+    def is_norm(self) -> bool:
+        return len(self.shape) == 1
 
     @property
     def is_conv(self) -> bool:
@@ -30,12 +54,19 @@ class ModelLayers:
     label: the model's name as its user knows it, for messages.
     components: component ("unet", "text_encoder", "text_encoder_2") -> dotted module name -> target.
     unet_config: the UNet's configuration, which tells the width of the text embeddings.
+    norms: component -> dotted module name -> target, for its norms.
     """
 
     family: Family
     label: str
     components: Mapping[str, Mapping[str, Target]]
     unet_config: Mapping[str, object] = field(repr=False)
+    norms: Mapping[str, Mapping[str, Target]] = field(default_factory=dict, repr=False)
+
+    def target(self, component: str, module: str) -> Target:
+        """A layer or a norm. Raises KeyError."""
+        own = self.components[component].get(module)
+        return self.norms[component][module] if own is None else own
 
 
 @dataclass(frozen=True)

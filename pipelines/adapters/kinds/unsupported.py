@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pipelines.adapters.kinds.kind import Leaf, RawLayer
 from pipelines.adapters.terms import LowRank, Target
 
-_LATER = "this version applies LoRA and LoCon only; look for a plain LoRA of the same subject"
+_LATER = "it is read in a later version; look for another edition of the same subject"
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,7 @@ class Unsupported:
         raise AssertionError(f"{self.name} is refused before any layer is read")
 
 
-_HADA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
-_LOKR = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t1", "lokr_t2")
-_OFT = ("oft_blocks", "oft_diag", "rescale", "oft_r", "oft_R", "oft_R.weight", "oft_R.scaled_oft")
+_OFT = ("oft_diag", "oft_r", "oft_R", "oft_R.weight", "oft_R.scaled_oft")
 
 PEFT_NAMES: Mapping[str, str] = {
     "adamss": "AdaMSS", "beft": "BEFT", "boft": "(B)OFT", "bone": "Bone", "c3a": "C3A", "deft": "DEFT",
@@ -65,27 +63,14 @@ def peft_part(text: str) -> tuple[str, Leaf] | None:
 
 
 UNSUPPORTED: tuple[Unsupported, ...] = (
-    # DoRA comes first, because its layers have LoRA's parts too.
-    Unsupported(
-        "DoRA",
-        (
-            "dora_scale",
-            "lora_magnitude_vector",
-            "lora_magnitude_vector.weight",
-            "lora_magnitude_vector.default",
-        ),
-    ),
     Unsupported("LoRA with a trained bias", ("lora_A.bias", "lora_B.bias", "lora_up.bias", "lora_down.bias")),
     Unsupported("LoRA on an embedding", ("lora_embedding_A", "lora_embedding_B")),
     Unsupported("AdaLoRA", ("lora_E", "ranknum", "lora_E.default", "ranknum.default")),
     Unsupported("T-LoRA", ("q_layer.weight", "p_layer.weight", "q_layer", "p_layer", "lambda_layer")),
-    Unsupported("LoHa", _HADA, {"hada_w1_b": 1, "hada_w2_b": 1}),
-    Unsupported("LoKr", _LOKR),
-    Unsupported("(B)OFT", (*_OFT, "boft_R", "boft_s", "boft_", "oft_")),
-    Unsupported("GLoRA", ("a1.weight", "a2.weight", "b1.weight", "b2.weight", "bm.weight")),
-    Unsupported("(IA)³", ("on_input", "ia3_l", "ia3_")),
-    Unsupported("a norm difference", ("w_norm", "b_norm")),
-    Unsupported("a full difference", ("diff", "diff_b", "set_weight", "reshape_weight"), {"diff": 1}),
+    Unsupported("PEFT's or OneTrainer's (B)OFT", (*_OFT, "boft_R", "boft_s", "boft_", "oft_")),
+    Unsupported("an old GLoRA", ("bm.weight",)),
+    Unsupported("PEFT's (IA)³", ("ia3_l", "ia3_")),
+    Unsupported("a weight of another shape", ("reshape_weight",)),
     Unsupported("VeRA", ("vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B", "vera_")),
     Unsupported(
         "FLoRA in an unknown layout",

@@ -1,0 +1,99 @@
+"""DoRA: a change, after which every output's, or input's, part of the weight gets a length of its own.
+
+Liu et al. 2024 (arXiv 2402.09353): V = W + dW, W' = m V / |V|. dW is LoRA's, LoHa's or LoKr's. `dora_scale` holds m:
+[out, 1(, 1, 1)] for the outputs, where |V| is the norm of a row, or [1, in(, 1, 1)] for the inputs, where it is that of
+a column over all outputs and taps (OneTrainer's default). PEFT's `lora_magnitude_vector` is always of the outputs.
+
+W' - W is a multiplication by g = m / |V| on that axis, and dW times g: one Hadamard of rank 1, and the change's own
+term. g depends on the base weight and on dW at strength 1, not on the strength: W + s (W' - W).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from pipelines.adapters.kinds.kind import AdapterKind, Leaf, RawLayer
+from pipelines.adapters.kinds.loha import Loha
+from pipelines.adapters.kinds.lokr import Lokr
+from pipelines.adapters.kinds.lora import Lora
+from pipelines.adapters.kinds.parts import misfit, whole
+from pipelines.adapters.terms import Hadamard, LowRank, Several, Target, Whole
+from pipelines.errors import AdapterFormatError
+
+SCALE, MAGNITUDE = "dora_scale", "lora_magnitude_vector"
+INNER: tuple[AdapterKind, ...] = (Loha(), Lokr(), Lora())
+
+
+@dataclass(frozen=True)
+class Dora:
+    """DoRA around LoRA, LoHa or LoKr, as an `AdapterKind`."""
+
+    name: str = "DoRA"
+    leaves: Mapping[str, Leaf] = field(
+        default_factory=lambda: {
+            SCALE: Leaf(SCALE, "kohya"),
+            MAGNITUDE: Leaf(MAGNITUDE, "peft"),
+            f"{MAGNITUDE}.weight": Leaf(MAGNITUDE, "peft"),
+            f"{MAGNITUDE}.default": Leaf(MAGNITUDE, "peft"),
+        }
+    )
+    input_axes: Mapping[str, int] = field(default_factory=dict)
+    refusal: str = ""
+
+    def claims(self, parts: Collection[str]) -> bool:
+        return not {SCALE, MAGNITUDE}.isdisjoint(parts)
+
+    def read(self, layer: RawLayer, target: Target) -> Several:
+        part = SCALE if SCALE in layer.parts else MAGNITUDE
+        inner = next((kind for kind in INNER if kind.claims(layer.parts)), None)
+        if inner is None:
+            raise AdapterFormatError(
+                f"{layer.file}: {layer.keys[part]!r} is a length without a change; the file is incomplete, fetch it "
+                "again"
+            )
+        change = inner.read(layer, target)
+        assert isinstance(change, LowRank | Whole)
+        [length] = whole(layer, part)
+        outputs = self._is_of_outputs(layer, target, part)
+        base = target.weight()
+        moved = (base + change.change(base)).flatten(2) if base.ndim > 2 else base + change.change(base)
+        norm = moved.flatten(1).norm(dim=1) if outputs else moved.transpose(0, 1).flatten(1).norm(dim=1)
+        factor = length.flatten() / (norm + torch.finfo(torch.float32).eps)
+        out, width = target.shape[:2]
+        if outputs:
+            return Several((Hadamard(torch.ones(1, width), factor[:, None]), _times(change, factor, 0)))
+        return Several((Hadamard(factor[None], torch.ones(out, 1)), _times(change, factor, 1)))
+
+    def _is_of_outputs(self, layer: RawLayer, target: Target, part: str) -> bool:
+        """Whether the lengths are those of the outputs. Raises AdapterMismatchError where they fit neither axis."""
+        shape = tuple(layer.parts[part].shape)
+        out, width = target.shape[:2]
+        if part == MAGNITUDE or len(shape) < 2:
+            if layer.parts[part].numel() == out:
+                return True
+        elif shape[0] == out and layer.parts[part].numel() == out:
+            return True
+        elif shape[:2] == (1, width) and layer.parts[part].numel() == width:
+            return False
+        raise misfit(layer, target, part)
+
+
+def _times(change: LowRank | Whole, factor: Tensor, axis: int) -> LowRank | Whole:
+    """The change, multiplied along the outputs (axis 0) or the inputs (axis 1)."""
+
+    def scaled(tensor: Tensor, own: int) -> Tensor:
+        shape = [1] * tensor.ndim
+        shape[own] = -1
+        return tensor.float() * factor.view(shape)
+
+    if isinstance(change, Whole):
+        return Whole(scaled(change.delta, axis))
+    return (
+        replace(change, up=scaled(change.up, 0))
+        if axis == 0
+        else replace(change, down=scaled(change.down, 1))
+    )

@@ -1,0 +1,41 @@
+"""(IA)3: one factor for each output, or for each input, of a layer: W' = W * (1 + w) on that axis. Biases stay.
+
+Liu et al. 2022 (arXiv 2205.05638), as LyCORIS writes it: `weight` [out] or [in] (a convolution's [1, out or in, 1, 1]),
+and `on_input` beside it, 1 for the inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from pipelines.adapters.kinds.kind import Leaf, RawLayer
+from pipelines.adapters.kinds.parts import misfit, number, whole
+from pipelines.adapters.terms import Hadamard, Target
+
+WEIGHT, ON_INPUT = "ia3_weight", "on_input"
+
+
+@dataclass(frozen=True)
+class Ia3:
+    """(IA)3, as an `AdapterKind`. The key of its factors ends in a bare `weight`: see `pipelines.adapters.keys`."""
+
+    name: str = "(IA)³"
+    leaves: Mapping[str, Leaf] = field(default_factory=lambda: {ON_INPUT: Leaf(ON_INPUT, "")})
+    input_axes: Mapping[str, int] = field(default_factory=dict)
+    refusal: str = ""
+
+    def claims(self, parts: Collection[str]) -> bool:
+        return ON_INPUT in parts
+
+    def read(self, layer: RawLayer, target: Target) -> Hadamard:
+        factor = 1 + whole(layer, WEIGHT)[0].flatten()
+        out, inner = target.shape[:2]
+        on_input = bool(number(layer, ON_INPUT))
+        if len(factor) != (inner if on_input else out):
+            raise misfit(layer, target, WEIGHT)
+        if on_input:
+            return Hadamard(factor[None], torch.ones(out, 1))
+        return Hadamard(torch.ones(1, inner), factor[:, None])

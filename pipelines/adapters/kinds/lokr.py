@@ -1,0 +1,105 @@
+"""LoKr: a Kronecker product, dW = scale * kron(w1, w2), where either half may be a product of two low-rank factors.
+
+From LyCORIS (arXiv 2309.14859). w1 [o1, i1], or w1_a w1_b; w2 [o2, i2(, kh, kw)], or w2_a w2_b with w2_b flat
+[rank, i2 * kernel]; with a Tucker core t2 [rank, rank, kh, kw], w2_a is [rank, o2] and w2_b [rank, i2]. out is o1 * o2,
+in is i1 * i2. scale is alpha / rank; where both halves are whole it is 1, whatever alpha says (PEFT's settings differ,
+and win).
+
+kron(w1, a b) = kron(w1, a) kron(1, b), so a factored w2 makes a change of rank i1 * rank at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pipelines.adapters.kinds.kind import Leaf, RawLayer
+from pipelines.adapters.kinds.parts import misfit, scale_of, smaller, whole
+from pipelines.adapters.terms import LowRank, Target, Whole
+from pipelines.errors import AdapterFormatError
+
+PARTS = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
+
+
+@dataclass(frozen=True)
+class Lokr:
+    """LoKr, as an `AdapterKind`."""
+
+    name: str = "LoKr"
+    leaves: Mapping[str, Leaf] = field(
+        default_factory=lambda: {part: Leaf(part, "") for part in (*PARTS, "lokr_t1")}
+    )
+    input_axes: Mapping[str, int] = field(default_factory=dict)
+    refusal: str = ""
+
+    def claims(self, parts: Collection[str]) -> bool:
+        return not {*PARTS, "lokr_t1"}.isdisjoint(parts)
+
+    def read(self, layer: RawLayer, target: Target) -> LowRank | Whole:
+        if "lokr_t1" in layer.parts:
+            raise AdapterFormatError(
+                f"{layer.file}: {layer.keys['lokr_t1']!r} is in no layout of LoKr that is known here; fetch another "
+                "edition"
+            )
+        first = self._matrix(layer, target, "lokr_w1")
+        scale = self._scale(layer)
+        if "lokr_w2" in layer.parts or "lokr_t2" in layer.parts:
+            second = self._second(layer, target)
+            self._check(layer, target, first, second)
+            return Whole(
+                torch.kron(first.reshape(*first.shape, *(1 for _ in second.shape[2:])), second).reshape(
+                    target.shape
+                )
+                * scale
+            )
+        a, b = whole(layer, "lokr_w2_a", "lokr_w2_b")
+        if a.ndim != 2 or a.shape[1] != len(b):
+            raise misfit(layer, target, "lokr_w2_a", "lokr_w2_b")
+        kernel = target.kernel
+        flat = b.flatten(1)
+        if flat.shape[1] % kernel:
+            raise misfit(layer, target, "lokr_w2_b")
+        self._check(layer, target, first, a[:, :1].expand(-1, flat.shape[1] // kernel))
+        inner = flat.view(len(b), -1, kernel)  # [rank, i2, kernel]
+        eye = torch.eye(first.shape[1])
+        down = torch.einsum("ij,rqk->irjqk", eye, inner).flatten(0, 1).flatten(1)  # [i1 * rank, in * kernel]
+        return smaller(down, torch.kron(first, a), scale, target)
+
+    def _scale(self, layer: RawLayer) -> float:
+        factored = next((part for part in ("lokr_w2_b", "lokr_w1_b") if part in layer.parts), None)
+        if factored is not None:
+            return scale_of(layer, len(layer.parts[factored]))
+        return 1.0 if layer.scale is None else layer.scale
+
+    def _matrix(self, layer: RawLayer, target: Target, name: str) -> Tensor:
+        """A half that is whole, or the product of two factors: a matrix. Raises AdapterError."""
+        if name in layer.parts:
+            [found] = whole(layer, name)
+        else:
+            a, b = whole(layer, f"{name}_a", f"{name}_b")
+            if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
+                raise misfit(layer, target, f"{name}_a", f"{name}_b")
+            found = a @ b
+        if found.ndim != 2:
+            raise misfit(layer, target, name)
+        return found
+
+    def _second(self, layer: RawLayer, target: Target) -> Tensor:
+        """w2 as a whole, [o2, i2(, kh, kw)]. Raises AdapterError."""
+        if "lokr_t2" not in layer.parts:
+            [found] = whole(layer, "lokr_w2")
+            return found
+        core, a, b = whole(layer, "lokr_t2", "lokr_w2_a", "lokr_w2_b")
+        if core.ndim < 2 or a.ndim != 2 or b.ndim != 2 or tuple(core.shape[:2]) != (len(a), len(b)):
+            raise misfit(layer, target, "lokr_t2", "lokr_w2_a", "lokr_w2_b")
+        return torch.einsum("ij...,ip,jq->pq...", core, a, b)
+
+    def _check(self, layer: RawLayer, target: Target, first: Tensor, second: Tensor) -> None:
+        """Raises AdapterMismatchError where the product has not the shape of the layer's weight."""
+        widths = (first.shape[0] * second.shape[0], first.shape[1] * second.shape[1])
+        kernel = second[0, 0].numel() if second.ndim > 2 else target.kernel
+        if widths != tuple(target.shape[:2]) or kernel != target.kernel:
+            raise misfit(layer, target, *PARTS)
