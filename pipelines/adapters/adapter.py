@@ -83,13 +83,14 @@ class LoadReport:
     def __str__(self) -> str:
         applied = ", ".join(f"{part} {self.applied[part]}/{total}" for part, total in self.total.items())
         alpha = ", alpha none (scale 1)" if self.alphas is None else f", alpha {span(self.alphas)}"
-        if self.kind == "FLoRA":
+        if self.kind in ("FLoRA", "full", "(IA)³"):
             alpha = ""  # the type has none
+        rank = f", rank {span(self.ranks)}" if self.ranks[1] else ""
         family = FAMILIES[self.family].label if self.family in FAMILIES else self.family
         lines = [
             f"{self.name}  ({self.file}, {self.short_hash})",
             f"  applied   {applied}",
-            f"  type      {self.kind}, rank {span(self.ranks)}{alpha}, {self.dtype}",
+            f"  type      {self.kind}{rank}{alpha}, {self.dtype}",
             f"  naming    {self.naming}",
             f"  made for  {family}" + (f" (by its {self.evidence})" if self.evidence else ""),
         ]

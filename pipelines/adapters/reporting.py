@@ -58,13 +58,13 @@ def report(
     metadata: AdapterMetadata,
 ) -> LoadReport:
     """The load report of a file. name: of the adapter. layers, kinds: layer name -> its factors, and its type."""
-    ranks = [factors.rank for factors in layers.values()]
+    ranks = [factors.rank for factors in layers.values() if factors.rank] or [0]
     alphas = found.alphas()
     dtypes = Counter(
         found.header.tensors[key].dtype
         for layer in found.raw.values()
         for part, key in layer.keys.items()
-        if part != "alpha"
+        if found.header.tensors[key].dtype in WEIGHT_DTYPES and part != "alpha"
     )
     lowrank = [factors for factors in layers.values() if isinstance(factors, LowRank)]
     kernels = any(factors.down.ndim == 4 and factors.down.shape[2:] != (1, 1) for factors in lowrank)
@@ -76,7 +76,10 @@ def report(
         naming=" + ".join(found.contents.namings),
         family=found.origin.family,
         evidence=found.origin.evidence,
-        applied={part: sum(place[0] == part for place in found.raw) for part in model.components},
+        applied={
+            part: sum(owner == part and module in targets for owner, module in found.raw)
+            for part, targets in model.components.items()
+        },
         total={part: len(targets) for part, targets in model.components.items()},
         ranks=(min(ranks), max(ranks)),
         alphas=(min(alphas), max(alphas)) if alphas else None,
@@ -84,12 +87,14 @@ def report(
         sha256=found.sha256,
         title=metadata.title,
         triggers=metadata.triggers,
-        notes=tuple(_notes(found, layers, len(alphas))),
+        notes=tuple(_notes(found, model, layers, len(alphas))),
         doubts=found.doubts,
     )
 
 
-def _notes(found: Findings, layers: Mapping[str, LayerFactors], with_alpha: int) -> Iterable[str]:
+def _notes(
+    found: Findings, model: ModelLayers, layers: Mapping[str, LayerFactors], with_alpha: int
+) -> Iterable[str]:
     """Whatever a user might wonder about later. with_alpha: how many layers have an alpha."""
     contents = found.contents
     if contents.bundled:
@@ -97,6 +102,9 @@ def _notes(found: Findings, layers: Mapping[str, LayerFactors], with_alpha: int)
     yield from found.doubts
     if contents.bookkeeping:
         yield f"{some(contents.bookkeeping)} keys hold counters or buffers that change nothing: ignored"
+    norms = sum(module in model.norms.get(part, ()) for part, module in found.raw)
+    if norms:
+        yield f"{norms} norms are changed too"
     if found.orphans:
         yield f"{len(found.orphans)} alpha values lack factors ({'.'.join(found.orphans[0])}): ignored"
     lowrank = sum(isinstance(factors, LowRank) for factors in layers.values())

@@ -1,8 +1,8 @@
 """LoHa: the element-wise product of two low-rank changes, dW = (alpha / rank) (w1a w1b) * (w2a w2b).
 
 From LyCORIS (arXiv 2309.14859), after FedPara (arXiv 2108.06098). A convolution's b is flat, [rank, in * kernel], or,
-as OneTrainer writes it, [rank, in, kh, kw]. With a Tucker core t [rank, rank, kh, kw], a is [rank, out] and each half is
-m[p, q] = sum_ij t[i, j] a[i, p] b[j, q].
+as OneTrainer writes it, [rank, in, kh, kw]. With a Tucker core t [rank, rank, kh, kw], a is [rank, out] and each half
+is m[p, q] = sum_ij t[i, j] a[i, p] b[j, q].
 
 The product of two matrices of rank r has rank r^2 at most: its rows are the products of their rows, pair by pair.
 LyCORIS' own `get_diff_weight` applies alpha / rank twice; its forward, ComfyUI and PEFT apply it once, and so does

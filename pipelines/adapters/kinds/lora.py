@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from pipelines.adapters.kinds.kind import Leaf, RawLayer
+from pipelines.adapters.kinds.parts import misfit, scale_of
 from pipelines.adapters.terms import LowRank, Target
-from pipelines.errors import AdapterFormatError, AdapterMismatchError
+from pipelines.errors import AdapterFormatError
 
 _LEAVES = {
     "lora_up.weight": Leaf("up", "kohya"),
@@ -67,28 +68,16 @@ class Lora:
                 )
         down, up = layer.parts["down"], layer.parts["up"]
         if down.ndim not in (2, 4) or up.ndim not in (2, 4):
-            raise _misfit(layer, target)
+            raise misfit(layer, target, "up", "mid", "down")
         rank = int(down.shape[0])
         if rank == 0 or up.shape[1] == 0:
             raise AdapterFormatError(
                 f"{layer.file}: {layer.keys['down']!r} has rank 0, so it holds nothing; fetch a whole file"
             )
-        scale = self._scale(layer, rank)
+        scale = scale_of(layer, rank)
         if "mid" in layer.parts:
             down = _folded(layer, target, layer.parts["mid"], down)
         return LowRank(*_fitted(layer, target, down, up), scale)
-
-    def _scale(self, layer: RawLayer, rank: int) -> float:
-        """alpha / rank if the layer has its own alpha, else the scale of the settings, else 1."""
-        if "alpha" not in layer.parts:
-            return 1.0 if layer.scale is None else layer.scale
-        alpha = layer.parts["alpha"]
-        if alpha.numel() != 1:
-            raise AdapterFormatError(
-                f"{layer.file}: {layer.keys['alpha']!r} must be one number, but its shape is "
-                f"{list(alpha.shape)}; fetch a sound file"
-            )
-        return float(alpha.double().item()) / rank
 
 
 def _folded(layer: RawLayer, target: Target, mid: Tensor, down: Tensor) -> Tensor:
@@ -102,7 +91,7 @@ def _folded(layer: RawLayer, target: Target, mid: Tensor, down: Tensor) -> Tenso
     fits = square and mid.ndim == 4 and mid.shape[1] == down.shape[0] and down.shape[1] == in_width
     fits = fits and tuple(layer.parts["up"].shape[:2]) == (out_width, mid.shape[0])
     if not fits or tuple(mid.shape[2:]) != (tuple(kernel) or (1, 1)):  # before a product of any size is made
-        raise _misfit(layer, target)
+        raise misfit(layer, target, "up", "mid", "down")
     return torch.einsum("urhw,ri->uihw", mid.float(), down.flatten(1).float())
 
 
@@ -121,19 +110,7 @@ def _fitted(layer: RawLayer, target: Target, down: Tensor, up: Tensor) -> tuple[
         or down.shape[1] != in_width
         or not (same_kernel or pointwise)
     ):
-        raise _misfit(layer, target)
+        raise misfit(layer, target, "up", "mid", "down")
     if target.is_conv:
         return down.reshape(rank, in_width, *kernel), up.reshape(out_width, rank, 1, 1)
     return down.reshape(rank, in_width), up.reshape(out_width, rank)
-
-
-def _misfit(layer: RawLayer, target: Target) -> AdapterMismatchError:
-    shapes = " and ".join(
-        f"{layer.keys[part]!r} {list(layer.parts[part].shape)}"
-        for part in ("up", "mid", "down")
-        if part in layer.parts
-    )
-    return AdapterMismatchError(
-        f"{layer.file}: {shapes} do not fit {layer.name} {list(target.shape)} of this model; "
-        "the file was made for a model of other sizes, load it with that one"
-    )

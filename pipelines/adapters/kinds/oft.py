@@ -3,8 +3,8 @@
 Qiu et al. 2023 (arXiv 2306.07280) and Liu et al. 2023 (arXiv 2311.06243), as LyCORIS writes them.
 
 OFT:  `oft_blocks` [n, b, b], n * b outputs. Q = B - B^T, R = (I + Q)(I - Q)^-1, and each block of rows becomes R^T W.
-BOFT: `oft_blocks` [m, n, b, b]. m stages; before stage j the rows (c, 2, k), k = 2^j b / 2, are put in the order (c, k, 2),
-      and after it back. Each block of b rows then becomes R W: here R, not its transpose.
+BOFT: `oft_blocks` [m, n, b, b]. m stages; before stage j the rows (c, 2, k), k = 2^j b / 2, are put in the order
+      (c, k, 2), and after it back. Each block of b rows then becomes R W: here R, not its transpose.
 
 `rescale` [out, 1, …] multiplies the rows. `alpha` is a bound here, no scale: the norm of all Q together is at most
 alpha * out, and 0, the usual value, means no bound.

@@ -1,4 +1,4 @@
-"""What the adapter types share: scales, shapes that do not fit, and the choice between low rank and a whole difference."""
+"""What the adapter types share: scales, shapes that do not fit, and when a change is kept as a whole difference."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from pipelines.errors import AdapterFormatError, AdapterMismatchError
 
 
 def scale_of(layer: RawLayer, rank: int) -> float:
-    """alpha / rank if the layer has its own alpha, else the scale of the settings, else 1. Raises AdapterFormatError."""
+    """alpha / rank if the layer has its own alpha, else the scale of the settings, else 1.
+
+    Raises AdapterFormatError.
+    """
     if "alpha" not in layer.parts:
         return 1.0 if layer.scale is None else layer.scale
     return number(layer, "alpha") / rank
@@ -91,4 +94,5 @@ def cayley(blocks: Tensor, bound: float) -> Tensor:
     if 0 < bound < norm:
         skew = skew * (bound / norm)
     eye = torch.eye(blocks.shape[-1], dtype=skew.dtype)
-    return (eye + skew) @ torch.linalg.inv(eye - skew)
+    turns: Tensor = (eye + skew) @ torch.linalg.inv(eye - skew)
+    return turns
