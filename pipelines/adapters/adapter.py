@@ -158,4 +158,9 @@ def _target(module: torch.nn.Module) -> Target:
         assert isinstance(found, Tensor)
         return found
 
-    return Target(tuple(weight().shape), weight)
+    def bias() -> Tensor | None:
+        found = module.bias
+        assert found is None or isinstance(found, Tensor)
+        return found
+
+    return Target(tuple(weight().shape), weight, bias)

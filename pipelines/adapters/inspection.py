@@ -133,8 +133,10 @@ def _opened(path: Path) -> tuple[Path, UnparsedHeader, Sidecars]:
 def _refused_settings(path: Path, metadata: Mapping[str, str], structure: Structure) -> str:
     """Why the settings that come with the weights rule them out; "" where they do not."""
     try:
-        if not peft_settings(path, metadata):
-            stated_in(path, metadata)
+        own = peft_settings(path, metadata)
+        settings = [own] if own else [one.settings for one in stated_in(path, metadata) if not one.odd]
+        if "DoRA" not in structure.kinds and any(one.dora for found in settings for one in found.values()):
+            return f"{path.name}: its settings say DoRA, but it holds no lengths for it; fetch a whole file"
         if "FLoRA" in structure.kinds:
             flora.mean_of(path.name, metadata)
     except AdapterFormatError as error:

@@ -14,10 +14,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from pipelines.adapters.kinds import ADAPTER_KINDS, AdapterKind, Leaf
+from pipelines.adapters.kinds import ADAPTER_KINDS, SHARED, AdapterKind, Leaf
 from pipelines.adapters.kinds.ia3 import ON_INPUT
 from pipelines.adapters.kinds.ia3 import WEIGHT as IA3_WEIGHT
 from pipelines.adapters.kinds.unsupported import peft_part
@@ -45,6 +45,8 @@ _TEXT = re.compile(r"text_model[._]|encoder[._]layers[._]|(transformer[._])?resb
 _OTHER_UNETS = re.compile(r"[._](motion_modules|temporal_\w+|spatial_res_block)[._]")
 _BUNDLED = "bundle_emb."
 _ON_INPUT = f".{ON_INPUT}"
+_PEFT = "base_model.model."
+_SET_BIAS = ".base_layer.bias"
 _BOOKKEEPING = re.compile(
     r"(.*[._])?(position_ids|logit_scale|inv_freq|num_batches_tracked|exp_avg|exp_avg_sq|max_exp_avg_sq|momentum_buffer"
     r"|num_updates)"
@@ -89,6 +91,7 @@ class Contents:
     keys: those of adapter layers. unknown: those that follow no known scheme. bookkeeping: counters, the state of an
     optimizer, and buffers that change nothing. bundled: embeddings that come along: word -> name of a tensor -> key.
     halves: those among `unknown` that are some unknown part of a layer whose name is known.
+    shared: what all layers share: part -> key.
     """
 
     keys: tuple[Key, ...]
@@ -96,6 +99,7 @@ class Contents:
     bookkeeping: tuple[str, ...]
     bundled: Mapping[str, Mapping[str, str]]
     halves: tuple[str, ...] = ()
+    shared: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def strangers(self) -> tuple[str, ...]:
@@ -152,6 +156,8 @@ def sort_keys(texts: Iterable[str]) -> Contents:
     """Sort the keys of a file. Each goes into exactly one field of the result (`halves` are among `unknown`)."""
     texts = sorted(texts)
     scaled = {text.removesuffix(_ON_INPUT) for text in texts if text.endswith(_ON_INPUT)}
+    biases = any(text.startswith(_PEFT) and text.endswith(_SET_BIAS) for text in texts)
+    shared: dict[str, str] = {}
     keys: list[Key] = []
     unknown, bookkeeping, halves = [], [], []
     bundled: dict[str, dict[str, str]] = {}
@@ -161,15 +167,26 @@ def sort_keys(texts: Iterable[str]) -> Contents:
             bundled.setdefault(word, {})[name] = text
         elif _is_bookkeeping(text):
             bookkeeping.append(text)
+        elif (part := text.removeprefix("base_model.")) in SHARED:
+            shared[part] = text
         elif (key := read_key(text)) is not None:
             keys.append(key)
         elif (stem := text.removesuffix(".weight")) in scaled and (key := read_key(stem + _ON_INPUT)):
             keys.append(replace(key, text=text, part=IA3_WEIGHT))  # (IA)3's factors have no name of their own
+        elif biases and text.startswith(_PEFT) and (key := _new_bias(text)):
+            keys.append(key)
         else:
             unknown.append(text)
             if _is_half(text):
                 halves.append(text)
-    return Contents(tuple(keys), tuple(unknown), tuple(bookkeeping), bundled, tuple(halves))
+    return Contents(tuple(keys), tuple(unknown), tuple(bookkeeping), bundled, tuple(halves), shared)
+
+
+def _new_bias(text: str) -> Key | None:
+    """PEFT's `bias="all"` saves the biases of layers without an adapter too, by their own names."""
+    stem = text.removesuffix(".bias")
+    key = read_key(stem + _SET_BIAS) if stem != text else None
+    return None if key is None else replace(key, text=text)
 
 
 def read_key(text: str) -> Key | None:
@@ -209,7 +226,11 @@ def split_leaf(text: str) -> tuple[str, Leaf] | None:
         leaf = LEAVES.get(".".join(pieces[-length:]))
         if leaf is not None and len(pieces) > length:
             return ".".join(pieces[:-length]), leaf
-    if len(pieces) > 2 and (leaf := LEAVES.get(pieces[-2])) is not None and leaf.part in _REFUSED:
+    if (
+        len(pieces) > 2
+        and pieces[-1] not in ("weight", "bias")
+        and (leaf := LEAVES.get(pieces[-2])) is not None
+    ):
         return ".".join(pieces[:-2]), leaf  # the adapter's name again: hada_w1_a.default
     return peft_part(text)
 

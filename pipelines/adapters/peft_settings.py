@@ -1,4 +1,4 @@
-"""The settings that PEFT keeps beside the weights. They decide every layer's scale.
+"""The settings that PEFT keeps beside the weights. They decide every layer's scale, and how most types are read.
 
 They are found in two places that are relied on: in `adapter_config.json` in a folder that PEFT wrote, and in the
 safetensors metadata `lora_adapter_metadata`. There diffusers puts the same fields, with the component before each name
@@ -17,6 +17,7 @@ from typing import Any
 
 from composers.shown import shown
 from pipelines.adapters.keys import COMPONENTS
+from pipelines.adapters.kinds import PEFT_APPLIED
 from pipelines.adapters.kinds.unsupported import PEFT_TYPES
 from pipelines.adapters.sidecars import MOST_SAID
 from pipelines.errors import AdapterFormatError
@@ -46,8 +47,9 @@ _HARMLESS = re.compile(r"\^?(?:[\w-]|\\\.|\.\*|\.|\\d\+?|\[0-9\]\+?)*\$?")
 
 @dataclass(frozen=True)
 class PeftSettings:
-    """What PEFT's LoraConfig says of one component.
+    """What PEFT's configuration says of one component.
 
+    kind: its `peft_type`; stated: whether it is written. dora: whether it is LoRA with DoRA. fields: all that it says, by PEFT's names.
     alpha: None where it says nothing, which means scale 1. alpha_pattern: regular expression -> alpha of the layers
     whose names end so. rank, rank_pattern: likewise. rslora: whether the scale is that of rsLoRA.
     """
@@ -57,6 +59,10 @@ class PeftSettings:
     rslora: bool = False
     rank: int | None = None
     rank_pattern: Mapping[str, float] = field(default_factory=dict)
+    kind: str = "LORA"
+    stated: bool = False
+    dora: bool = False
+    fields: Mapping[str, object] = field(default_factory=dict, repr=False, compare=False)
 
     def alpha_of(self, module: str) -> float | None:
         """The layer's alpha: that of the first pattern that matches the end of its name, else the common one."""
@@ -65,6 +71,11 @@ class PeftSettings:
     def rank_of(self, module: str) -> float | None:
         """The layer's rank, likewise; None where nothing is said of it."""
         return _first_of(self.rank_pattern, module, self.rank)
+
+    def own_scale_of(self, module: str) -> float | None:
+        """`scale_of` by the rank that is stated here. None without one."""
+        rank = self.rank_of(module)
+        return None if rank is None else self.scale_of(module, int(rank))
 
     def scale_of(self, module: str, rank: int) -> float | None:
         """alpha / rank, or alpha / sqrt(rank) for rsLoRA (Kalajdzievski 2023, arXiv 2312.03732).
@@ -160,15 +171,11 @@ def _settings(where: str, fields: Mapping[str, Any]) -> PeftSettings:
     """The fields of a LoraConfig that change the mathematics. Raises AdapterFormatError if one cannot be applied."""
     kind = fields.get("peft_type") or "LORA"
     word = kind.removeprefix("PeftType.").upper() if isinstance(kind, str) else ""
-    if word != "LORA":
+    if word not in PEFT_APPLIED:
         name = PEFT_TYPES.get(word)
         raise AdapterFormatError(
             f"{where}: the PEFT type {shown(kind)}{f', {name},' if name else ''} is not applied yet; "
             "look for a plain LoRA"
-        )
-    if _flag(where, fields, "use_dora"):
-        raise AdapterFormatError(
-            f"{where}: DoRA is not applied yet; look for a plain LoRA of the same subject"
         )
     start = fields.get("init_lora_weights", True)
     if isinstance(start, str) and start.lower().startswith(_CHANGES_THE_BASE):
@@ -176,7 +183,7 @@ def _settings(where: str, fields: Mapping[str, Any]) -> PeftSettings:
             f"{where}: init_lora_weights={shown(start)} trained against a changed base model, so these factors "
             "alone are not the difference; save it again with PEFT's path_initial_model_for_weight_conversion"
         )
-    alpha, rank = fields.get("lora_alpha"), fields.get("r")
+    alpha, rank = fields.get("alpha" if word in ("LOHA", "LOKR") else "lora_alpha"), fields.get("r")
     if alpha is not None and not _is_number(alpha):
         raise MalformedSettings(
             f"{where}: lora_alpha and alpha_pattern must be finite numbers, not {shown(alpha)}; repair the settings"
@@ -187,7 +194,15 @@ def _settings(where: str, fields: Mapping[str, Any]) -> PeftSettings:
         rslora=_flag(where, fields, "use_rslora"),
         rank=int(rank) if _is_number(rank) else None,
         rank_pattern=_ranks(fields.get("rank_pattern")),
+        kind=word,
+        stated=bool(fields.get("peft_type")),
+        dora=_flag(where, fields, "use_dora"),
+        fields=dict(fields) | {name: _flag(where, fields, name) for name in _FLAGS if name in fields},
     )
+
+
+_FLAGS = ("use_cayley_neumann", "block_share", "coft", "apply_GS")
+"""Yes or no, in the configurations of the types."""
 
 
 def _ranks(pattern: object) -> dict[str, float]:

@@ -16,7 +16,8 @@ from torch import Tensor
 from pipelines.adapters.adapter import Adapter
 from pipelines.adapters.container import Header, adapter_path, read_header, read_tensors
 from pipelines.adapters.keys import Address, Contents, Key, is_handful, quoted, some, sort_keys
-from pipelines.adapters.kinds import ADAPTER_KINDS, AdapterKind, RawLayer
+from pipelines.adapters.kinds import ADAPTER_KINDS, INTEGERS, AdapterKind, RawLayer
+from pipelines.adapters.kinds.dora import LENGTHS
 from pipelines.adapters.metadata import describe
 from pipelines.adapters.origin import Origin, foreign, origin_of, something_else
 from pipelines.adapters.peft_settings import PeftSettings, peft_settings
@@ -57,8 +58,9 @@ def _adapter(path: Path, model: ModelLayers, name: str, family: FamilyName | Non
     settings, scale_notes = settled(
         path, header.metadata, own, _lowrank(places, tensors), peft=any("lora_B" in key for key in tensors)
     )
+    shared = {part: _checked(path.name, part, key, tensors[key]) for part, key in contents.shared.items()}
     raw = {
-        place: _raw_layer(path.name, place, parts, tensors, settings, header.metadata)
+        place: _raw_layer(path.name, place, parts, tensors, settings, own, header.metadata, shared)
         for place, parts in places.items()
     }
     orphans = [place for place, layer in raw.items() if set(layer.parts) == {"alpha"}]
@@ -69,6 +71,7 @@ def _adapter(path: Path, model: ModelLayers, name: str, family: FamilyName | Non
             f"{path.name}: only alpha values, no factors: it would change nothing; fetch it again"
         )
     layers, kinds = _factors(raw, model)
+    _check_types(path.name, own, kinds)
     metadata = describe(header.metadata, read_sidecars(path))
     doubts = (*filter(None, [note_on(path)]), *aside_notes(aside, contents), *scale_notes)
     found = Findings(path.name, header, contents, origin, raw, settings, tuple(orphans), digest, doubts)
@@ -231,11 +234,10 @@ def _lowrank(places: Mapping[Place, Mapping[str, Part]], tensors: Mapping[str, T
         kernel = any(length > 1 for length in shape[2:]) or "mid" in parts
         alpha = tensors[parts["alpha"].key.text] if "alpha" in parts else None
         value = None if alpha is None else float(alpha.flatten()[0].real) if alpha.numel() else 0.0
-        yield Layer(component, module, shape[0] if shape else 0, value, kernel)
+        yield Layer(component, module, shape[0] if shape else 0, value, kernel, not LENGTHS.isdisjoint(parts))
 
 
 _FINE = (torch.float32, torch.float16, torch.bfloat16)
-_WHOLE_NUMBERS = ("alpha", "on_input")
 
 
 def _raw_layer(
@@ -244,31 +246,46 @@ def _raw_layer(
     found: Mapping[str, Part],
     tensors: Mapping[str, Tensor],
     settings: Mapping[str, PeftSettings],
+    own: Mapping[str, PeftSettings],
     metadata: Mapping[str, str],
+    shared: Mapping[str, Tensor],
 ) -> RawLayer:
-    """One layer's tensors, and the scale by PEFT's settings. Raises AdapterError unless all are finite floats."""
+    """One layer's tensors, and the scale by PEFT's settings. Raises AdapterError unless all are finite floats.
+
+    own: the settings from their own place; other places tell of low-rank factors alone.
+    """
     component, module = place
     texts = {part: one.key.text for part, one in found.items()}
-    parts = {part: _third(file, part, one, tensors[one.key.text]) for part, one in found.items()}
-    for part, tensor in parts.items():
-        if not tensor.is_floating_point() and (part not in _WHOLE_NUMBERS or tensor.is_complex()):
-            dtype = str(tensor.dtype).removeprefix("torch.")
-            raise AdapterFormatError(
-                f"{file}: {texts[part]!r} holds {dtype} instead of floating-point weights; "
-                "quantised adapters are not read, fetch the fp16 edition"
-            )
-        # fp8 has no arithmetic of its own, and what fp64 holds must be finite in fp32 too
-        wide = tensor if tensor.dtype in _FINE else tensor.float()
-        if not torch.isfinite(wide).all():
-            raise AdapterFileError(
-                f"{file}: {texts[part]!r} holds NaN or infinity, which would ruin every picture; "
-                "the training failed or the file is damaged, fetch another"
-            )
+    parts = {
+        part: _checked(file, part, texts[part], _third(file, part, one, tensors[one.key.text]))
+        for part, one in found.items()
+    }
     down = parts.get("down")
     scale = None
     if down is not None and down.ndim and component in settings:
         scale = settings[component].scale_of(module, int(down.shape[0]))
-    return RawLayer(file, f"{component}.{module}", parts, texts, scale, metadata)
+    elif down is None and component in own:
+        scale = own[component].own_scale_of(module)
+    fields = own[component].fields if component in own else {}
+    return RawLayer(file, f"{component}.{module}", parts, texts, scale, metadata, fields, shared)
+
+
+def _checked(file: str, part: str, key: str, tensor: Tensor) -> Tensor:
+    """The tensor. Raises AdapterError unless it holds finite floats, or whole numbers where its part may."""
+    if not tensor.is_floating_point() and (part not in INTEGERS or tensor.is_complex()):
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        raise AdapterFormatError(
+            f"{file}: {key!r} holds {dtype} instead of floating-point weights; "
+            "quantised adapters are not read, fetch the fp16 edition"
+        )
+    # fp8 has no arithmetic of its own, and what fp64 holds must be finite in fp32 too
+    wide = tensor if tensor.dtype in _FINE else tensor.float()
+    if not torch.isfinite(wide).all():
+        raise AdapterFileError(
+            f"{file}: {key!r} holds NaN or infinity, which would ruin every picture; "
+            "the training failed or the file is damaged, fetch another"
+        )
+    return tensor
 
 
 def _third(file: str, part: str, found: Part, tensor: Tensor) -> Tensor:
@@ -289,11 +306,9 @@ def _factors(
     """(layer name -> factors, layer name -> the first of its adapter types). Raises AdapterError."""
     layers, kinds = {}, {}
     for (component, module), layer in raw.items():
-        found = [kind for kind in ADAPTER_KINDS if kind.claims(layer.parts)]
-        if found[0].name == "DoRA":  # it has taken the other type's change
-            found = [found[0], *(kind for kind in found[1:] if kind.name == "full")]
+        found = _kinds_of(layer)
         target = model.target(component, module)
-        if target.is_norm and (strange := [kind.name for kind in found if kind.name != "full"]):
+        if target.is_norm and (strange := [kind.name for kind in found if not kind.on_norms]):
             raise AdapterFormatError(
                 f"{layer.file}: {next(iter(layer.keys.values()))!r} is {strange[0]} on a norm, which has no meaning; "
                 "fetch another edition"
@@ -306,3 +321,29 @@ def _factors(
             "fetch a sound file"
         )
     return layers, kinds
+
+
+def _kinds_of(layer: RawLayer) -> list[AdapterKind]:
+    """The types of a layer, in order. What one takes, those after it do not see. Raises AdapterFormatError."""
+    found, left = [], set(layer.parts)
+    for kind in ADAPTER_KINDS:
+        if kind.claims(left):
+            found.append(kind)
+            left -= set(kind.takes)
+    if not found:
+        part = next(iter(layer.parts))
+        raise AdapterFormatError(
+            f"{layer.file}: {layer.keys[part]!r} stands alone, without the rest of its layer; fetch it again"
+        )
+    return found
+
+
+def _check_types(file: str, own: Mapping[str, PeftSettings], kinds: Mapping[str, AdapterKind]) -> None:
+    """Raises AdapterFormatError where PEFT's settings name another type than the keys show."""
+    for component, settings in own.items():
+        found = [kind for layer, kind in kinds.items() if layer.startswith(f"{component}.")]
+        if found and settings.stated and not any(settings.kind in kind.peft_types for kind in found):
+            raise AdapterFormatError(
+                f"{file}: its settings say that it is PEFT's {settings.kind}, but its keys are those of "
+                f"{found[0].name}; put the adapter_config.json beside it that belongs to it"
+            )

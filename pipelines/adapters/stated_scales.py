@@ -43,7 +43,7 @@ _FIELDS: Mapping[str, str] = {
 class Layer:
     """One low-rank layer, for its scale. rank: of its tensors. alpha: the file's own, None where it has none.
 
-    kernel: whether its kernel is larger than 1x1.
+    kernel: whether its kernel is larger than 1x1. dora: whether it holds the lengths of DoRA.
     """
 
     component: str
@@ -51,6 +51,7 @@ class Layer:
     rank: int
     alpha: float | None
     kernel: bool = False
+    dora: bool = False
 
 
 @dataclass(frozen=True)
@@ -198,10 +199,14 @@ def settled(
     """
     layers = [layer for layer in layers if layer.rank]
     bare = [layer for layer in layers if layer.alpha is None]
+    _check_dora(path.name, own, layers)
     if own:
         notes = (*_mismatched(own, layers), *_unstated("its settings", own, bare))
         return own, (*notes, *_contradicted([Stated("its settings", own)], layers))
     found = (*stated_in(path, metadata), *(_beside(path) if bare else ()))
+    for one in found:
+        if one.certain:
+            _check_dora(path.name, one.settings, layers)
     odd = tuple(f"scale 1 is used: {one.odd}" for one in found if one.odd and bare)
     stated = [one for one in found if not one.odd]
     if odd or not stated:
@@ -220,6 +225,16 @@ def settled(
         f"layers without an alpha are used at scale 1, though {said}, which would be scale {_range(scales)}: it is not "
         f"certain that this is about these layers (rank {_range({layer.rank for layer in bare})})",
     )
+
+
+def _check_dora(file: str, settings: Mapping[str, PeftSettings], layers: Iterable[Layer]) -> None:
+    """Raises AdapterFormatError where settings say DoRA, and the file has not its lengths."""
+    for layer in layers:
+        if layer.component in settings and settings[layer.component].dora and not layer.dora:
+            raise AdapterFormatError(
+                f"{file}: its settings say DoRA, but {layer.component}.{layer.module} has no lengths (dora_scale or "
+                "lora_magnitude_vector); fetch a whole file"
+            )
 
 
 _UNSEEN = (

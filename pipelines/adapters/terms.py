@@ -17,16 +17,22 @@ from pipelines.families.family import Family
 class Target:
     """One layer that an adapter may change, by the shape of its weight: [out, in], [out, in, kh, kw], or a norm's [c].
 
-    base: gives that weight, for the types that depend on it.
+    base: gives that weight, for the types that depend on it. bias: likewise its bias, None where it has none.
     """
 
     shape: tuple[int, ...]
     base: Callable[[], Tensor] | None = field(default=None, compare=False, repr=False)
+    bias: Callable[[], Tensor | None] | None = field(default=None, compare=False, repr=False)
 
     def weight(self) -> Tensor:
         """The base weight, float32 on the host."""
         assert self.base is not None, "the layers were described without their weights"
         return self.base().detach().float().cpu()
+
+    def shift(self) -> Tensor:
+        """The base bias, [out] float32 on the host; zeros where the layer has none."""
+        found = None if self.bias is None else self.bias()
+        return torch.zeros(self.shape[0]) if found is None else found.detach().float().cpu()
 
     @property
     def kernel(self) -> int:
@@ -259,9 +265,31 @@ def terms_of(factors: LayerFactors) -> tuple[Term, ...]:
 
 
 def together(terms: Sequence[Term]) -> LayerFactors:
-    """The terms as what acts on one layer. LowRank terms stay apart."""
+    """The terms as what acts on one layer. LowRank terms stay apart; of each other sort, one holds the sum."""
     assert terms
+    wholes = [term.delta.float() for term in terms if isinstance(term, Whole)]
+    shifts = [term.vector.float() for term in terms if isinstance(term, Shift)]
+    factors = [term for term in terms if isinstance(term, Hadamard)]
+    if max(map(len, (wholes, shifts, factors))) > 1:
+        terms = [
+            *(term for term in terms if isinstance(term, LowRank)),
+            *([_sum(factors)] if factors else ()),
+            *([Whole(sum(wholes[1:], wholes[0]))] if wholes else ()),
+            *([Shift(sum(shifts[1:], shifts[0]))] if shifts else ()),
+        ]
     return terms[0] if len(terms) == 1 else Several(tuple(terms))
+
+
+def _sum(factors: Sequence[Hadamard]) -> Hadamard:
+    """W (M1 - 1) + W (M2 - 1) as one: M = M1 + M2 - 1."""
+    if len(factors) == 1:
+        return factors[0]
+    inner = [one.inner.float() * one.scale for one in factors]
+    outer = [one.outer.float() for one in factors]
+    rest = 1.0 - len(factors)
+    inner.append(torch.full((1, inner[0].shape[1]), rest))
+    outer.append(torch.ones(outer[0].shape[0], 1))
+    return Hadamard(torch.cat(inner), torch.cat(outer, dim=1))
 
 
 def shift_of(factors: LayerFactors) -> Tensor | None:

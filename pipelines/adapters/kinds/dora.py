@@ -16,20 +16,21 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from pipelines.adapters.kinds.kind import AdapterKind, Leaf, RawLayer
+from pipelines.adapters.kinds.kind import AdapterKind, Kind, Leaf, RawLayer
 from pipelines.adapters.kinds.loha import Loha
 from pipelines.adapters.kinds.lokr import Lokr
-from pipelines.adapters.kinds.lora import Lora
-from pipelines.adapters.kinds.parts import misfit, whole
-from pipelines.adapters.terms import Hadamard, LowRank, Several, Target, Whole
+from pipelines.adapters.kinds.lora import UP_BIAS, Lora
+from pipelines.adapters.kinds.parts import misfit, multiplier, whole
+from pipelines.adapters.terms import LowRank, Several, Target, Whole
 from pipelines.errors import AdapterFormatError
 
 SCALE, MAGNITUDE = "dora_scale", "lora_magnitude_vector"
+LENGTHS = frozenset((SCALE, MAGNITUDE))
 INNER: tuple[AdapterKind, ...] = (Loha(), Lokr(), Lora())
 
 
 @dataclass(frozen=True)
-class Dora:
+class Dora(Kind):
     """DoRA around LoRA, LoHa or LoKr, as an `AdapterKind`."""
 
     name: str = "DoRA"
@@ -41,11 +42,10 @@ class Dora:
             f"{MAGNITUDE}.default": Leaf(MAGNITUDE, "peft"),
         }
     )
-    input_axes: Mapping[str, int] = field(default_factory=dict)
-    refusal: str = ""
-
-    def claims(self, parts: Collection[str]) -> bool:
-        return not {SCALE, MAGNITUDE}.isdisjoint(parts)
+    peft_types: Collection[str] = ("LORA",)
+    takes: Collection[str] = frozenset(
+        leaf.part for kind in INNER for leaf in kind.leaves.values() if leaf.part != "alpha"
+    )
 
     def read(self, layer: RawLayer, target: Target) -> Several:
         part = SCALE if SCALE in layer.parts else MAGNITUDE
@@ -55,6 +55,11 @@ class Dora:
                 f"{layer.file}: {layer.keys[part]!r} is a length without a change; the file is incomplete, fetch it "
                 "again"
             )
+        if UP_BIAS in layer.parts:
+            raise AdapterFormatError(
+                f"{layer.file}: {layer.keys[UP_BIAS]!r} is a trained bias inside DoRA, which no trainer has; fetch "
+                "another edition"
+            )
         change = inner.read(layer, target)
         assert isinstance(change, LowRank | Whole)
         [length] = whole(layer, part)
@@ -63,10 +68,8 @@ class Dora:
         moved = (base + change.change(base)).flatten(2) if base.ndim > 2 else base + change.change(base)
         norm = moved.flatten(1).norm(dim=1) if outputs else moved.transpose(0, 1).flatten(1).norm(dim=1)
         factor = length.flatten() / (norm + torch.finfo(torch.float32).eps)
-        out, width = target.shape[:2]
-        if outputs:
-            return Several((Hadamard(torch.ones(1, width), factor[:, None]), _times(change, factor, 0)))
-        return Several((Hadamard(factor[None], torch.ones(out, 1)), _times(change, factor, 1)))
+        axis = 0 if outputs else 1
+        return Several((multiplier(factor, target, inputs=not outputs), _times(change, factor, axis)))
 
     def _is_of_outputs(self, layer: RawLayer, target: Target, part: str) -> bool:
         """Whether the lengths are those of the outputs. Raises AdapterMismatchError where they fit neither axis."""

@@ -27,10 +27,10 @@ that several adapters, of any type, make to one layer add up.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pipelines.adapters.kinds.kind import Leaf, RawLayer
+from pipelines.adapters.kinds.kind import Kind, Leaf, RawLayer
 from pipelines.adapters.terms import Hadamard, Target
 from pipelines.errors import AdapterFormatError, AdapterMismatchError
 
@@ -41,16 +41,12 @@ _LEAVES = {"flora_in.weight": Leaf("inner", "flora"), "flora_out.weight": Leaf("
 
 
 @dataclass(frozen=True)
-class Flora:
+class Flora(Kind):
     """True FLoRA, as an `AdapterKind`."""
 
     name: str = "FLoRA"
     leaves: Mapping[str, Leaf] = field(default_factory=lambda: dict(_LEAVES))
     input_axes: Mapping[str, int] = field(default_factory=lambda: {"inner": 1})
-    refusal: str = ""
-
-    def claims(self, parts: Collection[str]) -> bool:
-        return not {"inner", "outer"}.isdisjoint(parts)
 
     def read(self, layer: RawLayer, target: Target) -> Hadamard:
         for half, other in (("inner", "outer"), ("outer", "inner")):

@@ -1,7 +1,8 @@
 """Whole differences of weights, biases and norms: W' = W + diff, b' = b + diff_b.
 
 LyCORIS' full and norm modules, and what ComfyUI and others extract from two checkpoints. `w_norm` and `b_norm` are
-those of a norm; `diff` and `diff_b` may belong to one too. `set_weight` is the new weight itself (ComfyUI).
+those of a norm; `diff` and `diff_b` may belong to one too. `set_weight` is the new weight itself (ComfyUI), and so is
+what PEFT's LN tuning keeps of a norm. `base_layer.bias` is a new bias: PEFT's LoRA with `bias="all"`.
 """
 
 from __future__ import annotations
@@ -9,30 +10,31 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from pipelines.adapters.kinds.kind import Leaf, RawLayer
+from pipelines.adapters.kinds.kind import Kind, Leaf, RawLayer
 from pipelines.adapters.kinds.parts import misfit
 from pipelines.adapters.terms import LayerFactors, Shift, Target, Term, Whole, together
 
-PARTS = ("diff", "diff_b", "set_weight")
+PARTS = ("diff", "diff_b", "set_weight", "set_bias")
 
 
 @dataclass(frozen=True)
-class Full:
+class Full(Kind):
     """Whole differences, as an `AdapterKind`. They may stand beside other types on one layer."""
 
     name: str = "full"
     leaves: Mapping[str, Leaf] = field(
         default_factory=lambda: {
-            **{part: Leaf(part, "") for part in PARTS},
+            **{part: Leaf(part, "") for part in PARTS[:3]},
             "w_norm": Leaf("diff", ""),
             "b_norm": Leaf("diff_b", ""),
+            "ln_tuning_layers.weight": Leaf("set_weight", "peft"),
+            "ln_tuning_layers.bias": Leaf("set_bias", "peft"),
+            "base_layer.bias": Leaf("set_bias", "peft"),
         }
     )
     input_axes: Mapping[str, int] = field(default_factory=lambda: {"diff": 1})
-    refusal: str = ""
-
-    def claims(self, parts: Collection[str]) -> bool:
-        return not set(PARTS).isdisjoint(parts)
+    peft_types: Collection[str] = ("LN_TUNING",)
+    on_norms: bool = True
 
     def read(self, layer: RawLayer, target: Target) -> LayerFactors:
         terms: list[Term] = []
@@ -43,9 +45,12 @@ class Full:
                     raise misfit(layer, target, part)
                 value = value.reshape(target.shape)
                 terms.append(Whole(value if part == "diff" else value.float() - target.weight()))
-        if "diff_b" in layer.parts:
-            value = layer.parts["diff_b"].flatten()
-            if len(value) != target.shape[0]:
-                raise misfit(layer, target, "diff_b")
-            terms.append(Shift(value))
-        return together(terms)
+        shift = None
+        for part in ("diff_b", "set_bias"):
+            if part in layer.parts:
+                value = layer.parts[part].flatten().float()
+                if len(value) != target.shape[0]:
+                    raise misfit(layer, target, part)
+                value = value if part == "diff_b" else value - target.shift()
+                shift = value if shift is None else shift + value
+        return together([*terms, *([] if shift is None else [Shift(shift)])])

@@ -9,23 +9,19 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-import torch
-
-from pipelines.adapters.kinds.kind import Leaf, RawLayer
-from pipelines.adapters.kinds.parts import misfit, number, whole
+from pipelines.adapters.kinds.kind import Kind, Leaf, RawLayer
+from pipelines.adapters.kinds.parts import misfit, multiplier, number, whole
 from pipelines.adapters.terms import Hadamard, Target
 
 WEIGHT, ON_INPUT = "ia3_weight", "on_input"
 
 
 @dataclass(frozen=True)
-class Ia3:
+class Ia3(Kind):
     """(IA)3, as an `AdapterKind`. The key of its factors ends in a bare `weight`: see `pipelines.adapters.keys`."""
 
     name: str = "(IA)³"
-    leaves: Mapping[str, Leaf] = field(default_factory=lambda: {ON_INPUT: Leaf(ON_INPUT, "")})
-    input_axes: Mapping[str, int] = field(default_factory=dict)
-    refusal: str = ""
+    leaves: Mapping[str, Leaf] = field(default_factory=lambda: {ON_INPUT: Leaf(ON_INPUT, "", integers=True)})
 
     def claims(self, parts: Collection[str]) -> bool:
         return ON_INPUT in parts
@@ -36,6 +32,4 @@ class Ia3:
         on_input = bool(number(layer, ON_INPUT))
         if len(factor) != (inner if on_input else out):
             raise misfit(layer, target, WEIGHT)
-        if on_input:
-            return Hadamard(factor[None], torch.ones(out, 1))
-        return Hadamard(torch.ones(1, inner), factor[:, None])
+        return multiplier(factor, target, inputs=on_input)

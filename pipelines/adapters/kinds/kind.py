@@ -1,4 +1,9 @@
-"""What an adapter type must know about itself. A new type is one file with one `AdapterKind` in it."""
+"""What an adapter type must know about itself. A new type is one file with one `AdapterKind` in it, and a line in
+`pipelines.adapters.kinds`.
+
+A layer may be of several types at once: a whole difference of its bias beside low-rank factors. Each reads its own
+parts, and their changes add up. A type that is built on another one, as DoRA is, takes the other's parts too.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +18,14 @@ from pipelines.adapters.terms import LayerFactors, Target
 
 @dataclass(frozen=True)
 class Leaf:
-    """The end of a key. part: which tensor of the layer it is. style: whose naming scheme it belongs to."""
+    """The end of a key. part: which tensor of the layer it is. style: whose naming scheme it belongs to.
+
+    integers: whether the tensor may hold whole numbers, or true and false, instead of floating-point weights.
+    """
 
     part: str
     style: str
+    integers: bool = False
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,8 @@ class RawLayer:
     file: its name. name: the layer's ("unet.…"). parts: part -> tensor. keys: part -> its key, for messages.
     scale: the scale that PEFT's settings give; None where they give none.
     metadata: the file's own, for types that keep settings there.
+    settings: PEFT's settings of the layer's component, by their own names; {} where none come with the file.
+    shared: part -> tensor, for what all layers of the file share.
     """
 
     file: str
@@ -34,6 +45,8 @@ class RawLayer:
     keys: Mapping[str, str]
     scale: float | None
     metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
+    settings: Mapping[str, object] = field(default_factory=dict, repr=False)
+    shared: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
 
 class AdapterKind(Protocol):
@@ -42,6 +55,10 @@ class AdapterKind(Protocol):
     leaves: end of a key ("lora_up.weight") -> what it is. `alpha` is among LoRA's, and all types share it.
     input_axes: part -> the axis of that tensor that has the layer's input width, for parts that have one.
     refusal: why this type is not applied, and what to do instead; "" for one that is applied.
+    peft_types: the `peft_type`s of PEFT's settings under which it is read.
+    takes: parts of other types that it reads itself, so that these do not see them.
+    shared: parts that stand once in a file, for all layers (`base_model.vera_A`).
+    on_norms: whether it may change a norm.
     """
 
     @property
@@ -52,6 +69,14 @@ class AdapterKind(Protocol):
     def input_axes(self) -> Mapping[str, int]: ...
     @property
     def refusal(self) -> str: ...
+    @property
+    def peft_types(self) -> Collection[str]: ...
+    @property
+    def takes(self) -> Collection[str]: ...
+    @property
+    def shared(self) -> Collection[str]: ...
+    @property
+    def on_norms(self) -> bool: ...
 
     def claims(self, parts: Collection[str]) -> bool:
         """Whether a layer with these parts is of this type. Types are asked in the order of ADAPTER_KINDS."""
@@ -60,3 +85,26 @@ class AdapterKind(Protocol):
     def read(self, layer: RawLayer, target: Target) -> LayerFactors:
         """The layer's exact factors, in the shape that its target takes. Raises AdapterError."""
         ...
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What most types leave as it is. A layer is of the type if it has any of its parts but `alpha`."""
+
+    name: str = ""
+    leaves: Mapping[str, Leaf] = field(default_factory=dict)
+    input_axes: Mapping[str, int] = field(default_factory=dict)
+    refusal: str = ""
+    peft_types: Collection[str] = ()
+    takes: Collection[str] = ()
+    shared: Collection[str] = ()
+    on_norms: bool = False
+
+    def claims(self, parts: Collection[str]) -> bool:
+        """Whether a layer with these parts is of this type."""
+        return any(leaf.part in parts for leaf in self.leaves.values() if leaf.part != "alpha")
+
+
+def peft_leaves(*parts: str, integers: Collection[str] = ()) -> dict[str, Leaf]:
+    """The leaves of one of PEFT's types, whose parts are called as their keys end."""
+    return {part: Leaf(part, "peft", part in integers) for part in parts}

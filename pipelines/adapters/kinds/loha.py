@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pipelines.adapters.kinds.kind import Leaf, RawLayer
+from pipelines.adapters.kinds.kind import Kind, Leaf, RawLayer
 from pipelines.adapters.kinds.parts import misfit, scale_of, smaller, whole
 from pipelines.adapters.terms import LowRank, Target, Whole
 
@@ -25,16 +25,13 @@ PARTS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2
 
 
 @dataclass(frozen=True)
-class Loha:
+class Loha(Kind):
     """LoHa, as an `AdapterKind`."""
 
     name: str = "LoHa"
     leaves: Mapping[str, Leaf] = field(default_factory=lambda: {part: Leaf(part, "") for part in PARTS})
     input_axes: Mapping[str, int] = field(default_factory=lambda: {"hada_w1_b": 1, "hada_w2_b": 1})
-    refusal: str = ""
-
-    def claims(self, parts: Collection[str]) -> bool:
-        return not set(PARTS).isdisjoint(parts)
+    peft_types: Collection[str] = ("LOHA",)
 
     def read(self, layer: RawLayer, target: Target) -> LowRank | Whole:
         tucker = "hada_t1" in layer.parts or "hada_t2" in layer.parts

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pipelines.adapters.kinds.kind import Leaf, RawLayer
+from pipelines.adapters.kinds.kind import Kind, Leaf, RawLayer
 from pipelines.adapters.kinds.parts import misfit, scale_of, smaller, whole
 from pipelines.adapters.terms import LowRank, Target, Whole
 from pipelines.errors import AdapterFormatError
@@ -25,18 +25,14 @@ PARTS = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b
 
 
 @dataclass(frozen=True)
-class Lokr:
+class Lokr(Kind):
     """LoKr, as an `AdapterKind`."""
 
     name: str = "LoKr"
     leaves: Mapping[str, Leaf] = field(
         default_factory=lambda: {part: Leaf(part, "") for part in (*PARTS, "lokr_t1")}
     )
-    input_axes: Mapping[str, int] = field(default_factory=dict)
-    refusal: str = ""
-
-    def claims(self, parts: Collection[str]) -> bool:
-        return not {*PARTS, "lokr_t1"}.isdisjoint(parts)
+    peft_types: Collection[str] = ("LOKR",)
 
     def read(self, layer: RawLayer, target: Target) -> LowRank | Whole:
         if "lokr_t1" in layer.parts:

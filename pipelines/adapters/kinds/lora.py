@@ -1,6 +1,7 @@
 """LoRA on linear layers and LoCon on convolutions: dW = (alpha / rank) * up . down.
 
 Hu et al. 2021 (arXiv 2106.09685); LoCon and its Tucker form (`lora_mid`) from LyCORIS (arXiv 2309.14859).
+PEFT's `lora_bias=True` adds (alpha / rank) * `lora_B.bias` to the layer's bias.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pipelines.adapters.kinds.kind import Leaf, RawLayer
+from pipelines.adapters.kinds.kind import Kind, Leaf, RawLayer
 from pipelines.adapters.kinds.parts import misfit, scale_of
-from pipelines.adapters.terms import LowRank, Target
+from pipelines.adapters.terms import LowRank, Several, Shift, Target
 from pipelines.errors import AdapterFormatError
+
+UP_BIAS = "up_bias"
 
 _LEAVES = {
     "lora_up.weight": Leaf("up", "kohya"),
@@ -40,28 +43,28 @@ _LEAVES = {
         )
         for end in ends
     },
-    "alpha": Leaf("alpha", ""),
-    "lora.alpha": Leaf("alpha", ""),
-    "lora_linear_layer.alpha": Leaf("alpha", ""),
+    "lora_B.bias": Leaf(UP_BIAS, "peft"),
+    "lora_up.bias": Leaf(UP_BIAS, "kohya"),
+    **{end: Leaf("alpha", "", integers=True) for end in ("alpha", "lora.alpha", "lora_linear_layer.alpha")},
 }
 
 
 @dataclass(frozen=True)
-class Lora:
+class Lora(Kind):
     """Plain low-rank factors, with or without a Tucker core; as an `AdapterKind`."""
 
     name: str = "LoRA"
     leaves: Mapping[str, Leaf] = field(default_factory=lambda: dict(_LEAVES))
     input_axes: Mapping[str, int] = field(default_factory=lambda: {"down": 1})
-    refusal: str = ""
+    peft_types: Collection[str] = ("LORA",)
 
     def claims(self, parts: Collection[str]) -> bool:
-        return not {"up", "down", "mid"}.isdisjoint(parts)
+        return not {"up", "down", "mid", UP_BIAS}.isdisjoint(parts)
 
-    def read(self, layer: RawLayer, target: Target) -> LowRank:
+    def read(self, layer: RawLayer, target: Target) -> LowRank | Several:
         for half, other in (("up", "down"), ("down", "up")):
             if half not in layer.parts:
-                key = layer.keys.get(other) or layer.keys["mid"]
+                key = layer.keys.get(other) or layer.keys.get("mid") or layer.keys[UP_BIAS]
                 raise AdapterFormatError(
                     f"{layer.file}: {key!r} has no matching {half} half, so the file is incomplete; "
                     "download it again"
@@ -77,7 +80,13 @@ class Lora:
         scale = scale_of(layer, rank)
         if "mid" in layer.parts:
             down = _folded(layer, target, layer.parts["mid"], down)
-        return LowRank(*_fitted(layer, target, down, up), scale)
+        change = LowRank(*_fitted(layer, target, down, up), scale)
+        if UP_BIAS not in layer.parts:
+            return change
+        bias = layer.parts[UP_BIAS]
+        if bias.shape != target.shape[:1]:
+            raise misfit(layer, target, UP_BIAS)
+        return Several((change, Shift(bias.float() * scale)))
 
 
 def _folded(layer: RawLayer, target: Target, mid: Tensor, down: Tensor) -> Tensor:

@@ -12,13 +12,13 @@ alpha * out, and 0, the usual value, means no bound.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from pipelines.adapters.kinds.kind import Leaf, RawLayer
+from pipelines.adapters.kinds.kind import Kind, Leaf, RawLayer
 from pipelines.adapters.kinds.parts import cayley, misfit, number, whole
 from pipelines.adapters.terms import Target, Whole
 
@@ -26,16 +26,11 @@ PARTS = ("oft_blocks", "rescale")
 
 
 @dataclass(frozen=True)
-class Oft:
+class Oft(Kind):
     """OFT and BOFT, as an `AdapterKind`."""
 
     name: str = "(B)OFT"
     leaves: Mapping[str, Leaf] = field(default_factory=lambda: {part: Leaf(part, "") for part in PARTS})
-    input_axes: Mapping[str, int] = field(default_factory=dict)
-    refusal: str = ""
-
-    def claims(self, parts: Collection[str]) -> bool:
-        return not set(PARTS).isdisjoint(parts)
 
     def read(self, layer: RawLayer, target: Target) -> Whole:
         [blocks] = whole(layer, "oft_blocks")

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from composers.shown import shown
 from pipelines.adapters.kinds.kind import RawLayer
-from pipelines.adapters.terms import LowRank, Target, Whole
+from pipelines.adapters.terms import Hadamard, LowRank, Target, Whole
 from pipelines.errors import AdapterFormatError, AdapterMismatchError
 
 
@@ -51,6 +52,17 @@ def whole(layer: RawLayer, *parts: str) -> tuple[Tensor, ...]:
     return tuple(layer.parts[part].float() for part in parts)
 
 
+def common(layer: RawLayer, parts: Sequence[str], remedy: str) -> tuple[Tensor, ...]:
+    """Parts that all layers share, float32. Raises AdapterFormatError for one that is missing or empty."""
+    for part in parts:
+        if part not in layer.shared or not layer.shared[part].numel():
+            raise AdapterFormatError(
+                f"{layer.file}: {part}, which all its layers share, is missing, so it cannot be read; save it again "
+                f"with {remedy}"
+            )
+    return tuple(layer.shared[part].float() for part in parts)
+
+
 def misfit(layer: RawLayer, target: Target, *parts: str) -> AdapterMismatchError:
     """The error for parts whose shapes do not fit the layer."""
     shapes = " and ".join(
@@ -76,12 +88,61 @@ def smaller(down: Tensor, up: Tensor, scale: float, target: Target) -> LowRank |
     )
 
 
-def fits(tensor: Tensor, shape: Sequence[int]) -> bool:
-    """Whether the tensor has this shape, up to a trailing 1x1 kernel."""
-    mine = tuple(tensor.shape)
-    if len(mine) > 2 and all(length == 1 for length in mine[2:]) and len(shape) == 2:
-        mine = mine[:2]
-    return mine == tuple(shape)
+def setting(layer: RawLayer, name: str) -> object:
+    """One of PEFT's settings. Raises AdapterFormatError where it is not stated."""
+    if layer.settings.get(name) is None:
+        key = next(iter(layer.keys.values()))
+        raise AdapterFormatError(
+            f"{layer.file}: {key!r} cannot be read without PEFT's setting {name}; put the adapter_config.json that "
+            "belongs to it beside it, and call the file adapter_model.safetensors"
+        )
+    return layer.settings[name]
+
+
+def numeric(layer: RawLayer, name: str) -> float:
+    """A finite number among PEFT's settings. Raises AdapterFormatError."""
+    value = setting(layer, name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
+        raise AdapterFormatError(
+            f"{layer.file}: PEFT's setting {name} is {shown(value)}, no number; repair the settings"
+        )
+    return float(value)
+
+
+_LARGEST = 1e30
+
+
+def multiplier(factor: Tensor, target: Target, *, inputs: bool = False) -> Hadamard:
+    """A factor for each output, [out], or for each input, [in]."""
+    out, width = target.shape[:2]
+    if inputs:
+        return Hadamard(factor.view(1, width), torch.ones(out, 1))
+    return Hadamard(torch.ones(1, width), factor.view(out, 1))
+
+
+def skew(vectors: Tensor, size: int) -> Tensor:
+    """The skew-symmetric matrices [n, b, b] whose upper triangles are [n, b (b - 1) / 2], row by row."""
+    rows, columns = torch.triu_indices(size, size, 1)
+    upper = vectors.new_zeros(len(vectors), size, size)
+    upper[:, rows, columns] = vectors
+    return upper - upper.mT
+
+
+def series(skewed: Tensor, terms: int) -> Tensor:
+    """PEFT's series in place of a Cayley transform, 1 + 2 Q + 2 Q^2 + … + 2 Q^(m - 1) + Q^m. skewed: Q [n, b, b].
+
+    m is terms - 1, but for 3 terms it is 3 as well, and 2 terms are 1 + 2 Q.
+    """
+    total = torch.eye(skewed.shape[-1]).expand(skewed.shape).clone()
+    if terms > 1:
+        total += 2 * skewed
+    if terms > 2:
+        power = skewed
+        for _ in range(2, max(terms - 1, 3)):
+            power = power @ skewed
+            total += 2 * power
+        total += power @ skewed
+    return total
 
 
 def cayley(blocks: Tensor, bound: float) -> Tensor:

@@ -20,6 +20,10 @@ class Unsupported:
     ends: tuple[str, ...]
     input_axes: Mapping[str, int] = field(default_factory=dict)
     refusal: str = _LATER
+    peft_types: Collection[str] = ()
+    takes: Collection[str] = ()
+    shared: Collection[str] = ()
+    on_norms: bool = False
 
     @property
     def leaves(self) -> Mapping[str, Leaf]:
@@ -31,8 +35,6 @@ class Unsupported:
     def read(self, layer: RawLayer, target: Target) -> LowRank:
         raise AssertionError(f"{self.name} is refused before any layer is read")
 
-
-_OFT = ("oft_diag", "oft_r", "oft_R", "oft_R.weight", "oft_R.scaled_oft")
 
 PEFT_NAMES: Mapping[str, str] = {
     "adamss": "AdaMSS", "beft": "BEFT", "boft": "(B)OFT", "bone": "Bone", "c3a": "C3A", "deft": "DEFT",
@@ -62,24 +64,26 @@ def peft_part(text: str) -> tuple[str, Leaf] | None:
     return None if found is None else (text[: found.start()], Leaf(f"{found['start']}_", ""))
 
 
+_READ = ("boft", "c3a", "delora", "fourierft", "glora", "hira", "hra", "ia3", "ln_tuning", "miss", "oft", "road",
+         "shira", "vblora", "vera")  # fmt: skip
+_STRANGE = "such a part of it is not known; look for another edition of the same subject"
+
 UNSUPPORTED: tuple[Unsupported, ...] = (
-    Unsupported("LoRA with a trained bias", ("lora_A.bias", "lora_B.bias", "lora_up.bias", "lora_down.bias")),
+    Unsupported("LoRA with a trained bias on its inner half", ("lora_A.bias", "lora_down.bias")),
     Unsupported("LoRA on an embedding", ("lora_embedding_A", "lora_embedding_B")),
-    Unsupported("AdaLoRA", ("lora_E", "ranknum", "lora_E.default", "ranknum.default")),
     Unsupported("T-LoRA", ("q_layer.weight", "p_layer.weight", "q_layer", "p_layer", "lambda_layer")),
-    Unsupported("PEFT's or OneTrainer's (B)OFT", (*_OFT, "boft_R", "boft_s", "boft_", "oft_")),
-    Unsupported("an old GLoRA", ("bm.weight",)),
-    Unsupported("PEFT's (IA)³", ("ia3_l", "ia3_")),
+    Unsupported("an old OFT", ("oft_diag", "oft_r")),
+    Unsupported("GLoRA of an unknown layout", ("bm.weight",)),
     Unsupported("a weight of another shape", ("reshape_weight",)),
-    Unsupported("VeRA", ("vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B", "vera_")),
     Unsupported(
         "FLoRA in an unknown layout",
         ("flora_A", "flora_B", "flora_A.weight", "flora_B.weight"),
         refusal="A and B are opposite halves in the LoRA and the FLoRA paper; rename them to flora_in and flora_out",
     ),
     *(
-        Unsupported(name, (f"{start}_",))
+        Unsupported(f"{name} of an unknown layout", (f"{start}_",), refusal=_STRANGE)
+        if start in _READ
+        else Unsupported(name, (f"{start}_",))
         for start, name in PEFT_NAMES.items()
-        if start not in ("boft", "oft", "ia3", "vera")
     ),
 )

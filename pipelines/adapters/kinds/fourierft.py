@@ -1,0 +1,38 @@
+"""FourierFT: a few places of the change's spectrum, dW = scaling * real(ifft2(spectrum)).
+
+Gao et al. 2024 (arXiv 2405.03003), as PEFT writes it: `fourierft_spectrum` [n]. Its places are the first n of a random
+order of all out * in, drawn with the setting `random_loc_seed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from pipelines.adapters.kinds.kind import Kind, Leaf, RawLayer, peft_leaves
+from pipelines.adapters.kinds.parts import misfit, numeric, whole
+from pipelines.adapters.terms import Target, Whole
+
+PART = "fourierft_spectrum"
+
+
+@dataclass(frozen=True)
+class FourierFt(Kind):
+    """FourierFT, as an `AdapterKind`."""
+
+    name: str = "FourierFT"
+    leaves: Mapping[str, Leaf] = field(default_factory=lambda: peft_leaves(PART))
+    peft_types: Collection[str] = ("FOURIERFT",)
+
+    def read(self, layer: RawLayer, target: Target) -> Whole:
+        [values] = whole(layer, PART)
+        out, width = target.shape[:2]
+        if values.ndim != 1 or len(values) > out * width or target.kernel > 1:
+            raise misfit(layer, target, PART)
+        generator = torch.Generator().manual_seed(int(numeric(layer, "random_loc_seed")) % 2**63)
+        places = torch.randperm(out * width, generator=generator)[: len(values)]
+        spectrum = torch.zeros(out * width).index_copy_(0, places, values).view(out, width)
+        change = torch.fft.ifft2(spectrum).real * numeric(layer, "scaling")
+        return Whole(change.contiguous().view(target.shape))
