@@ -49,7 +49,8 @@ _HARMLESS = re.compile(r"\^?(?:[\w-]|\\\.|\.\*|\.|\\d\+?|\[0-9\]\+?)*\$?")
 class PeftSettings:
     """What PEFT's configuration says of one component.
 
-    kind: its `peft_type`; stated: whether it is written. dora: whether it is LoRA with DoRA. fields: all that it says, by PEFT's names.
+    kind: its `peft_type`; stated: whether it is written. dora: whether it is LoRA with DoRA.
+    fields: all that it says, by PEFT's names.
     alpha: None where it says nothing, which means scale 1. alpha_pattern: regular expression -> alpha of the layers
     whose names end so. rank, rank_pattern: likewise. rslora: whether the scale is that of rsLoRA.
     """

@@ -200,6 +200,8 @@ def settled(
     layers = [layer for layer in layers if layer.rank]
     bare = [layer for layer in layers if layer.alpha is None]
     _check_dora(path.name, own, layers)
+    if own and all(one.kind != "LORA" for one in own.values()):
+        return own, ()  # their scales follow other rules
     if own:
         notes = (*_mismatched(own, layers), *_unstated("its settings", own, bare))
         return own, (*notes, *_contradicted([Stated("its settings", own)], layers))

@@ -1,8 +1,8 @@
 """HRA: a chain of reflections of a layer's inputs, W' = W (1 - 2 u1 u1^T)(1 - 2 u2 u2^T) …, of rank r exactly.
 
 Yuan et al. 2024 (arXiv 2405.17484), as PEFT writes it: `hra_u` [in * kernel, rank], each column made a unit vector;
-with the setting `apply_GS` they are made orthogonal first. The product is 1 - U T U^T with T^-1 = 1/2 + the strict upper
-triangle of U^T U (the compact WY form), so dW = -(W U T) U^T.
+with the setting `apply_GS` they are made orthogonal first. The product is 1 - U T U^T with T^-1 = 1/2 + the strict
+upper triangle of U^T U (the compact WY form), so dW = -(W U T) U^T.
 """
 
 from __future__ import annotations

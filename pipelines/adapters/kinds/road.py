@@ -2,8 +2,8 @@
 
 Liao and Monz 2024 (arXiv 2409.00119), as PEFT writes it: pair (j, j + g / 2) in each group of g outputs becomes
 (a cos t y1 - a sin t y2, a cos t y2 + a sin t y1). `road_theta` and `road_alpha` hold t and a: [out / 2], one for each
-pair; [out], one for each output; or [2 out], in each group first those of the cosines, then those of the sines. g is the
-setting `group_size`.
+pair; [out], one for each output; or [2 out], in each group first those of the cosines, then those of the sines. g is
+the setting `group_size`.
 """
 
 from __future__ import annotations
@@ -32,14 +32,8 @@ class Road(Kind):
     def read(self, layer: RawLayer, target: Target) -> Several | Whole:
         angle, length = whole(layer, *PARTS)
         out, group = target.shape[0], int(numeric(layer, "group_size"))
-        sizes = (out // 2, out, 2 * out)
-        if (
-            group < 2
-            or group % 2
-            or out % group
-            or angle.shape != length.shape
-            or angle.shape not in [(n,) for n in sizes]
-        ):
+        fits = angle.shape == length.shape and tuple(angle.shape) in [(out // 2,), (out,), (2 * out,)]
+        if not fits or group < 2 or group % 2 or out % group:
             raise misfit(layer, target, *PARTS)
         if len(angle) == out // 2:
             cosine, sine = (

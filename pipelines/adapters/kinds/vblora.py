@@ -1,8 +1,8 @@
 """VB-LoRA: low-rank factors put together from a bank of vectors that all layers share, dW = B A.
 
 Li et al. 2024 (arXiv 2405.15179), as PEFT writes it: `vblora_logits_A` [rank, in / length, n], `vblora_logits_B`
-[out / length, rank, n], and once `vblora_vector_bank` [n, length]. Each piece of a factor is the mean of the vectors with
-the `topk` greatest logits, weighed by their softmax. Or the file holds these: `…_topk_indices` [.., .., k] and
+[out / length, rank, n], and once `vblora_vector_bank` [n, length]. Each piece of a factor is the mean of the vectors
+with the `topk` greatest logits, weighed by their softmax. Or the file holds these: `…_topk_indices` [.., .., k] and
 `…_topk_weights` [.., .., k - 1], the last weight being what the others leave of 1.
 """
 
