@@ -50,7 +50,7 @@ class PeftSettings:
     """What PEFT's configuration says of one component.
 
     kind: its `peft_type`; stated: whether it is written. dora: whether it is LoRA with DoRA.
-    fields: all that it says, by PEFT's names.
+    fields: all that it says, by PEFT's names. where: the file and the place of the settings, for messages.
     alpha: None where it says nothing, which means scale 1. alpha_pattern: regular expression -> alpha of the layers
     whose names end so. rank, rank_pattern: likewise. rslora: whether the scale is that of rsLoRA.
     """
@@ -64,6 +64,7 @@ class PeftSettings:
     stated: bool = False
     dora: bool = False
     fields: Mapping[str, object] = field(default_factory=dict, repr=False, compare=False)
+    where: str = field(default="", compare=False)
 
     def alpha_of(self, module: str) -> float | None:
         """The layer's alpha: that of the first pattern that matches the end of its name, else the common one."""
@@ -196,6 +197,7 @@ def _settings(where: str, fields: Mapping[str, Any]) -> PeftSettings:
         rank=int(rank) if _is_number(rank) else None,
         rank_pattern=_ranks(fields.get("rank_pattern")),
         kind=word,
+        where=where,
         stated=bool(fields.get("peft_type")),
         dora=_flag(where, fields, "use_dora"),
         fields=dict(fields) | {name: _flag(where, fields, name) for name in _FLAGS if name in fields},

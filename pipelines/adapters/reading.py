@@ -71,7 +71,7 @@ def _adapter(path: Path, model: ModelLayers, name: str, family: FamilyName | Non
             f"{path.name}: only alpha values, no factors: it would change nothing; fetch it again"
         )
     layers, kinds = _factors(raw, model)
-    _check_types(path.name, own, kinds)
+    _check_types(own, kinds)
     metadata = describe(header.metadata, read_sidecars(path))
     doubts = (*filter(None, [note_on(path)]), *aside_notes(aside, contents), *scale_notes)
     found = Findings(path.name, header, contents, origin, raw, settings, tuple(orphans), digest, doubts)
@@ -338,12 +338,12 @@ def _kinds_of(layer: RawLayer) -> list[AdapterKind]:
     return found
 
 
-def _check_types(file: str, own: Mapping[str, PeftSettings], kinds: Mapping[str, AdapterKind]) -> None:
+def _check_types(own: Mapping[str, PeftSettings], kinds: Mapping[str, AdapterKind]) -> None:
     """Raises AdapterFormatError where PEFT's settings name another type than the keys show."""
     for component, settings in own.items():
         found = [kind for layer, kind in kinds.items() if layer.startswith(f"{component}.")]
         if found and settings.stated and not any(settings.kind in kind.peft_types for kind in found):
             raise AdapterFormatError(
-                f"{file}: its settings say that it is PEFT's {settings.kind}, but its keys are those of "
-                f"{found[0].name}; put the adapter_config.json beside it that belongs to it"
+                f"{settings.where} says that it is PEFT's {settings.kind}, but the keys are those of "
+                f"{found[0].name}; put the settings beside it that belong to it"
             )

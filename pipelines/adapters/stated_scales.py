@@ -199,7 +199,7 @@ def settled(
     """
     layers = [layer for layer in layers if layer.rank]
     bare = [layer for layer in layers if layer.alpha is None]
-    _check_dora(path.name, own, layers)
+    _check_dora(own, layers)
     if own and all(one.kind != "LORA" for one in own.values()):
         return own, ()  # their scales follow other rules
     if own:
@@ -208,7 +208,7 @@ def settled(
     found = (*stated_in(path, metadata), *(_beside(path) if bare else ()))
     for one in found:
         if one.certain:
-            _check_dora(path.name, one.settings, layers)
+            _check_dora(one.settings, layers)
     odd = tuple(f"scale 1 is used: {one.odd}" for one in found if one.odd and bare)
     stated = [one for one in found if not one.odd]
     if odd or not stated:
@@ -229,13 +229,13 @@ def settled(
     )
 
 
-def _check_dora(file: str, settings: Mapping[str, PeftSettings], layers: Iterable[Layer]) -> None:
+def _check_dora(settings: Mapping[str, PeftSettings], layers: Iterable[Layer]) -> None:
     """Raises AdapterFormatError where settings say DoRA, and the file has not its lengths."""
     for layer in layers:
         if layer.component in settings and settings[layer.component].dora and not layer.dora:
             raise AdapterFormatError(
-                f"{file}: its settings say DoRA, but {layer.component}.{layer.module} has no lengths (dora_scale or "
-                "lora_magnitude_vector); fetch a whole file"
+                f"{settings[layer.component].where} says DoRA (use_dora), but {layer.component}.{layer.module} has "
+                "no lengths (dora_scale or lora_magnitude_vector); fetch a whole file"
             )
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from pipelines.adapters.container import WEIGHT_DTYPES, TensorEntry, UnparsedHeader
 from pipelines.adapters.keys import COMPONENTS, Address, Contents, quoted, sort_keys
-from pipelines.adapters.kinds import ADAPTER_KINDS, AdapterKind
+from pipelines.adapters.kinds import ADAPTER_KINDS, INTEGERS, AdapterKind
 from pipelines.adapters.origin import Origin, origin_by_layers, something_else, text_width
 
 _EITHER_TEXT = "text_encoder?"
@@ -51,7 +51,7 @@ def structure_of(tensors: Mapping[str, TensorEntry]) -> Structure:
         address: kind for address, parts in layers.items() if (kind := _kind_of(frozenset(parts))) is not None
     }
     counts = Counter(_component(address) for address in kinds)
-    weights = Counter(tensors[key.text].dtype for key in contents.keys if key.part != "alpha")
+    weights = Counter(tensors[key.text].dtype for key in contents.keys if key.part not in INTEGERS)
     return Structure(
         kinds=_kind_names(kinds, layers, tensors),
         refusal=_refusal(contents, kinds),

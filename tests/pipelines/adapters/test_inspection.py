@@ -58,12 +58,32 @@ def test_convolutions_make_it_a_locon(save):
 
 
 @pytest.mark.parametrize(
-    ("leaf", "kind"), [("hada_w1_a", "LoHa"), ("dora_scale", "DoRA"), ("lokr_w1", "LoKr")]
+    ("leaf", "kind"),
+    [
+        ("hada_w1_a", "LoHa"),
+        ("dora_scale", "DoRA"),
+        ("lokr_w1", "LoKr"),
+        ("miss_block", "MiSS"),
+        ("ia3_l", "(IA)³"),
+    ],
 )
-def test_a_type_that_is_not_applied_yet_is_named(leaf, kind, save):
+def test_a_type_is_named(leaf, kind, save):
+    found = inspect_file(save(kohya(UNET) | {f"{SGM}.{leaf}": torch.ones(2, 2)}))
+    assert kind in found.kinds
+    assert not found.refused
+
+
+@pytest.mark.parametrize(("leaf", "kind"), [("q_layer.weight", "T-LoRA"), ("randlora_lambda", "RandLoRA")])
+def test_a_type_that_is_not_applied_is_named(leaf, kind, save):
     found = inspect_file(save(kohya(UNET) | {f"{SGM}.{leaf}": torch.ones(2, 2)}))
     assert kind in found.kinds
     assert kind in found.refused
+
+
+def test_whole_numbers_beside_the_weights_are_no_weights(save):
+    found = inspect_file(save({f"{SGM}.weight": torch.ones(8), f"{SGM}.on_input": torch.tensor(0)}))
+    assert found.kinds == ("(IA)³",)
+    assert found.dtypes == ("fp32",)
 
 
 @pytest.mark.parametrize(("width", "family"), [(768, "sd1"), (1024, "sd2"), (2048, "sdxl"), (320, "unknown")])
@@ -73,7 +93,7 @@ def test_the_family_by_shapes(width, family, save):
     assert found.origin.evidence == ("" if family == "unknown" else "shapes")
 
 
-def test_the_width_is_found_in_types_that_are_not_applied(save):
+def test_the_width_is_found_in_other_types_than_lora(save):
     tensors = {f"{CONTEXT}.hada_w{i}_{half}": torch.ones(4, 2048).T if half == "a" else torch.ones(4, 2048)
                for i in (1, 2) for half in "ab"}  # fmt: skip
     assert inspect_file(save(tensors)).origin.family == "sdxl"

@@ -245,20 +245,18 @@ def test_files_that_are_no_adapters_are_called_what_they_are(key, said, save, sd
     assert said in refused(AdapterFormatError, save({key: torch.ones(2)}), sdxl)
 
 
-# Types that are not applied yet -------------------------------------------------------------------------
+# Types that are not applied, or not whole -------------------------------------------------------------------------
 
 KINDS = {
-    "DoRA": ["lora_up.weight", "lora_down.weight", "alpha", "dora_scale"],
-    "LoHa": ["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "alpha"],
-    "LoKr": ["lokr_w1", "lokr_w2_a", "lokr_w2_b", "alpha"],
-    "(B)OFT": ["oft_blocks", "rescale"],
-    "GLoRA": ["a1.weight", "a2.weight", "b1.weight", "b2.weight"],
-    "(IA)³": ["on_input", "weight"],
-    "a norm difference": ["w_norm", "b_norm"],
-    "a full difference": ["diff", "diff_b"],
+    "T-LoRA": ["q_layer.weight", "p_layer.weight", "lambda_layer"],
+    "old OFT": ["oft_diag"],
+    "GLoRA": ["a1.weight", "a2.weight", "b1.weight", "b2.weight", "bm.weight"],
+    "another shape": ["lora_up.weight", "lora_down.weight", "reshape_weight"],
     "FLoRA": ["flora_A", "flora_B"],
-    "a trained bias": ["lora_B.bias"],
-    "VeRA": ["vera_lambda_b", "vera_lambda_d"],
+    "a trained bias on its inner half": ["lora_A.bias"],
+    "RandLoRA": ["randlora_lambda", "randlora_gamma"],
+    "WaveFT": ["waveft_spectrum"],
+    "HiRA of an unknown layout": ["hira_A", "hira_B", "hira_C"],
 }
 
 
@@ -270,13 +268,48 @@ def test_other_types_are_refused_by_name(kind, sound, save, sdxl, refused):
     assert "lora_unet_conv_in." in message
 
 
-def test_peft_dora_is_refused_by_name(sound, save, sdxl, refused):
-    tensors = {
-        f"base_model.model.{QUERY}.lora_A.weight": sound[DOWN],
-        f"base_model.model.{QUERY}.lora_B.weight": sound[UP],
-        f"base_model.model.{QUERY}.lora_magnitude_vector.default.weight": torch.ones(8),
-    }
-    assert "DoRA" in refused(AdapterFormatError, save(tensors), sdxl)
+PARTS = {
+    "DoRA": {"dora_scale": (8, 1)},
+    "LoHa": {"hada_w1_a": (8, 2), "hada_w1_b": (2, 36), "hada_w2_a": (8, 2)},
+    "LoKr": {"lokr_w2": (4, 2)},
+    "LoKr of two factors": {"lokr_w1": (2, 2), "lokr_w2_a": (4, 2)},
+    "GLoRA": {"a1.weight": (4, 2), "a2.weight": (2, 4), "b1.weight": (8, 2)},
+    "OFT": {"rescale": (8, 1)},
+    "(IA)³": {"on_input": (1,)},
+    "HiRA": {"hira_A": (2, 4)},
+    "VeRA": {"vera_lambda_b": (8,), "vera_lambda_d": (2,)},
+    "SHiRA": {"shira_weight": (3,)},
+    "VB-LoRA": {"vblora_logits_A": (2, 2, 4)},
+    "AdaLoRA": {"lora_E": (2, 1)},
+}
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_a_type_without_all_its_parts_is_refused(kind, sound, save, sdxl, refused):
+    other = {f"lora_unet_conv_in.{leaf}": torch.ones(shape) for leaf, shape in PARTS[kind].items()}
+    message = refused(AdapterFormatError, save(sound | other), sdxl)
+    assert "fetch" in message or "save it again" in message
+
+
+FULL = {
+    "LoHa": {f"hada_w{i}_{half}": (8, 4) for i in (1, 2) for half in "ab"},
+    "LoKr": {"lokr_w1": (8, 4), "lokr_w2": (8, 4)},
+    "GLoRA": {f"{part}.weight": (8, 4) for part in ("a1", "a2", "b1", "b2")},
+    "OFT": {"oft_blocks": (8, 4)},
+    "(IA)³": {"ia3_l": (9, 1)},
+    "a norm": {"w_norm": (7,)},
+    "a difference": {"diff": (8, 3, 3, 3)},
+    "a bias": {"diff_b": (9,)},
+    "MiSS": {"miss_block": (2, 9)},
+    "C3A": {"c3a_kernel": (2, 2, 3)},
+}
+
+
+@pytest.mark.parametrize("kind", FULL)
+def test_a_type_of_other_sizes_is_refused(kind, sound, save, sdxl, refused):
+    other = {f"lora_unet_conv_in.{leaf}": torch.ones(shape) for leaf, shape in FULL[kind].items()}
+    message = refused(AdapterMismatchError, save(sound | other), sdxl)
+    assert "lora_unet_conv_in." in message
 
 
 @pytest.mark.parametrize(
