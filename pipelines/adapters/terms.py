@@ -35,6 +35,11 @@ class Target:
         return torch.zeros(self.shape[0]) if found is None else found.detach().float().cpu()
 
     @property
+    def has_bias(self) -> bool:
+        """Whether the layer has a bias."""
+        return self.bias is not None and self.bias() is not None
+
+    @property
     def kernel(self) -> int:
         """The taps of its kernel; 1 for a linear layer."""
         return math.prod(self.shape[2:])

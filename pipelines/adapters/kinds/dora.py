@@ -65,8 +65,7 @@ class Dora(Kind):
         [length] = whole(layer, part)
         outputs = self._is_of_outputs(layer, target, part)
         base = target.weight()
-        moved = (base + change.change(base)).flatten(2) if base.ndim > 2 else base + change.change(base)
-        norm = moved.flatten(1).norm(dim=1) if outputs else moved.transpose(0, 1).flatten(1).norm(dim=1)
+        norm = _norms(base + change.change(base), outputs)
         factor = length.flatten() / (norm + torch.finfo(torch.float32).eps)
         axis = 0 if outputs else 1
         return Several((multiplier(factor, target, inputs=not outputs), _times(change, factor, axis)))
@@ -83,6 +82,11 @@ class Dora(Kind):
         elif shape[:2] == (1, width) and layer.parts[part].numel() == width:
             return False
         raise misfit(layer, target, part)
+
+
+def _norms(weight: Tensor, outputs: bool) -> Tensor:
+    """The norm of each output's part of a weight, or of each input's: all other axes together, taps included."""
+    return (weight if outputs else weight.transpose(0, 1)).flatten(1).norm(dim=1)
 
 
 def _times(change: LowRank | Whole, factor: Tensor, axis: int) -> LowRank | Whole:

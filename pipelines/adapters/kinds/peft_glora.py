@@ -1,8 +1,8 @@
 """GLoRA as PEFT writes it: W' = W * (1 + A) + B, and the bias becomes b * (1 + D) + E + W C.
 
-Chavan et al. 2023 (arXiv 2306.07967); another layout and other mathematics than LyCORIS'. Each of A to E is the product
-of two factors (`glora_A.Xd` [.., rank], `glora_A.Xu` [rank, ..]), a vector or a number (`glora_A.X`), or absent. A bias
-that the layer has not stays away.
+Chavan et al. 2023 (arXiv 2306.07967); another layout and other mathematics than LyCORIS'. Each of A to E is the
+product of two factors (`glora_A.Xd` [.., rank], `glora_A.Xu` [rank, ..]), a vector or a number (`glora_A.X`), or absent
+(`glora_A.zeros`). What would change a bias has no effect on a layer without one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class PeftGlora(Kind):
     name: str = "PEFT's GLoRA"
     leaves: Mapping[str, Leaf] = field(
         default_factory=lambda: peft_leaves(
-            *(f"glora_{letter}.{end}" for letter in LETTERS for end in ("X", "Xd", "Xu"))
+            *(f"glora_{letter}.{end}" for letter in LETTERS for end in ("X", "Xd", "Xu", "zeros"))
         )
     )
     peft_types: Collection[str] = ("GLORA",)
@@ -37,6 +37,9 @@ class PeftGlora(Kind):
             raise misfit(layer, target, *layer.parts)
         out, width = target.shape[:2]
         weight = target.weight().view(out, width)
+        for part, value in layer.parts.items():
+            if part.endswith(".zeros") and value.any():
+                raise misfit(layer, target, part)
         terms: list[Term] = []
         times = self._path(layer, target, "A", (out, width))
         if times is not None:
@@ -59,7 +62,7 @@ class PeftGlora(Kind):
                     else value
                 )
                 shift = shift + own[:, 0]
-        if shift.any() and target.shift().any():
+        if shift.any() and target.has_bias:
             terms.append(Shift(shift))
         return together(terms or [Whole(torch.zeros(target.shape))])
 

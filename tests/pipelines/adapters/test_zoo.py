@@ -6,9 +6,12 @@ LyCORIS' `get_diff_weight` is no reference: it applies alpha / rank twice for Lo
 from __future__ import annotations
 
 import copy
+import importlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -17,10 +20,16 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
+from composers import Use
 from pipelines.adapters import Adapter, ModelLayers, model_layers, read_adapter
 from pipelines.adapters.terms import shift_of
+from pipelines.checkpoints import load_checkpoint
+from pipelines.engine.reference import merged
+from pipelines.errors import StudioError
 from pipelines.families.family import SDXL
+from pipelines.model import Model
 
+from ..lanes import relative, row_of, unet_inputs
 from .conftest import SDXL_UNET, text_config
 
 with warnings.catch_warnings():
@@ -111,7 +120,6 @@ def scattered(module: nn.Module, spread: float = 0.3) -> None:
 WEIGHTS = tuple(f"unet.{name}" for name in (*LINEAR, *POINTWISE, *KERNELS)) + tuple(
     f"text_encoder.{name}" for name in ENCODER
 )
-SQUARE = tuple(name for name in WEIGHTS if not name.endswith("conv_in"))
 
 
 @dataclass(frozen=True)
@@ -163,7 +171,9 @@ def kohya(layer: str) -> str:
     return f"{'lora_unet' if component == 'unet' else 'lora_te1'}_{name.replace('.', '_')}"
 
 
-def by_lycoris(base: Base, kind: Written) -> tuple[dict[str, Tensor], dict[str, nn.Module]]:
+def by_lycoris(
+    base: Base, kind: Written, spread: float = 0.3
+) -> tuple[dict[str, Tensor], dict[str, nn.Module]]:
     """(the tensors of a file, layer -> a copy of the layer that LyCORIS has changed)."""
     tensors, changed = {}, {}
     for layer in kind.layers:
@@ -171,11 +181,11 @@ def by_lycoris(base: Base, kind: Written) -> tuple[dict[str, Tensor], dict[str, 
         adapter = LYCORIS_TYPES[kind.algo](
             kohya(layer), module, 1.0, kind.dim, kind.alpha, 0, 0, 0, kind.tucker, **kind.options
         ).eval()
-        scattered(adapter)
+        scattered(adapter, spread)
+        adapter.apply_to()  # before its tensors are taken: a whole difference is told from the weight that it took over
         holder = nn.Module()
         holder.add_module(kohya(layer), adapter)
         tensors |= {key: value.clone().contiguous() for key, value in holder.state_dict().items()}
-        adapter.apply_to()
         changed[layer] = module
     return tensors, changed
 
@@ -304,3 +314,194 @@ def test_peft(name, base, tmp_path):
     for layer in layers:
         theirs = wrapped.base_model.model.get_submodule(layer)
         assert_same(adapter, f"unet.{layer}", base.module(f"unet.{layer}"), theirs)
+
+
+# Wrong readers are caught -------------------------------------------------------------------------------
+
+KINDS = "pipelines.adapters.kinds"
+
+
+def instead(path: str, wrong: Callable[..., Any]) -> Callable[[pytest.MonkeyPatch], None]:
+    """Puts a wrong rule in place of one. wrong: gets the right one, then its arguments."""
+
+    def place(patch: pytest.MonkeyPatch) -> None:
+        owner, _, name = path.rpartition(".")
+        module, _, inside = owner.partition(":")
+        holder = importlib.import_module(module)
+        holder = getattr(holder, inside) if inside else holder
+        right = getattr(holder, name)
+        patch.setattr(holder, name, lambda *args, **options: wrong(right, *args, **options))
+
+    return place
+
+
+WRONG: Mapping[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
+    "alpha / rank is applied twice": (
+        "LoHa",
+        instead(f"{KINDS}.loha.scale_of", lambda right, *args: right(*args) ** 2),
+    ),
+    "the scale is left out": ("LoCon", instead(f"{KINDS}.lora.scale_of", lambda right, *args: 1.0)),
+    "the scale is left out of a Kronecker product": (
+        "LoKr",
+        instead(f"{KINDS}.lokr.scale_of", lambda right, *args: 1.0),
+    ),
+    "the Kronecker product is the other way round": (
+        "LoKr, whole",
+        instead(f"{KINDS}.lokr:torch.kron", lambda right, a, b: right(b.flatten(2)[..., 0] if b.ndim > 2 else b, a)),
+    ),
+    "the Tucker core is transposed": (
+        "LoCon, Tucker",
+        instead(f"{KINDS}.lora._folded", lambda right, layer, target, mid, down: right(layer, target, mid.transpose(0, 1), down)),
+    ),
+    "the axis of DoRA is the other one": (
+        "DoRA of the outputs",
+        instead(f"{KINDS}.dora:Dora._is_of_outputs", lambda right, *args: not right(*args)),
+    ),
+    "the norm of DoRA leaves out the taps": (
+        "DoRA of the inputs",
+        instead(f"{KINDS}.dora._norms", lambda right, weight, outputs: right(weight.flatten(2)[..., 0] if weight.ndim > 2 else weight, outputs)),
+    ),
+    "the norm of DoRA is the base weight's": (
+        "DoRA of the outputs",
+        instead(f"{KINDS}.lora:LowRank.change", lambda right, self, weight: 0 * right(self, weight)),
+    ),
+    "the factors of (IA)³ lack the 1": (
+        "(IA)³ of the outputs",
+        instead(f"{KINDS}.ia3.whole", lambda right, *args: (right(*args)[0] - 1,)),
+    ),
+    "(IA)³ is always of the outputs": (
+        "(IA)³ of the inputs",
+        instead(f"{KINDS}.ia3.number", lambda right, *args: 0.0),
+    ),
+    "OFT is transposed": (
+        "OFT",
+        instead(f"{KINDS}.oft._turned", lambda right, turns, rows: right(turns.mT, rows)),
+    ),
+    "the bound of OFT is left out": (
+        "OFT, bounded",
+        instead(f"{KINDS}.oft.cayley", lambda right, blocks, bound: right(blocks, 0.0)),
+    ),
+    "the stages of BOFT are in the other order": (
+        "BOFT",
+        instead(f"{KINDS}.oft._butterfly", lambda right, stages, rows: right(stages.flip(0), rows)),
+    ),
+    "a and b of GLoRA are exchanged": (
+        "GLoRA",
+        instead(f"{KINDS}.glora.whole", lambda right, *args: tuple(right(*args)[i] for i in (1, 0, 2, 3))),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_a_wrong_reader_of_lycoris_is_caught(mistake, base, save, monkeypatch):
+    name, place = WRONG[mistake]
+    kind = LYCORIS[name]
+    tensors, changed = by_lycoris(base, kind)
+    path = save(tensors)
+    with monkeypatch.context() as patch:
+        place(patch)
+        assert_caught(path, base, {layer: changed[layer] for layer in kind.layers})
+
+
+WRONG_PEFT: Mapping[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
+    "the series is turned round": (
+        "OFT, a series",
+        instead(f"{KINDS}.peft_oft.series", lambda right, skew, terms: right(-skew, terms)),
+    ),
+    "the series is taken for the exact turn": (
+        "OFT, exact",
+        instead(f"{KINDS}.peft_oft.setting", lambda right, layer, name: True),
+    ),
+    "the bias is not multiplied": (
+        "(IA)³",
+        instead("pipelines.adapters.terms:Target.shift", lambda right, self: 0 * right(self)),
+    ),
+    "a whole LoKr has no scale": (
+        "LoKr, whole",
+        instead("pipelines.adapters.peft_settings:PeftSettings.own_scale_of", lambda right, *args: None),
+    ),
+    "rsLoRA is plain": (
+        "rsLoRA",
+        instead(
+            "pipelines.adapters.peft_settings:PeftSettings.scale_of",
+            lambda right, self, module, rank: right(replace(self, rslora=False), module, rank),
+        ),
+    ),
+    "the reflections are in the other order": (
+        "HRA",
+        instead(f"{KINDS}.hra.whole", lambda right, *args: (right(*args)[0].flip(1),)),
+    ),
+    "the scale follows the rank that is left": (
+        "AdaLoRA",
+        instead(f"{KINDS}.adalora.numeric", lambda right, layer, name: 2.0 if name == "init_r" else right(layer, name)),
+    ),
+    "the bias is not scaled": (
+        "LoRA with a bias",
+        instead(f"{KINDS}.lora.Shift", lambda right, bias: right(bias * 2)),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", WRONG_PEFT)
+def test_a_wrong_reader_of_peft_is_caught(mistake, base, tmp_path, monkeypatch):
+    name, place = WRONG_PEFT[mistake]
+    layers = PEFT[name][2]
+    wrapped = by_peft(base.unet, name, layers)
+    wrapped.save_pretrained(tmp_path)
+    with monkeypatch.context() as patch:
+        place(patch)
+        assert_caught(
+            tmp_path,
+            base,
+            {f"unet.{layer}": wrapped.base_model.model.get_submodule(layer) for layer in layers},
+        )
+
+
+def assert_caught(path: Path, base: Base, changed: Mapping[str, nn.Module]) -> None:
+    """The file is refused, or a layer of it is not what the package makes of it."""
+    try:
+        adapter = read_adapter(path, base.layers, "fox")
+    except (StudioError, RuntimeError):
+        return
+    with pytest.raises(AssertionError):
+        for layer, module in changed.items():
+            assert_same(adapter, layer, base.module(layer), module)
+
+
+# In one batch -------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def test_pictures_of_many_kinds_share_a_batch(model_folder, save):
+    """One picture of each type, one with six types, and one plain: each is what it is alone."""
+    model, fresh = Model(load_checkpoint(model_folder)), load_checkpoint(model_folder).unet
+    layers = chosen(fresh)
+    small = Base(fresh, nn.Module(), model.layers)
+    for name, kind in LYCORIS.items():
+        tensors, _ = by_lycoris(small, replace(kind, layers=layers), spread=0.1)
+        model.bank.load(read_adapter(save(tensors, name=f"{len(name)}.safetensors"), model.layers, name))
+    names = list(LYCORIS)
+    mixes = [(Use(name, 0.6),) for name in names] + [tuple(Use(name, 0.2) for name in names[::4]), ()]
+    for start in range(0, len(mixes), 8):
+        rows = mixes[start : start + 8]
+        inputs = unet_inputs(model, len(rows))
+        with model.bank.active("unet", rows):
+            together = model.unet(**inputs).sample
+        for row, uses in enumerate(rows):
+            alone = merged(model.unet, "unet", model.bank.adapters, uses)(**row_of(inputs, row)).sample
+            assert relative(together[row], alone[0]) < 5e-5, uses
+    inputs = unet_inputs(model, 8)
+    with model.bank.active("unet", [(Use(name, 0.0),) for name in names[-8:]]):
+        assert torch.equal(model.unet(**inputs).sample, fresh(**inputs).sample)
+
+
+def chosen(unet: nn.Module) -> tuple[str, ...]:
+    """Some layers of each sort."""
+    found: dict[object, str] = {}
+    for name, module in unet.named_modules():
+        if (
+            isinstance(module, nn.Linear | nn.Conv2d)
+            and module.weight.shape[0] % 16 == module.weight.shape[1] % 16 == 0
+        ):
+            found.setdefault((type(module), module.weight.shape[2:], "attn" in name), f"unet.{name}")
+    return tuple(found.values())
