@@ -185,7 +185,8 @@ def _settings(where: str, fields: Mapping[str, Any]) -> PeftSettings:
             f"{where}: init_lora_weights={shown(start)} trained against a changed base model, so these factors "
             "alone are not the difference; save it again with PEFT's path_initial_model_for_weight_conversion"
         )
-    alpha, rank = fields.get("alpha" if word in ("LOHA", "LOKR") else "lora_alpha"), fields.get("r")
+    alpha: Any = fields.get("alpha" if word in ("LOHA", "LOKR") else "lora_alpha")
+    rank: Any = fields.get("r")
     if alpha is not None and not _is_number(alpha):
         raise MalformedSettings(
             f"{where}: lora_alpha and alpha_pattern must be finite numbers, not {shown(alpha)}; repair the settings"

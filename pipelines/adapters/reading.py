@@ -189,7 +189,7 @@ def _placed(
 
 
 _OUTPUTS = {"up": 0, "outer": 0}  # part -> the axis that has the layer's output width
-_INPUTS = {"down": 1, "inner": 1}
+_INPUTS = {part: axis for kind in ADAPTER_KINDS for part, axis in kind.input_axes.items()}
 
 
 def _place_of(

@@ -275,7 +275,7 @@ def together(terms: Sequence[Term]) -> LayerFactors:
     wholes = [term.delta.float() for term in terms if isinstance(term, Whole)]
     shifts = [term.vector.float() for term in terms if isinstance(term, Shift)]
     factors = [term for term in terms if isinstance(term, Hadamard)]
-    if max(map(len, (wholes, shifts, factors))) > 1:
+    if max(len(wholes), len(shifts), len(factors)) > 1:
         terms = [
             *(term for term in terms if isinstance(term, LowRank)),
             *([_sum(factors)] if factors else ()),

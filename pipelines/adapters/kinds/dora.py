@@ -86,7 +86,9 @@ class Dora(Kind):
 
 def _norms(weight: Tensor, outputs: bool) -> Tensor:
     """The norm of each output's part of a weight, or of each input's: all other axes together, taps included."""
-    return (weight if outputs else weight.transpose(0, 1)).flatten(1).norm(dim=1)
+    rows = weight if outputs else weight.transpose(0, 1)
+    norms: Tensor = rows.flatten(1).norm(dim=1)
+    return norms
 
 
 def _times(change: LowRank | Whole, factor: Tensor, axis: int) -> LowRank | Whole:

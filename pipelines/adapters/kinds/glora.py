@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from pipelines.adapters.kinds.kind import Kind, Leaf, RawLayer
-from pipelines.adapters.kinds.parts import misfit, scale_of, smaller, whole
+from pipelines.adapters.kinds.parts import misfit, scale_of, scaled, smaller, whole
 from pipelines.adapters.terms import LowRank, Target, Whole
 
 PARTS = ("glora_a1", "glora_a2", "glora_b1", "glora_b2")
@@ -50,4 +50,4 @@ class Glora(Kind):
             up = torch.cat([weight.flatten(1) @ a1, b1], dim=1)
             return smaller(torch.cat([a2, b2.flatten(1)]), up, scale, target)
         change = torch.einsum("oikl,ij->ojkl", weight, a1 @ a2) + (b1 @ b2.flatten(1)).view(target.shape)
-        return Whole(change * scale)
+        return scaled(change, scale, target)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pipelines.adapters.kinds.kind import Kind, Leaf, RawLayer
-from pipelines.adapters.kinds.parts import misfit, scale_of, smaller, whole
+from pipelines.adapters.kinds.parts import misfit, scale_of, scaled, smaller, whole
 from pipelines.adapters.terms import LowRank, Target, Whole
 from pipelines.errors import AdapterFormatError
 
@@ -45,12 +45,8 @@ class Lokr(Kind):
         if "lokr_w2" in layer.parts or "lokr_t2" in layer.parts:
             second = self._second(layer, target)
             self._check(layer, target, first, second)
-            return Whole(
-                torch.kron(first.reshape(*first.shape, *(1 for _ in second.shape[2:])), second).reshape(
-                    target.shape
-                )
-                * scale
-            )
+            first = first.reshape(*first.shape, *(1 for _ in second.shape[2:]))
+            return scaled(torch.kron(first, second).reshape(target.shape), scale, target)
         a, b = whole(layer, "lokr_w2_a", "lokr_w2_b")
         if a.ndim != 2 or a.shape[1] != len(b):
             raise misfit(layer, target, "lokr_w2_a", "lokr_w2_b")

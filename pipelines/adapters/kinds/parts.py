@@ -80,12 +80,20 @@ def smaller(down: Tensor, up: Tensor, scale: float, target: Target) -> LowRank |
     down: [rank, in * kernel]; up: [out, rank]; both float32.
     """
     rank, (out, inner) = len(down), (target.shape[0], math.prod(target.shape[1:]))
-    if 2 * rank * (out + inner) > out * inner:
+    if scale and 2 * rank * (out + inner) > out * inner:
         return Whole((up @ down * scale).reshape(target.shape))
     kernel = target.shape[2:]
     return LowRank(
         down.reshape(rank, target.shape[1], *kernel), up.reshape(out, rank, *(1 for _ in kernel)), scale
     )
+
+
+def scaled(change: Tensor, scale: float, target: Target) -> LowRank | Whole:
+    """A change times its scale. With the scale 0 it stays known that nothing is changed because of it."""
+    if scale:
+        return Whole(change * scale)
+    out, width, *kernel = target.shape
+    return LowRank(torch.zeros(1, width, *kernel), torch.zeros(out, 1, *(1 for _ in kernel)), 0.0)
 
 
 def setting(layer: RawLayer, name: str) -> object:

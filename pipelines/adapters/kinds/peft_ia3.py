@@ -51,8 +51,8 @@ class PeftIa3(Kind):
 def _is_feedforward(layer: RawLayer) -> bool:
     """Whether the settings say that the layer's inputs are multiplied. Raises AdapterFormatError without settings."""
     named = setting(layer, _FEEDFORWARD) if layer.settings.get(_FEEDFORWARD, 0) is not None else []
-    names = named if isinstance(named, list) else [named]
-    if len(names) > _MOST or not all(isinstance(name, str) and _NAME.fullmatch(name) for name in names):
+    names = [str(name) for name in (named if isinstance(named, list) else [named])]
+    if len(names) > _MOST or not all(_NAME.fullmatch(name) for name in names):
         raise AdapterFormatError(
             f"{layer.file}: PEFT's setting {_FEEDFORWARD} is {shown(named)}, no list of module names; "
             "repair the settings"

@@ -335,6 +335,10 @@ def instead(path: str, wrong: Callable[..., Any]) -> Callable[[pytest.MonkeyPatc
     return place
 
 
+def one_tap(weight: Tensor) -> Tensor:
+    return weight.flatten(2)[..., 0] if weight.ndim > 2 else weight
+
+
 WRONG: Mapping[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
     "alpha / rank is applied twice": (
         "LoHa",
@@ -347,11 +351,11 @@ WRONG: Mapping[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
     ),
     "the Kronecker product is the other way round": (
         "LoKr, whole",
-        instead(f"{KINDS}.lokr:torch.kron", lambda right, a, b: right(b.flatten(2)[..., 0] if b.ndim > 2 else b, a)),
+        instead(f"{KINDS}.lokr:torch.kron", lambda right, a, b: right(one_tap(b), one_tap(a))),
     ),
     "the Tucker core is transposed": (
         "LoCon, Tucker",
-        instead(f"{KINDS}.lora._folded", lambda right, layer, target, mid, down: right(layer, target, mid.transpose(0, 1), down)),
+        instead(f"{KINDS}.lora._folded", lambda right, a, b, mid, down: right(a, b, mid.transpose(0, 1), down)),
     ),
     "the axis of DoRA is the other one": (
         "DoRA of the outputs",
@@ -359,7 +363,7 @@ WRONG: Mapping[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
     ),
     "the norm of DoRA leaves out the taps": (
         "DoRA of the inputs",
-        instead(f"{KINDS}.dora._norms", lambda right, weight, outputs: right(weight.flatten(2)[..., 0] if weight.ndim > 2 else weight, outputs)),
+        instead(f"{KINDS}.dora._norms", lambda right, weight, outputs: right(one_tap(weight), outputs)),
     ),
     "the norm of DoRA is the base weight's": (
         "DoRA of the outputs",
@@ -464,8 +468,12 @@ def assert_caught(path: Path, base: Base, changed: Mapping[str, nn.Module]) -> N
     except (StudioError, RuntimeError):
         return
     with pytest.raises(AssertionError):
-        for layer, module in changed.items():
-            assert_same(adapter, layer, base.module(layer), module)
+        assert_all_same(adapter, base, changed)
+
+
+def assert_all_same(adapter: Adapter, base: Base, changed: Mapping[str, nn.Module]) -> None:
+    for layer, module in changed.items():
+        assert_same(adapter, layer, base.module(layer), module)
 
 
 # In one batch -------------------------------------------------------------------------------------------
@@ -499,9 +507,6 @@ def chosen(unet: nn.Module) -> tuple[str, ...]:
     """Some layers of each sort."""
     found: dict[object, str] = {}
     for name, module in unet.named_modules():
-        if (
-            isinstance(module, nn.Linear | nn.Conv2d)
-            and module.weight.shape[0] % 16 == module.weight.shape[1] % 16 == 0
-        ):
+        if isinstance(module, nn.Linear | nn.Conv2d) and not any(n % 16 for n in module.weight.shape[:2]):
             found.setdefault((type(module), module.weight.shape[2:], "attn" in name), f"unet.{name}")
     return tuple(found.values())
