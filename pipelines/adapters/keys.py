@@ -47,6 +47,7 @@ _BUNDLED = "bundle_emb."
 _ON_INPUT = f".{ON_INPUT}"
 _PEFT = "base_model.model."
 _SET_BIAS = ".base_layer.bias"
+_DEFAULT = ".default"
 _BOOKKEEPING = re.compile(
     r"(.*[._])?(position_ids|logit_scale|inv_freq|num_batches_tracked|exp_avg|exp_avg_sq|max_exp_avg_sq|momentum_buffer"
     r"|num_updates)"
@@ -167,7 +168,7 @@ def sort_keys(texts: Iterable[str]) -> Contents:
             bundled.setdefault(word, {})[name] = text
         elif _is_bookkeeping(text):
             bookkeeping.append(text)
-        elif (part := text.removeprefix("base_model.")) in SHARED:
+        elif (part := text.removeprefix("base_model.").removesuffix(_DEFAULT)) in SHARED:
             shared[part] = text
         elif (key := read_key(text)) is not None:
             keys.append(key)

@@ -185,7 +185,7 @@ def _settings(where: str, fields: Mapping[str, Any]) -> PeftSettings:
             f"{where}: init_lora_weights={shown(start)} trained against a changed base model, so these factors "
             "alone are not the difference; save it again with PEFT's path_initial_model_for_weight_conversion"
         )
-    alpha: Any = fields.get("alpha" if word in ("LOHA", "LOKR") else "lora_alpha")
+    alpha: Any = fields.get("lora_alpha" if word == "LORA" else "alpha")
     rank: Any = fields.get("r")
     if alpha is not None and not _is_number(alpha):
         raise MalformedSettings(
