@@ -219,7 +219,7 @@ def split_leaf(text: str) -> tuple[str, Leaf] | None:
     if "_lora." in text:  # to_q_lora.up.weight -> to_q.lora.up.weight
         text = text.replace("_lora.", ".lora.")
     pieces = text.rsplit(".", 5)
-    if len(pieces) > 3 and pieces[-1] in ("weight", "bias"):
+    if len(pieces) > 3 and (pieces[-1] in ("weight", "bias") or pieces[-2] == "default"):
         named = f"{pieces[-3]}.{pieces[-1]}"  # PEFT puts the adapter's name between: lora_A.default.weight
         if named in LEAVES and f"{pieces[-2]}.{pieces[-1]}" not in LEAVES:
             return ".".join(pieces[:-3]), LEAVES[named]
@@ -227,11 +227,8 @@ def split_leaf(text: str) -> tuple[str, Leaf] | None:
         leaf = LEAVES.get(".".join(pieces[-length:]))
         if leaf is not None and len(pieces) > length:
             return ".".join(pieces[:-length]), leaf
-    if (
-        len(pieces) > 2
-        and pieces[-1] not in ("weight", "bias")
-        and (leaf := LEAVES.get(pieces[-2])) is not None
-    ):
+    leaf = LEAVES.get(pieces[-2]) if len(pieces) > 2 else None
+    if leaf is not None and (leaf.part in _REFUSED or text.endswith(_DEFAULT)):
         return ".".join(pieces[:-2]), leaf  # the adapter's name again: hada_w1_a.default
     return peft_part(text)
 

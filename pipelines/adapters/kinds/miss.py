@@ -25,7 +25,7 @@ class Miss(Kind):
 
     name: str = "MiSS"
     leaves: Mapping[str, Leaf] = field(default_factory=lambda: peft_leaves(PART))
-    peft_types: Collection[str] = ("MISS", "BONE")
+    peft_types: Collection[str] = ("MISS",)
 
     def read(self, layer: RawLayer, target: Target) -> LowRank | Whole:
         [block] = whole(layer, PART)

@@ -128,17 +128,15 @@ def test_half_of_a_layer_is_never_left_out(whole, save, sdxl, refused):
 LAYER = "base_model.model.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 TYPES = {
     "MiSS": ("MISS", ["miss_block"]),
-    "Bone": ("BONE", ["bone_block"]),
-    "RandLoRA": ("RANDLORA", ["randlora_lambda", "randlora_gamma"]),
     "VB-LoRA": ("VBLORA", ["vblora_logits_A", "vblora_logits_B_topk_indices"]),
     "VeRA": ("VERA", ["vera_lambda_b", "vera_lambda_d"]),
     "HRA": ("HRA", ["hra_u"]),
     "SHiRA": ("SHIRA", ["shira_weight", "shira_indices"]),
     "C3A": ("C3A", ["c3a_kernel"]),
     "FourierFT": ("FOURIERFT", ["fourierft_spectrum"]),
-    "LN tuning": ("LN_TUNING", ["ln_tuning_layers.weight", "ln_tuning_layers.bias"]),
-    "(B)OFT": ("BOFT", ["boft_R", "boft_s"]),
-    "(B)OFT ": ("OFT", ["oft_R.weight"]),
+    "full": ("LN_TUNING", ["ln_tuning_layers.weight", "ln_tuning_layers.bias"]),
+    "BOFT": ("BOFT", ["boft_R", "boft_s"]),
+    "OFT": ("OFT", ["oft_R.weight"]),
     "HiRA": ("HIRA", ["hira_A", "hira_B"]),
     "AdaLoRA": ("ADALORA", ["lora_A", "lora_B", "lora_E"]),
     "(IA)³": ("IA3", ["ia3_l"]),
@@ -146,25 +144,58 @@ TYPES = {
     "LoKr": ("LOKR", ["lokr_w1", "lokr_w2"]),
     "DeLoRA": ("DELORA", ["delora_A", "delora_B", "delora_lambda"]),
     "RoAd": ("ROAD", ["road_theta", "road_alpha"]),
+    "DoRA": ("LORA", ["lora_A.weight", "lora_B.weight", "lora_magnitude_vector"]),
+    "PEFT's GLoRA": ("GLORA", ["glora_A.Xd", "glora_A.Xu", "glora_C.zeros"]),
+}
+REFUSED = {
+    "Bone": ("BONE", ["bone_block"]),
+    "RandLoRA": ("RANDLORA", ["randlora_lambda", "randlora_gamma"]),
     "GraLoRA": ("GRALORA", ["gralora_A", "gralora_B"]),
     "WaveFT": ("WAVEFT", ["waveft_spectrum"]),
     "T-LoRA": ("", ["q_layer.weight", "p_layer.weight", "lambda_layer"]),
-    "DoRA": ("", ["lora_A.weight", "lora_B.weight", "lora_magnitude_vector"]),
 }
+
+
+def keys_of(leaves: list[str], ending: str) -> list[str]:
+    """PEFT's keys; ending: of the adapter's name, where the file has it."""
+    inside = r"(?=[.]weight$|[.]bias$|[.]X|[.]zeros|$)"
+    return [f"{LAYER}.{re.sub(inside, ending, leaf, count=1)}" for leaf in leaves]
+
+
+@pytest.mark.parametrize("ending", ["", ".default"])
+@pytest.mark.parametrize("name", TYPES)
+def test_types_are_called_by_their_name(name, ending, tmp_path):
+    kind, leaves = TYPES[name]
+    path = tmp_path / "adapter_model.safetensors"
+    save_file({key: torch.ones(4, 4) for key in keys_of(leaves, ending)}, path)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": kind}))
+    found = inspect_file(path)
+    assert found.kinds == (name,)
+    assert not found.refused
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_settings_of_another_type_are_refused(name, tmp_path, sdxl, refused):
+    path = tmp_path / "adapter_model.safetensors"
+    save_file({f"{LAYER}.lora_A.weight": torch.ones(2, 8), f"{LAYER}.lora_B.weight": torch.ones(8, 2)}, path)
+    kind = TYPES[name][0]
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": kind, "use_dora": kind == "LORA"}))
+    message = refused(AdapterFormatError, path, sdxl)
+    assert ("DoRA" if name == "DoRA" else kind) in message
+    assert "adapter_config.json" in message
 
 
 @pytest.mark.parametrize("ending", ["", ".default"])
 @pytest.mark.parametrize("settings", [False, True], ids=["by its keys", "with its settings"])
-@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("name", REFUSED)
 def test_types_that_are_not_applied_are_called_by_their_name(name, settings, ending, tmp_path, sdxl, refused):
-    kind, leaves = TYPES[name]
-    keys = [f"{LAYER}.{re.sub(r'(?=[.]weight$|[.]bias$|$)', ending, leaf, count=1)}" for leaf in leaves]
+    kind, leaves = REFUSED[name]
     path = tmp_path / "adapter_model.safetensors"
-    save_file({key: torch.ones(4, 4) for key in keys}, path)
+    save_file({key: torch.ones(4, 4) for key in keys_of(leaves, ending)}, path)
     if settings and kind:
         (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": kind}))
     for said in (refused(AdapterFormatError, path, sdxl), inspect_file(path).refused):
-        assert name.strip() in said
+        assert name in said
         assert "transformer" not in said.replace("transformer_blocks", "")
 
 
@@ -176,11 +207,17 @@ def test_a_type_that_only_the_settings_name_is_called_so(tmp_path, sdxl, refused
 
 
 def test_what_layers_share_shows_the_type_too(save, sdxl, refused):
+    path = save({"base_model.randlora_A": torch.ones(4, 4), "base_model.randlora_B": torch.ones(4, 4)})
+    assert "not applied yet" in refused(AdapterFormatError, path, sdxl)
+    assert "RandLoRA" in inspect_file(path).refused
+
+
+def test_what_layers_share_is_nothing_alone(save, sdxl, refused):
     path = save(
         {"base_model.vblora_vector_bank.default": torch.ones(4, 4), "base_model.vera_A": torch.ones(4, 4)}
     )
-    assert "not applied yet" in refused(AdapterFormatError, path, sdxl)
-    assert "VeRA" in inspect_file(path).refused
+    assert "no adapter layers" in refused(AdapterFormatError, path, sdxl)
+    assert "no adapter layers" in inspect_file(path).refused
 
 
 MODELS = {
