@@ -83,7 +83,7 @@ class LoadReport:
     def __str__(self) -> str:
         applied = ", ".join(f"{part} {self.applied[part]}/{total}" for part, total in self.total.items())
         alpha = ", alpha none (scale 1)" if self.alphas is None else f", alpha {span(self.alphas)}"
-        if self.kind in ("FLoRA", "full", "(IA)³"):
+        if self.kind == "FLoRA" or (self.alphas is None and not self.ranks[1]):
             alpha = ""  # the type has none
         rank = f", rank {span(self.ranks)}" if self.ranks[1] else ""
         family = FAMILIES[self.family].label if self.family in FAMILIES else self.family

@@ -39,7 +39,7 @@ _MOST_PREFIXES = 8  # one after another; real keys have five
 
 _SGM = re.compile(r"(input_blocks|middle_block|output_blocks|time_embed|label_emb|out)[._]\d")
 _DIFFUSERS_UNET = re.compile(
-    r"(down_blocks|up_blocks)[._]\d|(mid_block|time_embedding|add_embedding)[._]|conv_(in|out)$"
+    r"(down_blocks|up_blocks)[._]\d|(mid_block|time_embedding|add_embedding)[._]|conv_(in|out|norm_out)$"
 )
 _TEXT = re.compile(r"text_model[._]|encoder[._]layers[._]|(transformer[._])?resblocks[._]\d|text_projection$")
 _OTHER_UNETS = re.compile(r"[._](motion_modules|temporal_\w+|spatial_res_block)[._]")

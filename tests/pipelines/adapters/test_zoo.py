@@ -44,7 +44,7 @@ TEXT = "encoder.layers.1"
 LINEAR = (f"{BLOCK}.attn1.to_q", f"{BLOCK}.attn2.to_k", f"{BLOCK}.ff.net.2")
 POINTWISE = (f"{RESNET}.conv_shortcut",)
 KERNELS = (f"{RESNET}.conv1", f"{RESNET}.conv2")
-NORMS = (f"{BLOCK}.norm1", f"{RESNET}.norm1")
+NORMS = (f"{BLOCK}.norm1", f"{RESNET}.norm1", "conv_norm_out")
 ENCODER = (f"{TEXT}.self_attn.q_proj", f"{TEXT}.mlp.fc1")
 CLOSE = 1e-5
 """Most difference of a layer's output from the package's, as a part of its norm, in fp32."""
@@ -312,6 +312,37 @@ def test_peft(name, base, tmp_path):
     assert set(adapter.layers) == {f"unet.{layer}" for layer in layers}
     assert not any("left out" in note or "ignored" in note for note in adapter.report.notes)
     for layer in layers:
+        theirs = wrapped.base_model.model.get_submodule(layer)
+        assert_same(adapter, f"unet.{layer}", base.module(f"unet.{layer}"), theirs)
+
+
+@pytest.mark.parametrize(
+    "name", ["LoRA", "DoRA", "LoHa", "LoKr", "OFT, exact", "BOFT", "HiRA", "HRA", "VeRA", "RoAd 1"]
+)
+def test_peft_on_a_text_encoder(name, base, tmp_path):
+    wrapped = by_peft(base.text, name, ENCODER)
+    wrapped.save_pretrained(tmp_path)
+    adapter = read_adapter(tmp_path, base.layers, "fox")
+    assert set(adapter.layers) == {f"text_encoder.{layer}" for layer in ENCODER}
+    for layer in ENCODER:
+        theirs = wrapped.base_model.model.get_submodule(layer)
+        assert_same(adapter, f"text_encoder.{layer}", base.module(f"text_encoder.{layer}"), theirs)
+
+
+def test_peft_with_all_biases(base, tmp_path):
+    """`bias="all"` trains every bias of the model, those of norms and of layers without factors too."""
+    config = peft.LoraConfig(r=3, lora_alpha=5, bias="all", target_modules=list(KERNELS))
+    wrapped = peft.get_peft_model(copy.deepcopy(base.unet), config).eval()
+    scattered(wrapped)
+    wrapped.save_pretrained(tmp_path)
+    adapter = read_adapter(tmp_path, base.layers, "fox")
+    biased = {
+        f"unet.{name}"
+        for name, module in base.unet.named_modules()
+        if getattr(module, "bias", None) is not None
+    }
+    assert set(adapter.layers) == biased
+    for layer in (*KERNELS, *POINTWISE, *NORMS, LINEAR[2]):
         theirs = wrapped.base_model.model.get_submodule(layer)
         assert_same(adapter, f"unet.{layer}", base.module(f"unet.{layer}"), theirs)
 
