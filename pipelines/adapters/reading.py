@@ -25,8 +25,8 @@ from pipelines.adapters.reporting import Findings, Place, aside_notes, report
 from pipelines.adapters.sidecars import read_sidecars
 from pipelines.adapters.spellings import LayerNames, layer_names
 from pipelines.adapters.stated_scales import Layer, settled
-from pipelines.adapters.terms import LayerFactors, ModelLayers, Target, terms_of, together
-from pipelines.errors import AdapterFileError, AdapterFormatError, AdapterMismatchError
+from pipelines.adapters.terms import LayerFactors, ModelLayers, Target, Term, terms_of, together
+from pipelines.errors import AdapterFileError, AdapterFormatError, AdapterMismatchError, StudioError
 from pipelines.families.family import FamilyName
 from pipelines.home.lookup import note_on
 from pipelines.home.plain import reading
@@ -313,7 +313,7 @@ def _factors(
                 f"{layer.file}: {next(iter(layer.keys.values()))!r} is {strange[0]} on a norm, which has no meaning; "
                 "fetch another edition"
             )
-        terms = [term for kind in found for term in terms_of(kind.read(layer, target))]
+        terms = [term for kind in found for term in _terms(kind, layer, target)]
         layers[layer.name], kinds[layer.name] = together(terms), found[0]
     if all(factors.scale == 0 for factors in layers.values()):
         raise AdapterFormatError(
@@ -321,6 +321,26 @@ def _factors(
             "fetch a sound file"
         )
     return layers, kinds
+
+
+def _terms(kind: AdapterKind, layer: RawLayer, target: Target) -> tuple[Term, ...]:
+    """What a type makes of a layer. Raises AdapterError, also for shapes and numbers that no trainer writes."""
+    key = next(iter(layer.keys.values()))
+    try:
+        terms = terms_of(kind.read(layer, target))
+    except StudioError:
+        raise
+    except (ArithmeticError, LookupError, RuntimeError, ValueError) as error:
+        raise AdapterFormatError(
+            f"{layer.file}: {quoted(key)} and the rest of its layer are no {kind.name}; fetch a sound file"
+        ) from error
+    made = [value for term in terms for value in vars(term).values() if isinstance(value, Tensor)]
+    if not all(torch.isfinite(value).all() for value in made if value.dtype == torch.float32):
+        raise AdapterFileError(
+            f"{layer.file}: {quoted(key)} and the rest of its layer hold numbers so large that their product has none; "
+            "the training failed or the file is damaged, fetch another"
+        )
+    return terms
 
 
 def _kinds_of(layer: RawLayer) -> list[AdapterKind]:

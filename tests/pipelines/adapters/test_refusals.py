@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipelines.adapters import read_adapter
-from pipelines.errors import AdapterFileError, AdapterFormatError, AdapterMismatchError
+from pipelines.errors import AdapterError, AdapterFileError, AdapterFormatError, AdapterMismatchError
 from pipelines.home.headers import LONGEST_HEADER
 
 QUERY = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -289,6 +289,33 @@ def test_a_type_without_all_its_parts_is_refused(kind, sound, save, sdxl, refuse
     other = {f"lora_unet_conv_in.{leaf}": torch.ones(shape) for leaf, shape in PARTS[kind].items()}
     message = refused(AdapterFormatError, save(sound | other), sdxl)
     assert "fetch" in message or "save it again" in message
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"],
+        ["lokr_w1", "lokr_w2"],
+        ["a1.weight", "a2.weight", "b1.weight", "b2.weight"],
+        ["oft_blocks"],
+        ["hira_A", "hira_B"],
+        ["c3a_kernel"],
+        ["miss_block"],
+        ["boft_R", "boft_s"],
+        ["ia3_l"],
+    ],
+    ids=lambda parts: parts[0],
+)
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1, 1, 1, 1)])
+def test_shapes_that_no_trainer_writes_are_refused_with_their_key(parts, shape, sound, save, sdxl, refused):
+    other = {f"lora_unet_conv_in.{leaf}": torch.ones(shape) for leaf in parts}
+    assert "lora_unet_conv_in." in refused(AdapterError, save(sound | other), sdxl)
+
+
+def test_numbers_whose_product_is_infinite_are_refused(save, sdxl, refused):
+    parts = {f"hada_w{i}_{half}": (8, 2) if half == "a" else (2, 36) for i in (1, 2) for half in "ab"}
+    tensors = {f"lora_unet_conv_in.{part}": torch.full(shape, 1e30) for part, shape in parts.items()}
+    assert "so large" in refused(AdapterFileError, save(tensors), sdxl)
 
 
 FULL = {
