@@ -329,6 +329,29 @@ def test_peft_on_a_text_encoder(name, base, tmp_path):
         assert_same(adapter, f"text_encoder.{layer}", base.module(f"text_encoder.{layer}"), theirs)
 
 
+def test_peft_boft_of_several_stages(base, tmp_path, monkeypatch):
+    """PEFT has more than one stage only beside its own CUDA code; its place is taken by what that computes."""
+
+    class BlockDiagonal:
+        @staticmethod
+        def apply(blocks: Tensor) -> Tensor:
+            return torch.stack([torch.block_diag(*stage) for stage in blocks])
+
+    monkeypatch.setattr("peft.tuners.boft.layer.get_fbd_cuda", lambda: True)
+    monkeypatch.setattr("peft.tuners.boft.layer.FastBlockDiag", BlockDiagonal)
+    config = peft.BOFTConfig(
+        boft_block_size=4, boft_n_butterfly_factor=2, target_modules=[LINEAR[1], LINEAR[2]]
+    )
+    wrapped = peft.get_peft_model(copy.deepcopy(base.unet), config).eval()
+    scattered(wrapped)
+    wrapped.save_pretrained(tmp_path)
+    adapter = read_adapter(tmp_path, base.layers, "fox")
+    for layer in (LINEAR[1], LINEAR[2]):
+        theirs = wrapped.base_model.model.get_submodule(layer)
+        assert theirs.boft_R["default"].shape[0] == 2
+        assert_same(adapter, f"unet.{layer}", base.module(f"unet.{layer}"), theirs)
+
+
 def test_peft_with_all_biases(base, tmp_path):
     """`bias="all"` trains every bias of the model, those of norms and of layers without factors too."""
     config = peft.LoraConfig(r=3, lora_alpha=5, bias="all", target_modules=list(KERNELS))
