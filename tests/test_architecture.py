@@ -54,7 +54,8 @@ ROOMS: dict[str, list[str]] = {
         "keys metadata pinned",
         "origin peft_settings spellings",
         "reporting stated_scales structure writing",
-        "inspection reading",
+        "factors inspection",
+        "reading",
         "__init__",
     ],
     "pipelines.engine": [
