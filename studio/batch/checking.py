@@ -21,7 +21,7 @@ from studio.drafts.draft import Wanted
 from studio.drafts.entries import plain_request
 from studio.drafts.fields import FIELDS
 from studio.drafts.shelf import Shelf
-from studio.pictures.metadata import CHUNK, read_texts
+from studio.pictures.texts import CHUNK, read_texts
 
 
 @dataclass(frozen=True)

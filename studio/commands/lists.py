@@ -127,8 +127,8 @@ def _picture(path: Path, home: Home) -> dict[str, Any]:
     from pipelines.home.plain import read_json
     from studio.drafts.entries import plain_draft
     from studio.library.scan import Library
-    from studio.pictures.metadata import CHUNK, PARAMETERS, read_texts
     from studio.pictures.restore import restore
+    from studio.pictures.texts import CHUNK, PARAMETERS, read_texts
 
     texts = read_texts(path)
     ours = read_json(texts[CHUNK], f"{path}: its {CHUNK!r} text") if CHUNK in texts else None
@@ -152,7 +152,7 @@ def _shown(result: dict[str, Any]) -> str:
     from pathlib import Path
 
     from studio.drafts.fields import FIELDS
-    from studio.pictures.metadata import PARAMETERS
+    from studio.pictures.texts import PARAMETERS
 
     lines = [Path(result["path"]).name]
     if result["program"] is None and not result[PARAMETERS]:

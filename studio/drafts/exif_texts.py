@@ -1,7 +1,7 @@
-"""The texts in EXIF data. A text is decoded by what it holds, since programs disagree with the standard and each other.
+"""The texts in EXIF data. A text is decoded by what it holds, since programs differ from the standard and each other.
 
-EXIF data is a TIFF structure: directories of tags, each with a type, a count and a value (Exif 3.0, 4.6.2; TIFF 6.0). It
-is read here because a library reads every tag, and a hostile file can point thousands of tags at the same bytes.
+EXIF data is a TIFF structure: directories of tags, each with a type, a count and a value (Exif 3.0, 4.6.2; TIFF 6.0).
+It is read here because a library reads every tag, and a hostile file can point thousands of tags at the same bytes.
 """
 
 from __future__ import annotations
@@ -93,9 +93,9 @@ class _Reading:
 
 
 def comment(data: bytes, *, big: bool = True) -> str:
-    """The text of a user comment, with or without the eight bytes that name its characters: UTF-16 of either order, with
-    or without a byte-order mark, UTF-8, JIS or latin-1. big: the byte order of the EXIF data, for a UTF-16 text that does
-    not show its own."""
+    """The text of a user comment, with or without the eight bytes that name its characters: UTF-16 of either order,
+    with or without a byte-order mark, UTF-8, JIS or latin-1. big: the byte order of the EXIF data, for a UTF-16 text
+    that does not show its own."""
     head, rest = data[:8].upper(), data[8:]
     if head == b"UNICODE\0":
         return _guessed(rest, wide=True, big=big)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from composers.shown import shown
 from pipelines.errors import RequestError, StudioError
 from pipelines.home.plain import read_json, short
 from studio.drafts.draft import Wanted
-from studio.drafts.picture_file import MOST_SAID, is_png
+from studio.drafts.picture_file import MOST_SAID
+from studio.pictures.terms import COMFY_SAMPLERS
 
 LONGEST_LINE = 10_000
 """Most characters of a text that sd-parsers searches by patterns; some of these take quadratic time."""
@@ -35,29 +36,21 @@ MOST_WORK = 3_000_000
 """Most values that may be copied while a workflow is searched. The search goes from each sampler to its prompts, and
 copies all that lies between."""
 
-COMFY_SAMPLERS: Mapping[str, str] = {
-    "dpmpp_2m karras": "DPM++ 2M Karras",
-    "dpmpp_2m_sde karras": "DPM++ 2M SDE Karras",
-    "dpmpp_2m_sde_gpu": "DPM++ 2M SDE",
-    "dpmpp_2m_sde_gpu karras": "DPM++ 2M SDE Karras",
-    "dpmpp_3m_sde karras": "DPM++ 3M SDE Karras",
-    "dpmpp_3m_sde_gpu karras": "DPM++ 3M SDE Karras",
-    "euler_ancestral": "Euler a",
-    "dpm_2 karras": "DPM2 Karras",
-}
-"""ComfyUI's solver and spacing -> our name, where no alias of a scheduler covers it."""
-
 
 @dataclass(frozen=True)
 class Foreign:
     """What a picture of another program says. values: by Request's names, unchecked. wanted: its LoRAs, without those
-    of tags in its prompt. model, digest: name and hash of its model, "" where it gives none."""
+    of tags in its prompt. model, digest: name and hash of its model, "" where it gives none. notes: what could not be
+    taken over. hashes: name of a LoRA -> its hash. from_another: whether it was made from another picture."""
 
     program: str
     values: Mapping[str, Any]
     wanted: tuple[Wanted, ...]
     model: str
     digest: str
+    notes: tuple[str, ...] = ()
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    from_another: bool = False
 
 
 def read_foreign(file: Path, texts: Mapping[str, str]) -> Foreign:
@@ -90,7 +83,7 @@ def _parsed(file: Path, texts: Mapping[str, str]) -> tuple[PromptInfo, object, o
             links = {"links": _links(nodes)}
             info = ComfyUIParser().parse({"prompt": nodes, "workflow": links})
         else:
-            info = ParserManager().parse(_texts_alone(texts) if is_png(file) else file)
+            info = ParserManager().parse(_texts_alone(texts))
         if info is not None and (info.samplers or info.metadata):
             return info, info.full_prompt, info.full_negative_prompt
     except Exception as error:  # over a damaged text, sd-parsers may raise anything

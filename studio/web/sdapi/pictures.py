@@ -24,7 +24,7 @@ from studio.drafts import picture_file
 from studio.jobs import JobState, JobView, Worker
 from studio.jobs.job import Tally
 from studio.pictures import a1111
-from studio.pictures.metadata import PARAMETERS, read_texts
+from studio.pictures.texts import PARAMETERS, read_texts
 from studio.web.sdapi.fields import LONGEST_PICTURE, ImageCall, clip_skip, read_asked
 from studio.web.sdapi.options import Options, model_name
 
@@ -204,7 +204,7 @@ def png_info(body: Mapping[str, Any]) -> dict[str, Any]:
     image = body.get("image")
     if not isinstance(image, str) or not image:
         raise RequestError("image must be a picture as base64 text")
-    texts = picture_file.texts(io.BytesIO(_bytes(image, "image")), "image")
+    texts = read_texts(io.BytesIO(_bytes(image, "image")), "image")
     info = texts.pop(PARAMETERS, "")
     said = a1111.read(info)
     parameters = a1111.pairs(info)
