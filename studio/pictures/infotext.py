@@ -23,7 +23,7 @@ NEGATIVE = "Negative prompt:"
 
 MOST_PAIRS = 1_000
 """Most settings that are read; the rest is counted as one scrap."""
-MOST_UNCLOSED = 50
+MOST_UNCLOSED = 20
 """Most values whose bracket is looked for in vain; after that, brackets are words."""
 
 ALIASES: Mapping[str, str] = {
@@ -75,6 +75,9 @@ _REST = ("Template", "Negative Template")
 _GAP = re.compile(r"[\s,]*+")
 _KEY = re.compile(r"(?P<key>[^\W_][\w /+.()'&-]{0,99}+):(?!//)[ \t]*+")
 _QUOTED = re.compile(r'(?P<value>"(?:[^"\\]|\\.)*+")[ \t]*+(?=[,\n]|$)', re.DOTALL)
+_OPENING = re.compile(r',[ \t]*[^\W_][\w /+.-]{0,99}:[ \t]*"$')
+"""The quote that begins the next value, where an earlier one is not closed."""
+_NEXT = re.compile(r",[ \t]*+[^\W_][\w /+.-]{0,99}+:")
 _END = re.compile(r"[ \t]*+(?=[,\n]|$)")
 _BARE = re.compile(r"[^,\n]*+")
 _LINE = re.compile(r"[^\n]*+")
@@ -107,19 +110,19 @@ def taken_apart(text: str) -> tuple[str, str | None, Settings]:
     if late is not None:  # a program that writes it behind the settings
         before, block = [*before, *block[late:]], block[:late]
     steps = _STEPS.search(block[0])
-    if steps is not None and _are_words(
-        words := block[0][: steps.start()].rstrip(" ,")
-    ):  # a line break is lost
+    words = block[0][: steps.start()].rstrip(" ,") if steps is not None else ""
+    if steps is not None and _are_words(words, alone=not any(line.strip() for line in before)):
         before += _NEGATIVE_WITHIN.sub(f"\n{NEGATIVE} ", words, count=1).strip("\n").split("\n")
         block[0] = block[0][steps.start() :]
     return *_prompts(before), settings("\n".join(block))
 
 
-def _are_words(text: str) -> bool:
-    """Whether a text before the settings is a part of the prompt and not made of settings itself."""
+def _are_words(text: str, *, alone: bool) -> bool:
+    """Whether a text before the settings, in their line, is a part of the prompt: a line break is lost. alone: whether
+    no lines are before."""
     if not text.strip() or _known_in(text):
         return False
-    return _NEGATIVE.match(text) is not None or not all(":" in piece for piece in text.split(","))
+    return _NEGATIVE_WITHIN.search(text) is not None or (alone and ":" not in text.partition(",")[0])
 
 
 def is_infotext(text: str) -> bool:
@@ -130,16 +133,18 @@ def is_infotext(text: str) -> bool:
 
 def _first_line(lines: list[str]) -> int | None:
     """Where the settings begin; None where there are none."""
-    known = [_known_in(line) for line in lines]
-    last = next((place for place in reversed(range(len(lines))) if len(known[place]) >= FEWEST_KNOWN), None)
+    last = next((n for n in reversed(range(len(lines))) if len(_known_in(lines[n])) >= FEWEST_KNOWN), None)
     if last is None:
         return None
-    seen = set(known[last])
-    while last and len(known[last - 1]) >= FEWEST_KNOWN and seen.isdisjoint(known[last - 1]):
+    seen = _known_in(lines[last])
+    while last:
+        known = _known_in(lines[last - 1])
+        if len(known) < FEWEST_KNOWN or not seen.isdisjoint(known):
+            break
         if "Steps" in seen and not lines[last - 1].rstrip().endswith(","):
             break
         last -= 1
-        seen |= known[last]
+        seen |= known
     return last
 
 
@@ -231,12 +236,12 @@ class _Reading:
             return self._lines(), ""
         if sign == '"':
             quoted = _QUOTED.match(text, place)
-            if quoted is not None:
+            if quoted is not None and not _OPENING.search(quoted["value"][-120:]):
                 self._place = quoted.end()
                 return _unquoted(quoted["value"])
         elif sign and sign in "[{" and self._unclosed < MOST_UNCLOSED:
             end = _closed(text, place)
-            if end is not None and _END.match(text, end):
+            if end is not None and _END.match(text, end) and _is_whole(text[place:end]):
                 self._place = end
                 return text[place:end], ""
             self._unclosed += 1
@@ -282,6 +287,11 @@ def _closed(text: str, begin: int) -> int | None:
             if depth == 0:
                 return mark.end()
     return None
+
+
+def _is_whole(said: str) -> bool:
+    """Whether a value from one bracket to another is one value, and not a broken one with the next settings in it."""
+    return read_value(said) is not None or not _NEXT.search(said)
 
 
 def _is_word(said: str) -> bool:
