@@ -152,12 +152,13 @@ def _shown(result: dict[str, Any]) -> str:
     from pathlib import Path
 
     from studio.drafts.fields import FIELDS
-    from studio.pictures.texts import PARAMETERS
+    from studio.pictures.texts import PARAMETERS, is_object
 
     lines = [Path(result["path"]).name]
-    if result["program"] is None and not result[PARAMETERS]:
+    said = result[PARAMETERS] and not is_object(result[PARAMETERS])
+    if result["program"] is None and not said:
         return "\n  ".join([*lines, "says nothing about how it was made", *result["notes"]])
-    if result[PARAMETERS]:
+    if said:
         lines += result[PARAMETERS].splitlines()
     else:
         settings = result["settings"]

@@ -30,11 +30,11 @@ def read_other(name: str, texts: Mapping[str, str]) -> Foreign | None:
         )
     found = found or invokeai.read(texts, said) or novelai.read(texts) or plain_objects.read_easy(texts)
     text = texts.get(PARAMETERS, "")
-    if found is None and "prompt" not in said and is_object(text):
-        if whole is not None:
+    if found is None and "prompt" not in said:
+        if isinstance(whole, Mapping | list):
             raise RequestError(
                 f"{name}: its text {PARAMETERS!r} is JSON of no program that is known; set it up by hand"
             )
-        if not infotext.is_infotext(text):  # a prompt may begin with brackets
+        if is_object(text) and not infotext.is_infotext(text):  # a prompt may begin with brackets
             raise RequestError(f"{name}: its text {PARAMETERS!r} is damaged JSON; set it up by hand")
     return found

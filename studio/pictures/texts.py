@@ -67,7 +67,7 @@ def objects(texts: Mapping[str, str]) -> dict[str, Any]:
     """The texts that are JSON, read. One that is damaged is left out."""
     found = {}
     for name, text in texts.items():
-        if name != CHUNK and is_object(text):
+        if name != CHUNK and text.lstrip("\ufeff \t\r\n")[:1] in ("{", "[", '"'):
             try:
                 found[name] = read_json(
                     text.lstrip("\ufeff"), "it", most=picture_file.MOST_SAID, finite=False
