@@ -86,7 +86,7 @@ def write(said: Parameters) -> str:
     hashes = ", ".join(f"{name}: {short}" for name, short in said.lora_hashes.items())
     found = {
         **own,
-        "Size": f"{values['width']}x{values['height']}" if "width" in values else None,
+        "Size": f"{values['width']}x{values['height']}" if {"width", "height"} <= values.keys() else None,
         "Model hash": said.model_hash or None,
         "Model": said.model,
         "Denoising strength": _plain("strength", values),

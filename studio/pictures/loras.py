@@ -112,9 +112,8 @@ class Loras:
         wanted = Wanted(
             name, weights[0] if weights else None, None if text is None else self._weight(name, text)
         )
-        if isinstance(digest, str):
-            digest = digest.rpartition(":")[2]
-        self.add(wanted, digest)
+        kind, _, digits = digest.rpartition(":") if isinstance(digest, str) else ("", "", "")
+        self.add(wanted, digits if kind in ("", "sha256") else "")  # a blake3 is no sha256
         return wanted
 
     def _weight(self, name: str, said: object) -> float | None:

@@ -183,19 +183,42 @@ def without_echoes(values: Mapping[str, Any], family: str) -> dict[str, Any]:
 def read_picture(file: Path) -> Remembered:
     """What a picture says it was made with, whatever program made it. Raises RequestError where nothing that it says
     can be understood."""
-    texts = read_texts(file)
+    return understood(file.name, read_texts(file))
+
+
+def understood(name: str, texts: Mapping[str, str]) -> Remembered:
+    """As `read_picture`, for the texts of a picture by their readers' names. name: the picture's, for messages."""
     if CHUNK in texts:
-        return _ours(file.name, texts[CHUNK])
+        return _ours(name, texts[CHUNK])
     from studio.pictures.foreign import read_foreign  # its library takes long to import
     from studio.pictures.others import read_other
 
-    other = read_other(file.name, texts)
+    other = read_other(name, texts)
     if other is not None:
-        return _from_another(file.name, other)
+        return _from_another(name, other)
     text = texts.get(PARAMETERS)
     if text is not None and (not is_object(text) or infotext.is_infotext(text)):
-        return _from_a1111(file.name, a1111.read(text))
-    return _from_another(file.name, read_foreign(file, texts))
+        return _from_a1111(name, a1111.read(text))
+    return _from_another(name, read_foreign(Path(name), texts))
+
+
+def as_infotext(said: Remembered) -> str:
+    """What a picture of any program says, as A1111 writes it."""
+    values = {key: value for key, value in said.draft.values.items() if key not in PROMPTS}
+    if said.init_image is None:
+        values.pop("strength", None)
+    tags = [write_tag(wanted.use(wanted.adapter, None)) for wanted in said.draft.wanted]
+    return a1111.write(
+        a1111.Parameters(
+            prompt=" ".join([str(said.draft.values.get("prompt", "")), *tags]).strip(),
+            negative_prompt=said.draft.values.get("negative_prompt"),
+            values=values,
+            model=said.model or None,
+            model_hash=said.model_hash or None,
+            lora_hashes={name: known.digest for name, known in said.known.items()},
+            version=said.program,
+        )
+    )
 
 
 def _ours(name: str, text: str) -> Remembered:

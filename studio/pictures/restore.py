@@ -60,8 +60,8 @@ class Restored:
 def restore(file: Path, home: Home, library: Library | None = None) -> Restored:
     """What a picture was made with. Raises RequestError for a file that is no picture, or does not say how it was made.
 
-    library: finds LoRAs by the hashes in their headers, so that a stranger's picture cannot make the studio read all
-    files. Without it, every file that a hash may mean is read.
+    library: finds LoRAs by the hashes in their headers, then among a bounded number of files, so that a stranger's
+    picture cannot make the studio read them all. Without it, every file that a hash may mean is read.
     """
     said = read_picture(file)
     finder = Finder(home, library)
