@@ -96,6 +96,12 @@ def read(args: Namespace) -> RenderValues:
     )
 
 
+def _forms_and_methods() -> str:
+    from pipelines.text.forms import forms_help
+
+    return f"{forms_help()}\n\n{_methods_help()}"
+
+
 def _methods_help() -> str:
     """The methods and their settings, as their classes describe them."""
     import textwrap
@@ -227,7 +233,7 @@ COMMANDS = (
         place=10,
         help="draw pictures",
         description="Draw pictures. Several prompts, methods and seeds share one pass.",
-        epilog=_methods_help,
+        epilog=_forms_and_methods,
         add=add,
         read=read,
         run=run,

@@ -26,6 +26,7 @@ from composers.shown import shown
 from pipelines.bounds import check_text
 from pipelines.errors import RequestError
 from pipelines.request import Request
+from pipelines.text.clip_skip import Counting
 from studio.drafts.draft import Wanted
 from studio.drafts.entries import LONGEST_METHOD
 from studio.drafts.fields import BY_NAME, FIELDS, Field
@@ -45,6 +46,8 @@ FIRST = ("Steps", "Sampler", "CFG scale", "Seed", "Size", "Model hash", "Model",
 """The order that other programs expect. Keys of our own come after it."""
 LAST = ("Lora hashes", "Version")
 HIRES = "Hires upscale"
+OWN = "lora-studio"
+"""How the version of our own texts begins."""
 """With one of these keys, the denoising strength is that of a second pass, and there was no initial image."""
 BESIDE = ("Schedule type", "Model", "Model hash", *LAST, "Lora weights", "Hashes", "Civitai resources", "App")
 """Keys that are read together with others, or that belong to no field of a request."""
@@ -173,6 +176,12 @@ def _program(pairs: Mapping[str, str]) -> str:
     return "A1111"
 
 
+def _counting(pairs: Mapping[str, str]) -> Counting | None:
+    """Who counted the clip skip; None where a setting of its own says so."""
+    version = pairs.get("Version", "")
+    return None if version.startswith(OWN) else terms.counting_of(_program(pairs), version)
+
+
 def _loras(pairs: Mapping[str, str], unread: dict[str, str]) -> Loras:
     """The LoRAs of settings: their hashes, and those that are in no tag. unread: told of values that cannot be read."""
     found = Loras()
@@ -200,7 +209,7 @@ def _values(key: str, said: str, pairs: Mapping[str, str]) -> dict[str, Any] | N
             raise RequestError(f"{shown(said)} must be a width and a height, as in 512x768")
         return {"width": int(match[1]), "height": int(match[2])}
     if key == "Clip skip":
-        return {"clip_skip": terms.clip_skip(_read(BY_NAME["clip_skip"], said))}
+        return terms.clip_skip(_read(BY_NAME["clip_skip"], said), _counting(pairs))
     if key == "Denoising strength":
         return None if HIRES in pairs else {"strength": _read(BY_NAME["strength"], said)}
     field = BY_KEY.get(key)

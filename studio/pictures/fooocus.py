@@ -43,7 +43,7 @@ def read(said: Mapping[str, Any]) -> Foreign | None:
         values["steps"] = _PERFORMANCE.get(performance.lower())
         if values["steps"] is None:
             taking.unread["performance"] = f"{performance[:60]!r} is not known"
-    values["clip_skip"] = taking.clip_skip()
+    values |= taking.clip_skip("comfyui")
     loras = taking.loras
     loras.take(taking.any("loras"))
     for key in taking.left():
@@ -63,7 +63,7 @@ def read(said: Mapping[str, Any]) -> Foreign | None:
         taking.text(*MODEL_HASH) or "",
         notes=taking.notes(),
         hashes=loras.hashes,
-        from_another=denoise is not None and denoise < 1,
+        from_picture=denoise is not None and denoise < 1,
     )
 
 

@@ -40,17 +40,17 @@ copies all that lies between."""
 @dataclass(frozen=True)
 class Foreign:
     """What a picture of another program says. values: by Request's names, unchecked. wanted: its LoRAs, without those
-    of tags in its prompt. model, digest: name and hash of its model, "" where it gives none. notes: what could not be
-    taken over. hashes: name of a LoRA -> its hash. from_another: whether it was made from another picture."""
+    of tags in its prompt. model, digest: name and hash of its model, "" where it gives none. from_picture: it was
+    made from another picture. notes: what was not understood. hashes: name of a LoRA -> its hash."""
 
     program: str
     values: Mapping[str, Any]
     wanted: tuple[Wanted, ...]
     model: str
     digest: str
+    from_picture: bool = False
     notes: tuple[str, ...] = ()
     hashes: Mapping[str, str] = field(default_factory=dict)
-    from_another: bool = False
 
 
 def read_foreign(file: Path, texts: Mapping[str, str]) -> Foreign:

@@ -62,7 +62,7 @@ def _new(said: Mapping[str, Any]) -> Foreign:
         values[name] = weighted(text) if text else None
     values["prompt"] = values["prompt"] or ""
     values["guidance_rescale"] = taking.real("cfg_rescale_multiplier")
-    values["clip_skip"] = taking.whole("clip_skip")  # counted as we do: 0 skips nothing
+    values |= taking.clip_skip("a1111", first=0)
     model = said.get("model")
     digest = model.get("hash") if isinstance(model, Mapping) else None
     taking.loras.take(taking.any("loras"))
@@ -131,7 +131,7 @@ def _foreign(taking: Taking, values: dict[str, Any], model: str, digest: object,
             [CALLS] if _CALLS.search(f"{values['prompt']} {values['negative_prompt']}") else ()
         ),
         hashes=taking.loras.hashes,
-        from_another=start,
+        from_picture=start,
     )
 
 

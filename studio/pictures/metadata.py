@@ -297,7 +297,7 @@ def _from_another(name: str, said: Foreign) -> Remembered:
         model=said.model[:LONGEST_NAME],
         model_hash=said.digest[:LONGEST_NAME],
         known={key.casefold(): Known(digest) for key, digest in said.hashes.items()},
-        init_image={} if said.from_another else None,
+        init_image={} if said.from_picture else None,
         notes=tuple(notes),
     )
 

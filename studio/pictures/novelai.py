@@ -65,7 +65,7 @@ def read(said: Mapping[str, Any]) -> Foreign | None:
         model[1] if model else source if isinstance(source, str) else "",
         model[2] if model else "",
         notes=taking.notes(notes),
-        from_another=start,
+        from_picture=start,
     )
 
 

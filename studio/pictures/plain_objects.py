@@ -54,7 +54,7 @@ def _read(said: Mapping[str, Any], program: str) -> Foreign | None:
     if not taking.has(*PROMPT) or sum(taking.has(*names) for names in groups) < FEWEST:
         return None
     values = taking.values()
-    values["clip_skip"] = _clip_skip(taking, program)
+    values |= _clip_skip(taking, program)
     loras = taking.loras
     listed = taking.any("loras", "lora", "use_lora_model", "lora_model", "lora_models")
     loras.take(listed, taking.any("lora_alpha", "lora_strength", "lora_weights", "loraweights"))
@@ -78,21 +78,17 @@ def _read(said: Mapping[str, Any], program: str) -> Foreign | None:
         digest,
         notes=taking.notes(),
         hashes=loras.hashes,
-        from_another=start,
+        from_picture=start,
     )
 
 
-def _clip_skip(taking: Taking, program: str) -> int | None:
-    if program == "Easy Diffusion":  # on or off; on skips one layer
-        said = taking.any("clip_skip")
-        if said in (True, "True"):
-            return 1
-        return (
-            None
-            if said in (None, "False")
-            else taking.unread.setdefault("clip_skip", f"{shown(said)}") and None
-        )
-    return taking.clip_skip()
+def _clip_skip(taking: Taking, program: str) -> dict[str, Any]:
+    if program != "Easy Diffusion":
+        return taking.clip_skip("a1111")
+    said = taking.any("clip_skip")  # on or off; on skips one layer
+    if said not in (None, "False", True, "True"):
+        taking.unread["clip_skip"] = f"{shown(said)} must be true or false"
+    return {"clip_skip": 1, "clip_skip_as": "a1111"} if said in (True, "True") else {}
 
 
 def _without_doubles(said: Mapping[str, Any]) -> dict[str, Any]:

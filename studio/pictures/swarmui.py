@@ -54,23 +54,21 @@ def read(said: Mapping[str, Any]) -> Foreign | None:
     names = [taking.text(f"comfy_ui_{part}") for part in ("sampler", "scheduler")]
     if values["scheduler"] is None and names[0]:
         values["scheduler"] = Taking({"sampler": names[0], "scheduler": names[1]}).sampler()
-    layer = taking.whole("clip_stop_at_layer")
-    if layer is not None:
-        values["clip_skip"] = Taking({"clip_skip": abs(layer)}).clip_skip()
+    values |= taking.clip_skip("comfyui", "clip_stop_at_layer")  # counted from the end, as in -1
     loras = taking.loras
     loras.take(taking.any("loras"), taking.any("loraweights"), taking.any("loratencweights"))
     model = taking.model()
     digest = ""
     models = said.get("sui_models")
     for one in models if isinstance(models, list) else ():
-        name, of, hashed = (
+        called, of, hashed = (
             one.get(key) if isinstance(one, Mapping) else None for key in ("name", "param", "hash")
         )
-        if isinstance(name, str) and isinstance(hashed, str) and hashed:
+        if isinstance(called, str) and isinstance(hashed, str) and hashed:
             if of == "model":
                 digest = hashed.removeprefix("0x")
             elif of == "loras":
-                loras.hashes.setdefault(stem(name), hashed.removeprefix("0x").lower())
+                loras.hashes.setdefault(stem(called), hashed.removeprefix("0x").lower())
     start = taking.any("initimage", "init_image") is not None
     creativity = taking.real("initimagecreativity") if start else None
     if creativity is not None:
@@ -85,7 +83,7 @@ def read(said: Mapping[str, Any]) -> Foreign | None:
         digest,
         notes=taking.notes(notes),
         hashes=loras.hashes,
-        from_another=start,
+        from_picture=start,
     )
 
 

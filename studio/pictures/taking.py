@@ -9,6 +9,7 @@ from typing import Any
 
 from composers.errors import StudioError
 from composers.shown import shown
+from pipelines.text.clip_skip import Counting
 from studio.pictures import numbers, terms
 from studio.pictures.loras import Loras, stem
 from studio.pictures.notes import left_out
@@ -92,16 +93,16 @@ class Taking:
             self.unread["seed"] = str(error)
             return None
 
-    def clip_skip(self, *names: str) -> int | None:
-        """A1111's count, as a request counts."""
+    def clip_skip(self, counting: Counting, *names: str, first: int = 1) -> dict[str, Any]:
+        """The values of a request that a clip skip stands for. first: the number that skips nothing."""
         found = self.whole(*(names or ("clip_skip",)))
         if found is None:
-            return None
+            return {}
         try:
-            return terms.clip_skip(found)
+            return terms.clip_skip(abs(found) if names else found, counting, first)
         except StudioError as error:
             self.unread["clip_skip"] = str(error)
-            return None
+            return {}
 
     def sampler(self) -> str | None:
         """The sampler and its schedule. A program that knows one of the names alone calls its sampler by it."""

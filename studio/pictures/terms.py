@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from typing import Any
 
 from composers.shown import shown
 from pipelines.errors import RequestError
 from pipelines.schedulers import canonical
+from pipelines.text.clip_skip import Counting
 from studio.drafts.draft import HIGHEST_SEED
 
 COMFY_SAMPLERS: Mapping[str, str] = {
@@ -21,15 +24,26 @@ COMFY_SAMPLERS: Mapping[str, str] = {
 }
 """ComfyUI's solver and spacing -> our name, where no alias of a scheduler covers it."""
 
+_FORGE = re.compile(r"f[0-9]|neo|.*forge", re.IGNORECASE)
 _NO_SPACING = ("", "automatic", "uniform", "normal", "simple", "default", "native", "none")
 """Schedules that are the solver's usual one."""
 
 
-def clip_skip(said: int) -> int:
-    """A1111's count, in which 1 skips nothing, as a request counts. Raises RequestError below 1."""
-    if said < 1:
-        raise RequestError(f"Clip skip={shown(said)} must be 1, which skips nothing, or more")
-    return said - 1
+def clip_skip(said: int, counting: Counting | None, first: int = 1) -> dict[str, Any]:
+    """A program's clip skip as values of a request. first: the program's number for "skips nothing". counting: what it
+    means there; None where another setting says so. Raises RequestError below `first`."""
+    if said < first:
+        raise RequestError(f"Clip skip={shown(said)} must be {first}, which skips nothing, or more")
+    return {"clip_skip": said - first} | ({} if counting is None else {"clip_skip_as": counting})
+
+
+def counting_of(program: str, version: str = "") -> Counting:
+    """Who counts as a program's settings line does."""
+    if program in ("Fooocus", "ComfyUI"):
+        return "comfyui"
+    if program == "SD.Next":
+        return "diffusers"
+    return "forge" if program == "reForge" or _FORGE.match(version) else "a1111"
 
 
 def sampler(name: str, spacing: str = "") -> str:

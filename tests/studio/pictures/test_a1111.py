@@ -113,6 +113,7 @@ def test_another_programs_text() -> None:
         "width": 832,
         "height": 1216,
         "clip_skip": 1,
+        "clip_skip_as": "a1111",
     }
     assert (said.model, said.model_hash) == ("ghostmix_v20Bakedvae", "e3edb8a26f")
     assert said.lora_hashes == {"add_detail": "7c6bad76eb54"}

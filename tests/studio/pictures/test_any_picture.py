@@ -20,8 +20,9 @@ from pipelines.home import Home
 from studio.drafts import picture_file
 from studio.drafts.init_image import read_init_image
 from studio.pictures import a1111
-from studio.pictures.metadata import CHUNK, PARAMETERS, read_picture
+from studio.pictures.metadata import read_picture
 from studio.pictures.restore import restore
+from studio.pictures.texts import CHUNK, PARAMETERS
 
 from ...fuzzing import cases
 from ...odd_values import changed_bytes, changed_texts, changed_values, json_of, only_refused, texts
