@@ -60,6 +60,7 @@ class StudioPipeline:
         self.model = model
         self.home = home or Home.resolve()
         self._dtype_is_given = dtype_is_given
+        model.embeddings.listed = lambda: {entry.name: entry.path for entry in self.home.embeddings()}
 
     @classmethod
     def from_pretrained(

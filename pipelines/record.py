@@ -17,6 +17,7 @@ from composers.registry import settings_of, spell
 from pipelines.families.unet import shallow_modules
 from pipelines.model import Model
 from pipelines.request import Request
+from pipelines.text.clip_skip import Counting, remark
 from pipelines.text.editing import remarks
 from pipelines.text.vocabulary import unknown
 
@@ -75,6 +76,7 @@ class Record:
     composer_settings: dict[str, Any]
     text_mode: str
     clip_skip: int | None
+    clip_skip_as: Counting
     strength: float | None
     original_size: tuple[int, int]
     crop: tuple[int, int]
@@ -161,6 +163,7 @@ def make_record(
         composer_settings=settings_of(request.composer),
         text_mode=request.text_mode,
         clip_skip=request.clip_skip,
+        clip_skip_as=request.clip_skip_as,
         strength=None if request.init_image is None else request.strength,
         original_size=request.original_size,
         crop=request.crop,
@@ -189,6 +192,7 @@ def make_record(
         notes=(
             *notes,
             *remarks(request.prompt),
+            *remark(request.clip_skip, request.clip_skip_as, checkpoint.family),
             *_unread_embeddings(request, model),
             *_unknown_words(request, model, embeddings),
         ),

@@ -42,6 +42,7 @@ from pipelines.bounds import (
 )
 from pipelines.errors import RequestError
 from pipelines.families.family import Cut, Defaults
+from pipelines.text.clip_skip import Counting
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -108,7 +109,7 @@ class Request:
         such a multiple.
     scheduler: a name of `pipelines.schedulers`, or an alias; "model" is the model's own scheduler.
     init_image: at most 80 million pixels. It is resized to `width` x `height`.
-    clip_skip: counted as diffusers does.
+    clip_skip, clip_skip_as: see `pipelines.text.clip_skip`.
     reuse: only for methods that do not plan this themselves. A new turn of Switch starts in full. None is off.
     cut: see `pipelines.features`; None is the family's.
     original_size, target_size: None is the picture's own size.
@@ -152,6 +153,12 @@ class Request:
     )
     clip_skip: int | None = knob(
         None, "Clip skip", "Layers of the text encoder to skip; 0 skips none.", low=0, high=100
+    )
+    clip_skip_as: Counting = knob(
+        "diffusers",
+        "Clip skip as",
+        "Who counted it: diffusers (for the positive prompt alone), a1111, forge or comfyui (for both prompts).",
+        choices=get_args(Counting),
     )
     text_mode: TextMode = knob(
         "merged",

@@ -216,8 +216,8 @@ READING = {
     "pipelines.adapters.container",  # our own bytes, before they are written
     *("studio.drafts.picture_file", "studio.bench.workers"),  # pictures
     # JSON and YAML of rooms above the library, each within bounds of its own
-    *("studio.batch.checking", "studio.batch.manifest", "studio.batch.values"),
-    *("studio.pictures.a1111", "studio.web.door.guard"),
+    *("studio.batch.manifest", "studio.batch.values"),
+    *("studio.pictures.a1111", "studio.pictures.identity", "studio.web.door.guard"),
 }
 
 

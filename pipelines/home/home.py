@@ -1,4 +1,4 @@
-"""The user's folders (models, LoRAs, VAEs, pictures) and `config.toml`. Names are looked up here."""
+"""The user's folders (models, LoRAs, VAEs, embeddings, pictures) and `config.toml`. Names are looked up here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipelines.home.answers import NoAnswer, is_silent, silent
 from pipelines.home.names import Entry, find, name_entries, near, scan
 from pipelines.home.paths import expanded
 from pipelines.home.plain import short
-from pipelines.home.settings import Roots, Settings, read_settings, write_folders
+from pipelines.home.settings import KINDS, Roots, Settings, read_settings, write_folders
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -106,11 +106,16 @@ class Home:
         own = scan((self.path / "vae", *self.roots.vae), _is_vae)
         return name_entries([Entry("", path) for path in own])
 
+    def embeddings(self) -> tuple[Entry, ...]:
+        """All embeddings in the folders: .safetensors files. Prompts name them by these names."""
+        own = scan((self.path / "embeddings", *self.roots.embeddings), _is_weights)
+        return name_entries([Entry("", path) for path in own])
+
     @property
     def silent(self) -> tuple[str, ...]:
         """The paths in the home's folders that do not answer at present. Lists leave them out."""
-        own = (self.path / name for name in ("models", "loras", "vae"))
-        return silent([*own, *self.roots.models, *self.roots.loras, *self.roots.vae])
+        own = (self.path / kind for kind in KINDS)
+        return silent([*own, *(folder for folders in self.roots.lists for folder in folders)])
 
     def find_model(
         self, source: str | Path, *, paths: bool = True, entries: Sequence[Entry] | None = None

@@ -78,6 +78,7 @@ def _folders(home: Home, problems: list[str]) -> None:
         ("models", home.models(), home.roots.models),
         ("LoRAs", home.loras(), home.roots.loras),
         ("VAEs", home.vaes(), home.roots.vae),
+        ("embeddings", home.embeddings(), home.roots.embeddings),
     ):
         also = f", also from {', '.join(map(str, roots))}" if roots else ""
         print(f"{kind:<13} {len(entries)}{also}")
