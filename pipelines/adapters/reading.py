@@ -70,8 +70,8 @@ def _adapter(path: Path, model: ModelLayers, name: str, family: FamilyName | Non
         )
     layers, kinds = _factors(raw, model)
     metadata = describe(header.metadata, read_sidecars(path))
-    doubts = (*filter(None, [note_on(path)]), *aside_notes(aside, contents), *scale_notes)
-    found = Findings(path.name, header, contents, origin, raw, settings, tuple(orphans), digest, doubts)
+    notes = (*filter(None, [note_on(path)]), *aside_notes(aside, contents), *scale_notes)
+    found = Findings(path.name, header, contents, origin, raw, settings, tuple(orphans), digest, notes)
     bundled = {
         word: {part: tensors[key] for part, key in own.items()} for word, own in contents.bundled.items()
     }
