@@ -67,7 +67,7 @@ def _device(home: Home, problems: list[str]) -> None:
 
 def _folders(home: Home, problems: list[str]) -> None:
     from pipelines.home.answers import is_silent
-    from pipelines.home.files import is_folder
+    from pipelines.home.files import is_folder, whole_text
 
     there = "" if home.path.is_dir() else " (not there yet; made when something is written)"
     print(f"{'home':<13} {home.path}{there}")
@@ -87,6 +87,7 @@ def _folders(home: Home, problems: list[str]) -> None:
             for root in roots
             if not is_silent(root) and not is_folder(root)
         ]
+    problems += [f"{whole_text(str(one.path))}: {one.why}" for one in home.look_for_loras()[1]]
     problems += [
         f"the folder {folder} does not answer; see to its drive or network" for folder in home.silent
     ]

@@ -199,13 +199,17 @@ def _model(entry: ModelEntry) -> dict[str, Any]:
 def loras(values: Loras, home: Home, teller: Teller) -> int:
     """Lists every LoRA, or those that may fit a model."""
     from pipelines.home.answers import each
+    from pipelines.home.files import whole_text
     from studio.library.fit import fit_of
     from studio.terminal.table import print_table
 
     fit = None if values.model is None else fit_of(values.model, home)
-    entries = {entry.path: entry for entry in home.loras()}
+    listed, left_out = home.look_for_loras()
+    entries = {entry.path: entry for entry in listed}
     seen = each(entries, lambda path: _lora(entries[path], fit))
     rows = [row for path in entries if (row := seen.get(path)) is not None]
+    if fit is None:
+        rows += [_unusable(one.name, whole_text(str(one.path)), one.why) for one in left_out]
     _tell_silent(home)
     if values.as_json:
         _print_json(rows)
@@ -215,6 +219,11 @@ def loras(values: Loras, home: Home, teller: Teller) -> int:
     if not rows:
         print(f"no LoRAs found: put them into {home.path / 'loras'}, or use --lora-dir", file=sys.stderr)
     return OK
+
+
+def _unusable(name: str, path: str, why: str) -> dict[str, Any]:
+    """The row of something that cannot be used."""
+    return {"name": name, "weight": None, "triggers": [], "made_for": "", "type": why, "path": path}
 
 
 def _lora(entry: Entry, fit: Fit | None) -> dict[str, Any] | None:
@@ -227,9 +236,7 @@ def _lora(entry: Entry, fit: Fit | None) -> dict[str, Any] | None:
         if fit is not None and not fit.takes(entry, seen):
             return None
     except StudioError as error:
-        nothing: dict[str, Any] = {"weight": None, "triggers": [], "made_for": ""}
-        why = f"cannot be read: {error}"
-        return None if fit else {"name": entry.name, **nothing, "type": why, "path": str(entry.path)}
+        return None if fit else _unusable(entry.name, str(entry.path), f"cannot be read: {error}")
     kind = " + ".join(seen.kinds) or "unknown"
     return {
         "name": entry.name,
