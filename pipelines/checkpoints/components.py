@@ -33,6 +33,7 @@ class Components:
     """The parts of one model, on the CPU.
 
     text_encoders, tokenizers: by the text encoder's component name. files: the weight files that they came from.
+    notes: what a user should know of how they were read.
     """
 
     family: Family
@@ -43,6 +44,7 @@ class Components:
     scheduler: Scheduler
     force_zeros_for_empty_prompt: bool
     files: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
 
 
 def read_json(file: Path) -> dict[str, Any]:
