@@ -41,7 +41,7 @@ projection that SD1.x and SD2.x do not use."""
 
 def is_open_clip(names: Mapping[str, Shape]) -> bool:
     """Whether a text encoder's names are open_clip's."""
-    return any("resblocks." in name for name in names)
+    return any("resblocks." in name or name.startswith("model.ln_final") for name in names)
 
 
 def plain_names(name: str, shape: Shape) -> Iterator[tuple[str, Shape, Turn]]:

@@ -140,17 +140,6 @@ def make_model_scheduler(config: Mapping[str, Any], family: Family, **settings: 
         return scheduler_class.from_config(dict(config), **settings)
 
 
-def refuse_incomplete(label: str, *modules: Any) -> None:
-    """Raises ModelError where a weight of the modules was not in the files, which diffusers' single-file loading
-    ignores. label: the model's name."""
-    for module in modules:
-        for name, weight in module.named_parameters():
-            if weight.is_meta:
-                raise ModelError(
-                    f"{label} lacks the weight {name} of the {type(module).__name__}; use a complete copy"
-                )
-
-
 def first_line(error: Exception) -> str:
     """The first line of another library's error message, to be quoted in one of ours."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

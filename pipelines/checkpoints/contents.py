@@ -108,9 +108,19 @@ def contents_of(name: str, header: WeightsHeader) -> Contents:
     except ModelError as error:
         if what := other_kinds.foreign(keys):
             raise ModelError(
-                f"{name} {what}, which is not supported; use a plain SD1.x, SD2.x or SDXL checkpoint"
+                f"{name} is, or holds, {what}; as a model, plain SD1.x, SD2.x and SDXL checkpoints can be used"
             ) from error
         raise
+
+
+def unet_inside(header: WeightsHeader) -> bool:
+    """Whether a file holds the weights of a UNet itself."""
+    shapes = {}
+    for key, shape in header.shapes.items():
+        part, name = _place(_plain(key))
+        if part == UNET:
+            shapes[name] = shape
+    return first_conv(shapes) is not None
 
 
 def _refuse_another_task(name: str, first: Shape, keys: _Sorted) -> None:
@@ -122,6 +132,40 @@ def _refuse_another_task(name: str, first: Shape, keys: _Sorted) -> None:
         raise ModelError(
             f"{name} is an EDM model (Playground 2.5, CosXL), which is not supported; use another model"
         )
+
+
+def vae_of(name: str, header: WeightsHeader, config: Mapping[str, Any]) -> tuple[Part, Storage]:
+    """The VAE in a file of its own, or in a whole checkpoint. config: diffusers' configuration of it.
+
+    Raises ModelError for a file without one, and where a weight of it is missing or is not understood.
+    """
+    storage = storage_of(name, header)
+    keys = _Sorted.of(name, (key for key in header.shapes if key not in storage.beside), header)
+    own = keys.parts.get(VAE) or keys.rest
+    if not any(re.search(r"(^|\.)decoder\.conv_in\.weight$", inner) for inner in own.values()):
+        raise ModelError(f"{name} holds no VAE; choose a file with a VAE's encoder and decoder")
+    weights, unknown = _vae_weights(name, "a VAE", own, header, config)
+    if unknown:
+        raise ModelError(
+            f"the VAE {name} has {len(unknown)} weights that are not understood: {listed(unknown)}; use another copy"
+        )
+    storage.check(weight.key for weight in weights.values())
+    return Part(config, weights), storage
+
+
+def _vae_weights(
+    file: str, kind: str, names: Mapping[str, str], header: WeightsHeader, config: Mapping[str, Any]
+) -> tuple[dict[str, Weight], list[str]]:
+    levels = vae_layout.levels_of(names.values(), config)
+    return matched(
+        file,
+        kind,
+        names,
+        header.shapes,
+        vae_layout.vae_shapes(config),
+        lambda name, shape: vae_layout.plain_names(name, shape, levels),
+        lambda name: bool(vae_layout.LEFT_OUT.fullmatch(name) or other_kinds.LEFT_OUT.fullmatch(name)),
+    )
 
 
 class _Sorted:
@@ -186,6 +230,7 @@ class _Judge:
         encoders = [part for part in _SAID if part in self.keys.parts]
         if not encoders:
             raise self._unet_only("no text encoder")
+        self._refuse_refiner(shapes, encoders)
         try:
             seen = outline(shapes)
         except UnknownLayout as error:
@@ -225,12 +270,15 @@ class _Judge:
             notes=self._notes(),
         )
 
+    def _refuse_refiner(self, shapes: Mapping[str, Shape], encoders: list[str]) -> None:
+        sized = {"label_emb.0.0.weight", "add_embedding.linear_1.weight"} & shapes.keys()
+        if sized and encoders == ["text_encoder"] and self._is_open_clip("text_encoder"):
+            raise ModelError(
+                f"{self.file} is the SDXL refiner, which is not supported; use an SDXL base model"
+            )
+
     def _family(self, added: int | None, context: int, encoders: list[str]) -> Family:
         if added is not None:
-            if context == 1280 or (encoders == ["text_encoder"] and self._is_open_clip("text_encoder")):
-                raise ModelError(
-                    f"{self.file} is the SDXL refiner, which is not supported; use an SDXL base model"
-                )
             return SDXL
         if encoders == ["text_encoder"] and self._is_open_clip("text_encoder"):
             return SD2
@@ -272,15 +320,11 @@ class _Judge:
 
     def _vae(self, family: Family) -> Part:
         config = _config(family, VAE)
-        levels = vae_layout.levels_of(self.keys.parts[VAE].values(), config)
-        return self._part(
-            VAE,
-            family,
-            config,
-            vae_layout.vae_shapes(config),
-            lambda name, shape: vae_layout.plain_names(name, shape, levels),
-            lambda name: bool(vae_layout.LEFT_OUT.fullmatch(name)),
+        weights, unknown = _vae_weights(
+            self.file, f"a {family.label} model", self.keys.parts[VAE], self.header, config
         )
+        self.unknown += unknown
+        return Part(config, weights)
 
     def _part(
         self,

@@ -10,55 +10,55 @@ ENOUGH = 5_000
 """Keys that are looked at to tell another kind of file."""
 
 FOREIGN: Mapping[str, tuple[str, ...]] = {
-    "is a LoRA, or has one inside; load it as one, beside a model": (
+    "a LoRA; load it as one, beside a model": (
         r"lora_(up|down|mid)\.|\.lora_[AB]\.|lora_linear_layer|\.lora\.(up|down)\.",
         r"\.(hada|lokr)_w1|dora_scale|\.oft_(blocks|diag)",
     ),
-    "is an SD3 model": (r"(^|\.)joint_blocks\.|(^|\.)transformer_blocks\.\d+\.ff_context\.",),
-    "is a Chroma model": (r"distilled_guidance_layer",),
-    "is a FLUX.2 model": (r"(^|\.)double_stream_modulation_img",),
-    "is a Hunyuan video model": (r"(^|\.)individual_token_refiner\.|(^|\.)txt_in\.t_embedder",),
-    "is a HiDream model": (r"(^|\.)double_stream_blocks\.",),
-    "is a FLUX model": (r"(^|\.)(double_blocks|single_blocks|single_transformer_blocks)\.",),
-    "is an AuraFlow model": (r"(^|\.)(cond_seq_linear|double_layers|joint_transformer_blocks)(\.|$)",),
-    "is a Stable Cascade model": (
+    "an SD3 model": (r"(^|\.)joint_blocks\.|(^|\.)transformer_blocks\.\d+\.ff_context\.",),
+    "a Chroma model": (r"distilled_guidance_layer",),
+    "a FLUX.2 model": (r"(^|\.)double_stream_modulation_img",),
+    "a Hunyuan video model": (r"(^|\.)individual_token_refiner\.|(^|\.)txt_in\.t_embedder",),
+    "a HiDream model": (r"(^|\.)double_stream_blocks\.",),
+    "a FLUX model": (r"(^|\.)(double_blocks|single_blocks|single_transformer_blocks)\.",),
+    "an AuraFlow model": (r"(^|\.)(cond_seq_linear|double_layers|joint_transformer_blocks)(\.|$)",),
+    "a Stable Cascade model": (
         r"(^|\.)clip_(txt|img|txt_pooled)_mapper|\.channelwise\.|(^|\.)effnet_mapper",
     ),
-    "is a Hunyuan-DiT model": (r"(^|\.)(mlp_t5|text_embedding_padding|style_embedder)(\.|$)",),
-    "is a Qwen-Image model": (r"(^|\.)(img|txt)_mod\.1\.|(^|\.)txt_norm\.weight",),
-    "is a Lumina or Z-Image model": (r"(^|\.)(cap_embedder|noise_refiner|context_refiner)\.",),
-    "is an LTX video model": (r"(^|\.)patchify_proj\.",),
-    "is a PixArt or Sana model": (r"(^|\.)(t_block\.1|adaln_single|y_embedder\.y_proj)(\.|$)",),
-    "is a Wan video model": (r"(^|\.)head\.modulation$|(^|\.)time_projection\.1\.",),
-    "is a Mochi video model": (r"(^|\.)t5_yproj\.",),
-    "is a video model (Stable Video Diffusion)": (
+    "a Hunyuan-DiT model": (r"(^|\.)(mlp_t5|text_embedding_padding|style_embedder)(\.|$)",),
+    "a Qwen-Image model": (r"(^|\.)(img|txt)_mod\.1\.|(^|\.)txt_norm\.weight",),
+    "a Lumina or Z-Image model": (r"(^|\.)(cap_embedder|noise_refiner|context_refiner)\.",),
+    "an LTX video model": (r"(^|\.)patchify_proj\.",),
+    "a PixArt or Sana model": (r"(^|\.)(t_block\.1|adaln_single|y_embedder\.y_proj)(\.|$)",),
+    "a Wan video model": (r"(^|\.)head\.modulation$|(^|\.)time_projection\.1\.",),
+    "a Mochi video model": (r"(^|\.)t5_yproj\.",),
+    "a video model (Stable Video Diffusion)": (
         r"(^|\.)(time_stack|time_mixer|temporal_transformer_blocks)\b",
     ),
-    "is a motion module (AnimateDiff), or has one inside": (r"(^|\.)motion_modules?\.",),
-    "is a GLIGEN model": (r"(^|\.)(position_net|fuser)\.",),
-    "is a Zero123 model": (r"^cc_projection\.",),
-    "is an unCLIP (image variation) model": (r"(^|\.)noise_augmentor\.|^embedder\.model\.",),
-    "is a Kolors, Kandinsky or DeepFloyd model": (
+    "a motion module (AnimateDiff)": (r"(^|\.)motion_modules?\.",),
+    "a GLIGEN model": (r"(^|\.)(position_net|fuser)\.",),
+    "a Zero123 model": (r"^cc_projection\.",),
+    "an unCLIP (image variation) model": (r"(^|\.)noise_augmentor\.|^embedder\.model\.",),
+    "a Kolors, Kandinsky or DeepFloyd model": (
         r"(^|\.)(encoder_hid_proj|add_embedding\.(image|pool|text_norm))",
     ),
-    "takes guidance as an input of its UNet (a full LCM model); use its base model with an LCM-LoRA": (
+    "a full LCM model, whose UNet takes guidance as an input; use its base model with an LCM-LoRA": (
         r"cond_proj\.(weight|bias)$|(^|\.)guidance_(in|embed|embedder|embedding)\.",
     ),
-    "is a ControlNet, or has one inside": (
+    "a ControlNet": (
         r"^(control_model|controlnet|lllite_\w+|adapter\.body|t2i_adapter)\b",
         r"^controlnet_|^zero_convs\.|^input_hint_block",
     ),
-    "is an IP-Adapter": (r"(^|\.)(ip_adapter|image_proj)\.",),
-    "is a textual inversion embedding, or has one inside; put it into the embeddings folder": (
+    "an IP-Adapter": (r"(^|\.)(ip_adapter|image_proj)\.",),
+    "a textual inversion embedding; put it into the embeddings folder": (
         r"^(emb_params|clip_[lg]$|string_to_param|bundle_emb)",
     ),
-    "is a safety checker": (r"^(safety_checker|concept_embeds|special_care_embeds)",),
-    "is an upscaler": (
+    "a safety checker": (r"^(safety_checker|concept_embeds|special_care_embeds)",),
+    "an upscaler": (
         r"(^|\.)(RRDB_trunk|conv_first|conv_hr|HRconv)\.|\.rdb\d\.|\.RDB\d\.|residual_group",
         r"^params_ema\.|^body\.\d+\.|^model\.\d+\.(weight|sub\.)",
     ),
 }
-"""What to say of another kind of file -> patterns, one of which some key of it matches. The first match wins."""
+"""Another kind of file -> patterns, one of which some key of it matches. The first match wins."""
 
 PARTIAL: Mapping[str, tuple[str, ...]] = {
     "holds a UNet only, and not all of it; load its whole model folder": (
@@ -104,13 +104,15 @@ same for each model of a family), losses, counters, the state of its training; a
 
 
 def foreign(keys: Iterable[str]) -> str:
-    """What to say of a file, some key of which belongs to another kind of model; "" where none does."""
+    """The kind of model that some of the keys belong to, with a remedy; "" where none does."""
     return _said(FOREIGN, keys)
 
 
 def without_unet(keys: Iterable[str]) -> str:
     """What to say of a file without a UNet; "" where its keys do not tell."""
-    return _said({**FOREIGN, **PARTIAL}, keys)
+    some = list(islice(keys, ENOUGH))
+    kind = foreign(some)
+    return f"is {kind}" if kind else _said(PARTIAL, some)
 
 
 def _said(kinds: Mapping[str, tuple[str, ...]], keys: Iterable[str]) -> str:

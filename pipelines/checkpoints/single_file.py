@@ -22,7 +22,7 @@ from pipelines.checkpoints.components import (
     read_json,
     vae_dtype,
 )
-from pipelines.checkpoints.contents import UNET, VAE, Contents, Part, contents_of
+from pipelines.checkpoints.contents import UNET, VAE, Contents, Part, contents_of, unet_inside
 from pipelines.checkpoints.stored import Reader, opened
 from pipelines.checkpoints.weights import WeightsHeader, read_weights_header
 from pipelines.errors import ModelError
@@ -148,6 +148,12 @@ def examine(file: Path) -> CheckpointFacts:
         contents=contents,
         notes=(*contents.notes, *note),
     )
+
+
+def holds_unet(file: Path) -> bool:
+    """Whether a .safetensors file is a checkpoint, or a part of one with a UNet. Raises ModelError for one that cannot
+    be read, and NoAnswer."""
+    return unet_inside(read_weights_header(file))
 
 
 def refuse_ending(file: Path) -> None:

@@ -92,8 +92,10 @@ def _weights(config: Mapping[str, Any]) -> Iterator[tuple[str, Shape]]:
     yield from _middle("encoder", width)
     yield from _layer("encoder.conv_norm_out", (width,))
     yield from _layer("encoder.conv_out", (2 * latent, width, 3, 3))
-    yield from _layer("quant_conv", (2 * latent, 2 * latent, 1, 1))
-    yield from _layer("post_quant_conv", (latent, latent, 1, 1))
+    if config.get("use_quant_conv", True):
+        yield from _layer("quant_conv", (2 * latent, 2 * latent, 1, 1))
+    if config.get("use_post_quant_conv", True):
+        yield from _layer("post_quant_conv", (latent, latent, 1, 1))
     yield from _layer("decoder.conv_in", (width, latent, 3, 3))
     yield from _middle("decoder", width)
     for level, out in enumerate(reversed(channels)):
