@@ -119,7 +119,7 @@ def build(name: str, part: Part, read: Reader, dtype: torch.dtype) -> Any:
         for weight, where in part.weights.items()
     }
     made.load_state_dict(tensors, strict=True, assign=True)
-    return made.to(dtype).eval()
+    return made.eval()
 
 
 def load_tokenizers(family: Family) -> list[Any]:

@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,6 +67,8 @@ UNPACK = "which is not supported; use its fp16 or fp8 form"
 FORMATS = ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise")
 """Formats of ComfyUI's `comfy_quant` whose weight is its number times its scale."""
 HARMLESS = ("format", "full_precision_matrix_mult", "per_channel", "params")
+LONGEST_KEY = 120
+"""Characters of a key that is quoted in full."""
 LONGEST_MARK = 4096
 """Bytes of a `comfy_quant` entry."""
 
@@ -111,7 +112,7 @@ class Storage:
         for dtype, found in odd.items():
             what = {"I8": "int8 without scales", "U8": "packed bytes (uint8)"}.get(dtype, shown(dtype))
             raise ModelError(
-                f"{self.file} is quantized: {len(found)} of its weights, such as {short(found[0])}, are stored as "
+                f"{self.file} is quantized: {len(found)} of its weights, such as {listed(found[:1])}, are stored as "
                 f"{what}, {UNPACK}"
             )
 
@@ -120,12 +121,12 @@ class Storage:
         shape, of = self.header.shapes[scale], self.header.shapes[key]
         if self.header.dtypes[scale] not in SCALE_FLOATS:
             raise ModelError(
-                f"{self.file} is quantized: the scale {short(scale)} is stored as {self.header.dtypes[scale]} (as in "
-                f"MXFP8 and NVFP4), {UNPACK}"
+                f"{self.file} is quantized: the scale {listed([scale])} is stored as "
+                f"{self.header.dtypes[scale]} (as in MXFP8 and NVFP4), {UNPACK}"
             )
         if _spread(shape, of) is None:
             raise ModelError(
-                f"{self.file} is quantized: the scale {short(scale)} has the shape {list(shape)}, its weight "
+                f"{self.file} is quantized: the scale {listed([scale])} has the shape {list(shape)}, its weight "
                 f"{list(of)}, {UNPACK}"
             )
 
@@ -136,7 +137,7 @@ def storage_of(file: str, header: WeightsHeader) -> Storage:
     for key in keys:
         if _PACKED.search(key):
             what = next(what for what, pattern in PACKED.items() if re.search(pattern, key))
-            raise ModelError(f"{file} {what}: {short(key)}, {UNPACK}")
+            raise ModelError(f"{file} {what}: {listed([key])}, {UNPACK}")
     scales: dict[str, tuple[str, float]] = {}
     beside = set()
     for key in keys:
@@ -148,7 +149,7 @@ def storage_of(file: str, header: WeightsHeader) -> Storage:
             if key.endswith(ending) and weight in keys:
                 if weight in scales:
                     raise ModelError(
-                        f"{file}: {short(weight)} has two scales, {short(scales[weight][0])} and {short(key)}; use "
+                        f"{file}: {listed([weight])} has two scales, {listed([scales[weight][0], key])}; use "
                         "another copy"
                     )
                 scales[weight] = (key, factor)
@@ -191,7 +192,7 @@ class Reader:
             scale = scale.to(wide) * factor if factor != 1 else scale.to(wide)
             if not bool(scale.isfinite().all()):
                 raise ModelError(
-                    f"{self._storage.file}: the scale {short(name)} is not finite; use another copy"
+                    f"{self._storage.file}: the scale {listed([name])} is not finite; use another copy"
                 )
             spread = _spread(tuple(scale.shape), tuple(tensor.shape))
             assert spread is not None
@@ -211,7 +212,7 @@ def opened(path: Path, storage: Storage) -> Iterator[Reader]:
                 _check_mark(storage, key, tensors)
             elif key.endswith("weight_format") and bool(tensors.get_tensor(key).any()):
                 raise ModelError(
-                    f"{storage.file} is quantized: {short(key)} says another order of rows, {UNPACK}"
+                    f"{storage.file} is quantized: {listed([key])} says another order of rows, {UNPACK}"
                 )
         yield Reader(storage, tensors)
 
@@ -237,7 +238,7 @@ def _check_mark(storage: Storage, key: str, tensors: Any) -> None:
     """Raises ModelError for a `comfy_quant` entry, JSON in bytes, that says more than is known here."""
     shape, dtype = storage.header.shapes[key], storage.header.dtypes[key]
     if dtype != "U8" or len(shape) != 1 or shape[0] > LONGEST_MARK:
-        raise ModelError(f"{storage.file} is quantized: {short(key)} is no text, {UNPACK}")
+        raise ModelError(f"{storage.file} is quantized: {listed([key])} is no text, {UNPACK}")
     text = bytes(tensors.get_tensor(key).tolist()).decode("utf-8", "replace").strip("\0 ")
     _check_format(storage.file, key, read_json(text, f"{storage.file}: {short(key)}", error=ModelError))
 
@@ -258,10 +259,11 @@ def _check_format(file: str, key: str, said: object) -> None:
     odd = [name for name in said if name not in HARMLESS and said[name]] if isinstance(said, dict) else []
     if not known or odd:
         what = said.get("format") if isinstance(said, dict) and not known else odd or said
-        raise ModelError(f"{file} is quantized: {short(key)} says {shown(what)}, {UNPACK}")
+        raise ModelError(f"{file} is quantized: {listed([key])} says {shown(what)}, {UNPACK}")
 
 
 def listed(keys: Iterable[str], most: int = 3) -> str:
     """A few keys, to be named in a message."""
     keys = list(keys)
-    return ", ".join(short(key) for key in islice(keys, most)) + (", …" if len(keys) > most else "")
+    some = (key if len(key) <= LONGEST_KEY and key.isprintable() else short(key) for key in keys[:most])
+    return ", ".join(some) + (", …" if len(keys) > most else "")

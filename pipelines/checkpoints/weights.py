@@ -54,6 +54,10 @@ def _content(file: Path) -> tuple[int, bytes]:
     with open_regular(file) as stream:
         size = os.fstat(stream.fileno()).st_size
         start = stream.read(8)
+        if start[:4] == b"GGUF":
+            raise ModelError(
+                f"{file.name} is a GGUF file (quantized), which is not supported; use a .safetensors file"
+            )
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
         if length > min(LONGEST_HEADER, size - 8):
             raise ValueError("it is cut short, or no safetensors file")

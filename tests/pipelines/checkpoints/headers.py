@@ -24,10 +24,11 @@ def write_header(
     path: Path,
     shapes: Mapping[str, tuple[int, ...]],
     dtypes: Mapping[str, str] | None = None,
-    **metadata: str,
+    *,
+    metadata: object = None,
 ) -> Path:
     """A safetensors file of these tensors, all zero. dtypes: of those that are not F16."""
-    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
     end = 0
     for key, shape in shapes.items():
         dtype = (dtypes or {}).get(key, "F16")

@@ -152,7 +152,8 @@ def test_a_smaller_unet_draws_what_its_folder_draws(
         pipe = StudioPipeline(Model(load_checkpoint(source)), home=Home.resolve(tmp_path))
         pipe.load_lora_weights(lora, adapter_name="fox")
         requests = [
-            Request("a fox", seed=3, steps=2, width=32, height=32, adapters=use, scheduler="Euler") for use in ({}, {"fox": 0.8})
+            Request("a fox", seed=3, steps=2, width=32, height=32, adapters=use, scheduler="Euler")
+            for use in ({}, {"fox": 0.8})
         ]
         requests.append(Request("a fox", seed=3, steps=3, width=32, height=32, reuse=2, scheduler="Euler"))
         drawn.append(pipe(requests, output_type="latent").images)
