@@ -24,7 +24,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 @dataclass(frozen=True)
 class Inspect:
-    """What `inspect` is to look at. files: LoRAs by path or name, pictures by path."""
+    """What `inspect` is to look at. files: LoRAs by path or name, models and pictures by path."""
 
     files: tuple[str, ...]
     as_json: bool = False
@@ -54,7 +54,9 @@ class ImportPaths:
 
 
 def _inspect_flags(command: ArgumentParser) -> None:
-    command.add_argument("files", nargs="+", metavar="FILE", help="a LoRA (path or name) or a picture")
+    command.add_argument(
+        "files", nargs="+", metavar="FILE", help="a LoRA (path or name), a model or a picture"
+    )
     _json_flag(command)
 
 
@@ -118,7 +120,34 @@ def _inspected(file: str, home: Home) -> Inspection | dict[str, Any]:
     path = expanded(file)
     if path.suffix.lower() in PICTURES:
         return _picture(path, home)
+    if _is_model(path):
+        return _model_at(path)
     return inspect_file(path if exists(path) else home.find_lora(file).path)
+
+
+def _is_model(path: Path) -> bool:
+    """Whether a path is a diffusers folder, or a file that holds a model's UNet."""
+    from composers import StudioError
+    from pipelines.checkpoints.single_file import holds_unet
+    from pipelines.home.files import is_regular
+
+    if is_regular(path / "model_index.json"):
+        return True
+    try:
+        return path.suffix.lower() == ".safetensors" and is_regular(path) and holds_unet(path)
+    except StudioError:  # whoever reads it as a LoRA says what is wrong
+        return False
+
+
+def _model_at(path: Path) -> dict[str, Any]:
+    """What a model is, in the line that lists of models show. Raises ModelError for one that cannot be used."""
+    from pipelines.errors import ModelError
+    from studio.library.models import line_of
+
+    line, usable = line_of(path)
+    if not usable:
+        raise ModelError(line)
+    return {"path": str(path), "base": line}
 
 
 def _picture(path: Path, home: Home) -> dict[str, Any]:
@@ -148,13 +177,15 @@ def _picture(path: Path, home: Home) -> dict[str, Any]:
 
 
 def _shown(result: dict[str, Any]) -> str:
-    """What a picture says, in lines."""
+    """What a model is, or what a picture says, in lines."""
     from pathlib import Path
 
     from studio.drafts.fields import FIELDS
     from studio.pictures.texts import PARAMETERS, is_object
 
     lines = [Path(result["path"]).name]
+    if "base" in result:
+        return "\n  ".join([*lines, result["base"]])
     said = result[PARAMETERS] and not is_object(result[PARAMETERS])
     if result["program"] is None and not said:
         return "\n  ".join([*lines, "says nothing about how it was made", *result["notes"]])
@@ -276,7 +307,7 @@ COMMANDS = (
     Command(
         "inspect",
         place=70,
-        help="say what LoRA files, or pictures, are",
+        help="say what LoRA files, models, or pictures, are",
         abbreviations=True,
         add=_inspect_flags,
         read=_read_inspect,
