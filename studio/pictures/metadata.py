@@ -278,13 +278,15 @@ def _from_a1111(name: str, said: a1111.Parameters) -> Remembered:
 
 
 def _from_another(name: str, said: Foreign) -> Remembered:
-    notes = [OTHER.format(said.program)]
+    notes = [OTHER.format(said.program), *(note[: 10 * LONGEST_NOTE] for note in said.notes)]
     return Remembered(
         draft=_draft(name, said.values, said.wanted, notes),
         program=said.program,
         ours=False,
         model=said.model[:LONGEST_NAME],
         model_hash=said.digest[:LONGEST_NAME],
+        setup=Setup(vae=said.vae and said.vae[:LONGEST_NAME]),
+        init_image={} if said.from_picture else None,
         notes=tuple(notes),
     )
 
