@@ -14,7 +14,7 @@ from studio.pictures.comfyui_prompts import Part, clip_of
 from studio.pictures.comfyui_values import choice, whole
 
 _PLAIN = re.compile(
-    r"pipe|context|ctx|bus\b|reroute|tuple|sampler|sampling ?settings|settings|switch|passthrough|guider|encode|prompt",
+    r"pipe|context|ctx|bus\b|reroute|tuple|sampler|presampling|settings|switch|passthrough|guider|encode|prompt",
     re.IGNORECASE,
 )
 _CLIP_NAMES = ("clip_name", "clip_name1", "text_encoder", "clip_name_1")

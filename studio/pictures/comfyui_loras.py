@@ -30,6 +30,7 @@ _NAMES = {"lora", "name", "file", "lycoris", "filename", "model", "path"}
 _SWITCHES = {"switch", "on", "enabled", "enable", "toggle", "active"}
 _STACKS = ("lora_stack", "optional_lora_stack", "LORA_STACK", "prev_lora", "lora_stack_a", "lora_stack_b",
            "lora_stack1", "lora_stack2", "stack")  # fmt: skip
+_COUNTS = ("lora_count", "num_loras", "num_lora", "count")
 _TAGGED = ("loras", "lora_syntax", "lora_text", "lora_tags", "text", "lora_string")
 
 
@@ -113,7 +114,8 @@ def _own(graph: Graph, node: Node) -> list[Said] | None:
     for name in _TAGGED:
         if node.has(name) and (said := text(graph, node.inputs[name])) is not None:
             return list(tags(said))
-    return [] if re.search("power lora loader", node.kind, re.IGNORECASE) else None
+    empty = re.search("power lora loader", node.kind, re.IGNORECASE) or node.has(*_COUNTS)
+    return [] if empty else None
 
 
 def tags(said: str) -> Iterator[Said]:
@@ -170,9 +172,7 @@ def _numbered(graph: Graph, node: Node) -> list[Said] | None:
             kinds.setdefault((place, "on"), name)
     if not named:
         return None
-    most = next(
-        (node.inputs[key] for key in ("lora_count", "num_loras", "num_lora", "count") if node.has(key)), None
-    )
+    most = next((node.inputs[key] for key in _COUNTS if node.has(key)), None)
     limit = whole(graph, most) if most is not None else None
     mode = str(node.inputs.get("input_mode", node.inputs.get("mode", ""))).lower()
     found: list[Said] = []

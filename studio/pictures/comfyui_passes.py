@@ -113,7 +113,8 @@ def _chain(graph: Graph, end: Node) -> Passes | None:
             break
         others += len(fresh) - 1
         samplers.insert(0, fresh[0])
-        level = _samplers_before(graph, fresh[0], between := [])
+        between: list[Node] = []
+        level = _samplers_before(graph, fresh[0], between)
         after += between if level else []
     return Passes(tuple(samplers), tuple(after), others) if samplers else None
 

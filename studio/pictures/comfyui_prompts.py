@@ -189,7 +189,7 @@ def _encoded(graph: Graph, node: Node, role: str) -> list[Part] | None:
     if said is None:
         return None
     first = [name for name in node.inputs if re.fullmatch(rf"trigger_words\d*|prepend_{role}(_g)?", name)]
-    before = [words for name in first if (words := of(name))]
+    before = [one for name in first if (one := of(name))]
     said = ", ".join(filter(None, [*before, said])) if before else said
     parser = choice(graph, node.inputs.get("parser"), "parser")
     theirs = parser not in (None, "comfy", "comfy++") or truth(graph, node.inputs.get("a1111_prompt_style"))
