@@ -16,6 +16,7 @@ from studio.drafts.draft import Wanted
 from studio.pictures.comfyui_drawn import drawn_nodes, is_drawn
 from studio.pictures.comfyui_graph import Graph, Node, content, nodes_of
 from studio.pictures.comfyui_loaders import Loaded, loaded
+from studio.pictures.comfyui_nodes import NO_GUIDANCE
 from studio.pictures.comfyui_passes import Start, changes_after, passes, start
 from studio.pictures.comfyui_prompts import Part, joined, parts, sizes
 from studio.pictures.comfyui_samplers import Settings, settings
@@ -74,7 +75,8 @@ def read_comfyui(name: str, texts: Mapping[str, str]) -> Graphed | None:
         graph.note(f"the first of {told} passes is taken; left out: {later}")
     if made.others:
         graph.note(
-            f"{made.others} more samplers made pictures in this workflow; the settings are those of {sampler.label}"
+            f"{made.others} more {'sampler' if made.others == 1 else 'samplers'} made pictures in this workflow; the "
+            f"settings are those of {sampler.label}"
         )
     for node in changes_after(made):
         graph.leave(node.label)
@@ -92,7 +94,8 @@ def _read(graph: Graph, sampler: Node, made: list[Node]) -> Graphed:
     set_to = settings(graph, sampler)
     began = start(graph, sampler)
     width, height = began.size or (None, None)
-    if began.size is None:
+    strength = _strength(graph, sampler, set_to, began)
+    if began.size is None and strength is None:
         graph.note("size not understood: the latents that it began with do not state one")
     positive, negative = (_prompt(graph, sampler, role) for role in ("positive", "negative"))
     found = loaded(graph, sampler, positive, negative, made)
@@ -108,7 +111,6 @@ def _read(graph: Graph, sampler: Node, made: list[Node]) -> Graphed:
         "clip_skip": found.clip_skip,
         **sizes(graph, positive[0].node if positive else None, width, height),
     }
-    strength = _strength(graph, sampler, set_to, began)
     if strength is not None:
         values["strength"] = strength
     _note_loaders(graph, sampler, found)
@@ -119,6 +121,11 @@ def _read(graph: Graph, sampler: Node, made: list[Node]) -> Graphed:
 
 def _prompt(graph: Graph, sampler: Node, role: str) -> list[Part]:
     """The words of one prompt; [] for none, and for one that is not understood, which is noted."""
+    guider = graph.link(sampler.inputs.get("guider"))
+    if guider is not None and guider[0].kind.startswith(NO_GUIDANCE) and role == "negative":
+        return []
+    if guider is not None and guider[0].has("cond2") and role == "positive":
+        graph.leave(f"the second prompt of {guider[0].label}")
     held = graph.find(sampler, role)
     if held is None:
         if role == "positive":

@@ -53,6 +53,11 @@ class Node:
         """The node as a note names it."""
         return f"{short(self.kind)} (node {short(self.id)})"
 
+    @property
+    def bare_kind(self) -> str:
+        """The kind without the name of LoRA Manager, whose other nodes load no LoRA."""
+        return re.sub(r"\(?lora ?manager\)?", "", self.kind, flags=re.IGNORECASE)
+
     def has(self, *names: str) -> bool:
         return any(self.inputs.get(name) is not None for name in names)
 

@@ -47,7 +47,9 @@ class Entry:
 
 def is_like(node: Node) -> bool:
     """Whether a node looks like one that loads LoRAs."""
-    return bool(_LIKE.search(node.kind)) or any(_is_name(name) for name in node.inputs)
+    return bool(_LIKE.search(node.bare_kind)) or any(
+        _is_name(name) or name in _STACKS[:3] or name in _TAGGED[:4] for name in node.inputs
+    )
 
 
 def entries(graph: Graph, node: Node) -> list[Entry]:

@@ -213,9 +213,6 @@ def _several(graph: Graph, node: Node, role: str, depth: int) -> list[Part] | No
         return [replace(one, words=f"{one.words} BREAK {second[0].words}".strip()) for one in first]
     if len(names) < 2:
         return None
-    if "guider" in node.kind.lower():
-        graph.leave(f"the second prompt of {node.label}")
-        return parts(graph, node, node.inputs[names[0]], role, depth + 1)
     found: list[Part] = []
     for name in names:
         one = parts(graph, node, node.inputs[name], role, depth + 1)

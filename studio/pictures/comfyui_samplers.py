@@ -58,9 +58,12 @@ def settings(graph: Graph, sampler: Node) -> Settings:
     guider = graph.link(sampler.inputs.get("guider"))
     if cfg is None and guider is not None and guider[0].kind.startswith(NO_GUIDANCE):
         cfg = 1.0
-    for what, value in (("seed", seed), ("steps", steps), ("guidance scale", cfg)):
+    for what, role, value in (("seed", "seed", seed), ("steps", "steps", steps), ("guidance scale", "cfg", cfg)):
         if value is None:
-            graph.note(f"{what} not understood: {sampler.label} does not say it plainly")
+            graph.note(f"{what} not understood: {_source(graph, sampler, role)}")
+    for name in ("script", "xyPlot", "hook_opt", "noise_hook"):
+        if (linked := graph.link(sampler.inputs.get(name))) is not None:
+            graph.leave(linked[0].label)
     added = graph.find(sampler, "add_noise")
     if added is not None and truth(graph, added[1]) is False:
         graph.note(f"{sampler.label} added no noise of its own, so the seed does not tell the picture")
@@ -112,7 +115,7 @@ def _solver(graph: Graph, sampler: Node) -> str | None:
         given = _given(graph, sampler, "sigmas")
         spacing = next((SPACINGS[node.kind] for node in given if node.kind in SPACINGS), None)
     if solver is None:
-        graph.note(f"sampler not understood: {sampler.label} does not say it plainly")
+        graph.note(f"sampler not understood: {_source(graph, sampler, 'sampler')}")
         return None
     name, lost = sampler_name(solver, spacing or "")
     if lost:
@@ -120,6 +123,15 @@ def _solver(graph: Graph, sampler: Node) -> str | None:
             f"spacing {lost[:60]!r} of sampler {solver[:60]!r} is not offered here; {name} is taken as it is"
         )
     return name
+
+
+def _source(graph: Graph, sampler: Node, role: str) -> str:
+    """Where a value comes from that is not understood."""
+    held = graph.find(sampler, role)
+    linked = graph.link(held[1]) if held is not None else None
+    if linked is None and held is None:
+        linked = next((one for way in VIA[role] if (one := graph.link(sampler.inputs.get(way)))), None)
+    return f"it comes from {linked[0].label}" if linked else f"{sampler.label} does not say it plainly"
 
 
 def _manual_steps(graph: Graph, sampler: Node) -> int | None:

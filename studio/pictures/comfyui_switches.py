@@ -38,7 +38,7 @@ def chosen(graph: Graph, node: Node) -> list[str] | None:
     place = next((node.inputs[name] for name in _PLACES if node.has(name)), None)
     if place is None or not numbered:
         first = [name for name in numbered or list(node.inputs) if graph.link(node.inputs.get(name))]
-        return first[::-1] if "merge" in node.kind.lower() else first
+        return (first[::-1] if "merge" in node.kind.lower() else first) or None
     count = number(graph, place)
     if count is None and isinstance(place, str) and (match := re.search(r"(\d{1,4})", place)):
         count = int(match[1])

@@ -192,7 +192,7 @@ def _made(graph: Graph, node: Node, slot: int, role: str, of: _Text) -> str | No
         return _replaced(graph, whole_text, old, new or "") if whole_text is not None and old else whole_text
     if isinstance(words := node.inputs.get("toggle_trigger_words"), list):
         return ", ".join(_active(words))
-    if "lora" in kind.lower() and slot > 0 and not node.has("populated_text"):
+    if "lora" in node.bare_kind.lower() and slot > 0 and not node.has("populated_text"):
         graph.note(f"the trigger words that {node.label} adds to the prompt are not in the picture")
         return ""
     if re.match("String(Trim|Case)|CaseConverter", kind):
