@@ -78,7 +78,7 @@ def read_comfyui(name: str, texts: Mapping[str, str]) -> Graphed | None:
             f"{made.others} more {'sampler' if made.others == 1 else 'samplers'} made pictures in this workflow; the "
             f"settings are those of {sampler.label}"
         )
-    for node in changes_after(made):
+    for node in changes_after(graph, made):
         graph.leave(node.label)
     return _read(graph, sampler, [*made.samplers, *made.after])
 
@@ -131,10 +131,11 @@ def _prompt(graph: Graph, sampler: Node, role: str) -> list[Part]:
         if role == "positive":
             graph.note(f"prompt not understood: {sampler.label} is given none that is known")
         return []
+    graph.stuck = ""
     found = parts(graph, held[0], held[1], role)
     if found is None:
         linked = graph.link(held[1])
-        source = linked[0].label if linked else sampler.label
+        source = graph.stuck or (linked[0].label if linked else sampler.label)
         what = "prompt" if role == "positive" else "negative prompt"
         graph.note(f"{what} not understood: it comes from {source}")
     return found or []

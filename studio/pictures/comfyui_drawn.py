@@ -131,7 +131,7 @@ def _values(node: Mapping[str, Any], kind: str) -> dict[str, Any]:
     if isinstance(values, Mapping):
         return {str(name): value for name, value in values.items()}
     found: dict[str, Any] = {}
-    rest = _list(values)[:500]
+    rest = [one for one in _list(values)[:500] if not (isinstance(one, Mapping) and "textWidgetName" in one)]
     names = WIDGETS.get(kind) or _names(node)
     place = 0
     for name in names:
@@ -151,8 +151,9 @@ def _values(node: Mapping[str, Any], kind: str) -> dict[str, Any]:
             and all(isinstance(row, Mapping) and "name" in row for row in value)
         ):
             found["loras"] = value
-    if not names and len(rest) == 1 and isinstance(rest[0], str | int | float):
-        found["value"] = rest[0]
+    alone = [value for value in rest if not (isinstance(value, str) and value in _AFTER_SEED)]
+    if not names and len(alone) == 1 and isinstance(alone[0], str | int | float):
+        found["text" if isinstance(alone[0], str) else "value"] = alone[0]
     return found
 
 

@@ -31,6 +31,7 @@ OFF = (2, 4)
 """The modes of nodes that a drawn workflow leaves out: muted and bypassed."""
 
 _PREFIX = re.compile(r"\s*(prompt|workflow)\s*:\s*(?=\{)", re.IGNORECASE)
+_NO_WORDS = re.compile(r"clip|model|vae|control_net|image|mask|latent|pixels", re.IGNORECASE)
 _SCALARS = re.compile(
     r"seed|step|cfg|width|height|size|batch|text|string|prompt|scale|strength|denoise|name|sigma|schedul|mask"
     r"|control_net|ratio|count|index|bool|amount",
@@ -67,8 +68,8 @@ class Graph:
     """A picture's nodes, and what is noted while they are followed.
 
     name: the picture's, for messages. chosen: the names of the inputs of which a switch passes one on, best first; None
-    for a node that is no switch. left: what was met and is left out. understood: the ids of the LoRA loaders that were
-    read.
+    for a node that is no switch. left: what was met and is left out. stuck: where a prompt is not understood.
+    understood: the ids of the LoRA loaders that were read.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Graph:
     chosen: Callable[[Graph, Node], list[str] | None] = lambda graph, node: None
     notes: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
+    stuck: str = ""
     understood: set[str] = field(default_factory=set)
     _work: int = 0
 
@@ -138,7 +140,8 @@ class Graph:
         for name in (*LINKED[role], *PIPES):
             if self.link(node.inputs.get(name)):
                 return node.inputs[name]
-        links = [name for name, value in node.inputs.items() if self.link(value)]
+        others = _NO_WORDS if role in ("positive", "negative") else _SCALARS
+        links = [name for name, value in node.inputs.items() if self.link(value) and not others.search(name)]
         like = [name for name in links if role[:4] in name.lower() or re.search("pipe|ctx|bus", name.lower())]
         if like:
             return node.inputs[like[0]]

@@ -20,6 +20,7 @@ PIPES = (
     "optional_pipe",
     "detailer_pipe",
     "bus",
+    "base_sampler",
 )
 """Inputs that bring many things at once."""
 

@@ -26,7 +26,7 @@ _SHOWS = re.compile(r"preview|compar|show|display|view", re.IGNORECASE)
 _NO_SAMPLER = re.compile(
     r"provider|select|scheduler|presampl|settings|config|guider|context|switch", re.IGNORECASE
 )
-_SAMPLER = re.compile(r"sampler|unsampl", re.IGNORECASE)
+_SAMPLER = re.compile(r"sampler|unsampl|facedetailer|detailerforeach|ultimatesdupscale", re.IGNORECASE)
 _PICTURE = re.compile(
     r"load.?image|vae.?encode|image.?load|loadlatent|load.?latent|inpaint|imagetolatent", re.IGNORECASE
 )
@@ -174,8 +174,10 @@ def _last_samplers(graph: Graph, nodes: Sequence[Node]) -> list[Node]:
     return [node for node in samplers if node.id not in earlier] or samplers[:1]
 
 
-def changes_after(found: Passes) -> list[Node]:
+def changes_after(graph: Graph, found: Passes) -> list[Node]:
     """What was done to the picture between and after the passes, beside encoding and decoding."""
     return [
-        node for node in found.after if not node.kind.startswith(PLAIN_IMAGE) and not _PLAIN.search(node.kind)
+        node
+        for node in found.after
+        if not node.kind.startswith(PLAIN_IMAGE) and not _PLAIN.search(node.kind) and _sources(graph, node)
     ]

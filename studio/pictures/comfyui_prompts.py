@@ -78,7 +78,10 @@ def parts(graph: Graph, node: Node, value: object, role: str, depth: int = 0) ->
     found = graph.find(node, role)
     if found is None or (found[0] is node and isinstance(found[1], str)):
         before = graph.before(node, role)
-        return parts(graph, node, before, role, depth + 1) if graph.link(before) else None
+        if not graph.link(before):
+            graph.stuck = node.label
+            return None
+        return parts(graph, node, before, role, depth + 1)
     _pass(graph, node)
     return _strengthened(graph, node, parts(graph, found[0], found[1], role, depth + 1))
 
@@ -187,6 +190,7 @@ def _encoded(graph: Graph, node: Node, role: str) -> list[Part] | None:
             graph.note(f"{node.label} gave each text encoder words of its own; here they are one prompt")
         said = ", ".join(filter(None, words)) if words else None
     if said is None:
+        graph.stuck = _text_source(graph, node, role)
         return None
     first = [name for name in node.inputs if re.fullmatch(rf"trigger_words\d*|prepend_{role}(_g)?", name)]
     before = [one for name in first if (one := of(name))]
@@ -194,6 +198,12 @@ def _encoded(graph: Graph, node: Node, role: str) -> list[Part] | None:
     parser = choice(graph, node.inputs.get("parser"), "parser")
     theirs = parser not in (None, "comfy", "comfy++") or truth(graph, node.inputs.get("a1111_prompt_style"))
     return [Part(_tags(said) if theirs else plain_words(said), node=node)]
+
+
+def _text_source(graph: Graph, node: Node, role: str) -> str:
+    """Where the words come from that are not understood."""
+    links = (graph.link(node.inputs.get(name)) for name in (role, *_TEXTS, "text_g", "text_l"))
+    return next((linked[0].label for linked in links if linked is not None), node.label)
 
 
 def _several(graph: Graph, node: Node, role: str, depth: int) -> list[Part] | None:

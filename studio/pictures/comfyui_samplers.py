@@ -58,7 +58,11 @@ def settings(graph: Graph, sampler: Node) -> Settings:
     guider = graph.link(sampler.inputs.get("guider"))
     if cfg is None and guider is not None and guider[0].kind.startswith(NO_GUIDANCE):
         cfg = 1.0
-    for what, role, value in (("seed", "seed", seed), ("steps", "steps", steps), ("guidance scale", "cfg", cfg)):
+    for what, role, value in (
+        ("seed", "seed", seed),
+        ("steps", "steps", steps),
+        ("guidance scale", "cfg", cfg),
+    ):
         if value is None:
             graph.note(f"{what} not understood: {_source(graph, sampler, role)}")
     for name in ("script", "xyPlot", "hook_opt", "noise_hook"):

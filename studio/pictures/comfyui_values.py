@@ -32,6 +32,10 @@ _NUMBERS = ("value", "int", "number", "integer", "INT", "Number", "float", "FLOA
 _TEXTS = ("populated_text", "text", "string", "value", "prompt", "Text", "STRING", "String", "str", "text_positive",
           "positive", "text_a", "string_a", "text_0", "anything", "any", "input", "source",
           "trigger_words")  # fmt: skip
+_NUMBER_KIND = re.compile(
+    r"int\b|integer|float|number|seed|primitive|constant|literal|value\b|reroute|convert|show|display",
+    re.IGNORECASE,
+)
 _SIZES = ("resolution", "dimensions", "aspect_ratio", "empty_latent_aspect", "preset", "ratio", "size")
 _SIZE = re.compile(r"(?<!\d)(\d{2,5})\s*[x\u00d7]\s*(\d{2,5})(?!\d)")
 _JOINED = re.compile(r"(?:text|string|str|prompt|input|trigger_words|any)_?(?:[a-z]|\d{1,3})?", re.IGNORECASE)
@@ -85,11 +89,13 @@ def number(graph: Graph, value: object, role: str = "", depth: int = 0) -> Numbe
         return None
     if role in ("width", "height") and (both := size(graph, node, depth + 1)) is not None:
         return both[role == "height"]
-    for name in (*VALUES.get(role, ()), *_NUMBERS):
-        if name in node.inputs and (found := of(name)) is not None:
-            return found
-    only = _only(graph, node, (int, float))
-    return None if only is None else of(only)
+    held = graph.find(node, role) if role in VALUES else None
+    if held is not None and (found := number(graph, held[1], role, depth + 1)) is not None:
+        return found
+    only = _only(
+        graph, node, (int, float)
+    )  # of a node that is given several, nobody knows what it makes of them
+    return of(only) if only is not None and (only in _NUMBERS or _NUMBER_KIND.search(node.kind)) else None
 
 
 def size(graph: Graph, node: Node, depth: int = 0) -> tuple[int, int] | None:
@@ -172,6 +178,9 @@ def choice(graph: Graph, value: object, role: str) -> str | None:
         node = linked[0]
         graph.visit(node)
         chosen = graph.chosen(graph, node)
+        if role in VALUES and (held := graph.find(node, role)) is not None:
+            value = held[1]
+            continue
         names = (
             chosen[:1]
             if chosen is not None
