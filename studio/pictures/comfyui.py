@@ -54,6 +54,11 @@ def read_comfyui(name: str, texts: Mapping[str, str]) -> Graphed | None:
     if not graph.nodes and is_drawn(drawn):
         graph.nodes = drawn_nodes(drawn, name)
         graph.note(DRAWN)
+        closed = [
+            node.label for node in graph.nodes.values() if node.kind.startswith(("workflow>", "workflow/"))
+        ]
+        if closed:
+            graph.note(f"group nodes of a drawn workflow are not opened: {', '.join(closed[:8])}")
     if graph.nodes and (fault or drawn_fault):
         graph.note(str(fault or drawn_fault).removeprefix(f"{name}: "))
     if not graph.nodes:

@@ -69,7 +69,8 @@ class Graph:
 
     name: the picture's, for messages. chosen: the names of the inputs of which a switch passes one on, best first; None
     for a node that is no switch. left: what was met and is left out. stuck: where a prompt is not understood.
-    understood: the ids of the LoRA loaders that were read.
+    understood: the ids of the LoRA loaders that were read. blind: nodes where LoRAs come from, of kinds that nobody
+    knows.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Graph:
     notes: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     stuck: str = ""
+    blind: list[Node] = field(default_factory=list)
     understood: set[str] = field(default_factory=set)
     _work: int = 0
 

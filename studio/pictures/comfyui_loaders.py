@@ -62,6 +62,7 @@ def loaded(
         for node in graph.ancestors(sampler)
         if is_like(node) and node.id not in graph.understood and not node.off
     ]
+    unread += [node for node in graph.blind if node not in unread]
     return Loaded(
         model=model.name,
         vae=_vae(graph, sampler, made),
@@ -125,12 +126,16 @@ def _vae(graph: Graph, sampler: Node, made: Sequence[Node]) -> str | None:
     decoders = [node for node in nodes if "encode" not in node.kind.lower() or "decode" in node.kind.lower()]
     for node in (*decoders[:1], sampler):
         held = graph.find(node, "vae")
+        one = node
         for one, _ in graph.trail(held[1], "vae") if held is not None else _itself(graph, node):
             name = choice(graph, one.inputs["vae_name"], "vae_name") if one.has("vae_name") else None
             if name is not None:
                 return None if name.strip().lower() in BAKED else name
             if one.has(*MODEL_NAMES):
                 return None
+        if held is not None:
+            graph.note(f"VAE not understood: it comes from {one.label}")
+            return None
     return None
 
 

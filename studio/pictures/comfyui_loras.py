@@ -23,6 +23,8 @@ MOST_OF_A_NODE = 4 * MOST_ADAPTERS
 
 _LIKE = re.compile(r"lora|lycoris|loha|lokr|hypernet|\bloras?\b", re.IGNORECASE)
 _CHANCE = re.compile(r"random|cycl|shuffle", re.IGNORECASE)
+_APPLIES = re.compile(r"combin|merge|concat|apply|reroute|pass|switch|loader", re.IGNORECASE)
+"""Kinds that only pass stacks on."""
 _WORD = re.compile(r"[a-z]+|\d+")
 _TAG = re.compile(r"<(?:lora|lyco):([^:<>]{1,400}+)((?::[^:<>]{0,60})*+)>", re.IGNORECASE)
 _STRENGTHS = {"strength", "str", "weight", "wt", "strengths"}
@@ -70,6 +72,14 @@ def entries(graph: Graph, node: Node) -> list[Entry]:
         ways = chosen[:1] if chosen is not None else [name for name in _STACKS if name in one.inputs]
         if not ways and stacked and not is_like(one):
             ways = [name for name, value in one.inputs.items() if graph.link(value)][:1]
+        if (
+            stacked
+            and chosen is None
+            and not is_like(one)
+            and not _APPLIES.search(one.kind)
+            and one not in graph.blind
+        ):
+            graph.blind.append(one)
         if is_like(one) and not (one.off and _own_off(graph, one)):
             own = _own(graph, one)
             if own is not None:
@@ -77,7 +87,11 @@ def entries(graph: Graph, node: Node) -> list[Entry]:
                 found = [
                     Entry(*entry, (node.id, one.id, str(place))) for place, entry in enumerate(own)
                 ] + found
-            elif ways and all(graph.link(one.inputs[name]) for name in ways):
+            elif (
+                ways
+                and (not stacked or _APPLIES.search(one.kind))
+                and all(graph.link(one.inputs[name]) for name in ways)
+            ):
                 graph.understood.add(one.id)
         for name in ways:
             linked = graph.link(one.inputs.get(name))
@@ -105,14 +119,14 @@ def _own(graph: Graph, node: Node) -> list[Said] | None:
     if truth(graph, state) is False or truth(graph, node.inputs.get("bypass")) is True:
         return []
     objects = _objects(graph, node)
+    numbered = _numbered(graph, node) if objects is None else None
+    if _CHANCE.search(node.kind):  # what was drawn is not in the graph
+        return [] if numbered == [] else None
     if objects is not None:
         return objects
-    numbered = _numbered(graph, node)
-    if numbered is not None and not (_CHANCE.search(node.kind) and numbered):
+    if numbered is not None:
         _note_blocks(graph, node, numbered)
         return numbered
-    if numbered:
-        return None
     for name in _TAGGED:
         if node.has(name) and (said := text(graph, node.inputs[name])) is not None:
             return list(tags(said))

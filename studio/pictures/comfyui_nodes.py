@@ -21,6 +21,7 @@ PIPES = (
     "detailer_pipe",
     "bus",
     "base_sampler",
+    "text_embeds",
 )
 """Inputs that bring many things at once."""
 
@@ -53,6 +54,7 @@ LINKED: Mapping[str, tuple[str, ...]] = {
     "positive": (
         "optional_positive",
         "positive",
+        "positive_prompt",
         "base_positive",
         "pos",
         "positive_cond",
@@ -68,6 +70,7 @@ LINKED: Mapping[str, tuple[str, ...]] = {
     "negative": (
         "optional_negative",
         "negative",
+        "negative_prompt",
         "base_negative",
         "neg",
         "negative_cond",
@@ -265,6 +268,32 @@ WIDGETS: Mapping[str, tuple[str, ...]] = {
         "empty_latent_height",
         "batch_size",
     ),
+    "Eff. Loader SDXL": (
+        "base_ckpt_name",
+        "base_clip_skip",
+        "refiner_ckpt_name",
+        "refiner_clip_skip",
+        "positive_ascore",
+        "negative_ascore",
+        "vae_name",
+        "positive",
+        "negative",
+        "token_normalization",
+        "weight_interpretation",
+        "empty_latent_width",
+        "empty_latent_height",
+        "batch_size",
+    ),
+    "LoRA Stacker": (
+        "input_mode",
+        "lora_count",
+        *(
+            f"{name}_{place}"
+            for place in range(1, 51)
+            for name in ("lora_name", "lora_wt", "model_str", "clip_str")
+        ),
+    ),
+    "KSampler SDXL (Eff.)": ("noise_seed", "", "steps", "cfg", "sampler_name", "scheduler", "start_at_step"),
     "KSampler (Efficient)": (
         "seed",
         "",

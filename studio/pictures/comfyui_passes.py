@@ -62,7 +62,7 @@ def passes(graph: Graph, file_name: str) -> Passes | None:
     saved.sort(key=lambda node: not _named(node, file_name))
     shown_ = [node for node in nodes if _SHOWS.search(node.kind) and _sources(graph, node)]
     chains = []
-    for ends in (saved, shown_, _last_samplers(graph, nodes)):
+    for ends in (saved, shown_, _last(graph, nodes), _last_samplers(graph, nodes)):
         chains = [chain for end in ends[:100] if (chain := _chain(graph, end)) is not None]
         if chains:
             break
@@ -165,6 +165,16 @@ def _named(node: Node, file_name: str) -> bool:
     prefix = node.inputs.get("filename_prefix")
     last = prefix.replace("\\", "/").rsplit("/", 1)[-1] if isinstance(prefix, str) else ""
     return bool(last) and file_name.startswith(last)
+
+
+def _last(graph: Graph, nodes: Sequence[Node]) -> list[Node]:
+    """The nodes of other kinds that nothing comes after."""
+    used = {linked[0].id for node in nodes for value in node.inputs.values() if (linked := graph.link(value))}
+    return [
+        node
+        for node in nodes
+        if node.id not in used and not is_sampler(graph, node) and _sources(graph, node)
+    ]
 
 
 def _last_samplers(graph: Graph, nodes: Sequence[Node]) -> list[Node]:

@@ -31,7 +31,6 @@ _TEXTS = (
     "string",
     "wildcard_text",
     "t5xxl",
-    "positive_prompt",
     "caption",
 )
 _SLOTS = {"Efficient Loader": {1: "positive", 2: "negative"}}
@@ -179,10 +178,13 @@ def _encoded(graph: Graph, node: Node, role: str) -> list[Part] | None:
     def of(name: str) -> str | None:
         return text(graph, node.inputs.get(name), role) if node.has(name) else None
 
-    lone = of(role) if node.has(role) else next((of(name) for name in _TEXTS if node.has(name)), None)
+    own = next((name for name in (role, f"{role}_prompt", *_TEXTS) if node.has(name)), None)
+    lone = None if own is None else of(own)
     pairs = ((f"{role}_g", f"{role}_l"), ("text_g", "text_l"), ("prompt_g", "prompt_l"), ("clip_g", "clip_l"))
     pair = next((two for two in pairs if node.has(*two)), None)
     said = lone
+    if own is not None and lone is None:
+        pair = None
     if pair is not None and (not lone or truth(graph, node.inputs.get("with_SDXL")) or node.has("t5xxl")):
         words = [one.strip() for name in pair if (one := of(name)) is not None]
         words = list(dict.fromkeys([*words, *([lone.strip()] if lone else [])]))

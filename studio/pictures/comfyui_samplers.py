@@ -65,6 +65,9 @@ def settings(graph: Graph, sampler: Node) -> Settings:
     ):
         if value is None:
             graph.note(f"{what} not understood: {_source(graph, sampler, role)}")
+    refined = whole(graph, sampler.inputs.get("refine_at_step"))
+    if refined is not None and refined >= 0:
+        graph.leave(f"the refiner from step {refined} on")
     for name in ("script", "xyPlot", "hook_opt", "noise_hook"):
         if (linked := graph.link(sampler.inputs.get(name))) is not None:
             graph.leave(linked[0].label)
@@ -118,6 +121,8 @@ def _solver(graph: Graph, sampler: Node) -> str | None:
     if spacing is None:
         given = _given(graph, sampler, "sigmas")
         spacing = next((SPACINGS[node.kind] for node in given if node.kind in SPACINGS), None)
+    if solver is None and spacing is not None and not sampler.has("sampler", "sampler_name"):
+        solver, spacing = spacing, ""
     if solver is None:
         graph.note(f"sampler not understood: {_source(graph, sampler, 'sampler')}")
         return None

@@ -39,7 +39,7 @@ _NUMBER_KIND = re.compile(
 _SIZES = ("resolution", "dimensions", "aspect_ratio", "empty_latent_aspect", "preset", "ratio", "size")
 _SIZE = re.compile(r"(?<!\d)(\d{2,5})\s*[x\u00d7]\s*(\d{2,5})(?!\d)")
 _JOINED = re.compile(r"(?:text|string|str|prompt|input|trigger_words|any)_?(?:[a-z]|\d{1,3})?", re.IGNORECASE)
-_DELIMITERS = ("delimiter", "separator", "concat_delimiter", "join_str", "linebreak_addition")
+_DELIMITERS = ("delimiter", "separator", "concat_delimiter", "join_str")
 _JOINS = re.compile(r"concat|join|combine|append|merge|multi.?text", re.IGNORECASE)
 _TEXT_KIND = re.compile(
     r"text|string|prompt|primitive|literal|show|display|reroute|note|positive|negative|debug", re.IGNORECASE
@@ -226,6 +226,8 @@ def _made(graph: Graph, node: Node, slot: int, role: str, of: _Text) -> str | No
         if node.has(name) and (found := of(name)) is not None:
             _doubt(graph, node, found)
             return found
+        if graph.link(node.inputs.get(name)):  # other texts of the node are not what it passes on
+            return None
     only = _only(graph, node, str)
     found = None if only is None else of(only)
     if found is not None:
@@ -253,16 +255,16 @@ def _doubt(graph: Graph, node: Node, found: str) -> None:
 
 def _join(graph: Graph, node: Node, names: Sequence[str], of: _Text) -> str | None:
     mark = next((of(name) for name in _DELIMITERS if node.has(name)), None)
+    if node.has("linebreak_addition"):
+        mark = "\n" if truth(graph, node.inputs["linebreak_addition"]) else ""
     if mark is None:
         mark = ", " if node.kind.startswith("Prompt") else "" if node.kind.startswith("Str") else " "
     mark = mark.replace("\\n", "\n").replace("\\t", "\t")
     clean = truth(graph, node.inputs.get("clean_whitespace"))
     found = []
     for name in names:
-        part = of(name)
+        part = _part(graph, node, name, of)
         if part is None:
-            if graph.link(node.inputs.get(name)):
-                graph.note(f"prompt not understood in part: input {name[:60]!r} of {node.label}")
             continue
         part = part.strip() if clean else part
         if part or clean is None:
@@ -271,8 +273,15 @@ def _join(graph: Graph, node: Node, names: Sequence[str], of: _Text) -> str | No
     return _checked(graph, mark.join(found), length) if found else None
 
 
+def _part(graph: Graph, node: Node, name: str, of: _Text) -> str | None:
+    found = of(name)
+    if found is None and graph.link(node.inputs.get(name)):
+        graph.note(f"prompt not understood in part: input {name[:60]!r} of {node.label}")
+    return found
+
+
 def _string_function(graph: Graph, node: Node, of: _Text) -> str:
-    first, second, third = (of(name) or "" for name in ("text_a", "text_b", "text_c"))
+    first, second, third = (_part(graph, node, name, of) or "" for name in ("text_a", "text_b", "text_c"))
     tidy = node.inputs.get("tidy_tags") == "yes"
     if node.inputs.get("action") == "replace":
         if second.startswith("/"):

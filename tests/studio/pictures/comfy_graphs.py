@@ -1,312 +1,37 @@
-"""Writes one recipe as many graphs of ComfyUI, with the nodes of different packs."""
+"""A plain graph of ComfyUI, and what it says with changes."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import json
 from typing import Any
 
-Link = list[Any]
+from studio.pictures.comfyui import Graphed, read_comfyui
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """What a picture was made with, as ComfyUI says it. loras: (name, model's strength, text encoder's)."""
-
-    prompt: str = "a fox on a hill, (red hat:1.2)"
-    negative: str = "blurry"
-    seed: int = 2**53 + 1
-    steps: int = 25
-    cfg: float = 5.5
-    sampler: str = "dpmpp_2m"
-    spacing: str = "karras"
-    width: int = 640
-    height: int = 512
-    model: str = "sub/random-sdxl.safetensors"
-    vae: str = ""
-    loras: tuple[tuple[str, float, float], ...] = (("fox", 0.8, 0.4), ("hat", 1.0, 1.0))
-    clip_skip: int = 0
+def node(kind: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": kind, "inputs": inputs}
 
 
-@dataclass
-class Writer:
-    """A graph that is being written."""
-
-    dice: random.Random
-    nodes: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def add(self, kind: str, **inputs: Any) -> str:
-        number = f"{len(self.nodes) + 1}" if self.dice.random() < 0.8 else f"9:{len(self.nodes) + 1}"
-        self.nodes[number] = {"class_type": kind, "inputs": inputs}
-        return number
-
-    def whole(self, value: int, name: str = "value") -> Any:
-        """The number itself, or a link to a node that holds it."""
-        way = self.dice.choice(
-            ["self", "self", "primitive", "constant", "seed", "easy", "math", "switch", "reroute"]
-        )
-        if way == "primitive":
-            return [self.add("PrimitiveInt", value=value), 0]
-        if way == "constant":
-            return [self.add("INTConstant", value=value), 0]
-        if way == "seed" and name == "seed":
-            return [self.add("Seed (rgthree)", seed=value), 0]
-        if way == "easy":
-            return [self.add("easy seed" if name == "seed" else "easy int", **{"seed" if name == "seed" else "value": value}), 0]
-        if way == "math":
-            return [self.add("MathExpression|pysssss", expression="a + 3 * b - 3", a=value, b=1), 0]
-        if way == "switch":
-            return [self.add("Any Switch (rgthree)", any_02=[self.add("PrimitiveInt", value=value), 0]), 0]
-        if way == "reroute":
-            return [self.add("Reroute", **{"": [self.add("PrimitiveInt", value=value), 0]}), 0]
-        return value
-
-    def words(self, value: str) -> Any:
-        """The text itself, or a link to nodes that make it."""
-        way = self.dice.choice(["self", "self", "primitive", "join", "was", "function", "show", "switch", "cr"])
-        head, mark, tail = value.partition(", ")
-        if way == "primitive":
-            return [self.add("PrimitiveStringMultiline", value=value), 0]
-        if way == "join" and mark:
-            return [self.add("StringConcatenate", string_a=head, string_b=[self.add("PrimitiveString", value=tail), 0], delimiter=", "), 0]
-        if way == "was" and mark:
-            first = self.add("Text Multiline", text=head)
-            return [self.add("Text Concatenate", delimiter=", ", clean_whitespace="true", text_a=[first, 0], text_b=tail), 0]
-        if way == "function":
-            return [self.add("StringFunction|pysssss", action="append", tidy_tags="yes", text_a=head, text_b=tail, text_c=""), 0]
-        if way == "show":
-            return [self.add("ShowText|pysssss", text=[self.add("String Literal", string=value), 0], text_0="an older text"), 0]
-        if way == "switch":
-            texts = [[self.add("CR Text", text=one), 0] for one in ("something else", value)]
-            return [self.add("CR Text Input Switch", Input=2, text1=texts[0], text2=texts[1]), 0]
-        if way == "cr" and mark:
-            return [self.add("CR Text Concatenate", text1=head, text2=tail, separator=", "), 0]
-        return value
+BASE: dict[str, dict[str, Any]] = {
+    "4": node("CheckpointLoaderSimple", ckpt_name="m.safetensors"),
+    "5": node("EmptyLatentImage", width=640, height=512, batch_size=1),
+    "6": node("CLIPTextEncode", text="a fox", clip=["4", 1]),
+    "7": node("CLIPTextEncode", text="blurry", clip=["4", 1]),
+    "3": node("KSampler", seed=11, steps=25, cfg=5.5, sampler_name="dpmpp_2m", scheduler="karras", denoise=1,
+              model=["4", 0], positive=["6", 0], negative=["7", 0], latent_image=["5", 0]),
+    "8": node("VAEDecode", samples=["3", 0], vae=["4", 2]),
+    "9": node("SaveImage", filename_prefix="ComfyUI", images=["8", 0]),
+}  # fmt: skip
 
 
-def graph(recipe: Recipe, seed: int) -> dict[str, Any]:
-    """One graph for a recipe; another one for each seed."""
-    write = Writer(random.Random(seed))
-    dice = write.dice
-    road = dice.choice(["core", "core", "efficient", "easy", "context", "pipe"])
-    if road == "efficient":
-        sampler = _efficient(write, recipe)
-    elif road == "easy":
-        sampler = _easy(write, recipe)
-    else:
-        sampler = _core(write, recipe, road)
-    samples, vae = sampler
-    if dice.random() < 0.3:
-        write.add("LoraLoader", lora_name="unlinked.safetensors", strength_model=1.0, strength_clip=1.0,
-                  model=[write.add("CheckpointLoaderSimple", ckpt_name="another.safetensors"), 0])  # fmt: skip
-    image = [write.add("VAEDecode", samples=samples, vae=vae), 0] if samples else vae
-    kind = dice.choice(["SaveImage", "Image Save", "SaveImageWebsocket", "PreviewImage"])
-    write.add(kind, filename_prefix="ComfyUI", images=image)
-    items = list(write.nodes.items())
-    if dice.random() < 0.5:
-        dice.shuffle(items)
-    return dict(items)
-
-
-def _lora_chain(write: Writer, recipe: Recipe, model: Link, clip: Link) -> tuple[Link, Link]:
-    ways: list[Callable[[], tuple[Link, Link]]] = []
-    loras = recipe.loras
-
-    def one_each() -> tuple[Link, Link]:
-        at, text = model, clip
-        for name, strength, words in loras:
-            if write.dice.random() < 0.3 and words == 0:
-                at = [write.add("LoraLoaderModelOnly", lora_name=f"{name}.safetensors", strength_model=strength, model=at), 0]
-                continue
-            called: Any = f"styles\\{name}.safetensors"
-            kind = write.dice.choice(["LoraLoader", "LoraLoader|pysssss", "Load Lora", "CR Load LoRA"])
-            if kind == "LoraLoader|pysssss":
-                called = {"content": called, "image": None}
-            more = {"switch": "On"} if kind == "CR Load LoRA" else {}
-            node = write.add(kind, lora_name=called, strength_model=strength, strength_clip=words, model=at, clip=text, **more)
-            at, text = [node, 0], [node, 1]
-        node = write.add("LoraLoader", lora_name="zero.safetensors", strength_model=0, strength_clip=0, model=at, clip=text)
-        return [node, 0], [node, 1]
-
-    def power() -> tuple[Link, Link]:
-        rows = {
-            f"lora_{place}": {"on": True, "lora": f"{name}.safetensors", "strength": strength, "strengthTwo": words}
-            for place, (name, strength, words) in enumerate(loras, 1)
-        }
-        rows["lora_9"] = {"on": False, "lora": "off.safetensors", "strength": 1}
-        node = write.add("Power Lora Loader (rgthree)", PowerLoraLoaderHeaderWidget={"type": "PowerLoraLoaderHeaderWidget"},
-                         **rows, **{"➕ Add Lora": ""}, model=model, clip=clip)  # fmt: skip
-        return [node, 0], [node, 1]
-
-    def manager() -> tuple[Link, Link]:
-        rows = [
-            {"name": name, "strength": str(strength), "active": True, "clipStrength": words, "expanded": False}
-            for name, strength, words in loras
-        ]
-        rows.append({"name": "off", "strength": 1, "active": False, "clipStrength": 1})
-        text = " ".join(f"<lora:{row['name']}:{row['strength']}>" for row in rows)
-        held = {"__value__": rows} if write.dice.random() < 0.5 else rows
-        node = write.add("Lora Loader (LoraManager)", text=text, loras=held, model=model, clip=clip)
-        return [node, 0], [node, 1]
-
-    def stacked() -> tuple[Link, Link]:
-        kind = write.dice.choice(["CR Apply LoRA Stack", "easy loraStackApply", "Lora Loader (LoraManager)"])
-        more = {"text": "", "loras": {"__value__": []}} if "Manager" in kind else {}
-        node = write.add(kind, model=model, clip=clip, lora_stack=stack(write, recipe), **more)
-        return [node, 0], [node, 1]
-
-    ways = [one_each, power, manager, stacked]
-    if all(strength == words for _, strength, words in loras):
-        def rgthree_stack() -> tuple[Link, Link]:
-            rows: dict[str, Any] = {}
-            for place, (name, strength, _) in enumerate((*loras, ("None", 1.0, 1.0)), 1):
-                rows |= {f"lora_0{place}": f"{name}.safetensors" if name != "None" else name, f"strength_0{place}": strength}
-            node = write.add("Lora Loader Stack (rgthree)", **rows, model=model, clip=clip)
-            return [node, 0], [node, 1]
-
-        ways.append(rgthree_stack)
-    return write.dice.choice(ways)()
-
-
-def stack(write: Writer, recipe: Recipe) -> Link:
-    """The LoRAs as a stack that another node applies."""
-    way = write.dice.choice(["efficient", "cr", "easy", "manager"])
-    rows: dict[str, Any] = {}
-    last: Link | None = None
-    if way == "manager":
-        held = [{"name": name, "strength": a, "clipStrength": b, "active": True} for name, a, b in recipe.loras]
-        return [write.add("Lora Stacker (LoraManager)", text="", loras=held), 0]
-    for place, (name, strength, words) in enumerate(recipe.loras, 1):
-        file = f"{name}.safetensors"
-        if way == "efficient":
-            rows |= {f"lora_name_{place}": file, f"lora_wt_{place}": 0.123, f"model_str_{place}": strength, f"clip_str_{place}": words}
-        elif way == "easy":
-            rows |= {f"lora_{place}_name": file, f"lora_{place}_strength": 0.123,
-                     f"lora_{place}_model_strength": strength, f"lora_{place}_clip_strength": words}  # fmt: skip
-        else:
-            more = {"lora_stack": last} if last else {}
-            last = [write.add("CR LoRA Stack", switch_1="Off", lora_name_1="off.safetensors", model_weight_1=1.0,
-                              clip_weight_1=1.0, switch_2="On", lora_name_2=file, model_weight_2=strength,
-                              clip_weight_2=words, switch_3="On", lora_name_3="None", model_weight_3=1.0,
-                              clip_weight_3=1.0, **more), 0]  # fmt: skip
-    if last is not None:
-        return last
-    count = len(recipe.loras)
-    if way == "efficient":
-        rows |= {f"lora_name_{count + 1}": "beyond.safetensors", f"model_str_{count + 1}": 1.0, f"clip_str_{count + 1}": 1.0}
-        return [write.add("LoRA Stacker", input_mode="advanced", lora_count=count, **rows), 0]
-    if way == "cr":  # no LoRA at all
-        return [write.add("CR LoRA Stack", switch_1="Off", lora_name_1="None", model_weight_1=1.0, clip_weight_1=1.0), 0]
-    return [write.add("easy loraStack", toggle=True, mode="advanced", num_loras=max(count, 1), **rows), 0]
-
-
-def _vae(write: Writer, recipe: Recipe, own: Link) -> Link:
-    return [write.add("VAELoader", vae_name=recipe.vae), 0] if recipe.vae else own
-
-
-def _encoded(write: Writer, words: str, clip: Link) -> Link:
-    kind = write.dice.choice(
-        ["CLIPTextEncode", "CLIPTextEncode", "CLIPTextEncodeSDXL", "BNK_CLIPTextEncodeAdvanced", "smZ CLIPTextEncode", "ImpactWildcardEncode"]
-    )
-    if kind == "CLIPTextEncodeSDXL":
-        node = write.add(kind, text_g=write.words(words), text_l=words, clip=clip)
-    elif kind == "ImpactWildcardEncode":
-        node = write.add(kind, wildcard_text="{a|b}", populated_text=words, mode="fixed", clip=clip, seed=1)
-        return [node, 2]
-    elif kind == "smZ CLIPTextEncode":
-        node = write.add(kind, text=write.words(words), parser="comfy", text_g="", text_l="", with_SDXL=False, clip=clip)
-    else:
-        node = write.add(kind, text=write.words(words), clip=clip)
-    found: Link = [node, 0]
-    if write.dice.random() < 0.2:
-        found = [write.add("Reroute", **{"": found}), 0]
+def read(
+    more: dict[str, Any] | None = None, *, name: str = "a.png", drawn: Any = None, **sampler: Any
+) -> Graphed:
+    """What the plain graph says, with other or further nodes. sampler: changed inputs of its sampler, node 3."""
+    nodes = BASE | (more or {})
+    if sampler:
+        nodes = nodes | {"3": node(nodes["3"]["class_type"], **nodes["3"]["inputs"] | sampler)}
+    texts = {"prompt": json.dumps(nodes)} | ({} if drawn is None else {"workflow": json.dumps(drawn)})
+    found = read_comfyui(name, texts)
+    assert found is not None
     return found
-
-
-def _core(write: Writer, recipe: Recipe, road: str) -> tuple[Link, Link]:
-    dice = write.dice
-    name: Any = recipe.model
-    if dice.random() < 0.3:
-        name = [write.add("easy ckptNames", ckpt_name=name), 0]
-    loader = write.add(dice.choice(["CheckpointLoaderSimple", "CheckpointLoader|pysssss"]), ckpt_name=name)
-    model, clip = _lora_chain(write, recipe, [loader, 0], [loader, 1])
-    if recipe.clip_skip:
-        clip = [write.add("CLIPSetLastLayer", stop_at_clip_layer=-recipe.clip_skip - 1, clip=clip), 0]
-    positive, negative = _encoded(write, recipe.prompt, clip), _encoded(write, recipe.negative, clip)
-    latent: Link = [write.add(dice.choice(["EmptyLatentImage", "EmptySD3LatentImage"]),
-                              width=write.whole(recipe.width), height=write.whole(recipe.height), batch_size=1), 0]  # fmt: skip
-    vae = _vae(write, recipe, [loader, 2])
-    if road == "context":
-        first = write.add("Context (rgthree)", model=model, clip=clip, vae=vae)
-        second = write.add("Context (rgthree)", base_ctx=[first, 0], positive=positive, negative=negative)
-        switch = write.add("Context Switch (rgthree)", ctx_02=[second, 0])
-        model, positive, negative, vae = ([switch, slot] for slot in (1, 4, 5, 3))
-    if road == "pipe":
-        pipe = write.add("ToBasicPipe", model=model, clip=clip, vae=vae, positive=positive, negative=negative)
-        if dice.random() < 0.5:
-            node = write.add("ImpactKSamplerBasicPipe", basic_pipe=[pipe, 0], seed=write.whole(recipe.seed, "seed"),
-                             steps=write.whole(recipe.steps), cfg=recipe.cfg, sampler_name=recipe.sampler,
-                             scheduler=recipe.spacing, latent_image=latent, denoise=1.0)  # fmt: skip
-            return [node, 1], [node, 2]
-        away = write.add("FromBasicPipe", basic_pipe=[pipe, 0])
-        model, positive, negative = ([away, slot] for slot in (0, 3, 4))
-    return [_sampled(write, recipe, model, positive, negative, latent), 0], vae
-
-
-def _sampled(write: Writer, recipe: Recipe, model: Link, positive: Link, negative: Link, latent: Link) -> str:
-    dice = write.dice
-    kind = dice.choice(["KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced", "KSampler //Inspire"])
-    seed, steps = write.whole(recipe.seed, "seed"), write.whole(recipe.steps)
-    both = {"positive": positive, "negative": negative}
-    if kind in ("KSampler", "KSampler //Inspire"):
-        return write.add(kind, model=model, seed=seed, steps=steps, cfg=recipe.cfg, sampler_name=recipe.sampler,
-                         scheduler=recipe.spacing, latent_image=latent, denoise=1.0, **both)  # fmt: skip
-    if kind == "KSamplerAdvanced":
-        return write.add(kind, model=model, add_noise="enable", noise_seed=seed, steps=steps, cfg=recipe.cfg,
-                         sampler_name=recipe.sampler, scheduler=recipe.spacing, start_at_step=0, end_at_step=10000,
-                         return_with_leftover_noise="disable", latent_image=latent, **both)  # fmt: skip
-    solver = [write.add("KSamplerSelect", sampler_name=recipe.sampler), 0]
-    if recipe.spacing == "karras" and dice.random() < 0.5:
-        sigmas = [write.add("KarrasScheduler", steps=steps, sigma_max=14.6, sigma_min=0.03, rho=7.0), 0]
-    else:
-        sigmas = [write.add("BasicScheduler", scheduler=recipe.spacing, steps=steps, denoise=1.0, model=model), 0]
-    if kind == "SamplerCustom":
-        return write.add(kind, add_noise=True, noise_seed=seed, cfg=recipe.cfg, model=model, sampler=solver, sigmas=sigmas,
-                         latent_image=latent, **both)  # fmt: skip
-    guider = [write.add("CFGGuider", cfg=recipe.cfg, model=model, **both), 0]
-    noise = [write.add("RandomNoise", noise_seed=seed), 0]
-    return write.add(kind, noise=noise, guider=guider, sampler=solver, sigmas=sigmas, latent_image=latent)
-
-
-def _efficient(write: Writer, recipe: Recipe) -> tuple[Link, Link]:
-    loras = {"lora_stack": stack(write, recipe)} if recipe.loras else {}
-    node = write.add("Efficient Loader", ckpt_name=recipe.model, vae_name=recipe.vae or "Baked VAE",
-                     clip_skip=-recipe.clip_skip - 1, lora_name="None", lora_model_strength=1.0, lora_clip_strength=1.0,
-                     positive=write.words(recipe.prompt), negative=write.words(recipe.negative),
-                     token_normalization="none", weight_interpretation="comfy", empty_latent_width=recipe.width,
-                     empty_latent_height=recipe.height, batch_size=1, **loras)  # fmt: skip
-    out = [[node, slot] for slot in range(7)]
-    sampler = write.add("KSampler (Efficient)", seed=write.whole(recipe.seed, "seed"), steps=write.whole(recipe.steps),
-                        cfg=recipe.cfg, sampler_name=recipe.sampler, scheduler=recipe.spacing, denoise=1.0,
-                        preview_method="none", vae_decode="true", model=out[0], positive=out[1], negative=out[2],
-                        latent_image=out[3], optional_vae=out[4])  # fmt: skip
-    return [], [sampler, 5]
-
-
-def _easy(write: Writer, recipe: Recipe) -> tuple[Link, Link]:
-    loras = {"optional_lora_stack": stack(write, recipe)} if recipe.loras else {}
-    preset = write.dice.random() < 0.5
-    loader = write.add("easy fullLoader", ckpt_name=recipe.model, config_name="Default", vae_name=recipe.vae or "Baked VAE",
-                       clip_skip=-recipe.clip_skip - 1, lora_name="None", lora_model_strength=1.0, lora_clip_strength=1.0,
-                       resolution=f"{recipe.width} x {recipe.height}" if preset else "width x height (custom)",
-                       empty_latent_width=64 if preset else recipe.width, empty_latent_height=64 if preset else recipe.height,
-                       positive=recipe.prompt, negative=recipe.negative, batch_size=1, **loras)  # fmt: skip
-    sampling = {"steps": recipe.steps, "cfg": recipe.cfg, "sampler_name": recipe.sampler, "scheduler": recipe.spacing,
-                "denoise": 1.0, "seed": write.whole(recipe.seed, "seed")}  # fmt: skip
-    if write.dice.random() < 0.5:
-        ready = write.add("easy preSampling", pipe=[loader, 0], **sampling)
-        sampler = write.add("easy kSampler", pipe=[ready, 0], image_output="Hide", link_id=0, save_prefix="ComfyUI")
-    else:
-        sampler = write.add("easy fullkSampler", pipe=[loader, 0], image_output="Hide", link_id=0, save_prefix="x", **sampling)
-    return [], [sampler, 1]
