@@ -11,13 +11,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from studio.pictures.comfyui_graph import OFF, Node, check_count
+from pipelines.errors import RequestError
+from studio.pictures.comfyui_graph import LONGEST_KIND, OFF, Node, check_count
 from studio.pictures.comfyui_nodes import WIDGETS
 
 DEEPEST = 8
 """Subgraphs within each other."""
 LONGEST_WAY = 200
 """Most reroutes, bypassed nodes and borders of subgraphs that one link passes."""
+MOST_WORK = 200_000
+"""Most steps from node to node while links are followed."""
 BEFORE, BEHIND = -10, -20
 """The ids of a subgraph's own ends."""
 
@@ -32,12 +35,23 @@ _DRAWN_ONLY = (
 
 
 @dataclass
+class _Drawing:
+    """The whole workflow, or a subgraph. links: id -> (node, its output). ends: output of the subgraph -> link into it.
+    set_to: name -> link into the set node of that name."""
+
+    nodes: dict[str, Mapping[str, Any]]
+    links: dict[str, tuple[str, int]]
+    ends: dict[int, object]
+    set_to: dict[str, object]
+
+
+@dataclass
 class _Scope:
-    """One drawing: the whole workflow, or a subgraph within it. links: id -> (from, its output, to, its input)."""
+    """A drawing where it stands. outer, node: the scope that holds it, and its node there. inner: subgraphs in it."""
 
     prefix: str
-    nodes: dict[str, Mapping[str, Any]]
-    links: dict[str, tuple[str, int, str, int]]
+    drawing: _Drawing
+    work: list[int]
     outer: _Scope | None = None
     node: Mapping[str, Any] | None = None
     inner: dict[str, _Scope] = field(default_factory=dict)
@@ -51,13 +65,15 @@ def is_drawn(drawn: object) -> bool:
 def drawn_nodes(drawn: Mapping[str, Any], where: str) -> dict[str, Node]:
     """The nodes of a drawn workflow as those of a graph. Raises RequestError for too many."""
     kinds = _subgraphs(drawn)
-    whole = _scope("", drawn)
-    count = [0]
-    scopes = list(_opened(whole, kinds, count, where, 0))
+    scopes = list(_opened(_Scope("", _drawing(drawn), [0]), kinds, [0], where, 0))
     found = {}
     for scope in scopes:
-        for number, node in scope.nodes.items():
-            kind = str(node.get("type"))
+        for number, node in scope.drawing.nodes.items():
+            if scope.work[0] > MOST_WORK:
+                raise RequestError(
+                    f"{where}: its drawn workflow takes too long to be followed; set it up by hand"
+                )
+            kind = _kind(node)
             if node.get("mode") in OFF or kind in kinds or kind in _DRAWN_ONLY:
                 continue
             identity = scope.prefix + number
@@ -66,50 +82,61 @@ def drawn_nodes(drawn: Mapping[str, Any], where: str) -> dict[str, Node]:
 
 
 def _opened(
-    scope: _Scope, kinds: Mapping[str, Mapping[str, Any]], count: list[int], where: str, depth: int
+    scope: _Scope, kinds: Mapping[str, _Drawing], count: list[int], where: str, depth: int
 ) -> Iterator[_Scope]:
-    count[0] += len(scope.nodes)
+    count[0] += len(scope.drawing.nodes)
     check_count(count[0], where)
     yield scope
-    for number, node in scope.nodes.items():
-        kind = str(node.get("type"))
+    for number, node in scope.drawing.nodes.items():
+        kind = _kind(node)
         if kind in kinds and depth < DEEPEST and node.get("mode") not in OFF:
-            inner = _scope(f"{scope.prefix}{number}:", kinds[kind], scope, node)
+            inner = _Scope(f"{scope.prefix}{number}:", kinds[kind], scope.work, scope, node)
             scope.inner[number] = inner
             yield from _opened(inner, kinds, count, where, depth + 1)
 
 
-def _subgraphs(drawn: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def _subgraphs(drawn: Mapping[str, Any]) -> dict[str, _Drawing]:
     definitions = drawn.get("definitions")
     listed = definitions.get("subgraphs") if isinstance(definitions, Mapping) else None
     return {
-        str(one["id"]): one
-        for one in (listed if isinstance(listed, list) else [])
-        if isinstance(one, Mapping) and "id" in one and isinstance(one.get("nodes"), list)
+        str(one["id"])[:LONGEST_KIND]: _drawing(one)
+        for one in _list(listed)
+        if isinstance(one, Mapping) and "id" in one and _list(one.get("nodes"))
     }
 
 
-def _scope(
-    prefix: str, drawn: Mapping[str, Any], outer: _Scope | None = None, node: Mapping[str, Any] | None = None
-) -> _Scope:
+def _drawing(drawn: Mapping[str, Any]) -> _Drawing:
     nodes = {
-        str(one.get("id")): one
+        str(one["id"])[:LONGEST_KIND]: one
         for one in _list(drawn.get("nodes"))
-        if isinstance(one, Mapping) and "id" in one
+        if isinstance(one, Mapping) and isinstance(one.get("id"), str | int)
     }
-    links = {}
+    found = _Drawing(nodes, {}, {}, {})
     for link in _list(drawn.get("links")):
         if isinstance(link, Mapping):
-            names = ("id", "origin_id", "origin_slot", "target_id", "target_slot")
-            link = [link.get(name) for name in names]
-        if (
-            isinstance(link, list)
-            and len(link) >= 5
-            and isinstance(link[2], int)
-            and isinstance(link[4], int)
-        ):
-            links[str(link[0])] = (str(link[1]), link[2], str(link[3]), link[4])
-    return _Scope(prefix, nodes, links, outer, node)
+            link = [link.get(name) for name in ("id", "origin_id", "origin_slot", "target_id", "target_slot")]
+        if isinstance(link, list) and len(link) >= 5 and isinstance(link[2], int):
+            number = _text(link[0])
+            found.links[number] = (_text(link[1]), link[2])
+            if _text(link[3]) == str(BEHIND) and isinstance(link[4], int):
+                found.ends.setdefault(link[4], number)
+    for one in nodes.values():
+        if _kind(one) == "SetNode" and (name := _list(one.get("widgets_values"))[:1]):
+            found.set_to.setdefault(_text(name[0]), _link_of(_list(one.get("inputs")), 0))
+    return found
+
+
+def _kind(node: Mapping[str, Any]) -> str:
+    return _text(node.get("type"))
+
+
+def _text(value: object) -> str:
+    """An id, a name or a kind as a text; "" for anything else."""
+    return (
+        str(value)[:LONGEST_KIND]
+        if isinstance(value, str) or (isinstance(value, int) and abs(value) < 2**64)
+        else ""
+    )
 
 
 def _inputs(scope: _Scope, node: Mapping[str, Any], kind: str) -> dict[str, Any]:
@@ -173,25 +200,25 @@ def _origin(scope: _Scope, link: object) -> Any:
     """Where a link comes from: [id, output], or the value of a primitive; None for nothing."""
     here: _Scope | None = scope
     for _ in range(LONGEST_WAY):
-        known = here.links.get(str(link)) if here is not None else None
+        scope.work[0] += 1
+        known = here.drawing.links.get(_text(link)) if here is not None else None
         if here is None or known is None:
             return None
-        number, slot = known[0], known[1]
+        number, slot = known
         if number == str(BEFORE):
             link = _link_of(_list((here.node or {}).get("inputs")), slot)
             here = here.outer
             continue
-        node = here.nodes.get(number)
+        node = here.drawing.nodes.get(number)
         if node is None:
             return None
-        kind = str(node.get("type"))
+        kind = _kind(node)
         if number in here.inner:
             here = here.inner[number]
-            link = next(
-                (key for key, one in here.links.items() if one[2] == str(BEHIND) and one[3] == slot), None
-            )
+            link = here.drawing.ends.get(slot)
         elif kind == "GetNode":
-            link = _set_link(here, node)
+            name = _list(node.get("widgets_values"))[:1]
+            link = here.drawing.set_to.get(_text(name[0])) if name else None
         elif node.get("mode") == OFF[0]:
             return None
         elif node.get("mode") == OFF[1]:
@@ -211,15 +238,6 @@ def _link_of(inputs: Sequence[Any], place: int) -> object:
     return one.get("link") if isinstance(one, Mapping) else None
 
 
-def _set_link(scope: _Scope, node: Mapping[str, Any]) -> object:
-    """The link into the set node that a get node names."""
-    name = _list(node.get("widgets_values"))[:1]
-    for one in scope.nodes.values():
-        if one.get("type") == "SetNode" and name and _list(one.get("widgets_values"))[:1] == name:
-            return _link_of(_list(one.get("inputs")), 0)
-    return None
-
-
 def _through(node: Mapping[str, Any], slot: int) -> object:
     """The link that a bypassed node passes on: its first input of the output's kind."""
     outputs = _list(node.get("outputs"))
@@ -228,7 +246,7 @@ def _through(node: Mapping[str, Any], slot: int) -> object:
     )
     same = [
         one
-        for one in _list(node.get("inputs"))
+        for one in _list(node.get("inputs"))[:500]
         if isinstance(one, Mapping) and one.get("type") == kind and one.get("link") is not None
     ]
     return same[0].get("link") if kind is not None and same else None

@@ -26,6 +26,8 @@ DEEPEST = 60
 """Most texts, numbers and prompts that may be made of each other."""
 MOST_INPUTS = 2_000
 """Most inputs of one node."""
+LONGEST_KIND = 200
+"""Most characters of a node's kind, and of the name of one of its inputs."""
 MOST_NOTES = 40
 OFF = (2, 4)
 """The modes of nodes that a drawn workflow leaves out: muted and bypassed."""
@@ -85,8 +87,8 @@ class Graph:
 
     def note(self, text: str) -> None:
         """Keeps a note once; beyond `MOST_NOTES`, none."""
-        if text not in self.notes and len(self.notes) < MOST_NOTES:
-            self.notes.append(text)
+        if text not in self.notes and len(self.notes) <= MOST_NOTES:
+            self.notes.append(text if len(self.notes) < MOST_NOTES else "more than these is not understood")
 
     def leave(self, what: str) -> None:
         """Keeps what is left out, once."""
@@ -234,8 +236,8 @@ def nodes_of(said: object, drawn: object, where: str) -> dict[str, Node]:
                     f"{where}: its node {shown(number)} has {len(own)} inputs, more than {MOST_INPUTS}; set it up by "
                     "hand"
                 )
-            plain = {str(name): _unwrapped(value) for name, value in own.items()}
-            found[str(number)] = Node(str(number), kind, plain, off.get(str(number)) == kind)
+            plain = {name: _unwrapped(value) for name, value in own.items() if len(name) <= LONGEST_KIND}
+            found[number] = Node(number, kind[:LONGEST_KIND], plain, off.get(number) == kind)
     return found
 
 
@@ -256,7 +258,7 @@ def _off(drawn: object) -> dict[str, str]:
     """The nodes that the drawn workflow leaves out: id -> kind."""
     nodes = drawn.get("nodes") if isinstance(drawn, Mapping) else None
     return {
-        str(node.get("id")): str(node.get("type"))
+        str(node["id"]): str(node.get("type"))
         for node in (nodes if isinstance(nodes, list) else [])
-        if isinstance(node, Mapping) and node.get("mode") in OFF
+        if isinstance(node, Mapping) and node.get("mode") in OFF and isinstance(node.get("id"), str | int)
     }

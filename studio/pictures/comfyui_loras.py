@@ -190,7 +190,7 @@ def _numbered(graph: Graph, node: Node) -> list[Said] | None:
         return None
     most = next((node.inputs[key] for key in _COUNTS if node.has(key)), None)
     limit = whole(graph, most) if most is not None else None
-    mode = str(node.inputs.get("input_mode", node.inputs.get("mode", ""))).lower()
+    mode = node.inputs.get("input_mode", node.inputs.get("mode"))
     found: list[Said] = []
     for place, key in sorted(named.items())[:MOST_OF_A_NODE]:
         if limit is not None and place > limit:
@@ -205,7 +205,7 @@ def _numbered(graph: Graph, node: Node) -> list[Said] | None:
             continue
         both = kinds.get((place, "both"))
         model, clip = kinds.get((place, "model")), kinds.get((place, "clip"))
-        if mode == "simple" and both:
+        if mode in ("simple", "Simple") and both:
             model = clip = both
         strength = _strength(graph, node, model or both)
         found.append((called, strength, _strength(graph, node, clip or both) if clip or both else strength))

@@ -83,7 +83,7 @@ def start(graph: Graph, sampler: Node) -> Start:
             found.size = (int(both[0] * scale), int(both[1] * scale))
         elif found.size is None and node.has("scale_by"):
             factor = number(graph, node.inputs["scale_by"])
-            scale *= float(factor) if factor is not None and 0 < factor <= 100 else 1.0
+            scale *= float(factor) if factor is not None and 0 < factor <= 100 and scale < 1_000 else 1.0
         if _PICTURE.search(node.kind) or any(graph.link(node.inputs.get(name)) for name in _PIXELS):
             found.picture = True
     return found
@@ -104,13 +104,15 @@ def is_sampler(graph: Graph, node: Node) -> bool:
 def _chain(graph: Graph, end: Node) -> Passes | None:
     """The samplers from the first one to this end, which may be a sampler itself."""
     samplers: list[Node] = []
+    passed: set[str] = set()
     after: list[Node] = []
     others = 0
     level = [end] if is_sampler(graph, end) else _samplers_before(graph, end, after)
     while level:
-        fresh = [node for node in level if node.id not in {one.id for one in samplers}]
+        fresh = [node for node in level if node.id not in passed]
         if not fresh:
             break
+        passed.add(fresh[0].id)
         others += len(fresh) - 1
         samplers.insert(0, fresh[0])
         between: list[Node] = []

@@ -233,7 +233,8 @@ def _several(graph: Graph, node: Node, role: str, depth: int) -> list[Part] | No
         found += one or []
         if len(found) > 1_000:
             break
-    if str(node.inputs.get("operation", "")).lower().startswith(("concat", "average")):
+    operation = node.inputs.get("operation")
+    if isinstance(operation, str) and operation.lower().startswith(("concat", "average")):
         graph.note(
             f"{node.label} put prompts together in a way that is not understood; they are joined by AND"
         )

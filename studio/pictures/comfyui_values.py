@@ -206,7 +206,8 @@ def _made(graph: Graph, node: Node, slot: int, role: str, of: _Text) -> str | No
         return ""
     if re.match("String(Trim|Case)|CaseConverter", kind):
         whole_text = of("string")
-        mode = str(node.inputs.get("mode", "")).lower()
+        mode = choice(graph, node.inputs.get("mode"), "mode") or ""
+        mode = mode.lower()
         if whole_text is None:
             return None
         changes = {
