@@ -19,10 +19,10 @@ from sd_parsers.data import PromptInfo
 from composers.shown import shown
 from pipelines.errors import RequestError, StudioError
 from pipelines.home.plain import read_json, short
+from pipelines.schedulers import named
 from studio.drafts.draft import Wanted
 from studio.drafts.picture_file import MOST_SAID
 from studio.pictures.comfyui import read_comfyui
-from studio.pictures.comfyui_samplers import sampler_name
 
 LONGEST_LINE = 10_000
 """Most characters of a text that sd-parsers searches by patterns; some of these take quadratic time."""
@@ -142,7 +142,7 @@ def _loras(raw: Mapping[str, Any]) -> list[Wanted]:
 
 def _sampler_name(name: str, settings: Mapping[str, Any]) -> str | None:
     """The scheduler's name here. Some programs give solver and spacing separately, as ComfyUI does."""
-    return sampler_name(name, _text(settings.get("scheduler")))[0] if name else None
+    return named(name, _text(settings.get("scheduler"))) if name else None
 
 
 def _json(value: object) -> Any:
