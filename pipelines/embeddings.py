@@ -12,12 +12,13 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Protocol
 
 from torch import Tensor
 
 from composers.shown import shown
+from pipelines.adapters.adapter import LoadReport
 from pipelines.adapters.container import read_header, read_tensors
-from pipelines.engine.residency.store import KnownAdapter
 from pipelines.errors import AdapterFileError, AdapterFormatError, AdapterMismatchError, StudioError
 from pipelines.families.family import Family
 from pipelines.home.answers import answered
@@ -33,6 +34,15 @@ LISTED_FOR = 5.0
 
 _FIRST = ("clip_l", "text_encoders_0", "emb_params")
 _SECOND = ("clip_g", "text_encoders_1")
+
+
+class Bringing(Protocol):
+    """An adapter, as far as its own embeddings are concerned (see `Adapter.bundled`)."""
+
+    @property
+    def report(self) -> LoadReport: ...
+    @property
+    def bundled(self) -> Mapping[str, Mapping[str, Tensor]]: ...
 
 
 class Embeddings:
@@ -60,12 +70,12 @@ class Embeddings:
         self._name()
         return found
 
-    def of(self, text: str | None, adapters: Iterable[KnownAdapter] = ()) -> tuple[TextualInversion, ...]:
+    def of(self, text: str | None, adapters: Iterable[Bringing] = ()) -> tuple[TextualInversion, ...]:
         """Those that a text mentions, in a picture that uses these adapters. What cannot be read is left out:
         `troubles` says why."""
         return tuple(one for one in self._all_of(text, adapters) if isinstance(one, TextualInversion))
 
-    def troubles(self, text: str | None, adapters: Iterable[KnownAdapter] = ()) -> tuple[str, ...]:
+    def troubles(self, text: str | None, adapters: Iterable[Bringing] = ()) -> tuple[str, ...]:
         """A line for each embedding that a text mentions, or asks for, and that is drawn as words all the same."""
         adapters = tuple(adapters)
         found = [why for why in self._all_of(text, adapters) if isinstance(why, str)]
@@ -78,7 +88,7 @@ class Embeddings:
         ]
         return tuple(found)
 
-    def _all_of(self, text: str | None, adapters: Iterable[KnownAdapter]) -> Iterator[TextualInversion | str]:
+    def _all_of(self, text: str | None, adapters: Iterable[Bringing]) -> Iterator[TextualInversion | str]:
         brought = {word.casefold(): (word, adapter) for adapter in adapters for word in adapter.bundled}
         for name in names_in(text or "", Names(word for word, _ in brought.values())):
             yield self._brought(*brought[name.casefold()])
@@ -86,7 +96,7 @@ class Embeddings:
             if name.casefold() not in brought:
                 yield self._found(name)
 
-    def _brought(self, word: str, adapter: KnownAdapter) -> TextualInversion | str:
+    def _brought(self, word: str, adapter: Bringing) -> TextualInversion | str:
         """The embedding that an adapter brings for a word; or why it is drawn as words."""
         key = (adapter.report.sha256, word)
         if key not in self._bundled:
