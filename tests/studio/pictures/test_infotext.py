@@ -207,7 +207,7 @@ ODD = st.one_of(
 OTHER = st.sampled_from(
     [
         "ADetailer prompt",
-        "Hires prompt",
+        "Refiner",
         "Odd key",
         "Module 1",
         "TI hashes",
@@ -288,3 +288,33 @@ def test_reading_takes_time_in_proportion_to_the_text(line: str) -> None:
         taken_apart(f"a fox\n{line}")
         read(f"a fox\n{line}")
         is_infotext(line)
+
+
+@pytest.mark.parametrize(
+    ("more", "counting"),
+    [
+        ("Version: v1.10.1", "a1111"),
+        ("Version: f2.0.1v1.10.1-previous-659", "forge"),
+        ("Version: Fooocus v2.5.5", "comfyui"),
+        ("App: SD.Next, Version: 9c5ef21", "diffusers"),
+        ("Model: x", "a1111"),
+        ('Civitai resources: [{"type": "lora", "modelVersionId": 1}]', "a1111"),
+    ],
+)
+def test_a_clip_skip_counts_as_its_program_does(more: str, counting: str) -> None:
+    values = read(f"a\n{LINE}, Clip skip: 2, {more}").values
+    assert (values["clip_skip"], values["clip_skip_as"]) == (1, counting)
+    ours = read(f"a\n{LINE}, Clip skip: 2, Version: lora-studio 0.1").values
+    assert "clip_skip_as" not in ours
+
+
+@pytest.mark.parametrize("key", ["Hires upscale: 2", "Hires resize: 256x192", "First pass size: 64x48"])
+def test_a_second_pass_is_named_and_no_initial_image_is_asked_for(key: str) -> None:
+    said = read(f"a\n{LINE}, Denoising strength: 0.4, {key}")
+    assert "strength" not in said.values
+    assert said.ignored == ("Denoising strength", key.partition(":")[0])
+
+
+def test_sizes_may_stand_as_two_numbers() -> None:
+    said = read("a\nSteps: 8, Sampler: Euler, Seed: 5, Width: 128, Height: 96")
+    assert (said.values["width"], said.values["height"], said.ignored) == (128, 96, ())

@@ -545,3 +545,31 @@ def test_files_are_opened_as_bytes_too() -> None:
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "JPEG", exif=exif({0x9286: CODED["UTF-16BE"]}, within=True))
     assert read_texts(file, "it")["parameters"] == A1111
+
+
+def test_tensorart(tmp_path: Path) -> None:
+    said = {
+        "models": [
+            {"label": "Fox v1", "type": "LORA", "modelFileName": "fox_v1", "weight": 0.6, "hash": "0011223344"},
+            {"type": "CONTROLNET", "modelFileName": "canny"},
+        ],
+        "prompt": "a fox", "negativePrompt": "blurry", "width": 128, "height": 96, "samplerName": "DPM++ 2M Karras",
+        "steps": 8, "cfgScale": 4.5, "seed": "18446744073709551615", "clipSkip": 2,
+        "baseModel": {"label": "Base", "type": "BASE_MODEL", "modelFileName": "base_v2", "hash": "aa"},
+    }  # fmt: skip
+    found = read_picture(png(tmp_path, generation_data=json.dumps(said) + "\0"))
+    assert some(found, "prompt", "negative_prompt", "seed", "scheduler", "clip_skip") == (
+        "a fox", "blurry", 2**64 - 1, "DPM++ 2M Karras", 1,
+    )  # fmt: skip
+    assert (found.model, mix(found)) == ("base_v2", [("fox_v1", 0.6, None)])
+    assert "not taken over: model 'canny'" in found.notes
+
+
+def test_draw_things_description_alone_is_read(tmp_path: Path) -> None:
+    text = xmp(
+        "",
+        "a fox&#xA;-blurry&#xA;Steps: 8, Sampler: DPM++ 2M Karras, Guidance Scale: 4.5, Seed: 5, Strength: 1.0",
+    )
+    said = read_picture(png(tmp_path, **{"XML:com.adobe.xmp": text}))
+    assert some(said, "prompt", "negative_prompt", "guidance_scale") == ("a fox", "blurry", 4.5)
+    assert (said.init_image, "not taken over: Strength" in said.notes) == (None, True)
