@@ -101,7 +101,7 @@ class Settings:
 
 def taken_apart(text: str) -> tuple[str, str | None, Settings]:
     """The prompt, the negative prompt (None where there is none), and the settings."""
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").strip("\n").split("\n")
+    lines = _whole(text).strip("\n").split("\n")
     begin = _first_line(lines)
     if begin is None:
         return *_prompts(lines), Settings()
@@ -125,9 +125,18 @@ def _are_words(text: str, *, alone: bool) -> bool:
     return _NEGATIVE_WITHIN.search(text) is not None or (alone and ":" not in text.partition(",")[0])
 
 
+def is_like_settings(line: str) -> bool:
+    """Whether a line of a prompt looks like settings."""
+    return len(_known_in(line)) >= FEWEST_KNOWN
+
+
+def _whole(text: str) -> str:
+    return text.lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+
+
 def is_infotext(text: str) -> bool:
     """Whether the text holds settings, or a negative prompt."""
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    lines = _whole(text).split("\n")
     return _first_line(lines) is not None or any(map(_NEGATIVE.match, lines))
 
 
@@ -135,7 +144,7 @@ def _first_line(lines: list[str]) -> int | None:
     """Where the settings begin; None where there are none."""
     last = next((n for n in reversed(range(len(lines))) if len(_known_in(lines[n])) >= FEWEST_KNOWN), None)
     if last is None:
-        return None
+        return _first_of_single(lines)
     seen = _known_in(lines[last])
     while last:
         known = _known_in(lines[last - 1])
@@ -146,6 +155,24 @@ def _first_line(lines: list[str]) -> int | None:
         last -= 1
         seen |= known
     return last
+
+
+def _first_of_single(lines: list[str]) -> int | None:
+    """Where settings begin that stand in lines of their own, each of which begins with a known key; None where there
+    are none. Only with a number of steps or a seed among them they are no prompt."""
+    begin, known, sure = None, set[str](), False
+    for place in reversed(range(len(lines))):
+        key, colon, value = lines[place].partition(":")
+        name = SPELLED.get(key.strip().lower()) if colon else None
+        if name is not None and name not in known and not _NEGATIVE.match(lines[place]):
+            begin = place
+            known.add(name)
+            sure = sure or (name in ("Steps", "Seed") and value.strip()[:1].isdigit())
+        elif lines[place].strip():
+            if len(known) >= FEWEST_KNOWN and sure:
+                break
+            begin, known, sure = None, set(), False
+    return begin if len(known) >= FEWEST_KNOWN and sure else None
 
 
 def _known_in(line: str) -> set[str]:

@@ -167,6 +167,9 @@ class Loras:
                 self.ignored.append(f"Civitai resource {shown(row)}")
                 continue
             name, version = row.get("modelName"), row.get("modelVersionId")
+            if not isinstance(name, str) and not isinstance(version, int | str):
+                self.ignored.append(f"Civitai resource {shown(row)}")
+                continue
             called = (
                 name
                 if isinstance(name, str) and name.strip()

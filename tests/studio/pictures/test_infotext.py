@@ -163,6 +163,9 @@ def test_a_seed_that_cannot_be_meant_is_left_out_and_told(seed: str) -> None:
         (f'["a fox"|an owl]: "x", {{y}}\n{LINE}', '["a fox"|an owl]: "x", {y}', None),
         (f"a fox\nNegative prompt: blurry\n{LINE},\nModel: tiny, Clip skip: 1, Version: v1", "a fox", "blurry"),
         (f"a fox\n{LINE},\nClip skip: 1", "a fox", None),
+        ("a fox\nNegative prompt: blurry\n" + LINE.replace(", ", "\n"), "a fox", "blurry"),
+        (LINE.replace(", ", "\n") + "\nNegative prompt: blurry", "", "blurry"),
+        (f"\ufeffa fox\n{LINE}", "a fox", None),
     ],
 )  # fmt: skip
 def test_prompts_end_where_the_settings_begin(text: str, prompt: str, negative: str | None) -> None:
@@ -264,7 +267,9 @@ def test_every_value_is_taken_over_or_named_and_none_lands_in_a_prompt(
             wanted = float(str(value))
         assert said.values[name] == wanted
     named = told(said)
-    kept = [value for key, value in pairs_of(text).items() if key in named]  # a quote that is open may meet another
+    kept = [
+        value for key, value in pairs_of(text).items() if key in named
+    ]  # a quote that is open may meet another
     assert all(key in named or any(key in value for value in kept) for key in others), (named, text)
     assert "Template" in named or "Template" not in behind
 

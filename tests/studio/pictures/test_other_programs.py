@@ -406,6 +406,12 @@ def test_invokeai_of_before(tmp_path: Path) -> None:
     )  # fmt: skip
     assert (some(said, "scheduler", "strength"), said.init_image) == (("Euler", 0.5), {})
     assert "not taken over: -G" in said.notes
+    said = read_picture(png(tmp_path, Dream='"a fox" -s20 -S7 -W128 -H96 -C7.5 -mk_lms -ft gfpgan'))
+    assert some(said, "steps", "seed", "width", "height", "guidance_scale") == (20, 7, 128, 96, 7.5)
+    assert "not taken over: -ft" in said.notes
+    for texts in ({"Dream": '"a fox"'}, {"sd-metadata": "[]"}, {"invokeai_metadata": "{"}):
+        with pytest.raises(RequestError, match=r"of InvokeAI cannot be understood; set it up by hand"):
+            read_picture(png(tmp_path, **texts))
 
 
 @pytest.mark.parametrize(
@@ -439,11 +445,13 @@ def test_novelai(tmp_path: Path) -> None:
         "Title": "AI generated image", "Software": "NovelAI", "Description": "a {fox}, [snow] (deep)",
         "Source": "Stable Diffusion XL 1D44365E", "Comment": json.dumps(NOVEL),
     }  # fmt: skip
+    newer = texts | {"Comment": json.dumps({"prompt": texts["Description"], **NOVEL})}
     for file in (
-        png(tmp_path, **texts),
-        saved(tmp_path, "WEBP", x9286=b"UNICODE\0" + json.dumps(texts).encode("utf-16-be")),
+        lambda: png(tmp_path, **texts),
+        lambda: png(tmp_path, **newer),
+        lambda: saved(tmp_path, "WEBP", x9286=b"UNICODE\0" + json.dumps(texts).encode("utf-16-be")),
     ):
-        said = read_picture(file)
+        said = read_picture(file())
         assert (said.program, said.model, said.model_hash) == ("NovelAI", "Stable Diffusion XL", "1D44365E")
         assert some(said, "prompt", "negative_prompt", "seed", "guidance_scale", "guidance_rescale") == (
             "a (fox:1.05), (snow:0.9524) \\(deep\\)", "(blurry:1.05)", 2**53 + 1, 5.0, 0.2,
@@ -573,3 +581,9 @@ def test_draw_things_description_alone_is_read(tmp_path: Path) -> None:
     said = read_picture(png(tmp_path, **{"XML:com.adobe.xmp": text}))
     assert some(said, "prompt", "negative_prompt", "guidance_scale") == ("a fox", "blurry", 4.5)
     assert (said.init_image, "not taken over: Strength" in said.notes) == (None, True)
+
+
+def test_numbers_of_no_size_are_left_out_and_told(tmp_path: Path) -> None:
+    said = swarm(tmp_path, width="9" * 90, steps=10**300, cfgscale=1e300)
+    assert some(said, "width", "steps", "guidance_scale", "seed") == (None, None, None, 5)
+    assert sum("not taken over: " in note for note in said.notes) == 3
