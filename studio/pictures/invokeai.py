@@ -31,8 +31,8 @@ _FLAG = re.compile(
 """A flag of the command; its first versions had no space behind it."""
 _FLAGS = {
     "s": "steps", "S": "seed", "W": "width", "H": "height", "C": "cfg_scale", "A": "sampler", "f": "strength",
-    "m": "sampler", "I": "init_img", "steps": "steps", "seed": "seed", "width": "width", "height": "height", "cfg_scale": "cfg_scale",
-    "sampler": "sampler", "strength": "strength", "init_img": "init_img",
+    "m": "sampler", "I": "init_img", "steps": "steps", "seed": "seed", "width": "width", "height": "height",
+    "cfg_scale": "cfg_scale", "sampler": "sampler", "strength": "strength", "init_img": "init_img",
 }  # fmt: skip
 DEEPEST = 50
 """Deepest nesting of brackets."""

@@ -277,7 +277,7 @@ def _from_a1111(name: str, said: a1111.Parameters) -> Remembered:
     notes = [STRIPPED if stripped else OTHER.format("another program")]
     notes += left_out(said.ignored, said.unread)
     words = f"{said.prompt}\n{said.negative_prompt or ''}".split("\n")
-    if any(map(infotext.is_like_settings, words)):
+    if not stripped and any(map(infotext.is_like_settings, words)):
         notes.append(WORDS)
     values = {"prompt": said.prompt, "negative_prompt": said.negative_prompt or None, **said.values}
     return Remembered(
