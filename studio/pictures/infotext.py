@@ -177,7 +177,7 @@ def _first_of_single(lines: list[str]) -> int | None:
 
 def _known_in(line: str) -> set[str]:
     """The known keys in a line, by the places where a key may stand."""
-    if ":" not in line:
+    if ":" not in line or line.partition(":")[0].strip() in _REST:
         return set()
     pieces = (piece.partition(":") for piece in line.split(",")[: 2 * MOST_PAIRS])
     found = {SPELLED[name] for key, colon, _ in pieces if colon and (name := key.strip().lower()) in SPELLED}
@@ -189,7 +189,9 @@ def _known_in(line: str) -> set[str]:
 def _prompts(lines: list[str]) -> tuple[str, str | None]:
     begin = next((place for place, line in enumerate(lines) if _NEGATIVE.match(line)), None)
     if begin is None:
-        return "\n".join(lines), None
+        whole = "\n".join(lines)
+        within = _NEGATIVE_WITHIN.search(whole)  # a line break is lost
+        return (whole[: within.start()].rstrip(), whole[within.end() :]) if within else (whole, None)
     negative = []
     for line in lines[begin:]:
         marked = _NEGATIVE.match(line)

@@ -165,6 +165,8 @@ def test_a_seed_that_cannot_be_meant_is_left_out_and_told(seed: str) -> None:
         (f"a fox\n{LINE},\nClip skip: 1", "a fox", None),
         ("a fox\nNegative prompt: blurry\n" + LINE.replace(", ", "\n"), "a fox", "blurry"),
         (LINE.replace(", ", "\n") + "\nNegative prompt: blurry", "", "blurry"),
+        (f"a fox Negative prompt: blurry\n{LINE}", "a fox", "blurry"),
+        (f"a fox\n{LINE}\nTemplate: a, b: c, Steps: 5, Seed: 3, Sampler: x", "a fox", None),
         (f"\ufeffa fox\n{LINE}", "a fox", None),
     ],
 )  # fmt: skip
