@@ -27,6 +27,8 @@ MOST_PICTURES = 10_000
 """The most pictures of one job."""
 HIGHEST_SEED = 2**64 - 1
 """The largest seed that a request takes."""
+NEW_SEED = -1
+"""A seed that stands for a new one, on every front, as in A1111."""
 USE_FIELDS = tuple(entry.name for entry in fields(Use))
 
 
@@ -91,8 +93,8 @@ class Draft:
     """What was said of one picture.
 
     values: Request's fields by name, without `adapters` and `init_image`. The prompt is given with its LoRA tags and
-    kept without them. wanted: the adapters; those of tags come last. where: where it was said, for messages ("" for
-    flags). Raises PromptError for tags that cannot be read.
+    kept without them. The seed -1 becomes None, which asks for a new one. wanted: the adapters; those of tags come
+    last. where: where it was said, for messages ("" for flags). Raises PromptError for tags that cannot be read.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -101,6 +103,8 @@ class Draft:
     where: str = ""
 
     def __post_init__(self) -> None:
+        if type(seed := self.values.get("seed")) in (int, float) and seed == NEW_SEED:
+            object.__setattr__(self, "values", {**self.values, "seed": None})
         prompt = self.values.get("prompt")
         if not isinstance(prompt, str) or "<" not in prompt:
             return

@@ -114,6 +114,10 @@ class Finder:
         except AdapterFileError:
             return self._lora_without_name(name, said, model)
         if said is None or is_adapter(entry.path, said.digest):
+            if said is not None and entry.note:
+                self.notes.append(f"LoRA {name!r} was found by its hash: it is called {entry.name!r} here")
+            elif entry.note:
+                self.notes.append(f"LoRA {name!r}: {entry.note}")
             return entry.name
         same = self._with_hash(said)
         if same is not None:
@@ -177,7 +181,7 @@ class Finder:
 
 def _names(said: str) -> tuple[str, ...]:
     """A file's name as a picture gives it, with and without the folders in front; () for an empty one."""
-    name = re.sub(r"\.(safetensors|ckpt)$", "", said.replace("\\", "/"))
+    name = re.sub(r"\.(safetensors|ckpt|pt)$", "", said.replace("\\", "/").strip(), flags=re.IGNORECASE)
     return tuple(dict.fromkeys(filter(None, (name, name.rsplit("/", 1)[-1]))))
 
 

@@ -26,6 +26,7 @@ from composers.shown import shown
 from pipelines.bounds import check_text
 from pipelines.errors import RequestError
 from pipelines.request import Request
+from pipelines.schedulers import named
 from pipelines.text.clip_skip import Counting
 from studio.drafts.draft import Wanted
 from studio.drafts.entries import LONGEST_METHOD
@@ -216,7 +217,7 @@ def _values(key: str, said: str, pairs: Mapping[str, str]) -> dict[str, Any] | N
     if not said and field.kind != "text":
         return {}
     if field.kind == "scheduler":
-        return {field.name: terms.sampler(said, pairs.get("Schedule type", ""))}
+        return {field.name: named(said, pairs.get("Schedule type", ""))}
     value = _read(field, said)
     return {field.name: terms.seed(value) if field.name == "seed" else value}
 

@@ -293,7 +293,7 @@ def _from_a1111(name: str, said: a1111.Parameters) -> Remembered:
 
 
 def _from_another(name: str, said: Foreign) -> Remembered:
-    notes = [OTHER.format(said.program), *said.notes]
+    notes = [OTHER.format(said.program), *(note[: 10 * LONGEST_NOTE] for note in said.notes)]
     return Remembered(
         draft=_draft(name, said.values, said.wanted, notes),
         program=said.program,
@@ -301,6 +301,7 @@ def _from_another(name: str, said: Foreign) -> Remembered:
         model=said.model[:LONGEST_NAME],
         model_hash=said.digest[:LONGEST_NAME],
         known={key.casefold(): Known(digest) for key, digest in said.hashes.items()},
+        setup=Setup(vae=said.vae and said.vae[:LONGEST_NAME]),
         init_image={} if said.from_picture else None,
         notes=tuple(notes),
     )

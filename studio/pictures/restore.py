@@ -19,7 +19,7 @@ from pipelines.errors import ModelError
 from pipelines.home import Home
 from pipelines.home.files import exists
 from pipelines.request import PROMPTS, Request
-from pipelines.schedulers import canonical
+from pipelines.schedulers import canonical, nearest
 from studio.drafts.draft import Draft, Wanted, naming
 from studio.library.known import Finder, Missing
 from studio.library.scan import Library
@@ -134,5 +134,8 @@ def _sound(values: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
                 Request("", **{name: value})
             kept[name] = canonical(value) if name == "scheduler" else value
         except StudioError as error:
-            notes.append(str(error))
+            near = nearest(value) if name == "scheduler" and isinstance(value, str) else None
+            if near is not None:
+                kept[name] = near
+            notes.append(f"{error}, and is taken" if near else str(error))
     return kept

@@ -9,6 +9,7 @@ from typing import Any
 
 from composers.errors import StudioError
 from composers.shown import shown
+from pipelines.schedulers import named
 from pipelines.text.clip_skip import Counting
 from studio.pictures import numbers, terms
 from studio.pictures.loras import Loras, stem
@@ -108,7 +109,7 @@ class Taking:
         """The sampler and its schedule. A program that knows one of the names alone calls its sampler by it."""
         name = self.text(*SAMPLER)
         spacing = self.text(*SPACING)
-        return terms.sampler(name or spacing or "", spacing or "" if name else "") or None
+        return named(name or spacing or "", spacing or "" if name else "") or None
 
     def size(self) -> tuple[int | None, int | None]:
         """Width and height, from two numbers, or from one text, as in "(832, 1216)", or a list."""
