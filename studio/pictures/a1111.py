@@ -46,7 +46,8 @@ FIRST = ("Steps", "Sampler", "CFG scale", "Seed", "Size", "Model hash", "Model",
          "CFG Rescale", "Composition")  # fmt: skip
 """The order that other programs expect. Keys of our own come after it."""
 LAST = ("Lora hashes", "Version")
-HIRES = "Hires upscale"
+HIRES = ("Hires ", "First pass")
+"""With a key that begins so, the denoising strength is that of a second pass, and there was no initial image."""
 OWN = "lora-studio"
 """How the version of our own texts begins."""
 """With one of these keys, the denoising strength is that of a second pass, and there was no initial image."""
@@ -145,27 +146,21 @@ def read(text: str) -> Parameters:
     spacing = pairs.get("Schedule type", "")
     if spacing and "Sampler" not in pairs:
         ignored.append("Schedule type")
-    hashes = {**hashes_of(infotext.read_value(pairs.get("Hashes", ""))), **loras.hashes}
+    model_hash, hashes = hashes_of(infotext.read_value(pairs.get("Hashes", "")))
     version = pairs.get("Version")
     return Parameters(
         prompt=prompt,
         negative_prompt=negative,
         values=values,
         model=pairs.get("Model") or loras.model or None,
-        model_hash=pairs.get("Model hash") or hashes.pop("model", None) or None,
+        model_hash=pairs.get("Model hash") or model_hash or None,
         loras=tuple(loras.wanted),
-        lora_hashes={name.removeprefix("lora:"): digest for name, digest in hashes.items() if _is_lora(name)},
+        lora_hashes={**hashes, **loras.hashes},
         program=_program(pairs),
         version=version,
         ignored=(*ignored, *loras.ignored, *said.scraps),
         unread=unread,
     )
-
-
-def _is_lora(name: str) -> bool:
-    """Whether a hash's name is a LoRA's: those of other files have what they are before a colon."""
-    kind, colon, _ = name.partition(":")
-    return not colon or kind == "lora" or kind not in ("model", "vae", "embed", "hypernet", "refiner", "lyco")
 
 
 def _program(pairs: Mapping[str, str]) -> str:
@@ -211,8 +206,11 @@ def _values(key: str, said: str, pairs: Mapping[str, str]) -> dict[str, Any] | N
         return {"width": int(match[1]), "height": int(match[2])}
     if key == "Clip skip":
         return terms.clip_skip(_read(BY_NAME["clip_skip"], said), _counting(pairs))
+    if key in ("Width", "Height"):
+        return {} if "Size" in pairs else {key.lower(): _read(BY_NAME[key.lower()], said)}
     if key == "Denoising strength":
-        return None if HIRES in pairs else {"strength": _read(BY_NAME["strength"], said)}
+        twice = any(one.startswith(HIRES) for one in pairs)
+        return None if twice else {"strength": _read(BY_NAME["strength"], said)}
     field = BY_KEY.get(key)
     if field is None:
         return None

@@ -40,7 +40,6 @@ ALIASES: Mapping[str, str] = {
     "base model": "Model",
     "checkpoint": "Model",
     "base model hash": "Model hash",
-    "strength": "Denoising strength",
     "denoise": "Denoising strength",
     "denoising": "Denoising strength",
     "sampling steps": "Steps",
@@ -54,6 +53,7 @@ OTHERS = (
     "Hires CFG Scale", "Hires checkpoint", "Hires Module 1", "First pass size", "Mask blur", "Conditional mask weight",
     "Civitai resources", "Civitai metadata", "Created Date", "Distilled CFG Scale", "Module 1", "Module 2", "Module 3",
     "ADetailer model", "ADetailer prompt", "ADetailer negative prompt", "ADetailer confidence", "ADetailer version",
+    "Width", "Height",
     "Token merging ratio", "NGMS", "Tiling", "Batch size", "Batch pos", "Emphasis", "Pad conds",
     "Discard penultimate sigma",
     "ControlNet 0", "ControlNet 1", "Performance", "Sharpness", "ADM Guidance", "Raw prompt", "Raw negative prompt",
@@ -101,7 +101,7 @@ class Settings:
 
 def taken_apart(text: str) -> tuple[str, str | None, Settings]:
     """The prompt, the negative prompt (None where there is none), and the settings."""
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").strip("\n").split("\n")
+    lines = _whole(text).strip("\n").split("\n")
     begin = _first_line(lines)
     if begin is None:
         return *_prompts(lines), Settings()
@@ -125,9 +125,18 @@ def _are_words(text: str, *, alone: bool) -> bool:
     return _NEGATIVE_WITHIN.search(text) is not None or (alone and ":" not in text.partition(",")[0])
 
 
+def is_like_settings(line: str) -> bool:
+    """Whether a line of a prompt looks like settings."""
+    return len(_known_in(line)) >= FEWEST_KNOWN
+
+
+def _whole(text: str) -> str:
+    return text.lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+
+
 def is_infotext(text: str) -> bool:
     """Whether the text holds settings, or a negative prompt."""
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    lines = _whole(text).split("\n")
     return _first_line(lines) is not None or any(map(_NEGATIVE.match, lines))
 
 
@@ -135,7 +144,7 @@ def _first_line(lines: list[str]) -> int | None:
     """Where the settings begin; None where there are none."""
     last = next((n for n in reversed(range(len(lines))) if len(_known_in(lines[n])) >= FEWEST_KNOWN), None)
     if last is None:
-        return None
+        return _first_of_single(lines)
     seen = _known_in(lines[last])
     while last:
         known = _known_in(lines[last - 1])
@@ -148,9 +157,27 @@ def _first_line(lines: list[str]) -> int | None:
     return last
 
 
+def _first_of_single(lines: list[str]) -> int | None:
+    """Where settings begin that stand in lines of their own, each of which begins with a known key; None where there
+    are none. Only with a number of steps or a seed among them they are no prompt."""
+    begin, known, sure = None, set[str](), False
+    for place in reversed(range(len(lines))):
+        key, colon, value = lines[place].partition(":")
+        name = SPELLED.get(key.strip().lower()) if colon else None
+        if name is not None and name not in known and not _NEGATIVE.match(lines[place]):
+            begin = place
+            known.add(name)
+            sure = sure or (name in ("Steps", "Seed") and value.strip()[:1].isdigit())
+        elif lines[place].strip():
+            if len(known) >= FEWEST_KNOWN and sure:
+                break
+            begin, known, sure = None, set(), False
+    return begin if len(known) >= FEWEST_KNOWN and sure else None
+
+
 def _known_in(line: str) -> set[str]:
     """The known keys in a line, by the places where a key may stand."""
-    if ":" not in line:
+    if ":" not in line or line.partition(":")[0].strip() in _REST:
         return set()
     pieces = (piece.partition(":") for piece in line.split(",")[: 2 * MOST_PAIRS])
     found = {SPELLED[name] for key, colon, _ in pieces if colon and (name := key.strip().lower()) in SPELLED}
@@ -162,7 +189,9 @@ def _known_in(line: str) -> set[str]:
 def _prompts(lines: list[str]) -> tuple[str, str | None]:
     begin = next((place for place, line in enumerate(lines) if _NEGATIVE.match(line)), None)
     if begin is None:
-        return "\n".join(lines), None
+        whole = "\n".join(lines)
+        within = _NEGATIVE_WITHIN.search(whole)  # a line break is lost
+        return (whole[: within.start()].rstrip(), whole[within.end() :]) if within else (whole, None)
     negative = []
     for line in lines[begin:]:
         marked = _NEGATIVE.match(line)

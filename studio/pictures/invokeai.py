@@ -24,11 +24,15 @@ LONGEST = 40_000
 """Most characters of a line of the command."""
 CALLS = "its prompt uses .and(), .blend() or .swap() of InvokeAI, which are words here: write it anew"
 _DREAM = re.compile(r'\s*"(?P<prompt>.*)"(?P<rest>[^"]*)', re.DOTALL)
-_FLAG = re.compile(r"--?([a-zA-Z_]+)(?:[= ]\s*([^\s-]\S*|-[0-9.]+))?")
+_FLAG = re.compile(
+    r"(?<!\S)(?:-(?P<near>[sSWHCf])(?P<number>[0-9.]+)|-(?P<by>[Am])(?P<name>k_\w+|ddim|plms)"
+    r"|--?(?P<flag>[a-zA-Z_]+)(?:[= ]\s*(?P<value>[^\s-]\S*|-[0-9.]+))?)"
+)
+"""A flag of the command; its first versions had no space behind it."""
 _FLAGS = {
     "s": "steps", "S": "seed", "W": "width", "H": "height", "C": "cfg_scale", "A": "sampler", "f": "strength",
-    "I": "init_img", "steps": "steps", "seed": "seed", "width": "width", "height": "height", "cfg_scale": "cfg_scale",
-    "sampler": "sampler", "strength": "strength", "init_img": "init_img",
+    "m": "sampler", "I": "init_img", "steps": "steps", "seed": "seed", "width": "width", "height": "height",
+    "cfg_scale": "cfg_scale", "sampler": "sampler", "strength": "strength", "init_img": "init_img",
 }  # fmt: skip
 DEEPEST = 50
 """Deepest nesting of brackets."""
@@ -106,7 +110,9 @@ def _dream(line: str) -> Foreign | None:
     if match is None:
         return None
     said: dict[str, Any] = {}
-    for flag, value in _FLAG.findall(match["rest"]):
+    for found in _FLAG.finditer(match["rest"]):
+        flag = found["near"] or found["by"] or found["flag"]
+        value = found["number"] or found["name"] or found["value"]
         said.setdefault(_FLAGS.get(flag, f"-{flag}"), value or True)
     if not {"steps", "seed", "sampler", "cfg_scale"} & said.keys():
         return None

@@ -98,7 +98,7 @@ class Loras:
             within = within.get("name") or within.get("model_name")
         else:
             digest = next((said[key] for key in ("hash", "sha256", "model_hash") if said.get(key)), "")
-        for key in ("model_name", "modelName", "filename", "path"):
+        for key in ("model_name", "modelName", "modelFileName", "filename", "path"):
             within = within or said.get(key)
         if not isinstance(within, str) or _said_none(within) or len(within) > LONGEST_NAME:
             return None
@@ -167,6 +167,9 @@ class Loras:
                 self.ignored.append(f"Civitai resource {shown(row)}")
                 continue
             name, version = row.get("modelName"), row.get("modelVersionId")
+            if not isinstance(name, str) and not isinstance(version, int | str):
+                self.ignored.append(f"Civitai resource {shown(row)}")
+                continue
             called = (
                 name
                 if isinstance(name, str) and name.strip()
@@ -213,15 +216,19 @@ def _said_none(entry: object) -> bool:
     return isinstance(entry, str) and stem(entry).strip().lower() in _NO_NAMES
 
 
-def hashes_of(said: object) -> dict[str, str]:
-    """The hashes of an object of name -> hash, as `Hashes` has them."""
-    if not isinstance(said, Mapping):
-        return {}
-    return {
-        str(name): hashed[1].lower()
-        for name, digest in said.items()
-        if isinstance(digest, str) and (hashed := _HASH.fullmatch(digest))
-    }
+def hashes_of(said: object) -> tuple[str, dict[str, str]]:
+    """The model's hash and the LoRAs' of an object as `Hashes` has it: {"model": …, "lora:fox": …, "embed:bad": …}."""
+    model, found = "", {}
+    for name, digest in said.items() if isinstance(said, Mapping) else ():
+        hashed = _HASH.fullmatch(digest) if isinstance(digest, str) else None
+        kind, _, of = str(name).partition(":")
+        if hashed is None:
+            continue
+        if kind.lower() == "model":
+            model = hashed[1].lower()
+        elif kind.lower() in ("lora", "lyco") and of:
+            found[of] = hashed[1].lower()
+    return model, found
 
 
 def stem(name: str) -> str:

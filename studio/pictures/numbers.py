@@ -11,6 +11,8 @@ _WHOLE = re.compile(r"\s*([+-]?[0-9]+)(?:\.0*)?\s*")
 _REAL = re.compile(r"\s*[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?\s*")
 EXACT = 2**53
 """Floats are whole numbers of their own up to here."""
+LARGEST = 2**127
+"""A number beyond this is none, whatever it is for."""
 
 
 def whole(value: object) -> int | None:
@@ -18,11 +20,11 @@ def whole(value: object) -> int | None:
     if isinstance(value, bool):
         return None
     if isinstance(value, int):
-        return value
+        return value if abs(value) <= LARGEST else None
     if isinstance(value, float):
         return int(value) if value.is_integer() and abs(value) <= EXACT else None
     if isinstance(value, str) and len(value) <= LONGEST and (found := _WHOLE.fullmatch(value)):
-        return int(found[1])
+        return whole(int(found[1]))
     return None
 
 
@@ -36,4 +38,4 @@ def real(value: object) -> float | None:
         number = float(value)
     except (ValueError, OverflowError):
         return None
-    return number if math.isfinite(number) else None
+    return number if math.isfinite(number) and abs(number) <= LARGEST else None

@@ -19,8 +19,8 @@ def read_other(name: str, texts: Mapping[str, str]) -> Foreign | None:
     whole = said.get(PARAMETERS)
     if isinstance(whole, str):  # packed twice
         whole = objects({PARAMETERS: whole}).get(PARAMETERS)
-    found: Foreign | None = None
-    if isinstance(whole, Mapping):
+    found: Foreign | None = novelai.read(texts)  # its settings alone look like anybody's
+    if found is None and isinstance(whole, Mapping):
         software = texts.get("Software", "")
         found = (
             swarmui.read(whole)
@@ -28,7 +28,12 @@ def read_other(name: str, texts: Mapping[str, str]) -> Foreign | None:
             or novelai.read(whole)
             or plain_objects.read(whole, "Draw Things" if "Draw Things" in software else "")
         )
-    found = found or invokeai.read(texts, said) or novelai.read(texts) or plain_objects.read_easy(texts)
+    found = found or invokeai.read(texts, said) or plain_objects.read_easy(texts)
+    for own in (invokeai.NEW, invokeai.META, invokeai.DREAM):
+        if found is None and own in texts and PARAMETERS not in texts:
+            raise RequestError(
+                f"{name}: its text {own!r} of InvokeAI cannot be understood; set it up by hand"
+            )
     text = texts.get(PARAMETERS, "")
     if found is None and "prompt" not in said:
         if isinstance(whole, Mapping | list):

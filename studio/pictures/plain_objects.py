@@ -1,5 +1,5 @@
 """Objects of JSON in which the settings lie side by side under names that speak for themselves, whatever wrote them:
-Easy Diffusion, Draw Things, Civitai's generator, artroom, pages that run diffusers."""
+Easy Diffusion, Draw Things, Civitai's generator, TensorArt, artroom, pages that run diffusers."""
 
 from __future__ import annotations
 
@@ -58,6 +58,11 @@ def _read(said: Mapping[str, Any], program: str) -> Foreign | None:
     loras = taking.loras
     listed = taking.any("loras", "lora", "use_lora_model", "lora_model", "lora_models")
     loras.take(listed, taking.any("lora_alpha", "lora_strength", "lora_weights", "loraweights"))
+    for one in _rows(taking.any("models")):  # TensorArt's, of all kinds
+        if "lora" in str(one.get("type", "")).lower():
+            loras.take([one])
+        else:
+            loras.ignored.append(f"model {shown(one.get('modelFileName', one.get('name', one)))}")
     if (resources := taking.any("resources", "civitai_resources")) is not None and not loras.take_resources(
         _named(resources)
     ):
@@ -104,6 +109,10 @@ def _without_doubles(said: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(again.get("clipSkip"), int):
             whole.setdefault("clip_skip", again["clipSkip"])
     return whole
+
+
+def _rows(said: object) -> list[Mapping[str, Any]]:
+    return [one for one in said if isinstance(one, Mapping)] if isinstance(said, list) else []
 
 
 def _named(resources: object) -> object:

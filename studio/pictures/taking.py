@@ -178,5 +178,5 @@ def _pair(value: object) -> tuple[int, int] | None:
 
 def _name(value: object) -> str | None:
     if isinstance(value, Mapping):  # InvokeAI's
-        value = next((value[key] for key in ("name", "model_name") if value.get(key)), None)
+        value = next((value[key] for key in ("name", "model_name", "modelFileName") if value.get(key)), None)
     return value if isinstance(value, str) else None

@@ -27,6 +27,9 @@ COMMENTS = (
     "Comment",
     "Description",
     "description",
+    "generation_data",
+    "metadata",
+    "Parameters",
 )
 """Where a text may lie that a PNG has as `parameters`, the likeliest first."""
 TAGS = ("Make", "Model", "ImageDescription", "UserComment", "XPComment", "Software")
@@ -50,6 +53,10 @@ def read_texts(source: Path | IO[bytes], name: str = "") -> dict[str, str]:
             del found[tag]
     if not any(known in found for known in KNOWN):
         for tag in COMMENTS:
+            if (
+                tag in found and found.get("Software") == "Draw Things"
+            ):  # a line with a dash is its negative prompt
+                found[tag] = found[tag].replace("\n-", f"\n{infotext.NEGATIVE} ", 1)
             if tag in found and (is_object(found[tag]) or infotext.is_infotext(found[tag])):
                 found[PARAMETERS] = found[tag] if tag in ("Comment", "Description") else found.pop(tag)
                 break
@@ -70,7 +77,7 @@ def objects(texts: Mapping[str, str]) -> dict[str, Any]:
         if name != CHUNK and text.lstrip("\ufeff \t\r\n")[:1] in ("{", "[", '"'):
             try:
                 found[name] = read_json(
-                    text.lstrip("\ufeff"), "it", most=picture_file.MOST_SAID, finite=False
+                    text.strip("\ufeff\0 \r\n\t"), "it", most=picture_file.MOST_SAID, finite=False
                 )
             except StudioError:
                 continue

@@ -406,6 +406,12 @@ def test_invokeai_of_before(tmp_path: Path) -> None:
     )  # fmt: skip
     assert (some(said, "scheduler", "strength"), said.init_image) == (("Euler", 0.5), {})
     assert "not taken over: -G" in said.notes
+    said = read_picture(png(tmp_path, Dream='"a fox" -s20 -S7 -W128 -H96 -C7.5 -mk_lms -ft gfpgan'))
+    assert some(said, "steps", "seed", "width", "height", "guidance_scale") == (20, 7, 128, 96, 7.5)
+    assert "not taken over: -ft" in said.notes
+    for texts in ({"Dream": '"a fox"'}, {"sd-metadata": "[]"}, {"invokeai_metadata": "{"}):
+        with pytest.raises(RequestError, match=r"of InvokeAI cannot be understood; set it up by hand"):
+            read_picture(png(tmp_path, **texts))
 
 
 @pytest.mark.parametrize(
@@ -439,11 +445,13 @@ def test_novelai(tmp_path: Path) -> None:
         "Title": "AI generated image", "Software": "NovelAI", "Description": "a {fox}, [snow] (deep)",
         "Source": "Stable Diffusion XL 1D44365E", "Comment": json.dumps(NOVEL),
     }  # fmt: skip
+    newer = texts | {"Comment": json.dumps({"prompt": texts["Description"], **NOVEL})}
     for file in (
-        png(tmp_path, **texts),
-        saved(tmp_path, "WEBP", x9286=b"UNICODE\0" + json.dumps(texts).encode("utf-16-be")),
+        lambda: png(tmp_path, **texts),
+        lambda: png(tmp_path, **newer),
+        lambda: saved(tmp_path, "WEBP", x9286=b"UNICODE\0" + json.dumps(texts).encode("utf-16-be")),
     ):
-        said = read_picture(file)
+        said = read_picture(file())
         assert (said.program, said.model, said.model_hash) == ("NovelAI", "Stable Diffusion XL", "1D44365E")
         assert some(said, "prompt", "negative_prompt", "seed", "guidance_scale", "guidance_rescale") == (
             "a (fox:1.05), (snow:0.9524) \\(deep\\)", "(blurry:1.05)", 2**53 + 1, 5.0, 0.2,
@@ -545,3 +553,37 @@ def test_files_are_opened_as_bytes_too() -> None:
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "JPEG", exif=exif({0x9286: CODED["UTF-16BE"]}, within=True))
     assert read_texts(file, "it")["parameters"] == A1111
+
+
+def test_tensorart(tmp_path: Path) -> None:
+    said = {
+        "models": [
+            {"label": "Fox v1", "type": "LORA", "modelFileName": "fox_v1", "weight": 0.6, "hash": "0011223344"},
+            {"type": "CONTROLNET", "modelFileName": "canny"},
+        ],
+        "prompt": "a fox", "negativePrompt": "blurry", "width": 128, "height": 96, "samplerName": "DPM++ 2M Karras",
+        "steps": 8, "cfgScale": 4.5, "seed": "18446744073709551615", "clipSkip": 2,
+        "baseModel": {"label": "Base", "type": "BASE_MODEL", "modelFileName": "base_v2", "hash": "aa"},
+    }  # fmt: skip
+    found = read_picture(png(tmp_path, generation_data=json.dumps(said) + "\0"))
+    assert some(found, "prompt", "negative_prompt", "seed", "scheduler", "clip_skip") == (
+        "a fox", "blurry", 2**64 - 1, "DPM++ 2M Karras", 1,
+    )  # fmt: skip
+    assert (found.model, mix(found)) == ("base_v2", [("fox_v1", 0.6, None)])
+    assert "not taken over: model 'canny'" in found.notes
+
+
+def test_draw_things_description_alone_is_read(tmp_path: Path) -> None:
+    text = xmp(
+        "",
+        "a fox&#xA;-blurry&#xA;Steps: 8, Sampler: DPM++ 2M Karras, Guidance Scale: 4.5, Seed: 5, Strength: 1.0",
+    )
+    said = read_picture(png(tmp_path, **{"XML:com.adobe.xmp": text}))
+    assert some(said, "prompt", "negative_prompt", "guidance_scale") == ("a fox", "blurry", 4.5)
+    assert (said.init_image, "not taken over: Strength" in said.notes) == (None, True)
+
+
+def test_numbers_of_no_size_are_left_out_and_told(tmp_path: Path) -> None:
+    said = swarm(tmp_path, width="9" * 90, steps=10**300, cfgscale=1e300)
+    assert some(said, "width", "steps", "guidance_scale", "seed") == (None, None, None, 5)
+    assert sum("not taken over: " in note for note in said.notes) == 3
