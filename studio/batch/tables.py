@@ -190,11 +190,16 @@ def _guessed(text: str, separator: str) -> list[str]:
 
 
 def _is_one_column(text: str, separator: str) -> bool:
+    """Whether no row has a second cell. text: may end within a row."""
+    seen = 0
     try:
-        rows = islice(_rows(text, separator), LOOKED_AT)
-        return all(not any(cell.strip() for cell in row[1:]) for _, row in rows)
+        for _, row in islice(_rows(text, separator), LOOKED_AT):
+            if any(cell.strip() for cell in row[1:]):
+                return False
+            seen += bool(row)
     except RequestError:
-        return False
+        return seen > 1
+    return True
 
 
 def _is_sound(text: str) -> bool:
