@@ -87,7 +87,7 @@ def test_a_long_table_of_one_column(tmp_path: Path) -> None:
 
 
 def test_a_table_wider_than_any_is_refused_soon(tmp_path: Path) -> None:
-    for data in ("prompt" + ";" * 100_000, "prompt;seed\na;" + ";" * 100_000, "prompt\t" + "\t" * 100_000):
+    for data in ("prompt" + ";" * 100_000, "prompt;seed\na;" + ";" * 100_000):
         with cheap():
             _, messages, _ = read(tmp_path / "a.csv", data)
         assert re.search(r"cells are more than a table has|unknown field 'prompt;;", messages[0])
