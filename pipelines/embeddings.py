@@ -62,7 +62,7 @@ class Embeddings:
         """A line for each embedding that a text mentions, or asks for, and that is drawn as words all the same."""
         found = [why for name in self._mentioned(text) if isinstance(why := self._found(name), str)]
         found += [
-            f"there is no embedding {name!r}, so it is drawn as words; put its .safetensors file into a folder of "
+            f"there is no embedding {name!r}, so it is drawn as words; put its .safetensors file into the home's "
             "embeddings"
             for name in unknown_in(text or "", self._names)
         ]

@@ -221,7 +221,7 @@ class StudioPipeline:
         not, and nothing is.
         """
         found = self.home.find_lora(file, model=self.model.checkpoint.label)
-        name = adapter_name or found.path.stem
+        name = adapter_name or (found.path.parent.name if found.foldered else found.path.stem)
         report = self.model.load_adapter(found.path, name, family)
         profile = cached(self.home, self.model, name)
         if profile is not None:

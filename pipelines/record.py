@@ -26,8 +26,9 @@ from pipelines.text.vocabulary import unknown
 class Applied:
     """One adapter as it was applied.
 
-    text_weight: its strength in the text encoders. sha256: of its file. layers: how many of the model's layers it
-    changed. band: its frequency band, None for a method that does not use bands.
+    text_weight: its strength in the text encoders. text_scheduled: its schedule acted there too. sha256: of its file.
+    layers: how many of the model's layers it changed. band: its frequency band, None for a method that does not use
+    bands.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Applied:
     sha256: str
     layers: int
     band: str | None = None
+    text_scheduled: bool = False
 
 
 @dataclass(frozen=True)
@@ -244,6 +246,7 @@ def _applied(request: Request, model: Model) -> list[Applied]:
                 sha256=adapter.report.sha256,
                 layers=sum(_changes(use, path) for path in adapter.layers),
                 band=use.band if request.composer.by_band else None,
+                text_scheduled=use.text_scheduled,
             )
         )
     return found

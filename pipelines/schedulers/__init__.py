@@ -14,7 +14,7 @@ from pipelines.schedulers.making import (
     set_steps,
     step_of_call,
 )
-from pipelines.schedulers.names import MODEL_OWN, canonical, named
+from pipelines.schedulers.names import MODEL_OWN, canonical, named, nearest
 from pipelines.schedulers.table import SAMPLERS, Sampler, scheduler_names
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "make_scheduler",
     "name_of",
     "named",
+    "nearest",
     "scheduler_names",
     "set_steps",
     "step_of_call",

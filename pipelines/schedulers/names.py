@@ -145,6 +145,12 @@ def named(solver: str, spacing: str = "") -> str:
         return both
 
 
+def nearest(name: str) -> str | None:
+    """The nearest name that is offered, for one that is known and not offered; else None."""
+    found = _found(_key(name)) if len(name) <= LONGEST else None
+    return found.nearest.name if isinstance(found, _Refusal) else None
+
+
 def row_of(name: str) -> Sampler:
     """The row of a name or an alias. Raises RequestError as `canonical` does."""
     return _by_name()[canonical(name)]

@@ -138,6 +138,7 @@ def _mix() -> Schema:
         "band": {"enum": ["high", "low", None]},
         "blocks": {"description": "[[block, factor], …]; others are at 0."},
         "schedule": {"description": "[[start, factor], …], starts as fractions of the steps."},
+        "text_scheduled": {"type": "boolean", "description": "The schedule acts on the text encoder too."},
     }
     entry = {"type": "object", "properties": use, "required": ["adapter"], "additionalProperties": False}
     return {

@@ -48,6 +48,7 @@ class Wanted:
     schedule: Schedule | None = None
     pinned: bool = False
     band: Any = None
+    text_scheduled: bool = False
     named: bool = field(default=False, compare=False)
 
     def use(self, name: str, preferred: float | None) -> Use:
@@ -56,7 +57,8 @@ class Wanted:
         Raises ComposerError as `Use` does.
         """
         weight = self.weight if self.weight is not None else 1.0 if preferred is None else preferred
-        return Use(name, weight, self.text_weight, self.blocks, self.schedule, self.pinned, self.band)
+        said = {field: getattr(self, field) for field in USE_FIELDS}
+        return Use(**{**said, "adapter": name, "weight": weight})
 
     def check(self) -> None:
         """Raises StudioError for a name, strength, block, schedule or band that no request takes."""
@@ -82,7 +84,8 @@ def wanted_of(tag: LoraTag) -> Wanted:
     """The adapter that a tag of a prompt asks for. Raises PromptError."""
     use = tag.use()
     weight = None if tag.bare else use.weight
-    return Wanted(use.adapter, weight, use.text_weight, use.blocks, use.schedule, named=True)
+    said = {field: getattr(use, field) for field in USE_FIELDS}
+    return Wanted(**{**said, "weight": weight}, named=True)
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,14 @@ from PIL import ImageOps
 from starlette.concurrency import run_in_threadpool
 
 from pipelines.bounds import check_pixels
-from pipelines.errors import RequestError
+from pipelines.errors import RequestError, StudioError
 from pipelines.home.plain import short
 from studio.drafts import picture_file
 from studio.jobs import JobState, JobView, Worker
 from studio.jobs.job import Tally
 from studio.pictures import a1111
-from studio.pictures.metadata import PARAMETERS, read_texts
+from studio.pictures.metadata import as_infotext, understood
+from studio.pictures.texts import CHUNK, PARAMETERS, is_object, read_texts
 from studio.web.sdapi.fields import LONGEST_PICTURE, ImageCall, read_asked
 from studio.web.sdapi.options import Options, model_name, vae_of
 from studio.web.sdapi.settings import CLIP_SKIP, MODEL, count_of, skip_values
@@ -212,10 +213,21 @@ def png_info(body: Mapping[str, Any]) -> dict[str, Any]:
     image = body.get("image")
     if not isinstance(image, str) or not image:
         raise RequestError("image must be a picture as base64 text")
-    texts = picture_file.texts(io.BytesIO(_bytes(image, "image")), "image")
-    info = texts.pop(PARAMETERS, "")
+    texts = read_texts(io.BytesIO(_bytes(image, "image")), "image")
+    info = _infotext(texts)
     said = a1111.read(info)
     parameters = a1111.pairs(info)
     if info:
         parameters = {"Prompt": said.prompt, "Negative prompt": said.negative_prompt or "", **parameters}
-    return {"info": info, "items": texts | ({PARAMETERS: info} if info else {}), "parameters": parameters}
+    return {"info": info, "items": texts, "parameters": parameters}
+
+
+def _infotext(texts: Mapping[str, str]) -> str:
+    """What a picture says, as A1111 writes it, whatever program made it; "" where nothing can be understood."""
+    info = texts.get(PARAMETERS, "")
+    if CHUNK in texts or (info and not is_object(info)):
+        return info
+    try:
+        return as_infotext(understood("image", texts))
+    except StudioError:
+        return ""
