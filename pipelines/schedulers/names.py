@@ -48,8 +48,8 @@ _OTHER_SPACINGS: Mapping[str, tuple[str, str]] = MappingProxyType(
         **dict.fromkeys(("beta", "beta57"), (_SCIPY, TRAILING)),
         **dict.fromkeys(
             ("ays", "ays sd1", "ays sdxl", "ays svd", "ays 11", "ays 30", "ays 32", "align your steps",
-             "alignyoursteps",             "align your steps gits", "align your steps 11", "align your steps 32", "gits", "kl optimal",
-             "kloptimal", "karras exponential", "karras dynamic", "laplace", "edm playground v2.5"),
+             "alignyoursteps", "align your steps gits", "align your steps 11", "align your steps 32", "gits",
+             "kl optimal", "kloptimal", "karras exponential", "karras dynamic", "laplace", "edm playground v2.5"),
             (_NONE, KARRAS),
         ),
         **dict.fromkeys(("polyexponential", "cosine exponential blend", "phi"), (_NONE, EXPONENTIAL)),
