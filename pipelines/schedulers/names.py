@@ -30,7 +30,7 @@ MODEL_OWN = "model"
 LONGEST = 200
 """Most characters of a name that is looked up."""
 
-_OWN = "", "automatic", "default", "normal", "uniform", "discrete", "ddim uniform", "ddim"
+_OWN = "", "automatic", "default", "normal", "uniform", "discrete", "ddim uniform", "ddim", "native", "none"
 _SPACINGS: Mapping[str, str] = MappingProxyType(
     {
         **dict.fromkeys(_OWN, ""),

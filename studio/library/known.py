@@ -114,7 +114,9 @@ class Finder:
         except AdapterFileError:
             return self._lora_without_name(name, said, model)
         if said is None or is_adapter(entry.path, said.digest):
-            if entry.note:
+            if said is not None and entry.note:
+                self.notes.append(f"LoRA {name!r} was found by its hash: it is called {entry.name!r} here")
+            elif entry.note:
                 self.notes.append(f"LoRA {name!r}: {entry.note}")
             return entry.name
         same = self._with_hash(said)

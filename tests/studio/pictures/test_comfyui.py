@@ -138,12 +138,8 @@ def test_a_seed_that_is_not_understood_is_told(source: dict[str, Any]) -> None:
     assert said.notes == (f"seed not understood: it comes from {source['class_type']} (node 40)",)
 
 
-def test_a_spacing_that_is_not_offered_is_told() -> None:
-    said = read(sampler_name="euler", scheduler="kl_optimal")
-    assert said.values["scheduler"] == "Euler"
-    assert said.notes == (
-        "spacing 'kl_optimal' of sampler 'euler' is not offered here; Euler is taken as it is",
-    )
+def test_solver_and_spacing_are_one_name_here() -> None:
+    assert read(sampler_name="euler", scheduler="kl_optimal").values["scheduler"] == "euler kl_optimal"
     assert read(sampler_name="euler", scheduler="sgm_uniform").values["scheduler"] == "Euler trailing"
     assert read(sampler_name="strange", scheduler="karras").values["scheduler"] == "strange karras"
 
@@ -308,7 +304,7 @@ def test_the_whole_road_from_a_picture(home: Home, tmp_path: Path) -> None:
     found = restore(tmp_path / "a.png", own, Library(lambda: own))
     assert found.program == "ComfyUI"
     assert found.draft.values["strength"] == 0.4
-    assert [(one.kind, one.name) for one in found.missing] == [("model", "m"), ("VAE", "soft.pt")]
+    assert [(one.kind, one.name) for one in found.missing] == [("model", "m"), ("VAE", "soft")]
     assert any("made from another picture, which is not stored in it" in note for note in found.notes)
     assert any(note.startswith("ComfyUI runs all 25 steps") for note in found.notes)
 
