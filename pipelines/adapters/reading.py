@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipelines.adapters.adapter import Adapter
 from pipelines.adapters.container import Header, adapter_path, read_header, read_tensors
-from pipelines.adapters.keys import Address, Contents, Key, is_handful, quoted, some, sort_keys
+from pipelines.adapters.keys import UNET, Address, Contents, Key, is_handful, quoted, some, sort_keys
 from pipelines.adapters.kinds import ADAPTER_KINDS, AdapterKind, RawLayer
 from pipelines.adapters.metadata import describe
 from pipelines.adapters.origin import Origin, foreign, origin_of, something_else
@@ -76,6 +76,24 @@ def _adapter(path: Path, model: ModelLayers, name: str, family: FamilyName | Non
         word: {part: tensors[key] for part, key in own.items()} for word, own in contents.bundled.items()
     }
     return Adapter(name, layers, metadata, report(name, model, found, layers, kinds, metadata), bundled)
+
+
+MOST_BUNDLED = 64 * 2**20
+"""Most bytes of the embeddings that come with an adapter; one of 75 vectors takes 600 kB."""
+
+
+def _bundled(file: str, contents: Contents, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Word -> name of a tensor -> tensor. Raises AdapterFileError for more than `MOST_BUNDLED`."""
+    found = {
+        word: {part: tensors[key] for part, key in own.items()} for word, own in contents.bundled.items()
+    }
+    size = sum(one.nbytes for own in found.values() for one in own.values())
+    if size > MOST_BUNDLED:
+        raise AdapterFileError(
+            f"{file}: the embeddings that come with it (bundle_emb) take {size / 2**20:.0f} MB, more than "
+            f"{MOST_BUNDLED >> 20}; fetch a sound file"
+        )
+    return found
 
 
 def _settings(path: Path, header: Header, contents: Contents) -> dict[str, PeftSettings]:
@@ -158,11 +176,11 @@ def _placed(
     for key in contents.keys:
         by_address[key.address].append(key)
     places: dict[Place, dict[str, Part]] = defaultdict(dict)
-    homeless: list[str] = []
+    homeless: dict[str, bool] = {}  # key -> whether it is the UNet's
     for address, keys in by_address.items():
         found = _place_of(file, address, keys, names, header, model)
         if found is None:
-            homeless.extend(key.text for key in keys)
+            homeless |= {key.text: UNET in address.components for key in keys}
             continue
         component, modules = found
         for third, module in enumerate(modules):
@@ -173,7 +191,7 @@ def _placed(
                         f"{file}: {quoted(other.key.text)} and {quoted(key.text)} are the same part of "
                         f"{component}.{module}; which one counts cannot be known, remove one of them"
                     )
-    if homeless and not is_handful(len(homeless) + len(contents.unknown), len(contents.keys) - len(homeless)):
+    if not all(_is_handful(homeless, contents, unet=unet) for unet in (True, False)):
         missing = sorted(
             {part for address in by_address for part in address.components} - set(model.components)
         )
@@ -183,6 +201,12 @@ def _placed(
             + "; the file was made for a model of another layout, load it with that one"
         )
     return places, (*contents.unknown, *homeless)
+
+
+def _is_handful(homeless: Mapping[str, bool], contents: Contents, *, unet: bool) -> bool:
+    """Whether the UNet, or else the text encoders, are whole without their keys that have no place."""
+    lost = sum(own == unet for own in homeless.values())
+    return is_handful(lost, sum((UNET in key.address.components) == unet for key in contents.keys) - lost)
 
 
 _OUTPUTS = {"up": 0, "outer": 0}  # part -> the axis that has the layer's output width

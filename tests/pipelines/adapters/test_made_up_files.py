@@ -164,6 +164,15 @@ notes = st.dictionaries(
                 "flora.reduction",
                 "sshs_model_hash",
                 "modelspec.architecture",
+                "lora_alpha",
+                "r",
+                "alpha_pattern",
+                "use_rslora",
+                "unet.lora_alpha",
+                "peft_config",
+                "peft_type",
+                "ss_network_alpha",
+                "ss_network_dim",
             ]
         ),
         st.text(max_size=4),
@@ -233,11 +242,19 @@ files = st.builds(
 )
 
 
+SCALES = ["lora_alpha", "r", "alpha_pattern", "rank_pattern", "use_rslora", "unet.lora_alpha", "unet.r", "peft_config",
+          "init_lora_weights", "ss_network_alpha", "ss_network_dim", "lora_adapter_metadata"]  # fmt: skip
+
+
 @pytest.mark.filterwarnings("ignore")
 @cases(
     ci=150,
     content=files,
-    metadata=st.dictionaries(st.text(max_size=4), st.text(max_size=4), max_size=2),
+    metadata=st.dictionaries(
+        st.one_of(st.text(max_size=4), st.sampled_from(SCALES)),
+        st.one_of(st.text(max_size=4), odd.map(json.dumps), st.sampled_from(["8", "1e999", "pissa", "True"])),
+        max_size=3,
+    ),
     cut=st.integers(0, 9),
 )
 def test_any_file_is_loaded_or_refused(
