@@ -219,8 +219,11 @@ def split_leaf(text: str) -> tuple[str, Leaf] | None:
 def _address(stem: str) -> tuple[Address | None, bool]:
     """(the layer that a key means, whether its name is familiar); (None, False) where nothing tells the component."""
     path, owner, sure = stem, "", False
+    named = wrapped = False  # whether a text encoder was named just before, and then called `model`
     for _ in range(_MOST_PREFIXES):
         if _TEXT.match(path):
+            if wrapped and path == "text_projection":  # OpenCLIP's, whose rows are the columns of the others'
+                return None, True
             if owner in ("", UNET):  # some writers put everything under `lora_unet_`
                 return Address((TEXT, TEXT_2), path), True
             return Address((owner,), path), True
@@ -233,6 +236,8 @@ def _address(stem: str) -> tuple[Address | None, bool]:
             break
         path = path[found.end() :]
         said = _OWNERS.get(found.lastgroup or "", "")
+        wrapped = found[0][:-1] == "model" and named
+        named = said in (TEXT, TEXT_2)
         if found.lastgroup in ("first", "second"):
             if sure and said != owner:
                 return None, False
