@@ -109,7 +109,7 @@ class Contents:
         """
         familiar = [key for key in self.keys if key.familiar]
         unet = sum(UNET in key.address.components for key in familiar)
-        elsewhere = sum(_OF_TEXT.search(text) is None for text in self.strangers)
+        elsewhere = sum(_OF_TEXT.search(text, 0, _LONGEST_REMEMBERED) is None for text in self.strangers)
         whole = is_handful(len(self.strangers), len(familiar)) and is_handful(elsewhere, unet)
         return bool(self.halves) or not whole
 
