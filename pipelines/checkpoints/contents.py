@@ -38,6 +38,9 @@ UNET, VAE = "unet", "vae"
 MARKS = ("v_pred", "ztsnr")
 """Marks of a checkpoint that hold nothing."""
 
+LONGEST_NAME = 200
+"""Most characters of a key. Real ones have some hundred."""
+
 _WRAPPED = r"(?:(?:model|state_dict|pipe|pipeline|generator)\.)*"
 _FIRST_ENCODER = (
     r"(?:conditioner\.embedders\.0|text_encoders?\.clip_[lh]|cond_stage_model\.clip_[lh]|clip_[lh]|text_encoder|"
@@ -93,6 +96,7 @@ def contents_of(name: str, header: WeightsHeader) -> Contents:
     """Sort a checkpoint's keys. name: the file's, to be shown. Raises ModelError for what is no whole model, with its
     right name, and where a weight is missing or is not understood."""
     keys = header.shapes
+    _refuse_long(name, header)
     storage = storage_of(name, header)
     sorted_keys = _Sorted.of(name, (key for key in keys if key not in storage.beside), header)
     first = first_conv(sorted_keys.shapes(UNET))
@@ -113,11 +117,19 @@ def contents_of(name: str, header: WeightsHeader) -> Contents:
         raise
 
 
+def _refuse_long(name: str, header: WeightsHeader) -> None:
+    longest = max(header.shapes, key=len, default="")
+    if len(longest) > LONGEST_NAME:
+        raise ModelError(
+            f"{name} is no model: a key of it has {len(longest)} characters, {listed([longest])}"
+        )
+
+
 def unet_inside(header: WeightsHeader) -> bool:
     """Whether a file holds the weights of a UNet itself."""
     shapes = {}
     for key, shape in header.shapes.items():
-        part, name = _place(_plain(key))
+        part, name = _place(_plain(key)) if len(key) <= LONGEST_NAME else ("", "")
         if part == UNET:
             shapes[name] = shape
     return first_conv(shapes) is not None
@@ -139,6 +151,7 @@ def vae_of(name: str, header: WeightsHeader, config: Mapping[str, Any]) -> tuple
 
     Raises ModelError for a file without one, and where a weight of it is missing or is not understood.
     """
+    _refuse_long(name, header)
     storage = storage_of(name, header)
     keys = _Sorted.of(name, (key for key in header.shapes if key not in storage.beside), header)
     own = keys.parts.get(VAE) or keys.rest
@@ -147,7 +160,7 @@ def vae_of(name: str, header: WeightsHeader, config: Mapping[str, Any]) -> tuple
     weights, unknown = _vae_weights(name, "a VAE", own, header, config)
     if unknown:
         raise ModelError(
-            f"the VAE {name} has {len(unknown)} weights that are not understood: {listed(unknown)}; use another copy"
+            f"the VAE {name} has weights that are not understood ({len(unknown)}): {listed(unknown)}; use another copy"
         )
     storage.check(weight.key for weight in weights.values())
     return Part(config, weights), storage
@@ -357,8 +370,8 @@ class _Judge:
         self.unknown += [key for key in rest if key not in self.scalars]
         if self.unknown:
             raise ModelError(
-                f"{self.file} looks like {family.label}, but {len(self.unknown)} of its weights are not understood: "
-                f"{listed(self.unknown)}. Without them the picture would be another; use a plain copy of the model"
+                f"{self.file} looks like {family.label}, but holds weights that are not understood "
+                f"({len(self.unknown)}): {listed(self.unknown)}. Without them the picture would be another; use a plain copy of the model"
             )
 
     @staticmethod
@@ -368,11 +381,7 @@ class _Judge:
     def _notes(self) -> tuple[str, ...]:
         notes = []
         if self.scalars:
-            count = len(self.scalars)
-            notes.append(
-                f"{count} {'entry' if count == 1 else 'entries'} of its file that hold no weights were left out: "
-                f"{listed(self.scalars)}"
-            )
+            notes.append(f"left out of its file, as it holds no weight: {listed(self.scalars)}")
         if self.keys.is_ema:
             notes.append("its file holds averaged (EMA) weights only, which are used")
         return tuple(notes)
@@ -417,7 +426,7 @@ def matched(
                 unknown.append(key)
                 break
     if missing := [name for name in expected if name not in weights]:
-        odd = f" ({len(unknown)} others are not understood: {listed(unknown)})" if unknown else ""
+        odd = f" (not understood, {len(unknown)}: {listed(unknown)})" if unknown else ""
         raise ModelError(
             f"{file} lacks weights that {kind} has: {len(missing)} of {len(expected)}, such as {listed(missing)}{odd}; "
             "use a complete copy"

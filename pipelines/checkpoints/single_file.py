@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from composers.shown import shown
 from pipelines import assets
 from pipelines.checkpoints.components import (
     Components,
@@ -193,8 +194,8 @@ def _prediction_type(file: Path, header: WeightsHeader, contents: Contents) -> t
     usual = "epsilon" if contents.sgm else "v_prediction"
     other = "v" if contents.sgm else "eps"
     return usual, (
-        f"it does not say what it predicts, so {usual} is assumed; if pictures are noise, put "
-        f"{file.with_suffix('.yaml').name} beside it, with: model: {{params: {{parameterization: {other}}}}}",
+        f"its prediction type is assumed ({usual}); {shown(file.with_suffix('.yaml').name)} beside it may say "
+        f"otherwise, as in model: {{params: {{parameterization: {other}}}}}",
     )
 
 
