@@ -371,7 +371,8 @@ class _Judge:
         if self.unknown:
             raise ModelError(
                 f"{self.file} looks like {family.label}, but holds weights that are not understood "
-                f"({len(self.unknown)}): {listed(self.unknown)}. Without them the picture would be another; use a plain copy of the model"
+                f"({len(self.unknown)}): {listed(self.unknown)}. Without them the picture would be another; use a "
+                "plain copy of the model"
             )
 
     @staticmethod
