@@ -21,7 +21,7 @@ from pipelines.checkpoints.components import (
     refuse_other_than_files,
     vae_dtype,
 )
-from pipelines.checkpoints.contents import Spell
+from pipelines.checkpoints.matching import Spell
 from pipelines.checkpoints.single_file import load_tokenizers
 from pipelines.checkpoints.stored import listed, storage_of
 from pipelines.checkpoints.weights import read_weights_header

@@ -23,7 +23,8 @@ from pipelines.checkpoints.components import (
     read_json,
     vae_dtype,
 )
-from pipelines.checkpoints.contents import UNET, VAE, Contents, Part, contents_of, unet_inside
+from pipelines.checkpoints.contents import Contents, Part, contents_of
+from pipelines.checkpoints.keys import UNET, VAE, unet_inside
 from pipelines.checkpoints.stored import Reader, opened
 from pipelines.checkpoints.weights import WeightsHeader, read_weights_header
 from pipelines.errors import ModelError
