@@ -99,7 +99,7 @@ def _note(graph: Graph, node: Node, role: str, sampler: Node | None) -> None:
     plain = node.kind.startswith(PLAIN_MODEL) or _PLAIN.search(node.kind)
     if is_like(node) or (plain and "merge" not in node.kind.lower()):
         return
-    if graph.chosen(graph, node) is None and len(node.inputs) > 1:
+    if graph.passed_on(node) is None and len(node.inputs) > 1:
         graph.leave(node.label)
 
 

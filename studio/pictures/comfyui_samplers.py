@@ -158,7 +158,7 @@ def _given(graph: Graph, sampler: Node, way: str) -> list[Node]:
     linked = graph.link(sampler.inputs.get(way))
     while linked is not None and linked[0] not in found and len(found) < 20:
         found.append(linked[0])
-        chosen = graph.chosen(graph, linked[0])
+        chosen = graph.passed_on(linked[0])
         names = chosen[:1] if chosen is not None else (way, "sigmas", "samples")
         linked = next((one for name in names if (one := graph.link(linked[0].inputs.get(name)))), None)
     return found
