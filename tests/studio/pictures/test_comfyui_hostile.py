@@ -227,7 +227,7 @@ def test_a_hostile_graph_is_read_or_refused_at_once(case: str) -> None:
         assert sum(len(one.adapter) for one in said.wanted) < 500_000
 
 
-@pytest.mark.parametrize("case", ["deep models", "doubled prompts", "deep samplers", "reroutes"])
+@pytest.mark.parametrize("case", ["doubled prompts", "reroutes"])
 def test_little_memory_is_taken(case: str) -> None:
     with cheap(10, 100), suppress(RequestError):
         read_comfyui("a.png", CASES[case])
