@@ -83,11 +83,12 @@ class Use:
     """One adapter in a mix. All strengths and factors are finite numbers, and may be negative.
 
     weight: the strength of its UNet part.
-    text_weight: the strength of its text-encoder part, which is constant over the run; None means `weight`. A use with
+    text_weight: the strength of its text-encoder part; None means `weight`. A use with
         both strengths at 0 is removed before planning.
     blocks: (block name, factor) pairs; a factor multiplies `weight`. () means every block at 1. Otherwise blocks that
         are not listed are at 0. Names match on dotted boundaries, and the longest match wins.
-    schedule: a factor on `weight` over the steps. It does not act on the text encoder.
+    schedule: a factor on `weight` over the steps. It acts on the text encoder only where `text_scheduled` is true, as
+        for an adapter that a prompt names in an edit.
     pinned: it is active in every lane of both roles, as an acceleration adapter such as LCM must be. The composer does
         not see it.
     band: its frequency band (CMLoRA, Zou et al. 2025, arXiv 2502.04923). "high" dominates early, "low" late. None
@@ -103,6 +104,7 @@ class Use:
     schedule: Schedule | None = None
     pinned: bool = False
     band: Band | None = None
+    text_scheduled: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.adapter, str):

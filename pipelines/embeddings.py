@@ -20,7 +20,7 @@ from pipelines.adapters.container import read_header, read_tensors
 from pipelines.errors import AdapterFileError, AdapterFormatError, AdapterMismatchError, StudioError
 from pipelines.families.family import Family
 from pipelines.home.answers import answered
-from pipelines.text.embeddings import MOST_VECTORS, TextualInversion, names_in, unknown_in
+from pipelines.text.embeddings import MOST_VECTORS, Names, TextualInversion, names_in, unknown_in
 
 LARGEST = 16 * 2**20
 """Bytes of a file: 75 vectors of both of SDXL's encoders in float32 take 600 kB."""
@@ -44,11 +44,13 @@ class Embeddings:
         self._given: dict[str, TextualInversion] = {}
         self._read: dict[str, tuple[object, TextualInversion | str]] = {}
         self._files: Mapping[str, Path] = {}
+        self._names = Names(())
         self._listed_at = -math.inf
 
     def load(self, path: Path, name: str) -> TextualInversion:
         """Read a file and keep it under a name. Raises as `read_embedding` does."""
         found = self._given[name.casefold()] = read_embedding(path, name, self._family, self._widths)
+        self._name()
         return found
 
     def of(self, text: str | None) -> tuple[TextualInversion, ...]:
@@ -60,9 +62,9 @@ class Embeddings:
         """A line for each embedding that a text mentions, or asks for, and that is drawn as words all the same."""
         found = [why for name in self._mentioned(text) if isinstance(why := self._found(name), str)]
         found += [
-            f"there is no embedding {name!r}, so it is drawn as words; put its .safetensors file into a folder of "
+            f"there is no embedding {name!r}, so it is drawn as words; put its .safetensors file into the home's "
             "embeddings"
-            for name in unknown_in(text or "", [*self._given, *self._files])
+            for name in unknown_in(text or "", self._names)
         ]
         return tuple(found)
 
@@ -71,8 +73,13 @@ class Embeddings:
             return ()
         now = time.monotonic()
         if now - self._listed_at > LISTED_FOR:
-            self._files, self._listed_at = self.listed(), now
-        return names_in(text, dict.fromkeys([*(one.name for one in self._given.values()), *self._files]))
+            before, self._files, self._listed_at = self._files, self.listed(), now
+            if before.keys() != self._files.keys():
+                self._name()
+        return names_in(text, self._names)
+
+    def _name(self) -> None:
+        self._names = Names([*(one.name for one in self._given.values()), *self._files])
 
     def _found(self, name: str) -> TextualInversion | str:
         if name.casefold() in self._given:

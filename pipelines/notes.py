@@ -18,7 +18,12 @@ def notes_on(model: Model, flight: Flight, *, tiled: bool) -> tuple[str, ...]:
 
     tiled: it was decoded tile by tile.
     """
-    notes = []
+    notes = list(model.checkpoint.notes)
+    notes += [
+        f"LoRA {name!r}: {doubt}"
+        for name in flight.adapters
+        for doubt in model.store.known[name].report.doubts
+    ]
     limit = model.found_limits.get(flight.shape)
     if limit is not None:
         notes.append(f"device memory holds {limit} UNet rows a call at this size; larger batches are split")

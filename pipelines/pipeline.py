@@ -60,6 +60,7 @@ class StudioPipeline:
         self.model = model
         self.home = home or Home.resolve()
         self._dtype_is_given = dtype_is_given
+        model.embeddings.listed = lambda: {entry.name: entry.path for entry in self.home.embeddings()}
 
     @classmethod
     def from_pretrained(
@@ -220,7 +221,7 @@ class StudioPipeline:
         not, and nothing is.
         """
         found = self.home.find_lora(file, model=self.model.checkpoint.label)
-        name = adapter_name or found.path.stem
+        name = adapter_name or (found.path.parent.name if found.foldered else found.path.stem)
         report = self.model.load_adapter(found.path, name, family)
         profile = cached(self.home, self.model, name)
         if profile is not None:

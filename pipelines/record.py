@@ -17,6 +17,7 @@ from composers.registry import settings_of, spell
 from pipelines.families.unet import shallow_modules
 from pipelines.model import Model
 from pipelines.request import Request
+from pipelines.text.clip_skip import Counting, remark
 from pipelines.text.editing import remarks
 from pipelines.text.vocabulary import unknown
 
@@ -25,8 +26,9 @@ from pipelines.text.vocabulary import unknown
 class Applied:
     """One adapter as it was applied.
 
-    text_weight: its strength in the text encoders. sha256: of its file. layers: how many of the model's layers it
-    changed. band: its frequency band, None for a method that does not use bands.
+    text_weight: its strength in the text encoders. text_scheduled: its schedule acted there too. sha256: of its file.
+    layers: how many of the model's layers it changed. band: its frequency band, None for a method that does not use
+    bands.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Applied:
     sha256: str
     layers: int
     band: str | None = None
+    text_scheduled: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class Record:
     composer_settings: dict[str, Any]
     text_mode: str
     clip_skip: int | None
+    clip_skip_as: Counting
     strength: float | None
     original_size: tuple[int, int]
     crop: tuple[int, int]
@@ -161,6 +165,7 @@ def make_record(
         composer_settings=settings_of(request.composer),
         text_mode=request.text_mode,
         clip_skip=request.clip_skip,
+        clip_skip_as=request.clip_skip_as,
         strength=None if request.init_image is None else request.strength,
         original_size=request.original_size,
         crop=request.crop,
@@ -189,6 +194,7 @@ def make_record(
         notes=(
             *notes,
             *remarks(request.prompt),
+            *remark(request.clip_skip, request.clip_skip_as, checkpoint.family),
             *_unread_embeddings(request, model),
             *_unknown_words(request, model, embeddings),
         ),
@@ -240,6 +246,7 @@ def _applied(request: Request, model: Model) -> list[Applied]:
                 sha256=adapter.report.sha256,
                 layers=sum(_changes(use, path) for path in adapter.layers),
                 band=use.band if request.composer.by_band else None,
+                text_scheduled=use.text_scheduled,
             )
         )
     return found

@@ -42,6 +42,7 @@ from pipelines.bounds import (
 )
 from pipelines.errors import RequestError
 from pipelines.families.family import Cut, Defaults
+from pipelines.text.clip_skip import Counting
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -108,7 +109,7 @@ class Request:
         such a multiple.
     scheduler: a name of `pipelines.schedulers`, or an alias; "model" is the model's own scheduler.
     init_image: at most 80 million pixels. It is resized to `width` x `height`.
-    clip_skip: counted as diffusers does.
+    clip_skip, clip_skip_as: see `pipelines.text.clip_skip`.
     reuse: only for methods that do not plan this themselves. A new turn of Switch starts in full. None is off.
     cut: see `pipelines.features`; None is the family's.
     original_size, target_size: None is the picture's own size.
@@ -152,6 +153,12 @@ class Request:
     )
     clip_skip: int | None = knob(
         None, "Clip skip", "Layers of the text encoder to skip; 0 skips none.", low=0, high=100
+    )
+    clip_skip_as: Counting = knob(
+        "diffusers",
+        "Clip skip as",
+        "Who counted it: diffusers (for the positive prompt alone), a1111, forge or comfyui (for both prompts).",
+        choices=get_args(Counting),
     )
     text_mode: TextMode = knob(
         "merged",
@@ -270,7 +277,7 @@ class Request:
         count = self.executed_steps
         steps = [Step(index, count, self.guidance_scale) for index in range(count)]
         plans = [
-            _worded(_driven(self.composer.plan(step, self.mix), pinned, step), self.wording, step)
+            _worded(_driven(self.composer.plan(step, self.mix), pinned, self.uses, step), self.wording, step)
             for step in steps
         ]
         if (most := max(len(plan.lanes) for plan in plans)) > MOST_ROWS:
@@ -405,12 +412,15 @@ def _reusing(plans: Sequence[Plan], interval: int) -> list[Plan]:
     return found
 
 
-def _driven(plan: Plan, pinned: tuple[Use, ...], step: Step) -> Plan:
+def _driven(plan: Plan, pinned: tuple[Use, ...], members: tuple[Use, ...], step: Step) -> Plan:
+    """The plan with the pinned adapters, and with the strengths of its step. members: all adapters of the picture."""
+    factors = {use.adapter: _factor(use, step) for use in members if use.text_scheduled}
     lanes = []
     for lane in plan.lanes:
         uses = tuple(_at(use, step) for use in (*lane.uses, *pinned))
-        prompt = replace(lane.prompt, text_uses=lane.prompt.text_uses + text_uses(pinned))
-        lanes.append(replace(lane, uses=uses, prompt=prompt))
+        texts = lane.prompt.text_uses + text_uses(pinned)
+        texts = text_uses(replace(use, weight=use.weight * factors.get(use.adapter, 1.0)) for use in texts)
+        lanes.append(replace(lane, uses=uses, prompt=replace(lane.prompt, text_uses=texts)))
     return replace(plan, lanes=tuple(lanes))
 
 
@@ -440,8 +450,11 @@ def _worded(plan: Plan, wording: Wording, step: Step) -> Plan:
 
 def _at(use: Use, step: Step) -> Use:
     """The use at one step, as the engine takes it: its blocks, and its strength times its schedule's factor."""
-    factor = use.schedule.factor(step) if use.schedule else 1.0
-    return Use(use.adapter, use.weight * factor, blocks=use.blocks)
+    return Use(use.adapter, use.weight * _factor(use, step), blocks=use.blocks)
+
+
+def _factor(use: Use, step: Step) -> float:
+    return use.schedule.factor(step) if use.schedule else 1.0
 
 
 PROMPTS = ("prompt", "negative_prompt")

@@ -14,6 +14,7 @@ from pipelines.engine.residency.store import KnownAdapter
 from pipelines.errors import PromptError
 from pipelines.model import Model
 from pipelines.request import Request
+from pipelines.text.clip_skip import layers_skipped
 from pipelines.text.encoder import Embedding, TextAsk
 
 KEPT_BYTES = 128 * 2**20
@@ -127,9 +128,10 @@ class Texts:
         )
 
     def _ask(self, request: Request, prompt: Prompt) -> TextAsk:
-        """What to encode for a prompt of a resolved request. As in diffusers, `clip_skip` is the positive one's."""
+        """What to encode for a prompt of a resolved request."""
         text = request.wording.texts[prompt.text]
-        skip = request.clip_skip if prompt.role == "positive" else None
+        family = self._model.checkpoint.family.name
+        skip = layers_skipped(request.clip_skip, request.clip_skip_as, family, prompt.role)
         return TextAsk(text, prompt.text_uses, skip, embeddings=self._model.embeddings.of(text))
 
     def _key(self, ask: TextAsk) -> _Key:

@@ -53,7 +53,8 @@ ROOMS: dict[str, list[str]] = {
         "adapter kinds",
         "keys metadata pinned",
         "origin peft_settings spellings",
-        "reporting structure writing",
+        "stated_scales structure writing",
+        "reporting",
         "inspection reading",
         "__init__",
     ],
@@ -216,8 +217,8 @@ READING = {
     "pipelines.adapters.container",  # our own bytes, before they are written
     *("studio.drafts.picture_file", "studio.bench.workers"),  # pictures
     # JSON and YAML of rooms above the library, each within bounds of its own
-    *("studio.batch.checking", "studio.batch.manifest", "studio.batch.values"),
-    *("studio.pictures.a1111", "studio.web.door.guard"),
+    *("studio.batch.manifest", "studio.batch.values"),
+    *("studio.pictures.identity", "studio.web.door.guard"),
 }
 
 

@@ -54,7 +54,8 @@ class LoadReport:
     applied, total: component -> how many layers the file changes, and how many the model has.
     ranks, alphas: (lowest, highest). alphas is None where the file gives none, which means scale 1.
     dtype: of the weights, the most frequent first. sha256: of the file.
-    notes: what was ignored, and whatever else a user might wonder about.
+    notes: what was ignored, and whatever else a user might wonder about. doubts: those of them that may concern the
+        picture: keys that were left out, a scale that is not certain, a choice between files.
     """
 
     name: str
@@ -72,6 +73,7 @@ class LoadReport:
     title: str = ""
     triggers: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
     @property
     def short_hash(self) -> str:
@@ -106,12 +108,17 @@ def span(values: tuple[float, float]) -> str:
 
 @dataclass(frozen=True)
 class Adapter:
-    """One loaded adapter file. layers: layer ("unet.down_blocks.0…to_q") -> its factors."""
+    """One loaded adapter file.
+
+    layers: layer ("unet.down_blocks.0…to_q") -> its factors. bundled: the embeddings that come with it: word -> name of
+    a tensor ("clip_l") -> tensor, as the file has them (`pipelines.embeddings` judges them).
+    """
 
     name: str
     layers: Mapping[str, LayerFactors]
     metadata: AdapterMetadata
     report: LoadReport
+    bundled: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict, repr=False)
 
     def delta(self, layer: str) -> Tensor:
         """dW of one layer, float32, in the shape of its weight. Raises KeyError for a layer that it does not change.
@@ -124,7 +131,8 @@ class Adapter:
 
     @property
     def bytes(self) -> int:
-        return sum(factors.bytes for factors in self.layers.values())
+        embeddings = sum(one.nbytes for tensors in self.bundled.values() for one in tensors.values())
+        return embeddings + sum(factors.bytes for factors in self.layers.values())
 
 
 def model_layers(family: Family, label: str, components: Mapping[str, torch.nn.Module]) -> ModelLayers:

@@ -16,6 +16,7 @@ from pipelines.adapters.metadata import describe
 from pipelines.adapters.origin import Origin, origin_by_metadata
 from pipelines.adapters.peft_settings import peft_settings
 from pipelines.adapters.sidecars import Sidecars, read_sidecars
+from pipelines.adapters.stated_scales import stated_in
 from pipelines.adapters.structure import Structure, read_structure
 from pipelines.errors import AdapterFileError, AdapterFormatError
 from pipelines.home.answers import answered
@@ -132,7 +133,8 @@ def _opened(path: Path) -> tuple[Path, UnparsedHeader, Sidecars]:
 def _refused_settings(path: Path, metadata: Mapping[str, str], structure: Structure) -> str:
     """Why the settings that come with the weights rule them out; "" where they do not."""
     try:
-        peft_settings(path, metadata)
+        if not peft_settings(path, metadata):
+            stated_in(path, metadata)
         if "FLoRA" in structure.kinds:
             flora.mean_of(path.name, metadata)
     except AdapterFormatError as error:

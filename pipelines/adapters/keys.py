@@ -1,9 +1,12 @@
 """What a key says without a model: which component, which layer by which name, and which part of the layer.
 
-A key is prefix + layer name + leaf. The prefixes, by their writers:
-    kohya-ss/sd-scripts and LyCORIS    `lora_unet_…`, `lora_te(1|2)?_…`, `lycoris_…` (names flattened with "_")
-    diffusers and PEFT                 `unet.…`, `text_encoder(_2)?.…`, `base_model.model.…`, or nothing at all
-    ComfyUI                            `diffusion_model.…`, `text_encoders.clip_l.transformer.…`
+A key is prefixes + layer name + leaf. Names may be flattened, with "_" for ".". The prefixes, by their writers:
+    kohya-ss/sd-scripts, LyCORIS    lora_unet, lora_te, lora_te1, lora_te2, lycoris, lycoris_unet
+    OneTrainer                      these, dotted too, and unet, clip_l, clip_g
+    diffusers and PEFT              unet, text_encoder, text_encoder_2, base_model.model, or nothing at all
+    ComfyUI                         diffusion_model, text_encoders.clip_l.transformer
+    the original checkpoints        model.diffusion_model, cond_stage_model, conditioner.embedders.0
+Any of them may stand before any other, if they do not contradict one another.
 """
 
 from __future__ import annotations
@@ -14,42 +17,39 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from pipelines.adapters.kinds import ADAPTER_KINDS, Leaf
+from pipelines.adapters.kinds import ADAPTER_KINDS, AdapterKind, Leaf
+from pipelines.adapters.kinds.unsupported import peft_part
 
 UNET, TEXT, TEXT_2 = "unet", "text_encoder", "text_encoder_2"
 COMPONENTS = (UNET, TEXT, TEXT_2)
 
 LEAVES: Mapping[str, Leaf] = {end: leaf for kind in ADAPTER_KINDS for end, leaf in kind.leaves.items()}
+_REFUSED = {leaf.part: kind for kind in ADAPTER_KINDS if kind.refusal for leaf in kind.leaves.values()}
 
-_FLAT = (
-    ("lora_unet_", UNET),
-    ("lora_te1_", TEXT),
-    ("lora_te2_", TEXT_2),
-    ("lora_te_", TEXT),
-    ("lycoris_unet_", UNET),
-    ("lycoris_", None),
+_PREFIX = re.compile(
+    r"(?:(?P<second>te2|text_encoder_2|clip_g|(?:embedders|text_encoders)[._]1|1(?=[._](?:transformer|model)[._]))"
+    r"|(?P<first>te1|text_encoder_1|clip_[lh]|(?:embedders|text_encoders)[._]0|0(?=[._](?:transformer|model)[._]))"
+    r"|(?P<either>te|text_encoder|cond_stage_model)"
+    r"|(?P<unet>unet|diffusion_model)"
+    r"|lora|lycoris|base_model|model|module|_orig_mod|transformer|text_encoders|conditioner)[._]"
 )
-_DOTTED = (
-    ("base_model.model.", None),
-    ("unet.", UNET),
-    ("model.diffusion_model.", UNET),
-    ("diffusion_model.", UNET),
-    ("text_encoder.", TEXT),
-    ("text_encoder_1.", TEXT),
-    ("text_encoder_2.", TEXT_2),
-    ("text_encoders.", None),
-    ("clip_l.transformer.", TEXT),
-    ("clip_g.transformer.", TEXT_2),
-)
+_MOST_PREFIXES = 8  # one after another; real keys have five
+
 _SGM = re.compile(r"(input_blocks|middle_block|output_blocks|time_embed|label_emb|out)[._]\d")
 _DIFFUSERS_UNET = re.compile(
     r"(down_blocks|up_blocks)[._]\d|(mid_block|time_embedding|add_embedding)[._]|conv_(in|out)$"
 )
-_TEXT = re.compile(r"text_model[._]|encoder[._]layers[._]|text_projection$")
-_NAMED = re.compile(r"\.lora_(A|B|magnitude_vector|embedding_[AB])\.")
-_BUNDLED = re.compile(r"bundle_emb\.")
+_TEXT = re.compile(r"text_model[._]|encoder[._]layers[._]|(transformer[._])?resblocks[._]\d|text_projection$")
+_OTHER_UNETS = re.compile(r"[._](motion_modules|temporal_\w+|spatial_res_block)[._]")
+_BUNDLED = "bundle_emb."
 _BOOKKEEPING = re.compile(
-    r"(.*[._])?position_ids$|(global_|max_)?(step|epoch|iteration)s?$|(modelspec|ss|sshs)[._].*"
+    r"(.*[._])?(position_ids|logit_scale|inv_freq|num_batches_tracked|exp_avg|exp_avg_sq|max_exp_avg_sq|momentum_buffer"
+    r"|num_updates)"
+    r"|(optimizer|optimizer_states?|lr_scheduler|scheduler|grad_scaler|scaler|param_groups|state|rng_state|random_state"
+    r"|modelspec|ss|sshs)[._].*"
+    r"|(global_|max_|train_|val_|avg_|running_)*(step|epoch|iteration|loss|lr|learning_rate)(es|s)?"
+    r"|betas|(log_)?sigmas|alphas_cumprod(_prev)?|timesteps|v_pred|ztsnr|rng_state|random_state|grad_norm",
+    re.DOTALL,
 )
 
 
@@ -58,12 +58,11 @@ class Address:
     """The layer that a key points to.
 
     components: the components that it may mean; two where it does not say which text encoder.
-    path: the layer's name in the file's own spelling. flat: its dots are replaced by underscores.
+    path: the layer's name in the file's own spelling; its dots may be replaced by underscores.
     """
 
     components: tuple[str, ...]
     path: str
-    flat: bool
 
 
 @dataclass(frozen=True)
@@ -84,14 +83,16 @@ class Key:
 class Contents:
     """A file's keys, sorted by what they are.
 
-    keys: those of adapter layers. unknown: those that follow no known scheme. bundled: embeddings that come along.
-    bookkeeping: counters and buffers that change nothing.
+    keys: those of adapter layers. unknown: those that follow no known scheme. bookkeeping: counters, the state of an
+    optimizer, and buffers that change nothing. bundled: embeddings that come along: word -> name of a tensor -> key.
+    halves: those among `unknown` that are some unknown part of a layer whose name is known.
     """
 
     keys: tuple[Key, ...]
     unknown: tuple[str, ...]
-    bundled: tuple[str, ...]
     bookkeeping: tuple[str, ...]
+    bundled: Mapping[str, Mapping[str, str]]
+    halves: tuple[str, ...] = ()
 
     @property
     def strangers(self) -> tuple[str, ...]:
@@ -99,27 +100,69 @@ class Contents:
         return (*self.unknown, *(key.text for key in self.keys if not key.familiar))
 
     @property
+    def foreign(self) -> bool:
+        """Whether so many keys are strangers that the file is for another model, or is no adapter."""
+        strangers = len(self.strangers)
+        return bool(self.halves) or not is_handful(strangers, len(self.keys) + len(self.unknown) - strangers)
+
+    @property
+    def unsupported(self) -> tuple[str, AdapterKind] | None:
+        """(a key, the type that it shows) where the file is of a type that is not applied; else None."""
+        found: dict[str, str] = {}
+        for key in self.keys:
+            found.setdefault(key.part, key.text)
+        for text in self.unknown:  # PEFT keeps what layers share beside them
+            if (split := split_leaf(text)) is not None:
+                found.setdefault(split[1].part, text)
+        kinds = {
+            _REFUSED[part].name: (text, _REFUSED[part]) for part, text in found.items() if part in _REFUSED
+        }
+        return next((kinds[kind.name] for kind in ADAPTER_KINDS if kind.name in kinds), None)
+
+    @property
     def namings(self) -> tuple[str, ...]:
         """The naming schemes in use, the most frequent first. Plain "kohya" is left out beside a "kohya (…)"."""
-        counts = Counter(key.naming for key in self.keys if key.naming)
+        counts = Counter(key.naming for key in self.keys if key.naming and key.familiar)
+        counts = counts or Counter(key.naming for key in self.keys if key.naming)
         if any(name.startswith("kohya (") for name in counts):
             counts.pop("kohya", None)
         return tuple(name for name, _ in counts.most_common())
 
 
+def is_handful(some: int, rest: int) -> bool:
+    """Whether `some` keys are so few beside `rest` that the file is whole without them."""
+    return some <= max(rest // 50, min(rest // 5, 20))
+
+
+def quoted(key: str) -> str:
+    """A key as messages show it. No real one is shortened."""
+    return repr(key) if len(key) <= _LONGEST_REMEMBERED else repr(f"{key[:_LONGEST_REMEMBERED]}…")
+
+
+def some(keys: Iterable[str], most: int = 3) -> str:
+    """The number of keys and the first few of them, as a text."""
+    keys = list(keys)
+    return f"{len(keys)} ({', '.join(map(quoted, keys[:most]))}{', …' if len(keys) > most else ''})"
+
+
 def sort_keys(texts: Iterable[str]) -> Contents:
-    """Sort the keys of a file. Each goes into exactly one field of the result."""
-    keys, unknown, bundled, bookkeeping = [], [], [], []
+    """Sort the keys of a file. Each goes into exactly one field of the result (`halves` are among `unknown`)."""
+    keys: list[Key] = []
+    unknown, bookkeeping, halves = [], [], []
+    bundled: dict[str, dict[str, str]] = {}
     for text in sorted(texts):
-        if _BUNDLED.match(text):
-            bundled.append(text)
-        elif _BOOKKEEPING.fullmatch(text):
+        if text.startswith(_BUNDLED):
+            word, name = _word_and_name(text.removeprefix(_BUNDLED))
+            bundled.setdefault(word, {})[name] = text
+        elif _is_bookkeeping(text):
             bookkeeping.append(text)
         elif (key := read_key(text)) is not None:
             keys.append(key)
         else:
             unknown.append(text)
-    return Contents(tuple(keys), tuple(unknown), tuple(bundled), tuple(bookkeeping))
+            if _is_half(text):
+                halves.append(text)
+    return Contents(tuple(keys), tuple(unknown), tuple(bookkeeping), bundled, tuple(halves))
 
 
 def read_key(text: str) -> Key | None:
@@ -136,61 +179,82 @@ def _remembered(text: str) -> Key | None:
 
 
 def _read_key(text: str) -> Key | None:
-    split = _split_leaf(text)
+    split = split_leaf(text)
     if split is None:
         return None
     stem, leaf = split
-    address = _address(stem)
+    address, familiar = _address(stem)
     if address is None:
         return None
-    patterns = (_SGM, _DIFFUSERS_UNET) if UNET in address.components else (_TEXT,)
-    familiar = any(pattern.match(address.path) for pattern in patterns)
     return Key(text, address, leaf.part, _naming(stem, leaf, address), familiar)
 
 
-def _split_leaf(text: str) -> tuple[str, Leaf] | None:
+def split_leaf(text: str) -> tuple[str, Leaf] | None:
     """(what comes before the leaf, the leaf); the longest known leaf wins. None where no leaf is known."""
     if "_lora." in text:  # to_q_lora.up.weight -> to_q.lora.up.weight
         text = text.replace("_lora.", ".lora.")
-    if _NAMED.search(text):  # PEFT puts the adapter's name between: lora_A.default.weight
-        text = re.sub(r"\.(lora_(?:A|B|magnitude_vector))\.[^.]+\.(weight|bias)$", r".\1.\2", text)
-        text = re.sub(r"\.(lora_embedding_[AB])\.[^.]+$", r".\1", text)
-    pieces = text.split(".")
+    pieces = text.rsplit(".", 5)
+    if len(pieces) > 3 and pieces[-1] in ("weight", "bias"):
+        named = f"{pieces[-3]}.{pieces[-1]}"  # PEFT puts the adapter's name between: lora_A.default.weight
+        if named in LEAVES and f"{pieces[-2]}.{pieces[-1]}" not in LEAVES:
+            return ".".join(pieces[:-3]), LEAVES[named]
     for length in (3, 2, 1):
         leaf = LEAVES.get(".".join(pieces[-length:]))
         if leaf is not None and len(pieces) > length:
             return ".".join(pieces[:-length]), leaf
-    return None
+    if len(pieces) > 2 and (leaf := LEAVES.get(pieces[-2])) is not None and leaf.part in _REFUSED:
+        return ".".join(pieces[:-2]), leaf  # the adapter's name again: hada_w1_a.default
+    return peft_part(text)
 
 
-def _address(stem: str) -> Address | None:
-    for prefix, component in _FLAT:
-        if stem.startswith(prefix):
-            return _placed(stem.removeprefix(prefix), component, flat=True)
-    path, component = stem, None
+def _address(stem: str) -> tuple[Address | None, bool]:
+    """(the layer that a key means, whether its name is familiar); (None, False) where nothing tells the component."""
+    path, owner, sure = stem, "", False
     for _ in range(_MOST_PREFIXES):
-        found = next(((prefix, owner) for prefix, owner in _DOTTED if path.startswith(prefix)), None)
+        if _TEXT.match(path):
+            if owner in ("", UNET):  # some writers put everything under `lora_unet_`
+                return Address((TEXT, TEXT_2), path), True
+            return Address((owner,), path), True
+        if _SGM.match(path) or _DIFFUSERS_UNET.match(path):
+            if owner in (TEXT, TEXT_2):
+                return None, False
+            return Address((UNET,), path), _OTHER_UNETS.search(path) is None
+        found = _PREFIX.match(path)
         if found is None:
-            return _placed(path, component, flat=False)
-        prefix, owner = found
-        if owner is not None and component not in (None, owner):
-            return None
-        path, component = path.removeprefix(prefix), owner or component
-    return None
+            break
+        path = path[found.end() :]
+        said = _OWNERS.get(found.lastgroup or "", "")
+        if found.lastgroup in ("first", "second"):
+            if sure and said != owner:
+                return None, False
+            owner, sure = said, True
+        elif said and not sure:
+            owner = said
+    return (Address((owner,), path), False) if owner else (None, False)
 
 
-_MOST_PREFIXES = 6  # one after another; real keys have three
+_OWNERS = {"first": TEXT, "second": TEXT_2, "either": TEXT, "unet": UNET}
 
 
-def _placed(path: str, component: str | None, *, flat: bool) -> Address | None:
-    """The address of a path. component: None where no prefix names one; then the path's look decides."""
-    if component is not None:
-        return Address((component,), path, flat)
-    if _SGM.match(path) or _DIFFUSERS_UNET.match(path):
-        return Address((UNET,), path, flat)
-    if _TEXT.match(path):
-        return Address((TEXT, TEXT_2), path, flat)
-    return None
+def _word_and_name(text: str) -> tuple[str, str]:
+    """(the word, the tensor's name) of a bundled embedding, "fox.clip_l". A word may hold dots."""
+    word, marker, rest = text.partition(".string_to_param.")
+    if marker:
+        return word, f"string_to_param.{rest}"
+    word, _, name = text.rpartition(".")
+    return (word, name) if word else (name, "")
+
+
+def _is_bookkeeping(text: str) -> bool:
+    return len(text) <= _LONGEST_REMEMBERED and _BOOKKEEPING.fullmatch(text) is not None
+
+
+def _is_half(text: str) -> bool:
+    """Whether the key is some part of a layer whose name is known, though nobody knows which part."""
+    pieces = text.rsplit(".", 3)
+    return len(text) <= _LONGEST_REMEMBERED and any(
+        _address(".".join(pieces[:-length]))[1] for length in range(1, len(pieces))
+    )
 
 
 def _naming(stem: str, leaf: Leaf, address: Address) -> str:
@@ -206,7 +270,7 @@ def _naming(stem: str, leaf: Leaf, address: Address) -> str:
     )
     if leaf.style == "flora":
         return "FLoRA"
-    if address.flat:
+    if "." not in stem and stem != address.path:
         scheme = "LyCORIS" if stem.startswith("lycoris_") else "kohya"
         return f"{scheme} ({blocks})" if blocks else scheme
     if stem.startswith("base_model.model."):

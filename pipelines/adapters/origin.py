@@ -41,7 +41,16 @@ _FOREIGN = tuple(
         ),
         ("Stable Cascade", r"^lora_prior_"),
         ("a language model", r"(^|[._])model[._]layers[._]\d+[._](self_attn|mlp)[._]"),
-        ("a diffusion transformer", r"(^|[._])transformer[._](transformer_)?blocks[._]\d|^lora_transformer_"),
+        (
+            "Stable Video Diffusion",
+            r"[._]temporal_(transformer_blocks|res_block)[._]|[._]spatial_res_block[._]",
+        ),
+        ("AnimateDiff, as a motion module,", r"[._]motion_modules[._]\d|[._]temporal_transformer[._]"),
+        (
+            "a diffusion transformer",
+            r"^(?:(?:base_model|model|lora|lycoris|unet|diffusion_model|dit|net)[._])*(?:transformer[._])?"
+            r"(?:transformer_)?blocks[._]\d|^lora_transformer_|(^|[._])(double_stream_blocks|token_refiner)[._]",
+        ),
     )
 )
 
@@ -87,7 +96,8 @@ def origin_by_layers(
     contents: Contents, tensors: Mapping[str, TensorEntry], *, ambiguous_width: int | None = None
 ) -> Origin | None:
     """The family that the layers prove, by names or shapes; None where they prove none."""
-    return foreign(contents.strangers) or _by_width(contents, tensors, ambiguous_width) or _by_depth(contents)
+    strange = foreign(contents.strangers) if contents.foreign else None
+    return strange or _by_width(contents, tensors, ambiguous_width) or _by_depth(contents)
 
 
 def foreign(keys: Iterable[str]) -> Origin | None:
@@ -154,18 +164,40 @@ def origin_by_metadata(metadata: Mapping[str, str]) -> Origin | None:
 
 def something_else(keys: Iterable[str]) -> str:
     """What a file is, if not an adapter, and what to do with it; "" where its keys do not tell."""
-    keys = set(keys)
-    if any(
-        key.startswith(("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")) for key in keys
-    ):
-        return "it is a whole checkpoint, use it as the model"
-    if keys & {"emb_params", "clip_l", "clip_g"}:
-        return "it is a textual-inversion embedding, which is not an adapter"
-    if any(key.startswith(("unet:", "text_encoder:")) for key in keys):
-        return "it numbers its layers (the first LoRA trainers did); convert it to kohya's format"
-    if any(".lora_" not in key and key.startswith(("down_blocks.", "encoder.", "decoder.")) for key in keys):
-        return "it is a part of a model (UNet, VAE or ControlNet), not an adapter"
-    return ""
+    keys = [key for key in islice(keys, _ENOUGH) if len(key) <= _LONGEST]
+    return next((what for what, pattern in _NO_ADAPTERS if any(map(pattern.match, keys))), "")
+
+
+_NO_ADAPTERS = tuple(
+    (what, re.compile(pattern, re.DOTALL))
+    for what, pattern in (
+        ("it is a ControlNet LoRA, which steers by a picture and is no style or subject",
+         r"lora_controlnet$|controlnet_.*lora|.*(input_hint_block|zero_convs|controlnet_cond_embedding|middle_block_out)"
+         r"[._].*(up|down|lora_\w+)(\.weight)?$"),
+        ("it is a ControlNet-LLLite, which steers by a picture and is no style or subject", r"lllite_"),
+        ("it is a ControlNet, which steers by a picture and is no adapter",
+         r"control_model\.|.*(input_hint_block|zero_convs|controlnet_cond_embedding|controlnet_(down|mid)_block)"),
+        ("it is a whole checkpoint, use it as the model",
+         r"model\.diffusion_model\.|first_stage_model\.|cond_stage_model\.|conditioner\.embedders\."),
+        ("it is an IP-Adapter, which takes a picture as its prompt",
+         r"(image_proj|ip_adapter|image_proj_model)\.|.*(to_[kv]_ip)\."),
+        ("it is AnimateDiff's motion module, for moving pictures", r".*(motion_modules|temporal_transformer)\."),
+        ("it is a hypernetwork; A1111 loads these from a folder of their own",
+         r"\d{3,4}(\.\d+)?\.linear(s)?\.|(down|mid|up)\.\d+\.(linear|layer)"),
+        ("it is a textual-inversion embedding, which is not an adapter; put it into a folder of embeddings",
+         r"(emb_params|clip_[lg](_out)?|text_encoders_[01]|string_to_param(\..*|$)|string_to_token.*|<[^.]+>)$"),
+        ("it is a T2I-Adapter, which steers by a picture", r"(adapter\.)?(body\.\d+\.|conv_in\.|channel_unshuffle)"
+         r".*block\d"),
+        ("it numbers its layers (the first LoRA trainers did); convert it to kohya's format",
+         r"(unet|text_encoder):"),
+        ("it is a part of a model (UNet, VAE, text encoder or ControlNet), not an adapter",
+         r"(?!.*lora_)(down_blocks|mid_block|up_blocks|encoder|decoder|quant_conv|post_quant_conv|text_model|text_projection"
+         r"|conv_in|conv_out|time_embedding|input_blocks|output_blocks|transformer\.resblocks|shared|token_embedding"
+         r")[._].*(weight|bias)$"),
+        ("it is an upscaler, not an adapter", r"conv_first\.|model\.\d+\.(sub\.|weight)|body\.\d+\.rdb"),
+    )
+)  # fmt: skip
+"""What else people give as a LoRA, by the beginning of one of its keys; the first that matches counts."""
 
 
 def _family_named(said: str) -> str:

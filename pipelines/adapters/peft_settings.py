@@ -1,8 +1,8 @@
 """The settings that PEFT keeps beside the weights. They decide every layer's scale.
 
-They are found in two places: in `adapter_config.json` in a folder that PEFT wrote, and in the safetensors metadata
-`lora_adapter_metadata`. There diffusers puts the same fields, with the component before each name
-({"unet.r": 4, "unet.lora_alpha": 8, "text_encoder.r": …}). Ranks are read off the tensors instead.
+They are found in two places that are relied on: in `adapter_config.json` in a folder that PEFT wrote, and in the
+safetensors metadata `lora_adapter_metadata`. There diffusers puts the same fields, with the component before each name
+({"unet.r": 4, "unet.lora_alpha": 8, "text_encoder.r": …}). Other places are in `pipelines.adapters.stated_scales`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 from composers.shown import shown
 from pipelines.adapters.keys import COMPONENTS
+from pipelines.adapters.kinds.unsupported import PEFT_TYPES
 from pipelines.adapters.sidecars import MOST_SAID
 from pipelines.errors import AdapterFormatError
 from pipelines.home.files import is_regular, read_text
@@ -32,6 +33,11 @@ MOST_PATTERNS = 3_000
 MOST_WILD = 10
 """Most of these that hold `.*`, each twice at most: they are slow to compare."""
 
+
+class MalformedSettings(AdapterFormatError):
+    """Settings that cannot be read, other than such as call for something that is not applied."""
+
+
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 
 # Patterns are regular expressions from an untrusted file. Only those that cannot take forever are run.
@@ -43,20 +49,22 @@ class PeftSettings:
     """What PEFT's LoraConfig says of one component.
 
     alpha: None where it says nothing, which means scale 1. alpha_pattern: regular expression -> alpha of the layers
-    whose names end so. rslora: whether the scale is that of rsLoRA.
+    whose names end so. rank, rank_pattern: likewise. rslora: whether the scale is that of rsLoRA.
     """
 
     alpha: float | None = None
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     rslora: bool = False
+    rank: int | None = None
+    rank_pattern: Mapping[str, float] = field(default_factory=dict)
 
     def alpha_of(self, module: str) -> float | None:
         """The layer's alpha: that of the first pattern that matches the end of its name, else the common one."""
-        bare = module.removeprefix("text_model.")  # files write text layers with or without it
-        for pattern, alpha in self.alpha_pattern.items():
-            if any(map(_ending(pattern).match, (bare, f"text_model.{bare}"))):
-                return alpha
-        return self.alpha
+        return _first_of(self.alpha_pattern, module, self.alpha)
+
+    def rank_of(self, module: str) -> float | None:
+        """The layer's rank, likewise; None where nothing is said of it."""
+        return _first_of(self.rank_pattern, module, self.rank)
 
     def scale_of(self, module: str, rank: int) -> float | None:
         """alpha / rank, or alpha / sqrt(rank) for rsLoRA (Kalajdzievski 2023, arXiv 2312.03732).
@@ -69,7 +77,15 @@ class PeftSettings:
         return alpha / (math.sqrt(rank) if self.rslora else rank)
 
 
-@lru_cache(2 * MOST_PATTERNS)
+def _first_of(patterns: Mapping[str, float], module: str, common: float | None) -> float | None:
+    bare = module.removeprefix("text_model.")  # files write text layers with or without it
+    for pattern, value in patterns.items():
+        if any(map(_ending(pattern).match, (bare, f"text_model.{bare}"))):
+            return value
+    return common
+
+
+@lru_cache(4 * MOST_PATTERNS)
 def _ending(pattern: str) -> re.Pattern[str]:
     return re.compile(rf"(.*\.)?({pattern})$")
 
@@ -81,45 +97,76 @@ def peft_settings(path: Path, metadata: Mapping[str, str]) -> dict[str, PeftSett
     or call for something that is not applied, and NoAnswer.
     """
     if METADATA_KEY in metadata:
-        fields = _object(path.name, METADATA_KEY, metadata[METADATA_KEY])
-        return {
-            component: _settings(f"{path.name}: {METADATA_KEY}", own)
-            for component in COMPONENTS
-            if (
-                own := {
-                    k.removeprefix(f"{component}."): v
-                    for k, v in fields.items()
-                    if k.startswith(f"{component}.")
-                }
-            )
-        }
+        return by_component(
+            f"{path.name}: {METADATA_KEY}", settings_object(path.name, METADATA_KEY, metadata[METADATA_KEY])
+        )
     config = path.parent / CONFIG_NAME
-    if path.name.startswith("adapter_model") and is_regular(config):
-        with reading(f"{path.name}: {CONFIG_NAME} beside it", AdapterFormatError, "repair it"):
-            text = read_text(config)
-        settings = _settings(f"{path.name}: {CONFIG_NAME}", _object(path.name, CONFIG_NAME, text))
-        return dict.fromkeys(COMPONENTS, settings)
+    if path.name.startswith(_NAMED_BY_WRITERS) and is_regular(config):
+        return by_component(f"{path.name}: {CONFIG_NAME}", _config_beside(path.name, config))
     return {}
 
 
-def _object(file: str, what: str, text: str) -> dict[str, Any]:
+def config_beside(path: Path) -> dict[str, PeftSettings]:
+    """What an `adapter_config.json` says that stands beside a file of another name; {} where there is none.
+
+    Raises AdapterFormatError as `peft_settings` does, though it may be another file's.
+    """
+    config = path.parent / CONFIG_NAME
+    if path.name.startswith(_NAMED_BY_WRITERS) or not is_regular(config):
+        return {}
+    return by_component(f"{path.name}: {CONFIG_NAME}", _config_beside(path.name, config))
+
+
+_NAMED_BY_WRITERS = ("adapter_model", "pytorch_lora_weights")
+
+
+def _config_beside(file: str, config: Path) -> dict[str, Any]:
+    with reading(f"{file}: {CONFIG_NAME} beside it", MalformedSettings, "repair it"):
+        text = read_text(config)
+    return settings_object(file, CONFIG_NAME, text)
+
+
+def by_component(where: str, fields: Mapping[str, Any]) -> dict[str, PeftSettings]:
+    """Component -> its settings, from the fields of a LoraConfig.
+
+    The component stands before each name ("unet.r"), or holds an object of its own, or the fields are everybody's.
+    Raises AdapterFormatError.
+    """
+    found = {}
+    for component in COMPONENTS:
+        start = f"{component}."
+        own = {name.removeprefix(start): value for name, value in fields.items() if name.startswith(start)}
+        if isinstance(nested := fields.get(component), dict):
+            own |= nested
+        if own:
+            found[component] = _settings(where, own)
+    if not found and not any("." in name for name in fields):
+        return dict.fromkeys(COMPONENTS, _settings(where, fields)) if fields else {}
+    return found
+
+
+def settings_object(file: str, what: str, text: str) -> dict[str, Any]:
     where = f"{file}: {what}, which decides every layer's scale,"
     remedy = "repair or remove it"
     fields = read_json(
-        text, where, error=AdapterFormatError, remedy=remedy, most=MOST_SAID, finite=False, mended=True
+        text, where, error=MalformedSettings, remedy=remedy, most=MOST_SAID, finite=False, mended=True
     )
     if not isinstance(fields, dict):
-        raise AdapterFormatError(f"{where} is not a JSON object; {remedy}")
+        raise MalformedSettings(f"{where} is not a JSON object; {remedy}")
     return fields
 
 
 def _settings(where: str, fields: Mapping[str, Any]) -> PeftSettings:
     """The fields of a LoraConfig that change the mathematics. Raises AdapterFormatError if one cannot be applied."""
-    if (kind := fields.get("peft_type", "LORA")) != "LORA":
+    kind = fields.get("peft_type") or "LORA"
+    word = kind.removeprefix("PeftType.").upper() if isinstance(kind, str) else ""
+    if word != "LORA":
+        name = PEFT_TYPES.get(word)
         raise AdapterFormatError(
-            f"{where}: the PEFT type {shown(kind)} is not applied yet; look for a plain LoRA"
+            f"{where}: the PEFT type {shown(kind)}{f', {name},' if name else ''} is not applied yet; "
+            "look for a plain LoRA"
         )
-    if fields.get("use_dora"):
+    if _flag(where, fields, "use_dora"):
         raise AdapterFormatError(
             f"{where}: DoRA is not applied yet; look for a plain LoRA of the same subject"
         )
@@ -129,29 +176,67 @@ def _settings(where: str, fields: Mapping[str, Any]) -> PeftSettings:
             f"{where}: init_lora_weights={shown(start)} trained against a changed base model, so these factors "
             "alone are not the difference; save it again with PEFT's path_initial_model_for_weight_conversion"
         )
-    pattern = fields.get("alpha_pattern") or {}
-    alpha = fields.get("lora_alpha")
-    if not isinstance(pattern, dict) or not all(
-        _is_number(value) for value in (*pattern.values(), 0 if alpha is None else alpha)
-    ):
-        raise AdapterFormatError(
-            f"{where}: lora_alpha and alpha_pattern must be finite numbers; repair the settings"
+    alpha, rank = fields.get("lora_alpha"), fields.get("r")
+    if alpha is not None and not _is_number(alpha):
+        raise MalformedSettings(
+            f"{where}: lora_alpha and alpha_pattern must be finite numbers, not {shown(alpha)}; repair the settings"
         )
+    return PeftSettings(
+        alpha=None if alpha is None else float(alpha),
+        alpha_pattern=_pattern(where, "alpha_pattern", fields.get("alpha_pattern") or {}),
+        rslora=_flag(where, fields, "use_rslora"),
+        rank=int(rank) if _is_number(rank) else None,
+        rank_pattern=_ranks(fields.get("rank_pattern")),
+    )
+
+
+def _ranks(pattern: object) -> dict[str, float]:
+    """A rank_pattern. One that is odd counts as none: the ranks that are used are the tensors'."""
+    try:
+        return _pattern("", "", pattern or {})
+    except AdapterFormatError:
+        return {}
+
+
+def _pattern(where: str, name: str, pattern: object) -> dict[str, float]:
+    """A mapping of patterns to numbers. Raises AdapterFormatError."""
+    if not isinstance(pattern, dict) or not all(_is_number(value) for value in pattern.values()):
+        raise MalformedSettings(f"{where}: the values of {name} must be finite numbers; repair the settings")
     if len(pattern) > MOST_PATTERNS or sum(".*" in piece for piece in pattern) > MOST_WILD:
-        raise AdapterFormatError(
-            f"{where}: alpha_pattern has {len(pattern)} entries, more than {MOST_PATTERNS}, or more than {MOST_WILD} "
+        raise MalformedSettings(
+            f"{where}: {name} has {len(pattern)} entries, more than {MOST_PATTERNS}, or more than {MOST_WILD} "
             "with .* in them; write names"
         )
     for piece in pattern:
         if len(piece) > 300 or not _HARMLESS.fullmatch(piece) or piece.count(".*") > 2:
-            raise AdapterFormatError(
-                f"{where}: the alpha_pattern {shown(piece)} is more than a layer name; write names"
+            raise MalformedSettings(
+                f"{where}: the {name} {shown(piece)} is more than a layer name; write names"
             )
-    return PeftSettings(
-        alpha=None if alpha is None else float(alpha),
-        alpha_pattern={piece: float(value) for piece, value in pattern.items()},
-        rslora=bool(fields.get("use_rslora")),
+    return {piece: float(value) for piece, value in pattern.items()}
+
+
+def _flag(where: str, fields: Mapping[str, Any], name: str) -> bool:
+    """A yes or no, which some files write as a text. Raises AdapterFormatError for anything else."""
+    said = fields.get(name)
+    if said is None or isinstance(said, bool | int | float):
+        return bool(said)
+    if isinstance(said, str) and said.strip().lower() in _WORDS:
+        return _WORDS[said.strip().lower()]
+    raise MalformedSettings(
+        f"{where}: {name} is {shown(said)}; it must be true or false, repair the settings"
     )
+
+
+_WORDS = {
+    "true": True,
+    "1": True,
+    "yes": True,
+    "false": False,
+    "0": False,
+    "no": False,
+    "none": False,
+    "": False,
+}
 
 
 def _is_number(value: object) -> bool:

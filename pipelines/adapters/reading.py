@@ -6,7 +6,8 @@ The model is not touched here, so a refused file leaves everything as it was.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,17 +15,19 @@ from torch import Tensor
 
 from pipelines.adapters.adapter import Adapter
 from pipelines.adapters.container import Header, adapter_path, read_header, read_tensors
-from pipelines.adapters.keys import Address, Contents, Key, sort_keys
+from pipelines.adapters.keys import Address, Contents, Key, is_handful, quoted, some, sort_keys
 from pipelines.adapters.kinds import ADAPTER_KINDS, AdapterKind, RawLayer
 from pipelines.adapters.metadata import describe
-from pipelines.adapters.origin import Origin, origin_of, something_else
+from pipelines.adapters.origin import Origin, foreign, origin_of, something_else
 from pipelines.adapters.peft_settings import PeftSettings, peft_settings
-from pipelines.adapters.reporting import Findings, Place, report, some
+from pipelines.adapters.reporting import Findings, Place, aside_notes, report
 from pipelines.adapters.sidecars import read_sidecars
 from pipelines.adapters.spellings import LayerNames, layer_names
+from pipelines.adapters.stated_scales import Layer, settled
 from pipelines.adapters.terms import LayerFactors, ModelLayers
 from pipelines.errors import AdapterFileError, AdapterFormatError, AdapterMismatchError
 from pipelines.families.family import FamilyName
+from pipelines.home.lookup import note_on
 from pipelines.home.plain import reading
 
 
@@ -44,14 +47,19 @@ def read_adapter(path: Path, model: ModelLayers, name: str, *, family: FamilyNam
 def _adapter(path: Path, model: ModelLayers, name: str, family: FamilyName | None) -> Adapter:
     header = read_header(path)
     contents = sort_keys(header.tensors)
+    if contents.foreign:  # a type that is not applied is no news about a file for another kind of model
+        _refuse_foreign(path.name, contents, model)
+    own = _settings(path, header, contents)
     _refuse_unsupported(path.name, contents)
     origin = _checked_origin(path.name, contents, header, model, family)
-    places = _placed(path.name, contents, header, model)
-    settings = peft_settings(path, header.metadata)
+    places, aside = _placed(path.name, contents, header, model)
     tensors, digest = read_tensors(path, header)
+    settings, scale_notes = settled(
+        path, header.metadata, own, _lowrank(places, tensors), peft=any("lora_B" in key for key in tensors)
+    )
     raw = {
-        place: _raw_layer(path.name, place, keys, tensors, settings, header.metadata)
-        for place, keys in places.items()
+        place: _raw_layer(path.name, place, parts, tensors, settings, header.metadata)
+        for place, parts in places.items()
     }
     orphans = [place for place, layer in raw.items() if set(layer.parts) == {"alpha"}]
     for place in orphans:
@@ -62,19 +70,45 @@ def _adapter(path: Path, model: ModelLayers, name: str, family: FamilyName | Non
         )
     layers, kinds = _factors(raw, model)
     metadata = describe(header.metadata, read_sidecars(path))
-    found = Findings(path.name, header, contents, origin, raw, settings, tuple(orphans), digest)
-    return Adapter(name, layers, metadata, report(name, model, found, layers, kinds, metadata))
+    notes = (*filter(None, [note_on(path)]), *aside_notes(aside, contents), *scale_notes)
+    found = Findings(path.name, header, contents, origin, raw, settings, tuple(orphans), digest, notes)
+    bundled = {
+        word: {part: tensors[key] for part, key in own.items()} for word, own in contents.bundled.items()
+    }
+    return Adapter(name, layers, metadata, report(name, model, found, layers, kinds, metadata), bundled)
+
+
+def _settings(path: Path, header: Header, contents: Contents) -> dict[str, PeftSettings]:
+    """PEFT's settings. A type that only they name is said with the key that shows it, where one does."""
+    try:
+        return peft_settings(path, header.metadata)
+    except AdapterFormatError:
+        if contents.unsupported is not None and not contents.foreign:
+            _refuse_unsupported(path.name, contents)
+        raise
+
+
+def _refuse_foreign(file: str, contents: Contents, model: ModelLayers) -> None:
+    """Raises AdapterMismatchError for a file of a kind of model that is not run here."""
+    origin = foreign(contents.strangers)
+    if origin is not None:
+        raise AdapterMismatchError(_made_for(file, origin, model))
 
 
 def _refuse_unsupported(file: str, contents: Contents) -> None:
     """Raises AdapterFormatError for a type that is recognised but not applied yet. This comes before other checks."""
-    parts = {key.part for key in contents.keys}
-    for kind in ADAPTER_KINDS:
-        if kind.refusal and kind.claims(parts):
-            key = next(key.text for key in contents.keys if kind.claims((key.part,)))
-            raise AdapterFormatError(
-                f"{file}: {key!r} makes it {kind.name}, which is not applied yet: {kind.refusal}"
-            )
+    if contents.unsupported is not None:
+        key, kind = contents.unsupported
+        raise AdapterFormatError(
+            f"{file}: {quoted(key)} makes it {kind.name}, which is not applied yet: {kind.refusal}"
+        )
+
+
+def _made_for(file: str, origin: Origin, model: ModelLayers) -> str:
+    return (
+        f"{file}: made for {origin.label} ({origin.detail}); this is {model.label}, {model.family.label}. "
+        "Load it with a model of its own family"
+    )
 
 
 def _checked_origin(
@@ -89,23 +123,32 @@ def _checked_origin(
         origin = Origin(family, "owner's word", "you say so")
     if origin.family in ("unknown", model.family.name):
         return origin
+    metadata = f', or pass family="{model.family.name}" if its metadata is wrong'
     raise AdapterMismatchError(
-        f"{file}: made for {origin.label} ({origin.detail}); this is {model.label}, {model.family.label}. "
-        f"Load it with a model of its own family"
-        + (
-            f', or pass family="{model.family.name}" if its metadata is wrong'
-            if origin.evidence == "metadata"
-            else ""
-        )
+        _made_for(file, origin, model) + (metadata if origin.evidence == "metadata" else "")
     )
 
 
-def _placed(file: str, contents: Contents, header: Header, model: ModelLayers) -> dict[Place, dict[str, Key]]:
-    """Every key at its place in the model: (component, module) -> part -> key. Raises AdapterError if one has none."""
-    if contents.unknown:
+@dataclass(frozen=True)
+class Part:
+    """One tensor of one layer. third: which third of its rows, where the file joins a query, a key and a value."""
+
+    key: Key
+    third: int | None = None
+
+
+def _placed(
+    file: str, contents: Contents, header: Header, model: ModelLayers
+) -> tuple[dict[Place, dict[str, Part]], tuple[str, ...]]:
+    """Every key at its place in the model: (component, module) -> part -> where it is; and the few that have none.
+
+    Raises AdapterError where more than a handful have none.
+    """
+    if contents.unknown and contents.foreign:
         raise AdapterFormatError(
-            f"{file}: {some(contents.unknown)} of {len(header.tensors)} keys follow no adapter format known "
-            "here; " + (something_else(contents.unknown) or "is it a LoRA for Stable Diffusion at all?")
+            f"{file}: {some((*contents.halves, *contents.unknown))} of {len(header.tensors)} keys follow no adapter "
+            "format known here; "
+            + (something_else(contents.unknown) or "is it a LoRA for Stable Diffusion at all?")
         )
     if not contents.keys:
         extras = ", ".join((*contents.bundled, *contents.bookkeeping)[:3]) or "no tensors at all"
@@ -114,20 +157,23 @@ def _placed(file: str, contents: Contents, header: Header, model: ModelLayers) -
     by_address: dict[Address, list[Key]] = defaultdict(list)
     for key in contents.keys:
         by_address[key.address].append(key)
-    places: dict[Place, dict[str, Key]] = defaultdict(dict)
+    places: dict[Place, dict[str, Part]] = defaultdict(dict)
     homeless: list[str] = []
     for address, keys in by_address.items():
-        place = _place_of(file, address, keys, names, header, model)
-        if place is None:
+        found = _place_of(file, address, keys, names, header, model)
+        if found is None:
             homeless.extend(key.text for key in keys)
             continue
-        for key in keys:
-            if (other := places[place].setdefault(key.part, key)) is not key:
-                raise AdapterFormatError(
-                    f"{file}: {other.text!r} and {key.text!r} are the same part of {'.'.join(place)}; "
-                    "which one counts cannot be known, remove one of them"
-                )
-    if homeless:
+        component, modules = found
+        for third, module in enumerate(modules):
+            for key in keys:
+                part = Part(key, third if len(modules) > 1 else None)
+                if (other := places[component, module].setdefault(key.part, part)) is not part:
+                    raise AdapterFormatError(
+                        f"{file}: {quoted(other.key.text)} and {quoted(key.text)} are the same part of "
+                        f"{component}.{module}; which one counts cannot be known, remove one of them"
+                    )
+    if homeless and not is_handful(len(homeless) + len(contents.unknown), len(contents.keys) - len(homeless)):
         missing = sorted(
             {part for address in by_address for part in address.components} - set(model.components)
         )
@@ -136,32 +182,52 @@ def _placed(file: str, contents: Contents, header: Header, model: ModelLayers) -
             + (f", which has no {' and no '.join(missing)}" if missing else "")
             + "; the file was made for a model of another layout, load it with that one"
         )
-    return places
+    return places, (*contents.unknown, *homeless)
+
+
+_OUTPUTS = {"up": 0, "outer": 0}  # part -> the axis that has the layer's output width
+_INPUTS = {"down": 1, "inner": 1}
 
 
 def _place_of(
     file: str, address: Address, keys: Iterable[Key], names: LayerNames, header: Header, model: ModelLayers
-) -> Place | None:
-    """The layer that an address means, None where the model has none.
+) -> tuple[str, tuple[str, ...]] | None:
+    """(component, modules) of the layers that an address means, None where the model has none.
 
     Where the file does not say which text encoder it means, the widths decide. Raises AdapterFormatError if both fit.
     """
     found = names.find(address)
     for key in keys:
-        axis = {"up": 0, "outer": 0, "down": 1, "inner": 1}.get(
-            key.part
-        )  # the axis that has the layer's output or input width
+        output, axis = key.part in _OUTPUTS, (_OUTPUTS | _INPUTS).get(key.part)
         shape = header.tensors[key.text].shape
         if len(found) > 1 and axis is not None and len(shape) > axis:
             found = tuple(
-                place for place in found if model.components[place[0]][place[1]].shape[axis] == shape[axis]
+                (component, modules)
+                for component, modules in found
+                if sum(
+                    model.components[component][module].shape[axis]
+                    for module in (modules if output else modules[:1])
+                )
+                == shape[axis]
             )
     if len(found) > 1:
         raise AdapterFormatError(
-            f"{file}: {next(iter(keys)).text!r} does not say which text encoder it means and fits both; "
+            f"{file}: {quoted(next(iter(keys)).text)} does not say which text encoder it means and fits both; "
             "put `text_encoder.` or `text_encoder_2.` before such keys"
         )
     return found[0] if found else None
+
+
+def _lowrank(places: Mapping[Place, Mapping[str, Part]], tensors: Mapping[str, Tensor]) -> Iterator[Layer]:
+    """What decides the scale of each layer that has a rank and may have an alpha."""
+    for (component, module), parts in places.items():
+        if "down" not in parts:
+            continue
+        shape = tensors[parts["down"].key.text].shape
+        kernel = any(length > 1 for length in shape[2:]) or "mid" in parts
+        alpha = tensors[parts["alpha"].key.text] if "alpha" in parts else None
+        value = None if alpha is None else float(alpha.flatten()[0].real) if alpha.numel() else 0.0
+        yield Layer(component, module, shape[0] if shape else 0, value, kernel)
 
 
 _FINE = (torch.float32, torch.float16, torch.bfloat16)
@@ -170,15 +236,15 @@ _FINE = (torch.float32, torch.float16, torch.bfloat16)
 def _raw_layer(
     file: str,
     place: Place,
-    keys: Mapping[str, Key],
+    found: Mapping[str, Part],
     tensors: Mapping[str, Tensor],
     settings: Mapping[str, PeftSettings],
     metadata: Mapping[str, str],
 ) -> RawLayer:
     """One layer's tensors, and the scale by PEFT's settings. Raises AdapterError unless all are finite floats."""
     component, module = place
-    texts = {part: key.text for part, key in keys.items()}
-    parts = {part: tensors[text] for part, text in texts.items()}
+    texts = {part: one.key.text for part, one in found.items()}
+    parts = {part: _third(file, part, one, tensors[one.key.text]) for part, one in found.items()}
     for part, tensor in parts.items():
         if not tensor.is_floating_point() and (part != "alpha" or tensor.is_complex()):
             dtype = str(tensor.dtype).removeprefix("torch.")
@@ -198,6 +264,18 @@ def _raw_layer(
     if down is not None and down.ndim and component in settings:
         scale = settings[component].scale_of(module, int(down.shape[0]))
     return RawLayer(file, f"{component}.{module}", parts, texts, scale, metadata)
+
+
+def _third(file: str, part: str, found: Part, tensor: Tensor) -> Tensor:
+    """The rows of a tensor that are this layer's, where it has those of three. Raises AdapterFormatError."""
+    if found.third is None or part not in _OUTPUTS:
+        return tensor
+    if tensor.ndim == 0 or tensor.shape[0] % 3:
+        raise AdapterFormatError(
+            f"{file}: {quoted(found.key.text)} {list(tensor.shape)} joins a query, a key and a value, but its rows are "
+            "not three times as many; fetch a sound file"
+        )
+    return tensor.chunk(3)[found.third].contiguous()
 
 
 def _factors(

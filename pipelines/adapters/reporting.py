@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipelines.adapters.adapter import AdapterMetadata, LoadReport
 from pipelines.adapters.container import WEIGHT_DTYPES, Header
-from pipelines.adapters.keys import Contents
+from pipelines.adapters.keys import Contents, some
 from pipelines.adapters.kinds import AdapterKind, RawLayer
-from pipelines.adapters.origin import Origin, origin_by_metadata
+from pipelines.adapters.origin import Origin, foreign, origin_by_metadata
 from pipelines.adapters.peft_settings import PeftSettings
+from pipelines.adapters.stated_scales import UNSEEN
 from pipelines.adapters.terms import LayerFactors, LowRank, ModelLayers
 
 Place = tuple[str, str]  # (component, module)
@@ -22,6 +23,7 @@ class Findings:
     """What was found in a file, for its report.
 
     file: its name. raw: the layers that were used. orphans: the places of alpha values without factors.
+    notes: what else was found.
     """
 
     file: str
@@ -32,6 +34,7 @@ class Findings:
     settings: Mapping[str, PeftSettings]
     orphans: tuple[Place, ...]
     sha256: str
+    notes: tuple[str, ...] = ()
 
     def alphas(self) -> list[float]:
         """The alpha of every layer that has one, from the file or from its settings."""
@@ -83,6 +86,7 @@ def report(
         title=metadata.title,
         triggers=metadata.triggers,
         notes=tuple(_notes(found, layers, len(alphas))),
+        doubts=tuple(note for note in found.notes if note != UNSEEN),
     )
 
 
@@ -90,7 +94,8 @@ def _notes(found: Findings, layers: Mapping[str, LayerFactors], with_alpha: int)
     """Whatever a user might wonder about later. with_alpha: how many layers have an alpha."""
     contents = found.contents
     if contents.bundled:
-        yield f"{len(contents.bundled)} tensors of bundled embeddings (bundle_emb) ignored: no part of a LoRA"
+        yield f"embeddings come with it (bundle_emb): {some(contents.bundled)}"
+    yield from found.notes
     if contents.bookkeeping:
         yield f"{some(contents.bookkeeping)} keys hold counters or buffers that change nothing: ignored"
     if found.orphans:
@@ -107,8 +112,10 @@ def _notes(found: Findings, layers: Mapping[str, LayerFactors], with_alpha: int)
         yield f"its metadata speaks of {said.label} ({said.detail}), but its {found.origin.evidence} decided"
 
 
-def some(keys: Iterable[str], most: int = 3) -> str:
-    """The number of keys and the first few of them, as a text."""
-    keys = list(keys)
-    shown = ", ".join(repr(key) for key in keys[:most])
-    return f"{len(keys)} ({shown}{', …' if len(keys) > most else ''})"
+def aside_notes(aside: Sequence[str], contents: Contents) -> Iterable[str]:
+    """What is said of the few keys that have no place in the model."""
+    if aside:
+        origin = foreign(aside)
+        what = f"of {origin.label}" if origin is not None else "that belong to no layer of this model"
+        rest = len(contents.keys) + len(contents.unknown) - len(aside)
+        yield f"{some(aside)} keys {what} are left out; the other {rest} are applied"

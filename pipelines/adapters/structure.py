@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipelines.adapters.container import WEIGHT_DTYPES, TensorEntry, UnparsedHeader
-from pipelines.adapters.keys import COMPONENTS, Address, Contents, sort_keys
+from pipelines.adapters.keys import COMPONENTS, Address, Contents, quoted, sort_keys
 from pipelines.adapters.kinds import ADAPTER_KINDS, AdapterKind
 from pipelines.adapters.origin import Origin, origin_by_layers, something_else, text_width
 
@@ -121,12 +121,14 @@ def _kind_names(
 def _refusal(contents: Contents, kinds: Mapping[Address, AdapterKind]) -> str:
     """Why no model could take such a file, as far as its tensors tell; "" where one might."""
     refused = {kind.name: kind.refusal for kind in kinds.values() if kind.refusal}
+    if not refused and contents.unsupported is not None:
+        refused = {contents.unsupported[1].name: contents.unsupported[1].refusal}
     if refused:
         return f"{' and '.join(refused)} not applied yet: {next(iter(refused.values()))}"
-    if contents.unknown:
-        first = contents.unknown[0]
+    if contents.unknown and contents.foreign:
+        first = (contents.halves or contents.unknown)[0]
         what = something_else(contents.unknown) or "no adapter format known here"
-        return f"{len(contents.unknown)} keys not understood ({first!r}): {what}"
+        return f"{len(contents.unknown)} keys not understood ({quoted(first)}): {what}"
     return "" if kinds else "no adapter layers in it"
 
 

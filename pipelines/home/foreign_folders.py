@@ -18,6 +18,7 @@ COMFYUI_KEYS: Mapping[str, tuple[str, ...]] = {
     "models": ("checkpoints", "diffusers"),
     "loras": ("loras",),
     "vae": ("vae",),
+    "embeddings": ("embeddings",),
 }
 """Our kind of folder -> ComfyUI's keys for such folders."""
 
@@ -25,6 +26,7 @@ LAYOUTS: Mapping[str, tuple[str, ...]] = {
     "models": ("models/checkpoints", "models/Stable-diffusion", "models/diffusers"),
     "loras": ("models/loras", "models/Lora", "models/LyCORIS"),
     "vae": ("models/vae", "models/VAE"),
+    "embeddings": ("models/embeddings", "embeddings"),
 }
 """Our kind of folder -> where other programs keep such files, relative to their own folder."""
 
@@ -54,7 +56,7 @@ def import_paths(path: str | Path) -> Roots:
 def _from_layout(folder: Path) -> Roots:
     if folder.name == "models":
         folder = folder.parent
-    return Roots(*(_existing([folder / name for name in names]) for names in LAYOUTS.values()))
+    return Roots(**{kind: _existing([folder / name for name in names]) for kind, names in LAYOUTS.items()})
 
 
 def _from_yaml(file: Path) -> Roots:
@@ -69,7 +71,7 @@ def _from_yaml(file: Path) -> Roots:
     roots = Roots()
     for section in sections.values():
         if isinstance(section, dict):
-            roots += Roots(*(_section(file, section, keys) for keys in COMFYUI_KEYS.values()))
+            roots += Roots(**{kind: _section(file, section, keys) for kind, keys in COMFYUI_KEYS.items()})
     return roots
 
 

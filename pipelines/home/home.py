@@ -1,4 +1,4 @@
-"""The user's folders (models, LoRAs, VAEs, pictures) and `config.toml`. Names are looked up here."""
+"""The user's folders (models, LoRAs, VAEs, embeddings, pictures) and `config.toml`. Names are looked up here."""
 
 from __future__ import annotations
 
@@ -15,10 +15,23 @@ from pipelines import assets
 from pipelines.errors import AdapterFileError, ModelError, SetupError
 from pipelines.home import files
 from pipelines.home.answers import NoAnswer, is_silent, silent
-from pipelines.home.names import Entry, find, name_entries, near, scan
+from pipelines.home.files import whole_text
+from pipelines.home.lookup import by_own_name, one_of_copies
+from pipelines.home.names import (
+    WEIGHTS,
+    WRITERS_NAMES,
+    Entry,
+    LeftOut,
+    find,
+    name_entries,
+    near,
+    same_name,
+    scan,
+    stem_of,
+)
 from pipelines.home.paths import expanded
 from pipelines.home.plain import short
-from pipelines.home.settings import Roots, Settings, read_settings, write_folders
+from pipelines.home.settings import KINDS, Roots, Settings, read_settings, write_folders
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -97,20 +110,32 @@ class Home:
 
     def loras(self) -> tuple[Entry, ...]:
         """All adapters: the embedded ones (each with the model that it is made for), then those in the folders."""
+        return self.look_for_loras()[0]
+
+    def look_for_loras(self) -> tuple[tuple[Entry, ...], tuple[LeftOut, ...]]:
+        """(what `loras` returns, what is left out of it: links that lead elsewhere, and names that are no UTF-8)."""
         embedded = [Entry("", lora.path, lora.model, embedded=True) for lora in assets.embedded_loras()]
-        own = scan((self.path / "loras", *self.roots.loras), _is_weights)
-        return name_entries([*embedded, *(Entry("", path) for path in own)])
+        roots, left_out = (self.path / "loras", *self.roots.loras), list[LeftOut]()
+        own = [
+            Entry("", path, foldered=_foldered(path, roots)) for path in scan(roots, _is_weights, left_out)
+        ]
+        return name_entries([*embedded, *own]), tuple(left_out)
 
     def vaes(self) -> tuple[Entry, ...]:
         """All VAEs in the folders: .safetensors files and diffusers folders."""
         own = scan((self.path / "vae", *self.roots.vae), _is_vae)
         return name_entries([Entry("", path) for path in own])
 
+    def embeddings(self) -> tuple[Entry, ...]:
+        """All embeddings in the folders: .safetensors files. Prompts name them by these names."""
+        own = scan((self.path / "embeddings", *self.roots.embeddings), _is_weights)
+        return name_entries([Entry("", path) for path in own])
+
     @property
     def silent(self) -> tuple[str, ...]:
         """The paths in the home's folders that do not answer at present. Lists leave them out."""
-        own = (self.path / name for name in ("models", "loras", "vae"))
-        return silent([*own, *self.roots.models, *self.roots.loras, *self.roots.vae])
+        own = (self.path / kind for kind in KINDS)
+        return silent([*own, *(folder for folders in self.roots.lists for folder in folders)])
 
     def find_model(
         self, source: str | Path, *, paths: bool = True, entries: Sequence[Entry] | None = None
@@ -142,21 +167,32 @@ class Home:
         paths: bool = True,
         entries: Sequence[Entry] | None = None,
     ) -> Entry:
-        """An adapter by name or, where `paths` allows it, by path (a file, or a PEFT folder).
+        """An adapter by name or, where `paths` allows it, by path (a file, or a folder that PEFT or diffusers wrote).
 
-        model: the name of the loaded model. Of several adapters of one name, the one that is made for it is taken.
+        model: the name of the loaded model. Of several adapters of one name, the one that is made for it is taken; of
+        identical copies, the first. A name that no file has may be one that a file gives itself (`ss_output_name`).
         entries: what `loras` returns, if the caller has it.
         Raises AdapterFileError for an unknown or ambiguous name, and NoAnswer.
         """
         path = expanded(source)
-        if paths and (files.is_regular(path) or files.is_regular(path / "adapter_config.json")):
+        if paths and files.is_regular(path):
             return _at(path)
+        if paths and files.is_folder(path):
+            for name in WRITERS_NAMES:
+                if files.is_regular(inside := path.absolute() / f"{name}{WEIGHTS}"):
+                    return Entry(inside.parent.name, inside, foldered=True)
         entries = self.loras() if entries is None else entries
         found = find(str(source), entries, model)
+        if not found and len(str(source)) <= _LONGEST_QUOTED:
+            own = by_own_name(str(source), entries)
+            found = own[0] if len(own) == 1 else own
+        if isinstance(found, list):
+            found = one_of_copies(found) or found
         if isinstance(found, Entry):
             return found
         usable = [entry for entry in entries if model is None or entry.model in (None, model)]
-        raise AdapterFileError(self._not_found("LoRA", str(source), found, usable, self.roots.loras))
+        away = "" if found else _of_left_out(str(source), self.look_for_loras()[1])
+        raise AdapterFileError(away or self._not_found("LoRA", str(source), found, usable, self.roots.loras))
 
     def find_vae(self, source: str | Path, *, paths: bool = True) -> Entry:
         """A VAE by name or, where `paths` allows it, by path.
@@ -177,9 +213,9 @@ class Home:
         """The message for a name that means nothing, or that means several things. matches: what it could mean."""
         name = name if len(name) <= _LONGEST_QUOTED else short(name)
         if matches:
-            return (
-                f"{kind} {name!r} is ambiguous; write one of {', '.join(repr(m.name) for m in matches[:6])}"
-            )
+            names = ", ".join(repr(match.name) for match in matches[:6])
+            places = "; ".join(str(match.path) for match in matches[:6])
+            return f"{kind} {name!r} is ambiguous; write one of {names} ({places})"
         if _is_file_name(name):
             return f"{name} does not exist; check the path, or give the {kind}'s name"
         similar = near(name, entries)
@@ -193,6 +229,25 @@ class Home:
 
 
 _LONGEST_QUOTED = 255  # characters, which a file's name may have
+
+
+def _of_left_out(name: str, left_out: Sequence[LeftOut]) -> str:
+    """The message for a name that only something has that is not listed, or that is inside of it; "" for others."""
+    parts = [part for part in name.replace("\\", "/").split("/") if part] or [name]
+    for one in left_out:
+        if same_name(one.name, parts[0]) or same_name(one.name, parts[-1]):
+            what = (
+                f"a link of that name leads {one.why.partition(' leads ')[2]}"
+                if " leads " in one.why
+                else one.why
+            )
+            return f"LoRA {short(name)!r}: {what}. It is {whole_text(str(one.path))}"
+    return ""
+
+
+def _foldered(path: Path, roots: Sequence[Path]) -> bool:
+    """Whether a file has its folder's name: it is called as its writer calls all, and is in a folder of its own."""
+    return stem_of(path.name).lower() in WRITERS_NAMES and path.parent not in roots
 
 
 def _left_out(roots: Sequence[Path]) -> str:
@@ -222,11 +277,13 @@ def _at(path: Path) -> Entry:
 
 
 def _is_file_name(name: str) -> bool:
-    return name.endswith((".safetensors", ".ckpt", ".pt", ".bin", ".pth")) or name.startswith((".", "/", "~"))
+    return name.lower().endswith((WEIGHTS, ".ckpt", ".pt", ".bin", ".pth")) or name.startswith(
+        (".", "/", "~")
+    )
 
 
 def _is_weights(folder: Path, name: str, is_folder: bool) -> bool:
-    return not is_folder and name.endswith(".safetensors")
+    return not is_folder and name.lower().endswith(WEIGHTS)
 
 
 def _is_model(folder: Path, name: str, is_folder: bool) -> bool:

@@ -1,8 +1,9 @@
 """Files by name: listing what is under some folders, naming each file as shortly as possible, and looking names up.
 
-A name is a file's stem, or the name of a model's folder; case does not matter. Where two are equal, both are written
-`folder/stem`, with more folders in front if need be. Names are looked up in the listing and never joined to a path, so
-no name leads out of the folders. Links that lead out are not listed.
+A name is a file's stem, or the name of a model's folder; case does not matter, nor does how Unicode writes an accent.
+A file that is called as its writer calls all (`pytorch_lora_weights`) has its folder's name. Where two are equal, both
+are written `folder/stem`, with more folders in front if need be. Names are looked up in the listing and never joined to
+a path, so no name leads out of the folders. Links that lead out are not listed, but told (`LeftOut`).
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ from __future__ import annotations
 import difflib
 import os
 import stat
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from pipelines.home.answers import NoAnswer, Question, ask, is_silent, sign
-from pipelines.home.files import is_whole_text
+from pipelines.home.files import is_whole_text, whole_text
 
 
 @dataclass(frozen=True)
@@ -25,25 +27,56 @@ class Entry:
     """A file or a model's folder, and the name by which it is known.
 
     model: for an embedded adapter, the name of the embedded model that it is made for; else None.
-    embedded: whether it ships with the program.
+    embedded: whether it ships with the program. foldered: whether it has its folder's name.
+    note: what is to be told of how it was found, "" where nothing is.
     """
 
     name: str
     path: Path
     model: str | None = None
     embedded: bool = False
+    foldered: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Something in the folders that is not listed, though it looks as if it should be. why: a sentence on it."""
+
+    path: Path
+    why: str
+
+    @property
+    def name(self) -> str:
+        """Its name as it can be written."""
+        return whole_text(stem_of(self.path.name))
+
+
+MOST_LEFT_OUT = 1_000
+WRITERS_NAMES = ("adapter_model", "pytorch_lora_weights")
+"""What PEFT and diffusers call every adapter; the folder tells which it is."""
+
+WEIGHTS = ".safetensors"
+_OTHERS = (
+    ".json", ".info", ".txt", ".md", ".yaml", ".yml", ".toml", ".csv", ".html", ".log", ".png", ".jpg", ".jpeg", ".gif",
+    ".webp", ".mp4", ".ckpt", ".pt", ".pth", ".bin", ".zip", ".py", ".sh",
+)  # fmt: skip
+"""Endings of what certainly is no folder."""
 
 
 Wanted = Callable[[Path, str, bool], bool]
 """(folder, name in it, whether that is a folder) -> whether it is to be listed."""
 
 
-def scan(roots: Sequence[Path], wanted: Wanted) -> list[Path]:
+def scan(roots: Sequence[Path], wanted: Wanted, left_out: list[LeftOut] | None = None) -> list[Path]:
     """All that is wanted under the roots, root by root, sorted by path within each. No file is opened.
 
     Links are followed if they lead to a place under a root. Left out are: hidden files and folders; what is inside a
     folder that is itself wanted; what is neither a folder nor a regular file; names that cannot be written as UTF-8.
     A root that does not exist, or does not answer at present (see `answers`), counts as empty.
+
+    left_out: gets what looks as if it should be listed, at most `MOST_LEFT_OUT`: links that lead elsewhere, and names
+    that are no UTF-8.
     """
     walks = [_Walk(str(root), folders=[(str(root), "")]) for root in roots]
     calls = [_ask(walk.named, partial(_walk, walk, wanted)) for walk in walks]  # all at once
@@ -63,7 +96,11 @@ def scan(roots: Sequence[Path], wanted: Wanted) -> list[Path]:
             links = _told(links, _ask(links.named, partial(follow, links)), follow)
             files += [file for listed in links.files.values() for file in listed]
             seen |= links.files.keys()
+            walk.left_out += links.left_out
         found += sorted(map(Path, files))
+    if left_out is not None:
+        listed = dict.fromkeys(one for walk in walks for one in walk.left_out)
+        left_out += sorted(listed, key=lambda one: str(one.path))[:MOST_LEFT_OUT]
     return found
 
 
@@ -73,7 +110,7 @@ class _Walk:
 
     named: the root as it was given. root: its real path. folders: those still to be listed, each with its real path (""
     where that is not known yet). links: those still to be followed. files: real path of a folder -> what is wanted in
-    it. ended: nobody waits for the rest.
+    it. left_out: what looks as if it should be among them. ended: nobody waits for the rest.
     """
 
     named: str
@@ -81,6 +118,7 @@ class _Walk:
     folders: list[tuple[str, str]] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
     files: dict[str, list[str]] = field(default_factory=dict)
+    left_out: list[LeftOut] = field(default_factory=list)
     ended: bool = False
 
     def without_what_hangs(self) -> _Walk:
@@ -90,7 +128,11 @@ class _Walk:
         """
         self.ended = True
         files = {real: list(listed) for real, listed in list(self.files.items())}
-        return _Walk(self.named, self.root, list(self.folders), list(self.links), files)
+        return _Walk(self.named, self.root, list(self.folders), list(self.links), files, list(self.left_out))
+
+    def leave_out(self, path: str, why: str) -> None:
+        if len(self.left_out) < MOST_LEFT_OUT:
+            self.left_out.append(LeftOut(Path(path), why))
 
 
 def _ask(named: str, work: Callable[[], None]) -> Question[None] | None:
@@ -132,10 +174,16 @@ def _follow(walk: _Walk, inside: Sequence[str], seen: Set[str], wanted: Wanted) 
         sign(link)
         try:
             target = os.path.join(os.path.dirname(link), os.readlink(link))
-            if is_silent(link) or is_silent(target) or not _within(link, inside):
+            if is_silent(link) or is_silent(target):
+                continue
+            if not _within(link, inside):
+                _leave_out(
+                    walk, link, wanted, f"it is a link that leads outside the folders, to {_away(link)}"
+                )
                 continue
             mode = os.stat(link).st_mode
         except (OSError, ValueError):  # it leads nowhere, or in a circle
+            _leave_out(walk, link, wanted, "it is a link that leads nowhere", folders=False)
             continue
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             continue
@@ -166,7 +214,10 @@ def _list(walk: _Walk, wanted: Wanted, seen: Set[str]) -> None:
         sign()
         files, path = walk.files.setdefault(real, []), Path(folder)
         for entry in entries:
-            if entry.name.startswith(".") or not is_whole_text(entry.name):
+            if entry.name.startswith("."):
+                continue
+            if not is_whole_text(entry.name):
+                _leave_out(walk, entry.path, wanted, "its name is no UTF-8; rename it")
                 continue
             try:
                 if entry.is_symlink():
@@ -182,6 +233,20 @@ def _list(walk: _Walk, wanted: Wanted, seen: Set[str]) -> None:
             sign()
 
 
+def _leave_out(walk: _Walk, path: str, wanted: Wanted, why: str, *, folders: bool = True) -> None:
+    """Note what might be a file that is wanted, or a folder of such. It is not looked at: it may not answer."""
+    folder, name = os.path.split(path)
+    maybe_folder = folders and os.path.splitext(name)[1].lower() not in _OTHERS
+    if wanted(Path(folder), name, False) or maybe_folder:
+        walk.leave_out(path, why)
+
+
+def _away(link: str) -> str:
+    """Where a link leads, and what to do about it: the folder to add is its target, or the one that holds it."""
+    real = whole_text(os.path.realpath(link))
+    return f"{real}; add that folder ({real if stem_of(link) == link else os.path.dirname(real)})"
+
+
 def _within(path: str, roots: Iterable[str]) -> bool:
     real = os.path.realpath(path)
     return any(os.path.commonpath([real, root]) == root for root in roots if os.path.isabs(root))
@@ -189,25 +254,35 @@ def _within(path: str, roots: Iterable[str]) -> bool:
 
 def name_entries(entries: Sequence[Entry]) -> tuple[Entry, ...]:
     """The same entries, each with the shortest name that no other has. Their present names are ignored."""
-    spellings = {entry.path: _spellings(entry.path) for entry in entries}
-    counts = Counter(spelling.casefold() for names in spellings.values() for spelling in set(names))
+    spellings = {entry.path: _spellings(entry) for entry in entries}
+    counts = Counter(spelling for names in spellings.values() for spelling in set(map(_folded, names)))
 
     def shortest(path: Path) -> str:
-        return next((name for name in spellings[path] if counts[name.casefold()] == 1), spellings[path][-1])
+        return next((name for name in spellings[path] if counts[_folded(name)] == 1), spellings[path][-1])
 
-    return tuple(Entry(shortest(e.path), e.path, e.model, e.embedded) for e in entries)
+    return tuple(replace(entry, name=shortest(entry.path)) for entry in entries)
 
 
 def find(name: str, entries: Sequence[Entry], model: str | None = None) -> Entry | list[Entry]:
     """The entry of that name; or, where there is not exactly one, a list of those that it could mean, perhaps empty.
 
-    A name may have more folders than needed, and the ending .safetensors. Entries that are made for `model` are taken
-    first, then those that are made for no embedded model, then all others.
+    A name may have more folders than needed, folders written with "\\", and the ending .safetensors. Entries that are
+    made for `model` are taken first, then those that are made for no embedded model, then all others.
     """
-    wanted = name.replace("\\", "/").removesuffix(".safetensors").strip("/")
-    stem = wanted.rpartition("/")[2].casefold()
-    likely = [(e, _spellings(e.path)) for e in entries if _stem(e.path).casefold() == stem]
-    for spelled in (str, str.casefold):
+    said = name.replace("\\", "/").strip()
+    return _find(stem_of(said).strip("/"), entries, model) or _find(said.strip("/"), entries, model)
+
+
+def _find(wanted: str, entries: Sequence[Entry], model: str | None) -> Entry | list[Entry]:
+    stem = _folded(wanted.rpartition("/")[2])
+    likely = [
+        (entry, spellings)
+        for entry in entries
+        if stem == _folded(stem_of(entry.path.name))
+        or (entry.foldered and stem == _folded(entry.path.parent.name))
+        for spellings in (_spellings(entry),)
+    ]
+    for spelled in (str, _composed, _folded):
         matches = [e for e, spellings in likely if spelled(wanted) in {spelled(s) for s in spellings}]
         for group in (
             [e for e in matches if model is not None and e.model == model],
@@ -221,26 +296,46 @@ def find(name: str, entries: Sequence[Entry], model: str | None = None) -> Entry
     return []
 
 
+def same_name(one: str, other: str) -> bool:
+    """Whether two names mean the same: case, and how Unicode writes an accent, do not matter."""
+    return _folded(stem_of(one.strip())) == _folded(stem_of(other.strip()))
+
+
 def near(name: str, entries: Sequence[Entry], count: int = 3) -> list[str]:
     """The names most like this one, at most `count`. [] for one that is too long to be a name."""
     if len(name) > _LONGEST:
         return []
-    names = {entry.name.casefold(): entry.name for entry in entries}
-    stems = {entry.name.casefold().rpartition("/")[2]: entry.name for entry in entries}
+    names = {_folded(entry.name): entry.name for entry in entries}
+    stems = {_folded(entry.name).rpartition("/")[2]: entry.name for entry in entries}
     table = stems | names
-    matches = difflib.get_close_matches(name.casefold(), table, n=count + 2, cutoff=0.5)
+    matches = difflib.get_close_matches(_folded(name), table, n=count + 2, cutoff=0.5)
     return list(dict.fromkeys(table[match] for match in matches))[:count]
 
 
-def _spellings(path: Path) -> list[str]:
-    """All ways to write a file's name, from the bare stem to the whole path."""
-    stem = _stem(path)
+def _spellings(entry: Entry) -> list[str]:
+    """All ways to write a file's name, from the bare stem to the whole path; by its folder first if that names it."""
+    path = entry.path
     folders = [part for part in path.parts[:-1] if part != path.anchor]
-    return [stem, *("/".join([*folders[-count:], stem]) for count in range(1, len(folders) + 1))]
+    named = [[*folders, stem_of(path.name)]]
+    if entry.foldered:
+        named.insert(0, folders)
+    return ["/".join(parts[-count:]) for parts in named for count in range(1, len(parts) + 1)]
 
 
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(".safetensors")
+def stem_of(name: str) -> str:
+    """A name without .safetensors, in any case."""
+    return name[: -len(WEIGHTS)] if name.lower().endswith(WEIGHTS) else name
+
+
+def _composed(name: str) -> str:
+    """The name with every accent in one character with its letter (NFC). macOS writes two."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def _folded(name: str) -> str:
+    """The name without what does not matter: case, accents' form, and blanks at the ends of its parts."""
+    folded = _composed(_composed(name).casefold())
+    return "/".join(map(str.strip, folded.split("/"))) if " " in folded else folded
 
 
 _LONGEST = 300  # characters; comparing thousands of names with a longer one takes too long

@@ -11,6 +11,7 @@ lora_vram = 2.0            # GiB of the device's memory for LoRAs; by default a 
 models = ["/data/checkpoints"]
 loras = ["/data/loras"]
 vae = []
+embeddings = ["/data/embeddings"]
 ```
 """
 
@@ -19,7 +20,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ class Roots:
     models: tuple[Path, ...] = ()
     loras: tuple[Path, ...] = ()
     vae: tuple[Path, ...] = ()
+    embeddings: tuple[Path, ...] = ()
 
     def __add__(self, other: Roots) -> Roots:
         """The folders of both, in order, each once."""
@@ -53,7 +55,11 @@ class Roots:
 
     @property
     def lists(self) -> tuple[tuple[Path, ...], ...]:
-        return (self.models, self.loras, self.vae)
+        return tuple(getattr(self, kind) for kind in KINDS)
+
+
+KINDS = tuple(field.name for field in fields(Roots))
+"""The kinds of folders, by their keys in config.toml."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ def read_settings(home: Path) -> Settings:
     folders = content.get("folders", {})
     if not isinstance(folders, dict):
         raise SetupError(f"{file}: folders is {shown(folders)}; it must be a table, [folders]")
-    _refuse_unknown(file, "folders.", folders, [f.name for f in fields(Roots)])
+    _refuse_unknown(file, "folders.", folders, KINDS)
     for key in ("model", "device", "dtype"):
         if not isinstance(content.get(key, ""), str):
             raise SetupError(
@@ -87,9 +93,7 @@ def read_settings(home: Path) -> Settings:
         model=content.get("model"),
         device=_device(file, content.get("device")),
         dtype=_dtype(file, content.get("dtype")),
-        folders=Roots(
-            *(_folders(file, home, name, folders.get(name, [])) for name in ("models", "loras", "vae"))
-        ),
+        folders=Roots(*(_folders(file, home, kind, folders.get(kind, [])) for kind in KINDS)),
         lora_ram=_gigabytes(file, "lora_ram", content.get("lora_ram")),
         lora_vram=_gigabytes(file, "lora_vram", content.get("lora_vram")),
     )
@@ -102,10 +106,10 @@ def write_folders(home: Path, roots: Roots) -> Path:
     """
     file = home / CONFIG_FILE
     table = ["[folders]"]
-    for name, folders in zip(("models", "loras", "vae"), roots.lists, strict=True):
+    for kind, folders in zip(KINDS, roots.lists, strict=True):
         # a text in JSON is a valid text in TOML
         table.append(
-            f"{name} = [{', '.join(json.dumps(str(folder), ensure_ascii=False) for folder in folders)}]"
+            f"{kind} = [{', '.join(json.dumps(str(folder), ensure_ascii=False) for folder in folders)}]"
         )
     before = _text(file)
     others = re.sub(r"(?ms)^[ \t]*\[folders\].*?(?=^[ \t]*\[|\Z)", "", before).strip()
@@ -126,7 +130,7 @@ def _text(file: Path) -> str:
             return ""
 
 
-def _refuse_unknown(file: Path, prefix: str, content: Mapping[str, Any], known: list[str]) -> None:
+def _refuse_unknown(file: Path, prefix: str, content: Mapping[str, Any], known: Sequence[str]) -> None:
     for key in content:
         if key not in known:
             near = difflib.get_close_matches(key[:60], known, n=1, cutoff=0.4)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import Tensor
 
@@ -38,47 +39,80 @@ Mentioned = str | TextualInversion
 """Part of a text: words, or an embedding that stands there."""
 
 
+class Names:
+    """Names of embeddings, by which texts are searched. A search takes no longer for thousands of names.
+
+    names: of two that differ in case alone, the first counts. A name without any letter or digit is never found.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._by_name: dict[str, str] = {}
+        for name in names:
+            self._by_name.setdefault(name.casefold(), name)
+        self._by_word: dict[str, list[_Name]] = {}
+        for name in sorted(self._by_name.values(), key=len, reverse=True):  # the longest one wins
+            if word := _WORD.search(name):
+                self._by_word.setdefault(word[0].casefold(), []).append(_Name(name, word.start()))
+
+    def __bool__(self) -> bool:
+        return bool(self._by_name)
+
+    def mentioned(self, text: str) -> Iterator[tuple[int, int, str]]:
+        """(start, end, name) of each mention in a text, in order: a word of its own, with what marks it."""
+        end = 0
+        for word in _WORD.finditer(text) if self else ():
+            for name in self._by_word.get(word[0].casefold(), ()):
+                start = word.start() - name.before
+                if start >= end and (found := name.pattern.match(text, start)):
+                    mark = _MARK.search(text, max(end, start - _LONGEST_MARK), start)
+                    start, end = mark.start() if mark else start, found.end()
+                    yield start, end, name.name
+                    break
+
+
+class _Name:
+    """A name, how many characters stand before its first word, and the pattern that finds it where it begins."""
+
+    def __init__(self, name: str, before: int) -> None:
+        self.name, self.before = name, before
+
+    @cached_property
+    def pattern(self) -> re.Pattern[str]:
+        return re.compile(rf"(?<![\w-]){re.escape(self.name)}(?:\.safetensors|\.pt)?(?![\w-])", re.IGNORECASE)
+
+
+_WORD = re.compile(r"\w+")
+_LONGEST_MARK = 200
+_MARK = re.compile(r"(?<!\w)embedding:\s*(?:[\w.\- ]+[/\\])*\Z", re.IGNORECASE)
+"""What ComfyUI writes before a name, with the folders that the file is in there."""
+
+
 def mentions(text: str, embeddings: Sequence[TextualInversion]) -> Iterator[Mentioned]:
     """The text as words and embeddings, in order."""
-    if not embeddings:
-        yield text
-        return
-    by_name = {one.name.casefold(): one for one in embeddings}
-    end = 0
-    for match in _pattern(by_name).finditer(text):
-        if match.start() > end:
-            yield text[end : match.start()]
-        end = match.end()
-        yield by_name[match["name"].casefold()]
-    if end < len(text):
-        yield text[end:]
+    by_name = {one.name: one for one in embeddings}
+    after = 0
+    for start, end, name in Names(by_name).mentioned(text):
+        if start > after:
+            yield text[after:start]
+        after = end
+        yield by_name[name]
+    if after < len(text):
+        yield text[after:]
 
 
-def names_in(text: str, names: Iterable[str]) -> tuple[str, ...]:
-    """Those of the names that the text mentions, as they are given, in order."""
-    by_name = {name.casefold(): name for name in names}
-    if not by_name:
-        return ()
-    found = (by_name[match["name"].casefold()] for match in _pattern(by_name).finditer(text))
-    return tuple(dict.fromkeys(found))
+def names_in(text: str, names: Names) -> tuple[str, ...]:
+    """Those of the names that the text mentions, each once, in order."""
+    return tuple(dict.fromkeys(name for _, _, name in names.mentioned(text)))
 
 
-def unknown_in(text: str, names: Iterable[str]) -> tuple[str, ...]:
+def unknown_in(text: str, names: Names) -> tuple[str, ...]:
     """The embeddings that a text asks for as ComfyUI does (`embedding:name`), and that are none of these names."""
-    known = {name.casefold() for name in names}
-    asked = (match[1].removesuffix(".safetensors").removesuffix(".pt") for match in _ASKED.finditer(text))
-    return tuple(dict.fromkeys(name for name in asked if name.casefold() not in known))
+    known = {start for start, _, _ in names.mentioned(text)}
+    asked = [match[1] for match in _ASKED.finditer(text) if match.start() not in known]
+    return tuple(dict.fromkeys(name.removesuffix(".safetensors").removesuffix(".pt") for name in asked))
 
 
-_ASKED = re.compile(r"(?<!\w)embedding:\s*([\w.\-]{1,200})", re.IGNORECASE)
-
-
-def _pattern(names: Iterable[str]) -> re.Pattern[str]:
-    """Finds any of the names as a word of its own. The longest one wins."""
-    words = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
-    return re.compile(
-        rf"(?<![\w-])(?:embedding:\s*)?(?P<name>{words})(?:\.safetensors|\.pt)?(?![\w-])", re.IGNORECASE
-    )
+_ASKED = re.compile(r"(?<!\w)embedding:\s*([\w.\-/\\]{0,199}\w)", re.IGNORECASE)
 
 
 def put_in(
@@ -108,6 +142,7 @@ def is_within(before: int, after: int) -> bool:
 
 
 __all__ = [
+    "Names",
     "TextualInversion",
     "is_within",
     "mentions",

@@ -42,7 +42,7 @@ class TextAsk:
     text: in A1111's syntax, without adapter tags. None means "no negative prompt": zeros (pooled too) for a
         model with `force_zeros_for_empty_prompt`, else the encoded empty text.
     uses: the adapters on the text encoders. `weight` is their strength here.
-    clip_skip: how many layers to skip, as diffusers counts; None takes the family's usual layer.
+    clip_skip: how many layers to skip from the family's usual one, which None takes; -1 is the layer after it.
     chunks: the least number of chunks; encoded empty chunks fill up. All asks of one picture need the same
         number: see `TextEncoder.level`.
     embeddings: those that the text mentions.
@@ -329,9 +329,10 @@ class TextEncoder:
             return last
         nearest = 2 if self.family.size_conditioned else 1
         back, most = nearest + (clip_skip or 0), len(output.hidden_states)
-        if not nearest <= back <= most:
+        if not 1 <= back <= most:
             raise RequestError(
-                f"clip_skip={clip_skip}: this model's {encoder.name} can skip 0 to {most - nearest} layers"
+                f"clip skip: {clip_skip} layers cannot be skipped; this model's {encoder.name} can skip 0 to "
+                f"{most - nearest}"
             )
         states: Tensor = output.hidden_states[-back]
         if not self.family.size_conditioned:

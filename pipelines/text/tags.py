@@ -19,8 +19,8 @@ the end of the run. A strength holds until the next moment, and nothing is inter
 `<lora:fox:80%>` and `<lora:fox:0,8>` mean 0.8.
 
 A tag within an edit is on while the edit's words stand: `[<lora:fox:0.8>:0.5]` from half of the steps on, and
-`[<lora:fox:0.8>::5]` to the step 5 (see `pipelines.text.editing`; in A1111's web UI it is on throughout). Its text
-encoder's part is on throughout.
+`[<lora:fox:0.8>::5]` to the step 5 (see `pipelines.text.editing`; in A1111's web UI it is on throughout). So is its
+text encoder's part.
 
 A colon, an angle bracket or a backslash in a value has a backslash before it.
 
@@ -77,7 +77,8 @@ class LoraTag:
     """One tag as it was written.
 
     weight: the UNet's strength. text_weight: the text encoder's; None means `weight`.
-    points: (start, factor on `weight`) pairs as in `Schedule`; they do not act on the text encoder.
+    points: (start, factor on `weight`) pairs as in `Schedule`. edited: they come from an edit around the tag, and
+        act on the text encoder too.
     lbw: the text of `lbw`, which `use` reads; "" where there is none.
     dyn: the rank to which A1111's dynamic rank would cut the adapter.
     bare: the tag holds a name and nothing else. source: the tag's own text, for messages.
@@ -91,6 +92,7 @@ class LoraTag:
     dyn: int | None = None
     bare: bool = field(default=False, compare=False)
     source: str = field(default="", compare=False)
+    edited: bool = False
 
     def use(self) -> Use:
         """The tag as a use of the adapter.
@@ -114,7 +116,7 @@ class LoraTag:
             starts = [start for start, _ in self.points]
             raise PromptError(f"{told}: the moments {shown(starts)} must rise from 0 on") from error
         try:
-            return Use(self.name, self.weight, text_weight, blocks, schedule)
+            return Use(self.name, self.weight, text_weight, blocks, schedule, text_scheduled=self.edited)
         except ComposerError as error:
             raise PromptError(
                 f"{told}: the product of its strengths is not finite; write smaller ones"
@@ -257,15 +259,15 @@ def _during(tag: LoraTag, span: Span) -> LoraTag:
         points += [(begin, 1.0)] if begin < NEVER else []
     if begin < end < NEVER:
         points.append((end, 0.0))
-    return replace(tag, points=tuple(points) if begin < end else ((0.0, 0.0),))
+    return replace(tag, points=tuple(points) if begin < end else ((0.0, 0.0),), edited=True)
 
 
 def write_tag(use: Use) -> str:
     """A use of a resolved request as a tag.
 
     A text strength is written in the named form, so that every reader agrees on the order. `take_tags` reads back the
-    same use, without `pinned` and `band`, which no tag can say. This holds for resolved uses alone: a vector of block
-    factors cannot be written, and the step number 1 would be read as the fraction 1.
+    same use, without `pinned`, `band` and `text_scheduled`, which no tag can say. This holds for resolved uses alone: a
+    vector of block factors cannot be written, and the step number 1 would be read as the fraction 1.
     """
     parts = [re.sub(r"([:<>\\])", r"\\\1", use.adapter)]
     if use.text_weight is None:

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from composers.plan import Use
 from pipelines import Request, StudioPipeline
-from pipelines.errors import AdapterError, ModelError, RequestError, StudioError
+from pipelines.errors import AdapterError, ModelError
 from pipelines.home import Entry, Home
 from pipelines.home.files import next_name
-from pipelines.home.plain import read_json, reading
 from pipelines.text.prompt import parse
-from studio.batch.manifest import PictureOutcome, is_whole
+from studio.batch.manifest import PictureOutcome
 from studio.batch.plan import PlannedPicture
 from studio.batch.problems import Problems
 from studio.drafts.draft import Wanted
-from studio.drafts.entries import plain_request
-from studio.drafts.fields import FIELDS
 from studio.drafts.shelf import Shelf
-from studio.pictures.metadata import CHUNK, read_texts
+from studio.pictures.identity import is_whole, record_if_made_by
 
 
 @dataclass(frozen=True)
@@ -120,7 +116,9 @@ def find_places(
             if file not in taken and (force or claimed.get(file, job.key) == job.key):
                 if force or not file.exists():
                     break
-                record = _made_by(file, group.request(job).resolved(facts), pipe.model.checkpoint.hash)
+                record = record_if_made_by(
+                    file, group.request(job).resolved(facts), pipe.model.checkpoint.hash
+                )
                 if record is not None:
                     break
             file = next_name(file)
@@ -131,20 +129,3 @@ def find_places(
         else:
             jobs.append(job)
     return replace(group, jobs=tuple(jobs)), found
-
-
-def _made_by(file: Path, request: Request, model_hash: str) -> Mapping[str, object] | None:
-    """The record in the picture, if it was made by this request on this model; else None."""
-    if not is_whole(file):
-        return None
-    try:
-        with reading(file.name, RequestError):
-            content = read_json(read_texts(file)[CHUNK], file.name)
-            record: Mapping[str, object] = content["record"]
-            now = json.loads(json.dumps(plain_request(request)))
-            # a picture from before a field existed was made with the field's default
-            before = {field.name: field.default for field in FIELDS if field.name not in content["request"]}
-            same = {**before, **content["request"]} == now
-            return record if same and record["model_hash"] == model_hash else None
-    except StudioError:
-        return None

@@ -23,11 +23,11 @@ from filelock import FileLock, Timeout
 
 from pipelines.errors import SetupError
 from studio.batch.plan import PlannedPicture
+from studio.pictures.identity import is_whole
 
 MANIFEST = "manifest.jsonl"
 LOCK = ".manifest.lock"
 """A file of its own: on Windows nobody else can read a locked file."""
-_END_OF_PNG = b"IEND\xaeB`\x82"
 
 
 @dataclass(frozen=True)
@@ -137,13 +137,3 @@ class Manifest:
             with suppress(OSError):
                 for scrap in folder.glob(".*.part"):
                     scrap.unlink(missing_ok=True)
-
-
-def is_whole(file: Path) -> bool:
-    """Whether the PNG is there and complete, up to its last chunk."""
-    try:
-        with file.open("rb") as stream:
-            stream.seek(-len(_END_OF_PNG), os.SEEK_END)
-            return stream.read() == _END_OF_PNG
-    except OSError:
-        return False

@@ -67,7 +67,7 @@ def _device(home: Home, problems: list[str]) -> None:
 
 def _folders(home: Home, problems: list[str]) -> None:
     from pipelines.home.answers import is_silent
-    from pipelines.home.files import is_folder
+    from pipelines.home.files import is_folder, whole_text
 
     there = "" if home.path.is_dir() else " (not there yet; made when something is written)"
     print(f"{'home':<13} {home.path}{there}")
@@ -78,17 +78,31 @@ def _folders(home: Home, problems: list[str]) -> None:
         ("models", home.models(), home.roots.models),
         ("LoRAs", home.loras(), home.roots.loras),
         ("VAEs", home.vaes(), home.roots.vae),
+        ("embeddings", home.embeddings(), home.roots.embeddings),
     ):
         also = f", also from {', '.join(map(str, roots))}" if roots else ""
         print(f"{kind:<13} {len(entries)}{also}")
+        if kind == "models":
+            _models(home)
         problems += [
             f"the {kind} folder {root} does not exist"
             for root in roots
             if not is_silent(root) and not is_folder(root)
         ]
+    problems += [f"{whole_text(str(one.path))}: {one.why}" for one in home.look_for_loras()[1]]
     problems += [
         f"the folder {folder} does not answer; see to its drive or network" for folder in home.silent
     ]
+
+
+def _models(home: Home) -> None:
+    """Each model of the user's own in one line, with the reason where it cannot be used."""
+    from studio.library.models import list_models
+
+    for entry in list_models(home):
+        if not entry.embedded:
+            cannot = "" if entry.usable else "cannot be used: "
+            print(f"{'':<13} {entry.name}: {cannot}{entry.base}")
 
 
 def _gib(size: int) -> str:

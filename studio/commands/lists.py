@@ -24,7 +24,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 @dataclass(frozen=True)
 class Inspect:
-    """What `inspect` is to look at. files: LoRAs by path or name, pictures by path."""
+    """What `inspect` is to look at. files: LoRAs by path or name, models and pictures by path."""
 
     files: tuple[str, ...]
     as_json: bool = False
@@ -54,7 +54,9 @@ class ImportPaths:
 
 
 def _inspect_flags(command: ArgumentParser) -> None:
-    command.add_argument("files", nargs="+", metavar="FILE", help="a LoRA (path or name) or a picture")
+    command.add_argument(
+        "files", nargs="+", metavar="FILE", help="a LoRA (path or name), a model or a picture"
+    )
     _json_flag(command)
 
 
@@ -118,7 +120,34 @@ def _inspected(file: str, home: Home) -> Inspection | dict[str, Any]:
     path = expanded(file)
     if path.suffix.lower() in PICTURES:
         return _picture(path, home)
+    if _is_model(path):
+        return _model_at(path)
     return inspect_file(path if exists(path) else home.find_lora(file).path)
+
+
+def _is_model(path: Path) -> bool:
+    """Whether a path is a diffusers folder, or a file that holds a model's UNet."""
+    from composers import StudioError
+    from pipelines.checkpoints.single_file import holds_unet
+    from pipelines.home.files import is_regular
+
+    if is_regular(path / "model_index.json"):
+        return True
+    try:
+        return path.suffix.lower() == ".safetensors" and is_regular(path) and holds_unet(path)
+    except StudioError:  # whoever reads it as a LoRA says what is wrong
+        return False
+
+
+def _model_at(path: Path) -> dict[str, Any]:
+    """What a model is, in the line that lists of models show. Raises ModelError for one that cannot be used."""
+    from pipelines.errors import ModelError
+    from studio.library.models import line_of
+
+    line, usable = line_of(path)
+    if not usable:
+        raise ModelError(line)
+    return {"path": str(path), "base": line}
 
 
 def _picture(path: Path, home: Home) -> dict[str, Any]:
@@ -127,8 +156,8 @@ def _picture(path: Path, home: Home) -> dict[str, Any]:
     from pipelines.home.plain import read_json
     from studio.drafts.entries import plain_draft
     from studio.library.scan import Library
-    from studio.pictures.metadata import CHUNK, PARAMETERS, read_texts
     from studio.pictures.restore import restore
+    from studio.pictures.texts import CHUNK, PARAMETERS, read_texts
 
     texts = read_texts(path)
     ours = read_json(texts[CHUNK], f"{path}: its {CHUNK!r} text") if CHUNK in texts else None
@@ -148,16 +177,19 @@ def _picture(path: Path, home: Home) -> dict[str, Any]:
 
 
 def _shown(result: dict[str, Any]) -> str:
-    """What a picture says, in lines."""
+    """What a model is, or what a picture says, in lines."""
     from pathlib import Path
 
     from studio.drafts.fields import FIELDS
-    from studio.pictures.metadata import PARAMETERS
+    from studio.pictures.texts import PARAMETERS, is_object
 
     lines = [Path(result["path"]).name]
-    if result["program"] is None and not result[PARAMETERS]:
+    if "base" in result:
+        return "\n  ".join([*lines, result["base"]])
+    said = result[PARAMETERS] and not is_object(result[PARAMETERS])
+    if result["program"] is None and not said:
         return "\n  ".join([*lines, "says nothing about how it was made", *result["notes"]])
-    if result[PARAMETERS]:
+    if said:
         lines += result[PARAMETERS].splitlines()
     else:
         settings = result["settings"]
@@ -198,13 +230,17 @@ def _model(entry: ModelEntry) -> dict[str, Any]:
 def loras(values: Loras, home: Home, teller: Teller) -> int:
     """Lists every LoRA, or those that may fit a model."""
     from pipelines.home.answers import each
+    from pipelines.home.files import whole_text
     from studio.library.fit import fit_of
     from studio.terminal.table import print_table
 
     fit = None if values.model is None else fit_of(values.model, home)
-    entries = {entry.path: entry for entry in home.loras()}
+    listed, left_out = home.look_for_loras()
+    entries = {entry.path: entry for entry in listed}
     seen = each(entries, lambda path: _lora(entries[path], fit))
     rows = [row for path in entries if (row := seen.get(path)) is not None]
+    if fit is None:
+        rows += [_unusable(one.name, whole_text(str(one.path)), one.why) for one in left_out]
     _tell_silent(home)
     if values.as_json:
         _print_json(rows)
@@ -214,6 +250,11 @@ def loras(values: Loras, home: Home, teller: Teller) -> int:
     if not rows:
         print(f"no LoRAs found: put them into {home.path / 'loras'}, or use --lora-dir", file=sys.stderr)
     return OK
+
+
+def _unusable(name: str, path: str, why: str) -> dict[str, Any]:
+    """The row of something that cannot be used."""
+    return {"name": name, "weight": None, "triggers": [], "made_for": "", "type": why, "path": path}
 
 
 def _lora(entry: Entry, fit: Fit | None) -> dict[str, Any] | None:
@@ -226,9 +267,7 @@ def _lora(entry: Entry, fit: Fit | None) -> dict[str, Any] | None:
         if fit is not None and not fit.takes(entry, seen):
             return None
     except StudioError as error:
-        nothing: dict[str, Any] = {"weight": None, "triggers": [], "made_for": ""}
-        why = f"cannot be read: {error}"
-        return None if fit else {"name": entry.name, **nothing, "type": why, "path": str(entry.path)}
+        return None if fit else _unusable(entry.name, str(entry.path), f"cannot be read: {error}")
     kind = " + ".join(seen.kinds) or "unknown"
     return {
         "name": entry.name,
@@ -268,7 +307,7 @@ COMMANDS = (
     Command(
         "inspect",
         place=70,
-        help="say what LoRA files, or pictures, are",
+        help="say what LoRA files, models, or pictures, are",
         abbreviations=True,
         add=_inspect_flags,
         read=_read_inspect,

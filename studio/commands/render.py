@@ -96,6 +96,12 @@ def read(args: Namespace) -> RenderValues:
     )
 
 
+def _forms_and_methods() -> str:
+    from pipelines.text.forms import forms_help
+
+    return f"{forms_help()}\n\n{_methods_help()}"
+
+
 def _methods_help() -> str:
     """The methods and their settings, as their classes describe them."""
     import textwrap
@@ -204,7 +210,8 @@ def _sheet(request: Request, model: str) -> Sheet:
 def _applied(report: LoadReport) -> str:
     """ "fox changes unet 96/210, text_encoder 18/18 layers"."""
     layers = ", ".join(f"{part} {report.applied[part]}/{total}" for part, total in report.total.items())
-    notes = "".join(f"\n  {note}" for note in report.notes)
+    own = (note for note in report.notes if note not in report.doubts)  # the record tells those
+    notes = "".join(f"\n  {note}" for note in own)
     return f"{report.name} changes {layers} layers{notes}"
 
 
@@ -227,7 +234,7 @@ COMMANDS = (
         place=10,
         help="draw pictures",
         description="Draw pictures. Several prompts, methods and seeds share one pass.",
-        epilog=_methods_help,
+        epilog=_forms_and_methods,
         add=add,
         read=read,
         run=run,

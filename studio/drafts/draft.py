@@ -27,6 +27,8 @@ MOST_PICTURES = 10_000
 """The most pictures of one job."""
 HIGHEST_SEED = 2**64 - 1
 """The largest seed that a request takes."""
+NEW_SEED = -1
+"""A seed that stands for a new one, on every front, as in A1111."""
 USE_FIELDS = tuple(entry.name for entry in fields(Use))
 
 
@@ -46,6 +48,7 @@ class Wanted:
     schedule: Schedule | None = None
     pinned: bool = False
     band: Any = None
+    text_scheduled: bool = False
     named: bool = field(default=False, compare=False)
 
     def use(self, name: str, preferred: float | None) -> Use:
@@ -54,7 +57,8 @@ class Wanted:
         Raises ComposerError as `Use` does.
         """
         weight = self.weight if self.weight is not None else 1.0 if preferred is None else preferred
-        return Use(name, weight, self.text_weight, self.blocks, self.schedule, self.pinned, self.band)
+        said = {field: getattr(self, field) for field in USE_FIELDS}
+        return Use(**{**said, "adapter": name, "weight": weight})
 
     def check(self) -> None:
         """Raises StudioError for a name, strength, block, schedule or band that no request takes."""
@@ -80,7 +84,8 @@ def wanted_of(tag: LoraTag) -> Wanted:
     """The adapter that a tag of a prompt asks for. Raises PromptError."""
     use = tag.use()
     weight = None if tag.bare else use.weight
-    return Wanted(use.adapter, weight, use.text_weight, use.blocks, use.schedule, named=True)
+    said = {field: getattr(use, field) for field in USE_FIELDS}
+    return Wanted(**{**said, "weight": weight}, named=True)
 
 
 @dataclass(frozen=True)
@@ -88,8 +93,8 @@ class Draft:
     """What was said of one picture.
 
     values: Request's fields by name, without `adapters` and `init_image`. The prompt is given with its LoRA tags and
-    kept without them. wanted: the adapters; those of tags come last. where: where it was said, for messages ("" for
-    flags). Raises PromptError for tags that cannot be read.
+    kept without them. The seed -1 becomes None, which asks for a new one. wanted: the adapters; those of tags come
+    last. where: where it was said, for messages ("" for flags). Raises PromptError for tags that cannot be read.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -98,6 +103,8 @@ class Draft:
     where: str = ""
 
     def __post_init__(self) -> None:
+        if type(seed := self.values.get("seed")) in (int, float) and seed == NEW_SEED:
+            object.__setattr__(self, "values", {**self.values, "seed": None})
         prompt = self.values.get("prompt")
         if not isinstance(prompt, str) or "<" not in prompt:
             return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -165,8 +164,9 @@ def _one_wanted(entry: object, where: str) -> Wanted:
     for name in entry:
         if name not in (*USE_FIELDS, "named"):
             raise RequestError(f"{where}: unknown field {shown(name)}; {_hint(name, USE_FIELDS)}")
-    if not isinstance(entry.get("pinned", False), bool):
-        raise RequestError(f"{where}: pinned={_shown(entry['pinned'])} must be true or false")
+    for name in ("pinned", "text_scheduled"):
+        if not isinstance(entry.get(name, False), bool):
+            raise RequestError(f"{where}: {name}={_shown(entry[name])} must be true or false")
     if entry.get("band") not in (None, "high", "low"):
         raise RequestError(f"{where}: band={_shown(entry['band'])} must be high or low")
     points = _pairs(entry.get("schedule") or (), f"{where}: schedule", MOST_POINTS)
@@ -183,6 +183,7 @@ def _one_wanted(entry: object, where: str) -> Wanted:
         schedule if points else None,
         entry.get("pinned", False),
         entry.get("band"),
+        entry.get("text_scheduled", False),
         entry.get("named") is True,
     )
 
@@ -258,11 +259,14 @@ def plain_draft(draft: Draft) -> dict[str, Any]:
 
 
 def _plain_wanted(wanted: Wanted) -> dict[str, Any]:
-    plain = {**asdict(wanted), "schedule": None if wanted.schedule is None else wanted.schedule.points}
-    if not wanted.named:
-        del plain["named"]
+    return _plain_use(wanted) | ({"named": True} if wanted.named else {})
+
+
+def _plain_use(use: Use | Wanted) -> dict[str, Any]:
+    """Its fields as JSON can hold them. Later ones are left out where they say nothing, so that records of before are
+    equal to those of now."""
+    plain = {name: getattr(use, name) for name in USE_FIELDS}
+    plain["schedule"] = None if use.schedule is None else use.schedule.points
+    if not use.text_scheduled:
+        del plain["text_scheduled"]
     return plain
-
-
-def _plain_use(use: Use) -> dict[str, Any]:
-    return {**asdict(use), "schedule": None if use.schedule is None else use.schedule.points}

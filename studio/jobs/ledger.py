@@ -6,12 +6,13 @@ import logging
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pipelines import Record, StudioError
+from pipelines import StudioError
 from pipelines.home import Home
 from studio.drafts.entries import read_draft
 from studio.jobs.gate import ModelKey
@@ -19,6 +20,7 @@ from studio.jobs.health import Faults
 from studio.jobs.job import Job, JobState
 from studio.jobs.previews import Previews
 from studio.jobs.queue import Queue, Task, Work
+from studio.jobs.saving import left_by
 from studio.jobs.store import Store
 from studio.jobs.views import stored
 from studio.rendering.machine import has_room, machine_fault
@@ -144,7 +146,7 @@ class Ledger:
         task, error, noting = saved.picture, saved.error, False
         if saved.file is not None and saved.record is not None:
             try:
-                self.finish(task, saved.file, saved.record)
+                self.finish(task, saved.file, saved.record.to_dict())
             except Exception as why:
                 with suppress(OSError):
                     saved.file.unlink(missing_ok=True)
@@ -170,11 +172,11 @@ class Ledger:
             return True
         return kept.others is not None and self._saved > kept.others and has_room(self._home.outputs)
 
-    def finish(self, task: Task, file: Path, record: Record) -> None:
+    def finish(self, task: Task, file: Path, record: Mapping[str, Any]) -> None:
         """A picture is done. If it was stopped meanwhile, its file is deleted."""
         with self.changed:
             place = stored(file, self._home)
-            if not self.store.finish_picture(task.work.job.id, task.index, place, record.to_dict()):
+            if not self.store.finish_picture(task.work.job.id, task.index, place, record):
                 with suppress(OSError):
                     file.unlink(missing_ok=True)
             self._leave(task)
@@ -183,6 +185,24 @@ class Ledger:
             except Exception as error:  # the picture is done all the same
                 log_error(error)
             self.tell()
+
+    def adopt(self, task: Task, model_hash: str) -> bool:
+        """Notes a picture whose file an earlier server wrote before it died. False where there is none to be noted:
+        then the picture is drawn again.
+
+        model_hash: of the weights of the picture's model.
+        """
+        try:
+            found = left_by(task, self._home, model_hash, self._is_noted)
+            if found is not None:
+                self.finish(task, *found)
+        except Exception as error:
+            log_error(error)
+            return False
+        return found is not None
+
+    def _is_noted(self, file: Path) -> bool:
+        return bool(self.store.owners_of(stored(file, self._home)))
 
     def stop(self, work: Work) -> list[Task]:
         """Cancels a job, on the disk when this returns; returns its pictures that were not done. Raises MachineFault,

@@ -97,6 +97,11 @@ class Resident:
         assert task.request.height is not None
         return float(ticket.all_rows * task.request.width * task.request.height)
 
+    @property
+    def model_hash(self) -> str:
+        """The hash of the model's weights."""
+        return self.pipe.model.checkpoint.hash
+
     def resume(self, task: Task, aside: Aside) -> None:
         """Goes on with a picture that was set aside. Raises AdapterError where its adapters have changed since."""
         self._load([use.adapter for use in aside.flight.request.uses])

@@ -425,6 +425,8 @@ class Rounds:
             cost = resident.give(task, self._shelves.of(task.work))
             with self._changed:
                 self._queue.costs(task, cost)
+            if task.suspect and self._ledger.adopt(task, resident.model_hash):
+                resident.cancel(task)
         except BaseException as error:
             self._fail(task, own_error(as_exception(error), "the picture could not be begun"))
 

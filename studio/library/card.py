@@ -14,6 +14,7 @@ from pipelines.errors import AdapterFileError, SetupError
 from pipelines.home import Entry
 from pipelines.home.answers import answered
 from pipelines.home.files import whole_text
+from pipelines.home.names import LeftOut
 from pipelines.home.plain import read_json, reading
 from studio.library.fit import Fit
 
@@ -98,6 +99,11 @@ def read_card_and_metadata(entry: Entry) -> tuple[Card, Mapping[str, str]]:
             return Card(entry.name, entry.path, **known, **_fields_of(seen)), seen.stated
     except StudioError as error:
         return Card(entry.name, entry.path, **known, error=whole_text(str(error))), {}
+
+
+def left_out_card(one: LeftOut) -> Card:
+    """The card of something that is not listed among the files; it says why."""
+    return Card(one.name, Path(whole_text(str(one.path))), error=f"{whole_text(one.path.name)}: {one.why}")
 
 
 def _fields_of(seen: Inspection) -> dict[str, Any]:

@@ -19,12 +19,21 @@ from pathlib import Path
 
 from pipelines.adapters import inspect_file
 from pipelines.adapters.container import read_header
+from pipelines.adapters.peft_settings import CONFIG_NAME
 from pipelines.errors import AdapterFileError, AdapterFormatError, SetupError, StudioError
 from pipelines.home import Entry, Home
 from pipelines.home.answers import NoAnswer, answered, each, is_silent, sign
 from pipelines.home.files import open_regular, slug, write_whole
+from pipelines.home.names import WRITERS_NAMES, stem_of
 from pipelines.home.plain import read_json, reading
-from studio.library.card import Card, card_from_json, card_to_json, read_card, read_card_and_metadata
+from studio.library.card import (
+    Card,
+    card_from_json,
+    card_to_json,
+    left_out_card,
+    read_card,
+    read_card_and_metadata,
+)
 from studio.library.fit import Fit
 from studio.library.hashes import is_adapter
 from studio.library.search import words_of
@@ -37,7 +46,7 @@ LARGEST_ADDED = 8 * 2**30
 RECENT = 2.0
 """Seconds during which a search does not look for changed files again."""
 
-FORMAT = 3
+FORMAT = 4
 """The version of the cache on disk. Raise it whenever cards change their meaning."""
 
 PATIENCE = 0.5
@@ -167,7 +176,7 @@ class Library:
 
     def _look(self) -> list[Card]:
         home = self._home()
-        entries = home.loras()
+        entries, left_out = home.look_for_loras()
         if self._known is None:
             self._known = _read_cache(home)
         known, stamps = self._known, _stamps(entries)
@@ -196,7 +205,7 @@ class Library:
             del known[path]
         if stated or gone:
             _write_cache(home, known, stated, gone)
-        found = sorted(found, key=_by_name)
+        found = sorted([*found, *map(left_out_card, left_out)], key=_by_name)
         self._listed, self._so_far = (time.monotonic(), found), Glance(found)
         return found
 
@@ -280,7 +289,7 @@ class Library:
                 return card
         home = self._home()
         folder = home.made(home.path / "loras")
-        stem = slug(Path(name or file.name).name.removesuffix(".safetensors"))
+        stem = slug(stem_of(Path(name or file.name).name))
         added = write_whole(folder / f"{stem}.safetensors", lambda path: _copy(file, path), force=False)
         listed = next((card for card in self.cards() if card.path == added), None)
         return listed or read_card(Entry(added.stem, added))
@@ -334,10 +343,12 @@ def _stamps(entries: Sequence[Entry]) -> dict[Path, Stamp]:
     listings = each(dict.fromkeys(entry.path.parent for entry in entries), _listing)
     stamps = {}
     for entry in entries:
-        listed, stem = listings.get(entry.path.parent), entry.path.name.removesuffix(".safetensors")
+        listed, stem = listings.get(entry.path.parent), stem_of(entry.path.name)
         if listed is None:
             continue
-        beside = (f"{ending}={listed[stem + ending]}" for ending in NOTES if stem + ending in listed)
+        beside = [f"{ending}={listed[stem + ending]}" for ending in NOTES if stem + ending in listed]
+        if stem in WRITERS_NAMES and CONFIG_NAME in listed:
+            beside.append(f"{CONFIG_NAME}={listed[CONFIG_NAME]}")
         stamps[entry.path] = ";".join([listed.get(entry.path.name, ""), *beside])
     return stamps
 

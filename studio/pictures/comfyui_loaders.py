@@ -67,7 +67,7 @@ def loaded(
         model=model.name,
         vae=_vae(graph, sampler, made),
         wanted=tuple(_wanted(graph, model, clip)),
-        clip_skip=clip.skip or None,
+        clip_skip=clip.skip,
         unread=tuple(unread),
     )
 
@@ -107,8 +107,7 @@ def _skip(graph: Graph, node: Node) -> int | None:
     """The layers of the text encoder that a node skips; ComfyUI counts the last layer as -1."""
     value = next((node.inputs[name] for name in _SKIPS if node.has(name)), None)
     layer = None if value is None else whole(graph, value, "stop_at_clip_layer")
-    first = 2 if "sdxl" in node.kind.lower() else 1  # SDXL's text encoders end at the layer before the last
-    return max(abs(layer) - first, 0) if layer is not None and abs(layer) <= 100 else None
+    return max(abs(layer) - 1, 0) if layer is not None and abs(layer) <= 100 else None
 
 
 def _name(graph: Graph, node: Node, names: Sequence[str]) -> str:

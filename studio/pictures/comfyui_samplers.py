@@ -3,41 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipelines.errors import StudioError
-from pipelines.schedulers import canonical
+from pipelines.schedulers import named
 from studio.pictures.comfyui_graph import Graph, Node
 from studio.pictures.comfyui_math import Number
 from studio.pictures.comfyui_nodes import NO_GUIDANCE, SOLVERS, SPACINGS, VIA
 from studio.pictures.comfyui_values import choice, number, truth, whole
 
-NAMES: Mapping[str, str] = {
-    "dpmpp_2m karras": "DPM++ 2M Karras",
-    "dpmpp_2m_sde karras": "DPM++ 2M SDE Karras",
-    "dpmpp_2m_sde_gpu": "DPM++ 2M SDE",
-    "dpmpp_2m_sde_gpu karras": "DPM++ 2M SDE Karras",
-    "dpmpp_3m_sde": "DPM++ 3M SDE",
-    "dpmpp_3m_sde karras": "DPM++ 3M SDE Karras",
-    "dpmpp_3m_sde_gpu": "DPM++ 3M SDE",
-    "dpmpp_3m_sde_gpu karras": "DPM++ 3M SDE Karras",
-    "euler_ancestral": "Euler a",
-    "dpm_2 karras": "DPM2 Karras",
-    "dpm_2_ancestral karras": "DPM2 a Karras",
-    "uni_pc_bh2": "UniPC",
-    "uni_pc karras": "UniPC Karras",
-    "uni_pc_bh2 karras": "UniPC Karras",
-}
-"""ComfyUI's solver and spacing -> our name, where no alias of a scheduler covers it."""
-PLAIN = ("", "normal")
-"""Spacings that mean no special one."""
-
 
 @dataclass(frozen=True)
 class Settings:
     """How a sampler was set; None for what it does not say. begun, ended: the steps that it began and ended with, of
-    `steps`. solver: the scheduler's name here, or ComfyUI's where it has none."""
+    `steps`. solver: the scheduler's name here, or ComfyUI's own where there is none."""
 
     seed: int | None
     steps: int | None
@@ -91,27 +69,6 @@ def settings(graph: Graph, sampler: Node) -> Settings:
     )
 
 
-def sampler_name(solver: str, spacing: str) -> tuple[str, str]:
-    """The scheduler's name here for ComfyUI's solver and spacing, and the spacing that is lost, "" for none. An unknown
-    solver stays as it is."""
-    solver, spacing = solver.strip(), spacing.strip().lower()
-    both = f"{solver} {spacing}"
-    for name in (
-        NAMES.get(both.lower(), both),
-        *((NAMES.get(solver.lower(), solver),) if spacing in PLAIN else ()),
-    ):
-        try:
-            return canonical(name), ""
-        except StudioError:
-            continue
-    if spacing in PLAIN:
-        return NAMES.get(solver.lower(), solver), ""
-    try:
-        return canonical(NAMES.get(solver.lower(), solver)), spacing
-    except StudioError:
-        return both, ""
-
-
 def _solver(graph: Graph, sampler: Node) -> str | None:
     solver = _choice(graph, sampler, "sampler")
     if solver is None:
@@ -126,12 +83,7 @@ def _solver(graph: Graph, sampler: Node) -> str | None:
     if solver is None:
         graph.note(f"sampler not understood: {_source(graph, sampler, 'sampler')}")
         return None
-    name, lost = sampler_name(solver, spacing or "")
-    if lost:
-        graph.note(
-            f"spacing {lost[:60]!r} of sampler {solver[:60]!r} is not offered here; {name} is taken as it is"
-        )
-    return name
+    return named(solver, spacing or "")
 
 
 def _source(graph: Graph, sampler: Node, role: str) -> str:

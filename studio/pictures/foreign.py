@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ from sd_parsers.data import PromptInfo
 from composers.shown import shown
 from pipelines.errors import RequestError, StudioError
 from pipelines.home.plain import read_json, short
+from pipelines.schedulers import named
 from studio.drafts.draft import Wanted
-from studio.drafts.picture_file import MOST_SAID, is_png
+from studio.drafts.picture_file import MOST_SAID
 from studio.pictures.comfyui import read_comfyui
-from studio.pictures.comfyui_samplers import sampler_name
 
 LONGEST_LINE = 10_000
 """Most characters of a text that sd-parsers searches by patterns; some of these take quadratic time."""
@@ -34,17 +34,19 @@ SEARCHED = ("parameters", "Dream", "Source")
 @dataclass(frozen=True)
 class Foreign:
     """What a picture of another program says. values: by Request's names, unchecked. wanted: its LoRAs, without those
-    of tags in its prompt. model, digest: name and hash of its model, "" where it gives none. vae: name of its VAE.
-    from_picture: it was made from another picture. notes: what was not understood."""
+    of tags in its prompt. model, digest: name and hash of its model, "" where it gives none. from_picture: it was
+    made from another picture. notes: what was not understood. hashes: name of a LoRA -> its hash. vae: name of its
+    VAE."""
 
     program: str
     values: Mapping[str, Any]
     wanted: tuple[Wanted, ...]
     model: str
     digest: str
-    vae: str | None = None
     from_picture: bool = False
     notes: tuple[str, ...] = ()
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    vae: str | None = None
 
 
 def read_foreign(file: Path, texts: Mapping[str, str]) -> Foreign:
@@ -52,7 +54,7 @@ def read_foreign(file: Path, texts: Mapping[str, str]) -> Foreign:
     said = read_comfyui(file.name, texts)
     if said is not None:
         return Foreign(
-            "ComfyUI", said.values, said.wanted, said.model, "", said.vae, said.from_picture, said.notes
+            "ComfyUI", said.values, said.wanted, said.model, "", said.from_picture, said.notes, vae=said.vae
         )
     info, prompt, negative = _parsed(file, texts)
     sampler = info.samplers[0] if info.samplers else None
@@ -76,7 +78,7 @@ def _parsed(file: Path, texts: Mapping[str, str]) -> tuple[PromptInfo, object, o
     info: PromptInfo | None
     _check_texts(file, texts)
     try:
-        info = ParserManager().parse(_texts_alone(texts) if is_png(file) else file)
+        info = ParserManager().parse(_texts_alone(texts))
         if info is not None and (info.samplers or info.metadata):
             return info, info.full_prompt, info.full_negative_prompt
     except Exception as error:  # over a damaged text, sd-parsers may raise anything
@@ -140,7 +142,7 @@ def _loras(raw: Mapping[str, Any]) -> list[Wanted]:
 
 def _sampler_name(name: str, settings: Mapping[str, Any]) -> str | None:
     """The scheduler's name here. Some programs give solver and spacing separately, as ComfyUI does."""
-    return sampler_name(name, _text(settings.get("scheduler")))[0] if name else None
+    return named(name, _text(settings.get("scheduler"))) if name else None
 
 
 def _json(value: object) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pipelines.errors import AdapterError, AdapterFileError, AdapterFormatError,
 from pipelines.families.family import SD1, SDXL
 from pipelines.text.embeddings import (
     MOST_VECTORS,
+    Names,
     TextualInversion,
     mentions,
     names_in,
@@ -135,11 +137,22 @@ def test_a_word_is_found_where_it_stands_alone(text: str, found: list[str]) -> N
 
 
 def test_the_longest_name_wins() -> None:
-    assert names_in("a fox b and a fox", ["fox", "fox b"]) == ("fox b", "fox")
-    assert unknown_in("embedding:one, embedding:TWO.safetensors embedding: three", ["two"]) == (
-        "one",
-        "three",
-    )
+    assert names_in("a fox b and a fox", Names(["fox", "fox b"])) == ("fox b", "fox")
+
+
+def test_an_embedding_that_is_asked_for_by_its_mark_and_is_not_there_is_named() -> None:
+    text = "embedding:one, embedding:TWO.safetensors, embedding:sub/two. embedding: three (embedding:no/four.pt:1.2)"
+    assert unknown_in(text, Names(["two"])) == ("one", "three", "no/four")
+    assert unknown_in("my embedding: two", Names(["two"])) == ()
+
+
+def test_thousands_of_names_cost_a_search_nothing() -> None:
+    names = Names(["fox style", "ärger", *(f"word{number} of many" for number in range(20_000)), "!!!"])
+    text = "a Fox Style, !!! (ÄRGER:1.2) " + "word words " * 500 + "word7 of many"
+    began = time.process_time()
+    for _ in range(10):
+        assert names_in(text, names) == ("fox style", "ärger", "word7 of many")
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize(

@@ -45,9 +45,15 @@ def latents(pipe: StudioPipeline, *requests: Request) -> list[Tensor]:
 
 @torch.no_grad()
 def plain(
-    judge: Any, pipe: StudioPipeline, said: Said, unsaid: Callable[[int], str], guidance: float
+    judge: Any,
+    pipe: StudioPipeline,
+    said: Said,
+    unsaid: Callable[[int], str],
+    guidance: float,
+    before: Callable[[int], None] = lambda step: None,
 ) -> Tensor:
-    """u + g sum_i w_i (c_i - u), step by step: [channels, h, w]. said: step -> (text, weight). unsaid: the negative."""
+    """u + g sum_i w_i (c_i - u), step by step: [channels, h, w]. said: step -> (text, weight). unsaid: the negative.
+    before: called before each step."""
     from pipelines.schedulers import make_scheduler
 
     def encoded(text: str) -> Tensor:
@@ -58,6 +64,7 @@ def plain(
     x = torch.randn((1, *pipe.model.latent_shape(32, 32)), generator=torch.Generator().manual_seed(7))
     x = x * scheduler.init_noise_sigma
     for index, timestep in enumerate(scheduler.timesteps):
+        before(index)
         x_in = scheduler.scale_model_input(x, timestep)
 
         def predicted(text: str, x_in: Tensor = x_in, timestep: Tensor = timestep) -> Tensor:
@@ -86,6 +93,25 @@ def test_the_latents_are_those_of_the_equation(
     own = latents(pipe, ask(prompt, negative_prompt="[red:red hat:2]", guidance_scale=guidance))[0]
     expected = plain(judge, pipe, said, lambda step: "red" if step <= 2 else "red hat", guidance)
     assert relative(own, expected) < 1e-4
+
+
+def test_an_adapter_in_an_edit_acts_on_both_models_while_its_words_stand(
+    pipe: StudioPipeline, stock: Any, sd_folder: Path, make_lora: Callable[..., Path]
+) -> None:
+    judge = stock(sd_folder)
+    judge.load_lora_weights(make_lora(sd_folder, "one", seed=3, rank=2, where="attn"), adapter_name="one")
+    on = lambda step: judge.set_adapters(["one"], [0.8 if step > 1 else 0.0])  # noqa: E731
+    own, throughout, unet_alone = latents(
+        pipe,
+        ask("a fox [in <lora:one:0.8> red:0.25]", negative_prompt="hat"),
+        ask("a fox [in red:0.25] <lora:one:0.8>", negative_prompt="hat"),
+        ask("a fox [in red:0.25] <lora:one:0.8:step=0@0,1@0.26>", negative_prompt="hat"),
+    )
+    says: Said = lambda step: [("a fox in red" if step > 1 else "a fox", 1.0)]  # noqa: E731
+    expected = plain(judge, pipe, says, lambda step: "hat", 5.0, on)
+    assert relative(own, expected) < 1e-4
+    assert relative(throughout, expected) > 1e-3
+    assert relative(unet_alone, expected) > 1e-3
 
 
 def test_one_prompt_said_twice_is_that_prompt(pipe: StudioPipeline) -> None:

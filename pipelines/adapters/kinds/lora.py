@@ -26,6 +26,19 @@ _LEAVES = {
     "lora.down.weight": Leaf("down", "old diffusers"),
     "lora_linear_layer.up.weight": Leaf("up", "old diffusers"),
     "lora_linear_layer.down.weight": Leaf("down", "old diffusers"),
+    **{  # written without the layer inside, or without its weight
+        end: Leaf(part, style)
+        for part, style, ends in (
+            ("up", "kohya", ("lora_up", "up.weight", "lora.lora_up.weight")),
+            ("down", "kohya", ("lora_down", "down.weight", "lora.lora_down.weight")),
+            ("mid", "kohya", ("lora_mid",)),
+            ("up", "peft", ("lora_B", "lora.lora_B.weight")),
+            ("down", "peft", ("lora_A", "lora.lora_A.weight")),
+            ("up", "old diffusers", ("lora.up", "lora_linear_layer.up")),
+            ("down", "old diffusers", ("lora.down", "lora_linear_layer.down")),
+        )
+        for end in ends
+    },
     "alpha": Leaf("alpha", ""),
     "lora.alpha": Leaf("alpha", ""),
     "lora_linear_layer.alpha": Leaf("alpha", ""),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -33,25 +34,67 @@ class Unsupported:
 
 _HADA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
 _LOKR = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t1", "lokr_t2")
+_OFT = ("oft_blocks", "oft_diag", "rescale", "oft_r", "oft_R", "oft_R.weight", "oft_R.scaled_oft")
+
+PEFT_NAMES: Mapping[str, str] = {
+    "adamss": "AdaMSS", "beft": "BEFT", "boft": "(B)OFT", "bone": "Bone", "c3a": "C3A", "deft": "DEFT",
+    "delora": "DeLoRA", "fourierft": "FourierFT", "frod": "FRoD", "glora": "PEFT's GLoRA", "gralora": "GraLoRA",
+    "hira": "HiRA", "hra": "HRA", "ia3": "(IA)³", "lily": "Lily", "ln_tuning": "LN tuning", "miss": "MiSS",
+    "oft": "(B)OFT", "osf": "OSF", "peanut": "PEANuT", "poly": "Poly", "psoft": "PSOFT", "pvera": "PVeRA",
+    "randlora": "RandLoRA", "road": "RoAd", "shadow": "Shadow", "shira": "SHiRA", "supertuning": "SuperTuning",
+    "tinylora": "TinyLoRA", "trainable_tokens": "trainable tokens", "unilora": "UniLoRA", "vblora": "VB-LoRA",
+    "vera": "VeRA", "waveft": "WaveFT",
+}  # fmt: skip
+"""How the parameters of PEFT's types begin (`miss_block`) -> the type's name. PEFT 0.21.2, `tuners/*/layer.py`."""
+
+PEFT_TYPES: Mapping[str, str] = {
+    **{start.upper(): name for start, name in PEFT_NAMES.items()},
+    "ADALORA": "AdaLoRA", "LOHA": "LoHa", "LOKR": "LoKr", "XLORA": "X-LoRA",
+}  # fmt: skip
+"""`peft_type` -> the type's name."""
+
+_PEFT_PART = re.compile(
+    rf"\.(?P<start>{'|'.join(sorted(PEFT_NAMES, key=len, reverse=True))})_[A-Za-z]\w*(?:\.[\w-]+){{0,2}}$"
+)
+
+
+def peft_part(text: str) -> tuple[str, Leaf] | None:
+    """(what comes before the leaf, the leaf) of a key that ends in a parameter of one of PEFT's types; else None."""
+    found = _PEFT_PART.search(text) if "_" in text else None
+    return None if found is None else (text[: found.start()], Leaf(f"{found['start']}_", ""))
+
 
 UNSUPPORTED: tuple[Unsupported, ...] = (
     # DoRA comes first, because its layers have LoRA's parts too.
-    Unsupported("DoRA", ("dora_scale", "lora_magnitude_vector", "lora_magnitude_vector.weight")),
+    Unsupported(
+        "DoRA",
+        (
+            "dora_scale",
+            "lora_magnitude_vector",
+            "lora_magnitude_vector.weight",
+            "lora_magnitude_vector.default",
+        ),
+    ),
     Unsupported("LoRA with a trained bias", ("lora_A.bias", "lora_B.bias", "lora_up.bias", "lora_down.bias")),
     Unsupported("LoRA on an embedding", ("lora_embedding_A", "lora_embedding_B")),
-    Unsupported("AdaLoRA", ("lora_E", "ranknum")),
+    Unsupported("AdaLoRA", ("lora_E", "ranknum", "lora_E.default", "ranknum.default")),
+    Unsupported("T-LoRA", ("q_layer.weight", "p_layer.weight", "q_layer", "p_layer", "lambda_layer")),
     Unsupported("LoHa", _HADA, {"hada_w1_b": 1, "hada_w2_b": 1}),
     Unsupported("LoKr", _LOKR),
-    Unsupported("(B)OFT", ("oft_blocks", "oft_diag", "rescale", "oft_r", "oft_R.weight", "boft_R", "boft_s")),
+    Unsupported("(B)OFT", (*_OFT, "boft_R", "boft_s", "boft_", "oft_")),
     Unsupported("GLoRA", ("a1.weight", "a2.weight", "b1.weight", "b2.weight", "bm.weight")),
-    Unsupported("(IA)³", ("on_input", "ia3_l")),
+    Unsupported("(IA)³", ("on_input", "ia3_l", "ia3_")),
     Unsupported("a norm difference", ("w_norm", "b_norm")),
-    Unsupported("a full difference", ("diff", "diff_b", "set_weight"), {"diff": 1}),
-    Unsupported("VeRA", ("vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B")),
-    Unsupported("FourierFT", ("fourierft_spectrum",)),
+    Unsupported("a full difference", ("diff", "diff_b", "set_weight", "reshape_weight"), {"diff": 1}),
+    Unsupported("VeRA", ("vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B", "vera_")),
     Unsupported(
         "FLoRA in an unknown layout",
         ("flora_A", "flora_B", "flora_A.weight", "flora_B.weight"),
         refusal="A and B are opposite halves in the LoRA and the FLoRA paper; rename them to flora_in and flora_out",
+    ),
+    *(
+        Unsupported(name, (f"{start}_",))
+        for start, name in PEFT_NAMES.items()
+        if start not in ("boft", "oft", "ia3", "vera")
     ),
 )

@@ -15,10 +15,11 @@ from typing import Any
 from pipelines.errors import SetupError
 from pipelines.home import Home
 from pipelines.home.files import write_whole
-from studio.batch.manifest import MANIFEST, is_whole
+from studio.batch.manifest import MANIFEST
 from studio.batch.progress import render
 from studio.batch.run import Batch, BatchOrder
 from studio.bench.quality.cells import CellPlan, QualityCell
+from studio.pictures.identity import is_whole
 from studio.rendering.opening import Opening
 from studio.terminal.progress import Teller
 

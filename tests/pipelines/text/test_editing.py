@@ -142,6 +142,7 @@ def test_a_tag_within_an_edit_is_on_while_its_words_stand(
     assert kept == text
     assert [start for start, _ in tag.points] == pytest.approx([start for start, _ in points])
     assert [factor for _, factor in tag.points] == [factor for _, factor in points]
+    assert tag.use().text_scheduled == bool(points)
 
 
 def test_a_tag_with_moments_of_its_own_is_refused_within_an_edit() -> None:

@@ -440,8 +440,8 @@ def test_adapters_without_an_engine_are_noticed() -> None:
 def test_clip_skip_beyond_the_layers(name: str, most: int, request: pytest.FixtureRequest) -> None:
     encoder: TextEncoder = request.getfixturevalue(name)
     one(encoder, "a fox", clip_skip=most)
-    for wrong in (most + 1, -1):
-        with pytest.raises(RequestError, match=f"clip_skip={wrong}.*0 to {most} layers"):
+    for wrong in (most + 1, -2):
+        with pytest.raises(RequestError, match=f"{wrong} layers cannot be skipped.*0 to {most}"):
             one(encoder, "a fox", clip_skip=wrong)
 
 

@@ -23,9 +23,10 @@ from PIL import Image
 from pipelines import StudioPipeline
 from pipelines.errors import RequestError, SetupError
 from pipelines.home import Home
-from studio.batch.manifest import LOCK, MANIFEST, Manifest, PictureOutcome, is_whole
+from studio.batch.manifest import LOCK, MANIFEST, Manifest, PictureOutcome
 from studio.batch.run import Batch, BatchOrder, render_jobs
 from studio.pictures.comparison import TOLERANCE
+from studio.pictures.identity import is_whole
 from studio.pictures.metadata import read_picture
 from studio.rendering import saver
 from studio.rendering.opening import Opening

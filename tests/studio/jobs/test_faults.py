@@ -286,6 +286,56 @@ def test_a_server_that_is_closed_during_a_fault_draws_the_rest_at_the_next_start
     assert len(pictures(faulty.home)) == 2
 
 
+def forget(home: Home, id: str, *places: int) -> None:
+    """As a server leaves a job that is killed after these pictures' files are written and before that is noted."""
+    with closing(sqlite3.connect(home.database)) as database, database:
+        for place in places:
+            database.execute(
+                "UPDATE pictures SET state = 'running', file = NULL, record = NULL, at_work = 1 "
+                "WHERE job = ? AND place = ?",
+                (id, place),
+            )
+        database.execute("UPDATE jobs SET state = 'running', ended = NULL WHERE id = ?", (id,))
+
+
+def test_files_that_a_killed_server_wrote_and_did_not_note_are_the_jobs_pictures(
+    studio: Any, open_studio: Opened
+) -> None:
+    id = studio.ask("ann", *(draft(f"a fox {seed}", "fox", seed=seed) for seed in (1, 2, 3)))
+    before = studio.over(id, "ann").pictures
+    studio.worker.close()
+    forget(studio.home, id, 0, 2)
+    assert before[2].file is not None
+    before[2].file.unlink()  # this one was being written
+    after = open_studio().over(id, "ann").pictures
+    assert [str(picture.state) for picture in after] == ["done"] * 3
+    assert [picture.file for picture in after[:2]] == [picture.file for picture in before[:2]]
+    assert after[0].record == before[0].record
+    assert len(pictures(studio.home)) == 3
+
+
+def test_a_file_of_the_same_seed_that_says_another_request_or_is_somebodys_is_left_alone(
+    studio: Any, open_studio: Opened
+) -> None:
+    theirs = studio.ask("bob", draft("a fox", seed=1))
+    others = studio.ask("bob", draft("a wolf", seed=1))
+    id = studio.ask("ann", draft("a fox", seed=1))
+    for owner, job in (("bob", theirs), ("bob", others), ("ann", id)):
+        studio.over(job, owner)
+    [mine] = studio.over(id, "ann").pictures
+    studio.worker.close()
+    forget(studio.home, id, 0)
+    forget(studio.home, others, 0)  # its file is nobody's now, and no picture of ann's either
+    assert mine.file is not None
+    mine.file.unlink()
+    again = open_studio()
+    [drawn_again] = again.over(id, "ann").pictures
+    files = {picture.file for job in (theirs, others) for picture in again.over(job, "bob").pictures}
+    assert drawn_again.file not in files
+    assert len(files) == 2
+    assert len(pictures(studio.home)) == 3
+
+
 # -- side work ---------------------------------------------------------------------------------------------
 
 

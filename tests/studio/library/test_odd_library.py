@@ -27,10 +27,12 @@ from studio.library.models import list_models
 from studio.library.scan import Library
 from studio.terminal.progress import Teller
 
-from ...pipelines.folders import ODD, dead, in_time
+from ...pipelines.folders import ODD, dead, in_time, link_to_device, link_to_itself, link_to_nowhere
 from ..conftest import Run
 
 Make = Callable[[Path], None]
+LINKS = (link_to_device, link_to_itself, link_to_nowhere)
+"""Those of `ODD` that are no file because of where they lead; they are told."""
 KEY = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
 
 
@@ -74,7 +76,9 @@ def test_what_is_no_file_is_no_card_and_no_note(library: Library, own: Home, mak
     make(own.path / "loras" / "odd.safetensors")
     for ending in scan.NOTES:
         make(own.path / "loras" / f"near{ending}")
-    assert names(library) == ["far", "near"]
+    told = [card for card in in_time(library.cards) if "link that leads" in card.error]
+    assert {card.name for card in told} == ({"odd"} if make in LINKS else set())
+    assert [name for name in names(library) if name != "odd"] == ["far", "near"]
     assert in_time(lambda: library.card("near")).preview is None
     assert in_time(lambda: library.glance(60)).whole
     with pytest.raises(AdapterFileError):
@@ -169,10 +173,12 @@ def test_one_bad_neighbour_breaks_no_list(home: Path, run: Run, monkeypatch: pyt
     cards = {card.name: card for card in in_time(library.cards, 120) if not card.embedded}
     assert time.process_time() - began < 2
     assert {name for name, card in cards.items() if card.error} == {
-        *(f"bad-{kind}" for kind in (*UNREADABLE, "empty", "bytes"))
+        *(f"bad-{kind}" for kind in (*UNREADABLE, "empty", "bytes")),
+        *(f"odd{number}" for number, make in enumerate(ODD) if make in LINKS),
+        "?",
     }
     assert all(f"{name}.safetensors: " in card.error for name, card in cards.items() if card.error)
-    assert len(cards) == 271 + len(NOTE) + 3 + len(UNREADABLE) + 2 + len(STRANGE)
+    assert len(cards) == 271 + len(NOTE) + 3 + len(UNREADABLE) + 2 + len(STRANGE) + len(LINKS) + 1
     assert len(library.search("sound")) == 271
     assert library.with_hash("0" * 64, sound.stat().st_size) is None
     listed = json.loads(run("loras", "--json").out)
@@ -180,7 +186,8 @@ def test_one_bad_neighbour_breaks_no_list(home: Path, run: Run, monkeypatch: pyt
     assert len([row for row in listed if row["type"].startswith("cannot be read: ")]) == len(UNREADABLE) + 2
     seen = run("inspect", *(str(card.path) for card in cards.values()), "~nosuch/x", "n" * 400, "odd0")
     assert (
-        len([line for line in seen.err.splitlines() if line.startswith("error: ")]) == len(UNREADABLE) + 2 + 3
+        len([line for line in seen.err.splitlines() if line.startswith("error: ")])
+        == len(UNREADABLE) + 2 + 3 + len(LINKS) + 1
     )
     assert "Traceback" not in seen.err
 

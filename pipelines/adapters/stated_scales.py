@@ -1,0 +1,274 @@
+"""The scale of layers without an alpha, where PEFT's settings are not in their own place.
+
+Other writers put them elsewhere: PEFT's fields one by one into the safetensors metadata ("lora_alpha", "unet.r"), all
+of them as JSON into one entry, or kohya's "ss_network_alpha" and "ss_network_dim". What they say is used if it is one
+thing, and if the ranks that it gives are those of the tensors. Else the scale is 1, and a note gives both numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipelines.adapters.adapter import span
+from pipelines.adapters.keys import COMPONENTS
+from pipelines.adapters.peft_settings import (
+    CONFIG_NAME,
+    LARGEST_ALPHA,
+    MalformedSettings,
+    PeftSettings,
+    by_component,
+    config_beside,
+    settings_object,
+)
+from pipelines.adapters.sidecars import MOST_SAID
+from pipelines.errors import AdapterFormatError, StudioError
+from pipelines.home.plain import read_json
+
+_JSON_PLACES = ("peft_config", "lora_config", "adapter_config")
+_FIELDS: Mapping[str, str] = {
+    **{name: name for name in ("lora_alpha", "r", "alpha_pattern", "rank_pattern", "use_rslora", "use_dora",
+                               "init_lora_weights", "peft_type")},
+    "alpha": "lora_alpha", "network_alpha": "lora_alpha",
+    "lora_r": "r", "rank": "r", "lora_rank": "r", "network_dim": "r", "lora_dim": "r",
+}  # fmt: skip
+"""What metadata may call a field of a LoraConfig -> its name there."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One low-rank layer, for its scale. rank: of its tensors. alpha: the file's own, None where it has none.
+
+    kernel: whether its kernel is larger than 1x1.
+    """
+
+    component: str
+    module: str
+    rank: int
+    alpha: float | None
+    kernel: bool = False
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What one place says. place: its name, for notes.
+
+    certain: whether it is about this file. kernels: whether it is about layers with larger kernels than 1x1.
+    odd: why it cannot be used, "" where it can.
+    """
+
+    place: str
+    settings: Mapping[str, PeftSettings] = field(default_factory=dict)
+    certain: bool = True
+    kernels: bool = True
+    odd: str = ""
+
+    def scale(self, layer: Layer) -> float | None:
+        own = self.settings.get(layer.component)
+        return None if own is None else own.scale_of(layer.module, layer.rank)
+
+    def fits(self, layers: Iterable[Layer]) -> bool:
+        """Whether the ranks that it gives, and the alphas, are those of the file; without a rank, all have one."""
+        layers = [layer for layer in layers if layer.component in self.settings]
+        for layer in layers:
+            own = self.settings[layer.component]
+            rank, alpha = own.rank_of(layer.module), own.alpha_of(layer.module)
+            if rank is not None and rank != layer.rank:
+                return False
+            if layer.alpha is not None and alpha is not None and layer.alpha != alpha:
+                return False
+        unstated = {
+            layer.rank for layer in layers if self.settings[layer.component].rank_of(layer.module) is None
+        }
+        kernels = self.kernels or not any(layer.kernel for layer in layers)
+        return self.certain and kernels and len(unstated) < 2
+
+    def said(self) -> str:
+        """Its numbers, for notes: "lora_alpha 8, r 16"."""
+        own = list(dict.fromkeys(_numbers(one) for one in self.settings.values()))
+        return f"{self.place} says {' and '.join(own)}"
+
+
+def _numbers(own: PeftSettings) -> str:
+    words = ["no alpha" if own.alpha is None else f"alpha {own.alpha:g}"]
+    words += [] if own.rank is None else [f"rank {own.rank}"]
+    words += ["rsLoRA"] if own.rslora else []
+    return ", ".join(words)
+
+
+def stated_in(path: Path, metadata: Mapping[str, str]) -> tuple[Stated, ...]:
+    """What the metadata of a file say of its scale in places other than PEFT's own.
+
+    Raises AdapterFormatError for settings that call for something that is not applied.
+    """
+    found = [
+        _stated(f"its {name}", partial(_json, path.name, name, metadata[name]))
+        for name in _JSON_PLACES
+        if name in metadata
+    ]
+    found.append(_stated("its header", partial(_flat, path.name, metadata)))
+    found.append(Stated(_KOHYA, _kohya(metadata), kernels="conv_" not in metadata.get("ss_network_args", "")))
+    return tuple(one for one in found if one.odd or any(_tells(own) for own in one.settings.values()))
+
+
+def _beside(path: Path) -> tuple[Stated, ...]:
+    """What an adapter_config.json says that may be this file's, or another's."""
+    place = f"the {CONFIG_NAME} beside it"
+    try:
+        own = config_beside(path)
+    except AdapterFormatError as error:
+        return (Stated(place, certain=False, odd=str(error)),)
+    return (Stated(place, own, certain=False),) if any(_tells(one) for one in own.values()) else ()
+
+
+def _stated(place: str, read: Callable[[], Mapping[str, PeftSettings]]) -> Stated:
+    try:
+        return Stated(place, read())
+    except MalformedSettings as error:
+        return Stated(place, odd=str(error))
+
+
+def _json(file: str, name: str, text: str) -> dict[str, PeftSettings]:
+    fields = settings_object(file, name, text)
+    inner = fields.get("default")
+    return by_component(f"{file}: {name}", inner if isinstance(inner, dict) else fields)
+
+
+_KOHYA = "its ss_network_alpha"
+
+
+def _tells(own: PeftSettings) -> bool:
+    return own.alpha is not None or bool(own.alpha_pattern) or own.rslora
+
+
+def _flat(file: str, metadata: Mapping[str, str]) -> dict[str, PeftSettings]:
+    """PEFT's fields that stand in the metadata one by one, perhaps with the component before each."""
+    fields: dict[str, Any] = {}
+    for key, text in metadata.items():
+        component, dot, name = key.rpartition(".")
+        if name in _FIELDS and (not dot or component in COMPONENTS):
+            fields.setdefault(f"{component}{dot}{_FIELDS[name]}", _value(text))
+    common = {name: value for name, value in fields.items() if "." not in name}
+    if not common.keys() & {"lora_alpha", "r", "peft_type"} and len(common) == len(fields):
+        return {}
+    shared = {f"{component}.{name}": value for component in COMPONENTS for name, value in common.items()}
+    return by_component(f"{file}: its header", shared | {k: v for k, v in fields.items() if "." in k})
+
+
+def _value(text: str) -> Any:
+    """A metadata's text as JSON, else as it stands."""
+    try:
+        return read_json(text, "", most=MOST_SAID, mended=True)
+    except StudioError:
+        return {"None": None, "True": True, "False": False}.get(text.strip(), text)
+
+
+def _kohya(metadata: Mapping[str, str]) -> dict[str, PeftSettings]:
+    """sd-scripts' record of its training. It counts as nothing where it holds no numbers ("Dynamic", "None")."""
+    alpha, rank = (_number(metadata.get(name, "")) for name in ("ss_network_alpha", "ss_network_dim"))
+    if alpha is None or rank is None:
+        return {}
+    return dict.fromkeys(COMPONENTS, PeftSettings(alpha=alpha, rank=int(rank)))
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and 0 <= number <= LARGEST_ALPHA else None
+
+
+def settled(
+    path: Path,
+    metadata: Mapping[str, str],
+    own: Mapping[str, PeftSettings],
+    layers: Iterable[Layer],
+    *,
+    peft: bool,
+) -> tuple[Mapping[str, PeftSettings], tuple[str, ...]]:
+    """(component -> the settings that give the scale of layers without an alpha, notes on it).
+
+    own: PEFT's settings from their own place, {} where there are none. peft: whether the file's keys are PEFT's.
+    Raises AdapterFormatError for settings that call for something that is not applied.
+    """
+    layers = [layer for layer in layers if layer.rank]
+    bare = [layer for layer in layers if layer.alpha is None]
+    if own:
+        notes = (*_mismatched(own, layers), *_unstated("its settings", own, bare))
+        return own, (*notes, *_contradicted([Stated("its settings", own)], layers))
+    found = (*stated_in(path, metadata), *(_beside(path) if bare else ()))
+    odd = tuple(f"scale 1 is used: {one.odd}" for one in found if one.odd and bare)
+    stated = [one for one in found if not one.odd]
+    if odd or not stated:
+        return {}, odd or ((UNSEEN,) if peft and bare and len(bare) == len(layers) else ())
+    if not bare:
+        return {}, tuple(_contradicted(stated, layers))
+    would = [{scale for one in stated if (scale := one.scale(layer)) is not None} for layer in bare]
+    scales = set().union(*would)
+    if scales <= {1.0}:
+        return {}, tuple(note for one in stated for note in _unstated(one.place, one.settings, bare))
+    said = "; ".join(one.said() for one in stated)
+    if all(len(own) < 2 for own in would) and all(one.fits(layers) for one in stated):
+        settings = {part: own for one in reversed(stated) for part, own in one.settings.items()}
+        return settings, (f"layers without an alpha have scale {_range(scales)}: {said}",)
+    return {}, (
+        f"layers without an alpha are used at scale 1, though {said}, which would be scale {_range(scales)}: it is not "
+        f"certain that this is about these layers (rank {_range({layer.rank for layer in bare})})",
+    )
+
+
+UNSEEN = (
+    "no alpha and no settings come with it, so its scale is 1; whether it was trained as rsLoRA, or from a start that "
+    "changed the base (PiSSA, OLoRA), cannot be seen: put its adapter_config.json beside it if it looks wrong"
+)
+
+
+def _unstated(place: str, own: Mapping[str, PeftSettings], bare: Iterable[Layer]) -> Iterable[str]:
+    """A note where settings ask for rsLoRA, or leave PEFT's own default, without the alpha that gives the scale."""
+    for layer in bare:
+        one = own.get(layer.component)
+        if one is not None and one.alpha_of(layer.module) is None:
+            rslora = "ask for rsLoRA but " if one.rslora else ""
+            yield f"{place} {rslora}give no alpha for {layer.component}.{layer.module}: scale 1 is used there"
+            return
+
+
+def _mismatched(own: Mapping[str, PeftSettings], layers: Iterable[Layer]) -> Iterable[str]:
+    """A note where the settings give other ranks than the tensors have."""
+    for layer in layers:
+        said = own[layer.component].rank_of(layer.module) if layer.component in own else None
+        if said is not None and said != layer.rank:
+            yield (
+                f"its settings give rank {said:g} where the tensors of {layer.component}.{layer.module} have rank "
+                f"{layer.rank}: the tensors' rank is used"
+            )
+            return
+
+
+def _contradicted(stated: Iterable[Stated], layers: Iterable[Layer]) -> Iterable[str]:
+    """A note for each place that gives other scales than the alphas of the file."""
+    layers = list(layers)
+    for one in stated:
+        if one.place == _KOHYA or not one.certain:
+            continue  # it tells of the training; a file may have been resized since
+        for layer in layers:
+            scale = one.scale(layer)
+            if (
+                scale is not None
+                and layer.alpha is not None
+                and not math.isclose(scale, layer.alpha / layer.rank)
+            ):
+                yield (
+                    f"{one.said()}, but the file's own alphas are used: scale {layer.alpha / layer.rank:g}, not "
+                    f"{scale:g}, in {layer.component}.{layer.module}"
+                )
+                break
+
+
+def _range(values: set[float]) -> str:
+    return span((min(values), max(values)))
