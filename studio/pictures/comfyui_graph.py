@@ -32,7 +32,6 @@ MOST_NOTES = 40
 OFF = (2, 4)
 """The modes of nodes that a drawn workflow leaves out: muted and bypassed."""
 
-_PREFIX = re.compile(r"\s*(prompt|workflow)\s*:\s*(?=\{)", re.IGNORECASE)
 _NO_WORDS = re.compile(r"clip|model|vae|control_net|image|mask|latent|pixels", re.IGNORECASE)
 _SCALARS = re.compile(
     r"seed|step|cfg|width|height|size|batch|text|string|prompt|scale|strength|denoise|name|sigma|schedul|mask"
@@ -213,17 +212,6 @@ def _is_text(value: object, role: str) -> bool:
 def _pipes(node: Node) -> list[str]:
     more = [name for name in node.inputs if name not in PIPES and re.search("pipe|ctx|context|bus$", name)]
     return [*(name for name in PIPES if name in node.inputs), *more]
-
-
-def marked_texts(texts: Iterable[str]) -> dict[str, str]:
-    """ComfyUI's texts among the bare ones of a picture (EXIF 0x010F and 0x0110 of a WebP), by the names that they have
-    in a PNG: `prompt:{…}` and `workflow:{…}`. {} where there is none."""
-    found: dict[str, str] = {}
-    for text in texts:
-        match = _PREFIX.match(text)
-        if match is not None:
-            found.setdefault(match[1].lower(), text[match.end() :].rstrip("\0 \n"))
-    return found
 
 
 def content(text: object, where: str) -> Any:

@@ -107,7 +107,7 @@ def _skip(graph: Graph, node: Node) -> int | None:
     """The layers of the text encoder that a node skips; ComfyUI counts the last layer as -1."""
     value = next((node.inputs[name] for name in _SKIPS if node.has(name)), None)
     layer = None if value is None else whole(graph, value, "stop_at_clip_layer")
-    return max(abs(layer) - 1, 0) if layer is not None and abs(layer) <= 100 else None
+    return max(abs(layer) - 1, 0) if layer and abs(layer) <= 100 else None
 
 
 def _name(graph: Graph, node: Node, names: Sequence[str]) -> str:

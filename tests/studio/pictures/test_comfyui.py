@@ -14,7 +14,6 @@ from pipelines.errors import RequestError
 from pipelines.home import Home
 from studio.library.scan import Library
 from studio.pictures.comfyui import Graphed, read_comfyui
-from studio.pictures.comfyui_graph import marked_texts
 from studio.pictures.restore import restore
 
 from .comfy_graphs import BASE, node, read
@@ -43,7 +42,8 @@ def test_a_plain_graph() -> None:
     said = read()
     assert said.values == {
         "prompt": "a fox", "negative_prompt": "blurry", "steps": 25, "seed": 11, "guidance_scale": 5.5,
-        "scheduler": "DPM++ 2M Karras", "width": 640, "height": 512, "clip_skip": None,
+        "scheduler": "DPM++ 2M Karras", "width": 640,
+        "height": 512,
     }  # fmt: skip
     assert (said.model, said.vae, said.from_picture, said.wanted, said.notes) == (
         "m.safetensors",
@@ -138,14 +138,13 @@ def test_a_seed_that_is_not_understood_is_told(source: dict[str, Any]) -> None:
     assert said.notes == (f"seed not understood: it comes from {source['class_type']} (node 40)",)
 
 
-def test_a_spacing_that_is_not_offered_is_told() -> None:
-    said = read(sampler_name="euler", scheduler="kl_optimal")
-    assert said.values["scheduler"] == "Euler"
-    assert said.notes == (
-        "spacing 'kl_optimal' of sampler 'euler' is not offered here; Euler is taken as it is",
-    )
+def test_solver_and_spacing_are_one_name_here() -> None:
     assert read(sampler_name="euler", scheduler="sgm_uniform").values["scheduler"] == "Euler trailing"
-    assert read(sampler_name="strange", scheduler="karras").values["scheduler"] == "strange karras"
+    for solver, spacing in (
+        ("euler", "kl_optimal"),
+        ("strange", "karras"),
+    ):  # the way back from pictures tells why
+        assert read(sampler_name=solver, scheduler=spacing).values["scheduler"] == f"{solver} {spacing}"
 
 
 def test_values_from_other_nodes() -> None:
@@ -308,18 +307,25 @@ def test_the_whole_road_from_a_picture(home: Home, tmp_path: Path) -> None:
     found = restore(tmp_path / "a.png", own, Library(lambda: own))
     assert found.program == "ComfyUI"
     assert found.draft.values["strength"] == 0.4
-    assert [(one.kind, one.name) for one in found.missing] == [("model", "m"), ("VAE", "soft.pt")]
+    assert [(one.kind, one.name) for one in found.missing] == [("model", "m"), ("VAE", "soft")]
     assert any("made from another picture, which is not stored in it" in note for note in found.notes)
     assert any(note.startswith("ComfyUI runs all 25 steps") for note in found.notes)
 
 
-def test_bare_texts_of_a_webp_are_known_by_their_beginning() -> None:
-    graph, drawn = json.dumps(BASE), json.dumps({"nodes": [], "links": []})
-    bare = [f"prompt:{graph}", f"Workflow: {drawn}\0", "a prompt: {no}", "prompt of mine", "x"]
-    assert marked_texts(bare) == {"prompt": graph, "workflow": drawn}
-    said = read_comfyui("a.webp", marked_texts(bare))
-    assert said is not None
-    assert said.values["seed"] == 11
+@pytest.mark.parametrize("marks", [("prompt:", "workflow:"), ("Prompt: ", "Workflow: ")])
+def test_a_webp(home: Home, tmp_path: Path, marks: tuple[str, str]) -> None:
+    notes = Image.Exif()
+    notes[0x0110], notes[0x010F] = (
+        marks[0] + json.dumps(BASE),
+        marks[1] + json.dumps({"nodes": [], "links": []}),
+    )
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.webp", exif=notes)
+    found = restore(tmp_path / "a.webp", Home.resolve(home))
+    assert (found.program, found.draft.values["seed"], found.draft.values["prompt"]) == (
+        "ComfyUI",
+        11,
+        "a fox",
+    )
 
 
 def test_the_drawn_workflow_beside_the_graph_changes_nothing() -> None:

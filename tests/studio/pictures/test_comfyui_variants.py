@@ -59,7 +59,7 @@ def told(said: Graphed) -> dict[str, Any]:
             values["height"],
         ),
         "scheduler": values["scheduler"],
-        "clip skip": values["clip_skip"] or 0,
+        "clip skip": values.get("clip_skip") or 0,
         "files": (said.model, said.vae or ""),
         "loras": [(one.adapter, one.weight, _text(one)) for one in said.wanted],
         "notes": said.notes,
