@@ -80,7 +80,9 @@ def _number(graph: Graph, node: Node, slot: int, role: str, depth: int) -> Numbe
 
     if (names := graph.passed_on(node)) is not None:
         return next((found for name in names[:1] if (found := of(name)) is not None), None)
-    if isinstance(expression := node.inputs.get("expression", node.inputs.get("math_expression")), str):
+    said = ("expression", "math_expression", *(("value",) if "math" in node.kind.lower() else ()))
+    expression = next((value for name in said if isinstance(value := node.inputs.get(name), str)), None)
+    if expression is not None:
         result = evaluate(expression, of)
         return int(result) if result is not None and slot == 0 and abs(result) < EXACT else result
     operation = node.inputs.get("operation", node.inputs.get("op"))

@@ -113,6 +113,8 @@ def test_the_seeds_are_exact() -> None:
         assert read(seed=seed).values["seed"] == seed
         assert read({"40": node("PrimitiveInt", value=seed)}, seed=["40", 0]).values["seed"] == seed
         assert read({"40": node("Seed (rgthree)", seed=str(seed))}, seed=["40", 0]).values["seed"] == seed
+    half = node("SimpleMath+", value="(a * 2) / 2", a=["40", 0])
+    assert read({"40": node("PrimitiveInt", value=30), "41": half}, steps=["41", 0]).values["steps"] == 30
     sum_of = node("MathExpression|pysssss", expression="a * 2 + b", a=["40", 0], b=1)
     assert (
         read({"40": node("PrimitiveInt", value=2**60), "41": sum_of}, seed=["41", 0]).values["seed"]

@@ -423,6 +423,27 @@ def test_what_changes_the_model_on_its_way_is_told() -> None:
     assert said.notes == ("left out: FreeU_V2 (node 10), ModelMergeSimple (node 11)",)
 
 
+def test_control_nets_of_a_loader_are_told() -> None:
+    made = node(
+        "Efficient Loader",
+        ckpt_name="m.safetensors",
+        vae_name="Baked VAE",
+        clip_skip=-1,
+        lora_name="None",
+        positive="a fox",
+        negative="blurry",
+        empty_latent_width=640,
+        empty_latent_height=512,
+        cnet_stack=["20", 0],
+    )
+    stack = node("CR Multi-ControlNet Stack", switch_1="On", controlnet_1="c.safetensors")
+    out = [["10", slot] for slot in range(4)]
+    said = read(
+        {"10": made, "20": stack}, model=out[0], positive=out[1], negative=out[2], latent_image=out[3]
+    )
+    assert said.notes == ("left out: CR Multi-ControlNet Stack (node 20)",)
+
+
 @pytest.mark.parametrize(
     ("source", "name"),
     [
