@@ -352,10 +352,23 @@ def test_nodes_of_subgraphs_and_groups_are_nodes_like_others() -> None:
 
 
 @pytest.mark.parametrize(
-    "texts", [{}, {"prompt": "a fox"}, {"prompt": "{}"}, {"workflow": "{}"}, {"prompt": '{"a": 1}'}]
+    "texts",
+    [
+        {},
+        {"prompt": "a fox"},
+        {"prompt": "{}"},
+        {"workflow": "{}"},
+        {"prompt": '{"a": 1}'},
+        {"prompt": "{red|blue} fox"},
+    ],
 )
 def test_what_is_no_graph_is_left_to_others(texts: dict[str, str]) -> None:
     assert read_comfyui("a.png", texts) is None
+
+
+def test_a_damaged_graph_is_refused() -> None:
+    with pytest.raises(RequestError, match=r"^a.png: its text 'prompt' is not valid JSON"):
+        read_comfyui("a.png", {"prompt": json.dumps(BASE)[:-5]})
 
 
 def test_a_graph_without_a_sampler_is_refused() -> None:
