@@ -152,7 +152,10 @@ class Graph:
         """The link by which a node gets what it passes on in this role; None where it has none."""
         chosen = self.passed_on(node)
         if chosen is not None:
-            return next((node.inputs[name] for name in chosen if self.link(node.inputs.get(name))), None)
+            ways = [name for name in chosen if self.link(node.inputs.get(name))]
+            if "merge" in node.kind.lower():  # of several pipes, the first that holds it
+                ways.sort(key=lambda name: not self._holds(node.inputs[name], role))
+            return node.inputs[ways[0]] if ways else None
         for name in (*LINKED[role], *PIPES):
             if self.link(node.inputs.get(name)):
                 return node.inputs[name]
@@ -163,6 +166,10 @@ class Graph:
             return node.inputs[like[0]]
         links = [name for name in links if not _SCALARS.search(name)]
         return node.inputs[links[0]] if len(links) == 1 else None
+
+    def _holds(self, value: object, role: str) -> bool:
+        linked = self.link(value)
+        return linked is not None and self.find(linked[0], role) is not None
 
     def find(self, node: Node, role: str, depth: int = 0) -> tuple[Node, object] | None:
         """The node that holds a value of this role (as "steps"), and the value: this node, or one that it is given

@@ -74,7 +74,7 @@ def _entries(graph: Graph, node: Node) -> list[Entry]:
         passed.add(one.id)
         graph.visit(one)
         chosen = graph.passed_on(one) if stacked else None
-        ways = chosen[:1] if chosen is not None else [name for name in _STACKS if name in one.inputs]
+        ways = chosen[:1] if chosen is not None else _stacks(one)
         if not ways and stacked and not is_like(one):
             ways = [name for name, value in one.inputs.items() if graph.link(value)][:1]
         if (
@@ -103,6 +103,11 @@ def _entries(graph: Graph, node: Node) -> list[Entry]:
             if linked is not None:
                 pending.append((linked[0], True))
     return found
+
+
+def _stacks(node: Node) -> list[str]:
+    """The inputs by which a node is given stacks."""
+    return [name for name in node.inputs if name in _STACKS or re.fullmatch(r"lora_stack_?\w{1,3}", name)]
 
 
 def _own_off(graph: Graph, node: Node) -> bool:

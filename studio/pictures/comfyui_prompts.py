@@ -67,8 +67,9 @@ def parts(graph: Graph, node: Node, value: object, role: str, depth: int = 0) ->
 
 def _parts(graph: Graph, node: Node, role: str, depth: int) -> list[Part] | None:
     graph.visit(node)
-    if (names := graph.passed_on(node)) is not None:
-        return parts(graph, node, node.inputs[names[0]], role, depth + 1) if names else None
+    if graph.passed_on(node) is not None:
+        before = graph.before(node, role)
+        return parts(graph, node, before, role, depth + 1) if graph.link(before) else None
     if node.kind == "ConditioningZeroOut":
         graph.leave(node.label)
         return [Part("", node=None)]

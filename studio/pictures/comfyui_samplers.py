@@ -49,6 +49,9 @@ def settings(graph: Graph, sampler: Node) -> Settings:
     for name in ("script", "xyPlot", "hook_opt", "noise_hook"):
         if (linked := graph.link(sampler.inputs.get(name))) is not None:
             graph.leave(linked[0].label)
+    varied = number(graph, sampler.inputs.get("variation_strength"))
+    if varied:
+        graph.leave(f"the variation seed of {sampler.label}")
     added = graph.find(sampler, "add_noise")
     if added is not None and truth(graph, added[1]) is False:
         graph.note(f"{sampler.label} added no noise of its own, so the seed does not tell the picture")

@@ -169,6 +169,50 @@ def test_values_from_other_nodes() -> None:
     assert (said.values["width"], said.values["height"]) == (896, 1152)
 
 
+def test_contexts() -> None:
+    more = {
+        "10": node("Context (rgthree)", model=["4", 0], clip=["4", 1], positive=["6", 0], seed=99),
+        "11": node("Context (rgthree)", negative=["7", 0], latent=["5", 0], seed=77),
+        "12": node("Context Merge (rgthree)", ctx_01=["10", 0], ctx_02=["11", 0]),
+        "13": node("Context Switch (rgthree)", ctx_03=["12", 0]),
+        "14": node(
+            "Context Big (rgthree)", base_ctx=["13", 0], steps=["15", 0], cfg=["15", 2], sampler=["15", 3]
+        ),
+        "15": node(
+            "KSampler Config (rgthree)",
+            steps_total=33,
+            refiner_step=24,
+            cfg=4.5,
+            sampler_name="euler_ancestral",
+        ),
+    }
+    said = read(
+        more,
+        model=["14", 1],
+        positive=["14", 4],
+        negative=["14", 5],
+        latent_image=["14", 6],
+        seed=["14", 8],
+        steps=["14", 9],
+        cfg=["14", 11],
+        sampler_name=["14", 13],
+        scheduler="normal",
+    )
+    assert settings(said) == (77, 33, 4.5, "Euler a")
+    assert (said.model, said.values["prompt"], said.values["width"], said.notes) == (
+        "m.safetensors",
+        "a fox",
+        640,
+        (),
+    )
+
+
+def test_a_variation_seed_is_told() -> None:
+    said = read(variation_seed=3, variation_strength=0.2)
+    assert said.notes == ("left out: the variation seed of KSampler (node 3)",)
+    assert not read(variation_seed=3, variation_strength=0.0).notes
+
+
 # -- passes ----------------------------------------------------------------------------------------------
 
 

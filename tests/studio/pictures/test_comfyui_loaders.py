@@ -315,6 +315,23 @@ def test_stacks_one_after_another() -> None:
     assert loras(said) == [("a", 0.5, None), ("b", 1.0, None), ("c", 2.0, None)]
 
 
+def test_stacks_that_are_joined() -> None:
+    stacks = {
+        str(place): node(
+            "LoRA Stacker",
+            input_mode="simple",
+            lora_count=1,
+            lora_name_1=f"{name}.safetensors",
+            lora_wt_1=0.5,
+        )
+        for place, name in ((21, "a"), (22, "b"), (23, "c"))
+    }
+    links = {f"lora_stack{place - 20}": [str(place), 0] for place in (21, 22, 23)}
+    joined = node("Lora Stack Combiner (LoraManager)", **links)
+    said = through(loader("CR Apply LoRA Stack", lora_stack=STACK), **{"20": joined}, **stacks)
+    assert (loras(said), said.notes) == ([("a", 0.5, None), ("b", 0.5, None), ("c", 0.5, None)], ())
+
+
 def test_the_text_encoders_strength_counts_only_where_the_prompt_went_through() -> None:
     own = {"lora_name": "a.safetensors", "strength_model": 0.5, "strength_clip": 0.25}
     assert loras(through(loader("LoraLoader", **own))) == [("a", 0.5, 0.25)]
