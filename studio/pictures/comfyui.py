@@ -62,7 +62,7 @@ def read_comfyui(name: str, texts: Mapping[str, str]) -> Graphed | None:
     if graph.nodes and (fault or drawn_fault):
         graph.note(str(fault or drawn_fault).removeprefix(f"{name}: "))
     if not graph.nodes:
-        if fault is not None:
+        if fault is not None and "class_type" in texts["prompt"]:
             raise fault
         return None
     made = passes(graph, name)

@@ -151,7 +151,7 @@ def _upstream(graph: Graph, node: Node, samplers: list[Node] | None = None) -> I
 
 
 def _sources(graph: Graph, node: Node) -> list[Node]:
-    chosen = graph.chosen(graph, node)
+    chosen = graph.passed_on(node)
     names = chosen[:1] if chosen is not None else [name for name in node.inputs if not _ASIDE.search(name)]
     own = [name for name in LINKED["latent"] if name in names]
     ordered = dict.fromkeys([*own, *names])

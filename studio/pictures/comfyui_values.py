@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 from pipelines.bounds import LONGEST_NAME
 from pipelines.errors import RequestError
@@ -67,15 +68,21 @@ def number(graph: Graph, value: object, role: str = "", depth: int = 0) -> Numbe
     if linked is None:
         return plain_number(value)
     graph.check_depth(depth)
-    node, slot = linked
+    key = ("number", linked[0].id, linked[1], role)
+    return cast("Number | None", graph.remembered(key, lambda: _number(graph, *linked, role, depth)))
+
+
+def _number(graph: Graph, node: Node, slot: int, role: str, depth: int) -> Number | None:
     graph.visit(node)
 
     def of(name: str) -> Number | None:
         return number(graph, node.inputs.get(name), role, depth + 1)
 
-    if (names := graph.chosen(graph, node)) is not None:
+    if (names := graph.passed_on(node)) is not None:
         return next((found for name in names[:1] if (found := of(name)) is not None), None)
-    if isinstance(expression := node.inputs.get("expression", node.inputs.get("math_expression")), str):
+    said = ("expression", "math_expression", *(("value",) if "math" in node.kind.lower() else ()))
+    expression = next((value for name in said if isinstance(value := node.inputs.get(name), str)), None)
+    if expression is not None:
         result = evaluate(expression, of)
         return int(result) if result is not None and slot == 0 and abs(result) < EXACT else result
     operation = node.inputs.get("operation", node.inputs.get("op"))
@@ -155,13 +162,17 @@ def text(graph: Graph, value: object, role: str = "positive", depth: int = 0) ->
         found = plain_number(value)
         return None if found is None else str(found)
     graph.check_depth(depth)
-    node, slot = linked
+    key = ("text", linked[0].id, linked[1], role)
+    return cast("str | None", graph.remembered(key, lambda: _text(graph, *linked, role, depth)))
+
+
+def _text(graph: Graph, node: Node, slot: int, role: str, depth: int) -> str | None:
     graph.visit(node)
 
     def of(name: str) -> str | None:
         return text(graph, node.inputs.get(name), role, depth + 1)
 
-    if (names := graph.chosen(graph, node)) is not None:
+    if (names := graph.passed_on(node)) is not None:
         return of(names[0]) if names else None
     found_text = _made(graph, node, slot, role, of)
     return None if found_text is None else _checked(graph, found_text)
@@ -177,7 +188,7 @@ def choice(graph: Graph, value: object, role: str) -> str | None:
             break
         node = linked[0]
         graph.visit(node)
-        chosen = graph.chosen(graph, node)
+        chosen = graph.passed_on(node)
         if role in VALUES and (held := graph.find(node, role)) is not None:
             value = held[1]
             continue
