@@ -17,7 +17,8 @@ from pipelines.errors import StudioError
 from pipelines.home.plain import read_json
 from studio.pictures.comfyui_graph import Graph, Node
 from studio.pictures.comfyui_nodes import EMPTY
-from studio.pictures.comfyui_values import choice, number, plain_number, text, truth, whole
+from studio.pictures.comfyui_texts import text
+from studio.pictures.comfyui_values import choice, number, plain_number, truth, whole
 
 MOST_OF_A_NODE = 4 * MOST_ADAPTERS
 """Most LoRAs that one node is read for."""
