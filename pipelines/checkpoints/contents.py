@@ -169,8 +169,8 @@ class _Judge:
         if VAE in self.keys.parts:
             parts[VAE] = self._vae(family)
         self._rest(family)
-        for part in parts.values():
-            self.storage.check(weight.key for weight in part.weights.values())
+        for own in parts.values():
+            self.storage.check(weight.key for weight in own.weights.values())
         return Contents(
             family=family,
             parts=parts,

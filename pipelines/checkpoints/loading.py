@@ -114,8 +114,9 @@ def load_checkpoint(
         other = None if vae_path is None else load_vae(vae_path, facts.family, dtype)
         parts, card = load_single_file(path, dtype, other, facts), None
         defaults = _file_defaults(facts)
-    for note in parts.notes if notify is not None else ():
-        notify(f"{label}: {note}")
+    if notify is not None:
+        for note in parts.notes:
+            notify(f"{label}: {note}")
     checkpoint = _checkpoint(parts, label, str(source), card, defaults, dtype)
     return replace(checkpoint, hashes=home.hashes)
 
