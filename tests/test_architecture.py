@@ -55,7 +55,8 @@ ROOMS: dict[str, list[str]] = {
         "origin peft_settings spellings",
         "stated_scales structure writing",
         "reporting",
-        "inspection reading",
+        "inspection placing",
+        "reading",
         "__init__",
     ],
     "pipelines.engine": [

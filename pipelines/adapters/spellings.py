@@ -70,7 +70,7 @@ def _text_spellings(modules: Iterable[str]) -> Iterator[tuple[str, tuple[str, ..
         layer = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)", bare)
         if layer is None or layer[2] not in _OPEN_CLIP:
             continue
-        names = {_OPEN_CLIP[layer[2]]: (module,)}
+        names: dict[str, tuple[str, ...]] = {_OPEN_CLIP[layer[2]]: (module,)}
         joined = tuple(module.removesuffix("q_proj") + one for one in _JOINED)
         if module.endswith(".q_proj") and modules.issuperset(joined):
             names |= {"attn.in_proj": joined, "attn.in_proj_weight": joined}

@@ -21,7 +21,7 @@ from pipelines.checkpoints.components import (
     refuse_other_than_files,
     vae_dtype,
 )
-from pipelines.checkpoints.contents import Spell
+from pipelines.checkpoints.matching import Spell
 from pipelines.checkpoints.single_file import load_tokenizers
 from pipelines.checkpoints.stored import listed, storage_of
 from pipelines.checkpoints.weights import read_weights_header
@@ -261,13 +261,13 @@ def refuse_odd_weights(label: str, part: str, module: Any, files: Iterable[Path]
         stored = sum(prod(shape) for shape in found.values())
         needed = sum(prod(shape) for shape in expected.values())
         raise ModelError(
-            f"{label}: the files in {part} hold {stored} numbers where {needed} belong: {len(missing)} weights are "
-            f"missing, such as {listed(missing)}; {again}"
+            f"{label}: the files in {part} hold {stored} numbers where {needed} belong: it lacks "
+            f"{len(missing)} weights, such as {listed(missing)}; {again}"
         )
     if odd:
         raise ModelError(
-            f"{label}: {len(odd)} weights in {part} are not understood: {listed(odd)}. Without them the picture would "
-            f"be another; {again}"
+            f"{label}: weights in {part} are not understood ({len(odd)}): {listed(odd)}. Without them "
+            f"the picture would be another; {again}"
         )
 
 

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from itertools import islice
 
-ENOUGH = 5_000
-"""Keys that are looked at to tell another kind of file."""
+ENOUGH = 2_000
+"""Keys that are looked at to tell another kind of file, those counted once that differ in numbers only."""
 
 FOREIGN: Mapping[str, tuple[str, ...]] = {
     "a LoRA; load it as one, beside a model": (
@@ -103,6 +103,9 @@ LEFT_OUT = re.compile(
 same for each model of a family), losses, counters, the state of its training; a safety checker, which is not run."""
 
 
+_NUMBER = re.compile(r"\.\d+\.")
+
+
 def foreign(keys: Iterable[str]) -> str:
     """The kind of model that some of the keys belong to, with a remedy; "" where none does."""
     return _said(FOREIGN, keys)
@@ -110,13 +113,14 @@ def foreign(keys: Iterable[str]) -> str:
 
 def without_unet(keys: Iterable[str]) -> str:
     """What to say of a file without a UNet; "" where its keys do not tell."""
-    some = list(islice(keys, ENOUGH))
+    some = list(keys)
     kind = foreign(some)
     return f"is {kind}" if kind else _said(PARTIAL, some)
 
 
 def _said(kinds: Mapping[str, tuple[str, ...]], keys: Iterable[str]) -> str:
-    some = list(islice(keys, ENOUGH))
+    alike = {_NUMBER.sub(".7.", key): key for key in keys}
+    some = list(islice(alike.values(), ENOUGH))
     for what, patterns in kinds.items():
         if any(re.search(pattern, key) for pattern in patterns for key in some):
             return what

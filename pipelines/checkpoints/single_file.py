@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from composers.shown import shown
 from pipelines import assets
 from pipelines.checkpoints.components import (
     Components,
@@ -22,7 +23,8 @@ from pipelines.checkpoints.components import (
     read_json,
     vae_dtype,
 )
-from pipelines.checkpoints.contents import UNET, VAE, Contents, Part, contents_of, unet_inside
+from pipelines.checkpoints.contents import Contents, Part, contents_of
+from pipelines.checkpoints.keys import UNET, VAE, unet_inside
 from pipelines.checkpoints.stored import Reader, opened
 from pipelines.checkpoints.weights import WeightsHeader, read_weights_header
 from pipelines.errors import ModelError
@@ -193,8 +195,8 @@ def _prediction_type(file: Path, header: WeightsHeader, contents: Contents) -> t
     usual = "epsilon" if contents.sgm else "v_prediction"
     other = "v" if contents.sgm else "eps"
     return usual, (
-        f"it does not say what it predicts, so {usual} is assumed; if pictures are noise, put "
-        f"{file.with_suffix('.yaml').name} beside it, with: model: {{params: {{parameterization: {other}}}}}",
+        f"its prediction type is assumed ({usual}); {shown(file.with_suffix('.yaml').name)} beside it may say "
+        f"otherwise, as in model: {{params: {{parameterization: {other}}}}}",
     )
 
 

@@ -67,6 +67,8 @@ UNPACK = "which is not supported; use its fp16 or fp8 form"
 FORMATS = ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise")
 """Formats of ComfyUI's `comfy_quant` whose weight is its number times its scale."""
 HARMLESS = ("format", "full_precision_matrix_mult", "per_channel", "params")
+LONGEST_ENDING = 60
+"""Characters at the end of a key that tell how its tensor is packed."""
 LONGEST_KEY = 120
 """Characters of a key that is quoted in full."""
 LONGEST_MARK = 4096
@@ -135,8 +137,9 @@ def storage_of(file: str, header: WeightsHeader) -> Storage:
     """Find the scales. file: the name to show. Raises ModelError for a packing that is not known here."""
     keys = header.shapes
     for key in keys:
-        if _PACKED.search(key):
-            what = next(what for what, pattern in PACKED.items() if re.search(pattern, key))
+        ending = key[-LONGEST_ENDING:]
+        if _PACKED.search(ending):
+            what = next(what for what, pattern in PACKED.items() if re.search(pattern, ending))
             raise ModelError(f"{file} {what}: {listed([key])}, {UNPACK}")
     scales: dict[str, tuple[str, float]] = {}
     beside = set()

@@ -143,7 +143,7 @@ def config_of(seen: Outline, published: Mapping[str, Any]) -> dict[str, Any]:
         "layers_per_block": layers[0] if len(set(layers)) == 1 else layers,
         "down_block_types": ["CrossAttnDownBlock2D" if any(level) else "DownBlock2D" for level in seen.down],
         "up_block_types": ["CrossAttnUpBlock2D" if any(level) else "UpBlock2D" for level in seen.up],
-        "mid_block_type": {None: None, (): "UNetMidBlock2D"}.get(seen.mid, "UNetMidBlock2DCrossAttn"),
+        "mid_block_type": _middle_type(seen.mid),
         "transformer_layers_per_block": down,
         "reverse_transformer_layers_per_block": None if mirrored else up,
         "cross_attention_dim": seen.context,
@@ -264,6 +264,12 @@ def _listed(numbers: Iterable[int]) -> str:
 def _whole(level: list[int]) -> Depths:
     """A level's depths. All its resnets have a transformer if one has, and those of a damaged file lack theirs."""
     return tuple(depth or max(level) for depth in level)
+
+
+def _middle_type(mid: Depths | None) -> str | None:
+    if mid is None:
+        return None
+    return "UNetMidBlock2DCrossAttn" if mid else "UNetMidBlock2D"
 
 
 def _shortest(level: Depths) -> int | list[int]:

@@ -16,8 +16,9 @@ from pipelines.checkpoints.components import (
     refuse_other_than_files,
     vae_dtype,
 )
-from pipelines.checkpoints.contents import VAE, Part, vae_of
+from pipelines.checkpoints.contents import Part, vae_of
 from pipelines.checkpoints.folders import refuse_odd_weights, variant_of, weight_files
+from pipelines.checkpoints.keys import VAE
 from pipelines.checkpoints.single_file import build
 from pipelines.checkpoints.stored import Storage, opened
 from pipelines.checkpoints.weights import read_weights_header

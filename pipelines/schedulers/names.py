@@ -47,9 +47,9 @@ _OTHER_SPACINGS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         **dict.fromkeys(("beta", "beta57"), (_SCIPY, TRAILING)),
         **dict.fromkeys(
-            ("ays", "ays sd1", "ays sdxl", "ays svd", "ays 11", "ays 32", "align your steps", "alignyoursteps",
-             "align your steps gits", "align your steps 11", "align your steps 32", "gits", "kl optimal",
-             "kloptimal", "karras exponential", "karras dynamic", "laplace", "edm playground v2.5"),
+            ("ays", "ays sd1", "ays sdxl", "ays svd", "ays 11", "ays 30", "ays 32", "align your steps",
+             "alignyoursteps", "align your steps gits", "align your steps 11", "align your steps 32", "gits",
+             "kl optimal", "kloptimal", "karras exponential", "karras dynamic", "laplace", "edm playground v2.5"),
             (_NONE, KARRAS),
         ),
         **dict.fromkeys(("polyexponential", "cosine exponential blend", "phi"), (_NONE, EXPONENTIAL)),
@@ -159,7 +159,7 @@ def row_of(name: str) -> Sampler:
 @lru_cache(maxsize=1024)
 def _found(key: str) -> Sampler | _Refusal | str | None:
     """What a name means: a row, "model", why it is not offered, or None where it is unknown."""
-    if key == MODEL_OWN:
+    if key in (MODEL_OWN, "default"):  # SD.Next's name of it
         return MODEL_OWN
     if key in _by_key():
         return _by_key()[key]
@@ -182,7 +182,10 @@ def _found(key: str) -> Sampler | _Refusal | str | None:
             found = _with_spacing(base, words)
             if found is not None:
                 return found
-    return None
+    before, _, last = key.rpartition(" ")
+    base = _found(before) if before else None
+    near = base.nearest if isinstance(base, _Refusal) else base
+    return _Refusal(f"{shown(last)} in it is unknown", near) if isinstance(near, Sampler) else None
 
 
 def _with_spacing(base: Sampler | _Refusal | str | None, words: str) -> Sampler | _Refusal | str | None:
@@ -232,7 +235,9 @@ def _key(name: str) -> str:
 
 @cache
 def _by_key() -> Mapping[str, Sampler]:
-    return MappingProxyType({_key(name): row for row in SAMPLERS for name in (row.name, *row.aliases)})
+    own = {_key(name): row for row in SAMPLERS for name in (row.name, *row.aliases)}
+    classes = {_key(row.scheduler_class): row for row in reversed(SAMPLERS) if not row.spacing}
+    return MappingProxyType(classes | own)
 
 
 @cache

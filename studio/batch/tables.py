@@ -23,6 +23,10 @@ AS_CSV = "it is a spreadsheet program's own file; save it as CSV (UTF-8), and gi
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 MOST_COLUMNS = 1_000
 """Most columns of a table; those without a heading must be empty."""
+MOST_CELLS = 20_000
+"""Most cells of one row, empty ones included: Excel has 16384 columns."""
+GUESSED_FROM = 2**16
+"""Characters at the beginning of a text from which it is found out what stands between the cells."""
 LOOKED_AT = 200
 """Rows that are looked at to find the header, and what stands between the cells."""
 
@@ -121,7 +125,7 @@ def read_table(text: str, names: Collection[str], separator: str = ",") -> Table
     if stated := _SEPARATOR_LINE.match(text):
         text, skipped, separator = text[stated.end() :], 1, stated[1]
     else:
-        separator = _separator(text, names, separator)
+        separator = _separator(text[:GUESSED_FROM], names, separator)
     quoted = separator != "\t" or _is_sound(text)
     line, row = _first(text, separator, quoted)
     if not row:
@@ -139,11 +143,19 @@ def read_table(text: str, names: Collection[str], separator: str = ",") -> Table
 
 def _rows(text: str, separator: str, quoted: bool = True) -> Iterator[tuple[int, list[str]]]:
     """The rows, each with the line in which it ends; [] for a row of empty cells. Raises RequestError."""
-    how = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    lines = io.StringIO(text, newline="")
-    reader = csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=True, quoting=how)
+    reader = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter=separator,
+        strict=True,
+        skipinitialspace=True,
+        quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
+    )
     try:
         for row in reader:
+            if len(row) > MOST_CELLS:
+                raise RequestError(
+                    f"line {reader.line_num}: {len(row)} cells are more than a table has; split it"
+                )
             yield reader.line_num, row if any(cell.strip() for cell in row) else []
     except csv.Error as error:
         raise RequestError(
@@ -178,11 +190,16 @@ def _guessed(text: str, separator: str) -> list[str]:
 
 
 def _is_one_column(text: str, separator: str) -> bool:
+    """Whether no row has a second cell. text: may end within a row."""
+    seen = 0
     try:
-        rows = islice(_rows(text, separator), LOOKED_AT)
-        return all(not any(cell.strip() for cell in row[1:]) for _, row in rows)
+        for _, row in islice(_rows(text, separator), LOOKED_AT):
+            if any(cell.strip() for cell in row[1:]):
+                return False
+            seen += bool(row)
     except RequestError:
-        return False
+        return seen > 1
+    return True
 
 
 def _is_sound(text: str) -> bool:

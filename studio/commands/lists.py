@@ -24,7 +24,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 @dataclass(frozen=True)
 class Inspect:
-    """What `inspect` is to look at. files: LoRAs by path or name, models and pictures by path."""
+    """What `inspect` is to look at. files: LoRAs and models by path or name, pictures by path."""
 
     files: tuple[str, ...]
     as_json: bool = False
@@ -55,7 +55,7 @@ class ImportPaths:
 
 def _inspect_flags(command: ArgumentParser) -> None:
     command.add_argument(
-        "files", nargs="+", metavar="FILE", help="a LoRA (path or name), a model or a picture"
+        "files", nargs="+", metavar="FILE", help="a LoRA or a model (path or name), or a picture"
     )
     _json_flag(command)
 
@@ -113,6 +113,7 @@ def inspect(values: Inspect, home: Home, teller: Teller) -> int:
 
 
 def _inspected(file: str, home: Home) -> Inspection | dict[str, Any]:
+    from composers import StudioError
     from pipelines.adapters import inspect_file
     from pipelines.home.files import exists
     from pipelines.home.paths import expanded
@@ -122,7 +123,14 @@ def _inspected(file: str, home: Home) -> Inspection | dict[str, Any]:
         return _picture(path, home)
     if _is_model(path):
         return _model_at(path)
-    return inspect_file(path if exists(path) else home.find_lora(file).path)
+    if exists(path):
+        return inspect_file(path)
+    try:
+        return inspect_file(home.find_lora(file).path)
+    except StudioError:
+        if named := [entry.path for entry in home.models() if entry.name == file]:
+            return _model_at(named[0])
+        raise
 
 
 def _is_model(path: Path) -> bool:

@@ -93,8 +93,8 @@ class Draft:
     """What was said of one picture.
 
     values: Request's fields by name, without `adapters` and `init_image`. The prompt is given with its LoRA tags and
-    kept without them. The seed -1 becomes None, which asks for a new one. wanted: the adapters; those of tags come
-    last. where: where it was said, for messages ("" for flags). Raises PromptError for tags that cannot be read.
+    kept without them. wanted: the adapters; those of tags come last. where: where it was said, for messages ("" for
+    flags). Raises PromptError for tags that cannot be read.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -103,8 +103,6 @@ class Draft:
     where: str = ""
 
     def __post_init__(self) -> None:
-        if type(seed := self.values.get("seed")) in (int, float) and seed == NEW_SEED:
-            object.__setattr__(self, "values", {**self.values, "seed": None})
         prompt = self.values.get("prompt")
         if not isinstance(prompt, str) or "<" not in prompt:
             return
@@ -140,6 +138,12 @@ class Draft:
     def said(self) -> bool:
         """Whether anything is said in it."""
         return bool(self.values or self.wanted or self.init_image)
+
+    @property
+    def seed(self) -> Any:
+        """The seed that is said, unchecked; None where a new one is asked for."""
+        seed = self.values.get("seed")
+        return None if seed == NEW_SEED else seed
 
     def with_value(self, name: str, value: object) -> Draft:
         return replace(self, values={**self.values, name: value})

@@ -62,7 +62,7 @@ def read_comfyui(name: str, texts: Mapping[str, str]) -> Graphed | None:
     if graph.nodes and (fault or drawn_fault):
         graph.note(str(fault or drawn_fault).removeprefix(f"{name}: "))
     if not graph.nodes:
-        if fault is not None:
+        if fault is not None and "class_type" in texts["prompt"]:
             raise fault
         return None
     made = passes(graph, name)
@@ -113,8 +113,7 @@ def _read(graph: Graph, sampler: Node, made: list[Node]) -> Graphed:
         "scheduler": set_to.solver,
         "width": width,
         "height": height,
-        "clip_skip": found.clip_skip,
-        **({} if found.clip_skip is None else {"clip_skip_as": "comfyui"}),
+        **({} if found.clip_skip is None else {"clip_skip": found.clip_skip, "clip_skip_as": "comfyui"}),
         **sizes(graph, positive[0].node if positive else None, width, height),
     }
     if strength is not None:

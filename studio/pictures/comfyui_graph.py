@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from composers.shown import shown
 from pipelines.errors import RequestError
@@ -20,7 +20,7 @@ from studio.pictures.comfyui_nodes import LINKED, PIPES, VALUES, VIA
 
 MOST_NODES = 5_000
 """Most nodes of a workflow."""
-MOST_WORK = 100_000
+MOST_WORK = 50_000
 """Most nodes that are visited while a workflow is followed, each visit counted."""
 DEEPEST = 60
 """Most texts, numbers and prompts that may be made of each other."""
@@ -32,7 +32,6 @@ MOST_NOTES = 40
 OFF = (2, 4)
 """The modes of nodes that a drawn workflow leaves out: muted and bypassed."""
 
-_PREFIX = re.compile(r"\s*(prompt|workflow)\s*:\s*(?=\{)", re.IGNORECASE)
 _NO_WORDS = re.compile(r"clip|model|vae|control_net|image|mask|latent|pixels", re.IGNORECASE)
 _SCALARS = re.compile(
     r"seed|step|cfg|width|height|size|batch|text|string|prompt|scale|strength|denoise|name|sigma|schedul|mask"
@@ -72,7 +71,7 @@ class Graph:
     name: the picture's, for messages. chosen: the names of the inputs of which a switch passes one on, best first; None
     for a node that is no switch. left: what was met and is left out. stuck: where a prompt is not understood.
     understood: the ids of the LoRA loaders that were read. blind: nodes where LoRAs come from, of kinds that nobody
-    knows.
+    knows. memory: what was found before, so that nothing is followed twice.
     """
 
     name: str
@@ -83,6 +82,7 @@ class Graph:
     stuck: str = ""
     blind: list[Node] = field(default_factory=list)
     understood: set[str] = field(default_factory=set)
+    memory: dict[tuple[object, ...], Any] = field(default_factory=dict)
     _work: int = 0
 
     def note(self, text: str) -> None:
@@ -94,6 +94,16 @@ class Graph:
         """Keeps what is left out, once."""
         if what not in self.left and len(self.left) < MOST_NOTES:
             self.left.append(what)
+
+    def passed_on(self, node: Node) -> list[str] | None:
+        """What `chosen` says of a node, which is asked once."""
+        return cast("list[str] | None", self.remembered(("switch", node.id), lambda: self.chosen(self, node)))
+
+    def remembered(self, key: tuple[object, ...], find: Callable[[], Any]) -> Any:
+        """What `find` found when it was first asked under this key."""
+        if key not in self.memory:
+            self.memory[key] = find()
+        return self.memory[key]
 
     def visit(self, node: Node) -> None:
         """Counts a visit. Raises RequestError for too many."""
@@ -117,7 +127,9 @@ class Graph:
         if not (isinstance(value, list) and len(value) == 2 and isinstance(value[0], str | int)):
             return None
         slot = value[1]
-        node = self.nodes.get(str(value[0])[:100] if isinstance(value[0], str) else short(value[0]))
+        node = self.nodes.get(
+            value[0] if isinstance(value[0], str) else str(value[0]) if abs(value[0]) < 2**64 else ""
+        )
         if node is None or isinstance(slot, bool) or not isinstance(slot, int):
             return None
         return node, slot
@@ -138,9 +150,12 @@ class Graph:
 
     def before(self, node: Node, role: str) -> object:
         """The link by which a node gets what it passes on in this role; None where it has none."""
-        chosen = self.chosen(self, node)
+        chosen = self.passed_on(node)
         if chosen is not None:
-            return next((node.inputs[name] for name in chosen if self.link(node.inputs.get(name))), None)
+            ways = [name for name in chosen if self.link(node.inputs.get(name))]
+            if "merge" in node.kind.lower():  # of several pipes, the first that holds it
+                ways.sort(key=lambda name: not self._holds(node.inputs[name], role))
+            return node.inputs[ways[0]] if ways else None
         for name in (*LINKED[role], *PIPES):
             if self.link(node.inputs.get(name)):
                 return node.inputs[name]
@@ -152,10 +167,18 @@ class Graph:
         links = [name for name in links if not _SCALARS.search(name)]
         return node.inputs[links[0]] if len(links) == 1 else None
 
+    def _holds(self, value: object, role: str) -> bool:
+        linked = self.link(value)
+        return linked is not None and self.find(linked[0], role) is not None
+
     def find(self, node: Node, role: str, depth: int = 0) -> tuple[Node, object] | None:
         """The node that holds a value of this role (as "steps"), and the value: this node, or one that it is given
         (its guider, its noise, its pipe). None where there is none."""
         self.check_depth(depth)
+        found = self.remembered(("find", node.id, role), lambda: self._find(node, role, depth))
+        return cast("tuple[Node, object] | None", found)
+
+    def _find(self, node: Node, role: str, depth: int) -> tuple[Node, object] | None:
         self.visit(node)
         for name in VALUES.get(role, ()) or LINKED[role]:
             value = node.inputs.get(name)
@@ -164,7 +187,7 @@ class Graph:
             if name in VIA.get(role, ()) and self.link(value):
                 continue
             return node, value
-        chosen = self.chosen(self, node)
+        chosen = self.passed_on(node)
         ways = chosen if chosen is not None else [*VIA.get(role, ()), *_pipes(node)]
         for name in ways:
             linked = self.link(node.inputs.get(name))
@@ -179,7 +202,7 @@ class Graph:
         while pending:
             one = pending.pop()
             self._work += 1
-            chosen = self.chosen(self, one)
+            chosen = self.passed_on(one)
             names: Iterable[str] = one.inputs if chosen is None else chosen[:1]
             for name in names:
                 linked = self.link(one.inputs.get(name))
@@ -196,17 +219,6 @@ def _is_text(value: object, role: str) -> bool:
 def _pipes(node: Node) -> list[str]:
     more = [name for name in node.inputs if name not in PIPES and re.search("pipe|ctx|context|bus$", name)]
     return [*(name for name in PIPES if name in node.inputs), *more]
-
-
-def marked_texts(texts: Iterable[str]) -> dict[str, str]:
-    """ComfyUI's texts among the bare ones of a picture (EXIF 0x010F and 0x0110 of a WebP), by the names that they have
-    in a PNG: `prompt:{…}` and `workflow:{…}`. {} where there is none."""
-    found: dict[str, str] = {}
-    for text in texts:
-        match = _PREFIX.match(text)
-        if match is not None:
-            found.setdefault(match[1].lower(), text[match.end() :].rstrip("\0 \n"))
-    return found
 
 
 def content(text: object, where: str) -> Any:

@@ -17,6 +17,9 @@ _PLAIN = re.compile(
     r"pipe|context|ctx|bus\b|reroute|tuple|sampler|presampling|settings|switch|passthrough|guider|encode|prompt",
     re.IGNORECASE,
 )
+_BESIDE = re.compile(r"(cnet|control_?net)_stack|hooks?$", re.IGNORECASE)
+"""Inputs of loaders that bring something that is left out."""
+_CHANGES = re.compile(r"layerdiffusion|dynamiccfg|noisein|merge", re.IGNORECASE)
 _CLIP_NAMES = ("clip_name", "clip_name1", "text_encoder", "clip_name_1")
 _SKIPS = ("stop_at_clip_layer", "clip_skip", "base_clip_skip")
 _OVERRIDES = ("model_override", "clip_override", "optional_model", "optional_clip")
@@ -78,6 +81,9 @@ def _way(graph: Graph, value: object, role: str, sampler: Node | None = None) ->
     for node, _ in graph.trail(value, role):
         if is_like(node):
             way.found = [*entries(graph, node), *way.found]
+        for key, value in node.inputs.items():
+            if _BESIDE.search(key) and (linked := graph.link(value)) is not None:
+                graph.leave(linked[0].label)
         if node.off:
             continue
         if role == "clip" and way.skip is None:
@@ -97,9 +103,9 @@ def _note(graph: Graph, node: Node, role: str, sampler: Node | None) -> None:
     if node is sampler or (is_like(node) and node.id in graph.understood) or node.has(*_SKIPS):
         return
     plain = node.kind.startswith(PLAIN_MODEL) or _PLAIN.search(node.kind)
-    if is_like(node) or (plain and "merge" not in node.kind.lower()):
+    if is_like(node) or (plain and not _CHANGES.search(node.kind)):
         return
-    if graph.chosen(graph, node) is None and len(node.inputs) > 1:
+    if graph.passed_on(node) is None and len(node.inputs) > 1:
         graph.leave(node.label)
 
 
@@ -107,7 +113,7 @@ def _skip(graph: Graph, node: Node) -> int | None:
     """The layers of the text encoder that a node skips; ComfyUI counts the last layer as -1."""
     value = next((node.inputs[name] for name in _SKIPS if node.has(name)), None)
     layer = None if value is None else whole(graph, value, "stop_at_clip_layer")
-    return max(abs(layer) - 1, 0) if layer is not None and abs(layer) <= 100 else None
+    return max(abs(layer) - 1, 0) if layer and abs(layer) <= 100 else None
 
 
 def _name(graph: Graph, node: Node, names: Sequence[str]) -> str:

@@ -10,13 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from pipelines.bounds import LONGEST_NAME, MOST_ADAPTERS
 from pipelines.errors import StudioError
 from pipelines.home.plain import read_json
 from studio.pictures.comfyui_graph import Graph, Node
 from studio.pictures.comfyui_nodes import EMPTY
-from studio.pictures.comfyui_values import choice, number, plain_number, text, truth, whole
+from studio.pictures.comfyui_texts import text
+from studio.pictures.comfyui_values import choice, number, plain_number, truth, whole
 
 MOST_OF_A_NODE = 4 * MOST_ADAPTERS
 """Most LoRAs that one node is read for."""
@@ -59,6 +61,10 @@ def entries(graph: Graph, node: Node) -> list[Entry]:
 
     Nodes that are read are added to `graph.understood`; LoRA-like ones that are not in it were not understood.
     """
+    return cast("list[Entry]", graph.remembered(("loras", node.id), lambda: _entries(graph, node)))
+
+
+def _entries(graph: Graph, node: Node) -> list[Entry]:
     found: list[Entry] = []
     passed: set[str] = set()
     pending: list[tuple[Node, bool]] = [(node, False)]
@@ -68,8 +74,8 @@ def entries(graph: Graph, node: Node) -> list[Entry]:
             continue
         passed.add(one.id)
         graph.visit(one)
-        chosen = graph.chosen(graph, one) if stacked else None
-        ways = chosen[:1] if chosen is not None else [name for name in _STACKS if name in one.inputs]
+        chosen = graph.passed_on(one) if stacked else None
+        ways = chosen[:1] if chosen is not None else _stacks(one)
         if not ways and stacked and not is_like(one):
             ways = [name for name, value in one.inputs.items() if graph.link(value)][:1]
         if (
@@ -98,6 +104,11 @@ def entries(graph: Graph, node: Node) -> list[Entry]:
             if linked is not None:
                 pending.append((linked[0], True))
     return found
+
+
+def _stacks(node: Node) -> list[str]:
+    """The inputs by which a node is given stacks."""
+    return [name for name in node.inputs if name in _STACKS or re.fullmatch(r"lora_stack_?\w{1,3}", name)]
 
 
 def _own_off(graph: Graph, node: Node) -> bool:

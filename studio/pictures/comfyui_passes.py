@@ -46,8 +46,8 @@ class Passes:
 
 @dataclass
 class Start:
-    """What the first sampler began with. size: of the latents. picture: whether there was one; inpainted: whether a
-    mask was set. found: the latents' source was understood."""
+    """What the first sampler began with. size: of the latents, None where they state none. picture: whether there was
+    one. nodes: what they came through."""
 
     size: tuple[int, int] | None = None
     picture: bool = False
@@ -60,9 +60,9 @@ def passes(graph: Graph, file_name: str) -> Passes | None:
     nodes = list(graph.nodes.values())
     saved = [node for node in nodes if _saves(graph, node)]
     saved.sort(key=lambda node: not _named(node, file_name))
-    shown_ = [node for node in nodes if _SHOWS.search(node.kind) and _sources(graph, node)]
+    previews = [node for node in nodes if _SHOWS.search(node.kind) and _sources(graph, node)]
     chains = []
-    for ends in (saved, shown_, _last(graph, nodes), _last_samplers(graph, nodes)):
+    for ends in (saved, previews, _last(graph, nodes), _last_samplers(graph, nodes)):
         chains = [chain for end in ends[:100] if (chain := _chain(graph, end)) is not None]
         if chains:
             break
@@ -151,7 +151,7 @@ def _upstream(graph: Graph, node: Node, samplers: list[Node] | None = None) -> I
 
 
 def _sources(graph: Graph, node: Node) -> list[Node]:
-    chosen = graph.chosen(graph, node)
+    chosen = graph.passed_on(node)
     names = chosen[:1] if chosen is not None else [name for name in node.inputs if not _ASIDE.search(name)]
     own = [name for name in LINKED["latent"] if name in names]
     ordered = dict.fromkeys([*own, *names])

@@ -9,14 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
-from pipelines.errors import StudioError
+from pipelines.errors import RequestError, StudioError
 from pipelines.text.editing import escaped
 from studio.pictures.comfyui_graph import Graph, Node
 from studio.pictures.comfyui_loras import stem
 from studio.pictures.comfyui_nodes import LINKED, MODEL_NAMES, PLAIN_CONDITIONING
-from studio.pictures.comfyui_values import choice, number, text, truth, whole
+from studio.pictures.comfyui_texts import LONGEST_TEXT, text
+from studio.pictures.comfyui_values import choice, number, truth, whole
 
 MOST_PARTS = 50
 """Most prompts that are joined by AND."""
@@ -60,11 +61,16 @@ def parts(graph: Graph, node: Node, value: object, role: str, depth: int = 0) ->
     linked = graph.link(value)
     if linked is None:
         return None
-    node, slot = linked
+    role = _role(*linked, role)
+    key = ("parts", linked[0].id, role)
+    return cast("list[Part] | None", graph.remembered(key, lambda: _parts(graph, linked[0], role, depth)))
+
+
+def _parts(graph: Graph, node: Node, role: str, depth: int) -> list[Part] | None:
     graph.visit(node)
-    role = _role(node, slot, role)
-    if (names := graph.chosen(graph, node)) is not None:
-        return parts(graph, node, node.inputs[names[0]], role, depth + 1) if names else None
+    if graph.passed_on(node) is not None:
+        before = graph.before(node, role)
+        return parts(graph, node, before, role, depth + 1) if graph.link(before) else None
     if node.kind == "ConditioningZeroOut":
         graph.leave(node.label)
         return [Part("", node=None)]
@@ -222,6 +228,10 @@ def _several(graph: Graph, node: Node, role: str, depth: int) -> list[Part] | No
             share = number(graph, node.inputs.get("conditioning_to_strength"))
             graph.note(f"{node.label} mixed two prompts; the stronger one is taken")
             return second if share is not None and share < 0.5 else first
+        if sum(len(one.words) + len(second[0].words) for one in first) > LONGEST_TEXT:
+            raise RequestError(
+                f"{graph.name}: the prompt of its workflow has more than {LONGEST_TEXT} characters; set it up by hand"
+            )
         return [replace(one, words=f"{one.words} BREAK {second[0].words}".strip()) for one in first]
     if len(names) < 2:
         return None

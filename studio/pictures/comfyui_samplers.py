@@ -49,6 +49,9 @@ def settings(graph: Graph, sampler: Node) -> Settings:
     for name in ("script", "xyPlot", "hook_opt", "noise_hook"):
         if (linked := graph.link(sampler.inputs.get(name))) is not None:
             graph.leave(linked[0].label)
+    varied = number(graph, sampler.inputs.get("variation_strength"))
+    if varied:
+        graph.leave(f"the variation seed of {sampler.label}")
     added = graph.find(sampler, "add_noise")
     if added is not None and truth(graph, added[1]) is False:
         graph.note(f"{sampler.label} added no noise of its own, so the seed does not tell the picture")
@@ -110,7 +113,7 @@ def _given(graph: Graph, sampler: Node, way: str) -> list[Node]:
     linked = graph.link(sampler.inputs.get(way))
     while linked is not None and linked[0] not in found and len(found) < 20:
         found.append(linked[0])
-        chosen = graph.chosen(graph, linked[0])
+        chosen = graph.passed_on(linked[0])
         names = chosen[:1] if chosen is not None else (way, "sigmas", "samples")
         linked = next((one for name in names if (one := graph.link(linked[0].inputs.get(name)))), None)
     return found

@@ -52,6 +52,7 @@ ALONE = {
     "dpm++2m": "DPM++ 2M", "ddim_trailing": "DDIM trailing", "k_dpmpp_2m_sde_exp": "DPM++ 2M SDE Exponential",
     "k_dpm_2_a_ka": "DPM2 a Karras", "DPM++ 2M SDE GPU Karras": "DPM++ 2M SDE Karras",
     "dpmpp_2m_sde_gpu_karras": "DPM++ 2M SDE Karras", "sgm_uniform": "Euler trailing",
+    "Default": "model", "EulerDiscreteScheduler": "Euler", "DPMSolverMultistepScheduler": "DPM++ 2M",
     "DPM++ 2M SDE Exponential": "DPM++ 2M SDE Exponential", "model": "model", "Model": "model",
 }  # fmt: skip
 NEAREST = {  # what is not offered -> a part of the reason, the nearest
@@ -87,6 +88,8 @@ NEAREST = {  # what is not offered -> a part of the reason, the nearest
     "Euler A Substep": ("no such solver", "Euler a"),
     "DPM adaptive": ("no such solver", r"DPM\+\+ 2M Karras"),
     "DPM++ 2M SDE Heun Karras": ("zero terminal SNR", r"DPM\+\+ 2M SDE Karras"),
+    "DPM++ 2M Karras v2": ("'v2' in it is unknown", r"DPM\+\+ 2M Karras"),
+    "euler ays_30": ("no such spacing|'30' in it is unknown", "Euler Karras|Euler"),
     "heunpp2": ("no such solver", "Heun"),
     "ipndm_v": ("takes other steps", "PNDM"),
 }

@@ -15,7 +15,6 @@ always send. So {"negative_prompt": ""} has the empty text encoded, while an emp
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from typing import Any
 
 from composers.registry import methods
 from composers.shown import shown
-from pipelines.bounds import LONGEST_NAME, LONGEST_PROMPT, check_text
+from pipelines.bounds import LONGEST_NAME, LONGEST_PROMPT, STRONGEST, check_text
 from pipelines.errors import RequestError
 from pipelines.home.plain import read_json
 from pipelines.request import SEEDS
@@ -85,10 +84,8 @@ def read_asked(body: Mapping[str, Any], *, with_image: bool) -> ImageCall:
     """The call of a body. Raises RequestError and ComposerError for whatever cannot be done, and PromptError."""
     body = _with_extra(body)
     check_fields(body)
-    images = body.get("init_images")
-    if with_image and (not isinstance(images, list) or len(images) != 1 or not isinstance(images[0], str)):
-        raise RequestError("init_images must be a list with one picture in it, as base64 text")
-    if not with_image and not asks_nothing(images):
+    image = _image(body) if with_image else None
+    if not with_image and not asks_nothing(body.get("init_images")):
         raise RequestError("init_images belong to /sdapi/v1/img2img")
     resize = whole(body, "resize_mode", 0)
     if with_image and resize not in (0, 1):
@@ -109,12 +106,19 @@ def read_asked(body: Mapping[str, Any], *, with_image: bool) -> ImageCall:
         Draft({**said, **script.values}, (*script.wanted, *_loras(body))),
         said["prompt"],
         count,
-        images[0] if with_image else None,
+        image,
         resize,
         override,
         truth(body, "send_images", True),
         truth(body, "save_images", False),
     )
+
+
+def _image(body: Mapping[str, Any]) -> str:
+    images = body.get("init_images")
+    if not isinstance(images, list) or len(images) != 1 or not isinstance(images[0], str):
+        raise RequestError("init_images must be a list with one picture in it, as base64 text")
+    return images[0]
 
 
 def _with_extra(body: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -194,8 +198,13 @@ def _loras(body: Mapping[str, Any]) -> list[Wanted]:
         strength = 1.0 if strength is None else strength
         if not path:
             raise RequestError(f"{where}: path must name a LoRA; /sdapi/v1/loras lists them")
-        if isinstance(strength, bool) or not isinstance(strength, int | float) or not math.isfinite(strength):
-            raise RequestError(f"{where}: multiplier={shown(strength)} must be a number")
+        if (
+            isinstance(strength, bool)
+            or not isinstance(strength, int | float)
+            or not abs(strength) <= STRONGEST
+        ):
+            most = f"{STRONGEST:g}"
+            raise RequestError(f"{where}: multiplier={shown(strength)} must be a number in -{most} … {most}")
         before = found.get(path.casefold(), Wanted(path, 0.0, named=True))
         assert before.weight is not None
         found[path.casefold()] = replace(before, weight=before.weight + strength)

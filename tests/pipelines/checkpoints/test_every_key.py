@@ -258,7 +258,7 @@ def test_a_generated_file_is_read_to_the_bit(
     assert compared > 300
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(14))
 def test_a_weight_that_nobody_reads_or_that_is_missing_is_named(
     seed: int, pipes: dict[str, Any], tiny_configs: Path, tmp_path: Path
 ) -> None:
@@ -350,6 +350,6 @@ def test_what_holds_no_weights_is_left_out_and_told(
     save_file(single_file_tensors(pipes["sd1"]) | extra, file)
     said: list[str] = []
     checkpoint = load_checkpoint(file, notify=said.append)
-    note = "2 entries of its file that hold no weights were left out: "
+    note = "left out of its file, as it holds no weight: "
     assert [note in one and "their_version" in one for one in said] == [True]
     assert note in checkpoint.notes[0]

@@ -40,7 +40,7 @@ def changed(folder: Path, part: str, change: Callable[[dict[str, torch.Tensor]],
 @pytest.mark.parametrize("part", list(WEIGHTS))
 def test_a_weight_too_many_and_a_weight_too_few_are_errors(folder: Path, part: str) -> None:
     changed(folder, part, lambda tensors: tensors.update(extra_weight=torch.rand(3)))
-    with pytest.raises(ModelError, match=rf"1 weights in {part} are not understood: extra_weight"):
+    with pytest.raises(ModelError, match=rf"weights in {part} are not understood \(1\): extra_weight"):
         load_checkpoint(folder)
 
     def swapped(tensors: dict[str, torch.Tensor]) -> None:
@@ -50,9 +50,7 @@ def test_a_weight_too_many_and_a_weight_too_few_are_errors(folder: Path, part: s
         tensors["extra_weight"] = tensors.pop(name)
 
     changed(folder, part, swapped)
-    with pytest.raises(
-        ModelError, match=rf"the files in {part} hold \d+ numbers where \d+ belong: 1 weights are missing"
-    ):
+    with pytest.raises(ModelError, match=rf"the files in {part} hold \d+ numbers where \d+ belong.*such as"):
         load_checkpoint(folder)
 
 
@@ -168,5 +166,5 @@ def test_a_vaes_folder_is_read_by_every_key(folder: Path, tmp_path: Path) -> Non
     assert same(load_checkpoint(folder, vae=vae).vae, load_checkpoint(folder).vae)
     file = vae / "diffusion_pytorch_model.fp16.safetensors"
     save_file(load_file(file) | {"more": torch.rand(2)}, file)
-    with pytest.raises(ModelError, match="mine: 1 weights in vae are not understood: more"):
+    with pytest.raises(ModelError, match=r"mine: weights in vae are not understood \(1\): more"):
         load_checkpoint(folder, vae=vae)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from studio.batch.jobfile import read_jobs
 from studio.batch.problems import Problems
 from studio.batch.tables import decoded
 from studio.batch.values import numbers
+
+from ...budget import cheap
 
 JOB = {"prompt": "a fox, red", "seed": "7", "guidance_scale": "3.5"}
 
@@ -75,6 +78,23 @@ def test_a_table_is_read_whichever_program_wrote_it(tmp_path: Path, name: str, d
 )
 def test_a_table_of_one_column(tmp_path: Path, text: str, prompts: list[str]) -> None:
     assert [job["prompt"] for job in fields(tmp_path / "a.csv", text)] == prompts
+
+
+def test_a_long_table_of_one_column(tmp_path: Path) -> None:
+    rows = ["a fox, red", *[f'"{"long, " * 200}"'] * 100, "an owl, white"]
+    found = fields(tmp_path / "a.csv", "\n".join(["prompt", *rows]))
+    assert (len(found), found[0]["prompt"], found[-1]["prompt"]) == (102, rows[0], rows[-1])
+
+
+def test_a_table_wider_than_any_is_refused_soon(tmp_path: Path) -> None:
+    for data in ("prompt" + ";" * 100_000, "prompt;seed\na;" + ";" * 100_000):
+        with cheap():
+            _, messages, _ = read(tmp_path / "a.csv", data)
+        assert re.search(r"cells are more than a table has|unknown field 'prompt;;", messages[0])
+
+
+def test_empty_rows_after_the_table_are_no_jobs(tmp_path: Path) -> None:
+    assert fields(tmp_path / "a.csv", GERMAN + ";;\r\n" * 20_000) == [JOB]
 
 
 def test_quotes_in_tabs_of_google_sheets_are_letters(tmp_path: Path) -> None:

@@ -33,10 +33,10 @@ def planned(folder: Path, name: str, text: str, **overrides: Any) -> list[Planne
 
 
 def test_a_draft_says_that_a_new_seed_is_wanted() -> None:
-    assert Draft({"seed": -1}).values == {"seed": None}
-    assert Draft({"seed": -1.0}).values == {"seed": None}
-    assert Draft({"seed": -1}).over(Draft({"seed": 5, "steps": 3})).values == {"seed": None, "steps": 3}
-    assert Draft({"seed": -2}).values == {"seed": -2}
+    assert Draft({"seed": -1}).seed is None
+    assert Draft({"seed": -1}).over(Draft({"seed": 5, "steps": 3})).seed is None
+    assert Draft({}).over(Draft({"seed": 5})).seed == 5
+    assert Draft({"seed": -2}).seed == -2
 
 
 def test_on_the_command_line_and_in_requests(tmp_path: Path) -> None:
@@ -46,17 +46,17 @@ def test_on_the_command_line_and_in_requests(tmp_path: Path) -> None:
     assert second.values["seed"] == first.values["seed"] + 1
     parser = ArgumentParser()
     flags.picture_flags(parser)
-    assert flags.read_asked(parser.parse_args(["--seed", "-1"])).draft.values == {"seed": None}
+    assert flags.read_asked(parser.parse_args(["--seed", "-1"])).draft.seed is None
     file = tmp_path / "requests.json"
     file.write_text(json.dumps([{"prompt": "a", "seed": -1}, {"prompt": "b", "seed": 7}]), encoding="utf-8")
     found = drafts_of(Asked(draft=Draft(), requests=file), Draft(), lambda: "c")
     assert (found[0].values["seed"] in SEEDS, found[1].values["seed"]) == (True, 7)
-    assert read_requests(file)[0].values["seed"] is None
+    assert read_requests(file)[0].seed is None
 
 
 def test_for_programs_and_a1111s_clients() -> None:
     assert draft_of({"prompt": "a", "seed": -1}).values.get("seed") is None
-    assert read_draft({"prompt": "a", "seed": -1}, "x").values["seed"] is None
+    assert read_draft({"prompt": "a", "seed": -1}, "x").seed is None
     for seed in (-1, "-1", -1.0, None, ""):
         asked = read_asked({"prompt": "a", "seed": seed, "batch_size": 2}, with_image=False)
         seeds = [draft.values["seed"] for draft in asked.drafts(None)]

@@ -14,7 +14,6 @@ from pipelines.errors import RequestError
 from pipelines.home import Home
 from studio.library.scan import Library
 from studio.pictures.comfyui import Graphed, read_comfyui
-from studio.pictures.comfyui_graph import marked_texts
 from studio.pictures.restore import restore
 
 from .comfy_graphs import BASE, node, read
@@ -43,7 +42,8 @@ def test_a_plain_graph() -> None:
     said = read()
     assert said.values == {
         "prompt": "a fox", "negative_prompt": "blurry", "steps": 25, "seed": 11, "guidance_scale": 5.5,
-        "scheduler": "DPM++ 2M Karras", "width": 640, "height": 512, "clip_skip": None,
+        "scheduler": "DPM++ 2M Karras", "width": 640,
+        "height": 512,
     }  # fmt: skip
     assert (said.model, said.vae, said.from_picture, said.wanted, said.notes) == (
         "m.safetensors",
@@ -113,6 +113,8 @@ def test_the_seeds_are_exact() -> None:
         assert read(seed=seed).values["seed"] == seed
         assert read({"40": node("PrimitiveInt", value=seed)}, seed=["40", 0]).values["seed"] == seed
         assert read({"40": node("Seed (rgthree)", seed=str(seed))}, seed=["40", 0]).values["seed"] == seed
+    half = node("SimpleMath+", value="(a * 2) / 2", a=["40", 0])
+    assert read({"40": node("PrimitiveInt", value=30), "41": half}, steps=["41", 0]).values["steps"] == 30
     sum_of = node("MathExpression|pysssss", expression="a * 2 + b", a=["40", 0], b=1)
     assert (
         read({"40": node("PrimitiveInt", value=2**60), "41": sum_of}, seed=["41", 0]).values["seed"]
@@ -139,9 +141,12 @@ def test_a_seed_that_is_not_understood_is_told(source: dict[str, Any]) -> None:
 
 
 def test_solver_and_spacing_are_one_name_here() -> None:
-    assert read(sampler_name="euler", scheduler="kl_optimal").values["scheduler"] == "euler kl_optimal"
     assert read(sampler_name="euler", scheduler="sgm_uniform").values["scheduler"] == "Euler trailing"
-    assert read(sampler_name="strange", scheduler="karras").values["scheduler"] == "strange karras"
+    for solver, spacing in (
+        ("euler", "kl_optimal"),
+        ("strange", "karras"),
+    ):  # the way back from pictures tells why
+        assert read(sampler_name=solver, scheduler=spacing).values["scheduler"] == f"{solver} {spacing}"
 
 
 def test_values_from_other_nodes() -> None:
@@ -162,6 +167,50 @@ def test_values_from_other_nodes() -> None:
     said = read(more, cfg=["40", 0], steps=["41", 0], sampler_name=["42", 0], scheduler=["43", 0])
     assert settings(said) == (11, 33, 3.5, "Euler a")
     assert (said.values["width"], said.values["height"]) == (896, 1152)
+
+
+def test_contexts() -> None:
+    more = {
+        "10": node("Context (rgthree)", model=["4", 0], clip=["4", 1], positive=["6", 0], seed=99),
+        "11": node("Context (rgthree)", negative=["7", 0], latent=["5", 0], seed=77),
+        "12": node("Context Merge (rgthree)", ctx_01=["10", 0], ctx_02=["11", 0]),
+        "13": node("Context Switch (rgthree)", ctx_03=["12", 0]),
+        "14": node(
+            "Context Big (rgthree)", base_ctx=["13", 0], steps=["15", 0], cfg=["15", 2], sampler=["15", 3]
+        ),
+        "15": node(
+            "KSampler Config (rgthree)",
+            steps_total=33,
+            refiner_step=24,
+            cfg=4.5,
+            sampler_name="euler_ancestral",
+        ),
+    }
+    said = read(
+        more,
+        model=["14", 1],
+        positive=["14", 4],
+        negative=["14", 5],
+        latent_image=["14", 6],
+        seed=["14", 8],
+        steps=["14", 9],
+        cfg=["14", 11],
+        sampler_name=["14", 13],
+        scheduler="normal",
+    )
+    assert settings(said) == (77, 33, 4.5, "Euler a")
+    assert (said.model, said.values["prompt"], said.values["width"], said.notes) == (
+        "m.safetensors",
+        "a fox",
+        640,
+        (),
+    )
+
+
+def test_a_variation_seed_is_told() -> None:
+    said = read(variation_seed=3, variation_strength=0.2)
+    assert said.notes == ("left out: the variation seed of KSampler (node 3)",)
+    assert not read(variation_seed=3, variation_strength=0.0).notes
 
 
 # -- passes ----------------------------------------------------------------------------------------------
@@ -309,13 +358,20 @@ def test_the_whole_road_from_a_picture(home: Home, tmp_path: Path) -> None:
     assert any(note.startswith("ComfyUI runs all 25 steps") for note in found.notes)
 
 
-def test_bare_texts_of_a_webp_are_known_by_their_beginning() -> None:
-    graph, drawn = json.dumps(BASE), json.dumps({"nodes": [], "links": []})
-    bare = [f"prompt:{graph}", f"Workflow: {drawn}\0", "a prompt: {no}", "prompt of mine", "x"]
-    assert marked_texts(bare) == {"prompt": graph, "workflow": drawn}
-    said = read_comfyui("a.webp", marked_texts(bare))
-    assert said is not None
-    assert said.values["seed"] == 11
+@pytest.mark.parametrize("marks", [("prompt:", "workflow:"), ("Prompt: ", "Workflow: ")])
+def test_a_webp(home: Home, tmp_path: Path, marks: tuple[str, str]) -> None:
+    notes = Image.Exif()
+    notes[0x0110], notes[0x010F] = (
+        marks[0] + json.dumps(BASE),
+        marks[1] + json.dumps({"nodes": [], "links": []}),
+    )
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.webp", exif=notes)
+    found = restore(tmp_path / "a.webp", Home.resolve(home))
+    assert (found.program, found.draft.values["seed"], found.draft.values["prompt"]) == (
+        "ComfyUI",
+        11,
+        "a fox",
+    )
 
 
 def test_the_drawn_workflow_beside_the_graph_changes_nothing() -> None:
@@ -340,10 +396,23 @@ def test_nodes_of_subgraphs_and_groups_are_nodes_like_others() -> None:
 
 
 @pytest.mark.parametrize(
-    "texts", [{}, {"prompt": "a fox"}, {"prompt": "{}"}, {"workflow": "{}"}, {"prompt": '{"a": 1}'}]
+    "texts",
+    [
+        {},
+        {"prompt": "a fox"},
+        {"prompt": "{}"},
+        {"workflow": "{}"},
+        {"prompt": '{"a": 1}'},
+        {"prompt": "{red|blue} fox"},
+    ],
 )
 def test_what_is_no_graph_is_left_to_others(texts: dict[str, str]) -> None:
     assert read_comfyui("a.png", texts) is None
+
+
+def test_a_damaged_graph_is_refused() -> None:
+    with pytest.raises(RequestError, match=r"^a.png: its text 'prompt' is not valid JSON"):
+        read_comfyui("a.png", {"prompt": json.dumps(BASE)[:-5]})
 
 
 def test_a_graph_without_a_sampler_is_refused() -> None:

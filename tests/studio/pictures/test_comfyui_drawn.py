@@ -100,7 +100,6 @@ RIGHT = {
     "scheduler": "DPM++ 2M Karras",
     "width": 640,
     "height": 512,
-    "clip_skip": None,
 }
 
 

@@ -315,6 +315,23 @@ def test_stacks_one_after_another() -> None:
     assert loras(said) == [("a", 0.5, None), ("b", 1.0, None), ("c", 2.0, None)]
 
 
+def test_stacks_that_are_joined() -> None:
+    stacks = {
+        str(place): node(
+            "LoRA Stacker",
+            input_mode="simple",
+            lora_count=1,
+            lora_name_1=f"{name}.safetensors",
+            lora_wt_1=0.5,
+        )
+        for place, name in ((21, "a"), (22, "b"), (23, "c"))
+    }
+    links = {f"lora_stack{place - 20}": [str(place), 0] for place in (21, 22, 23)}
+    joined = node("Lora Stack Combiner (LoraManager)", **links)
+    said = through(loader("CR Apply LoRA Stack", lora_stack=STACK), **{"20": joined}, **stacks)
+    assert (loras(said), said.notes) == ([("a", 0.5, None), ("b", 0.5, None), ("c", 0.5, None)], ())
+
+
 def test_the_text_encoders_strength_counts_only_where_the_prompt_went_through() -> None:
     own = {"lora_name": "a.safetensors", "strength_model": 0.5, "strength_clip": 0.25}
     assert loras(through(loader("LoraLoader", **own))) == [("a", 0.5, 0.25)]
@@ -423,6 +440,27 @@ def test_what_changes_the_model_on_its_way_is_told() -> None:
     assert said.notes == ("left out: FreeU_V2 (node 10), ModelMergeSimple (node 11)",)
 
 
+def test_control_nets_of_a_loader_are_told() -> None:
+    made = node(
+        "Efficient Loader",
+        ckpt_name="m.safetensors",
+        vae_name="Baked VAE",
+        clip_skip=-1,
+        lora_name="None",
+        positive="a fox",
+        negative="blurry",
+        empty_latent_width=640,
+        empty_latent_height=512,
+        cnet_stack=["20", 0],
+    )
+    stack = node("CR Multi-ControlNet Stack", switch_1="On", controlnet_1="c.safetensors")
+    out = [["10", slot] for slot in range(4)]
+    said = read(
+        {"10": made, "20": stack}, model=out[0], positive=out[1], negative=out[2], latent_image=out[3]
+    )
+    assert said.notes == ("left out: CR Multi-ControlNet Stack (node 20)",)
+
+
 @pytest.mark.parametrize(
     ("source", "name"),
     [
@@ -451,12 +489,12 @@ def test_the_vae() -> None:
     assert (said.vae, said.notes) == (None, ("VAE not understood: it comes from Somebody's VAE (node 60)",))
 
 
-@pytest.mark.parametrize(("layer", "skip"), [(-1, 0), (-2, 1), (-3, 2)])
-def test_clip_skip(layer: int, skip: int) -> None:
+@pytest.mark.parametrize(("layer", "skip"), [(-1, 0), (-2, 1), (-3, 2), (0, None)])
+def test_clip_skip(layer: int, skip: int | None) -> None:
     more = {
         "10": node("CLIPSetLastLayer", stop_at_clip_layer=layer, clip=CLIP),
         "6": node("CLIPTextEncode", text="a fox", clip=["10", 0]),
         "7": node("CLIPTextEncode", text="blurry", clip=["10", 0]),
     }
     said = read(more)
-    assert (said.values["clip_skip"], said.values["clip_skip_as"], said.notes) == (skip, "comfyui", ())
+    assert (said.values.get("clip_skip"), said.notes) == (skip, ())

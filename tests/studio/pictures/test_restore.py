@@ -481,7 +481,7 @@ def test_of_two_identical_copies_one_is_taken_and_told(
     read(own, tmp_path, parameters=f"a <lora:twin:0.5>{line}")
     found = restore(tmp_path / "picture.png", own, Library(lambda: own) if library else None)
     assert [(row.adapter, row.weight) for row in found.draft.wanted] == [("a/twin", 0.5)]
-    assert any("'twin'" in note and "'a/twin" in note for note in found.notes)
+    assert any("'twin'" in note and "a/twin" in note for note in found.notes)
     (loras / "b" / "twin.safetensors").write_bytes((loras / "hat.safetensors").read_bytes())
     read(own, tmp_path, parameters=f"a <lora:twin:0.5>{LINE}")
     found = restore(tmp_path / "picture.png", own, Library(lambda: own) if library else None)
