@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -87,16 +87,6 @@ def states(path: Path, digest: str) -> bool:
     """Whether the file's header states this hash. Nothing else is read. Raises AdapterError and NoAnswer."""
     stated = read_header(path).metadata
     return any(str(stated.get(name, "")).lower().startswith(digest) for name in STATED)
-
-
-def are_identical(paths: Sequence[Path]) -> bool:
-    """Whether all files hold the same bytes. False where one cannot be read."""
-    try:
-        if len({answered(path, path.stat).st_size for path in paths}) > 1:
-            return False
-        return len({_file_hashes(path, *_stamp(path))[0] for path in paths}) == 1
-    except (OSError, StudioError):
-        return False
 
 
 def find_adapter(paths: Iterable[Path], digest: str, size: int | None = None) -> Path | None:

@@ -18,13 +18,11 @@ from pipelines.errors import AdapterFileError, ModelError, StudioError
 from pipelines.home import Entry, Home
 from pipelines.home.answers import answered
 from pipelines.home.names import find, near
-from studio.library.hashes import are_identical, find_adapter, is_adapter
+from studio.library.hashes import find_adapter, is_adapter
 from studio.library.scan import Library
 
 MOST_READ = 2 * 2**30
 """Most bytes of files that are read for a stranger's picture, to compare their hashes."""
-MOST_TWINS = 8
-"""Most files of one name that are compared with each other."""
 
 
 @dataclass(frozen=True)
@@ -139,10 +137,6 @@ class Finder:
             if same is not None:
                 self.notes.append(f"LoRA {name!r} was found by its hash: it is called {same!r} here")
                 return same
-        if 1 < len(twins) <= MOST_TWINS and are_identical([twin.path for twin in twins]):
-            same = twins[0].name
-            self.notes.append(f"LoRA {name!r} lies here in {len(twins)} identical files; {same!r} is taken")
-            return same
         digest = said.digest if said else ""
         self.missing.append(Missing("LoRA", name, tuple(near(name, self._loras)), digest))
         return None

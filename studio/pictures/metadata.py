@@ -37,6 +37,7 @@ from studio.library.hashes import short_hash
 from studio.library.known import Known
 from studio.pictures import a1111, infotext
 from studio.pictures.notes import LONGEST_NOTE, left_out, told
+from studio.pictures.others import read_graph, read_other
 from studio.pictures.texts import CHUNK, PARAMETERS, is_object, read_texts
 
 if TYPE_CHECKING:
@@ -191,16 +192,18 @@ def understood(name: str, texts: Mapping[str, str]) -> Remembered:
     """As `read_picture`, for the texts of a picture by their readers' names. name: the picture's, for messages."""
     if CHUNK in texts:
         return _ours(name, texts[CHUNK])
-    from studio.pictures.foreign import read_foreign  # its library takes long to import
-    from studio.pictures.others import read_other
-
     other = read_other(name, texts)
     if other is not None:
         return _from_another(name, other)
     text = texts.get(PARAMETERS)
     if text is not None and (not is_object(text) or infotext.is_infotext(text)):
         return _from_a1111(name, a1111.read(text))
-    return _from_another(name, read_foreign(Path(name), texts))
+    graph = read_graph(name, texts)
+    if graph is not None:
+        return _from_another(name, graph)
+    raise RequestError(
+        f"{name} does not say how it was made; give the file as it was saved, messengers and image hosts strip it"
+    )
 
 
 def as_infotext(said: Remembered) -> str:

@@ -1,4 +1,4 @@
-"""Pictures of other programs than A1111 and ComfyUI: each is asked in turn whether the texts are its own."""
+"""Pictures of other programs than A1111: each is asked in turn whether the texts are its own."""
 
 from __future__ import annotations
 
@@ -6,8 +6,19 @@ from collections.abc import Mapping
 
 from pipelines.errors import RequestError
 from studio.pictures import fooocus, infotext, invokeai, novelai, plain_objects, swarmui
+from studio.pictures.comfyui import read_comfyui
 from studio.pictures.foreign import Foreign
 from studio.pictures.texts import PARAMETERS, is_object, objects
+
+
+def read_graph(name: str, texts: Mapping[str, str]) -> Foreign | None:
+    """What a graph of ComfyUI says; None where there is none. Raises RequestError as `read_comfyui` does."""
+    said = read_comfyui(name, texts)
+    if said is None:
+        return None
+    return Foreign(
+        "ComfyUI", said.values, said.wanted, said.model, "", said.from_picture, said.notes, vae=said.vae
+    )
 
 
 def read_other(name: str, texts: Mapping[str, str]) -> Foreign | None:
