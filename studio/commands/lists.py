@@ -298,9 +298,9 @@ def import_paths(values: ImportPaths, home: Home, teller: Teller) -> int:
 
     roots = read_foreign(values.path)
     home = home.add_folders(roots)
-    for kind, folders in zip(("models", "LoRAs", "VAEs"), roots.lists, strict=True):
+    for kind, folders in zip(("models", "LoRAs", "VAEs", "embeddings"), roots.lists, strict=True):
         for folder in folders:
-            print(f"{kind:<7} {folder}")
+            print(f"{kind:<10} {folder}")
     print(f"written to {home.path / 'config.toml'}", file=sys.stderr)
     return OK
 
