@@ -172,6 +172,10 @@ def embedding_of(
             f"{file}: the tensors {shown(sorted(tensors))} are in no layout of an embedding that is known here; "
             "convert it, or fetch another edition"
         )
+    if more := sorted(tensors.keys() - {*first, *second}):
+        raise AdapterFormatError(
+            f"{file}: beside its vectors it holds {shown(more)}, which are not applied; fetch an edition without them"
+        )
     found = {
         component: _vectors(file, keys[0], tensors[keys[0]])
         for component, keys in (("text_encoder", first), ("text_encoder_2", second))

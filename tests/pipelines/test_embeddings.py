@@ -168,6 +168,11 @@ def test_thousands_of_names_cost_a_search_nothing() -> None:
         ({"emb_params": torch.full((1, 8), torch.nan)}, AdapterFormatError, "not finite"),
         ({"lora_up": torch.zeros(8), "lora_down": torch.zeros(8)}, AdapterFormatError, "no layout"),
         ({}, AdapterFormatError, "no layout"),
+        (
+            {"emb_params": torch.zeros(1, 8), "clip_l_out": torch.zeros(1, 8)},
+            AdapterFormatError,
+            "clip_l_out",
+        ),
     ],
 )
 def test_what_is_no_embedding_for_the_model_is_refused(
