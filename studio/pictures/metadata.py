@@ -50,7 +50,10 @@ EDITING = 2
 OURS = "LoRA Studio"
 OTHER = "made by {}, whose noise and rounding differ: expect a similar picture, not the same"
 WORDS = "a line of its prompts looks like settings: it stays there, as words, since another one holds the settings"
-STRIPPED = f"its text {CHUNK!r} was taken out; the one for other programs does not say which LoRAs were pinned, or acted with an edit of the prompt"
+STRIPPED = (
+    f"its text {CHUNK!r} was taken out; the one for other programs does not say which LoRAs were pinned, or acted with "
+    "an edit of the prompt"
+)
 LONGEST_TAGGED = 10 * LONGEST_PROMPT
 """Most characters of a prompt with its LoRA tags."""
 
