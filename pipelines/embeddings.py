@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Protocol
 
 from torch import Tensor
 
 from composers.shown import shown
+from pipelines.adapters.adapter import LoadReport
 from pipelines.adapters.container import read_header, read_tensors
 from pipelines.errors import AdapterFileError, AdapterFormatError, AdapterMismatchError, StudioError
 from pipelines.families.family import Family
@@ -25,6 +27,8 @@ from pipelines.text.embeddings import MOST_VECTORS, Names, TextualInversion, nam
 LARGEST = 16 * 2**20
 """Bytes of a file: 75 vectors of both of SDXL's encoders in float32 take 600 kB."""
 
+MOST_BROUGHT = 1_000
+"""Embeddings of adapters that are kept ready."""
 LISTED_FOR = 5.0
 """Seconds for which the list of the folders is good."""
 
@@ -32,8 +36,20 @@ _FIRST = ("clip_l", "text_encoders_0", "emb_params")
 _SECOND = ("clip_g", "text_encoders_1")
 
 
+class Bringing(Protocol):
+    """An adapter, as far as its own embeddings are concerned (see `Adapter.bundled`)."""
+
+    @property
+    def report(self) -> LoadReport: ...
+    @property
+    def bundled(self) -> Mapping[str, Mapping[str, Tensor]]: ...
+
+
 class Embeddings:
     """The embeddings that one model knows. Those in the user's folders are read when a text first mentions them.
+
+    An adapter may bring its own (`bundle_emb`): they stand for their words in pictures that use this adapter, and come
+    before others of the same name.
 
     listed: the embeddings in the folders, name -> file. It is asked again after `LISTED_FOR` seconds.
     """
@@ -45,6 +61,7 @@ class Embeddings:
         self._read: dict[str, tuple[object, TextualInversion | str]] = {}
         self._files: Mapping[str, Path] = {}
         self._names = Names(())
+        self._bundled: dict[tuple[str, str], TextualInversion | str] = {}
         self._listed_at = -math.inf
 
     def load(self, path: Path, name: str) -> TextualInversion:
@@ -53,20 +70,46 @@ class Embeddings:
         self._name()
         return found
 
-    def of(self, text: str | None) -> tuple[TextualInversion, ...]:
-        """Those that a text mentions. What cannot be read is left out: `troubles` says why."""
-        found = (self._found(name) for name in self._mentioned(text))
-        return tuple(one for one in found if isinstance(one, TextualInversion))
+    def of(self, text: str | None, adapters: Iterable[Bringing] = ()) -> tuple[TextualInversion, ...]:
+        """Those that a text mentions, in a picture that uses these adapters. What cannot be read is left out:
+        `troubles` says why."""
+        return tuple(one for one in self._all_of(text, adapters) if isinstance(one, TextualInversion))
 
-    def troubles(self, text: str | None) -> tuple[str, ...]:
+    def troubles(self, text: str | None, adapters: Iterable[Bringing] = ()) -> tuple[str, ...]:
         """A line for each embedding that a text mentions, or asks for, and that is drawn as words all the same."""
-        found = [why for name in self._mentioned(text) if isinstance(why := self._found(name), str)]
+        adapters = tuple(adapters)
+        found = [why for why in self._all_of(text, adapters) if isinstance(why, str)]
+        words = Names(word for adapter in adapters for word in adapter.bundled)
         found += [
             f"there is no embedding {name!r}, so it is drawn as words; put its .safetensors file into the home's "
             "embeddings"
             for name in unknown_in(text or "", self._names)
+            if name in unknown_in(text or "", words)
         ]
         return tuple(found)
+
+    def _all_of(self, text: str | None, adapters: Iterable[Bringing]) -> Iterator[TextualInversion | str]:
+        brought = {word.casefold(): (word, adapter) for adapter in adapters for word in adapter.bundled}
+        for name in names_in(text or "", Names(word for word, _ in brought.values())):
+            yield self._brought(*brought[name.casefold()])
+        for name in self._mentioned(text):
+            if name.casefold() not in brought:
+                yield self._found(name)
+
+    def _brought(self, word: str, adapter: Bringing) -> TextualInversion | str:
+        """The embedding that an adapter brings for a word; or why it is drawn as words."""
+        key = (adapter.report.sha256, word)
+        if key not in self._bundled:
+            while len(self._bundled) >= MOST_BROUGHT:
+                del self._bundled[next(iter(self._bundled))]
+            file, digest = adapter.report.file, adapter.report.sha256
+            try:
+                self._bundled[key] = embedding_of(
+                    file, word, digest, adapter.bundled[word], self._family, self._widths
+                )
+            except StudioError as error:
+                self._bundled[key] = f"the embedding {word!r} is drawn as words: {error}"
+        return self._bundled[key]
 
     def _mentioned(self, text: str | None) -> tuple[str, ...]:
         if not text:
@@ -128,6 +171,10 @@ def embedding_of(
         raise AdapterFormatError(
             f"{file}: the tensors {shown(sorted(tensors))} are in no layout of an embedding that is known here; "
             "convert it, or fetch another edition"
+        )
+    if more := sorted(tensors.keys() - {*first, *second}):
+        raise AdapterFormatError(
+            f"{file}: beside its vectors it holds {shown(more)}, which are not applied; fetch an edition without them"
         )
     found = {
         component: _vectors(file, keys[0], tensors[keys[0]])

@@ -18,7 +18,8 @@ def notes_on(model: Model, flight: Flight, *, tiled: bool) -> tuple[str, ...]:
 
     tiled: it was decoded tile by tile.
     """
-    notes = [
+    notes = list(model.checkpoint.notes)
+    notes += [
         f"LoRA {name!r}: {doubt}"
         for name in flight.adapters
         for doubt in model.store.known[name].report.doubts

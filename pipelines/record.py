@@ -204,9 +204,9 @@ def make_record(
 
 
 def _unread_embeddings(request: Request, model: Model) -> tuple[str, ...]:
-    return tuple(
-        dict.fromkeys(why for text in request.wording.texts for why in model.embeddings.troubles(text))
-    )
+    adapters = [model.adapter(use.adapter) for use in request.uses]
+    texts = request.wording.texts
+    return tuple(dict.fromkeys(why for text in texts for why in model.embeddings.troubles(text, adapters)))
 
 
 def _unknown_words(request: Request, model: Model, embeddings: Iterable[str]) -> tuple[str, ...]:

@@ -132,7 +132,8 @@ class Texts:
         text = request.wording.texts[prompt.text]
         family = self._model.checkpoint.family.name
         skip = layers_skipped(request.clip_skip, request.clip_skip_as, family, prompt.role)
-        return TextAsk(text, prompt.text_uses, skip, embeddings=self._model.embeddings.of(text))
+        adapters = [self._model.adapter(use.adapter) for use in request.uses]
+        return TextAsk(text, prompt.text_uses, skip, embeddings=self._model.embeddings.of(text, adapters))
 
     def _key(self, ask: TextAsk) -> _Key:
         own = tuple(id(adapter) for adapter in self._adapters(ask))

@@ -53,8 +53,9 @@ ROOMS: dict[str, list[str]] = {
         "adapter kinds",
         "keys metadata pinned",
         "origin peft_settings spellings",
-        "reporting stated_scales structure writing",
-        "factors inspection",
+        "stated_scales structure writing",
+        "reporting",
+        "factors inspection placing",
         "reading",
         "__init__",
     ],
@@ -218,7 +219,7 @@ READING = {
     *("studio.drafts.picture_file", "studio.bench.workers"),  # pictures
     # JSON and YAML of rooms above the library, each within bounds of its own
     *("studio.batch.manifest", "studio.batch.values"),
-    *("studio.pictures.a1111", "studio.pictures.identity", "studio.web.door.guard"),
+    *("studio.pictures.identity", "studio.web.door.guard"),
 }
 
 
@@ -261,12 +262,12 @@ def test_the_top_level_is_what_was_agreed() -> None:
 
 
 def test_tracked_files_stay_light() -> None:
-    """A clone and a wheel must stay light: 50 MB in all."""
+    """A clone and a wheel must stay light: 55 MB in all."""
     tracked = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     sizes = [(ROOT / name).stat().st_size for name in tracked.split("\0") if name and (ROOT / name).exists()]
-    assert sum(sizes) <= 50_000_000
+    assert sum(sizes) <= 55_000_000
 
 
 def test_importing_writes_nothing_and_warns_of_nothing(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ GUARDED = {
     ("pipelines/home/files.py", "os.O_RDONLY"): "there everywhere; the other flags where the system has them",
     ("pipelines/home/files.py", "os.open"): "of a regular file, with O_BINARY on Windows",
     ("pipelines/home/files.py", "os.replace"): "tried again while Windows refuses it because of a reader",
-    ("pipelines/home/names.py", "os.readlink"): "OSError: the link is left out",
+    ("pipelines/home/scanning.py", "os.readlink"): "OSError: the link is left out",
     ("pipelines/memory.py", "/sys/fs/cgroup"): "OSError: no container's limit",
     ("pipelines/memory.py", "ctypes"): "None where libc has no malloc_trim",
     ("studio/terminal/stdout.py", "os.O_WRONLY"): "there everywhere",

@@ -15,7 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from pipelines.adapters.kinds import ADAPTER_KINDS, SHARED, AdapterKind, Leaf
 from pipelines.adapters.kinds.ia3 import ON_INPUT
@@ -43,6 +43,7 @@ _DIFFUSERS_UNET = re.compile(
 )
 _TEXT = re.compile(r"text_model[._]|encoder[._]layers[._]|(transformer[._])?resblocks[._]\d|text_projection$")
 _OTHER_UNETS = re.compile(r"[._](motion_modules|temporal_\w+|spatial_res_block)[._]")
+_OF_TEXT = re.compile(r"(^|[._])(te\d?|text_encoders?|text_model|clip_\w|t5\w*)[._]")
 _BUNDLED = "bundle_emb."
 _ON_INPUT = f".{ON_INPUT}"
 _PEFT = "base_model.model."
@@ -102,24 +103,32 @@ class Contents:
     halves: tuple[str, ...] = ()
     shared: Mapping[str, str] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def strangers(self) -> tuple[str, ...]:
         """Keys that look like no layer of a UNet or a CLIP text encoder, with a known prefix or without."""
         return (*self.unknown, *(key.text for key in self.keys if not key.familiar))
 
-    @property
+    @cached_property
     def foreign(self) -> bool:
-        """Whether so many keys are strangers that the file is for another model, or is no adapter."""
-        strangers = len(self.strangers)
-        return bool(self.halves) or not is_handful(strangers, len(self.keys) + len(self.unknown) - strangers)
+        """Whether so many keys are strangers that the file is for another model, or is no adapter.
 
-    @property
+        Those that speak of no text encoder are compared with the keys of the UNet alone: a file whose text encoders are
+        whole may have another model's UNet.
+        """
+        familiar = [key for key in self.keys if key.familiar]
+        unet = sum(UNET in key.address.components for key in familiar)
+        elsewhere = sum(_OF_TEXT.search(text, 0, _LONGEST_REMEMBERED) is None for text in self.strangers)
+        whole = is_handful(len(self.strangers), len(familiar)) and is_handful(elsewhere, unet)
+        return bool(self.halves) or not whole
+
+    @cached_property
     def unsupported(self) -> tuple[str, AdapterKind] | None:
         """(a key, the type that it shows) where the file is of a type that is not applied; else None."""
         found: dict[str, str] = {}
         for key in self.keys:
-            found.setdefault(key.part, key.text)
-        for text in self.unknown:  # PEFT keeps what layers share beside them
+            if key.familiar or self.foreign:
+                found.setdefault(key.part, key.text)
+        for text in self.unknown if self.foreign else ():  # PEFT keeps what layers share beside them
             if (split := split_leaf(text)) is not None:
                 found.setdefault(split[1].part, text)
         kinds = {
@@ -236,8 +245,11 @@ def split_leaf(text: str) -> tuple[str, Leaf] | None:
 def _address(stem: str) -> tuple[Address | None, bool]:
     """(the layer that a key means, whether its name is familiar); (None, False) where nothing tells the component."""
     path, owner, sure = stem, "", False
+    named = wrapped = False  # whether a text encoder was named just before, and then called `model`
     for _ in range(_MOST_PREFIXES):
         if _TEXT.match(path):
+            if wrapped and path == "text_projection":  # OpenCLIP's, whose rows are the columns of the others'
+                return None, True
             if owner in ("", UNET):  # some writers put everything under `lora_unet_`
                 return Address((TEXT, TEXT_2), path), True
             return Address((owner,), path), True
@@ -250,6 +262,8 @@ def _address(stem: str) -> tuple[Address | None, bool]:
             break
         path = path[found.end() :]
         said = _OWNERS.get(found.lastgroup or "", "")
+        wrapped = found[0][:-1] == "model" and named
+        named = said in (TEXT, TEXT_2)
         if found.lastgroup in ("first", "second"):
             if sure and said != owner:
                 return None, False

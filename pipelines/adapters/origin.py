@@ -104,7 +104,7 @@ def foreign(keys: Iterable[str]) -> Origin | None:
     """The family that this program does not run, where the names of layers show one; else None."""
     for key in islice(keys, _ENOUGH):
         for label, pattern in _FOREIGN:
-            if pattern.search(key):
+            if pattern.search(key, 0, _LONGEST):
                 return Origin(label, "names", f"it holds {key!r}")
     return None
 

@@ -5,9 +5,7 @@ The model is not touched here, so a refused file leaves everything as it was.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -16,17 +14,17 @@ from torch import Tensor
 from pipelines.adapters.adapter import Adapter
 from pipelines.adapters.container import Header, adapter_path, read_header, read_tensors
 from pipelines.adapters.factors import check_types, factors
-from pipelines.adapters.keys import Address, Contents, Key, is_handful, quoted, some, sort_keys
-from pipelines.adapters.kinds import ADAPTER_KINDS, INTEGERS, RawLayer
+from pipelines.adapters.keys import Contents, quoted, sort_keys
+from pipelines.adapters.kinds import INTEGERS, RawLayer
 from pipelines.adapters.kinds.dora import LENGTHS
 from pipelines.adapters.metadata import describe
-from pipelines.adapters.origin import Origin, foreign, origin_of, something_else
+from pipelines.adapters.origin import Origin, foreign, origin_of
 from pipelines.adapters.peft_settings import PeftSettings, peft_settings
+from pipelines.adapters.placing import OUTPUTS, Part, placed
 from pipelines.adapters.reporting import Findings, Place, aside_notes, report
 from pipelines.adapters.sidecars import read_sidecars
-from pipelines.adapters.spellings import LayerNames, layer_names
 from pipelines.adapters.stated_scales import Layer, settled
-from pipelines.adapters.terms import ModelLayers, Target
+from pipelines.adapters.terms import ModelLayers
 from pipelines.errors import AdapterFileError, AdapterFormatError, AdapterMismatchError
 from pipelines.families.family import FamilyName
 from pipelines.home.lookup import note_on
@@ -54,7 +52,7 @@ def _adapter(path: Path, model: ModelLayers, name: str, family: FamilyName | Non
     own = _settings(path, header, contents)
     _refuse_unsupported(path.name, contents)
     origin = _checked_origin(path.name, contents, header, model, family)
-    places, aside = _placed(path.name, contents, header, model)
+    places, aside = placed(path.name, contents, header, model)
     tensors, digest = read_tensors(path, header)
     settings, scale_notes = settled(
         path, header.metadata, own, _lowrank(places, tensors), peft=any("lora_B" in key for key in tensors)
@@ -74,12 +72,30 @@ def _adapter(path: Path, model: ModelLayers, name: str, family: FamilyName | Non
     layers, kinds = factors(raw, model)
     check_types(own, kinds)
     metadata = describe(header.metadata, read_sidecars(path))
-    doubts = (*filter(None, [note_on(path)]), *aside_notes(aside, contents), *scale_notes)
-    found = Findings(path.name, header, contents, origin, raw, settings, tuple(orphans), digest, doubts)
+    notes = (*filter(None, [note_on(path)]), *aside_notes(aside, contents), *scale_notes)
+    found = Findings(path.name, header, contents, origin, raw, settings, tuple(orphans), digest, notes)
     bundled = {
         word: {part: tensors[key] for part, key in own.items()} for word, own in contents.bundled.items()
     }
     return Adapter(name, layers, metadata, report(name, model, found, layers, kinds, metadata), bundled)
+
+
+MOST_BUNDLED = 64 * 2**20
+"""Most bytes of the embeddings that come with an adapter; one of 75 vectors takes 600 kB."""
+
+
+def _bundled(file: str, contents: Contents, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Word -> name of a tensor -> tensor. Raises AdapterFileError for more than `MOST_BUNDLED`."""
+    found = {
+        word: {part: tensors[key] for part, key in own.items()} for word, own in contents.bundled.items()
+    }
+    size = sum(one.nbytes for own in found.values() for one in own.values())
+    if size > MOST_BUNDLED:
+        raise AdapterFileError(
+            f"{file}: the embeddings that come with it (bundle_emb) take {size / 2**20:.0f} MB, more than "
+            f"{MOST_BUNDLED >> 20}; fetch a sound file"
+        )
+    return found
 
 
 def _settings(path: Path, header: Header, contents: Contents) -> dict[str, PeftSettings]:
@@ -131,99 +147,6 @@ def _checked_origin(
     raise AdapterMismatchError(
         _made_for(file, origin, model) + (metadata if origin.evidence == "metadata" else "")
     )
-
-
-@dataclass(frozen=True)
-class Part:
-    """One tensor of one layer. third: which third of its rows, where the file joins a query, a key and a value."""
-
-    key: Key
-    third: int | None = None
-
-
-def _placed(
-    file: str, contents: Contents, header: Header, model: ModelLayers
-) -> tuple[dict[Place, dict[str, Part]], tuple[str, ...]]:
-    """Every key at its place in the model: (component, module) -> part -> where it is; and the few that have none.
-
-    Raises AdapterError where more than a handful have none.
-    """
-    if contents.unknown and contents.foreign:
-        raise AdapterFormatError(
-            f"{file}: {some((*contents.halves, *contents.unknown))} of {len(header.tensors)} keys follow no adapter "
-            "format known here; "
-            + (something_else(contents.unknown) or "is it a LoRA for Stable Diffusion at all?")
-        )
-    if not contents.keys:
-        extras = ", ".join((*contents.bundled, *contents.bookkeeping)[:3]) or "no tensors at all"
-        raise AdapterFormatError(f"{file}: no adapter layers in it ({extras}), so it would change nothing")
-    names = layer_names(model)
-    by_address: dict[Address, list[Key]] = defaultdict(list)
-    for key in contents.keys:
-        by_address[key.address].append(key)
-    places: dict[Place, dict[str, Part]] = defaultdict(dict)
-    homeless: list[str] = []
-    for address, keys in by_address.items():
-        found = _place_of(file, address, keys, names, header, model)
-        if found is None:
-            homeless.extend(key.text for key in keys)
-            continue
-        component, modules = found
-        for third, module in enumerate(modules):
-            for key in keys:
-                part = Part(key, third if len(modules) > 1 else None)
-                if (other := places[component, module].setdefault(key.part, part)) is not part:
-                    raise AdapterFormatError(
-                        f"{file}: {quoted(other.key.text)} and {quoted(key.text)} are the same part of "
-                        f"{component}.{module}; which one counts cannot be known, remove one of them"
-                    )
-    if homeless and not is_handful(len(homeless) + len(contents.unknown), len(contents.keys) - len(homeless)):
-        missing = sorted(
-            {part for address in by_address for part in address.components} - set(model.components)
-        )
-        raise AdapterMismatchError(
-            f"{file}: {some(homeless)} of {len(contents.keys)} keys match no layer of {model.label}"
-            + (f", which has no {' and no '.join(missing)}" if missing else "")
-            + "; the file was made for a model of another layout, load it with that one"
-        )
-    return places, (*contents.unknown, *homeless)
-
-
-_OUTPUTS = {"up": 0, "outer": 0}  # part -> the axis that has the layer's output width
-_INPUTS = {part: axis for kind in ADAPTER_KINDS for part, axis in kind.input_axes.items()}
-
-
-def _place_of(
-    file: str, address: Address, keys: Iterable[Key], names: LayerNames, header: Header, model: ModelLayers
-) -> tuple[str, tuple[str, ...]] | None:
-    """(component, modules) of the layers that an address means, None where the model has none.
-
-    Where the file does not say which text encoder it means, the widths decide. Raises AdapterFormatError if both fit.
-    """
-    found = names.find(address)
-    for key in keys:
-        output, axis = key.part in _OUTPUTS, (_OUTPUTS | _INPUTS).get(key.part)
-        shape = header.tensors[key.text].shape
-        if len(found) > 1 and axis is not None and len(shape) > axis:
-            found = tuple(
-                (component, modules)
-                for component, modules in found
-                if sum(
-                    _width(model.target(component, module), axis)
-                    for module in (modules if output else modules[:1])
-                )
-                == shape[axis]
-            )
-    if len(found) > 1:
-        raise AdapterFormatError(
-            f"{file}: {quoted(next(iter(keys)).text)} does not say which text encoder it means and fits both; "
-            "put `text_encoder.` or `text_encoder_2.` before such keys"
-        )
-    return found[0] if found else None
-
-
-def _width(target: Target, axis: int) -> int:
-    return target.shape[axis] if axis < len(target.shape) else 0
 
 
 def _lowrank(places: Mapping[Place, Mapping[str, Part]], tensors: Mapping[str, Tensor]) -> Iterator[Layer]:
@@ -291,7 +214,7 @@ def _checked(file: str, part: str, key: str, tensor: Tensor) -> Tensor:
 
 def _third(file: str, part: str, found: Part, tensor: Tensor) -> Tensor:
     """The rows of a tensor that are this layer's, where it has those of three. Raises AdapterFormatError."""
-    if found.third is None or part not in _OUTPUTS:
+    if found.third is None or part not in OUTPUTS:
         return tensor
     if tensor.ndim == 0 or tensor.shape[0] % 3:
         raise AdapterFormatError(

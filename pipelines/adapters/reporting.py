@@ -12,6 +12,7 @@ from pipelines.adapters.keys import Contents, some
 from pipelines.adapters.kinds import AdapterKind, RawLayer
 from pipelines.adapters.origin import Origin, foreign, origin_by_metadata
 from pipelines.adapters.peft_settings import PeftSettings
+from pipelines.adapters.stated_scales import UNSEEN
 from pipelines.adapters.terms import LayerFactors, LowRank, ModelLayers
 
 Place = tuple[str, str]  # (component, module)
@@ -22,7 +23,7 @@ class Findings:
     """What was found in a file, for its report.
 
     file: its name. raw: the layers that were used. orphans: the places of alpha values without factors.
-    doubts: what else was found that may concern the picture.
+    notes: what else was found.
     """
 
     file: str
@@ -33,7 +34,7 @@ class Findings:
     settings: Mapping[str, PeftSettings]
     orphans: tuple[Place, ...]
     sha256: str
-    doubts: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def alphas(self) -> list[float]:
         """The alpha of every layer that has one, from the file or from its settings."""
@@ -88,7 +89,7 @@ def report(
         title=metadata.title,
         triggers=metadata.triggers,
         notes=tuple(_notes(found, model, layers, len(alphas))),
-        doubts=found.doubts,
+        doubts=tuple(note for note in found.notes if note != UNSEEN),
     )
 
 
@@ -99,7 +100,7 @@ def _notes(
     contents = found.contents
     if contents.bundled:
         yield f"embeddings come with it (bundle_emb): {some(contents.bundled)}"
-    yield from found.doubts
+    yield from found.notes
     if contents.bookkeeping:
         yield f"{some(contents.bookkeeping)} keys hold counters or buffers that change nothing: ignored"
     norms = sum(module in model.norms.get(part, ()) for part, module in found.raw)

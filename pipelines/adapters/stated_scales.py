@@ -212,7 +212,7 @@ def settled(
     odd = tuple(f"scale 1 is used: {one.odd}" for one in found if one.odd and bare)
     stated = [one for one in found if not one.odd]
     if odd or not stated:
-        return {}, odd or ((_UNSEEN,) if peft and bare and len(bare) == len(layers) else ())
+        return {}, odd or ((UNSEEN,) if peft and bare and len(bare) == len(layers) else ())
     if not bare:
         return {}, tuple(_contradicted(stated, layers))
     would = [{scale for one in stated if (scale := one.scale(layer)) is not None} for layer in bare]
@@ -239,7 +239,7 @@ def _check_dora(settings: Mapping[str, PeftSettings], layers: Iterable[Layer]) -
             )
 
 
-_UNSEEN = (
+UNSEEN = (
     "no alpha and no settings come with it, so its scale is 1; whether it was trained as rsLoRA, or from a start that "
     "changed the base (PiSSA, OLoRA), cannot be seen: put its adapter_config.json beside it if it looks wrong"
 )

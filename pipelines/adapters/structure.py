@@ -50,11 +50,12 @@ def structure_of(tensors: Mapping[str, TensorEntry]) -> Structure:
     kinds = {
         address: kind for address, parts in layers.items() if (kind := _kind_of(frozenset(parts))) is not None
     }
-    counts = Counter(_component(address) for address in kinds)
+    own = {key.address for key in contents.keys if key.familiar or contents.foreign}
+    counts = Counter(_component(address) for address in kinds if address in own)
     weights = Counter(tensors[key.text].dtype for key in contents.keys if key.part not in INTEGERS)
     return Structure(
         kinds=_kind_names(kinds, layers, tensors),
-        refusal=_refusal(contents, kinds),
+        refusal=_refusal(contents, {address: kind for address, kind in kinds.items() if address in own}),
         namings=contents.namings,
         modules={part: counts[part] for part in (*COMPONENTS, _EITHER_TEXT) if counts[part]},
         ranks=_ranks(layers, tensors),

@@ -39,7 +39,8 @@ def model_outline(source: str | Path, home: Home) -> tuple[ModelLayers, BlockMap
         raise ModelError(f"{source} is a model on the hub; give a model's folder, file or name instead")
     if entry.path.is_file():
         family = examine(entry.path).family
-        return _layers(assets.root() / "configs" / family.name, family, entry.name), family.block_map
+        shipped = assets.root() / "configs" / family.name
+        return _layers(shipped, family, entry.name, entry.path), family.block_map
     family = folder_family(entry.path, read_json(entry.path / "model_index.json"))
     card = read_card(entry.path)
     blocks = {**family.block_map, **(card.block_map if card else {})}
@@ -47,15 +48,17 @@ def model_outline(source: str | Path, home: Home) -> tuple[ModelLayers, BlockMap
 
 
 @cache
-def _layers(folder: Path, family: Family, label: str) -> ModelLayers:
-    """The layers that the configurations in a diffusers folder describe. label: the model's name."""
+def _layers(folder: Path, family: Family, label: str, file: Path | None = None) -> ModelLayers:
+    """The layers that the configurations in a diffusers folder describe. label: the model's name. file: a checkpoint,
+    whose UNet may be smaller than the folder's."""
     import diffusers
     import transformers
 
     unet_class: Any = diffusers.UNet2DConditionModel
     components: dict[str, nn.Module] = {}
     with torch.device("meta"), quietly():
-        components["unet"] = unet_class.from_config(read_json(folder / "unet" / "config.json"))
+        config = read_json(folder / "unet" / "config.json") if file is None else examine(file).unet_config
+        components["unet"] = unet_class.from_config(config)
         for name in family.text_encoders:
             config = read_json(folder / name / "config.json")
             projected = name.endswith("_2") or "WithProjection" in str(config.get("architectures"))

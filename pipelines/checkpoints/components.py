@@ -33,6 +33,7 @@ class Components:
     """The parts of one model, on the CPU.
 
     text_encoders, tokenizers: by the text encoder's component name. files: the weight files that they came from.
+    notes: what a user should know of how they were read.
     """
 
     family: Family
@@ -43,6 +44,7 @@ class Components:
     scheduler: Scheduler
     force_zeros_for_empty_prompt: bool
     files: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -136,17 +138,6 @@ def make_model_scheduler(config: Mapping[str, Any], family: Family, **settings: 
         )
     with reading(f"the model's scheduler {name}", ModelError, "copy or download the model again"):
         return scheduler_class.from_config(dict(config), **settings)
-
-
-def refuse_incomplete(label: str, *modules: Any) -> None:
-    """Raises ModelError where a weight of the modules was not in the files, which diffusers' single-file loading
-    ignores. label: the model's name."""
-    for module in modules:
-        for name, weight in module.named_parameters():
-            if weight.is_meta:
-                raise ModelError(
-                    f"{label} lacks the weight {name} of the {type(module).__name__}; use a complete copy"
-                )
 
 
 def first_line(error: Exception) -> str:

@@ -45,6 +45,7 @@ class Checkpoint:
     force_zeros_for_empty_prompt: a missing negative prompt is zeros, not the encoded empty text.
     dtype: of the UNet and the text encoders; the VAE's may differ.
     files: the weight files. hashes: the folder where hashes of large files are remembered.
+    notes: what a user should know of how it was read; they are in the record of each of its pictures.
     """
 
     unet: Any
@@ -63,6 +64,7 @@ class Checkpoint:
     dtype: torch.dtype
     files: tuple[Path, ...] = field(repr=False)
     hashes: Path | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def hash(self) -> str:
@@ -91,7 +93,8 @@ def load_checkpoint(
     vae: another VAE to use: a name in a vae folder, a .safetensors file or a diffusers folder.
     home: where names are looked up; None is the user's own (see `pipelines.home.home`).
     allow_downloads: whether a hub id that is not in the local cache may be fetched.
-    notify: is called, before a full-size model is loaded, with a sentence on the memory that it needs.
+    notify: is called with a sentence on the memory that a full-size model needs, before it is loaded, and with its
+        notes.
     progress: is told how a download goes. What it raises ends it.
     Raises ModelError for what cannot be found, read or run, and NoAnswer.
     """
@@ -109,8 +112,11 @@ def load_checkpoint(
         defaults = _folder_defaults(label, parts, card)
     else:
         other = None if vae_path is None else load_vae(vae_path, facts.family, dtype)
-        parts, card = load_single_file(path, dtype, other), None
+        parts, card = load_single_file(path, dtype, other, facts), None
         defaults = _file_defaults(facts)
+    if notify is not None:
+        for note in parts.notes:
+            notify(f"{label}: {note}")
     checkpoint = _checkpoint(parts, label, str(source), card, defaults, dtype)
     return replace(checkpoint, hashes=home.hashes)
 
@@ -180,4 +186,5 @@ def _checkpoint(
         force_zeros_for_empty_prompt=parts.force_zeros_for_empty_prompt,
         dtype=dtype,
         files=parts.files,
+        notes=parts.notes,
     )

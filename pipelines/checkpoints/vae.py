@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,18 @@ from pipelines.checkpoints.components import (
     first_line,
     quietly,
     read_json,
-    refuse_incomplete,
     refuse_other_than_files,
     vae_dtype,
 )
+from pipelines.checkpoints.contents import Part, vae_of
+from pipelines.checkpoints.folders import refuse_odd_weights, variant_of, weight_files
+from pipelines.checkpoints.keys import VAE
+from pipelines.checkpoints.single_file import build
+from pipelines.checkpoints.stored import Storage, opened
 from pipelines.checkpoints.weights import read_weights_header
 from pipelines.errors import ModelError, StudioError
 from pipelines.families.family import Family
 from pipelines.home.files import is_folder, is_regular
-
-DECODER_INPUTS = (
-    "decoder.conv_in.weight",
-    "first_stage_model.decoder.conv_in.weight",
-    "vae.decoder.conv_in.weight",
-)
-"""The weights whose shape tells the number of latent channels, one for each layout of files."""
 
 
 def load_vae(path: Path, family: Family, dtype: torch.dtype, model_folder: Path | None = None) -> Any:
@@ -45,19 +43,18 @@ def load_vae(path: Path, family: Family, dtype: torch.dtype, model_folder: Path 
                 folder = path / "vae" if is_regular(path / "vae" / "config.json") else path
                 refuse_other_than_files(folder)
                 settings = {"dtype": vae_dtype(dtype, read_json(folder / "config.json"))}
+                variant = variant_of(folder, dtype)
                 vae = autoencoder.from_pretrained(
-                    str(folder), use_safetensors=True, local_files_only=True, **settings
+                    str(folder), use_safetensors=True, local_files_only=True, variant=variant, **settings
                 )
+                refuse_odd_weights(path.name, VAE, vae, weight_files(folder, variant))
             else:
-                _refuse_other_files(path)
-                config = model_folder or assets.root() / "configs" / family.name
-                vae = autoencoder.from_single_file(
-                    str(path),
-                    config=str(config),
-                    subfolder="vae",
-                    dtype=vae_dtype(dtype, read_json(config / "vae" / "config.json")),
-                    local_files_only=True,
+                config = read_json(
+                    (model_folder or assets.root() / "configs" / family.name) / "vae" / "config.json"
                 )
+                part, storage = _part(path, config)
+                with opened(path, storage) as read:
+                    vae = build(VAE, part, read, vae_dtype(dtype, config))
     except StudioError:
         raise
     except Exception as error:  # diffusers raises anything
@@ -65,7 +62,6 @@ def load_vae(path: Path, family: Family, dtype: torch.dtype, model_folder: Path 
             f"the VAE {path.name} cannot be loaded for {family.label} ({first_line(error)}); use one that was made "
             "for this kind of model"
         ) from error
-    refuse_incomplete(path.name, vae)
     return vae.eval()
 
 
@@ -81,16 +77,16 @@ def refuse_misfit(label: str, vae: Any, own: Any) -> None:
             )
 
 
-def _refuse_other_files(file: Path) -> None:
+def _part(file: Path, config: Mapping[str, Any]) -> tuple[Part, Storage]:
+    """Where the VAE's weights are in a file. config: of the model's own VAE."""
     if file.suffix.lower() != ".safetensors":
         raise ModelError(f"the VAE {file.name} is no .safetensors file; pickles (.pt, .ckpt) are not opened")
-    shapes = read_weights_header(file).shapes
-    first = next((shapes[key] for key in DECODER_INPUTS if key in shapes), None)
-    if first is None:
-        raise ModelError(f"{file.name} holds no VAE; choose a file with a VAE's encoder and decoder")
-    channels = next(iter(first[1:]), 0)
+    header = read_weights_header(file)
+    inputs = [shape for key, shape in header.shapes.items() if key.endswith("decoder.conv_in.weight")]
+    channels = next(iter(inputs[0][1:]), 0) if inputs else 4
     if channels != 4:
         raise ModelError(f"the VAE {file.name} has {channels} latent channels; SD1.x, SD2.x and SDXL use 4")
+    return vae_of(file.name, header, config)
 
 
 def _channels(vae: Any) -> int:

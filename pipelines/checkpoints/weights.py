@@ -16,7 +16,7 @@ from pipelines.errors import ModelError
 from pipelines.home.answers import answered, sign
 from pipelines.home.files import open_regular
 from pipelines.home.headers import LONGEST_HEADER, MOST_AXES, parse_header
-from pipelines.home.plain import reading
+from pipelines.home.plain import reading, short
 
 FULL_SIZE = 400_000_000
 """A model with more parameters is called full-size. The smallest published family has 0.9 billion."""
@@ -24,15 +24,20 @@ FULL_SIZE = 400_000_000
 
 @dataclass(frozen=True)
 class WeightsHeader:
-    """The header of a safetensors file: tensor name -> shape, and the file's own metadata."""
+    """The header of a safetensors file: tensor name -> shape, the file's own metadata, and tensor name -> data type, as
+    the format spells it ("F16", "BF16", "F8_E4M3", "I8", …)."""
 
     shapes: Mapping[str, tuple[int, ...]]
     metadata: Mapping[str, str]
+    dtypes: Mapping[str, str]
 
     @property
     def parameters(self) -> int:
-        """How many parameters are loaded. A checkpoint's averaged copy of its own weights is not."""
-        return sum(prod(shape) for key, shape in self.shapes.items() if not key.startswith("model_ema."))
+        """How many parameters are loaded. A checkpoint's averaged copy of its own weights is not, if it has both."""
+        both = any("diffusion_model." in key for key in self.shapes)
+        return sum(
+            prod(shape) for key, shape in self.shapes.items() if not (both and key.startswith("model_ema."))
+        )
 
 
 def read_weights_header(file: Path) -> WeightsHeader:
@@ -49,6 +54,10 @@ def _content(file: Path) -> tuple[int, bytes]:
     with open_regular(file) as stream:
         size = os.fstat(stream.fileno()).st_size
         start = stream.read(8)
+        if start[:4] == b"GGUF":
+            raise ModelError(
+                f"{file.name} is a GGUF file (quantized), which is not supported; use a .safetensors file"
+            )
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
         if length > min(LONGEST_HEADER, size - 8):
             raise ValueError("it is cut short, or no safetensors file")
@@ -60,6 +69,7 @@ def _header(size: int, text: bytes) -> WeightsHeader:
     """Raises ValueError, LookupError, TypeError and AttributeError for what is no header."""
     content, metadata = parse_header(text)
     shapes = {key: tuple(entry["shape"]) for key, entry in content.items()}
+    dtypes = {key: short(entry["dtype"]) for key, entry in content.items()}
     ends = [entry["data_offsets"][1] for entry in content.values()]
     if not all(
         len(shape) <= MOST_AXES and all(map(_is_count, shape)) for shape in shapes.values()
@@ -68,7 +78,7 @@ def _header(size: int, text: bytes) -> WeightsHeader:
     needed = 8 + len(text) + max(ends, default=0)
     if needed > size:
         raise ValueError(f"it is cut short: {size} bytes where {needed} belong")
-    return WeightsHeader(shapes, metadata)
+    return WeightsHeader(shapes, metadata, dtypes)
 
 
 def _is_count(number: object) -> bool:

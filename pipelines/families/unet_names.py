@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterable, Iterator
 
 _RESNET = {
+    "norm1": "in_layers.0",
     "conv1": "in_layers.2",
     "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
-    "norm1": "in_layers.0",
-    "norm2": "out_layers.0",
 }
 _SINGLE = {
     "conv_in": "input_blocks.0.0",
@@ -19,8 +19,8 @@ _SINGLE = {
     "time_embedding.linear_2": "time_embed.2",
     "add_embedding.linear_1": "label_emb.0.0",
     "add_embedding.linear_2": "label_emb.0.2",
-    "conv_out": "out.2",
     "conv_norm_out": "out.0",
+    "conv_out": "out.2",
 }
 _ATTENTION = re.compile(r"(.+\.attn\d+)\.(to_q|to_k|to_v|to_out\.0)")
 

@@ -26,11 +26,11 @@ from pipelines.home.names import (
     name_entries,
     near,
     same_name,
-    scan,
     stem_of,
 )
 from pipelines.home.paths import expanded
 from pipelines.home.plain import short
+from pipelines.home.scanning import scan
 from pipelines.home.settings import KINDS, Roots, Settings, read_settings, write_folders
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

@@ -54,8 +54,13 @@ def one_of_copies(found: Sequence[Entry]) -> Entry | None:
     if len(digests) > 1:
         return None
     first, *others = found
-    copies = ", ".join(str(entry.path) for entry in others)
-    return _told(first, f"{first.path} is used; an identical copy is {copies}")
+    copies = ", ".join(repr(_place(entry.path)) for entry in others)
+    return _told(first, f"{_place(first.path)!r} is used; an identical copy is {copies}")
+
+
+def _place(path: Path) -> str:
+    """A file with the folder that it is in: more of its path is not for everybody."""
+    return f"{path.parent.name}/{path.name}"
 
 
 def by_own_name(name: str, entries: Sequence[Entry]) -> list[Entry]:

@@ -107,9 +107,9 @@ def check_plain(
                 raise RequestError(f"{where}: {one} is no number; write one")
 
 
-def read_text(file: Path, longest: int = LONGEST_FILE) -> str:
-    """A file of UTF-8 text. Raises SetupError where it cannot be read, RequestError where it is too large, and
-    UnicodeDecodeError for other bytes."""
+def read_text(file: Path, longest: int = LONGEST_FILE, decode: Callable[[bytes], str] | None = None) -> str:
+    """A file of UTF-8 text, or of what `decode` makes of its bytes. Raises SetupError where it cannot be read,
+    RequestError where it is too large, UnicodeDecodeError for other bytes, and whatever `decode` raises."""
     try:
         if files.exists(file):
             if not files.is_regular(file):
@@ -118,7 +118,8 @@ def read_text(file: Path, longest: int = LONGEST_FILE) -> str:
                 raise RequestError(
                     f"{file} has {size / 2**20:.0f} MB; at most {longest // 2**20} are read: split it"
                 )
-        return files.read_text(file, longest).replace("\r\n", "\n").replace("\r", "\n")
+        text = files.read_text(file, longest) if decode is None else decode(files.read_regular(file, longest))
+        return text.replace("\r\n", "\n").replace("\r", "\n")
     except OSError as error:
         raise SetupError(f"{file} cannot be read ({error.strerror}); check the path") from error
 

@@ -2,14 +2,13 @@
 
 .jsonl   one object per line; a line {"defaults": {…}} applies to all
 .yaml    a list of jobs, or defaults: and jobs:  (.json the same)
-.csv     one job per row; the header names the fields; an empty cell says nothing
+.csv     one job per row; the header names the fields; an empty cell says nothing (.tsv the same; see
+         `studio.batch.tables`)
 .txt     one prompt per line, followed by options such as --steps 20 --seed 3 (see `studio.batch.prompts`)
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 from collections import Counter
@@ -23,18 +22,18 @@ import yaml
 from composers.shown import shown
 from pipelines.errors import RequestError, SetupError
 from pipelines.home.plain import DEEPEST, LONGEST_FILE, check_plain, read_json, read_text, reading, short
+from studio.batch.cells import value_of
 from studio.batch.problems import Problems, nearest
-from studio.batch.prompts import plain_wanted, read_line
+from studio.batch.prompts import read_line
+from studio.batch.tables import AS_CSV, SPREADSHEETS, decoded, is_spreadsheet, read_table
 from studio.batch.values import MOST_VALUES
-from studio.drafts.fields import NAMES, of_kind
-from studio.drafts.flags import parse_lora
+from studio.drafts.fields import NAMES
 
 OWN_FIELDS = ("name", "model", "count", "variants")
 """Fields of a job that Request does not have."""
 JOB_FIELDS = (*NAMES, *OWN_FIELDS)
 SECTIONS = ("defaults", "jobs")
-_ALTERNATIVES = tuple(field.name for field in of_kind("scheduler", "method", "choice", "pair", "truth"))
-KINDS = (".jsonl", ".yaml", ".yml", ".json", ".csv", ".txt")
+KINDS = (".jsonl", ".yaml", ".yml", ".json", ".csv", ".tsv", ".tab", ".txt")
 LONGEST_YAML = 16 * 2**20
 """Most bytes of a YAML file: it takes a hundred times as long to read as the other formats."""
 MOST_NODES = 500_000
@@ -62,23 +61,27 @@ class JobEntry:
 
 @dataclass(frozen=True)
 class JobFile:
-    """A job file that was read. defaults: apply where a job says nothing else. folder: paths are relative to it."""
+    """A job file that was read. defaults: apply where a job says nothing else. folder: paths are relative to it.
+    notes: what a user should know of how it was read."""
 
     name: str
     folder: Path
     defaults: JobEntry
     entries: tuple[JobEntry, ...]
+    notes: tuple[str, ...] = ()
 
 
 def read_jobs(path: Path, problems: Problems) -> JobFile:
     """The jobs of a file; mistakes go to `problems`. Raises SetupError for a file that cannot be read at all, and
     RequestError for one that is too large."""
     kind = path.suffix.lower()
+    if kind in SPREADSHEETS:
+        raise SetupError(f"{path}: {AS_CSV}")
     if kind not in KINDS:
         raise SetupError(f"{path}: jobs are read from {', '.join(KINDS)} files; give it one of these endings")
-    with reading(str(path), SetupError, "save it as UTF-8 text"):
-        text = read_text(path, LONGEST_YAML if kind in (".yaml", ".yml") else LONGEST_FILE)
-    reader = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".txt": _prompts}.get(kind, _yaml)
+    text, note = _read(path, kind)
+    tables = {".csv": _csv, ".tsv": _tsv, ".tab": _tsv}
+    reader = {".jsonl": _jsonl, ".json": _json, ".txt": _prompts, **tables}.get(kind, _yaml)
     defaults = JobEntry({}, path.name)
     entries: list[JobEntry] = []
     for entry, is_default in reader(text, path.name, problems):
@@ -94,7 +97,25 @@ def read_jobs(path: Path, problems: Problems) -> JobFile:
             break
     if not entries and not problems.messages:
         problems.add(path.name, "it holds no job; write at least one")
-    return JobFile(path.name, path.parent.absolute(), defaults, tuple(entries))
+    notes = (f"{path.name}: {note}",) if note else ()
+    return JobFile(path.name, path.parent.absolute(), defaults, tuple(entries), notes)
+
+
+def _read(path: Path, kind: str) -> tuple[str, str]:
+    """The text of a job file, and a note on how it was read, "" if there is none."""
+    notes: list[str] = []
+
+    def decode(data: bytes) -> str:
+        if is_spreadsheet(data):
+            raise SetupError(f"{path}: {AS_CSV}")
+        text, note = decoded(data)
+        notes.append(note)
+        return text
+
+    with reading(str(path), SetupError, "save it as UTF-8 text"):
+        if kind in (".csv", ".tsv", ".tab", ".txt"):
+            return read_text(path, decode=decode), notes[0]
+        return read_text(path, LONGEST_YAML if kind in (".yaml", ".yml") else LONGEST_FILE), ""
 
 
 def from_objects(jobs: Sequence[Mapping[str, Any]]) -> JobFile:
@@ -273,49 +294,35 @@ def _yaml_error(error: yaml.MarkedYAMLError) -> str:
     return f"{where}it is not valid YAML ({short(error.problem)}); check indentation, colons and quotes"
 
 
-def _csv(text: str, name: str, problems: Problems) -> Read:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
-    header: list[str] = []
+def _tsv(text: str, name: str, problems: Problems) -> Read:
+    return _csv(text, name, problems, separator="\t")
+
+
+def _csv(text: str, name: str, problems: Problems, separator: str = ",") -> Read:
     try:
-        for row in reader:
-            where = f"{name}, line {reader.line_num}"
-            if not any(cell.strip() for cell in row):
+        table = read_table(text, JOB_FIELDS, separator)
+        if table is None:
+            return
+        line, headings = table.header
+        named = [heading for heading in headings if heading]
+        check_names(JobEntry(dict.fromkeys(named), f"{name}, line {line}"), problems)
+        if len(named) > MOST_FIELDS:
+            return
+        for row in table.rows():
+            where = f"{name}, line {row.line}"
+            if row.trouble:
+                problems.add(where, row.trouble)
                 continue
-            if not header:
-                header = [cell.strip() for cell in row]
-                if len(header) > MOST_FIELDS:
-                    problems.add(where, f"{len(header)} headings are more than a job has fields; split it")
-                    return
-                check_names(JobEntry(dict.fromkeys(header), where), problems)
-                continue
-            if len(row) > len(header):
-                problems.add(
-                    where, f"{len(row)} cells under {len(header)} headings; put cells with commas in quotes"
-                )
-                continue
-            cells = {key: cell.strip() for key, cell in zip(header, row, strict=False) if cell.strip()}
             fields: dict[str, Any] = {}
-            for key in filter(JOB_FIELDS.__contains__, cells):
+            for key in filter(JOB_FIELDS.__contains__, row.cells):
                 with problems.gathered(where):
-                    fields[key] = _cell(key, cells[key])
+                    fields[key] = value_of(key, row.cells[key], decimal_comma=table.decimal_comma)
             yield JobEntry(fields, where), False
-    except csv.Error as error:
-        problems.add(f"{name}, line {reader.line_num}", f"it is not valid CSV ({error}); check the quotes")
-
-
-def _cell(key: str, text: str) -> Any:
-    """The value of a CSV cell. Numbers stay text, since they may be ranges. `|` separates alternatives."""
-    if key == "adapters":
-        mixes = [_mix(part) for part in text.split("|")]
-        return mixes[0] if len(mixes) == 1 else {"any": mixes}
-    if "|" in text and (key == "model" or key in _ALTERNATIVES):
-        return [part.strip() for part in text.split("|")]
-    return text
-
-
-def _mix(text: str) -> list[dict[str, Any]]:
-    """The adapters of a text such as 'fox=0.8; owl=0.5:0.2'; each is written as for --lora."""
-    return [plain_wanted(parse_lora(part.strip())) for part in text.split(";") if part.strip()]
+    except RequestError as error:
+        line_of = re.match(r"line (\d+): ", str(error))
+        problems.add(
+            f"{name}, line {line_of[1]}" if line_of else name, str(error)[line_of.end() if line_of else 0 :]
+        )
 
 
 def _prompts(text: str, name: str, problems: Problems) -> Read:

@@ -231,9 +231,13 @@ def _pictures(fields: dict[str, Any], template: Template) -> Iterator[dict[str, 
         prompts = list(every(template))
     for prompt in prompts:
         for place in range(count):
-            seed = {"seed": fields["seed"] + place} if "seed" in fields else {}
-            later = {"place": place} if place and not seed else {}
-            yield {**fields, "prompt": prompt, **seed, **later}
+            one = {**fields, "prompt": prompt}
+            if one.get("seed") is not None:
+                one["seed"] += place
+            else:
+                one.pop("seed", None)
+                one |= {"place": place} if place else {}
+            yield one
 
 
 # -- one picture -> its job ----------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipelines.errors import RequestError
 from studio.batch.problems import nearest
-from studio.drafts.draft import Wanted
+from studio.drafts.draft import NEW_SEED, Wanted
 from studio.drafts.fields import FIELDS
 from studio.drafts.flags import parse_lora
 
@@ -60,7 +60,7 @@ def read_line(line: str) -> dict[str, Any]:
             fields["width"], fields["height"] = _size(text)
         elif OPTIONS[key] in fields:
             raise RequestError(f"--{name}: {OPTIONS[key]} is given twice; keep one")
-        elif not (key == "seed" and text == "-1"):  # in A1111, seed -1 means a random one
+        elif key != "seed" or text != str(NEW_SEED):
             fields[OPTIONS[key]] = text
     if repeats:
         fields["count"] = math.prod(map(int, repeats))

@@ -165,6 +165,8 @@ class Batch:
         order = self.order
         source = order.jobs
         jobs = read_jobs(expanded(source), problems) if isinstance(source, Path) else from_objects(source)
+        for note in jobs.notes:
+            self.say(note)
         overrides = dict(order.overrides)
         if order.opening.source is not None:
             overrides["model"] = order.opening.source

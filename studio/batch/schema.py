@@ -16,6 +16,7 @@ from composers.plan import Use
 from pipelines.schedulers import MODEL_OWN, scheduler_names
 from studio.batch.plan import VARIANTS
 from studio.batch.values import MOST_VALUES, PAIRS, REAL, WHOLE
+from studio.drafts.draft import NEW_SEED
 from studio.drafts.fields import BY_NAME, NAMES, Field
 
 FILE = Path(__file__).with_name("jobs.schema.json")
@@ -25,7 +26,7 @@ _SAID = {
     "prompt": "What to draw: A1111's weights and <lora:…> tags, {red|blue} choices, __wildcards__.",
     "adapters": "The mix: {name: strength} or a list; strengths may be lists or ranges.",
     "composer": "The method, as in switch:interval=3, or an object with its settings.",
-    "seed": "Without one, the job gets its own, the same in every run.",
+    "seed": "Without one, or with -1, the job gets its own, the same in every run.",
     "init_image": "A picture to start from; the path counts from the job file.",
     "name": "For the file's name and messages; says nothing of the picture.",
     "model": "Name, folder, .safetensors file or hub id.",
@@ -91,6 +92,8 @@ def _one(field: Field) -> Schema:
     knob = field.knob
     bounds = {"minimum": knob.low, "maximum": knob.high}
     bounds = {name: bound for name, bound in bounds.items() if bound is not None}
+    if field.name == "seed":
+        bounds["minimum"] = NEW_SEED
     match field.kind:
         case "mix":
             return {"$ref": "#/$defs/mix"}

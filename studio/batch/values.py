@@ -1,6 +1,7 @@
 """Lists and ranges in a job: the values that a field stands for, and the combinations of all fields.
 
     seed: [1, 2, 5]            a list                      {"any": [...]}       alternatives, for any field
+    seed: -1                   the same as no seed: the job gets its own, the same in every run
     seed: "1-4"                1, 2, 3, 4                  adapters: {"fox": [0.5, 1.0]}     strengths
     steps: "10-30 (+10)"       10, 20, 30                  composer: {"method": "switch", "interval": [1, 5]}
     guidance_scale: "1-5 [3]"  1, 3, 5 (three of them)
@@ -18,8 +19,10 @@ from typing import Any
 
 import yaml
 
+from composers.shown import shown
 from pipelines.errors import RequestError
 from pipelines.home.plain import check_plain, reading, short
+from studio.drafts.draft import NEW_SEED
 from studio.drafts.fields import BY_NAME, of_kind
 
 WHOLE = (*(field.name for field in of_kind("whole")), "count")
@@ -58,6 +61,8 @@ def _numbers(text: str, whole: bool, room: int) -> list[float]:
     if not room:
         raise RequestError("there are too many values before it; shorten them")
     if re.fullmatch(_NUMBER, text):
+        if whole and re.search(r"[eE]\+", text):  # as spreadsheet programs write what is too long for a cell
+            raise RequestError(f"{text!r} has lost its last digits; write all of them")
         number = float(text)
         if whole and not number.is_integer():
             raise RequestError(f"{text!r} must be a whole number")
@@ -122,11 +127,32 @@ def _alternatives(field: str, value: object) -> list[Any]:
         return _products(value)
     if isinstance(value, list) and (field not in PAIRS or any(isinstance(entry, list) for entry in value)):
         return _any_of(field, value)
+    if field == "seed" and isinstance(value, str):
+        return _seeds(value)
+    if field == "seed" and not isinstance(value, bool) and value == NEW_SEED:
+        return [None]
     if isinstance(value, str) and field in (*WHOLE, *REAL):
         return numbers(value, whole=field in WHOLE)
     if isinstance(value, str) and field in BY_NAME and BY_NAME[field].kind in ("pair", "truth"):
         return [BY_NAME[field].read(value)]
     return [value]
+
+
+def _seeds(text: str) -> list[Any]:
+    """As `numbers`; a -1 that stands alone is None, which stands for a seed of the job's own."""
+    found: list[Any] = []
+    for part in text.split(","):
+        if part.strip() == str(NEW_SEED):
+            found.append(None)
+            _refuse_many(len(found))
+        else:
+            seeds = numbers(part, whole=True, most=MOST_VALUES - len(found))
+            if min(seeds) < 0:
+                raise RequestError(
+                    f"{shown(part)} holds seeds below 0; only a -1 that stands alone asks for a new one"
+                )
+            found += seeds
+    return found
 
 
 def _any_of(field: str, values: list[Any]) -> list[Any]:

@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 HELP = """job files:
   jobs.jsonl   {"prompt": "a fox", "adapters": {"fox": 0.8}, "seed": "1-4"}   one per line; {"defaults": {…}} too
   jobs.yaml    defaults: {steps: 20}   jobs: [{prompt: a fox, composer: [merge, switch]}]   (.json the same)
-  jobs.csv     prompt,seed,adapters   one job per row, adapters as fox=0.8; owl=0.5
+  jobs.csv     prompt,seed,adapters   one job per row, adapters as fox=0.8; owl=0.5; as Excel writes it, too (.tsv)
   prompts.txt  a fox --steps 20 --seed 3   one prompt per line, options as in A1111's prompts from file
 
 Lists and ranges (1-4, 10-30 (+10), 0-1 [5]) render every combination. {red|blue} and __animal__ (a line of
-wildcards/animal.txt) are chosen by the seed; "variants: all" renders all of them. Run the command again to do what is
-missing. --schema prints the JSON schema of a job for your editor."""
+wildcards/animal.txt) are chosen by the seed; "variants: all" renders all of them. Without a seed, or with -1, each job
+gets its own, the same in every run. Run the command again to do what is missing. --schema prints the JSON schema of a
+job for your editor."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,9 @@ class BatchValues:
 
 def add(command: ArgumentParser) -> None:
     """What to render, where it goes, and on which machines."""
-    command.add_argument("jobs", nargs="?", metavar="JOBS", help="a .jsonl, .yaml, .json, .csv or .txt file")
+    command.add_argument(
+        "jobs", nargs="?", metavar="JOBS", help="a .jsonl, .yaml, .json, .csv, .tsv or .txt file"
+    )
     command.add_argument("--out", "-o", metavar="DIR", help="where pictures and manifest.jsonl go")
     command.add_argument(
         "--set",

@@ -82,6 +82,8 @@ def _folders(home: Home, problems: list[str]) -> None:
     ):
         also = f", also from {', '.join(map(str, roots))}" if roots else ""
         print(f"{kind:<13} {len(entries)}{also}")
+        if kind == "models":
+            _models(home)
         problems += [
             f"the {kind} folder {root} does not exist"
             for root in roots
@@ -91,6 +93,16 @@ def _folders(home: Home, problems: list[str]) -> None:
     problems += [
         f"the folder {folder} does not answer; see to its drive or network" for folder in home.silent
     ]
+
+
+def _models(home: Home) -> None:
+    """Each model of the user's own in one line, with the reason where it cannot be used."""
+    from studio.library.models import list_models
+
+    for entry in list_models(home):
+        if not entry.embedded:
+            cannot = "" if entry.usable else "cannot be used: "
+            print(f"{'':<13} {entry.name}: {cannot}{entry.base}")
 
 
 def _gib(size: int) -> str:

@@ -24,7 +24,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 @dataclass(frozen=True)
 class Inspect:
-    """What `inspect` is to look at. files: LoRAs by path or name, pictures by path."""
+    """What `inspect` is to look at. files: LoRAs and models by path or name, pictures by path."""
 
     files: tuple[str, ...]
     as_json: bool = False
@@ -54,7 +54,9 @@ class ImportPaths:
 
 
 def _inspect_flags(command: ArgumentParser) -> None:
-    command.add_argument("files", nargs="+", metavar="FILE", help="a LoRA (path or name) or a picture")
+    command.add_argument(
+        "files", nargs="+", metavar="FILE", help="a LoRA or a model (path or name), or a picture"
+    )
     _json_flag(command)
 
 
@@ -111,6 +113,7 @@ def inspect(values: Inspect, home: Home, teller: Teller) -> int:
 
 
 def _inspected(file: str, home: Home) -> Inspection | dict[str, Any]:
+    from composers import StudioError
     from pipelines.adapters import inspect_file
     from pipelines.home.files import exists
     from pipelines.home.paths import expanded
@@ -118,7 +121,41 @@ def _inspected(file: str, home: Home) -> Inspection | dict[str, Any]:
     path = expanded(file)
     if path.suffix.lower() in PICTURES:
         return _picture(path, home)
-    return inspect_file(path if exists(path) else home.find_lora(file).path)
+    if _is_model(path):
+        return _model_at(path)
+    if exists(path):
+        return inspect_file(path)
+    try:
+        return inspect_file(home.find_lora(file).path)
+    except StudioError:
+        if named := [entry.path for entry in home.models() if entry.name == file]:
+            return _model_at(named[0])
+        raise
+
+
+def _is_model(path: Path) -> bool:
+    """Whether a path is a diffusers folder, or a file that holds a model's UNet."""
+    from composers import StudioError
+    from pipelines.checkpoints.single_file import holds_unet
+    from pipelines.home.files import is_regular
+
+    if is_regular(path / "model_index.json"):
+        return True
+    try:
+        return path.suffix.lower() == ".safetensors" and is_regular(path) and holds_unet(path)
+    except StudioError:  # whoever reads it as a LoRA says what is wrong
+        return False
+
+
+def _model_at(path: Path) -> dict[str, Any]:
+    """What a model is, in the line that lists of models show. Raises ModelError for one that cannot be used."""
+    from pipelines.errors import ModelError
+    from studio.library.models import line_of
+
+    line, usable = line_of(path)
+    if not usable:
+        raise ModelError(line)
+    return {"path": str(path), "base": line}
 
 
 def _picture(path: Path, home: Home) -> dict[str, Any]:
@@ -127,8 +164,8 @@ def _picture(path: Path, home: Home) -> dict[str, Any]:
     from pipelines.home.plain import read_json
     from studio.drafts.entries import plain_draft
     from studio.library.scan import Library
-    from studio.pictures.metadata import CHUNK, PARAMETERS, read_texts
     from studio.pictures.restore import restore
+    from studio.pictures.texts import CHUNK, PARAMETERS, read_texts
 
     texts = read_texts(path)
     ours = read_json(texts[CHUNK], f"{path}: its {CHUNK!r} text") if CHUNK in texts else None
@@ -148,16 +185,19 @@ def _picture(path: Path, home: Home) -> dict[str, Any]:
 
 
 def _shown(result: dict[str, Any]) -> str:
-    """What a picture says, in lines."""
+    """What a model is, or what a picture says, in lines."""
     from pathlib import Path
 
     from studio.drafts.fields import FIELDS
-    from studio.pictures.metadata import PARAMETERS
+    from studio.pictures.texts import PARAMETERS, is_object
 
     lines = [Path(result["path"]).name]
-    if result["program"] is None and not result[PARAMETERS]:
+    if "base" in result:
+        return "\n  ".join([*lines, result["base"]])
+    said = result[PARAMETERS] and not is_object(result[PARAMETERS])
+    if result["program"] is None and not said:
         return "\n  ".join([*lines, "says nothing about how it was made", *result["notes"]])
-    if result[PARAMETERS]:
+    if said:
         lines += result[PARAMETERS].splitlines()
     else:
         settings = result["settings"]
@@ -258,9 +298,9 @@ def import_paths(values: ImportPaths, home: Home, teller: Teller) -> int:
 
     roots = read_foreign(values.path)
     home = home.add_folders(roots)
-    for kind, folders in zip(("models", "LoRAs", "VAEs"), roots.lists, strict=True):
+    for kind, folders in zip(("models", "LoRAs", "VAEs", "embeddings"), roots.lists, strict=True):
         for folder in folders:
-            print(f"{kind:<7} {folder}")
+            print(f"{kind:<10} {folder}")
     print(f"written to {home.path / 'config.toml'}", file=sys.stderr)
     return OK
 
@@ -275,7 +315,7 @@ COMMANDS = (
     Command(
         "inspect",
         place=70,
-        help="say what LoRA files, or pictures, are",
+        help="say what LoRA files, models, or pictures, are",
         abbreviations=True,
         add=_inspect_flags,
         read=_read_inspect,

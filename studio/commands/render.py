@@ -210,7 +210,8 @@ def _sheet(request: Request, model: str) -> Sheet:
 def _applied(report: LoadReport) -> str:
     """ "fox changes unet 96/210, text_encoder 18/18 layers"."""
     layers = ", ".join(f"{part} {report.applied[part]}/{total}" for part, total in report.total.items())
-    notes = "".join(f"\n  {note}" for note in report.notes)
+    own = (note for note in report.notes if note not in report.doubts)  # the record tells those
+    notes = "".join(f"\n  {note}" for note in own)
     return f"{report.name} changes {layers} layers{notes}"
 
 

@@ -27,6 +27,8 @@ MOST_PICTURES = 10_000
 """The most pictures of one job."""
 HIGHEST_SEED = 2**64 - 1
 """The largest seed that a request takes."""
+NEW_SEED = -1
+"""A seed that stands for a new one, on every front, as in A1111."""
 USE_FIELDS = tuple(entry.name for entry in fields(Use))
 
 
@@ -136,6 +138,12 @@ class Draft:
     def said(self) -> bool:
         """Whether anything is said in it."""
         return bool(self.values or self.wanted or self.init_image)
+
+    @property
+    def seed(self) -> Any:
+        """The seed that is said, unchecked; None where a new one is asked for."""
+        seed = self.values.get("seed")
+        return None if seed == NEW_SEED else seed
 
     def with_value(self, name: str, value: object) -> Draft:
         return replace(self, values={**self.values, name: value})

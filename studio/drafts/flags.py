@@ -100,7 +100,7 @@ def drafts_of(asked: Asked, base: Draft, example: Callable[[], str]) -> list[Dra
 def _seeded(draft: Draft, shared: int | None) -> Draft:
     """The draft with a seed. shared: the seed where none is said; None draws one. It is drawn here, not later, so that
     file names can contain it."""
-    if draft.values.get("seed") is not None:
+    if draft.seed is not None:
         return draft
     return draft.with_value("seed", random.randrange(SEEDS) if shared is None else shared)
 

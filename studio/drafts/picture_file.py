@@ -17,7 +17,7 @@ from pipelines.bounds import MOST_PIXELS, check_pixels
 from pipelines.errors import RequestError, StudioError
 from pipelines.home.files import open_regular
 from pipelines.home.plain import short
-from studio.drafts import png_texts
+from studio.drafts import exif_texts, png_texts, xmp_texts
 
 LARGEST_FILE = 256 * 2**20
 """Most bytes of a picture's file."""
@@ -69,40 +69,47 @@ def check_upload(file: Path) -> None:
 
 
 def texts(source: Path | IO[bytes], name: str) -> dict[str, str]:
-    """The texts in a picture, by the names of their chunks. No pixel is decoded. Raises RequestError."""
+    """The texts in a picture: those of a PNG by the names of their chunks, those of EXIF and XMP by the names of their
+    tags ("UserComment", …), a JPEG's or GIF's own as "comment". Where two have a name, a PNG's goes before one in EXIF,
+    and that before one in XMP. No pixel is decoded. Raises RequestError."""
     with _told(source, name):
-        found = _texts_of_png(source, name)
-        if found is None:
-            with _opened(source, name, decoded=False) as image:
-                found = {str(chunk): text for chunk, text in image.info.items() if isinstance(text, str)}
+        if isinstance(source, Path):
+            with open_regular(source) as file:
+                found = _texts(file, name)
+        else:
+            found = _texts(source, name)
     length = sum(map(len, found.values()))
     if length > LONGEST_TEXT:
         raise _too_long(name, length)
     return found
 
 
-def is_png(source: Path | IO[bytes]) -> bool:
-    """Whether it is a PNG, of which `texts` reads everything."""
-    if isinstance(source, Path):
-        with open_regular(source) as file:
-            return png_texts.size(file) is not None
-    return png_texts.size(source) is not None
-
-
-def _texts_of_png(source: Path | IO[bytes], name: str) -> dict[str, str] | None:
-    """The texts of a PNG; None for any other picture."""
-    if isinstance(source, Path):
-        with open_regular(source) as file:
-            return _texts_of_png(file, name)
-    size = png_texts.size(source)
+def _texts(file: IO[bytes], name: str) -> dict[str, str]:
+    size = png_texts.size(file)
     if size is None:
-        source.seek(0)
-        return None
+        return _texts_of_another(file, name)
     check_pixels(name, *size)
     try:
-        return png_texts.texts(source, LONGEST_TEXT)
+        found, exif = png_texts.texts_and_exif(file, LONGEST_TEXT)
     except png_texts.TooLong as error:
         raise _too_long(name, error.length) from error
+    xmp = found.get(xmp_texts.CHUNK, "")
+    return xmp_texts.texts(xmp) | exif_texts.texts(exif, LONGEST_TEXT) | found
+
+
+def _texts_of_another(file: IO[bytes], name: str) -> dict[str, str]:
+    """The texts of a picture that is no PNG."""
+    file.seek(0)
+    with _opened(file, name, decoded=False) as image:
+        info = dict(image.info)
+        tiff = image.format == "TIFF"
+    found = {str(chunk): text for chunk, text in info.items() if isinstance(text, str) and chunk != "xmp"}
+    comment, exif, xmp = (info.get(key) for key in ("comment", "exif", "xmp"))
+    if isinstance(comment, bytes) and (said := exif_texts.comment(comment)).strip():
+        found["comment"] = said
+    within = exif_texts.texts(file if tiff else exif if isinstance(exif, bytes) else b"", LONGEST_TEXT)
+    xmp = within.pop("XMP", None) or xmp
+    return xmp_texts.texts(xmp if isinstance(xmp, str | bytes) else "") | within | found
 
 
 def _too_long(name: str, length: int) -> RequestError:

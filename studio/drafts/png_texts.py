@@ -1,4 +1,4 @@
-"""The texts in a PNG. Its pixels are skipped, never decoded.
+"""The texts in a PNG, and its EXIF data. Its pixels are skipped, never decoded.
 
 A PNG is a signature, then chunks of length, type, data and checksum. Texts lie before or behind the pixels, in chunks
 tEXt (latin-1), zTXt (the same, compressed) and iTXt (UTF-8, compressed or not):
@@ -21,6 +21,9 @@ ROOM = 2**20
 DENSEST = 1032
 """Bytes that one byte compressed by zlib can become, at most."""
 KINDS = (b"tEXt", b"zTXt", b"iTXt")
+EXIF = b"eXIf"
+PROFILES = ("Raw profile type exif", "Raw profile type APP1")
+"""Texts that hold EXIF data: a line break, a name, a length, and the bytes as hexadecimal digits."""
 
 
 class TooLong(ValueError):
@@ -45,17 +48,37 @@ def texts(file: IO[bytes], longest: int) -> dict[str, str]:
 
     Raises TooLong, and ValueError for too many chunks and for texts that are compressed in an unknown way.
     """
+    return texts_and_exif(file, longest)[0]
+
+
+def texts_and_exif(file: IO[bytes], longest: int) -> tuple[dict[str, str], bytes]:
+    """As `texts`, with the EXIF data, b"" where there is none."""
     reading = _Reading(file, longest)
     found: dict[str, str] = {}
+    exif = b""
     length = 0
     for kind, data in reading.chunks():
+        if kind == EXIF:
+            exif = exif or data
+            continue
         named = reading.text(kind, data)
         if named is not None:
             length += len(named[1])
             if length > longest:
                 raise TooLong(length)
             found[named[0]] = named[1]
-    return found
+    for name in PROFILES:
+        if not exif and name in found:
+            exif = _profile(found[name])
+    return found, exif
+
+
+def _profile(text: str) -> bytes:
+    digits = "".join(text.split("\n")[3:])
+    try:
+        return bytes.fromhex(digits)
+    except ValueError:
+        return b""
 
 
 class _Reading:
@@ -77,7 +100,7 @@ class _Reading:
             if len(head) < 8 or kind == b"IEND" or (kind == b"fcTL" and pixels):
                 return
             pixels = pixels or kind == b"IDAT"
-            if kind in KINDS and place + 8 + length <= end:
+            if kind in (*KINDS, EXIF) and place + 8 + length <= end:
                 self._take(length)
                 yield kind, file.read(length)
             place += 12 + length

@@ -441,6 +441,6 @@ class Worker:
 
 def _seeded(draft: Draft) -> Draft:
     """The draft with a seed, so that the picture stays the same after a restart."""
-    if draft.values.get("seed") is not None:
+    if draft.seed is not None:
         return draft
     return draft.with_value("seed", random.randrange(SEEDS))

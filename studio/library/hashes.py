@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,13 @@ from pipelines.errors import AdapterFileError, StudioError
 from pipelines.home.answers import answered
 from pipelines.home.files import open_regular, sha256_of
 from pipelines.home.plain import reading
+
+SHORTEST = 8
+"""Fewest digits of a hash by which a file is recognised."""
+OLD_HASH = (0x100000, 0x10000)
+"""Where A1111's first hash begins, and how many bytes it is of."""
+STATED = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
+"""The hashes that headers state."""
 
 
 def short_hash(path: Path) -> str:
@@ -43,25 +51,42 @@ def _body_hash(path: Path) -> str:
 
 
 @cache
-def _file_hash(path: Path, size: int, changed: int) -> str:
-    return sha256(path)
+def _file_hashes(path: Path, size: int, changed: int) -> tuple[str, str, str]:
+    """The sha256 of the file, of all that follows its header, and of 64 kB behind its first MB (A1111's first hash)."""
+    with reading(f"{path.name}:", AdapterFileError):
+        with open_regular(path) as file:
+            length = int.from_bytes(answered(path, lambda: file.read(8)), "little")
+            file.seek(OLD_HASH[0])
+            old = hashlib.sha256(answered(path, lambda: file.read(OLD_HASH[1]))).hexdigest()
+        return sha256(path), sha256_of(path, 8 + length), old
 
 
 def is_adapter(path: Path, digest: str, size: int | None = None) -> bool:
-    """Whether a hash means this file: its sha256 or the start of that, or A1111's short hash.
+    """Whether a hash means this file. It may be, whole or its first eight digits and more: the file's sha256 (Civitai's
+    SHA256 and AutoV2), the sha256 of all that follows its header (kohya's `sshs_model_hash`, A1111's short hash,
+    Civitai's AutoV3, SwarmUI's), or A1111's first hash of eight digits (AutoV1).
 
     size: in bytes, where it is known; then only a file of that size is read. False for a file that cannot be read, or
     whose folder does not answer.
     """
-    digest = digest.lower()
+    digest = digest.lower().removeprefix("0x")
+    if len(digest) < SHORTEST:
+        return False
     try:
         if size is not None and answered(path, path.stat).st_size != size:
             return False
-        if len(digest) == 12 and short_hash(path) == digest:
+        if states(path, digest):
             return True
-        return _file_hash(path, *_stamp(path)).startswith(digest)
+        whole, body, old = _file_hashes(path, *_stamp(path))
+        return whole.startswith(digest) or body.startswith(digest) or (len(digest) == 8 and old[:8] == digest)
     except (OSError, StudioError):
         return False
+
+
+def states(path: Path, digest: str) -> bool:
+    """Whether the file's header states this hash. Nothing else is read. Raises AdapterError and NoAnswer."""
+    stated = read_header(path).metadata
+    return any(str(stated.get(name, "")).lower().startswith(digest) for name in STATED)
 
 
 def find_adapter(paths: Iterable[Path], digest: str, size: int | None = None) -> Path | None:

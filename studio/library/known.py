@@ -6,7 +6,7 @@ A picture cannot name a path: whatever looks like one is taken for a name.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +16,13 @@ from pipelines.checkpoints.folders import folder_files
 from pipelines.checkpoints.hashes import short_hash
 from pipelines.errors import AdapterFileError, ModelError, StudioError
 from pipelines.home import Entry, Home
-from pipelines.home.names import near
+from pipelines.home.answers import answered
+from pipelines.home.names import find, near
 from studio.library.hashes import find_adapter, is_adapter
 from studio.library.scan import Library
+
+MOST_READ = 2 * 2**30
+"""Most bytes of files that are read for a stranger's picture, to compare their hashes."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,8 @@ class Missing:
 class Finder:
     """Finds a picture's files here. Each look-up adds to `missing` and `notes`.
 
-    library: finds LoRAs by the hashes in their headers, which is quick. Without it, every file that a hash may mean is
-    read, which takes long.
+    library: finds LoRAs by the hashes in their headers, which is quick; then it reads at most `MOST_READ` bytes.
+    Without it, every file that a hash may mean is read, which takes long.
     """
 
     def __init__(self, home: Home, library: Library | None = None) -> None:
@@ -60,6 +64,8 @@ class Finder:
         self._home = home
         self._library = library
         self._listed: tuple[Entry, ...] | None = None
+        self._left, self._read_up = MOST_READ, False
+        self._looked_at: set[Path] = set()
 
     @property
     def _loras(self) -> tuple[Entry, ...]:
@@ -104,15 +110,11 @@ class Finder:
         try:
             entry = self._home.find_lora(name, model or None, paths=False, entries=self._loras)
         except AdapterFileError:
-            same = self._with_hash(said) if said else None
-            if same is None:
-                digest = said.digest if said else ""
-                self.missing.append(Missing("LoRA", name, tuple(near(name, self._loras)), digest))
-            else:
-                self.notes.append(f"LoRA {name!r} was found by its hash: it is called {same!r} here")
-            return same
+            return self._lora_without_name(name, said, model)
         if said is None or is_adapter(entry.path, said.digest):
-            if entry.note:
+            if said is not None and entry.note:
+                self.notes.append(f"LoRA {name!r} was found by its hash: it is called {entry.name!r} here")
+            elif entry.note:
                 self.notes.append(f"LoRA {name!r}: {entry.note}")
             return entry.name
         same = self._with_hash(said)
@@ -125,13 +127,50 @@ class Finder:
         )
         return entry.name
 
+    def _lora_without_name(self, name: str, said: Known | None, model: str) -> str | None:
+        """The LoRA that a name means which no file has, or several have."""
+        found = find(name, self._loras, model or None)
+        twins = found if isinstance(found, list) else []
+        if said is not None:
+            same = next((twin.name for twin in twins if is_adapter(twin.path, said.digest, said.size)), None)
+            same = same or self._with_hash(said)
+            if same is not None:
+                self.notes.append(f"LoRA {name!r} was found by its hash: it is called {same!r} here")
+                return same
+        digest = said.digest if said else ""
+        self.missing.append(Missing("LoRA", name, tuple(near(name, self._loras)), digest))
+        return None
+
     def _with_hash(self, said: Known) -> str | None:
-        if self._library is not None:
-            card = self._library.with_hash(said.digest, said.size)
-            return None if card is None else card.name
         names = {entry.path: entry.name for entry in self._loras}
-        path = find_adapter(names, said.digest, said.size)
-        return None if path is None else names[path]
+        if self._library is None:
+            path = find_adapter(names, said.digest, said.size)
+            return None if path is None else names[path]
+        card = self._library.with_hash(said.digest, said.size)
+        if card is not None:
+            return card.name
+        if said.size is None and not self._read_up:
+            return self._read(names, said)
+        return None
+
+    def _read(self, names: Mapping[Path, str], said: Known) -> str | None:
+        """The file with a hash that no header states, among the first ones, as many as may be read for one picture."""
+        for path, name in names.items():
+            if path not in self._looked_at:
+                try:
+                    self._left -= answered(path, path.stat).st_size
+                except (OSError, StudioError):
+                    continue
+                if self._left < 0:
+                    self._read_up = True
+                    self.notes.append(
+                        f"not all LoRAs here were compared with hash {said.digest[:12]}: they take too long to be read"
+                    )
+                    return None
+                self._looked_at.add(path)
+            if is_adapter(path, said.digest):
+                return name
+        return None
 
 
 def _names(said: str) -> tuple[str, ...]:

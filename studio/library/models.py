@@ -23,7 +23,7 @@ BUILT_IN = "tiny-sdxl"
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A model that can be chosen. base: its family, or why it cannot be used. size: bytes."""
+    """A model that can be chosen. base: what it is in one line, or why it cannot be used. size: bytes."""
 
     name: str
     path: Path
@@ -55,8 +55,13 @@ def list_models(home: Home) -> list[ModelEntry]:
     ]
 
 
+def line_of(path: Path) -> tuple[str, bool]:
+    """(what the model at a path is in one line, or why it cannot be used; whether it can be used)."""
+    return _look(path)[:2]
+
+
 def _look(path: Path) -> tuple[str, bool, int]:
-    """(the family's label, or why the model cannot be used; whether it can be used; bytes of its weights)."""
+    """(`line_of`; bytes of its weights)."""
     try:
         with reading(path.name, ModelError):
             stat = path.stat()
@@ -69,12 +74,9 @@ def _look(path: Path) -> tuple[str, bool, int]:
 def _base(path: Path, is_folder: bool, changed: int) -> tuple[str, bool]:
     try:
         with reading(path.name, ModelError, "copy or download the model again"):
-            family = (
-                folder_family(path, read_json(path / "model_index.json"))
-                if is_folder
-                else examine(path).family
-            )
-        return family.label, True
+            if is_folder:
+                return folder_family(path, read_json(path / "model_index.json")).label, True
+            return examine(path).line, True
     except StudioError as error:
         return str(error), False
 

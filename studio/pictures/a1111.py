@@ -5,10 +5,10 @@
     Steps: 20, Sampler: Euler, CFG scale: 3.5, Seed: 7, Size: 128x128, Model hash: 0123456789, Model: tiny-sdxl,
     Lora hashes: "fox: 0123456789ab"
 
-The last line (broken in two here) holds the settings, if it contains at least three `Key: value` pairs. A value with a
+The last line (broken in two here) holds the settings; `studio.pictures.infotext` takes the text apart. A value with a
 comma, a colon or a line break is written as a JSON string. The keys come from the table of a request's fields
-(`studio.drafts.fields`); only what A1111 expresses in its own way is spelled here. Reading takes linear time, whatever
-the text is. Other programs use more keys than we know; those that are not understood are listed.
+(`studio.drafts.fields`); only what A1111 expresses in its own way is spelled here. Other programs use more keys than we
+know; those that are not understood are listed.
 """
 
 from __future__ import annotations
@@ -26,31 +26,32 @@ from composers.shown import shown
 from pipelines.bounds import check_text
 from pipelines.errors import RequestError
 from pipelines.request import Request
+from pipelines.schedulers import named
+from pipelines.text.clip_skip import Counting
+from studio.drafts.draft import Wanted
 from studio.drafts.entries import LONGEST_METHOD
 from studio.drafts.fields import BY_NAME, FIELDS, Field
+from studio.pictures import infotext, terms
+from studio.pictures.loras import Loras, hashes_of
 
-FEWEST_PAIRS = 3
-NEGATIVE = "Negative prompt:"
-
-MOST_PAIRS = 1_000
-"""Most settings in the last line; a line with more is taken for a part of the prompt."""
-
-# all quantifiers are possessive, so that nothing is matched twice and no text takes quadratic time
-_KEY = re.compile(r"\s*+(?P<key>\w[\w /+.-]*+)\s*+:\s*+")
-_QUOTED = re.compile(r'(?P<value>"(?:[^"\\]|\\.)*+")\s*+(?:,|$)')
-_BARE = re.compile(r"(?P<value>[^,]*+)(?:,|$)")
 _SPECIAL = re.compile(r'[,:\n"]')
-_SIZE = re.compile(r"([0-9]{1,9}+)x([0-9]{1,9}+)")
-_NUMBER = re.compile(r"[+-]?+[0-9]{1,20}+(?:\.[0-9]{1,60}+)?+(?:[eE][+-]?+[0-9]{1,3}+)?+")
+_SIZE = re.compile(r"([0-9]{1,9}+) ?[xX\u00d7] ?([0-9]{1,9}+)")
+_NUMBER = re.compile(
+    r"[+-]?+(?:[0-9]{1,40}+(?:[.,][0-9]{0,60}+)?+|\.[0-9]{1,60}+)(?:[eE][+-]?+[0-9]{1,3}+)?+"
+)
+_WHOLE = re.compile(r"([+-]?+[0-9]++)\.0*+")
 
 BY_KEY: Mapping[str, Field] = {field.key: field for field in FIELDS if field.key}
 FIRST = ("Steps", "Sampler", "CFG scale", "Seed", "Size", "Model hash", "Model", "Denoising strength", "Clip skip",
          "CFG Rescale", "Composition")  # fmt: skip
 """The order that other programs expect. Keys of our own come after it."""
 LAST = ("Lora hashes", "Version")
-HIRES = "Hires upscale"
+HIRES = ("Hires ", "First pass")
+"""With a key that begins so, the denoising strength is that of a second pass, and there was no initial image."""
+OWN = "lora-studio"
+"""How the version of our own texts begins."""
 """With one of these keys, the denoising strength is that of a second pass, and there was no initial image."""
-BESIDE = ("Schedule type", "Model", "Model hash", *LAST)
+BESIDE = ("Schedule type", "Model", "Model hash", *LAST, "Lora weights", "Hashes", "Civitai resources", "App")
 """Keys that are read together with others, or that belong to no field of a request."""
 
 
@@ -59,8 +60,8 @@ class Parameters:
     """What the text says. None stands for what it does not say.
 
     prompt: with its `<lora:…>` tags. values: the other fields of a request, by Request's names and in Request's units.
-    lora_hashes: adapter name -> its short hash. ignored: keys that mean nothing here. unread: key -> what is wrong with
-    its value.
+    loras: those that no tag of the prompt names. lora_hashes: adapter name -> its short hash. program: what wrote it.
+    ignored: keys that mean nothing here, and what is no setting. unread: key -> what is wrong with its value.
     """
 
     prompt: str
@@ -68,7 +69,9 @@ class Parameters:
     values: Mapping[str, Any] = field(default_factory=dict)
     model: str | None = None
     model_hash: str | None = None
+    loras: tuple[Wanted, ...] = ()
     lora_hashes: Mapping[str, str] = field(default_factory=dict)
+    program: str = "A1111"
     version: str | None = None
     ignored: tuple[str, ...] = ()
     unread: Mapping[str, str] = field(default_factory=dict)
@@ -88,7 +91,7 @@ def write(said: Parameters) -> str:
     hashes = ", ".join(f"{name}: {short}" for name, short in said.lora_hashes.items())
     found = {
         **own,
-        "Size": f"{values['width']}x{values['height']}" if "width" in values else None,
+        "Size": f"{values['width']}x{values['height']}" if {"width", "height"} <= values.keys() else None,
         "Model hash": said.model_hash or None,
         "Model": said.model,
         "Denoising strength": _plain("strength", values),
@@ -100,7 +103,7 @@ def write(said: Parameters) -> str:
     pairs = [(key, text) for key in keys if (text := found.get(key)) is not None]
     lines = [said.prompt]
     if said.negative_prompt:
-        lines.append(f"{NEGATIVE} {said.negative_prompt}")
+        lines.append(f"{infotext.NEGATIVE} {said.negative_prompt}")
     lines.append(", ".join(f"{key}: {_quoted(text)}" for key, text in pairs))
     return "\n".join(lines)
 
@@ -121,20 +124,18 @@ def _quoted(text: str) -> str:
 
 
 def read(text: str) -> Parameters:
-    """What such a text says. Whatever cannot be understood is left out; no text is refused."""
-    *lines, last = text.strip("\n").split("\n")
-    pairs = _pairs(last)
-    if len(pairs) < FEWEST_PAIRS:
-        lines, pairs = [*lines, last], {}
-    prompt, negative = _prompts(lines)
+    """What such a text says. Whatever cannot be understood is left out and named; no text is refused."""
+    prompt, negative, said = infotext.taken_apart(text)
+    pairs = said.pairs
     values: dict[str, Any] = {}
     ignored: list[str] = []
-    unread: dict[str, str] = {}
-    for key, said in pairs.items():
-        if key in BESIDE:
+    unread: dict[str, str] = dict(said.broken)
+    loras = _loras(pairs, unread)
+    for key, value in pairs.items():
+        if key in BESIDE or key in loras.taken:
             continue
         try:
-            found = _values(key, said, pairs)
+            found = _values(key, value, pairs)
             if found is None:
                 ignored.append(key)
                 continue
@@ -142,106 +143,98 @@ def read(text: str) -> Parameters:
             values |= found
         except StudioError as error:
             unread[key] = str(error)
-    hashes = pairs.get("Lora hashes", "")
-    found_hashes = _hashes(hashes)
-    if hashes and not found_hashes:
-        unread["Lora hashes"] = f"{shown(hashes)} names no hash"
+    spacing = pairs.get("Schedule type", "")
+    if spacing and "Sampler" not in pairs:
+        ignored.append("Schedule type")
+    model_hash, hashes = hashes_of(infotext.read_value(pairs.get("Hashes", "")))
+    version = pairs.get("Version")
     return Parameters(
         prompt=prompt,
         negative_prompt=negative,
         values=values,
-        model=pairs.get("Model") or None,
-        model_hash=pairs.get("Model hash") or None,
-        lora_hashes=found_hashes,
-        version=pairs.get("Version"),
-        ignored=tuple(ignored),
+        model=pairs.get("Model") or loras.model or None,
+        model_hash=pairs.get("Model hash") or model_hash or None,
+        loras=tuple(loras.wanted),
+        lora_hashes={**hashes, **loras.hashes},
+        program=_program(pairs),
+        version=version,
+        ignored=(*ignored, *loras.ignored, *said.scraps),
         unread=unread,
     )
+
+
+def _program(pairs: Mapping[str, str]) -> str:
+    """What wrote the settings, where they say so."""
+    for said in (pairs.get("App", ""), pairs.get("Version", "")):
+        for name in ("SD.Next", "Fooocus", "ComfyUI", "InvokeAI", "reForge"):
+            if name.lower().replace(".", "") in said.lower().replace(".", ""):
+                return name
+    return "A1111"
+
+
+def _counting(pairs: Mapping[str, str]) -> Counting | None:
+    """Who counted the clip skip; None where a setting of its own says so."""
+    version = pairs.get("Version", "")
+    return None if version.startswith(OWN) else terms.counting_of(_program(pairs), version)
+
+
+def _loras(pairs: Mapping[str, str], unread: dict[str, str]) -> Loras:
+    """The LoRAs of settings: their hashes, and those that are in no tag. unread: told of values that cannot be read."""
+    found = Loras()
+    for key, take in (
+        ("Lora hashes", found.take_hashes),
+        ("Lora weights", found.take_weights),
+        ("Civitai resources", found.take_resources),
+    ):
+        if pairs.get(key) and not take(pairs[key]):
+            unread[key] = (
+                f"{shown(pairs[key])} names no {'hash' if key == 'Lora hashes' else 'LoRA or model'}"
+            )
+    if pairs.get("Hashes") and not isinstance(infotext.read_value(pairs["Hashes"]), dict):
+        unread["Hashes"] = f"{shown(pairs['Hashes'])} is not an object of JSON"
+    found.take_networks(pairs)
+    return found
 
 
 def _values(key: str, said: str, pairs: Mapping[str, str]) -> dict[str, Any] | None:
     """The values that one setting stands for, by Request's names; None where its key means nothing here. Raises
     StudioError for a value that cannot be read."""
     if key == "Size":
-        match = _SIZE.fullmatch(said)
+        match = _SIZE.fullmatch(said.strip("() ").replace(", ", "x"))
         if match is None:
             raise RequestError(f"{shown(said)} must be a width and a height, as in 512x768")
         return {"width": int(match[1]), "height": int(match[2])}
-    if key == "Clip skip":  # 1 skips nothing
-        return {"clip_skip": _read(BY_NAME["clip_skip"], said) - 1}
+    if key == "Clip skip":
+        return terms.clip_skip(_read(BY_NAME["clip_skip"], said), _counting(pairs))
+    if key in ("Width", "Height"):
+        return {} if "Size" in pairs else {key.lower(): _read(BY_NAME[key.lower()], said)}
     if key == "Denoising strength":
-        return None if HIRES in pairs else {"strength": _read(BY_NAME["strength"], said)}
+        twice = any(one.startswith(HIRES) for one in pairs)
+        return None if twice else {"strength": _read(BY_NAME["strength"], said)}
     field = BY_KEY.get(key)
     if field is None:
         return None
     if not said and field.kind != "text":
         return {}
     if field.kind == "scheduler":
-        spacing = pairs.get("Schedule type", "Automatic")
-        apart = spacing not in ("Automatic", "Uniform") and not said.endswith(spacing)
-        return {field.name: f"{said} {spacing}" if apart else said}
-    return {field.name: _read(field, said)}
+        return {field.name: named(said, pairs.get("Schedule type", ""))}
+    value = _read(field, said)
+    return {field.name: terms.seed(value) if field.name == "seed" else value}
 
 
 def _read(field: Field, said: str) -> Any:
     """The value of a field, from its text. Raises StudioError."""
     if field.kind == "method":
         return parse_composer(check_text(field.name, said, LONGEST_METHOD))
-    if field.kind in ("whole", "real") and not _NUMBER.fullmatch(said):
-        raise RequestError(f"{field.name}={shown(said)} must be a number")
+    if field.kind in ("whole", "real"):
+        if not _NUMBER.fullmatch(said):
+            raise RequestError(f"{field.name}={shown(said)} must be a number")
+        said = said.replace(",", ".")
+        if field.kind == "whole" and (whole := _WHOLE.fullmatch(said)) is not None:
+            said = whole[1]
     return field.read(said)
 
 
 def pairs(text: str) -> dict[str, str]:
-    """The settings in the last line, by their keys there; {} where there are none."""
-    found = _pairs(text.strip("\n").split("\n")[-1])
-    return found if len(found) >= FEWEST_PAIRS else {}
-
-
-def _pairs(line: str) -> dict[str, str]:
-    """`Key: value, …` -> key -> value; {} where the line contains anything else."""
-    found: dict[str, str] = {}
-    place, end = 0, len(line.rstrip(" ,"))
-    while place < end:
-        key = _KEY.match(line, place)
-        if key is None or len(found) == MOST_PAIRS:
-            return {}
-        value = _QUOTED.match(line, key.end()) or _BARE.match(line, key.end())
-        if value is None:
-            return {}
-        found[key["key"].rstrip()] = _unquoted(value["value"].strip())
-        place = value.end()
-    return found
-
-
-def _prompts(lines: list[str]) -> tuple[str, str | None]:
-    for number, line in enumerate(lines):
-        if line.startswith(NEGATIVE):
-            negative = "\n".join([line.removeprefix(NEGATIVE).removeprefix(" "), *lines[number + 1 :]])
-            return "\n".join(lines[:number]), negative
-    return "\n".join(lines), None
-
-
-def _hashes(text: str) -> dict[str, str]:
-    found = {}
-    begun: list[str] = []  # of a name with commas in it
-    for entry in text.split(","):
-        name, colon, digest = entry.rpartition(":")
-        if not colon:
-            begun.append(entry)
-            continue
-        if re.fullmatch(r"[0-9a-fA-F]{8,64}", digest.strip()):
-            found[",".join([*begun, name]).strip()] = digest.strip().lower()
-        begun = []
-    return found
-
-
-def _unquoted(text: str) -> str:
-    if len(text) < 2 or not (text[0] == text[-1] == '"'):
-        return text
-    try:
-        found = str(json.loads(text))
-        found.encode()  # an escape may stand for half a character (a lone surrogate), which cannot be written
-        return found
-    except ValueError:
-        return text
+    """The settings of such a text, by their keys there; {} where there are none."""
+    return dict(infotext.taken_apart(text)[2].pairs)

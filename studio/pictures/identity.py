@@ -12,7 +12,7 @@ from pipelines.errors import RequestError, StudioError
 from pipelines.home.plain import read_json, reading
 from studio.drafts.entries import plain_request
 from studio.drafts.fields import FIELDS
-from studio.pictures.metadata import CHUNK, read_texts
+from studio.pictures.texts import CHUNK, read_texts
 
 _END_OF_PNG = b"IEND\xaeB`\x82"
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,26 +35,25 @@ from studio.drafts.entries import checked, plain_request, read_draft
 from studio.drafts.fields import FIELDS
 from studio.library.hashes import short_hash
 from studio.library.known import Known
-from studio.pictures import a1111
+from studio.pictures import a1111, infotext
+from studio.pictures.notes import LONGEST_NOTE, left_out, told
+from studio.pictures.others import read_graph, read_other
+from studio.pictures.texts import CHUNK, PARAMETERS, is_object, read_texts
 
 if TYPE_CHECKING:
     from pipelines import Record
     from studio.pictures.foreign import Foreign
 
-CHUNK = "lora-studio"
-PARAMETERS = "parameters"
 VERSION = 2
 EDITING = 2
 """The first version whose prompts know editing, alternation and AND. In those of before such words are mere words."""
 OURS = "LoRA Studio"
 OTHER = "made by {}, whose noise and rounding differ: expect a similar picture, not the same"
+WORDS = "a line of its prompts looks like settings: it stays there, as words, since another one holds the settings"
 STRIPPED = (
-    f"its text {CHUNK!r} was taken out; the one for other programs does not say which LoRAs were pinned"
+    f"its text {CHUNK!r} was taken out; the one for other programs does not say which LoRAs were pinned, or acted with "
+    "an edit of the prompt"
 )
-MOST_TOLD = 40
-"""Most settings, tags or LoRAs that one note names; more are only counted."""
-LONGEST_NOTE = 300
-"""Most characters of one reason in a note."""
 LONGEST_TAGGED = 10 * LONGEST_PROMPT
 """Most characters of a prompt with its LoRA tags."""
 
@@ -184,28 +183,47 @@ def without_echoes(values: Mapping[str, Any], family: str) -> dict[str, Any]:
 # -- reading ---------------------------------------------------------------------------------------------
 
 
-def read_texts(file: Path) -> dict[str, str]:
-    """The text chunks of a picture. Raises RequestError for a file that is no picture, or too large (see
-    `studio.drafts.picture_file`)."""
-    return picture_file.texts(file, file.name)
-
-
 def read_picture(file: Path) -> Remembered:
     """What a picture says it was made with, whatever program made it. Raises RequestError where nothing that it says
     can be understood."""
-    texts = read_texts(file)
+    return understood(file.name, read_texts(file))
+
+
+def understood(name: str, texts: Mapping[str, str]) -> Remembered:
+    """As `read_picture`, for the texts of a picture by their readers' names. name: the picture's, for messages."""
     if CHUNK in texts:
-        return _ours(file.name, texts[CHUNK])
-    if PARAMETERS in texts and _is_a1111(texts[PARAMETERS]):
-        return _from_a1111(file.name, a1111.read(texts[PARAMETERS]))
-    from studio.pictures.foreign import read_foreign  # its library takes long to import
+        return _ours(name, texts[CHUNK])
+    other = read_other(name, texts)
+    if other is not None:
+        return _from_another(name, other)
+    text = texts.get(PARAMETERS)
+    if text is not None and (not is_object(text) or infotext.is_infotext(text)):
+        return _from_a1111(name, a1111.read(text))
+    graph = read_graph(name, texts)
+    if graph is not None:
+        return _from_another(name, graph)
+    raise RequestError(
+        f"{name} does not say how it was made; give the file as it was saved, messengers and image hosts strip it"
+    )
 
-    return _from_another(file.name, read_foreign(file, texts))
 
-
-def _is_a1111(text: str) -> bool:
-    """Whether the text is A1111's. Fooocus and others keep JSON under the same name."""
-    return not text.lstrip().startswith("{")
+def as_infotext(said: Remembered) -> str:
+    """What a picture of any program says, as A1111 writes it."""
+    values = {key: value for key, value in said.draft.values.items() if key not in PROMPTS}
+    if said.init_image is None:
+        values.pop("strength", None)
+    tags = [write_tag(wanted.use(wanted.adapter, None)) for wanted in said.draft.wanted]
+    return a1111.write(
+        a1111.Parameters(
+            prompt=" ".join([str(said.draft.values.get("prompt", "")), *tags]).strip(),
+            negative_prompt=said.draft.values.get("negative_prompt"),
+            values=values,
+            model=said.model or None,
+            model_hash=said.model_hash or None,
+            lora_hashes={name: known.digest for name, known in said.known.items()},
+            version=said.program,
+        )
+    )
 
 
 def _ours(name: str, text: str) -> Remembered:
@@ -261,13 +279,14 @@ def _known(adapters: Mapping[str, Any]) -> dict[str, Known]:
 def _from_a1111(name: str, said: a1111.Parameters) -> Remembered:
     stripped = (said.version or "").startswith(CHUNK)
     notes = [STRIPPED if stripped else OTHER.format("another program")]
-    if said.ignored:
-        notes.append(f"not taken over: {_told([key[:60] for key in said.ignored])}")
-    notes += [f"{key} not taken over: {why[:LONGEST_NOTE]}" for key, why in said.unread.items()]
+    notes += left_out(said.ignored, said.unread)
+    words = f"{said.prompt}\n{said.negative_prompt or ''}".split("\n")
+    if not stripped and any(map(infotext.is_like_settings, words)):
+        notes.append(WORDS)
     values = {"prompt": said.prompt, "negative_prompt": said.negative_prompt or None, **said.values}
     return Remembered(
-        draft=_draft(name, values, (), notes),
-        program=OURS if stripped else "A1111",
+        draft=_draft(name, values, said.loras, notes),
+        program=OURS if stripped else said.program,
         ours=False,
         model=(said.model or "")[:LONGEST_NAME],
         model_hash=(said.model_hash or "")[:LONGEST_NAME],
@@ -278,13 +297,16 @@ def _from_a1111(name: str, said: a1111.Parameters) -> Remembered:
 
 
 def _from_another(name: str, said: Foreign) -> Remembered:
-    notes = [OTHER.format(said.program)]
+    notes = [OTHER.format(said.program), *(note[: 10 * LONGEST_NOTE] for note in said.notes)]
     return Remembered(
         draft=_draft(name, said.values, said.wanted, notes),
         program=said.program,
         ours=False,
         model=said.model[:LONGEST_NAME],
         model_hash=said.digest[:LONGEST_NAME],
+        known={key.casefold(): Known(digest) for key, digest in said.hashes.items()},
+        setup=Setup(vae=said.vae and said.vae[:LONGEST_NAME]),
+        init_image={} if said.from_picture else None,
         notes=tuple(notes),
     )
 
@@ -298,24 +320,19 @@ def _draft(name: str, values: Mapping[str, Any], wanted: Sequence[Wanted], notes
     prompt = check_text(f"{name}: prompt", values["prompt"], LONGEST_TAGGED)
     prompt, tags, unread = sift_tags(prompt)
     if unread:
-        notes.append(f"left out of the prompt: {_told([why[:LONGEST_NOTE] for why in unread])}")
+        notes.append(f"left out of the prompt: {told([why[:LONGEST_NOTE] for why in unread])}")
     if any(sift_tags(prompt)[1:]):  # what was around a removed tag may form another one
         prompt = prompt.replace("<", "")
     found: dict[str, Wanted] = {}
     twice = []
     for one in (*wanted, *map(wanted_of, tags)):
-        if found.setdefault(one.adapter.casefold(), one) is not one:
+        first = found.setdefault(one.adapter.casefold(), one)
+        if first is not one and replace(first, adapter=one.adapter) != one:
             twice.append(one.adapter[:60])
     if twice:
-        notes.append(f"asked for more than once, of which the first counts: {_told(twice)}")
+        notes.append(f"asked for more than once, of which the first counts: {told(twice)}")
     kept = list(found.values())[:MOST_ADAPTERS]
     if len(found) > len(kept):
         notes.append(f"of {len(found)} LoRAs the first {len(kept)} are taken over, the most of one picture")
     said = {key: value for key, value in values.items() if value is not None} | {"prompt": prompt}
     return checked(Draft(said, tuple(kept), where=name))
-
-
-def _told(said: Sequence[str]) -> str:
-    """The first few of these texts, and how many more there are."""
-    more = len(said) - MOST_TOLD
-    return ", ".join(said[:MOST_TOLD]) + (f" and {more} more" if more > 0 else "")

@@ -19,7 +19,7 @@ from pipelines.errors import ModelError
 from pipelines.home import Home
 from pipelines.home.files import exists
 from pipelines.request import PROMPTS, Request
-from pipelines.schedulers import canonical
+from pipelines.schedulers import canonical, nearest
 from studio.drafts.draft import Draft, Wanted, naming
 from studio.library.known import Finder, Missing
 from studio.library.scan import Library
@@ -60,8 +60,8 @@ class Restored:
 def restore(file: Path, home: Home, library: Library | None = None) -> Restored:
     """What a picture was made with. Raises RequestError for a file that is no picture, or does not say how it was made.
 
-    library: finds LoRAs by the hashes in their headers, so that a stranger's picture cannot make the studio read all
-    files. Without it, every file that a hash may mean is read.
+    library: finds LoRAs by the hashes in their headers, then among a bounded number of files, so that a stranger's
+    picture cannot make the studio read them all. Without it, every file that a hash may mean is read.
     """
     said = read_picture(file)
     finder = Finder(home, library)
@@ -134,5 +134,8 @@ def _sound(values: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
                 Request("", **{name: value})
             kept[name] = canonical(value) if name == "scheduler" else value
         except StudioError as error:
-            notes.append(str(error))
+            near = nearest(value) if name == "scheduler" and isinstance(value, str) else None
+            if near is not None:
+                kept[name] = near
+            notes.append(f"{error}, and is taken" if near else str(error))
     return kept

@@ -85,6 +85,7 @@ class Drive:
         self._on_file = on_file
         self._runner: Runner[int] = Runner(pipe.model)
         self._metadata = {name: pipe.model.adapter(name).metadata for name in pipe.adapters}
+        self._digests = {name: pipe.model.adapter(name).report.sha256 for name in pipe.adapters}
         self._images: dict[int, Image.Image] = {}
         self._previews: set[Path] = set()
         self.outcome = Outcome()
@@ -95,7 +96,7 @@ class Drive:
         slow: say how long it will take. Raises StudioError, before any work, for a request that cannot be rendered.
         """
         tickets = [self._give(place, job) for place, job in enumerate(self._jobs)]
-        for line in proposals(self._metadata, [ticket.request for ticket in tickets]):
+        for line in proposals(self._metadata, [ticket.request for ticket in tickets], self._digests):
             self._teller.say(line)
         steps = sum(ticket.steps for ticket in tickets)
         began = time.monotonic()

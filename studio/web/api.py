@@ -283,8 +283,7 @@ def _owner(request: gr.Request | None) -> str:
 
 
 def _counted(draft: Draft, count: int) -> list[Draft]:
-    seed = draft.values.get("seed")
-    return counted(draft, count, random.randrange(SEEDS) if seed is None else seed)
+    return counted(draft, count, random.randrange(SEEDS) if draft.seed is None else draft.seed)
 
 
 async def _submitted(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -166,6 +168,11 @@ def test_thousands_of_names_cost_a_search_nothing() -> None:
         ({"emb_params": torch.full((1, 8), torch.nan)}, AdapterFormatError, "not finite"),
         ({"lora_up": torch.zeros(8), "lora_down": torch.zeros(8)}, AdapterFormatError, "no layout"),
         ({}, AdapterFormatError, "no layout"),
+        (
+            {"emb_params": torch.zeros(1, 8), "clip_l_out": torch.zeros(1, 8)},
+            AdapterFormatError,
+            "clip_l_out",
+        ),
     ],
 )
 def test_what_is_no_embedding_for_the_model_is_refused(
@@ -185,6 +192,40 @@ def test_a_pickle_is_refused(pipe: StudioPipeline, tmp_path: Path) -> None:
     torch.save({"string_to_param": {}}, tmp_path / "x.pt")
     with pytest.raises(AdapterFileError, match="pickle"):
         pipe.load_textual_inversion(tmp_path / "x.pt")
+
+
+def test_an_adapter_brings_its_own_for_its_pictures_alone(
+    pipe: StudioPipeline, kind: str, request: pytest.FixtureRequest, make_lora: Any, tmp_path: Path
+) -> None:
+    vectors = rows_of(pipe, "red fox")
+    file = make_lora(request.getfixturevalue(f"{kind}_folder"), "plain", seed=4)
+    with safe_open(file, "pt") as plain:
+        tensors = {key: plain.get_tensor(key) for key in plain.keys()}  # noqa: SIM118
+    brought = {f"bundle_emb.Own-Word.{key}": vectors[own] for own, key in KEYS[kind][0].items()}
+    odd = {"bundle_emb.odd.emb_params": torch.zeros(1, 3)}
+    save_file(tensors | brought | odd, tmp_path / "bundle.safetensors")
+    pipe.load_lora_weights(tmp_path / "bundle.safetensors")
+    try:
+        asked = [
+            Request(prompt, adapters=adapters, seed=1, steps=2)
+            for prompt, adapters in (
+                ("a red fox", {"bundle": 0.5}),
+                ("an embedding:own-word", {"bundle": 0.5}),
+                ("an own-word", {}),
+                ("odd", {"bundle": 0.5}),
+            )
+        ]
+        words, own, without, strange = pipe(
+            [replace(asked[0], prompt="an red fox"), *asked[1:]], output_type="latent"
+        ).records
+        images = pipe([replace(asked[0], prompt="an red fox"), *asked[1:3]], output_type="latent").images
+    finally:
+        pipe.unload_lora_weights("bundle")
+    assert torch.equal(images[0], images[1])
+    assert own.embeddings == {"Own-Word": own.adapters[0].sha256}
+    assert words.embeddings == without.embeddings == strange.embeddings == {}
+    assert any("'odd' is drawn as words" in note for note in strange.notes)
+    assert not any("there is no embedding" in note for note in own.notes)
 
 
 def test_a_record_tells_what_was_used_and_what_was_not(

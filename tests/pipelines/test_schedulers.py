@@ -235,6 +235,69 @@ def test_named_equals_stock() -> None:
     assert torch.equal(ours.sigmas, stock.sigmas)
 
 
+def train_sigmas() -> Tensor:
+    """The noise levels of the training steps, [1000], as k-diffusion and ComfyUI have them."""
+    cumulative = sdxl_scheduler().alphas_cumprod
+    return ((1 - cumulative) / cumulative).sqrt()
+
+
+@pytest.mark.parametrize("steps", [4, 7, 20, 33])
+@pytest.mark.parametrize("name", [name for name in scheduler_names() if name.endswith("Exponential")])
+def test_exponential_spacing_is_that_of_k_diffusion(name: str, steps: int) -> None:
+    levels = train_sigmas()
+    expected = torch.linspace(math.log(levels[-1]), math.log(levels[0]), steps).exp()
+    scheduler = make_scheduler(name, sdxl_scheduler())
+    set_steps(scheduler, steps)
+    assert torch.allclose(scheduler.sigmas[:steps], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [4, 7, 20, 33])
+@pytest.mark.parametrize(
+    "name",
+    [
+        row.name
+        for row in SAMPLERS
+        if row.spacing == "Karras" and row.scheduler_class.startswith(("DPM", "UniPC", "DEIS"))
+    ],
+)
+def test_karras_spacing_is_that_of_k_diffusion(name: str, steps: int) -> None:
+    levels = train_sigmas() ** (1 / 7)
+    expected = (levels[-1] + torch.linspace(0, 1, steps) * (levels[0] - levels[-1])) ** 7
+    scheduler = make_scheduler(name, sdxl_scheduler())
+    set_steps(scheduler, steps)
+    assert torch.allclose(scheduler.sigmas[:steps], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 7, 20, 33, 61])
+@pytest.mark.parametrize("name", [name for name in scheduler_names() if name.endswith("trailing")])
+def test_trailing_spacing_is_sgm_uniform_and_simple_but_for_rounding(name: str, steps: int) -> None:
+    timesteps = set_steps(make_scheduler(name, sdxl_scheduler()), steps)
+    if name == "Heun trailing":
+        timesteps = torch.cat([timesteps[:1], timesteps[1::2]])
+    sgm_uniform = torch.linspace(999, 0, steps + 1)[:-1]
+    simple = torch.tensor([999 - int(place * 1000 / steps) for place in range(steps)])
+    assert (timesteps - sgm_uniform).abs().max() < 1.5
+    assert (timesteps - simple).abs().max() < 1.5
+
+
+@pytest.mark.parametrize("name", ["Euler", "Euler a", "DDIM", "DPM++ 2M", "DEIS", "UniPC", "Heun"])
+def test_a_trailing_model_makes_as_many_steps_as_asked(name: str) -> None:
+    """diffusers makes 62 of 61, the last at timestep -1."""
+    scheduler = make_scheduler(name, zero_snr_scheduler())
+    timesteps = set_steps(scheduler, 61)
+    assert step_of_call(scheduler, len(timesteps) - 1) == 60
+    assert timesteps[-1] >= 0
+    x, _ = denoise(scheduler, 61, samples=1600)
+    assert x.mean().item() == pytest.approx(MEAN, abs=0.1)
+
+
+def test_interleaved_levels_of_a_trailing_model_are_refused() -> None:
+    with pytest.raises(RequestError, match="61 steps: DPM2 cannot space them; take one step more or less"):
+        set_steps(
+            make_scheduler("DPM2", diffusers.EulerDiscreteScheduler(**BETAS, timestep_spacing="trailing")), 61
+        )
+
+
 def test_noise_comes_from_the_generator() -> None:
     takes = {name for name in scheduler_names() if accepts_generator(make_scheduler(name, sdxl_scheduler()))}
     assert {"Euler a", "DPM++ 2M SDE", "DPM2 a", "LCM", "DDPM", "TCD"} <= takes

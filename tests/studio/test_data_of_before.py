@@ -46,8 +46,9 @@ from studio.jobs.gate import Trust
 from studio.jobs.store import Store
 from studio.library.scan import Library
 from studio.pictures.comparison import TOLERANCE
-from studio.pictures.metadata import CHUNK, read_picture
+from studio.pictures.metadata import read_picture
 from studio.pictures.restore import Restored, restore
+from studio.pictures.texts import CHUNK
 from studio.web.form import mix
 from studio.web.form.form import Form
 from studio.web.form.kept import PutBack, put_back

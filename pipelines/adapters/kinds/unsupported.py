@@ -58,9 +58,12 @@ _PEFT_PART = re.compile(
 )
 
 
+_LONGEST_PART = 120  # characters from the end in which a parameter's name begins
+
+
 def peft_part(text: str) -> tuple[str, Leaf] | None:
     """(what comes before the leaf, the leaf) of a key that ends in a parameter of one of PEFT's types; else None."""
-    found = _PEFT_PART.search(text) if "_" in text else None
+    found = _PEFT_PART.search(text, max(0, len(text) - _LONGEST_PART))
     return None if found is None else (text[: found.start()], Leaf(f"{found['start']}_", ""))
 
 

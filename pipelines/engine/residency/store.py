@@ -39,7 +39,8 @@ class KnownAdapter:
     """What is known of an adapter, wherever its factors are.
 
     path, family: as it was loaded. path is None for one that came from no file, and never leaves the host.
-    layers: "unet.…" and the like. numbers: how many numbers its factors have.
+    layers: "unet.…" and the like. numbers: how many numbers its factors have. bundled: the embeddings that come with it
+    (see `Adapter`).
     """
 
     name: str
@@ -49,6 +50,7 @@ class KnownAdapter:
     metadata: AdapterMetadata
     layers: frozenset[str]
     numbers: int
+    bundled: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict, compare=False, repr=False)
 
 
 class Hold:
@@ -375,6 +377,7 @@ class AdapterStore:
             adapter.metadata,
             frozenset(adapter.layers),
             sum(factors.numbers for factors in adapter.layers.values()),
+            adapter.bundled,
         )
         return self._keep(adapter)
 

@@ -1,7 +1,8 @@
 """Reads what A1111's front ends send: https://github.com/AUTOMATIC1111/stable-diffusion-webui/wiki/API.
 
-Front ends send every field that they know, mostly with values that ask for nothing; these fields are passed over. A
-field that asks for something that this studio does not do is refused by name, never ignored.
+What is passed over and what is refused stands in `studio.web.sdapi.neutral`. Numbers may be texts, and null is a field
+left out. Other programs of this API have fields of their own, which are read too: `clip_skip`, in A1111's count, and
+stable-diffusion.cpp's `lora`, a list of {"path": name, "multiplier": strength}.
 
 Fields of a request that A1111 has a name for are mapped by the table of fields (`studio.drafts.fields`). All others,
 new ones included, go into our own script, as an object with the names that requests files use:
@@ -14,7 +15,6 @@ always send. So {"negative_prompt": ""} has the empty text encoded, while an emp
 
 from __future__ import annotations
 
-import difflib
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,26 +23,29 @@ from typing import Any
 
 from composers.registry import methods
 from composers.shown import shown
-from pipelines.bounds import LONGEST_NAME, LONGEST_PROMPT, check_text
+from pipelines.bounds import LONGEST_NAME, LONGEST_PROMPT, STRONGEST, check_text
 from pipelines.errors import RequestError
-from pipelines.home.plain import check_plain
+from pipelines.home.plain import read_json
 from pipelines.request import SEEDS
-from pipelines.schedulers import canonical
-from studio.drafts.draft import Draft, counted
+from pipelines.schedulers import canonical, named
+from studio.drafts.draft import Draft, Wanted, counted
 from studio.drafts.entries import read_draft
 from studio.drafts.fields import BY_NAME, FIELDS, Field
 from studio.drafts.picture_file import LARGEST_FILE
+from studio.web.sdapi.neutral import check_fields, is_off
+from studio.web.sdapi.settings import CLIP_SKIP, read_settings, skip_of, skip_values
+from studio.web.sdapi.values import asks_nothing, number, text, truth, whole, whole_number
 
 MOST_AT_ONCE = 1000
 """Most pictures of one call."""
-MOST_SAID = 10_000
-"""Most values of one field."""
 LONGEST_PICTURE = 4 * LARGEST_FILE // 3 + 100
 """Most characters of a picture as base64 text."""
 OUR_SCRIPT = "LoRA Studio"
 """The script's name in `alwayson_scripts`; upper and lower case are the same."""
 USUAL_STRENGTH = 0.75
 """A1111's default strength for an initial image."""
+EXTRA = "<sd_cpp_extra_args>", "</sd_cpp_extra_args>"
+"""What stands around fields that stable-diffusion.cpp's clients write into the prompt, as a JSON object."""
 
 _ELSEWHERE = {
     "prompt": "the field prompt",
@@ -51,48 +54,8 @@ _ELSEWHERE = {
 }
 """Fields of a request that our script does not take, and the field of A1111's that says each."""
 _MAPPED = tuple(field for field in FIELDS if field.call)
-_READ = (
-    *(field.call for field in _MAPPED), "sampler_name", "sampler_index", "scheduler", "batch_size", "n_iter",
-    "init_images", "resize_mode", "override_settings", "alwayson_scripts", "send_images", "save_images",
-)  # fmt: skip
-_INDIFFERENT = (
-    "do_not_save_samples", "do_not_save_grid", "override_settings_restore_afterwards", "include_init_images",
-    "force_task_id", "comments", "session_hash", "sampler_noise_scheduler_override", "script_args", "subseed",
-    "hr_scale", "hr_upscaler", "hr_second_pass_steps", "hr_resize_x", "hr_resize_y", "hr_checkpoint_name",
-    "hr_sampler_name", "hr_scheduler", "hr_prompt", "hr_negative_prompt", "hr_cfg", "hr_additional_modules",
-    "firstphase_width", "firstphase_height", "mask_blur", "mask_blur_x", "mask_blur_y", "mask_round",
-    "inpainting_fill", "inpaint_full_res", "inpaint_full_res_padding", "inpainting_mask_invert",
-    "seed_enable_extras", "refiner_switch_at", "image_cfg_scale", "initial_noise_multiplier",
-)  # fmt: skip
-"""Fields that only matter with other fields, which are refused themselves."""
-_REFUSED: Mapping[str, tuple[str, tuple[object, ...]]] = {
-    "enable_hr": ("hires fix", ()),
-    "mask": ("inpainting", ()),
-    "latent_mask": ("inpainting", ()),
-    "styles": ("prompt styles", ()),
-    "subseed_strength": ("variation seeds", ()),
-    "seed_resize_from_h": ("resizing seeds", (-1,)),
-    "seed_resize_from_w": ("resizing seeds", (-1,)),
-    "restore_faces": ("face restoration", ()),
-    "tiling": ("tiling", ()),
-    "refiner_checkpoint": ("the refiner", ("None",)),
-    "disable_extra_networks": ("switching LoRA tags off", ()),
-    "firstpass_image": ("hires fix", ()),
-    "script_name": ("scripts", ()),
-    "infotext": ("reading settings from an infotext; send the fields", ()),
-    "eta": ("eta", (1, 1.0)),
-    "s_churn": ("noise churn", ()),
-    "s_tmin": ("noise churn", ()),
-    "s_tmax": ("noise churn", ()),
-    "s_noise": ("noise churn", (1, 1.0)),
-    "s_min_uncond": ("skipping the negative prompt", ()),
-}
-"""Field -> what it asks for, and its values, besides None, False, 0 and empty ones, that ask for nothing."""
-_SCHEDULES = {"automatic": "", "uniform": "", "normal": "", "karras": " Karras", "sgm_uniform": " SGM Uniform",
-              "sgm uniform": " SGM Uniform"}  # fmt: skip
-CLIP_SKIP = "CLIP_stop_at_last_layers"
-OPTIONS = ("sd_model_checkpoint", "sd_vae", CLIP_SKIP)
-"""The settings that can be changed, for one call or for all later ones."""
+_LORA = "path", "multiplier", "is_high_noise"
+"""Fields of an entry of `lora`."""
 
 
 @dataclass(frozen=True)
@@ -119,99 +82,133 @@ class ImageCall:
 
 def read_asked(body: Mapping[str, Any], *, with_image: bool) -> ImageCall:
     """The call of a body. Raises RequestError and ComposerError for whatever cannot be done, and PromptError."""
-    _refuse(body, with_image=with_image)
-    images = body.get("init_images") or []
-    if with_image and (not isinstance(images, list) or len(images) != 1 or not isinstance(images[0], str)):
-        raise RequestError("init_images must be a list with one picture in it, as base64 text")
-    batch, times = _whole(body, "batch_size", 1), _whole(body, "n_iter", 1)
+    body = _with_extra(body)
+    check_fields(body)
+    image = _image(body) if with_image else None
+    if not with_image and not asks_nothing(body.get("init_images")):
+        raise RequestError("init_images belong to /sdapi/v1/img2img")
+    resize = whole(body, "resize_mode", 0)
+    if with_image and resize not in (0, 1):
+        raise RequestError(f"resize_mode={shown(resize)} is not offered; 0 stretches, 1 crops")
+    batch, times = whole(body, "batch_size", 1), whole(body, "n_iter", 1)
     count = batch * times
     if min(batch, times) < 1 or count > MOST_AT_ONCE:
         raise RequestError(f"batch_size x n_iter is {shown(count)}; it must lie in 1 … {MOST_AT_ONCE}")
-    override = body.get("override_settings") or {}
-    check_options(override)
+    override = _settings(body)
     script = _script(body)
     _refuse_two_skips(override, script)
     values = {field.name: _value(field, body, with_image=with_image) for field in _MAPPED}
     values["scheduler"] = _scheduler(body)
     said = {name: value for name, value in values.items() if value is not None}
+    if "clip_skip" not in script.values:
+        said |= skip_values(override.get(CLIP_SKIP))
     return ImageCall(
-        Draft({**said, **script.values}, script.wanted),
+        Draft({**said, **script.values}, (*script.wanted, *_loras(body))),
         said["prompt"],
         count,
-        images[0] if with_image else None,
-        _whole(body, "resize_mode", 0),
+        image,
+        resize,
         override,
-        bool(body.get("send_images", True)),
-        bool(body.get("save_images", False)),
+        truth(body, "send_images", True),
+        truth(body, "save_images", False),
     )
 
 
-def check_options(options: object) -> None:
-    """Raises RequestError for settings that cannot be changed."""
-    if not isinstance(options, Mapping):
-        raise RequestError('settings must be an object, as in {"sd_model_checkpoint": "name"}')
-    for name in options:
-        if name not in OPTIONS:
-            raise RequestError(
-                f"the setting {shown(name)} cannot be changed; those that can: {', '.join(OPTIONS)}"
-            )
-    for name in ("sd_model_checkpoint", "sd_vae"):
-        if options.get(name) is not None:
-            check_text(name, options[name], LONGEST_NAME)
-    clip_skip(options)
+def _image(body: Mapping[str, Any]) -> str:
+    images = body.get("init_images")
+    if not isinstance(images, list) or len(images) != 1 or not isinstance(images[0], str):
+        raise RequestError("init_images must be a list with one picture in it, as base64 text")
+    return images[0]
 
 
-def clip_skip(options: Mapping[str, Any]) -> int | None:
-    """How many text-encoder layers to skip, or None. A1111 counts from 1, which skips none. Raises RequestError."""
-    value = options.get(CLIP_SKIP)
-    if value in (None, 1):
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise RequestError(f"{CLIP_SKIP}={shown(value)} must be a whole number above 0")
-    return value - 1
+def _with_extra(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The body with the fields that stand in its prompt as further fields. Raises RequestError."""
+    prompt = body.get("prompt")
+    begin, end = EXTRA
+    if not isinstance(prompt, str) or begin not in prompt:
+        return body
+    check_text("prompt", prompt, LONGEST_PROMPT)
+    before, _, rest = prompt.partition(begin)
+    held, found, after = rest.partition(end)
+    fields = read_json(held, f"prompt: {begin}") if found else None
+    if not isinstance(fields, dict) or begin in after or "prompt" in fields:
+        raise RequestError(
+            f"prompt: {begin} must stand once, around an object with fields, and be closed by {end}"
+        )
+    return {**body, **fields, "prompt": f"{before}{after}".strip()}
 
 
-def _refuse(body: Mapping[str, Any], *, with_image: bool) -> None:
-    known = (*_READ, *_INDIFFERENT, *_REFUSED)
-    for name, value in body.items():
-        if name in _REFUSED and name not in _READ:
-            what, neutral = _REFUSED[name]
-            if value and value not in neutral:
-                raise RequestError(f"{name}={shown(value)}: not offered here ({what}); leave the field out")
-        elif name not in known:
-            near = difflib.get_close_matches(name[:LONGEST_NAME], known, n=1)
-            raise RequestError(f"unknown field {shown(name)}{f'; did you mean {near[0]!r}?' if near else ''}")
-        elif name != "init_images":
-            check_plain(value, name, longest=LONGEST_PROMPT, most=MOST_SAID)
-    if not with_image and body.get("init_images"):
-        raise RequestError("init_images belong to /sdapi/v1/img2img")
-    if _whole(body, "resize_mode", 0) not in (0, 1):
-        raise RequestError(f"resize_mode={shown(body['resize_mode'])} is not offered; 0 stretches, 1 crops")
+def _settings(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings for this call, with the field `clip_skip` as one of them. Below 1, that field says nothing."""
+    found = read_settings(body.get("override_settings") or {})
+    count = whole_number(body.get("clip_skip"))
+    if count is None or (isinstance(count, int) and not isinstance(count, bool) and count in (0, -1)):
+        return found
+    skip_of(count, "clip_skip")
+    if found.setdefault(CLIP_SKIP, count) != count:
+        raise RequestError(
+            f"clip_skip={shown(count)} and {CLIP_SKIP}={shown(found[CLIP_SKIP])} differ; leave one of them out"
+        )
+    return found
 
 
 def _scheduler(body: Mapping[str, Any]) -> str | None:
     """Our name of the sampler, or None. A1111 gives solver and spacing separately; here they are one name."""
-    name = _text(body, "sampler_name") or _text(body, "sampler_index")
-    spacing = _text(body, "scheduler")
-    suffix = _SCHEDULES.get(spacing.lower(), f" {spacing}" if spacing else "")
-    if not name:
-        return None if not suffix else canonical(f"Euler{suffix}")
-    return canonical(name if not suffix or name.lower().endswith(suffix.lower()) else f"{name}{suffix}")
+    name = text(body, "sampler_name") or text(body, "sampler_index")
+    spacing = text(body, "scheduler")
+    if name:
+        return canonical(named(name, spacing))
+    euler = canonical(named("Euler", spacing))
+    return None if euler == "Euler" else euler
 
 
 def _value(field: Field, body: Mapping[str, Any], *, with_image: bool) -> Any:
     """The value of A1111's own field; None says nothing. Request judges it later."""
     if field.name == "seed":
-        seed = _whole(body, field.call, -1)
+        seed = whole(body, field.call, -1)
         return random.randrange(SEEDS) if seed == -1 else seed
-    if field.name == "strength":
-        strength = body.get(field.call) if with_image else None
-        return USUAL_STRENGTH if with_image and strength is None else strength
     if field.kind in ("prompt", "text"):
-        text = _text(body, field.call, LONGEST_PROMPT if field.kind == "prompt" else LONGEST_NAME)
-        return text if text or field.name == "prompt" else None
+        said = text(body, field.call, LONGEST_PROMPT if field.kind == "prompt" else LONGEST_NAME)
+        return said if said or field.name == "prompt" else None
     value = body.get(field.call)
+    if field.kind in ("whole", "real"):
+        value = whole_number(value) if field.kind == "whole" else number(value)
+    if field.name == "strength":
+        return None if not with_image else USUAL_STRENGTH if value is None else value
     return tuple(value) if field.kind == "pair" and isinstance(value, list) else value
+
+
+def _loras(body: Mapping[str, Any]) -> list[Wanted]:
+    """The LoRAs of the field `lora`, by names of the library. The strengths of entries with one path are added up."""
+    entries = body.get("lora")
+    if asks_nothing(entries):
+        return []
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise RequestError('lora must be a list of objects, as in [{"path": "fox", "multiplier": 0.8}]')
+    found: dict[str, Wanted] = {}
+    for place, entry in enumerate(entries):
+        where = f"lora[{place}]"
+        for name, value in entry.items():
+            if name not in _LORA and not asks_nothing(value):
+                raise RequestError(f"{where}: unknown field {shown(name)}; it takes {', '.join(_LORA)}")
+        if truth(entry, "is_high_noise", False):
+            raise RequestError(f"{where}: is_high_noise=true: no model here has such a part; leave it out")
+        path = text(entry, "path").replace("\\", "/").removesuffix(".safetensors").strip()
+        strength = number(entry.get("multiplier"))
+        strength = 1.0 if strength is None else strength
+        if not path:
+            raise RequestError(f"{where}: path must name a LoRA; /sdapi/v1/loras lists them")
+        if (
+            isinstance(strength, bool)
+            or not isinstance(strength, int | float)
+            or not abs(strength) <= STRONGEST
+        ):
+            most = f"{STRONGEST:g}"
+            raise RequestError(f"{where}: multiplier={shown(strength)} must be a number in -{most} … {most}")
+        before = found.get(path.casefold(), Wanted(path, 0.0, named=True))
+        assert before.weight is not None
+        found[path.casefold()] = replace(before, weight=before.weight + strength)
+    return list(found.values())
 
 
 def _script(body: Mapping[str, Any]) -> Draft:
@@ -224,7 +221,7 @@ def _script(body: Mapping[str, Any]) -> Draft:
         args = script.get("args") if isinstance(script, Mapping) else None
         if name.lower() == OUR_SCRIPT.lower():
             found.append(_read_args(args))
-        elif script and args:
+        elif not is_off(name, args, body):
             raise RequestError(
                 f"alwayson_scripts: the script {shown(name)} is not here; leave it out. {OUR_SCRIPT!r} takes a "
                 f"method: {', '.join(methods())}; and an object with fields of a request"
@@ -265,23 +262,10 @@ def _read_args(args: object) -> Draft:
 
 def _refuse_two_skips(override: Mapping[str, Any], script: Draft) -> None:
     """Raises RequestError where one call gives two different clip skips. A1111 counts from 1, we from 0."""
-    counted_from_1 = override.get(CLIP_SKIP)
+    count = override.get(CLIP_SKIP)
     skip = script.values.get("clip_skip")
-    if counted_from_1 is not None and skip is not None and counted_from_1 - 1 != skip:
+    if count is not None and skip is not None and (skip_of(count) or 0) != skip:
         raise RequestError(
-            f"{CLIP_SKIP}={shown(counted_from_1)} skips {counted_from_1 - 1} layers, and clip_skip={shown(skip)} of "
-            f"{OUR_SCRIPT} skips another number; leave one of them out"
+            f"{CLIP_SKIP}={shown(count)} skips {count - 1} layers, and clip_skip={shown(skip)} of {OUR_SCRIPT} skips "
+            "another number; leave one of them out"
         )
-
-
-def _text(body: Mapping[str, Any], name: str, longest: int = LONGEST_NAME) -> str:
-    value = body.get(name)
-    return "" if value is None else check_text(name, value, longest)
-
-
-def _whole(body: Mapping[str, Any], name: str, default: int) -> int:
-    value = body.get(name)
-    value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise RequestError(f"{name}={shown(value)} must be a whole number")
-    return value

@@ -10,7 +10,7 @@ from typing import Any
 from composers.shown import shown as short
 from pipelines.errors import RequestError
 from studio.jobs import Worker
-from studio.web.sdapi.fields import check_options
+from studio.web.sdapi.settings import CLIP_SKIP, MODEL, NO_VAE, VAE, read_settings
 from studio.web.waiting import Waits, worker_result
 
 
@@ -31,26 +31,48 @@ def model_name(said: object) -> str:
 
 
 def shown(worker: Worker, own: Options) -> dict[str, Any]:
-    state = worker.model_state()
-    chosen = own.values.get("sd_model_checkpoint") or state.label or state.source
-    default = next((model.name for model in worker.models() if model.default), "")
+    """The settings that clients look at. Those that cannot be changed stand at values that change nothing, so that a
+    client may send all of them back."""
     return {
-        "sd_model_checkpoint": chosen or default,
-        "sd_vae": own.values.get("sd_vae", "Automatic"),
-        "CLIP_stop_at_last_layers": own.values.get("CLIP_stop_at_last_layers", 1),
+        MODEL: own.values.get(MODEL) or current_model(worker),
+        "sd_checkpoint_hash": "",
+        VAE: own.values.get(VAE, "Automatic"),
+        CLIP_SKIP: own.values.get(CLIP_SKIP, 1),
+        "eta_noise_seed_delta": 0,
         "samples_format": "png",
+        "enable_pnginfo": True,
+        "live_previews_enable": True,
+        "show_progress_every_n_steps": 1,
     }
 
 
-async def change(worker: Worker, own: Options, changed: Mapping[str, Any], owner: str, waits: Waits) -> None:
+def current_model(worker: Worker) -> str:
+    """The name of the model that a call without one gets."""
+    state = worker.model_state()
+    default = next((model.name for model in worker.models() if model.default), "")
+    return state.label or state.source or default
+
+
+def vae_of(settings: Mapping[str, Any]) -> str | None:
+    """The VAE that settings choose; None for the model's own."""
+    vae = settings.get(VAE)
+    return None if vae is None or vae.strip().lower() in NO_VAE else vae
+
+
+async def change(worker: Worker, own: Options, said: Mapping[str, Any], owner: str, waits: Waits) -> None:
     """Changes all these settings, or none. A new model is loaded first. waits: what owners wait for. Raises
     StudioError."""
-    changed = {name: value for name, value in changed.items() if name != "samples_format" or value != "png"}
-    check_options(changed)
-    model = changed.get("sd_model_checkpoint")
-    if model:
-        name = model_name(model)
+    changed = read_settings(said)
+    if changed.get(MODEL):
+        name = model_name(changed[MODEL])
         loading = partial(worker_result, partial(worker.load, name))
         await waits.of(owner, f"the model {short(name)}", loading)
-        changed = {**changed, "sd_model_checkpoint": name}
+        changed = {**changed, MODEL: name}
     own.values.update(changed)
+
+
+async def reload(worker: Worker, own: Options, owner: str, waits: Waits) -> None:
+    """Loads the owner's model, if it is not loaded. Raises StudioError."""
+    name = own.values.get(MODEL) or None
+    loading = partial(worker_result, partial(worker.load, name))
+    await waits.of(owner, f"the model {short(name or 'of the studio')}", loading)

@@ -18,15 +18,17 @@ from PIL import ImageOps
 from starlette.concurrency import run_in_threadpool
 
 from pipelines.bounds import check_pixels
-from pipelines.errors import RequestError
+from pipelines.errors import RequestError, StudioError
 from pipelines.home.plain import short
 from studio.drafts import picture_file
 from studio.jobs import JobState, JobView, Worker
 from studio.jobs.job import Tally
 from studio.pictures import a1111
-from studio.pictures.metadata import PARAMETERS, read_texts
-from studio.web.sdapi.fields import LONGEST_PICTURE, ImageCall, clip_skip, read_asked
-from studio.web.sdapi.options import Options, model_name
+from studio.pictures.metadata import as_infotext, understood
+from studio.pictures.texts import CHUNK, PARAMETERS, is_object, read_texts
+from studio.web.sdapi.fields import LONGEST_PICTURE, ImageCall, read_asked
+from studio.web.sdapi.options import Options, model_name, vae_of
+from studio.web.sdapi.settings import CLIP_SKIP, MODEL, count_of, skip_values
 
 KIND = "sdapi"
 LONGEST_HEAD = 200
@@ -62,18 +64,19 @@ async def render(
 
 def _submit(worker: Worker, owner: str, own: Options, asked: ImageCall) -> str:
     settings = {**own.values, **asked.override}
-    skip = clip_skip(settings)
-    if skip is not None and "clip_skip" not in asked.draft.values:
-        asked = replace(asked, draft=asked.draft.with_value("clip_skip", skip))
-    model = settings.get("sd_model_checkpoint")
-    vae = settings.get("sd_vae")
+    draft = asked.draft
+    if CLIP_SKIP not in asked.override and "clip_skip" not in draft.values:
+        asked = replace(
+            asked, draft=replace(draft, values={**draft.values, **skip_values(settings.get(CLIP_SKIP))})
+        )
+    model = settings.get(MODEL)
     with tempfile.TemporaryDirectory() as folder:
         image = None if asked.init_image is None else _init_image(asked, Path(folder))
         return worker.submit(
             owner,
             asked.drafts(image),
             model=model_name(model) if model else None,
-            vae=vae if vae not in (None, "", "Automatic", "None") else None,
+            vae=vae_of(settings),
             kind=KIND,
         )
 
@@ -147,7 +150,7 @@ def _info(view: JobView, asked: ImageCall, texts: list[str]) -> dict[str, Any]:
         "sd_model_name": first.get("model"),
         "sd_model_hash": first.get("model_hash"),
         "denoising_strength": first.get("strength"),
-        "clip_skip": (first.get("clip_skip") or 0) + 1,
+        "clip_skip": count_of(first.get("clip_skip")),
         "index_of_first_image": 0,
         "infotexts": texts,
         "job_timestamp": time.strftime("%Y%m%d%H%M%S", time.localtime(view.created)),
@@ -159,6 +162,12 @@ def _info(view: JobView, asked: ImageCall, texts: list[str]) -> dict[str, Any]:
 def interrupt(worker: Worker, owner: str) -> None:
     """Stops all calls of the owner."""
     for id in worker.unfinished(owner, KIND):
+        worker.cancel(id, owner)
+
+
+def skip(worker: Worker, owner: str) -> None:
+    """Stops the owner's oldest call that is not over; its pictures are drawn together."""
+    for id in worker.unfinished(owner, KIND)[:1]:
         worker.cancel(id, owner)
 
 
@@ -204,10 +213,21 @@ def png_info(body: Mapping[str, Any]) -> dict[str, Any]:
     image = body.get("image")
     if not isinstance(image, str) or not image:
         raise RequestError("image must be a picture as base64 text")
-    texts = picture_file.texts(io.BytesIO(_bytes(image, "image")), "image")
-    info = texts.pop(PARAMETERS, "")
+    texts = read_texts(io.BytesIO(_bytes(image, "image")), "image")
+    info = _infotext(texts)
     said = a1111.read(info)
     parameters = a1111.pairs(info)
     if info:
         parameters = {"Prompt": said.prompt, "Negative prompt": said.negative_prompt or "", **parameters}
-    return {"info": info, "items": texts | ({PARAMETERS: info} if info else {}), "parameters": parameters}
+    return {"info": info, "items": texts, "parameters": parameters}
+
+
+def _infotext(texts: Mapping[str, str]) -> str:
+    """What a picture says, as A1111 writes it, whatever program made it; "" where nothing can be understood."""
+    info = texts.get(PARAMETERS, "")
+    if CHUNK in texts or (info and not is_object(info)):
+        return info
+    try:
+        return as_infotext(understood("image", texts))
+    except StudioError:
+        return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,13 +13,38 @@ from starlette.concurrency import run_in_threadpool
 from pipelines import StudioError
 from pipelines.errors import RequestError
 from pipelines.home.plain import read_json, reading
-from pipelines.schedulers import SAMPLERS
+from pipelines.memory import give_back
 from studio.jobs import Worker
 from studio.jobs.owner import owner_of
 from studio.web.door.guard import LOGIN
 from studio.web.sdapi import lists, options, pictures
 from studio.web.sdapi.options import Options
 from studio.web.waiting import Waits
+
+FIXED: Mapping[str, Callable[[], Any]] = {
+    "samplers": lists.samplers,
+    "schedulers": lists.schedulers,
+    "scripts": lists.scripts,
+    "script-info": lists.script_info,
+    "cmd-flags": lambda: {"api": True, "nowebui": False, "share": False},
+    **dict.fromkeys(
+        ("upscalers", "latent-upscale-modes", "prompt-styles", "hypernetworks", "face-restorers", "realesrgan-models",
+         "extensions"),
+        list,
+    ),
+}  # fmt: skip
+"""Lists that are always the same; most are empty, since nothing of their kind is offered."""
+FRESH = "refresh-checkpoints", "refresh-vae", "refresh-embeddings"
+"""Lists that are fresh whenever they are asked for."""
+_STOP = "a client cannot stop this studio; stop it on its own computer"
+REFUSED: Mapping[str, str] = {
+    **dict.fromkeys(("server-kill", "server-restart", "server-stop"), _STOP),
+    **dict.fromkeys(("extra-single-image", "extra-batch-images"), "upscaling is not offered here"),
+    "interrogate": "describing pictures is not offered here",
+    **dict.fromkeys(("create/embedding", "create/hypernetwork"), "this is not offered here"),
+    **dict.fromkeys(("train/embedding", "train/hypernetwork"), "training is not offered by this call"),
+}
+"""Calls of A1111's that are refused, and why."""
 
 
 def router(worker: Worker) -> fastapi.APIRouter:
@@ -64,24 +90,6 @@ def router(worker: Worker) -> fastapi.APIRouter:
 
         return await answered(setting())
 
-    @routes.get("/samplers")
-    async def samplers() -> JSONResponse:
-        return JSONResponse([{"name": s.name, "aliases": list(s.aliases), "options": {}} for s in SAMPLERS])
-
-    @routes.get("/schedulers")
-    async def schedulers() -> JSONResponse:
-        names = {"automatic": "Automatic", "karras": "Karras", "sgm_uniform": "SGM Uniform"}
-        return JSONResponse(
-            [
-                {"name": name, "label": label, "aliases": None, "default_rho": -1, "need_inner_model": False}
-                for name, label in names.items()
-            ]
-        )
-
-    @routes.get("/upscalers")
-    async def upscalers() -> JSONResponse:
-        return JSONResponse([])
-
     @routes.get("/sd-models")
     async def models() -> JSONResponse:
         return await answered(run_in_threadpool(lists.models, worker))
@@ -89,6 +97,18 @@ def router(worker: Worker) -> fastapi.APIRouter:
     @routes.get("/sd-vae")
     async def vaes() -> JSONResponse:
         return await answered(run_in_threadpool(lists.vaes, worker))
+
+    @routes.get("/sd-modules")
+    async def modules() -> JSONResponse:
+        return await answered(run_in_threadpool(lists.vaes, worker))
+
+    @routes.get("/embeddings")
+    async def embeddings() -> JSONResponse:
+        return await answered(run_in_threadpool(lists.embeddings, worker))
+
+    @routes.get("/memory")
+    async def memory() -> JSONResponse:
+        return await answered(run_in_threadpool(lists.memory))
 
     @routes.get("/loras")
     async def loras() -> fastapi.Response:
@@ -98,9 +118,32 @@ def router(worker: Worker) -> fastapi.APIRouter:
             return await answered(_refusal(error))
         return fastapi.Response(listed, media_type="application/json")
 
+    for name, listed in FIXED.items():
+        routes.add_api_route(f"/{name}", _fixed(listed), methods=["GET"], name=name)
+
     @routes.post("/refresh-loras")
     async def refresh_loras() -> JSONResponse:
         return await answered(run_in_threadpool(lists.refresh, worker.library))
+
+    @routes.post("/unload-checkpoint")
+    async def unload_checkpoint() -> JSONResponse:
+        return await answered(run_in_threadpool(give_back))
+
+    @routes.post("/reload-checkpoint")
+    async def reload_checkpoint(request: fastapi.Request) -> JSONResponse:
+        owner, own = of(request)
+        return await answered(options.reload(worker, own, owner, waits))
+
+    @routes.post("/skip")
+    async def skip(request: fastapi.Request) -> JSONResponse:
+        owner, _ = of(request)
+        await run_in_threadpool(pictures.skip, worker, owner)
+        return JSONResponse(None)
+
+    for name in FRESH:
+        routes.add_api_route(f"/{name}", _fixed(lambda: None), methods=["POST"], name=name)
+    for name, why in REFUSED.items():
+        routes.add_api_route(f"/{name}", _refusing(worker, name, why), methods=["POST"], name=name)
 
     @routes.post("/png-info")
     async def png_info(request: fastapi.Request) -> JSONResponse:
@@ -111,6 +154,20 @@ def router(worker: Worker) -> fastapi.APIRouter:
         return await answered(read())
 
     return routes
+
+
+def _fixed(listed: Callable[[], Any]) -> Callable[[], Awaitable[JSONResponse]]:
+    async def answer() -> JSONResponse:
+        return JSONResponse(listed())
+
+    return answer
+
+
+def _refusing(worker: Worker, name: str, why: str) -> Callable[[], Awaitable[JSONResponse]]:
+    async def answer() -> JSONResponse:
+        return await _answered(worker, _refusal(RequestError(f"{name}: {why}")))
+
+    return answer
 
 
 async def _drawn(

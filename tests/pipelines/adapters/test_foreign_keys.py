@@ -39,6 +39,7 @@ FOREIGN = {
     "no layer of this model": pair("lora_unet_down_blocks_7_attentions_0_proj_in"),
     "no layer": pair("lora_unet_some_new_block_0_proj"),
     "no layer of": {"something.else": torch.ones(3)},
+    "FLUX or": {"lora_unet_double_blocks_0_img_attn_qkv.hada_w1_a": torch.ones(4, 2)},
     "AnimateDiff": pair("unet.down_blocks.0.motion_modules.0.temporal_transformer.proj_in"),
 }
 
@@ -69,6 +70,22 @@ def test_a_file_of_which_a_real_part_is_another_models_is_refused_by_its_name(
     path = save(tensors | foreign)
     assert f"made for {family}" in refused(AdapterMismatchError, path, sdxl)
     assert inspect_file(path).origin.label.startswith(family)
+
+
+def test_a_foreign_unet_beside_whole_text_encoders_is_never_left_out(sdxl, trainer, save, refused):
+    tensors = {}
+    for component in ("text_encoder", "text_encoder_2"):
+        for module, factors in trainer.layers(sdxl.modules(component), alpha=False).items():
+            stem = f"{component}.{module}"
+            tensors |= {f"{stem}.lora_B.weight": factors.up, f"{stem}.lora_A.weight": factors.down}
+    path = save(tensors | FOREIGN["FLUX"])
+    assert "made for FLUX" in refused(AdapterMismatchError, path, sdxl)
+    assert inspect_file(path).origin.label.startswith("FLUX")
+    assert "match no layer" in refused(
+        AdapterMismatchError, save(tensors | FOREIGN["no layer of this model"]), sdxl
+    )
+    report = read_adapter(save(tensors | FOREIGN["Stable Diffusion 3"]), sdxl.layers, "fox").report
+    assert any("Stable Diffusion 3" in note for note in report.notes)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -50,6 +50,9 @@ BOMBS: dict[str, Callable[[], str]] = {
     "a million entries": lambda: "{" + ",".join(f'"{n}":1' for n in range(1_000_000)) + "}",
     "tensors of no size": lambda: "{" + ",".join(f'"{n}":{entry()}' for n in range(150_000)) + "}",
     "prefixes": lambda: names("unet." * (LONG // 5)),
+    "parts of a type": lambda: names("unet" + ".oft_a" * (LONG // 6)),
+    "prefixes without dots": lambda: names("lora_te_" * (LONG // 8)),
+    "embeddings": lambda: names("bundle_emb." + "a." * (LONG // 2 - 9)),
     "names of another family": lambda: names("lora_unet_" + "blocks.1_transformer_blocks_" * (LONG // 30)),
     "a million notes": lambda: noted(",".join(f'"{n}":""' for n in range(1_000_000))),
     "as many notes as are read": lambda: noted(",".join(f'"{n}":"{"x" * 1000}"' for n in range(9_999))),
@@ -164,6 +167,15 @@ notes = st.dictionaries(
                 "flora.reduction",
                 "sshs_model_hash",
                 "modelspec.architecture",
+                "lora_alpha",
+                "r",
+                "alpha_pattern",
+                "use_rslora",
+                "unet.lora_alpha",
+                "peft_config",
+                "peft_type",
+                "ss_network_alpha",
+                "ss_network_dim",
             ]
         ),
         st.text(max_size=4),
@@ -233,11 +245,19 @@ files = st.builds(
 )
 
 
+SCALES = ["lora_alpha", "r", "alpha_pattern", "rank_pattern", "use_rslora", "unet.lora_alpha", "unet.r", "peft_config",
+          "init_lora_weights", "ss_network_alpha", "ss_network_dim", "lora_adapter_metadata"]  # fmt: skip
+
+
 @pytest.mark.filterwarnings("ignore")
 @cases(
     ci=150,
     content=files,
-    metadata=st.dictionaries(st.text(max_size=4), st.text(max_size=4), max_size=2),
+    metadata=st.dictionaries(
+        st.one_of(st.text(max_size=4), st.sampled_from(SCALES)),
+        st.one_of(st.text(max_size=4), odd.map(json.dumps), st.sampled_from(["8", "1e999", "pissa", "True"])),
+        max_size=3,
+    ),
     cut=st.integers(0, 9),
 )
 def test_any_file_is_loaded_or_refused(

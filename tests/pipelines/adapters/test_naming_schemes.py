@@ -286,3 +286,10 @@ def test_a_text_encoder_that_is_named_twice_over_and_differently_is_not_guessed(
     stem = "lora_te1_text_encoder_2_text_model_encoder_layers_0_mlp_fc1"
     path = save({f"{stem}.lora_up.weight": torch.ones(32, 2), f"{stem}.lora_down.weight": torch.ones(2, 16)})
     assert "follow no adapter format" in refused(AdapterFormatError, path, sdxl)
+
+
+@pytest.mark.parametrize("prefix", ["conditioner.embedders.1.model.", "1_model_", "lora_te2_model_"])
+def test_open_clips_projection_is_refused_for_it_lies_the_other_way_round(prefix, sdxl, save, refused):
+    stem = f"{prefix}text_projection"
+    path = save({f"{stem}.lora_up.weight": torch.ones(20, 2), f"{stem}.lora_down.weight": torch.ones(2, 24)})
+    assert "text_projection" in refused(AdapterFormatError, path, sdxl)

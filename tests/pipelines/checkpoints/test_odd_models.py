@@ -18,9 +18,11 @@ from pipelines.checkpoints.folders import folder_family
 from pipelines.checkpoints.single_file import FIRST_CONV, examine
 from pipelines.checkpoints.weights import read_weights_header
 from pipelines.errors import ModelError, SetupError
+from pipelines.families.family import SD1
 from pipelines.home import answers
 
 from ..folders import ODD, dead, in_time
+from .headers import published, write_header
 
 Make = Callable[[Path], None]
 
@@ -101,18 +103,13 @@ def test_headers_that_make_no_sense_end_in_no_other_error(tmp_path: Path, header
 
 @pytest.mark.parametrize("metadata", [None, 7, [7], {"a": 7}, {"modelspec.prediction_type": []}])
 def test_metadata_that_make_no_sense_count_as_none(tmp_path: Path, metadata: object) -> None:
-    header = {
-        FIRST_CONV: entry(),
-        "cond_stage_model.transformer.text_model.x": entry(),
-        "__metadata__": metadata,
-    }
-    assert examine(write(tmp_path / "odd.safetensors", header)).prediction_type == "epsilon"
+    file = write_header(tmp_path / "odd.safetensors", published(SD1), metadata=metadata)
+    assert examine(file).prediction_type == "epsilon"
 
 
 @pytest.mark.parametrize("note", ["[" * 10_000, "model: {params: 7}", "7", "#" * 2**19, "\0"])
 def test_a_note_beside_a_checkpoint_that_makes_no_sense_is_named(tmp_path: Path, note: str) -> None:
-    keys = {FIRST_CONV: entry(), "cond_stage_model.transformer.text_model.x": entry()}
-    path = write(tmp_path / "odd.safetensors", keys)
+    path = write_header(tmp_path / "odd.safetensors", published(SD1))
     assert examine(path).prediction_type == "epsilon"
     path.with_suffix(".yaml").write_text(note)
     with pytest.raises(ModelError, match=r"odd\.yaml cannot be read"):

@@ -1,13 +1,9 @@
-"""Single-file checkpoints: written in Stability's layout from tiny models, they load as what they were.
-
-The names below were written from the published layouts, apart from diffusers' own converter.
-"""
+"""Single-file checkpoints: written in Stability's layout from tiny models, they load as what they were."""
 
 from __future__ import annotations
 
-import shutil
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +12,7 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from pipelines import assets
 from pipelines.checkpoints import load_checkpoint
@@ -26,169 +21,15 @@ from pipelines.checkpoints.weights import read_weights_header
 from pipelines.errors import ModelError
 from pipelines.families.family import FAMILIES, SD1, SD2, SDXL
 
-Tensors = dict[str, Tensor]
-
-RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-UNET_ENDS = {
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0",
-    "add_embedding.linear_2": "label_emb.0.2",
-    "conv_in": "input_blocks.0.0",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
-}
-
-
-def unet_names(unet: Any) -> dict[str, str]:
-    """Module of diffusers' UNet -> module of Stability's; for two layers a level."""
-    names = dict(UNET_ENDS)
-    count = len(unet.down_blocks)
-    for level, block in enumerate(unet.down_blocks):
-        for layer in range(2):
-            names[f"down_blocks.{level}.resnets.{layer}"] = f"input_blocks.{3 * level + layer + 1}.0"
-            names[f"down_blocks.{level}.attentions.{layer}"] = f"input_blocks.{3 * level + layer + 1}.1"
-        names[f"down_blocks.{level}.downsamplers.0.conv"] = f"input_blocks.{3 * level + 3}.0.op"
-        del block
-    for level in range(count):
-        has_attention = hasattr(unet.up_blocks[level], "attentions")
-        for layer in range(3):
-            names[f"up_blocks.{level}.resnets.{layer}"] = f"output_blocks.{3 * level + layer}.0"
-            names[f"up_blocks.{level}.attentions.{layer}"] = f"output_blocks.{3 * level + layer}.1"
-        names[f"up_blocks.{level}.upsamplers.0"] = f"output_blocks.{3 * level + 2}.{1 + has_attention}"
-    names |= {"mid_block.resnets.0": "middle_block.0", "mid_block.attentions.0": "middle_block.1"}
-    return names | {"mid_block.resnets.1": "middle_block.2"}
-
-
-def renamed(key: str, names: Mapping[str, str], resnet: Mapping[str, str]) -> str:
-    module = max((name for name in names if key.startswith(f"{name}.")), key=len)
-    rest = key[len(module) + 1 :]
-    if ".resnets." in key:
-        inner, _, last = rest.rpartition(".")
-        rest = f"{resnet.get(inner, inner)}.{last}"
-    return f"{names[module]}.{rest}"
-
-
-def unet_tensors(unet: Any) -> Tensors:
-    names = unet_names(unet)
-    return {f"model.diffusion_model.{renamed(k, names, RESNET)}": v for k, v in unet.state_dict().items()}
-
-
-def vae_tensors(vae: Any, prefix: str = "first_stage_model.") -> Tensors:
-    names = {"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"}
-    count = len(vae.encoder.down_blocks)
-    for half, blocks, stage in (("encoder", "down_blocks", "down"), ("decoder", "up_blocks", "up")):
-        names |= {f"{half}.{end}": f"{half}.{end}" for end in ("conv_in", "conv_out")}
-        names[f"{half}.conv_norm_out"] = f"{half}.norm_out"
-        names |= {f"{half}.mid_block.resnets.{i}": f"{half}.mid.block_{i + 1}" for i in range(2)}
-        names[f"{half}.mid_block.attentions.0"] = f"{half}.mid.attn_1"
-        for level in range(count):
-            target = level if stage == "down" else count - 1 - level
-            for layer in range(3):
-                names[f"{half}.{blocks}.{level}.resnets.{layer}"] = f"{half}.{stage}.{target}.block.{layer}"
-            names[f"{half}.{blocks}.{level}.{stage}samplers.0"] = f"{half}.{stage}.{target}.{stage}sample"
-    tensors = {}
-    for key, value in vae.state_dict().items():
-        target = renamed(key, names, {"conv_shortcut": "nin_shortcut"})
-        for ours, theirs in (("group_norm", "norm"), ("to_out.0", "proj_out"), ("to_", "")):
-            target = target.replace(f".attn_1.{ours}", f".attn_1.{theirs}")
-        tensors[prefix + target] = (
-            value[:, :, None, None] if ".attn_1." in target and value.ndim == 2 else value
-        )
-    return tensors
-
-
-def clip_tensors(encoder: Any, prefix: str) -> Tensors:
-    """CLIP-L, as transformers writes it."""
-    state = encoder.state_dict()
-    return {f"{prefix}transformer.text_model.{k.removeprefix('text_model.')}": v for k, v in state.items()}
-
-
-def open_clip_tensors(encoder: Any, prefix: str) -> Tensors:
-    """A text encoder as open_clip writes it: query, key and value in one matrix, the projection transposed."""
-    state = {key.removeprefix("text_model."): value for key, value in encoder.state_dict().items()}
-    tensors = {
-        f"{prefix}model.positional_embedding": state["embeddings.position_embedding.weight"],
-        f"{prefix}model.token_embedding.weight": state["embeddings.token_embedding.weight"],
-        f"{prefix}model.ln_final.weight": state["final_layer_norm.weight"],
-        f"{prefix}model.ln_final.bias": state["final_layer_norm.bias"],
-        f"{prefix}model.text_projection": state.get(
-            "text_projection.weight", torch.eye(encoder.config.hidden_size)
-        ).T.contiguous(),
-    }
-    inner = {
-        "layer_norm1": "ln_1",
-        "layer_norm2": "ln_2",
-        "mlp.fc1": "mlp.c_fc",
-        "mlp.fc2": "mlp.c_proj",
-        "self_attn.out_proj": "attn.out_proj",
-    }
-    for layer in range(encoder.config.num_hidden_layers):
-        ours, theirs = f"encoder.layers.{layer}.", f"{prefix}model.transformer.resblocks.{layer}."
-        for kind in ("weight", "bias"):
-            for name, other in inner.items():
-                tensors[f"{theirs}{other}.{kind}"] = state[f"{ours}{name}.{kind}"]
-            parts = [state[f"{ours}self_attn.{part}_proj.{kind}"] for part in "qkv"]
-            tensors[f"{theirs}attn.in_proj_{kind}"] = torch.cat(parts)
-    return tensors
-
-
-def single_file_tensors(pipe: Any) -> Tensors:
-    tensors = unet_tensors(pipe.unet) | vae_tensors(pipe.vae)
-    if hasattr(pipe, "text_encoder_2"):
-        tensors |= clip_tensors(pipe.text_encoder, "conditioner.embedders.0.")
-        tensors |= open_clip_tensors(pipe.text_encoder_2, "conditioner.embedders.1.")
-    else:
-        tensors |= clip_tensors(pipe.text_encoder, "cond_stage_model.")
-    return {key: value.clone() for key, value in tensors.items()}
-
-
-@pytest.fixture(scope="module")
-def sdxl(sdxl_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny SDXL with a second text encoder wider than the first: by its width diffusers' loading tells it."""
-    folder = tmp_path_factory.mktemp("wide") / "wide-sdxl"
-    shutil.copytree(sdxl_folder, folder)
-    config = CLIPTextConfig.from_pretrained(folder / "text_encoder_2")
-    config.update({"hidden_size": 48, "num_attention_heads": 3})
-    torch.manual_seed(13)
-    CLIPTextModelWithProjection(config).save_pretrained(folder / "text_encoder_2")
-    return folder
-
-
-@pytest.fixture
-def sd(sd_folder: Path) -> Path:
-    return sd_folder
-
-
-@pytest.fixture
-def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sd: Path, sdxl: Path) -> Path:
-    """Shipped data whose configurations are the tiny models', so that tiny files are what it expects."""
-    data = tmp_path / "data"
-    for family, folder in (("sd1", sd), ("sd2", sd), ("sdxl", sdxl)):
-        shutil.copytree(folder, data / "configs" / family, ignore=shutil.ignore_patterns("*.safetensors"))
-        for part in ("tokenizer", "tokenizer_2"):
-            shutil.rmtree(data / "configs" / family / part, ignore_errors=True)
-    shutil.copytree(assets.root() / "configs" / "tokenizer", data / "configs" / "tokenizer")
-    monkeypatch.setattr(assets, "root", lambda: data)
-    monkeypatch.setenv("LORA_STUDIO_HOME", str(tmp_path / "home"))
-
-    def no_network(*args: object, **kwargs: object) -> None:
-        raise AssertionError("the network was asked for")
-
-    monkeypatch.setattr(socket, "getaddrinfo", no_network)
-    return data
-
-
-def same(module: Any, other: Any) -> bool:
-    a, b = module.state_dict(), other.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+from .written import (
+    Tensors,
+    clip_tensors,
+    open_clip_tensors,
+    same,
+    single_file_tensors,
+    unet_tensors,
+    vae_tensors,
+)
 
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
@@ -288,13 +129,14 @@ def test_a_missing_weight_is_named(
 UNET_9 = {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(2, 9, 3, 3)}
 UNET_4 = {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(2, 4, 3, 3)}
 ONE = torch.zeros(1)
+SIZES = {"model.diffusion_model.label_emb.0.0.weight": torch.zeros(2, 9)}
 
 
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
         (UNET_9, "is an inpainting model"),
-        (UNET_4 | {"conditioner.embedders.0.model.ln_final.bias": ONE}, "is the SDXL refiner"),
+        (UNET_4 | SIZES | {"conditioner.embedders.0.model.ln_final.bias": ONE}, "is the SDXL refiner"),
         (UNET_4, "has no text encoder"),
         (UNET_4 | {"edm_mean": ONE}, "is an EDM model"),
         ({"model.diffusion_model.joint_blocks.0.x_block.mlp.fc1.bias": ONE}, "is an SD3 model"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -76,6 +77,40 @@ def test_inspect_says_what_a_picture_means_here(run: Run, loras: Path, tmp_path:
     [told] = json.loads(run("inspect", tmp_path / "invoke.png", "--json").out)
     assert told["settings"]["seed"] == 5
     assert [use["adapter"] for use in told["settings"]["adapters"]] == ["hat"]
+
+
+def test_inspect_reads_what_lies_in_exif_and_shows_settings_in_place_of_json(
+    run: Run, tmp_path: Path
+) -> None:
+    fooocus = {
+        "metadata_scheme": "fooocus",
+        "full_prompt": ["a fox"],
+        "prompt": "a fox",
+        "seed": "42",
+        "steps": 8,
+    }
+    for name, text in (("a", "a fox\nSteps: 8, Sampler: Euler, Seed: 42"), ("b", json.dumps(fooocus))):
+        notes = Image.Exif()
+        notes.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + text.encode("utf-16-le")
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.webp", exif=notes.tobytes())
+    ran = run("inspect", tmp_path / "a.webp", tmp_path / "b.webp")
+    assert ran.code == 0, ran.err
+    assert "Steps: 8, Sampler: Euler, Seed: 42" in ran.out
+    assert "prompt: a fox\n  seed: 42\n  steps: 8" in ran.out
+    assert "{" not in ran.out
+    told = json.loads(run("inspect", tmp_path / "a.webp", tmp_path / "b.webp", "--json").out)
+    assert [one["settings"]["seed"] for one in told] == [42, 42]
+    (tmp_path / "c.png").write_bytes(png_of('{"a": {"b": 1}}'))
+    ran = run("inspect", tmp_path / "c.png")
+    assert "JSON of no program that is known; set it up by hand" in ran.out
+
+
+def png_of(text: str) -> bytes:
+    info = PngInfo()
+    info.add_text("parameters", text)
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, format="PNG", pnginfo=info)
+    return file.getvalue()
 
 
 def test_other_programs_folders_are_taken_over(run: Run, home: Path, tmp_path: Path) -> None:

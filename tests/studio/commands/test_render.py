@@ -281,6 +281,31 @@ class TestAgain:
         assert (record["width"], record["height"], record["prompt"]) == (32, 48, "a hat")
         assert [(use["name"], use["weight"]) for use in record["adapters"]] == [("hat", 0.2), ("fox", 0.1)]
 
+    def test_a_jpeg_of_swarmui_is_rendered_too(
+        self, run: Run, loras: Path, sdxl_folder: Path, tmp_path: Path
+    ) -> None:
+        said = {
+            "prompt": "a fox <lora:fox:0.7>", "negativeprompt": "blurry", "seed": 2**53 + 1, "steps": "2",
+            "cfgscale": 4.5, "width": 32, "height": 48, "sampler": "dpmpp_2m", "scheduler": "karras", "loras": ["fox"],
+            "loraweights": ["0.7"], "model": "random-sdxl", "refinerupscale": 2,
+        }  # fmt: skip
+        notes = Image.Exif()
+        text = json.dumps({"sui_image_params": said})
+        notes.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + text.encode("utf-16-be")
+        Image.new("RGB", (8, 8)).save(tmp_path / "swarm.jpg", exif=notes.tobytes())
+        ran = run(
+            "render", "--from", tmp_path / "swarm.jpg", "--model-dir", sdxl_folder.parent, "--json",
+            "--out", tmp_path / "2.png",
+        )  # fmt: skip
+        assert ran.code == 0, ran.err
+        assert "made by SwarmUI" in ran.err
+        assert "not taken over: refinerupscale" in ran.err
+        [record] = json.loads(ran.out)
+        assert (record["prompt"], record["negative_prompt"], record["seed"]) == ("a fox", "blurry", 2**53 + 1)
+        assert (record["steps"], record["width"], record["height"]) == (2, 32, 48)
+        assert record["scheduler"] == "DPM++ 2M Karras"
+        assert [(use["name"], use["weight"]) for use in record["adapters"]] == [("fox", 0.7)]
+
     def test_sizes_that_were_the_pictures_own_follow_it(
         self, run: Run, picture: Path, sdxl_folder: Path, tmp_path: Path
     ) -> None:

@@ -113,6 +113,7 @@ def test_another_programs_text() -> None:
         "width": 832,
         "height": 1216,
         "clip_skip": 1,
+        "clip_skip_as": "a1111",
     }
     assert (said.model, said.model_hash) == ("ghostmix_v20Bakedvae", "e3edb8a26f")
     assert said.lora_hashes == {"add_detail": "7c6bad76eb54"}
@@ -199,7 +200,9 @@ def test_numbers_that_are_none_say_nothing(number: str) -> None:
     assert said.values == {}
 
 
-def test_a_line_of_more_settings_than_any_program_has_is_prompt() -> None:
-    line = ", ".join(f"key{n}: {n}" for n in range(1001))
-    assert read(line).prompt == line
-    assert len(pairs(line.rpartition(",")[0])) == 1000
+def test_of_more_settings_than_any_program_has_the_first_are_read_and_the_rest_is_named() -> None:
+    line = "Steps: 4, Sampler: Euler, Seed: 7, " + ", ".join(f"key{n}: {n}" for n in range(5000))
+    said = read(f"a fox\n{line}")
+    assert (said.prompt, said.values) == ("a fox", {"steps": 4, "scheduler": "Euler", "seed": 7})
+    assert len(pairs(line)) == 1000
+    assert said.ignored[-1].startswith("key997: 997, key998: 998")

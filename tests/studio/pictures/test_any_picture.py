@@ -20,11 +20,15 @@ from pipelines.home import Home
 from studio.drafts import picture_file
 from studio.drafts.init_image import read_init_image
 from studio.pictures import a1111
-from studio.pictures.metadata import CHUNK, PARAMETERS, read_picture
+from studio.pictures.metadata import read_picture
 from studio.pictures.restore import restore
+from studio.pictures.texts import CHUNK, PARAMETERS
 
 from ...fuzzing import cases
 from ...odd_values import changed_bytes, changed_texts, changed_values, json_of, only_refused, texts
+from .test_infotext import LINE, RESOURCES
+from .test_other_programs import DRAW_THINGS, SWARM, xmp
+from .test_other_programs import FOOOCUS as NEW_FOOOCUS
 from .test_restore import A1111, COMFY, INVOKE
 
 OURS = {
@@ -77,6 +81,19 @@ FOOOCUS = {
     "version": "Fooocus v2.2",
     "metadata_scheme": "fooocus",
     "resolution": "(64, 64)",
+}
+SWARM_FILES = [{"name": "a.safetensors", "param": "loras", "hash": "0x" + "ab" * 32}]
+CIVITAI = (
+    f'a fox\n{LINE}, Civitai resources: {RESOURCES}, Hashes: {{"lora:a": "00112233aa"}}, Lora weights: "a: 1"'
+)
+EASY = {
+    "prompt": "a fox",
+    "use_stable_diffusion_model": "x",
+    "num_inference_steps": "8",
+    "seed": "7",
+    "use_lora_model": "['a', 'b']",
+    "lora_alpha": "[0.5, 1]",
+    "sampler_name": "euler",
 }
 DREAM = '"a fox [blurry]" -s 20 -S 7 -W 64 -H 64 -C 7.5 -A k_euler'
 DRAWN = {
@@ -136,6 +153,16 @@ said = st.one_of(
         {"sd-metadata": json_texts({"image": {"prompt": [{"prompt": "a", "weight": 1}], "steps": 4}})}
     ),
     st.fixed_dictionaries({"Dream": changed_texts([DREAM])}),
+    st.fixed_dictionaries({PARAMETERS: json_texts(SWARM | {"sui_models": SWARM_FILES})}),
+    st.fixed_dictionaries({PARAMETERS: json_texts(NEW_FOOOCUS)}),
+    st.fixed_dictionaries({PARAMETERS: json_texts(DRAW_THINGS)}),
+    st.fixed_dictionaries({PARAMETERS: changed_texts([CIVITAI], ["[{", "}]", '"', ", Hashes: "])}),
+    st.fixed_dictionaries(
+        {"XML:com.adobe.xmp": changed_texts([xmp(json.dumps(DRAW_THINGS))], ["<", "&", "</"])}
+    ),
+    changed_values(EASY, texts)
+    .filter(lambda one: isinstance(one, dict))
+    .map(lambda one: {str(name)[:70] or "x": str(text) for name, text in one.items()}),
     changed_values(NOVEL, texts)
     .filter(lambda one: isinstance(one, dict))
     .map(lambda one: {str(name)[:70] or "x": str(text) for name, text in one.items()}),

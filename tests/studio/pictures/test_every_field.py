@@ -19,8 +19,9 @@ from pipelines.home import Home
 from pipelines.request import Facts
 from studio.drafts.draft import Draft
 from studio.drafts.fields import BY_NAME, FIELDS, Field
-from studio.pictures.metadata import CHUNK, PARAMETERS, Setup, chunks
+from studio.pictures.metadata import Setup, chunks
 from studio.pictures.restore import Restored, restore
+from studio.pictures.texts import CHUNK, PARAMETERS
 
 ROOT = Path(__file__).resolve().parents[3]
 FACTS = Facts(

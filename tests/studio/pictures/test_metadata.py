@@ -164,6 +164,7 @@ def test_a_foreign_picture(tmp_path: Path) -> None:
         width=64,
         height=32,
         clip_skip=1,
+        clip_skip_as="a1111",
     )
     assert (remembered.model, remembered.model_hash) == ("ghost", "e3edb8a26f")
     assert remembered.known["fox"].digest == "7c6bad76eb54"

@@ -238,7 +238,7 @@ def test_a_lora_that_no_request_may_have_is_told_and_left_out(own: Home, tmp_pat
     "odd",
     [
         {"original_size": 5, "target_size": [1.5, 2], "crop": "a", "cut": 3, "reuse": "x"},
-        {"steps": 0, "width": -8, "height": 1e30, "scheduler": 7, "strength": True, "seed": -1},
+        {"steps": 0, "width": -8, "height": 1e30, "scheduler": 7, "strength": True, "seed": -2},
         {"text_mode": "odd", "clip_skip": 1000, "guidance_scale": "much", "guidance_rescale": [1, 2]},
     ],
     ids=lambda odd: next(iter(odd)),
@@ -410,3 +410,89 @@ def test_what_a_hostile_picture_says_is_read_or_refused_in_good_time(
         found = read(own, tmp_path, **texts)
         assert len(found.draft.wanted) <= 100
         json.dumps(plain_draft(found.draft), allow_nan=False).encode()
+
+
+@pytest.fixture
+def stated(loras: Path) -> Path:
+    """A LoRA of a size at which A1111's first hash is of something, whose header states no hash."""
+    import torch
+    from safetensors.torch import save_file
+
+    key = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+    tensors = {f"{key}.lora_down.weight": torch.ones(8000, 64), f"{key}.lora_up.weight": torch.ones(32, 8000)}
+    save_file(tensors, loras / "new.safetensors", metadata={"ss_output_name": "once"})
+    return loras / "new.safetensors"
+
+
+def hashes(file: Path) -> dict[str, str]:
+    import hashlib
+
+    data = file.read_bytes()
+    body = data[8 + int.from_bytes(data[:8], "little") :]
+    whole, after = hashlib.sha256(data).hexdigest(), hashlib.sha256(body).hexdigest()
+    return {
+        "SHA256": whole,
+        "AutoV2": whole[:10].upper(),
+        "AutoV3": after[:12],
+        "SwarmUI's": f"0x{after}",
+        "AutoV1": hashlib.sha256(data[0x100000:0x110000]).hexdigest()[:8],
+    }
+
+
+@pytest.mark.parametrize("kind", ["SHA256", "AutoV2", "AutoV3", "SwarmUI's", "AutoV1"])
+@pytest.mark.parametrize("library", [False, True], ids=["command line", "web"])
+def test_a_renamed_lora_is_found_by_every_kind_of_hash(
+    own: Home, stated: Path, tmp_path: Path, kind: str, library: bool
+) -> None:
+    line = f'{LINE}, Lora hashes: "old: {hashes(stated)[kind]}"'
+    file = tmp_path / "picture.png"
+    read(own, tmp_path, parameters=f"a <lora:old:0.5>{line}")
+    found = restore(file, own, Library(lambda: own) if library else None)
+    assert [(row.adapter, row.weight) for row in found.draft.wanted] == [("new", 0.5)]
+    assert "LoRA 'old' was found by its hash: it is called 'new' here" in found.notes
+    assert found.missing == ()
+
+
+def test_a_line_like_settings_within_a_prompt_is_told(own: Home, tmp_path: Path) -> None:
+    text = f"a fox\nNegative prompt: blurry\nSteps: 3, Sampler: DDIM, Seed: 1{LINE}"
+    found = read(own, tmp_path, parameters=text)
+    assert (found.draft.values["steps"], found.draft.values["seed"]) == (20, 7)
+    assert found.draft.values["negative_prompt"] == "blurry\nSteps: 3, Sampler: DDIM, Seed: 1"
+    assert any("a line of its prompts looks like settings" in note for note in found.notes)
+
+
+def test_a_lora_that_is_here_with_another_content_is_told(own: Home, tmp_path: Path) -> None:
+    found = read(own, tmp_path, parameters=f'a <lora:fox:0.5>{LINE}, Lora hashes: "fox: 0011223344"')
+    assert [row.adapter for row in found.draft.wanted] == ["fox"]
+    assert any(
+        "LoRA 'fox' is another file than the one this picture was made with" in note for note in found.notes
+    )
+
+
+@pytest.mark.parametrize("hashed", [False, True], ids=["without hash", "by hash"])
+@pytest.mark.parametrize("library", [False, True], ids=["command line", "web"])
+def test_of_two_identical_copies_one_is_taken_and_told(
+    own: Home, loras: Path, tmp_path: Path, hashed: bool, library: bool
+) -> None:
+    for folder in ("a", "b"):
+        (loras / folder).mkdir()
+        (loras / folder / "twin.safetensors").write_bytes((loras / "fox.safetensors").read_bytes())
+    line = f'{LINE}, Lora hashes: "twin: {short_hash(loras / "fox.safetensors")}"' if hashed else LINE
+    read(own, tmp_path, parameters=f"a <lora:twin:0.5>{line}")
+    found = restore(tmp_path / "picture.png", own, Library(lambda: own) if library else None)
+    assert [(row.adapter, row.weight) for row in found.draft.wanted] == [("a/twin", 0.5)]
+    assert any("'twin'" in note and "a/twin" in note for note in found.notes)
+    (loras / "b" / "twin.safetensors").write_bytes((loras / "hat.safetensors").read_bytes())
+    read(own, tmp_path, parameters=f"a <lora:twin:0.5>{LINE}")
+    found = restore(tmp_path / "picture.png", own, Library(lambda: own) if library else None)
+    assert [(one.name, found.draft.wanted) for one in found.missing] == [("twin", ())]
+
+
+def test_a_strangers_picture_makes_the_studio_read_only_so_much(
+    own: Home, stated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("studio.library.known.MOST_READ", 1000)
+    line = f'{LINE}, Lora hashes: "old: {hashes(stated)["AutoV2"]}"'
+    found = read(own, tmp_path, parameters=f"a <lora:old:0.5>{line}")
+    assert [one.name for one in found.missing] == ["old"]
+    assert any(note.startswith("not all LoRAs here were compared with hash") for note in found.notes)

@@ -101,7 +101,13 @@ CALL = {
     "enable_hr": False,
     "styles": [],
     "subseed": -1,
-    "alwayson_scripts": {"LoRA Studio": {"args": ["switch:interval=3", {"reuse": 3, "crop": [0, 64]}]}},
+    "clip_skip": 2,
+    "lora": [{"path": "fox.safetensors", "multiplier": "0.5", "is_high_noise": False}],
+    "controlnet_units": [{"enabled": False}],
+    "alwayson_scripts": {
+        "LoRA Studio": {"args": ["switch:interval=3", {"reuse": 3, "crop": [0, 64]}]},
+        "ADetailer": {"args": [False, {"ad_model": "None"}]},
+    },
     "init_images": ["data:image/png;base64," + base64.b64encode(files()[0]).decode()],
     "resize_mode": 1,
     "denoising_strength": 0.5,
@@ -122,7 +128,7 @@ def test_every_call_of_a1111s_clients_is_answered(client: TestClient, body: str,
         ).map(json_of),
         texts,
     ),
-    path=one_of(["options", "png-info", "interrupt", "refresh-loras"]),
+    path=one_of(["options", "png-info", "interrupt", "refresh-loras", "skip", "server-stop", "refresh-vae"]),
 )
 def test_every_setting_of_a1111s_clients_is_answered(client: TestClient, body: str, path: str) -> None:
     answered(sent(client, f"/sdapi/v1/{path}", body))

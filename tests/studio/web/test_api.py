@@ -85,6 +85,20 @@ def test_a_mix_is_composed_and_its_picture_fetched(
     assert (told["model"], told["missing"]) == (running.model, [])
 
 
+def test_a_jpeg_of_another_program_is_understood(program: Client, tmp_path: Path) -> None:
+    text = (
+        "a fox <lora:fox:0.5>\nSteps: 8, Sampler: Euler, Seed: 18446744073709551615, Size: 32x48, Odd: {x, y}"
+    )
+    notes = Image.Exif()
+    notes[0x9286] = b"UNICODE\0\xff\xfe" + text.encode("utf-16-le")
+    Image.new("RGB", (8, 8)).save(tmp_path / "fox.jpg", exif=notes.tobytes())
+    told = program.predict(handle_file(str(tmp_path / "fox.jpg")), api_name="/picture_info")
+    assert (told["settings"]["prompt"], told["settings"]["steps"]) == ("a fox", 8)
+    assert told["settings"]["seed"] == 2**64 - 1
+    assert [row["adapter"] for row in told["settings"]["adapters"]] == ["fox"]
+    assert any(note == "not taken over: Odd" for note in told["notes"])
+
+
 def test_a_picture_starts_from_an_uploaded_one(program: Client, client: httpx.Client, tmp_path: Path) -> None:
     file = tmp_path / "red.png"
     Image.new("RGB", (32, 32), "red").save(file)

@@ -273,6 +273,40 @@ def test_whatever_a_picture_is_the_answer_is_a_reason(client: httpx.Client, imag
         assert len(answer.content) < 2000
 
 
+def test_the_infotext_of_a_jpeg_and_of_another_program_is_told_as_a1111_writes_it(
+    client: httpx.Client,
+) -> None:
+    notes = Image.Exif()
+    notes.get_ifd(0x8769)[0x9286] = b"ASCII\0\0\0a\nSteps: 2, Sampler: Euler, Seed: 1"
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, format="JPEG", exif=notes.tobytes())
+    said = {"image": base64.b64encode(file.getvalue()).decode()}
+    assert client.post("/sdapi/v1/png-info", json=said).json()["parameters"]["Seed"] == "1"
+    swarm = {
+        "prompt": "a fox",
+        "negativeprompt": "bad",
+        "seed": 2**53 + 1,
+        "steps": 8,
+        "loras": ["x"],
+        "width": 64,
+    }
+    info = PngInfo()
+    info.add_text("parameters", json.dumps({"sui_image_params": swarm}))
+    told = client.post(
+        "/sdapi/v1/png-info", json={"image": as_text(Image.new("RGB", (8, 8)), pnginfo=info)}
+    ).json()
+    assert told["info"] == (
+        "a fox <lora:x:1>\nNegative prompt: bad\nSteps: 8, Seed: 9007199254740993, Version: SwarmUI"
+    )
+    assert (told["parameters"]["Prompt"], told["parameters"]["Steps"]) == ("a fox <lora:x:1>", "8")
+    info = PngInfo()
+    info.add_text("parameters", '{"a": 1}')
+    told = client.post(
+        "/sdapi/v1/png-info", json={"image": as_text(Image.new("RGB", (8, 8)), pnginfo=info)}
+    ).json()
+    assert (told["info"], told["parameters"], told["items"]) == ("", {}, {"parameters": '{"a": 1}'})
+
+
 def test_a_pictures_text_of_half_characters_can_be_answered(client: httpx.Client) -> None:
     info = PngInfo()
     info.add_text("parameters", 'a\nSteps: 2, Sampler: Euler, Seed: 1, Odd: "\\ud800"')
