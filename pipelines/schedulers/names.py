@@ -41,6 +41,14 @@ _SPACINGS: Mapping[str, str] = MappingProxyType(
 )
 """A spacing's words -> ours. "" is the model's own."""
 
+AUTOMATIC: Mapping[str, str] = MappingProxyType(
+    {
+        **dict.fromkeys(("DPM++ 2M", "DPM2", "DPM2 a"), KARRAS),
+        **dict.fromkeys(("DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 3M SDE"), EXPONENTIAL),
+    }
+)
+"""What A1111 from 1.9 on, and Forge, take for the spacing "Automatic", where that is not the solver's plain one."""
+
 _SCIPY = "its spacing needs the package scipy"
 _NONE = "diffusers has no such spacing"
 _OTHER_SPACINGS: Mapping[str, tuple[str, str]] = MappingProxyType(
@@ -197,6 +205,8 @@ def _with_spacing(base: Sampler | _Refusal | str | None, words: str) -> Sampler 
         row = base.nearest if isinstance(base, _Refusal) else base
         return _Refusal(base.reason if isinstance(base, _Refusal) else reason, _spaced(row, nearest) or row)
     spacing = _SPACINGS[words]
+    if words == "automatic" and isinstance(base, Sampler) and not base.spacing:
+        return _spaced(base, AUTOMATIC.get(base.solver, "")) or base
     if isinstance(base, _Refusal):
         return _Refusal(base.reason, _spaced(base.nearest, spacing) or base.nearest)
     if spacing in ("", base.spacing):

@@ -10,7 +10,9 @@ from pipelines.schedulers import SAMPLERS, canonical, named, scheduler_names
 APART = {  # solver, spacing -> our name
     # A1111, Forge
     ("DPM++ 2M", "Karras"): "DPM++ 2M Karras",
-    ("DPM++ 2M", "Automatic"): "DPM++ 2M",
+    ("DPM++ 2M", "Automatic"): "DPM++ 2M Karras",
+    ("DPM++ 3M SDE", "automatic"): "DPM++ 3M SDE Exponential",
+    ("DPM++ 2M", ""): "DPM++ 2M",
     ("DPM++ 2M", "SGM Uniform"): "DPM++ 2M trailing",
     ("DPM++ 2M", "SGMUniform"): "DPM++ 2M trailing",
     ("DPM++ 2M SDE", "Exponential"): "DPM++ 2M SDE Exponential",

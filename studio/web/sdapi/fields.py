@@ -16,6 +16,7 @@ always send. So {"negative_prompt": ""} has the empty text encoded, while an emp
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -99,6 +100,7 @@ def read_asked(body: Mapping[str, Any], *, with_image: bool) -> ImageCall:
     _refuse_two_skips(override, script)
     values = {field.name: _value(field, body, with_image=with_image) for field in _MAPPED}
     values["scheduler"] = _scheduler(body)
+    _refuse_noise(body, values["scheduler"])
     said = {name: value for name, value in values.items() if value is not None}
     if "clip_skip" not in script.values:
         said |= skip_values(override.get(CLIP_SKIP))
@@ -152,12 +154,24 @@ def _settings(body: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _refuse_noise(body: Mapping[str, Any], scheduler: str | None) -> None:
+    """Raises RequestError for noise that a sampler would add in another measure: `eta` and `s_noise` are 1 for those
+    that add any, and DDIM's eta is 0."""
+    adds = scheduler is not None and re.search(r" a\b|SDE|LCM|TCD|DDPM", scheduler) is not None
+    for name, neutral in (("eta", 1), ("s_noise", 1)):
+        if adds and number(body.get(name)) not in (None, neutral):
+            raise RequestError(f"{name}={shown(body[name])}: {scheduler} adds noise at {neutral} alone here")
+    if scheduler is not None and scheduler.startswith("DDIM") and number(body.get("eta")) not in (None, 0):
+        raise RequestError(f"eta={shown(body['eta'])}: {scheduler} adds no noise here; leave the field out")
+
+
 def _scheduler(body: Mapping[str, Any]) -> str | None:
-    """Our name of the sampler, or None. A1111 gives solver and spacing separately; here they are one name."""
+    """Our name of the sampler, or None. A1111 gives solver and spacing separately; here they are one name. Without a
+    spacing it takes "Automatic"."""
     name = text(body, "sampler_name") or text(body, "sampler_index")
     spacing = text(body, "scheduler")
     if name:
-        return canonical(named(name, spacing))
+        return canonical(named(name, spacing or "Automatic"))
     euler = canonical(named("Euler", spacing))
     return None if euler == "Euler" else euler
 

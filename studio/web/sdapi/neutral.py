@@ -34,7 +34,7 @@ INDIFFERENT = (
     "firstphase_width", "firstphase_height", "mask_blur", "mask_blur_x", "mask_blur_y", "mask_round",
     "mask_expansion", "use_sharp_mask", "inpainting_fill", "inpaint_full_res", "inpaint_full_res_padding",
     "inpainting_mask_invert", "seed_enable_extras", "refiner_switch_at", "image_cfg_scale",
-    "initial_noise_multiplier", "full_quality",
+    "initial_noise_multiplier", "full_quality", "s_tmin", "s_tmax",
     # of SillyTavern, and of Auto-Photoshop, which replaces its shortcuts before it sends
     "url", "auth", "original_prompt", "original_negative_prompt", "mode", "uniqueDocumentId", "use_prompt_shortcut",
     "prompt_shortcut_ui_dict",
@@ -59,8 +59,6 @@ REFUSED: Mapping[str, tuple[str, tuple[object, ...]]] = {
     "infotext": ("reading settings from an infotext; send the fields", ()),
     "eta": ("eta", (1,)),
     "s_churn": ("noise churn", ()),
-    "s_tmin": ("noise churn", ()),
-    "s_tmax": ("noise churn", ()),
     "s_noise": ("noise churn", (1,)),
     "s_min_uncond": ("skipping the negative prompt", ()),
     "cfg_end": ("guidance for a part of the steps", (1,)),
@@ -106,8 +104,8 @@ def is_off(name: str, args: object, body: Mapping[str, Any]) -> bool:
     its units is off. A1111's own Sampler and Seed ask for nothing where they repeat the call's fields."""
     if not args:
         return True
-    if isinstance(args, Mapping):
-        args = [args]
+    if isinstance(args, Mapping):  # Gradio's form of a list: {"0": first, …}
+        args = list(args.values()) if all(str(name).isdigit() for name in args) else [args]
     if not isinstance(args, list):
         return False
     if args[0] is False or (isinstance(args[0], str) and args[0].strip().lower() == "false"):

@@ -153,6 +153,7 @@ def _info(view: JobView, asked: ImageCall, texts: list[str]) -> dict[str, Any]:
         "clip_skip": count_of(first.get("clip_skip")),
         "index_of_first_image": 0,
         "infotexts": texts,
+        "comments": "\n".join(dict.fromkeys(note for record in records for note in record.get("notes", ()))),
         "job_timestamp": time.strftime("%Y%m%d%H%M%S", time.localtime(view.created)),
         "version": f"lora-studio {first.get('versions', {}).get('lora-studio', '')}".strip(),
         "interrupted": view.state is JobState.CANCELLED,

@@ -21,6 +21,9 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "samples_format": ("png",),
     "enable_pnginfo": (True,),
     "eta_ancestral": (1,),
+    "emphasis": ("Original",),
+    "randn_source": ("GPU", "CPU"),
+    "forge_unet_storage_dtype": ("Automatic",),
 }
 """Setting -> its values that change nothing here."""
 _INDIFFERENT = "forge_preset", "sd_checkpoint_hash", "hide_samplers", "hide_schedulers"
@@ -62,7 +65,8 @@ def _read(name: str, value: object) -> Any:
 def _changes_nothing(name: str, value: object) -> bool:
     if name in _INDIFFERENT or name.startswith(_OF_FILES):
         return True
-    return asks_nothing(value) or number(value) in (0, *_NEUTRAL.get(name, ()))
+    neutral = _NEUTRAL.get(name, ())
+    return asks_nothing(value) or number(value) in (0, *neutral) or value in neutral
 
 
 def skip_of(count: object, name: str = CLIP_SKIP) -> int | None:

@@ -264,7 +264,7 @@ def test_forge() -> None:
 
 
 def test_a_copied_payload() -> None:
-    assert values(COPIED) == {"prompt": "a fox", "steps": 20, "scheduler": "DPM++ 2M"}
+    assert values(COPIED) == {"prompt": "a fox", "steps": 20, "scheduler": "DPM++ 2M Karras"}
 
 
 @pytest.mark.parametrize(
@@ -454,3 +454,38 @@ def test_settings_that_clients_send_back_are_taken() -> None:
 @pytest.mark.parametrize("spacing", [*SPACINGS, *SPACINGS.values()])
 def test_every_listed_spacing_can_be_asked_for(spacing: str) -> None:
     assert isinstance(read({"sampler_name": "DPM++ 2M", "scheduler": spacing}).draft, Draft)
+
+
+@pytest.mark.parametrize(
+    ("said", "drawn"),
+    [
+        ({"sampler_name": "DPM++ 2M"}, "DPM++ 2M Karras"),
+        ({"sampler_name": "DPM++ 2M SDE", "scheduler": "Automatic"}, "DPM++ 2M SDE Exponential"),
+        ({"sampler_name": "DPM++ 2M Karras", "scheduler": "automatic"}, "DPM++ 2M Karras"),
+        ({"sampler_name": "DPM++ 2M", "scheduler": "normal"}, "DPM++ 2M"),
+        ({"sampler_name": "Euler a"}, "Euler a"),
+    ],
+)
+def test_automatic_is_what_a1111_takes_for_it(said: dict[str, str], drawn: str) -> None:
+    assert read(said).draft.values["scheduler"] == drawn
+
+
+@pytest.mark.parametrize(
+    "said", [{"eta": 0}, {"eta": "0.5"}, {"s_noise": 0}, {"sampler_name": "DDIM", "eta": 1.0}]
+)
+def test_noise_in_another_measure_is_refused(said: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match="noise|eta"):
+        read({"sampler_name": "Euler a", **said})
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"sampler_name": "Euler", "eta": 0, "s_tmax": 999, "s_noise": "1.0"},
+        {"sampler_name": "Euler a", "eta": 1},
+        {"override_settings": {"randn_source": "GPU", "emphasis": "Original"}},
+        {"alwayson_scripts": {"FreeU Integrated": {"args": {"0": False, "1": 1.01}}}},
+    ],
+)
+def test_further_neutral_values_pass(said: dict[str, Any]) -> None:
+    read(said)
