@@ -127,6 +127,7 @@ def _dream(line: str) -> Foreign | None:
 
 
 def _foreign(taking: Taking, values: dict[str, Any], model: str, digest: object, start: bool) -> Foreign:
+    vae = taking.vae()
     return Foreign(
         PROGRAM,
         values,
@@ -138,6 +139,7 @@ def _foreign(taking: Taking, values: dict[str, Any], model: str, digest: object,
         ),
         hashes=taking.loras.hashes,
         from_picture=start,
+        vae=vae,
     )
 
 

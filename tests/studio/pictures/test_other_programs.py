@@ -587,3 +587,15 @@ def test_numbers_of_no_size_are_left_out_and_told(tmp_path: Path) -> None:
     said = swarm(tmp_path, width="9" * 90, steps=10**300, cfgscale=1e300)
     assert some(said, "width", "steps", "guidance_scale", "seed") == (None, None, None, 5)
     assert sum("not taken over: " in note for note in said.notes) == 3
+
+
+def test_swarmuis_creativity_tells_a_picture_that_it_leaves_out(tmp_path: Path) -> None:
+    said = swarm(tmp_path, initimagecreativity=0.6, vae="OfficialStableDiffusion/sdxl_vae.safetensors")
+    assert said.draft.values["strength"] == 0.6
+    assert said.init_image is not None
+    assert said.setup.vae == "sdxl_vae"
+
+
+def test_invokeais_vae(tmp_path: Path) -> None:
+    text = json.dumps({"positive_prompt": "a fox", "steps": 8, "seed": 5, "vae": {"name": "sdxl-vae"}})
+    assert read_picture(png(tmp_path, invokeai_metadata=text)).setup.vae == "sdxl-vae"
