@@ -599,3 +599,23 @@ def test_swarmuis_creativity_tells_a_picture_that_it_leaves_out(tmp_path: Path) 
 def test_invokeais_vae(tmp_path: Path) -> None:
     text = json.dumps({"positive_prompt": "a fox", "steps": 8, "seed": 5, "vae": {"name": "sdxl-vae"}})
     assert read_picture(png(tmp_path, invokeai_metadata=text)).setup.vae == "sdxl-vae"
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ('("a fox", "a cat").blend(0.7, 0.3)', '\\("a fox", "a cat"\\).blend\\(0.7, 0.3\\)'),
+        ('("a fox", "a cat").and()', '\\("a fox", "a cat"\\).and\\(\\)'),
+        ("a cat.swap(a dog) [x]", "a cat.swap\\(a dog\\) \\[x\\]"),
+    ],
+)
+def test_invokeais_calls_stay_as_written_and_are_told(tmp_path: Path, said: str, meant: str) -> None:
+    text = json.dumps({"positive_prompt": said, "steps": 8, "seed": 5})
+    found = read_picture(png(tmp_path, invokeai_metadata=text))
+    assert found.draft.values["prompt"] == meant
+    assert any(".blend()" in note for note in found.notes)
+
+
+def test_a_dict_of_python_is_refused_and_never_a_prompt(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="set it up by hand"):
+        read_picture(png(tmp_path, parameters="{'prompt': 'a fox', 'steps': 8}"))
