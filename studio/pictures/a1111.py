@@ -148,6 +148,12 @@ def read(text: str) -> Parameters:
         ignored.append("Schedule type")
     model_hash, hashes = hashes_of(infotext.read_value(pairs.get("Hashes", "")))
     version = pairs.get("Version")
+    others: list[str] = []
+    if not (version or "").startswith(OWN):  # our own prompts may hold any words
+        prompt, others = infotext.without_settings(prompt)
+        if negative is not None:
+            negative, more = infotext.without_settings(negative)
+            others += more
     return Parameters(
         prompt=prompt,
         negative_prompt=negative,
@@ -158,7 +164,7 @@ def read(text: str) -> Parameters:
         lora_hashes={**hashes, **loras.hashes},
         program=_program(pairs),
         version=version,
-        ignored=(*ignored, *loras.ignored, *said.scraps),
+        ignored=(*ignored, *loras.ignored, *said.scraps, *others),
         unread=unread,
     )
 

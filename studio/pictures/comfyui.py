@@ -21,6 +21,7 @@ from studio.pictures.comfyui_passes import Start, changes_after, passes, start
 from studio.pictures.comfyui_prompts import Part, joined, parts, sizes
 from studio.pictures.comfyui_samplers import Settings, settings
 from studio.pictures.comfyui_switches import chosen
+from studio.pictures.comfyui_values import whole
 
 DRAWN = (
     "read from the drawn workflow alone, since the graph that ran is not in the picture: a seed that changes after "
@@ -99,6 +100,10 @@ def _read(graph: Graph, sampler: Node, made: list[Node]) -> Graphed:
     set_to = settings(graph, sampler)
     began = start(graph, sampler)
     width, height = began.size or (None, None)
+    for node in began.nodes:
+        batch = whole(graph, node.inputs.get("batch_size"))
+        if batch is not None and batch > 1:
+            graph.note(f"{node.label} made {batch} pictures at once, of which only the first has this seed")
     strength = _strength(graph, sampler, set_to, began)
     if began.size is None and strength is None:
         graph.note("size not understood: the latents that it began with do not state one")

@@ -140,7 +140,9 @@ def _own(graph: Graph, node: Node) -> list[Said] | None:
         return numbered
     for name in _TAGGED:
         if node.has(name) and (said := text(graph, node.inputs[name])) is not None:
-            return list(tags(said))
+            found = list(tags(said))
+            known = found or not said.strip() or "tag" in node.kind.lower()  # of a prompt, tags alone count
+            return found if known else None
     empty = re.search("power lora loader", node.kind, re.IGNORECASE) or node.has(*_COUNTS)
     return [] if empty else None
 

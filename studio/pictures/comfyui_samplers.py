@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from composers.shown import shown
 from pipelines.schedulers import named
 from studio.pictures.comfyui_graph import Graph, Node
 from studio.pictures.comfyui_math import Number
 from studio.pictures.comfyui_nodes import NO_GUIDANCE, SOLVERS, SPACINGS, VIA
 from studio.pictures.comfyui_values import choice, number, truth, whole
+
+_USUAL = {"eta": 1.0, "s_noise": 1.0}
+"""What a sampler's node says where it is left as it comes."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,13 @@ def settings(graph: Graph, sampler: Node) -> Settings:
     for node in _given(graph, sampler, "sigmas"):
         if re.search("split|flip|extend|multiply|setfirst|manual", node.kind, re.IGNORECASE):
             graph.leave(node.label)
+    for node in _given(graph, sampler, "sampler"):
+        for name, usual in _USUAL.items():
+            value = number(graph, node.inputs.get(name))
+            if value is not None and value != usual:
+                graph.leave(f"{name}={float(value):g} of {node.label}")
+        if node.inputs.get("solver_type", "midpoint") != "midpoint":
+            graph.leave(f"solver_type={shown(node.inputs['solver_type'])} of {node.label}")
     denoise = _number(graph, sampler, "denoise")
     return Settings(
         seed=seed,

@@ -85,8 +85,16 @@ _MARK = re.compile(r'\\.|["\[\]{}]', re.DOTALL)
 _STEPS = re.compile(r"(?<![^\s,])(?:sampling )?steps:[ \t]*+[0-9]", re.IGNORECASE)
 _DIGITS = re.compile(r"[+-]?+[0-9]++")
 _HASH = re.compile(r"(?:0x)?+[0-9a-fA-F]{8,64}+")
-_NEGATIVE = re.compile(r"\s*+negative prompt:", re.IGNORECASE)
+_NEGATIVE = re.compile(r"\s*+negative prompt[:\uff1a]", re.IGNORECASE)
 _NEGATIVE_WITHIN = re.compile(r"(?:^|\s)negative prompt:[ \t]*+", re.IGNORECASE)
+_SURE = re.compile(
+    r"\s*+(?:sampling )?steps[ \t]*+[:=\uff1a][ \t]*+[0-9]++(?P<rest>.*)", re.IGNORECASE | re.DOTALL
+)
+"""A line that begins with a number of steps."""
+_OTHER_SIGNS = re.compile(r"[=;|\uff0c\uff1a\uff1b]")
+_BETWEEN = re.compile(r"([,;|\uff0c\uff1b])")
+_EQUALS = re.compile(r"[:=\uff1a]")
+_NAMED = re.compile(r"[^\W_][\w /+.()'&-]{0,99}+")
 
 
 @dataclass(frozen=True)
@@ -102,10 +110,13 @@ class Settings:
 def taken_apart(text: str) -> tuple[str, str | None, Settings]:
     """The prompt, the negative prompt (None where there is none), and the settings."""
     lines = _whole(text).strip("\n").split("\n")
-    begin = _first_line(lines)
+    plain = [*map(_respelled, lines)]
+    begin = _first_line(plain)
     if begin is None:
         return *_prompts(lines), Settings()
-    before, block = lines[:begin], lines[begin:]
+    before, block = lines[:begin], plain[begin:]
+    if _SURE.match(block[0]):
+        block[0] = _respelled(block[0], fewest=1)
     late = next((place for place, line in enumerate(block) if place and _NEGATIVE.match(line)), None)
     if late is not None:  # a program that writes it behind the settings
         before, block = [*before, *block[late:]], block[:late]
@@ -125,9 +136,51 @@ def _are_words(text: str, *, alone: bool) -> bool:
     return _NEGATIVE_WITHIN.search(text) is not None or (alone and ":" not in text.partition(",")[0])
 
 
-def is_like_settings(line: str) -> bool:
-    """Whether a line of a prompt looks like settings."""
-    return len(_known_in(line)) >= FEWEST_KNOWN
+def without_settings(prompt: str) -> tuple[str, list[str]]:
+    """A prompt without the lines of settings in it, and these: another line holds the settings."""
+    kept: list[str] = []
+    cut: list[str] = []
+    for line in prompt.split("\n"):
+        plain = _respelled(line, fewest=2 if _SURE.match(line) else FEWEST_KNOWN)
+        known, sure = len(_known_in(plain)), _SURE.match(line)
+        if known < FEWEST_KNOWN and not (sure and (known > 1 or not sure["rest"].strip())):
+            kept.append(line)
+            continue
+        steps = _STEPS.search(plain)
+        words = plain[: steps.start()].rstrip(" ,") if steps is not None else ""
+        if steps is not None and words and _are_words(words, alone=True):
+            kept.append(words)
+            plain = plain[steps.start() :]
+        cut.append(f"other settings: {plain.strip()}")
+    return ("\n".join(kept), cut) if cut else (prompt, [])
+
+
+def _respelled(line: str, fewest: int = FEWEST_KNOWN) -> str:
+    """A line of at least `fewest` known keys with a colon behind each and a comma between them, where it is written
+    with other signs, as in "Steps=20; Seed=7"; any other line as it is."""
+    if not _OTHER_SIGNS.search(line) or len(_known_in(line)) >= FEWEST_KNOWN:
+        return line
+    written: list[str] = []
+    known: set[str] = set()
+    quoted = False
+    between = ""
+    for place, piece in enumerate(_BETWEEN.split(line, maxsplit=2 * MOST_PAIRS)):
+        if place % 2:
+            between = piece
+            continue
+        sign = None if quoted else _EQUALS.search(piece)
+        key = piece[: sign.start()].strip() if sign is not None else ""
+        if key in _REST:
+            return line
+        if sign is not None and _NAMED.fullmatch(key):
+            if key.lower() in SPELLED:
+                known.add(SPELLED[key.lower()])
+            between = between and ", "
+            value = piece[sign.end() :]
+            piece = f"{key}: {value.strip()}"
+        written += (between, piece)
+        quoted ^= bool(piece.count('"') % 2)
+    return "".join(written) if len(known) >= fewest else line
 
 
 def _whole(text: str) -> str:
@@ -137,14 +190,15 @@ def _whole(text: str) -> str:
 def is_infotext(text: str) -> bool:
     """Whether the text holds settings, or a negative prompt."""
     lines = _whole(text).split("\n")
-    return _first_line(lines) is not None or any(map(_NEGATIVE.match, lines))
+    return _first_line([*map(_respelled, lines)]) is not None or any(map(_NEGATIVE.match, lines))
 
 
 def _first_line(lines: list[str]) -> int | None:
     """Where the settings begin; None where there are none."""
     last = next((n for n in reversed(range(len(lines))) if len(_known_in(lines[n])) >= FEWEST_KNOWN), None)
     if last is None:
-        return _first_of_single(lines)
+        single = _first_of_single(lines)
+        return _last_of_steps(lines) if single is None else single
     seen = _known_in(lines[last])
     while last:
         known = _known_in(lines[last - 1])
@@ -155,6 +209,19 @@ def _first_line(lines: list[str]) -> int | None:
         last -= 1
         seen |= known
     return last
+
+
+def _last_of_steps(lines: list[str]) -> int | None:
+    """The last line, where it begins with a number of steps; lines of a single setting may follow it."""
+    for place in reversed(range(len(lines))):
+        if _SURE.match(lines[place]):
+            return place
+        key, colon, _ = lines[place].partition(":")
+        if lines[place].strip() and not (
+            colon and key.strip().lower() in SPELLED and not _NEGATIVE.match(lines[place])
+        ):
+            return None
+    return None
 
 
 def _first_of_single(lines: list[str]) -> int | None:

@@ -36,7 +36,8 @@ _FLAGS = {
 }  # fmt: skip
 DEEPEST = 50
 """Deepest nesting of brackets."""
-_CALLS = re.compile(r"\)\s*\.(?:and|blend|swap)\(|\)\s*\.(?:and|blend)\b|\.swap\(")
+_CALLS = re.compile(r"\)\s*\.(?:and|blend|swap)\\?\(|\)\s*\.(?:and|blend)\b|\.swap\\?\(")
+"""Calls in a prompt, also with their brackets escaped."""
 _NOTHING = ("app_version", "app_id", "generation_mode", "rand_device", "type", "model_id", "model", "postprocessing",
             "_version", "created_by", "n", "g", "G_fidelity", "fnformat", "metadata_version")  # fmt: skip
 _BRACKET = re.compile(r"\\.|[()]", re.DOTALL)
@@ -127,6 +128,7 @@ def _dream(line: str) -> Foreign | None:
 
 
 def _foreign(taking: Taking, values: dict[str, Any], model: str, digest: object, start: bool) -> Foreign:
+    vae = taking.vae()
     return Foreign(
         PROGRAM,
         values,
@@ -138,6 +140,7 @@ def _foreign(taking: Taking, values: dict[str, Any], model: str, digest: object,
         ),
         hashes=taking.loras.hashes,
         from_picture=start,
+        vae=vae,
     )
 
 
@@ -150,7 +153,9 @@ def _parted(text: str) -> tuple[str, str | None]:
 
 def weighted(text: str) -> str:
     """The prompt with InvokeAI's weights as we write them. Its round brackets alone weigh nothing, and its square ones
-    are words."""
+    are words. A prompt with calls stays as it is written, with all brackets escaped."""
+    if _CALLS.search(text):
+        return re.sub(r"(?<!\\)[\[\]()]", r"\\\g<0>", text)
     text = re.sub(r"(?<!\\)[\[\]]", r"\\\g<0>", text)
     open_: list[list[str]] = [[]]
     place = 0

@@ -49,7 +49,6 @@ EDITING = 2
 """The first version whose prompts know editing, alternation and AND. In those of before such words are mere words."""
 OURS = "LoRA Studio"
 OTHER = "made by {}, whose noise and rounding differ: expect a similar picture, not the same"
-WORDS = "a line of its prompts looks like settings: it stays there, as words, since another one holds the settings"
 STRIPPED = (
     f"its text {CHUNK!r} was taken out; the one for other programs does not say which LoRAs were pinned, or acted with "
     "an edit of the prompt"
@@ -280,9 +279,6 @@ def _from_a1111(name: str, said: a1111.Parameters) -> Remembered:
     stripped = (said.version or "").startswith(CHUNK)
     notes = [STRIPPED if stripped else OTHER.format("another program")]
     notes += left_out(said.ignored, said.unread)
-    words = f"{said.prompt}\n{said.negative_prompt or ''}".split("\n")
-    if not stripped and any(map(infotext.is_like_settings, words)):
-        notes.append(WORDS)
     values = {"prompt": said.prompt, "negative_prompt": said.negative_prompt or None, **said.values}
     return Remembered(
         draft=_draft(name, values, said.loras, notes),

@@ -69,10 +69,13 @@ def read(said: Mapping[str, Any]) -> Foreign | None:
                 digest = hashed.removeprefix("0x")
             elif of == "loras":
                 loras.hashes.setdefault(stem(called), hashed.removeprefix("0x").lower())
-    start = taking.any("initimage", "init_image") is not None
-    creativity = taking.real("initimagecreativity") if start else None
+    creativity = taking.real(
+        "initimagecreativity"
+    )  # SwarmUI leaves pictures out, and writes this only with one
+    start = taking.any("initimage", "init_image") is not None or creativity is not None
     if creativity is not None:
         values["strength"] = creativity
+    vae = taking.vae()
     taking.pass_over(*_NOTHING)
     notes = [f"left out of the prompt: {', '.join(left[:40])}"] if left else []
     return Foreign(
@@ -84,6 +87,7 @@ def read(said: Mapping[str, Any]) -> Foreign | None:
         notes=taking.notes(notes),
         hashes=loras.hashes,
         from_picture=start,
+        vae=vae,
     )
 
 

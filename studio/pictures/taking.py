@@ -125,6 +125,11 @@ class Taking:
         name = self._typed(MODEL, _name, "a name")
         return stem(name) if name else ""
 
+    def vae(self) -> str | None:
+        """The VAE's name; None where it is not given, or the model's own."""
+        name = self._typed(("vae", "vae_model"), _name, "a name")
+        return stem(name) if name and name.lower() != "automatic" else None
+
     def pass_over(self, *names: str) -> None:
         """These say nothing of how the picture looks."""
         for name in names:

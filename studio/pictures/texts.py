@@ -37,7 +37,7 @@ TAGS = ("Make", "Model", "ImageDescription", "UserComment", "XPComment", "Softwa
 NAMED = ("prompt", "workflow", PARAMETERS, "invokeai_metadata")
 KNOWN = (CHUNK, PARAMETERS, "prompt", "invokeai_metadata", "sd-metadata", "Dream")
 """Texts by which a picture says how it was made."""
-_OBJECT = re.compile(r'[\s\ufeff]*+(?:\{\s*+["}]|\[\s*+[\[{"]|"\{)')
+_OBJECT = re.compile(r'[\s\ufeff]*+(?:\{\s*+["\'}]|\[\s*+[\[{"]|"\{)')
 _NAME = re.compile(rf"\s*({'|'.join(NAMED)})\s*:\s*(?=[{{\[])", re.IGNORECASE)
 
 
@@ -66,7 +66,7 @@ def read_texts(source: Path | IO[bytes], name: str = "") -> dict[str, str]:
 
 
 def is_object(text: str) -> bool:
-    """Whether the text is meant as JSON, well formed or not."""
+    """Whether the text is meant as JSON, well formed or not, or as a dict of Python."""
     return _OBJECT.match(text) is not None
 
 

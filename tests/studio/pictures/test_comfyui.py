@@ -422,3 +422,24 @@ def test_a_graph_without_a_sampler_is_refused() -> None:
     )
     with pytest.raises(RequestError, match=told):
         read_comfyui("a.png", {"prompt": json.dumps(graph)})
+
+
+def test_several_pictures_at_once_are_told() -> None:
+    said = read({"5": node("EmptyLatentImage", width=640, height=512, batch_size=4)})
+    assert any("made 4 pictures at once" in note for note in said.notes)
+    assert not any("pictures at once" in note for note in read().notes)
+
+
+def test_unusual_numbers_of_a_solver_are_told() -> None:
+    nodes = {
+        "3": node(
+            "SamplerCustom", noise_seed=11, cfg=5.5, add_noise=True, model=["4", 0], positive=["6", 0],
+            negative=["7", 0], latent_image=["5", 0], sampler=["20", 0], sigmas=["21", 0],
+        ),
+        "20": node("SamplerDPMPP_2M_SDE", solver_type="heun", eta=0.5, s_noise=1.0, noise_device="gpu"),
+        "21": node("KarrasScheduler", steps=20, sigma_max=14.6, sigma_min=0.03, rho=7.0),
+    }  # fmt: skip
+    told = " ".join(read(nodes).notes)
+    assert "eta=0.5 of SamplerDPMPP_2M_SDE" in told
+    assert "solver_type='heun'" in told
+    assert "s_noise" not in told

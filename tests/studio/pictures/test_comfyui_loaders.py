@@ -498,3 +498,8 @@ def test_clip_skip(layer: int, skip: int | None) -> None:
     }
     said = read(more)
     assert (said.values.get("clip_skip"), said.notes) == (skip, ())
+
+
+def test_a_text_of_loras_without_a_tag_is_told() -> None:
+    said = through(loader("LoraTextLoader", lora_text="castle.safetensors:0.5\nkimono:0.2"))
+    assert "1 LoRA loader not understood" in " ".join(said.notes)

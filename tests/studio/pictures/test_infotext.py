@@ -152,8 +152,7 @@ def test_a_seed_that_cannot_be_meant_is_left_out_and_told(seed: str) -> None:
         (f"a fox\nNegative Prompt: blurry\nbad\n{LINE}", "a fox", "blurry\nbad"),
         (f"a fox\nNegative prompt: blurry\nlight: soft, mood: dark, lens: long\n{LINE}", "a fox",
          "blurry\nlight: soft, mood: dark, lens: long"),
-        (f"a fox\nNegative prompt: blurry\nSteps: 3, Sampler: DDIM, Seed: 1\n{LINE}", "a fox",
-         "blurry\nSteps: 3, Sampler: DDIM, Seed: 1"),
+        (f"a fox\nNegative prompt: blurry\nSteps: 3, Sampler: DDIM, Seed: 1\n{LINE}", "a fox", "blurry"),
         (f"Steps: a painting of steps\nModel: a woman, Size: large\n{LINE}",
          "Steps: a painting of steps\nModel: a woman, Size: large", None),
         (f"a fox\n{LINE}\nNegative prompt: blurry", "a fox", "blurry"),
@@ -327,3 +326,39 @@ def test_a_second_pass_is_named_and_no_initial_image_is_asked_for(key: str) -> N
 def test_sizes_may_stand_as_two_numbers() -> None:
     said = read("a\nSteps: 8, Sampler: Euler, Seed: 5, Width: 128, Height: 96")
     assert (said.values["width"], said.values["height"], said.ignored) == (128, 96, ())
+
+
+@pytest.mark.parametrize(
+    ("line", "values"),
+    [
+        ("Steps: 20; Sampler: Euler; CFG scale: 4.5; Seed: 7; Size: 128x96", SAID),
+        ("Steps: 20 | Sampler: Euler | CFG scale: 4.5 | Seed: 7 | Size: 128x96", SAID),
+        (
+            "Steps\uff1a20\uff0cSampler\uff1aEuler\uff0cCFG scale\uff1a4.5\uff0cSeed\uff1a7\uff0cSize\uff1a128x96",
+            SAID,
+        ),
+        ("Steps=20, Sampler=Euler, CFG scale=4.5, Seed=7, Size=128x96", SAID),
+        ("Steps: 20, Seed: 5", {"steps": 20, "seed": 5}),
+        ("Steps=20; Seed=5", {"steps": 20, "seed": 5}),
+        ("Steps: 20", {"steps": 20}),
+        ("Steps = 20", {"steps": 20}),
+        ("Steps: 20\nSeed: 5", {"steps": 20, "seed": 5}),
+    ],
+)
+def test_settings_are_read_by_other_signs_and_where_they_are_few(
+    line: str, values: dict[str, object]
+) -> None:
+    said = read(f"a fox; a cat | one=two\nNegative prompt: blurry\n{line}")
+    assert (said.prompt, said.negative_prompt) == ("a fox; a cat | one=two", "blurry")
+    assert said.values == values
+    assert not told(said)
+
+
+@pytest.mark.parametrize(
+    "older", [LINE.replace("20", "9"), "Steps=9; Sampler=DDIM; Seed=3", "Steps: 9, Seed: 3"]
+)
+def test_an_older_settings_line_is_cut_out_and_named(older: str) -> None:
+    said = read(f"a fox\n{older}\nNegative prompt: blurry\n{older}\n{LINE}")
+    assert (said.prompt, said.negative_prompt) == ("a fox", "blurry")
+    assert said.values == SAID
+    assert "other settings: Steps: 9" in told(said)

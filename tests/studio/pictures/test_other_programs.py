@@ -587,3 +587,35 @@ def test_numbers_of_no_size_are_left_out_and_told(tmp_path: Path) -> None:
     said = swarm(tmp_path, width="9" * 90, steps=10**300, cfgscale=1e300)
     assert some(said, "width", "steps", "guidance_scale", "seed") == (None, None, None, 5)
     assert sum("not taken over: " in note for note in said.notes) == 3
+
+
+def test_swarmuis_creativity_tells_a_picture_that_it_leaves_out(tmp_path: Path) -> None:
+    said = swarm(tmp_path, initimagecreativity=0.6, vae="OfficialStableDiffusion/sdxl_vae.safetensors")
+    assert said.draft.values["strength"] == 0.6
+    assert said.init_image is not None
+    assert said.setup.vae == "sdxl_vae"
+
+
+def test_invokeais_vae(tmp_path: Path) -> None:
+    text = json.dumps({"positive_prompt": "a fox", "steps": 8, "seed": 5, "vae": {"name": "sdxl-vae"}})
+    assert read_picture(png(tmp_path, invokeai_metadata=text)).setup.vae == "sdxl-vae"
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ('("a fox", "a cat").blend(0.7, 0.3)', '\\("a fox", "a cat"\\).blend\\(0.7, 0.3\\)'),
+        ('("a fox", "a cat").and()', '\\("a fox", "a cat"\\).and\\(\\)'),
+        ("a cat.swap(a dog) [x]", "a cat.swap\\(a dog\\) \\[x\\]"),
+    ],
+)
+def test_invokeais_calls_stay_as_written_and_are_told(tmp_path: Path, said: str, meant: str) -> None:
+    text = json.dumps({"positive_prompt": said, "steps": 8, "seed": 5})
+    found = read_picture(png(tmp_path, invokeai_metadata=text))
+    assert found.draft.values["prompt"] == meant
+    assert any(".blend()" in note for note in found.notes)
+
+
+def test_a_dict_of_python_is_refused_and_never_a_prompt(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="set it up by hand"):
+        read_picture(png(tmp_path, parameters="{'prompt': 'a fox', 'steps': 8}"))

@@ -453,12 +453,12 @@ def test_a_renamed_lora_is_found_by_every_kind_of_hash(
     assert found.missing == ()
 
 
-def test_a_line_like_settings_within_a_prompt_is_told(own: Home, tmp_path: Path) -> None:
+def test_another_line_of_settings_is_cut_out_of_a_prompt_and_told(own: Home, tmp_path: Path) -> None:
     text = f"a fox\nNegative prompt: blurry\nSteps: 3, Sampler: DDIM, Seed: 1{LINE}"
     found = read(own, tmp_path, parameters=text)
     assert (found.draft.values["steps"], found.draft.values["seed"]) == (20, 7)
-    assert found.draft.values["negative_prompt"] == "blurry\nSteps: 3, Sampler: DDIM, Seed: 1"
-    assert any("a line of its prompts looks like settings" in note for note in found.notes)
+    assert found.draft.values["negative_prompt"] == "blurry"
+    assert any("other settings: Steps: 3" in note for note in found.notes)
 
 
 def test_a_lora_that_is_here_with_another_content_is_told(own: Home, tmp_path: Path) -> None:
