@@ -40,6 +40,11 @@ def said(prompt: str, count: int = 10) -> list[tuple[int, str]]:
         ("a [b : c : 1] d", [(0, "a b  d"), (2, "a  c  d")]),
         ("a[b:[c:d:2]:1]e", [(0, "abe"), (2, "ace"), (3, "ade")]),
         ("((a][:b:c [d:3]", [(0, "((a][:b:c "), (4, "((a][:b:c d")]),
+        ("[embedding:e-f:0.5] a", [(0, " a"), (6, "embedding:e-f a")]),
+        ("[embedding:e:cat:0.5]", [(0, "embedding:e"), (6, "cat")]),
+        ("[(Embedding:x/e:1.2)::2]", [(0, "(Embedding:x/e:1.2)"), (3, "")]),
+        ("[embedding:0.5]", [(0, ""), (6, "embedding")]),  # the word itself
+        ("[fox:embedding:0.5]", [(0, "fox"), (6, "embedding")]),
         ("(a [b:c:5]:1.2)", [(0, "(a b:1.2)"), (6, "(a c:1.2)")]),
     ],
 )
@@ -186,7 +191,8 @@ def test_what_might_surprise_is_told(prompt: str, remark: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "prompt", ["[fox]", "[a:b:0.5] [c|d]", "a [unbalanced: x", r"[a\|b]", "(a|b:1.2)", "[a:b]"]
+    "prompt",
+    ["[fox]", "[a:b:0.5] [c|d]", "a [unbalanced: x", r"[a\|b]", "(a|b:1.2)", "[a:b]", "[embedding:a:b]"],
 )
 def test_nothing_is_told_of_what_is_plain(prompt: str) -> None:
     assert remarks(prompt) == ()
@@ -204,7 +210,20 @@ def test_the_time_grows_with_the_length_alone() -> None:
             wording(text, text, 20)
         return time.process_time() - began
 
-    for part in ("[a:", "a:", "[", "]", "[a|", "(", "[:1]", "[a:b:c:1]", "\\\\:", "<a:", " AND "):
+    for part in (
+        "[a:",
+        "a:",
+        "[",
+        "]",
+        "[a|",
+        "(",
+        "[:1]",
+        "[a:b:c:1]",
+        "embedding: ",
+        "\\\\:",
+        "<a:",
+        " AND ",
+    ):
         nested = part in ("[a:", "[", "[a|", "(")
         prompt = "[" + part * (88 if nested else 19_000 // len(part))
         short = prompt[: len(prompt) // 8]
