@@ -295,8 +295,8 @@ def escaped(text: str) -> str:
     return _AND.sub("and", text)  # the tokenizers read small letters alone
 
 
-def remarks(prompt: str) -> tuple[str, ...]:
-    """What a user might not expect of a prompt's edits, for the record of a picture."""
+def remarks(prompt: str, count: int) -> tuple[str, ...]:
+    """What a user might not expect of a prompt's edits over `count` steps, for the record of a picture."""
     found = []
 
     def look(pieces: Sequence[Piece]) -> None:
@@ -306,6 +306,12 @@ def remarks(prompt: str) -> tuple[str, ...]:
                     found.append(
                         f"{_shown(piece.after)} never comes: {piece.when:g} is after the end of the run; a fraction of "
                         "the steps lies below 1, and the number of a step has no point"
+                    )
+                elif piece.last(count) >= count - 1 and piece.after:
+                    moment = piece.when if piece.whole else math.floor(piece.when * count)
+                    found.append(
+                        f"{_shown(piece.after)} never comes: it would after step {moment:g}, and the last of the "
+                        f"{count} steps is {count - 1}"
                     )
                 look(piece.before)
                 look(piece.after)
