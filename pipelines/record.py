@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from composers.plan import Use
+from composers.plan import Step, Use
 from composers.registry import settings_of, spell
 from pipelines.families.unet import shallow_modules
 from pipelines.model import Model
@@ -193,13 +193,25 @@ def make_record(
         versions=dict(versions()),
         notes=(
             *notes,
-            *remarks(request.prompt),
+            *remarks(request.prompt, request.executed_steps),
+            *_never_on(request.uses, request.executed_steps),
             *remark(request.clip_skip, request.clip_skip_as, checkpoint.family),
             *_unread_embeddings(request, model),
             *_unknown_words(request, model, embeddings),
         ),
         embeddings=dict(embeddings),
         adapters_paged=cost.paged,
+    )
+
+
+def _never_on(uses: Iterable[Use], count: int) -> tuple[str, ...]:
+    """A note on each LoRA whose schedule is 0 at every step."""
+    return tuple(
+        f"LoRA {use.adapter!r} never acts{'' if use.text_scheduled else ' on the UNet'}: its schedule is 0 at each of "
+        f"the {count} steps"
+        for use in uses
+        if use.schedule is not None
+        and not any(use.schedule.factor(Step(index, count, 1.0)) for index in range(count))
     )
 
 

@@ -6,8 +6,8 @@
     a AND b :1.2     two prompts, each with a weight of its own; without a number it is 1
 
 Edits may lie within each other, in round brackets, and in each part of an AND. A bracket that is none of these keeps
-its meaning in `pipelines.text.prompt`. A backslash before a bracket, a colon or a bar takes its meaning away; `and` in
-small letters is the word.
+its meaning in `pipelines.text.prompt`. The colon of `embedding:name` belongs to the name. A backslash
+before a bracket, a colon or a bar takes its meaning away; `and` in small letters is the word.
 
 The rule of time is A1111's (`modules/prompt_parser.py`): the first text stands while the index of the step, from 0, is
 at most ⌊when * steps⌋, or at most the step given; where that is 0, it never stands. An alternation stands at its first
@@ -34,7 +34,9 @@ MOST_TEXTS = 64
 DEEPEST = 200
 """Brackets that may lie within each other."""
 
-_MARK = re.compile(r"\\.|<\s*\w+\s*:(?:\\.|[^<>\\\n])*>|[\[\]():|]", re.DOTALL)
+_NAMED = r"(?<!\w)(?i:embedding):(?!\s*+(?:[\]:|]|[-+.\d]++\s*+\]))"
+"""What ComfyUI writes before an embedding's name: its colon divides nothing. `[embedding:0.5]` is about the word."""
+_MARK = re.compile(rf"\\.|<\s*\w+\s*:(?:\\.|[^<>\\\n])*>|{_NAMED}|[\[\]():|]", re.DOTALL)
 _WHEN = re.compile(r"\s*([+-]?(?:\d++(?:\.\d*+)?|\.\d++)(?:[eE][+-]?\d{1,3})?)\s*")
 _AND = re.compile(r"\bAND\b")
 _WEIGHT = re.compile(r":\s*([+-]?(?:\d++\.?\d*+|\.\d++))\s*$")
@@ -293,8 +295,8 @@ def escaped(text: str) -> str:
     return _AND.sub("and", text)  # the tokenizers read small letters alone
 
 
-def remarks(prompt: str) -> tuple[str, ...]:
-    """What a user might not expect of a prompt's edits, for the record of a picture."""
+def remarks(prompt: str, count: int) -> tuple[str, ...]:
+    """What a user might not expect of a prompt's edits over `count` steps, for the record of a picture."""
     found = []
 
     def look(pieces: Sequence[Piece]) -> None:
@@ -305,6 +307,12 @@ def remarks(prompt: str) -> tuple[str, ...]:
                         f"{_shown(piece.after)} never comes: {piece.when:g} is after the end of the run; a fraction of "
                         "the steps lies below 1, and the number of a step has no point"
                     )
+                elif piece.last(count) >= count - 1 and piece.after:
+                    moment = piece.when if piece.whole else math.floor(piece.when * count)
+                    found.append(
+                        f"{_shown(piece.after)} never comes: it would after step {moment:g}, and the last of the "
+                        f"{count} steps is {count - 1}"
+                    )
                 look(piece.before)
                 look(piece.after)
             elif isinstance(piece, Alternation):
@@ -313,7 +321,7 @@ def remarks(prompt: str) -> tuple[str, ...]:
             else:
                 found.extend(
                     f"{shown(mark[0])} is no edit and no alternation, so it is drawn as words; write [a:b:0.5] or [a|b]"
-                    for mark in _INNERMOST.finditer(re.sub(r"\\.", "", piece))
+                    for mark in _INNERMOST.finditer(re.sub(rf"\\.|{_NAMED}", "", piece))
                     if "|" in mark[0] or mark[0].count(":") > 1
                 )
 

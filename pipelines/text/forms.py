@@ -21,7 +21,10 @@ FORMS = (
     Form("(word:1.3)", "weight 1.3", "there, the rescaling of a weighted chunk has no bounds"),
     Form("one BREAK two", "the words after it begin a new chunk of 75 tokens", "in brackets it is a word there"),
     Form(r"\( \) \[ \] \: \|", "the character itself"),
-    Form("[fox:cat:0.5]", "fox first, then cat: at half of the steps; [fox:cat:5] at step 5"),
+    Form(
+        "[fox:cat:0.5]", "fox first, then cat: at half of the steps; [fox:cat:5] at step 5",
+        "with Heun and DPM2, model calls are counted there, two a step; with an initial image, all steps",
+    ),
     Form("[cat:0.5]", "nothing first, then cat"),
     Form("[fox::0.5]", "fox first, then nothing"),
     Form("[fox|cat]", "fox and cat by turns, one step each"),

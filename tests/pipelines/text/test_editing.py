@@ -8,6 +8,7 @@ from contextlib import suppress
 import pytest
 
 from pipelines.errors import PromptError
+from pipelines.record import _never_on
 from pipelines.text.editing import DEEPEST, MOST_TEXTS, escaped, parts_of, pieces_of, remarks, wording
 from pipelines.text.tags import sift_tags, take_tags
 
@@ -40,6 +41,11 @@ def said(prompt: str, count: int = 10) -> list[tuple[int, str]]:
         ("a [b : c : 1] d", [(0, "a b  d"), (2, "a  c  d")]),
         ("a[b:[c:d:2]:1]e", [(0, "abe"), (2, "ace"), (3, "ade")]),
         ("((a][:b:c [d:3]", [(0, "((a][:b:c "), (4, "((a][:b:c d")]),
+        ("[embedding:e-f:0.5] a", [(0, " a"), (6, "embedding:e-f a")]),
+        ("[embedding:e:cat:0.5]", [(0, "embedding:e"), (6, "cat")]),
+        ("[(Embedding:x/e:1.2)::2]", [(0, "(Embedding:x/e:1.2)"), (3, "")]),
+        ("[embedding:0.5]", [(0, ""), (6, "embedding")]),  # the word itself
+        ("[fox:embedding:0.5]", [(0, "fox"), (6, "embedding")]),
         ("(a [b:c:5]:1.2)", [(0, "(a b:1.2)"), (6, "(a c:1.2)")]),
     ],
 )
@@ -145,6 +151,22 @@ def test_a_tag_within_an_edit_is_on_while_its_words_stand(
     assert tag.use().text_scheduled == bool(points)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "told"),
+    [
+        ("[<lora:x:1>:1.0] fox", 1),
+        ("[<lora:x:1>:50] fox", 1),
+        ("[<lora:x:1>:4] fox", 0),
+        ("<lora:x:1> fox", 0),
+    ],
+)
+def test_a_lora_that_never_acts_is_told(prompt: str, told: int) -> None:
+    _, tags = take_tags(prompt)
+    assert [note[:21] for note in _never_on([tag.use() for tag in tags], 6)] == [
+        "LoRA 'x' never acts: "
+    ] * told
+
+
 def test_a_tag_with_moments_of_its_own_is_refused_within_an_edit() -> None:
     prompt = "[<lora:x:1:start=0.2>:0.5] fox"
     with pytest.raises(PromptError, match="moments of its own"):
@@ -176,20 +198,24 @@ def test_an_escaped_prompt_is_words_alone(prompt: str, expected: str) -> None:
     [
         ("a [fox:1.3]", "'fox' never comes: 1.3"),
         ("a [[fox:hat:2.5]:3]", "'hat' never comes: 2.5"),
+        ("a fox [cat:25]", "'cat' never comes: it would after step 25, and the last of the 10 steps is 9"),
+        ("[fox:cat:11]", "'cat' never comes"),
+        ("[fox:cat:9]", "'cat' never comes"),
         ("[a:b|c:0.5]", "drawn as words"),
         ("[a:b:c:0.5]", "drawn as words"),
     ],
 )
 def test_what_might_surprise_is_told(prompt: str, remark: str) -> None:
-    (found,) = remarks(prompt)
+    (found,) = remarks(prompt, 10)
     assert remark in found
 
 
 @pytest.mark.parametrize(
-    "prompt", ["[fox]", "[a:b:0.5] [c|d]", "a [unbalanced: x", r"[a\|b]", "(a|b:1.2)", "[a:b]"]
+    "prompt",
+    ["[fox]", "[a:b:0.5] [c|d]", "a [unbalanced: x", r"[a\|b]", "(a|b:1.2)", "[a:b]", "[embedding:a:b]"],
 )
 def test_nothing_is_told_of_what_is_plain(prompt: str) -> None:
-    assert remarks(prompt) == ()
+    assert remarks(prompt, 10) == ()
 
 
 def test_the_time_grows_with_the_length_alone() -> None:
@@ -197,14 +223,27 @@ def test_the_time_grows_with_the_length_alone() -> None:
 
     def seconds(text: str) -> float:
         began = time.process_time()
-        remarks(text)
+        remarks(text, 20)
         escaped(text)
         sift_tags(f"{text}<lora:x:1>")
         with suppress(PromptError):
             wording(text, text, 20)
         return time.process_time() - began
 
-    for part in ("[a:", "a:", "[", "]", "[a|", "(", "[:1]", "[a:b:c:1]", "\\\\:", "<a:", " AND "):
+    for part in (
+        "[a:",
+        "a:",
+        "[",
+        "]",
+        "[a|",
+        "(",
+        "[:1]",
+        "[a:b:c:1]",
+        "embedding: ",
+        "\\\\:",
+        "<a:",
+        " AND ",
+    ):
         nested = part in ("[a:", "[", "[a|", "(")
         prompt = "[" + part * (88 if nested else 19_000 // len(part))
         short = prompt[: len(prompt) // 8]

@@ -37,3 +37,8 @@ def test_a_form_is_more_than_words(form: Form) -> None:
     ]
     plain = [run.text for run in runs] == [form.example] and all(run.weight == 1 for run in runs)
     assert tags or not plain
+
+
+def test_the_guide_tells_where_a1111_counts_other_steps() -> None:
+    [edit] = (form for form in FORMS if form.example == "[fox:cat:0.5]")
+    assert all(word in edit.elsewhere for word in ("Heun", "DPM2", "model calls", "initial image"))
