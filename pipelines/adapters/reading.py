@@ -14,7 +14,7 @@ from torch import Tensor
 from pipelines.adapters.adapter import Adapter
 from pipelines.adapters.container import Header, adapter_path, read_header, read_tensors
 from pipelines.adapters.factors import check_types, factors
-from pipelines.adapters.keys import Contents, quoted, sort_keys
+from pipelines.adapters.keys import Contents, quoted, some, sort_keys
 from pipelines.adapters.kinds import INTEGERS, RawLayer
 from pipelines.adapters.kinds.dora import LENGTHS
 from pipelines.adapters.metadata import describe
@@ -72,11 +72,9 @@ def _adapter(path: Path, model: ModelLayers, name: str, family: FamilyName | Non
     layers, kinds = factors(raw, model)
     check_types(own, kinds)
     metadata = describe(header.metadata, read_sidecars(path))
-    notes = (*filter(None, [note_on(path)]), *aside_notes(aside, contents), *scale_notes)
+    bundled, left_out = _bundled(contents, tensors)
+    notes = (*filter(None, [note_on(path)]), *aside_notes(aside, contents), *scale_notes, *left_out)
     found = Findings(path.name, header, contents, origin, raw, settings, tuple(orphans), digest, notes)
-    bundled = {
-        word: {part: tensors[key] for part, key in own.items()} for word, own in contents.bundled.items()
-    }
     return Adapter(name, layers, metadata, report(name, model, found, layers, kinds, metadata), bundled)
 
 
@@ -84,18 +82,24 @@ MOST_BUNDLED = 64 * 2**20
 """Most bytes of the embeddings that come with an adapter; one of 75 vectors takes 600 kB."""
 
 
-def _bundled(file: str, contents: Contents, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Word -> name of a tensor -> tensor. Raises AdapterFileError for more than `MOST_BUNDLED`."""
-    found = {
-        word: {part: tensors[key] for part, key in own.items()} for word, own in contents.bundled.items()
-    }
-    size = sum(one.nbytes for own in found.values() for one in own.values())
-    if size > MOST_BUNDLED:
-        raise AdapterFileError(
-            f"{file}: the embeddings that come with it (bundle_emb) take {size / 2**20:.0f} MB, more than "
-            f"{MOST_BUNDLED >> 20}; fetch a sound file"
-        )
-    return found
+def _bundled(
+    contents: Contents, tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, dict[str, Tensor]], tuple[str, ...]]:
+    """(word -> name of a tensor -> tensor, a note on those left out): as many as take `MOST_BUNDLED` together."""
+    found, left_out, size = dict[str, dict[str, Tensor]](), list[str](), 0
+    for word, own in contents.bundled.items():
+        needed = sum(tensors[key].nbytes for key in own.values())
+        if size + needed > MOST_BUNDLED:
+            left_out.append(word)
+            continue
+        size += needed
+        found[word] = {part: tensors[key] for part, key in own.items()}
+    if not left_out:
+        return found, ()
+    return found, (
+        f"embeddings that come with it (bundle_emb) may take {MOST_BUNDLED >> 20} MiB together; left out, and drawn as "
+        f"words: {some(left_out)}",
+    )
 
 
 def _settings(path: Path, header: Header, contents: Contents) -> dict[str, PeftSettings]:

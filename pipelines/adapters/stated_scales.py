@@ -29,7 +29,10 @@ from pipelines.adapters.sidecars import MOST_SAID
 from pipelines.errors import AdapterFormatError, StudioError
 from pipelines.home.plain import read_json
 
-_JSON_PLACES = ("peft_config", "lora_config", "adapter_config")
+_JSON_PLACES = ("peft_config", "lora_config", "adapter_config", "LoraConfig")
+_LOOSE_PLACES = ("config", "training_args", "ot_config")
+"""Entries that may hold anything: they count where they are JSON objects."""
+_SCALES = ("lora_scale", "scaling")
 _FIELDS: Mapping[str, str] = {
     **{name: name for name in ("lora_alpha", "r", "alpha_pattern", "rank_pattern", "use_rslora", "use_dora",
                                "init_lora_weights", "peft_type")},
@@ -111,9 +114,16 @@ def stated_in(path: Path, metadata: Mapping[str, str]) -> tuple[Stated, ...]:
         for name in _JSON_PLACES
         if name in metadata
     ]
+    for name in _LOOSE_PLACES:
+        if isinstance(fields := _value(metadata.get(name, "")), dict):
+            found.append(_stated(f"its {name}", partial(_named, f"{path.name}: {name}", fields)))
     found.append(_stated("its header", partial(_flat, path.name, metadata)))
     found.append(Stated(_KOHYA, _kohya(metadata), kernels="conv_" not in metadata.get("ss_network_args", "")))
-    return tuple(one for one in found if one.odd or any(_tells(own) for own in one.settings.values()))
+    told = tuple(one for one in found if one.odd or any(_tells(own) for own in one.settings.values()))
+    alpha = _number(metadata.get("ss_network_alpha", ""))
+    if told or alpha is None:
+        return told
+    return (Stated(_KOHYA, dict.fromkeys(COMPONENTS, PeftSettings(alpha=alpha)), certain=False),)
 
 
 def _beside(path: Path) -> tuple[Stated, ...]:
@@ -136,7 +146,41 @@ def _stated(place: str, read: Callable[[], Mapping[str, PeftSettings]]) -> State
 def _json(file: str, name: str, text: str) -> dict[str, PeftSettings]:
     fields = settings_object(file, name, text)
     inner = fields.get("default")
-    return by_component(f"{file}: {name}", inner if isinstance(inner, dict) else fields)
+    return _named(f"{file}: {name}", inner if isinstance(inner, dict) else fields)
+
+
+def _named(where: str, fields: Mapping[str, Any]) -> dict[str, PeftSettings]:
+    """By component, the fields under PEFT's names, whichever they have here."""
+    named = _renamed(fields)
+    for part in COMPONENTS:
+        if isinstance(own := fields.get(part), dict):
+            named[part] = _renamed(own)
+    return by_component(where, named)
+
+
+def _renamed(fields: Mapping[str, Any]) -> dict[str, Any]:
+    if str(fields.get("peft_type") or "LORA").removeprefix("PeftType.").upper() != "LORA":
+        return dict(fields)
+    named: dict[str, Any] = {}
+    for key, value in fields.items():
+        component, dot, name = key.rpartition(".")
+        if name in _FIELDS and (not dot or component in COMPONENTS) and value is not None:
+            if isinstance(value, str):
+                value = _value(value)
+            named.setdefault(f"{component}{dot}{_FIELDS[name]}", value)
+    return named
+
+
+def _scale_alone(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """A note on a scale that is stated without alpha and rank."""
+    for name in _SCALES:
+        scale = _number(metadata.get(name, ""))
+        if scale is not None and scale != 1:
+            return (
+                f"layers without an alpha are used at scale 1, though its {name} says scale {scale:g}: it is not "
+                "certain that this is about these layers",
+            )
+    return ()
 
 
 _KOHYA = "its ss_network_alpha"
@@ -212,7 +256,8 @@ def settled(
     odd = tuple(f"scale 1 is used: {one.odd}" for one in found if one.odd and bare)
     stated = [one for one in found if not one.odd]
     if odd or not stated:
-        return {}, odd or ((UNSEEN,) if peft and bare and len(bare) == len(layers) else ())
+        alone = _scale_alone(metadata) if bare else ()
+        return {}, odd or alone or ((UNSEEN,) if peft and bare and len(bare) == len(layers) else ())
     if not bare:
         return {}, tuple(_contradicted(stated, layers))
     would = [{scale for one in stated if (scale := one.scale(layer)) is not None} for layer in bare]

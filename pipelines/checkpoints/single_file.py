@@ -183,7 +183,12 @@ def _prediction_type(file: Path, header: WeightsHeader, contents: Contents) -> t
     """
     if "v_pred" in contents.marks:
         return "v_prediction", ()
-    said = header.metadata.get("modelspec.prediction_type", "").lower()
+    said = header.metadata.get("modelspec.prediction_type") or header.metadata.get(
+        "modelspec.predict_key", ""
+    )
+    said = said.strip().lower()
+    if not said and header.metadata.get("ss_v_parameterization", "").strip().lower() == "true":
+        said = "v"
     said = said or _parameterization(file.with_suffix(".yaml"))
     architecture = header.metadata.get("modelspec.architecture", "").lower()
     if said.startswith("v") or (not said and architecture.startswith("stable-diffusion-v2-768-v")):

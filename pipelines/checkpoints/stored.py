@@ -170,7 +170,7 @@ class Reader:
         self._last: tuple[str, Tensor] | None = None
 
     def __call__(self, weight: Weight, dtype: torch.dtype) -> Tensor:
-        """The weight. Raises ModelError for a scale that is not finite."""
+        """The weight. Raises ModelError for a scale that is 0 or not finite."""
         stored = self._stored(weight.key)
         if weight.turn == "transposed":
             stored = stored.T
@@ -197,6 +197,8 @@ class Reader:
                 raise ModelError(
                     f"{self._storage.file}: the scale {listed([name])} is not finite; use another copy"
                 )
+            if not bool(scale.any()):
+                raise ModelError(f"{self._storage.file}: the scale {listed([name])} is 0; use another copy")
             spread = _spread(tuple(scale.shape), tuple(tensor.shape))
             assert spread is not None
             tensor = tensor.to(wide) * spread(scale)

@@ -42,7 +42,7 @@ def _told(entry: Entry, note: str) -> Entry:
 
 def one_of_copies(found: Sequence[Entry]) -> Entry | None:
     """The first of several files if all hold the same bytes; else None. Nothing is read where their sizes differ."""
-    if not 2 <= len(found) <= MOST_COPIES or any(entry.embedded for entry in found):
+    if not 2 <= len(found) <= MOST_COPIES:
         return None
     try:
         stamps = [_stamp(entry.path) for entry in found]

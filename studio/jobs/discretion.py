@@ -14,7 +14,7 @@ _PARTS = re.compile(r"[/\\]")
 
 
 def without_places(text: str, home: Home) -> str:
-    """The text with every absolute path shortened to its last part.
+    """The text with every absolute path shortened to its last part; one of a single part is not told.
 
     The home's folders are looked for by name, so that paths in them are found even where they contain spaces.
     """
@@ -23,9 +23,14 @@ def without_places(text: str, home: Home) -> str:
     for folder in sorted(map(str, known), key=len, reverse=True):
         text = re.sub(rf"{re.escape(folder)}(?:[/\\])", "", text)
         text = re.sub(rf"{re.escape(folder)}(?![\w.-])", Path(folder).name, text)
-    return _PATH.sub(lambda match: _last(match[0]), text)
+    return _PATH.sub(_last, text)
 
 
-def _last(path: str) -> str:
-    parts = [part for part in _PARTS.split(path) if part and part != "~"]
-    return parts[-1] if len(parts) > 1 else path
+def _last(found: re.Match[str]) -> str:
+    """The last part of a path. A path of one part, such as /etc, is not told at all; </b> is none."""
+    parts = [part for part in _PARTS.split(found[0]) if part and part != "~"]
+    if len(parts) > 1:
+        return parts[-1]
+    if found.string[: found.start()].endswith("<"):
+        return found[0]
+    return "a folder elsewhere" + ("." if found[0].endswith(".") else "")

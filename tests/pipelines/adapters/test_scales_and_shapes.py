@@ -162,6 +162,16 @@ def test_embeddings_and_counters_are_ignored_but_not_silently(sdxl, trainer, sav
     assert any("global_step" in note and "position_ids" in note for note in adapter.report.notes)
 
 
+def test_embeddings_of_more_than_the_bound_are_left_out_with_a_note(sdxl, trainer, save, monkeypatch):
+    monkeypatch.setattr("pipelines.adapters.reading.MOST_BUNDLED", 40)
+    factors = trainer.layer(sdxl.modules("unet")[QUERY])
+    extras = {f"bundle_emb.{word}.clip_l": torch.ones(1, 8) for word in ("fox", "hat")}
+    adapter = read_adapter(save(kohya(QUERY, factors) | extras), sdxl.layers, "fox")
+    assert len(adapter.bundled) == 1
+    (left,) = {"fox", "hat"} - set(adapter.bundled)
+    assert any("left out" in note and left in note for note in adapter.report.notes)
+
+
 def test_an_alpha_whose_factors_were_cut_away_is_noted(sdxl, trainer, save, assert_applied):
     factors = trainer.layer(sdxl.modules("unet")[QUERY])
     orphan = {f"lora_unet_{KEY.replace('.', '_')}.alpha": torch.tensor(4.0)}

@@ -77,6 +77,23 @@ def test_sd2_is_told_by_its_text_encoder(
     assert (again.defaults.width, again.defaults.height) == (512, 512)
 
 
+@pytest.mark.parametrize(
+    ("said", "predicts"),
+    [
+        ({"ss_v_parameterization": "True"}, "v_prediction"),
+        ({"modelspec.predict_key": "v"}, "v_prediction"),
+        ({"ss_v_parameterization": "False"}, "epsilon"),
+        ({"modelspec.predict_key": "epsilon"}, "epsilon"),
+    ],
+)
+def test_v_prediction_as_sd_scripts_states_it(
+    said: dict[str, str], predicts: str, sd: Path, configs: Path, tmp_path: Path, stock: Callable[[Path], Any]
+) -> None:
+    file = tmp_path / "v.safetensors"
+    save_file(single_file_tensors(stock(sd)), file, metadata=said)
+    assert examine(file).prediction_type == predicts
+
+
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
 def test_zero_snr_and_v_prediction_markers(
     kind: str, configs: Path, tmp_path: Path, stock: Callable[[Path], Any], request: pytest.FixtureRequest

@@ -16,6 +16,7 @@ from pipelines import assets
 from pipelines.errors import AdapterFileError
 from pipelines.home import Home
 from pipelines.home.lookup import note_on
+from pipelines.home.names import Entry
 
 from ..folders import in_time
 
@@ -87,6 +88,12 @@ def test_identical_copies_are_one_file_and_told(home: Home, twins: tuple[str, st
     assert all(f"{file.parent.name}/{file.name}" in found.note for file in (one, other))
     assert str(home.path) not in found.note  # it stands in records, which others may see
     assert note_on(found.path) == found.note
+
+
+def test_a_copy_of_a_built_in_file_is_that_file_and_told(home: Home) -> None:
+    own, built_in = lora(home, "a/fox.safetensors"), lora(home, "b/fox.safetensors")
+    entries = [Entry("a/fox", own), Entry("b/fox", built_in, "tiny", embedded=True)]
+    assert "identical copy" in home.find_lora("fox", paths=False, entries=entries).note
 
 
 def test_three_of_which_one_differs_are_ambiguous_with_their_places(home: Home) -> None:

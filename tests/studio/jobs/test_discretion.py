@@ -27,6 +27,10 @@ from studio.web.sdapi import lists
         ("write <lora:name:0.8> or a</b>", "write <lora:name:0.8> or a</b>"),
         (r"C:\Users\ann\x.png is no picture", "x.png is no picture"),
         ("~/secret/x.png", "x.png"),
+        (
+            "a link of that name leads to /etc. It is …",
+            "a link of that name leads to a folder elsewhere. It is …",
+        ),
         ("a fox", "a fox"),
     ],
 )
