@@ -474,7 +474,7 @@ def test_automatic_is_what_a1111_takes_for_it(said: dict[str, str], drawn: str) 
     "said", [{"eta": 0}, {"eta": "0.5"}, {"s_noise": 0}, {"sampler_name": "DDIM", "eta": 1.0}]
 )
 def test_noise_in_another_measure_is_refused(said: dict[str, Any]) -> None:
-    with pytest.raises(RequestError, match="noise|eta"):
+    with pytest.raises(RequestError, match=r"noise|eta"):
         read({"sampler_name": "Euler a", **said})
 
 
