@@ -19,6 +19,7 @@ from pipelines.model import Model
 from pipelines.request import Request
 from pipelines.text.clip_skip import Counting, remark
 from pipelines.text.editing import remarks
+from pipelines.text.other_forms import other_forms
 from pipelines.text.vocabulary import unknown
 
 
@@ -194,6 +195,8 @@ def make_record(
         notes=(
             *notes,
             *remarks(request.prompt, request.executed_steps),
+            *remarks(request.negative_prompt or "", request.executed_steps),
+            *other_forms(request.prompt, request.negative_prompt),
             *_never_on(request.uses, request.executed_steps),
             *remark(request.clip_skip, request.clip_skip_as, checkpoint.family),
             *_unread_embeddings(request, model),
