@@ -181,6 +181,8 @@ class Home:
             for name in WRITERS_NAMES:
                 if files.is_regular(inside := path.absolute() / f"{name}{WEIGHTS}"):
                     return Entry(inside.parent.name, inside, foldered=True)
+            if path.is_absolute() or os.sep in str(source):
+                raise AdapterFileError(_no_adapter_in(path))
         entries = self.loras() if entries is None else entries
         found = find(str(source), entries, model)
         if not found and len(str(source)) <= _LONGEST_QUOTED:
@@ -229,6 +231,20 @@ class Home:
 
 
 _LONGEST_QUOTED = 255  # characters, which a file's name may have
+
+
+def _no_adapter_in(folder: Path) -> str:
+    """The message for a folder that is no adapter. It names the files in it that might be meant."""
+    try:
+        inside = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
+    except OSError:
+        inside = []
+    weights = [name for name in inside if name.lower().endswith((WEIGHTS, ".bin", ".pt"))][:6]
+    what = f"it holds {', '.join(map(repr, weights))}" if weights else "it holds no weights"
+    return (
+        f"{folder} is a folder without adapter_model{WEIGHTS} or pytorch_lora_weights{WEIGHTS} ({what}); give the "
+        f"{WEIGHTS} file itself"
+    )
 
 
 def _of_left_out(name: str, left_out: Sequence[LeftOut]) -> str:

@@ -239,3 +239,21 @@ def test_no_more_is_told_than_a_bound_allows(home: Home) -> None:
     for number in range(1_100):
         (home.path / "loras" / f"{number}.safetensors").symlink_to("/dev/null")
     assert len(in_time(home.look_for_loras)[1]) == 1_000
+
+
+@pytest.mark.parametrize(
+    ("inside", "says"),
+    [
+        ("lora.safetensors", "it holds 'lora.safetensors'"),
+        ("pytorch_lora_weights.bin", "it holds 'pytorch_lora_weights.bin'"),
+        ("notes.txt", "it holds no weights"),
+    ],
+)
+def test_a_folder_that_is_no_adapter_says_what_it_holds(
+    home: Home, tmp_path: Path, inside: str, says: str
+) -> None:
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / inside).write_bytes(b"x")
+    with pytest.raises(AdapterFileError, match=says):
+        home.find_lora(folder)

@@ -440,7 +440,7 @@ def laughs(first: str, again: str) -> str:
         ("a.yaml", "- {prompt: a, adapters: {2020-01-01: x}}", "must be a number|is no number"),
         ("a.yaml", "- {prompt: 2020-99-99}", "month must be"),
         ("a.yaml", "- {prompt: a, strength: .nan}", "nan is no number"),
-        ("a.csv", ",".join(f"h{n}" for n in range(100_000)) + "\n1", "headings are more than"),
+        ("a.csv", ",".join(f"h{n}" for n in range(100_000)) + "\n1", "cells are more than"),
         ("a.csv", "prompt\n" + "a" * 200_000, "field larger than field limit"),
         ("a.csv", "prompt,crop\na," + "9" * 5000 + "x1", "crop"),
         ("a.txt", "a --count " + "9" * 5000, "is no number"),
