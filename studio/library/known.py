@@ -37,15 +37,19 @@ class Known:
 class Missing:
     """A file that the picture was made with and that is not here. kind: "LoRA", "model" or "VAE".
 
-    near: similar names that are here. hash: as the picture gives it, "" where it gives none.
+    near: similar names that are here. hash: as the picture gives it, "" where it gives none. several: the names of
+    different files that it could mean.
     """
 
     kind: str
     name: str
     near: tuple[str, ...] = ()
     hash: str = ""
+    several: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        if self.several:
+            return f"{self.kind} {self.name!r} could be any of {', '.join(self.several)}; choose one"
         said = f" (hash {self.hash[:12]})" if self.hash else ""
         hint = f"; similar: {', '.join(self.near)}" if self.near else ""
         return f"{self.kind} {self.name!r}{said} is not here{hint}"
@@ -107,9 +111,14 @@ class Finder:
 
         model: decides between two embedded LoRAs of one name: the one made for this model is taken.
         """
-        try:
-            entry = self._home.find_lora(name, model or None, paths=False, entries=self._loras)
-        except AdapterFileError:
+        entry = None
+        for called in (name, *_names(name)):
+            try:
+                entry = self._home.find_lora(called, model or None, paths=False, entries=self._loras)
+                break
+            except AdapterFileError:
+                continue
+        if entry is None:
             return self._lora_without_name(name, said, model)
         if said is None or is_adapter(entry.path, said.digest):
             if said is not None and entry.note:
@@ -137,8 +146,8 @@ class Finder:
             if same is not None:
                 self.notes.append(f"LoRA {name!r} was found by its hash: it is called {same!r} here")
                 return same
-        digest = said.digest if said else ""
-        self.missing.append(Missing("LoRA", name, tuple(near(name, self._loras)), digest))
+        digest, several = said.digest if said else "", tuple(twin.name for twin in twins[:8])
+        self.missing.append(Missing("LoRA", name, tuple(near(name, self._loras)), digest, several))
         return None
 
     def _with_hash(self, said: Known) -> str | None:

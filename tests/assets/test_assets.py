@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -53,15 +52,6 @@ def test_every_part_keeps_to_its_size(folder: str, limit: float) -> None:
 def test_a_clone_stays_light() -> None:
     assert size(".") <= 46 * MEGABYTE
     assert max(p.stat().st_size for p in ASSETS.rglob("*") if p.is_file()) < 12 * MEGABYTE
-
-
-def test_the_whole_repository_stays_light() -> None:
-    root = ASSETS.parent
-    if not (root / ".git").exists():
-        pytest.skip("not a checkout")
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True)
-    files = [root / name for name in listed.stdout.split("\0") if name]
-    assert sum(p.stat().st_size for p in files if p.is_file()) <= 50 * MEGABYTE
 
 
 def test_the_manifest_names_every_file_and_its_hash() -> None:

@@ -486,6 +486,10 @@ def test_of_two_identical_copies_one_is_taken_and_told(
     read(own, tmp_path, parameters=f"a <lora:twin:0.5>{LINE}")
     found = restore(tmp_path / "picture.png", own, Library(lambda: own) if library else None)
     assert [(one.name, found.draft.wanted) for one in found.missing] == [("twin", ())]
+    assert str(found.missing[0]) == "LoRA 'twin' could be any of a/twin, b/twin; choose one"
+    read(own, tmp_path, parameters=f"a <lora:styles/hat:0.5>{LINE}")  # in another folder there
+    found = restore(tmp_path / "picture.png", own, Library(lambda: own) if library else None)
+    assert [row.adapter for row in found.draft.wanted] == ["hat"]
 
 
 def test_a_strangers_picture_makes_the_studio_read_only_so_much(
