@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from fastapi.concurrency import run_in_threadpool
+
 from composers.shown import shown as short
 from pipelines.errors import RequestError
 from studio.jobs import Worker
@@ -63,6 +65,8 @@ async def change(worker: Worker, own: Options, said: Mapping[str, Any], owner: s
     """Changes all these settings, or none. A new model is loaded first. waits: what owners wait for. Raises
     StudioError."""
     changed = read_settings(said)
+    if (vae := vae_of(changed)) is not None:  # else every later call would fail for it
+        await run_in_threadpool(worker.home.find_vae, vae, paths=False)
     if changed.get(MODEL):
         name = model_name(changed[MODEL])
         loading = partial(worker_result, partial(worker.load, name))

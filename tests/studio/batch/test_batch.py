@@ -340,7 +340,7 @@ def test_the_command(command: Callable[..., Any], tmp_path: Path) -> None:
 
 def test_the_command_refuses(command: Callable[..., Any], run: Callable[..., Any], tmp_path: Path) -> None:
     jobs = tmp_path / "jobs.jsonl"
-    jobs.write_text('{"prompt": "a", "stepz": 1}\n{"prompt": "a", "seed": -1}\n')
+    jobs.write_text('{"prompt": "a", "stepz": 1}\n{"prompt": "a", "seed": -2}\n')
     ran = command(jobs, "--out", tmp_path / "out")
     assert ran.code == 2
     assert "2 mistakes" in ran.err

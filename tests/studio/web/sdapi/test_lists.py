@@ -29,6 +29,20 @@ def seen(answer: dict[str, Any]) -> bytes:
     return Image.open(io.BytesIO(base64.b64decode(answer["images"][0]))).tobytes()
 
 
+@pytest.fixture(autouse=True)
+def usual(client: httpx.Client) -> None:
+    """The settings that another test may have changed for its later calls."""
+    answer = client.post("/sdapi/v1/options", json={"sd_vae": "Automatic", "CLIP_stop_at_last_layers": 1})
+    assert answer.status_code == 200, answer.text
+
+
+def test_an_unknown_vae_is_refused_when_it_is_chosen(client: httpx.Client) -> None:
+    answer = client.post("/sdapi/v1/options", json={"sd_vae": "nowhere"})
+    assert answer.status_code == 422
+    assert "unknown VAE 'nowhere'" in answer.text
+    assert client.get("/sdapi/v1/options").json()["sd_vae"] == "Automatic"
+
+
 @pytest.mark.parametrize("name", LISTS)
 def test_every_list_is_a_list(client: httpx.Client, name: str) -> None:
     answer = client.get(f"/sdapi/v1/{name}")
