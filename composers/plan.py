@@ -83,8 +83,8 @@ class Use:
     """One adapter in a mix. All strengths and factors are finite numbers, and may be negative.
 
     weight: the strength of its UNet part.
-    text_weight: the strength of its text-encoder part; None means `weight`. A use with
-        both strengths at 0 is removed before planning.
+    text_weight: the strength of its text-encoder part; None means `weight`. A use with both strengths at 0 is removed
+        before planning.
     blocks: (block name, factor) pairs; a factor multiplies `weight`. () means every block at 1. Otherwise blocks that
         are not listed are at 0. Names match on dotted boundaries, and the longest match wins.
     schedule: a factor on `weight` over the steps. It acts on the text encoder only where `text_scheduled` is true, as

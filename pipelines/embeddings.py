@@ -79,12 +79,13 @@ class Embeddings:
         """A line for each embedding that a text mentions, or asks for, and that is drawn as words all the same."""
         adapters = tuple(adapters)
         found = [why for why in self._all_of(text, adapters) if isinstance(why, str)]
-        words = Names(word for adapter in adapters for word in adapter.bundled)
+        brought = Names(word for adapter in adapters for word in adapter.bundled)
+        missing = set(unknown_in(text or "", brought))
         found += [
             f"there is no embedding {name!r}, so it is drawn as words; put its .safetensors file into the home's "
             "embeddings"
             for name in unknown_in(text or "", self._names)
-            if name in unknown_in(text or "", words)
+            if name in missing
         ]
         return tuple(found)
 

@@ -45,8 +45,8 @@ class Bucket:
 
     shape: [channels, h, w] of the latents. rows: the most that a call may have. group: how many neighbouring rows share
     a mix. tokens: of the text. masked: whether the text has a mask. cut, leaves: as in `UNetCall`.
-    forms: one for each kind of layer that adapters change. texts_reshaped: adapters do more than low-rank
-    terms say to the weights that make text keys and values, whose computation is then not recorded.
+    forms: one for each kind of layer that adapters change. texts_reshaped: adapters do more
+    than low-rank terms say to the weights that make text keys and values, whose computation is then not recorded.
     """
 
     shape: tuple[int, ...]

@@ -22,7 +22,10 @@ Counting = Literal["diffusers", "a1111", "forge", "comfyui"]
 
 
 def layers_skipped(clip_skip: int | None, counting: Counting, family: FamilyName, role: Role) -> int | None:
-    """How many layers a prompt skips from its family's usual one; -1 is one layer further. None: the usual layer."""
+    """How many layers a prompt skips, counted from its family's usual layer; -1 takes the layer after it.
+
+    None takes the usual layer.
+    """
     if clip_skip is None or (counting == "diffusers" and role != "positive"):
         return None
     if counting == "a1111":

@@ -6,8 +6,8 @@
     a AND b :1.2     two prompts, each with a weight of its own; without a number it is 1
 
 Edits may lie within each other, in round brackets, and in each part of an AND. A bracket that is none of these keeps
-its meaning in `pipelines.text.prompt`. The colon of `embedding:name` belongs to the name. A backslash
-before a bracket, a colon or a bar takes its meaning away; `and` in small letters is the word.
+its meaning in `pipelines.text.prompt`. The colon of `embedding:name` belongs to the name. A backslash before a bracket,
+a colon or a bar takes its meaning away; `and` in small letters is the word.
 
 The rule of time is A1111's (`modules/prompt_parser.py`): the first text stands while the index of the step, from 0, is
 at most ⌊when * steps⌋, or at most the step given; where that is 0, it never stands. An alternation stands at its first

@@ -3,8 +3,7 @@
 A lane layer is the model's own Linear or Conv2d with its class exchanged. It keeps its parameters, names and hooks, and
 its base weight is never touched. Its `Slot` holds what acts on it in a call: low-rank factors or whole weights
 (`factors.py`), factors that multiply its weight (`multiplied.py`), or changes of whole weights and biases
-(`reshaped.py`).
-A norm becomes a lane layer when an adapter first changes it.
+(`reshaped.py`). A norm becomes a lane layer when an adapter first changes it.
 """
 
 from __future__ import annotations
@@ -55,12 +54,11 @@ class Slot:
     def bytes(self) -> int:
         return sum(own.bytes for own in self.standing.values())
 
-    def insert(self, adapter: str, factors: LayerFactors, like: Tensor) -> bool:
-        """Keep what an adapter does besides low-rank terms; returns whether that is anything."""
+    def insert(self, adapter: str, factors: LayerFactors, like: Tensor) -> None:
+        """Keep what an adapter does besides low-rank terms, if that is anything."""
         found = Standing.of(factors, like)
         if found is not None:
             self.standing[adapter] = found
-        return found is not None
 
     def remove(self, adapter: str) -> None:
         self.standing.pop(adapter, None)

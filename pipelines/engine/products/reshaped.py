@@ -82,11 +82,11 @@ class LaneGroup:
 
     def weight(self, base: Tensor) -> Tensor:
         """The group's weight, in the dtype of the base weight."""
-        found = base.float()
+        found = plain = base.float()
         for own, strength in self.changes:
             if own.rows is not None:
                 scale = own.rows.outer.float().mT @ own.rows.inner.float() - 1  # [out, in]
-                found = found + strength * base * scale.reshape(*scale.shape, *(1,) * (base.ndim - 2))
+                found = found + strength * plain * scale.reshape(*scale.shape, *(1,) * (base.ndim - 2))
             if own.delta is not None:
                 found = found + strength * own.delta.float().reshape(base.shape)
         return found.to(base.dtype)

@@ -67,7 +67,7 @@ class Bank:
         self.version = 0  # of the set of resident adapters
         self._serials: dict[str, int] = {}  # adapter -> the version that it came with
         self._reshaping: set[str] = set()
-        self._shifting: set[str] = set()
+        self._shifting: set[str] = set()  # on the UNet
         self.tables: dict[str, Table] = {name: Table(model) for name, model in components.items()}
         # There is a pool for every width, even if it is empty: a stage has buffers for all layers of a kind.
         widths = {width for table in self.tables.values() for width in table.widths}
@@ -98,7 +98,8 @@ class Bank:
         terms = [(path, term) for path, own in adapter.layers.items() for term in terms_of(own)]
         if any(not isinstance(term, LowRank) for _, term in terms):
             self._reshaping.add(adapter.name)
-        if any(isinstance(term, Shift) or self._is_norm(path) for path, term in terms):
+        unet = [(path, term) for path, term in terms if path.startswith("unet.")]
+        if any(isinstance(term, Shift) or self._is_norm(path) for path, term in unet):
             self._shifting.add(adapter.name)
         self._changed()
 
@@ -168,7 +169,7 @@ class Bank:
         return any(use.adapter in self._reshaping for use in uses)
 
     def shifts(self, uses: Sequence[Use]) -> bool:
-        """Whether any of these adapters changes biases or norms."""
+        """Whether any of these adapters changes biases or norms of the UNet."""
         return any(use.adapter in self._shifting and use.weight != 0 for use in uses)
 
     def reshaped_kinds(

@@ -298,7 +298,7 @@ class Packing:
 
 
 class DensePacking:
-    """Whole weights for the layers of one kind, one for each group: W times its FLoRA factors, plus what others add.
+    """Whole weights for the layers of one kind, one for each group: W times what multiplies it, plus what is added.
 
     layers, like: as in `Packing`. acting: place in the table -> the layer's weights.
     """
@@ -375,13 +375,16 @@ class DensePacking:
         return None if scales is None else scales.view(*scales.shape, *(1,) * (layer.weight.ndim - 2))
 
     def _deltas(self, place: int, groups: Groups) -> list[tuple[Tensor, Tensor]]:
-        """(change, its strengths [groups]) of each adapter that changes a layer's whole weight."""
+        """(change, its strengths [groups] float32) of each adapter that changes a layer's whole weight.
+
+        A strength that were rounded first would affect a whole change alike.
+        """
         found = []
         mixes = multiplied.strengths(groups, self.table.names[place])
         for adapter, own in self.table.layers[place].slot.standing.items():
             strengths = [sum(weight for name, weight in mix if name == adapter) for mix in mixes]
             if own.delta is not None and any(strengths):
-                found.append((own.delta, torch.tensor(strengths).to(own.delta)))
+                found.append((own.delta, moved(torch.tensor(strengths, dtype=torch.float32), own.device)))
         return found
 
 
