@@ -19,7 +19,7 @@ from pipelines.model import Model
 from pipelines.request import Request
 from pipelines.text.clip_skip import Counting, remark
 from pipelines.text.editing import remarks
-from pipelines.text.embeddings import Names
+from pipelines.text.embeddings import Names, words_beside
 from pipelines.text.other_forms import other_forms
 from pipelines.text.vocabulary import unknown
 
@@ -232,14 +232,10 @@ def _unknown_words(request: Request, model: Model, embeddings: Iterable[str]) ->
     if card is None or not card.vocabulary:
         return ()
     triggers = [word for use in request.uses for word in model.adapter(use.adapter).metadata.triggers]
-    words, end = [], 0
-    for start, after, _ in Names(embeddings).mentioned(request.prompt):
-        words.append(request.prompt[end:start])
-        end = after
-    words.append(request.prompt[end:])
+    words = words_beside(request.prompt, Names(embeddings))
     found = [
         f"{word} (nearest: {near})" if near else word
-        for word, near in unknown(" ".join(words), card.vocabulary, triggers).items()
+        for word, near in unknown(words, card.vocabulary, triggers).items()
     ]
     return (f"{model.checkpoint.label} does not know these words: {', '.join(found)}",) if found else ()
 

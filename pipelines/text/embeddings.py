@@ -100,6 +100,15 @@ def mentions(text: str, embeddings: Sequence[TextualInversion]) -> Iterator[Ment
         yield text[after:]
 
 
+def words_beside(text: str, names: Names) -> str:
+    """The text without its mentions of these names."""
+    words, after = [], 0
+    for start, end, _ in names.mentioned(text):
+        words.append(text[after:start])
+        after = end
+    return " ".join([*words, text[after:]])
+
+
 def names_in(text: str, names: Names) -> tuple[str, ...]:
     """Those of the names that the text mentions, each once, in order."""
     return tuple(dict.fromkeys(name for _, _, name in names.mentioned(text)))
@@ -150,4 +159,5 @@ __all__ = [
     "put_in",
     "tokens_of",
     "unknown_in",
+    "words_beside",
 ]

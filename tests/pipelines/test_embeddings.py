@@ -25,6 +25,7 @@ from pipelines.text.embeddings import (
     mentions,
     names_in,
     unknown_in,
+    words_beside,
 )
 from pipelines.text.encoder import TextAsk
 
@@ -146,6 +147,12 @@ def test_an_embedding_that_is_asked_for_by_its_mark_and_is_not_there_is_named() 
     text = "embedding:one, embedding:TWO.safetensors, embedding:sub/two. embedding: three (embedding:no/four.pt:1.2)"
     assert unknown_in(text, Names(["two"])) == ("one", "three", "no/four")
     assert unknown_in("my embedding: two", Names(["two"])) == ()
+
+
+def test_the_words_beside_them_are_the_rest_of_a_text() -> None:
+    text = "a embedding:sub/fox.pt in (FOX:1.2) snow"
+    assert words_beside(text, Names(["fox"])).split() == ["a", "in", "(", ":1.2)", "snow"]
+    assert words_beside("a fox", Names([])) == "a fox"
 
 
 def test_thousands_of_names_cost_a_search_nothing() -> None:

@@ -11,7 +11,9 @@ import gradio as gr
 
 from pipelines import StudioError
 from pipelines.bounds import LONGEST_PROMPT
+from pipelines.home import Home
 from pipelines.request import Request
+from pipelines.text.embeddings import Names, words_beside
 from pipelines.text.vocabulary import unknown as unknown_words
 from studio.jobs import ModelState
 from studio.web.form import methods as method_room
@@ -52,7 +54,7 @@ class Summary:
             return {
                 self.gauge: gauge_html(form.rows),
                 self.cost: cost_html(form, state),
-                self.unknown: _unknown(form.prompt, state, triggers),
+                self.unknown: _unknown(form.prompt, state, triggers, desk.worker.home),
                 self.tags: gr.Button(
                     visible=len(form.prompt) <= LONGEST_PROMPT and mix.has_tags(form.prompt)
                 ),
@@ -116,13 +118,16 @@ def _note(error: StudioError) -> str:
     return f'<p class="small-note">{escape(str(error))}</p>'
 
 
-def _unknown(prompt: str, state: ModelState, triggers: Sequence[str]) -> str:
-    """The words that the model does not know, as HTML; for a prompt that is too long, only that."""
+def _unknown(prompt: str, state: ModelState, triggers: Sequence[str], home: Home) -> str:
+    """The words that the model does not know, and that name no embedding, as HTML; for a prompt that is too long, only
+    that."""
     if len(prompt) > LONGEST_PROMPT:
         return (
             f'<p class="unknown small-note">The prompt has {len(prompt)} characters; at most {LONGEST_PROMPT} are '
             "drawn.</p>"
         )
+    if state.vocabulary:  # else every word is known
+        prompt = words_beside(prompt, Names(entry.name for entry in home.embeddings()))
     return words.unknown_html(unknown_words(prompt, state.vocabulary, triggers))
 
 
