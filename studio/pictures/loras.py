@@ -19,7 +19,7 @@ MOST_SAID = 1_000
 _HASH = re.compile(r"(?:0x)?+([0-9a-fA-F]{8,64}+)")
 _ENDING = re.compile(r"\.(?:safetensors|ckpt|pt|bin)$", re.IGNORECASE)
 _NETWORK = re.compile(r"AddNet Model ([0-9]{1,3})")
-_NETWORK_NAME = re.compile(r"(.*?)\s*\(([0-9a-fA-F]{8,64})\)")
+_NETWORK_HASH = re.compile(r"\(([0-9a-fA-F]{8,64})\)\Z")
 _WEIGHT_FIRST = re.compile(r"([+-]?[0-9.]{1,20}) - (.+)", re.DOTALL)
 _TAG = re.compile(r"<(?:lora:)?([^<>:]+):([^<>:]+)>")
 _NO_NAMES = ("", "none")
@@ -194,8 +194,8 @@ class Loras:
         for key in pairs:
             if (number := _NETWORK.fullmatch(key)) is None or _said_none(pairs[key]):
                 continue
-            named = _NETWORK_NAME.fullmatch(pairs[key])
-            name, digest = (named[1], named[2]) if named else (pairs[key], "")
+            hashed = _NETWORK_HASH.search(pairs[key])
+            name, digest = (pairs[key][: hashed.start()], hashed[1]) if hashed else (pairs[key], "")
             keys = [f"AddNet Weight {half} {number[1]}" for half in "AB"]
             unet, text = (real(pairs.get(one, pairs.get(f"AddNet Weight {number[1]}", ""))) for one in keys)
             self.add(Wanted(name.strip(), unet, None if text == unet else text), digest)
