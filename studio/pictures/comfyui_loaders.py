@@ -60,6 +60,8 @@ def loaded(
         other = _way(graph, link, "clip")
         if {one.place for one in other.found} != {one.place for one in clip.found}:
             graph.note("its prompts were encoded with different LoRAs; those of the first prompt are taken")
+        if (other.skip or 0) != (clip.skip or 0):
+            graph.note("its prompts were encoded with different clip skips; that of the first prompt is taken")
     unread = [
         node
         for node in graph.ancestors(sampler)

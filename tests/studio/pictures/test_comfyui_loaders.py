@@ -500,6 +500,18 @@ def test_clip_skip(layer: int, skip: int | None) -> None:
     assert (said.values.get("clip_skip"), said.notes) == (skip, ())
 
 
+@pytest.mark.parametrize("layer", [-1, -2])
+def test_a_clip_skip_of_one_prompt_alone_is_told(layer: int) -> None:
+    said = read(
+        {
+            "10": node("CLIPSetLastLayer", stop_at_clip_layer=layer, clip=CLIP),
+            "7": node("CLIPTextEncode", text="blurry", clip=["10", 0]),
+        }
+    )
+    told = ("its prompts were encoded with different clip skips; that of the first prompt is taken",)
+    assert (said.values.get("clip_skip"), said.notes) == (None, told if layer == -2 else ())
+
+
 def test_a_text_of_loras_without_a_tag_is_told() -> None:
     said = through(loader("LoraTextLoader", lora_text="castle.safetensors:0.5\nkimono:0.2"))
     assert "1 LoRA loader not understood" in " ".join(said.notes)
