@@ -456,6 +456,21 @@ def test_a_renamed_lora_is_found_by_every_kind_of_hash(
     assert found.missing == ()
 
 
+@pytest.mark.parametrize("library", [False, True], ids=["command line", "web"])
+def test_a_hash_that_a_header_states_in_modelspecs_form_is_known(
+    own: Home, loras: Path, tmp_path: Path, library: bool
+) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    key = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+    tensors = {f"{key}.lora_down.weight": torch.ones(2, 64), f"{key}.lora_up.weight": torch.ones(32, 2)}
+    save_file(tensors, loras / "new.safetensors", metadata={"modelspec.hash_sha256": f"0x{'AB' * 32}"})
+    read(own, tmp_path, parameters=f'a <lora:old:0.5>{LINE}, Lora hashes: "old: {"ab" * 6}"')
+    found = restore(tmp_path / "picture.png", own, Library(lambda: own) if library else None)
+    assert [row.adapter for row in found.draft.wanted] == ["new"]
+
+
 def test_another_line_of_settings_is_cut_out_of_a_prompt_and_told(own: Home, tmp_path: Path) -> None:
     text = f"a fox\nNegative prompt: blurry\nSteps: 3, Sampler: DDIM, Seed: 1{LINE}"
     found = read(own, tmp_path, parameters=text)
