@@ -17,7 +17,7 @@ from studio.pictures.numbers import real
 MOST_SAID = 1_000
 """Most LoRAs of one list that are looked at."""
 _HASH = re.compile(r"(?:0x)?+([0-9a-fA-F]{8,64}+)")
-_ENDING = re.compile(r"\.(?:safetensors|ckpt|pt|bin)$", re.IGNORECASE)
+_ENDING = re.compile(r"\.(?:safetensors|sft|ckpt|pt|bin)$", re.IGNORECASE)
 _NETWORK = re.compile(r"AddNet Model ([0-9]{1,3})")
 _NETWORK_HASH = re.compile(r"\(([0-9a-fA-F]{8,64})\)\Z")
 _WEIGHT_FIRST = re.compile(r"([+-]?[0-9.]{1,20}) - (.+)", re.DOTALL)
@@ -232,5 +232,5 @@ def hashes_of(said: object) -> tuple[str, dict[str, str]]:
 
 
 def stem(name: str) -> str:
-    """A file's name without folders and ending."""
-    return _ENDING.sub("", name.replace("\\", "/").rsplit("/", 1)[-1].strip())
+    """A file's name without folders and ending, up to the longest name that a request takes."""
+    return _ENDING.sub("", name.replace("\\", "/").rsplit("/", 1)[-1].strip())[:LONGEST_NAME]
