@@ -456,6 +456,12 @@ def test_a_renamed_lora_is_found_by_every_kind_of_hash(
     assert found.missing == ()
 
 
+@pytest.mark.parametrize("ending", ["safetensors", "sft", "ckpt", "PT", "bin"])
+def test_a_model_is_found_whatever_its_files_ending_was(own: Home, tmp_path: Path, ending: str) -> None:
+    found = read(own, tmp_path, prompt=json.dumps(COMFY).replace("sdxl.safetensors", f"sdxl.{ending}"))
+    assert (found.model, [one for one in found.missing if one.kind == "model"]) == ("random-sdxl", [])
+
+
 @pytest.mark.parametrize("library", [False, True], ids=["command line", "web"])
 def test_a_hash_that_a_header_states_in_modelspecs_form_is_known(
     own: Home, loras: Path, tmp_path: Path, library: bool
