@@ -49,7 +49,7 @@ class Loras:
         for place, entry in enumerate(entries[:MOST_SAID]):
             found = self._one(entry)
             if found is None:
-                if entry not in (None, "") and _said_none(entry) is False:
+                if entry not in (None, "") and not _said_none(entry):
                     self.ignored.append(f"LoRA {shown(entry)}")
                 continue
             if found.weight is None and place < len(own):
@@ -213,7 +213,14 @@ def _entries(said: object) -> Iterable[Any]:
 
 
 def _said_none(entry: object) -> bool:
-    return isinstance(entry, str) and stem(entry).strip().lower() in _NO_NAMES
+    """Whether it is the name of no file, alone or with a strength."""
+    if isinstance(entry, list) and entry:
+        entry = entry[0]
+    if not isinstance(entry, str):
+        return False
+    name, colon, weight = entry.rpartition(" : ")
+    said = name if colon and real(weight) is not None else entry
+    return stem(said).strip().lower() in _NO_NAMES
 
 
 def hashes_of(said: object) -> tuple[str, dict[str, str]]:

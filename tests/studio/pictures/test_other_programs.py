@@ -575,6 +575,13 @@ def test_a_strength_of_0_without_a_picture_says_nothing(tmp_path: Path) -> None:
     assert (found.init_image, some(found, "strength"), found.notes[1:]) == (None, (None,), ())
 
 
+@pytest.mark.parametrize("row", ["None", ["None", 1.0], ["none", 0.5, ""], "None : 1.0"])
+def test_a_place_for_a_lora_that_holds_none_is_no_loss(tmp_path: Path, row: Any) -> None:
+    found = read_picture(png(tmp_path, parameters=json.dumps(FOOOCUS | {"loras": [row, ["nilo-fox", 0.5]]})))
+    assert mix(found) == [("nilo-fox", 0.5, None)]
+    assert not any("LoRA" in note for note in found.notes)
+
+
 def test_files_are_opened_as_bytes_too() -> None:
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "JPEG", exif=exif({0x9286: CODED["UTF-16BE"]}, within=True))
