@@ -61,6 +61,11 @@ def _file_hashes(path: Path, size: int, changed: int) -> tuple[str, str, str]:
         return sha256(path), sha256_of(path, 8 + length), old
 
 
+def plain_hash(said: str) -> str:
+    """The digits of a hash. ModelSpec and SwarmUI write `0x` before them."""
+    return said.strip().lower().removeprefix("0x")
+
+
 def is_adapter(path: Path, digest: str, size: int | None = None) -> bool:
     """Whether a hash means this file. It may be, whole or its first eight digits and more: the file's sha256 (Civitai's
     SHA256 and AutoV2), the sha256 of all that follows its header (kohya's `sshs_model_hash`, A1111's short hash,
@@ -69,7 +74,7 @@ def is_adapter(path: Path, digest: str, size: int | None = None) -> bool:
     size: in bytes, where it is known; then only a file of that size is read. False for a file that cannot be read, or
     whose folder does not answer.
     """
-    digest = digest.lower().removeprefix("0x")
+    digest = plain_hash(digest)
     if len(digest) < SHORTEST:
         return False
     try:
@@ -86,7 +91,7 @@ def is_adapter(path: Path, digest: str, size: int | None = None) -> bool:
 def states(path: Path, digest: str) -> bool:
     """Whether the file's header states this hash. Nothing else is read. Raises AdapterError and NoAnswer."""
     stated = read_header(path).metadata
-    return any(str(stated.get(name, "")).lower().startswith(digest) for name in STATED)
+    return any(plain_hash(str(stated.get(name, ""))).startswith(digest) for name in STATED)
 
 
 def find_adapter(paths: Iterable[Path], digest: str, size: int | None = None) -> Path | None:

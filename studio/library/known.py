@@ -184,7 +184,9 @@ class Finder:
 
 def _names(said: str) -> tuple[str, ...]:
     """A file's name as a picture gives it, with and without the folders in front; () for an empty one."""
-    name = re.sub(r"\.(safetensors|ckpt|pt)$", "", said.replace("\\", "/").strip(), flags=re.IGNORECASE)
+    name = re.sub(
+        r"\.(safetensors|sft|ckpt|pt|bin)$", "", said.replace("\\", "/").strip(), flags=re.IGNORECASE
+    )
     return tuple(dict.fromkeys(filter(None, (name, name.rsplit("/", 1)[-1]))))
 
 

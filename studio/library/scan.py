@@ -35,7 +35,7 @@ from studio.library.card import (
     read_card_and_metadata,
 )
 from studio.library.fit import Fit
-from studio.library.hashes import is_adapter
+from studio.library.hashes import is_adapter, plain_hash
 from studio.library.search import words_of
 
 NOTES = (".json", ".civitai.info", ".metadata.json", ".txt", ".png", ".jpg", ".jpeg", ".webp",
@@ -261,7 +261,7 @@ class Library:
 
         Hashes that headers state are believed. Files are read only where `size`, in bytes, is given and is theirs.
         """
-        digest = digest.lower()
+        digest = plain_hash(digest)
         if len(digest) < 8:
             return None
         cards = [card for card in self.cards() if card.readable]
@@ -300,7 +300,7 @@ def _by_name(card: Card) -> str:
 
 
 def _same(digest: str, stated: str) -> bool:
-    stated = stated.lower()
+    stated = plain_hash(stated)
     return len(stated) >= 8 and (
         stated.startswith(digest) or (len(stated) < len(digest) and digest.startswith(stated))
     )

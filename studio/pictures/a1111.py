@@ -50,7 +50,6 @@ HIRES = ("Hires ", "First pass")
 """With a key that begins so, the denoising strength is that of a second pass, and there was no initial image."""
 OWN = "lora-studio"
 """How the version of our own texts begins."""
-"""With one of these keys, the denoising strength is that of a second pass, and there was no initial image."""
 BESIDE = ("Schedule type", "Model", "Model hash", *LAST, "Lora weights", "Hashes", "Civitai resources", "App")
 """Keys that are read together with others, or that belong to no field of a request."""
 

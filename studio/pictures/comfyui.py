@@ -22,6 +22,7 @@ from studio.pictures.comfyui_prompts import Part, joined, parts, sizes
 from studio.pictures.comfyui_samplers import Settings, settings
 from studio.pictures.comfyui_switches import chosen
 from studio.pictures.comfyui_values import whole
+from studio.pictures.notes import told
 
 DRAWN = (
     "read from the drawn workflow alone, since the graph that ran is not in the picture: a seed that changes after "
@@ -59,7 +60,7 @@ def read_comfyui(name: str, texts: Mapping[str, str]) -> Graphed | None:
             node.label for node in graph.nodes.values() if node.kind.startswith(("workflow>", "workflow/"))
         ]
         if closed:
-            graph.note(f"group nodes of a drawn workflow are not opened: {', '.join(closed[:8])}")
+            graph.note(f"group nodes of a drawn workflow are not opened: {told(closed)}")
     if graph.nodes and (fault or drawn_fault):
         graph.note(str(fault or drawn_fault).removeprefix(f"{name}: "))
     if not graph.nodes:
@@ -76,9 +77,9 @@ def read_comfyui(name: str, texts: Mapping[str, str]) -> Graphed | None:
     sampler = made.samplers[0]
     if len(made.samplers) > 1:
         count = len(made.samplers)
-        told = PASSES[count] if count < len(PASSES) else str(count)
+        number = PASSES[count] if count < len(PASSES) else str(count)
         later = ", ".join(node.label for node in made.samplers[1:5])
-        graph.note(f"the first of {told} passes is taken; left out: {later}")
+        graph.note(f"the first of {number} passes is taken; left out: {later}")
     if made.others:
         graph.note(
             f"{made.others} more {'sampler' if made.others == 1 else 'samplers'} made pictures in this workflow; the "
@@ -178,9 +179,8 @@ def _strength(graph: Graph, sampler: Node, set_to: Settings, began: Start) -> fl
 
 def _note_loaders(graph: Graph, sampler: Node, found: Loaded) -> None:
     if found.unread:
-        names = ", ".join(node.label for node in found.unread[:8])
-        more = f" and {len(found.unread) - 8} more" if len(found.unread) > 8 else ""
+        names = told([node.label for node in found.unread])
         what = "LoRA loader" if len(found.unread) == 1 else "LoRA loaders"
-        graph.note(f"{len(found.unread)} {what} not understood: {names}{more}")
+        graph.note(f"{len(found.unread)} {what} not understood: {names}")
     if not found.model:
         graph.note(f"model not understood: {sampler.label} is given none that is known")

@@ -91,9 +91,9 @@ class Graph:
             self.notes.append(text if len(self.notes) < MOST_NOTES else "more than these is not understood")
 
     def leave(self, what: str) -> None:
-        """Keeps what is left out, once."""
-        if what not in self.left and len(self.left) < MOST_NOTES:
-            self.left.append(what)
+        """Keeps what is left out, once; beyond `MOST_NOTES`, that there is more."""
+        if what not in self.left and len(self.left) <= MOST_NOTES:
+            self.left.append(what if len(self.left) < MOST_NOTES else "and more")
 
     def passed_on(self, node: Node) -> list[str] | None:
         """What `chosen` says of a node, which is asked once."""

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 
 from studio.drafts.draft import Wanted
 from studio.pictures.comfyui_graph import Graph, Node
-from studio.pictures.comfyui_loras import Entry, entries, is_like, stem
+from studio.pictures.comfyui_loras import Entry, entries, is_like
 from studio.pictures.comfyui_nodes import BAKED, EMPTY, MODEL_NAMES, PLAIN_MODEL
 from studio.pictures.comfyui_prompts import Part, clip_of
 from studio.pictures.comfyui_values import choice, whole
+from studio.pictures.loras import stem
 
 _PLAIN = re.compile(
     r"pipe|context|ctx|bus\b|reroute|tuple|sampler|presampling|settings|switch|passthrough|guider|encode|prompt",
@@ -60,6 +61,10 @@ def loaded(
         other = _way(graph, link, "clip")
         if {one.place for one in other.found} != {one.place for one in clip.found}:
             graph.note("its prompts were encoded with different LoRAs; those of the first prompt are taken")
+        if (other.skip or 0) != (clip.skip or 0):
+            graph.note(
+                "its prompts were encoded with different clip skips; that of the first prompt is taken"
+            )
     unread = [
         node
         for node in graph.ancestors(sampler)

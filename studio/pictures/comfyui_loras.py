@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from pipelines.bounds import LONGEST_NAME, MOST_ADAPTERS
+from pipelines.bounds import MOST_ADAPTERS
 from pipelines.errors import StudioError
 from pipelines.home.plain import read_json
 from studio.pictures.comfyui_graph import Graph, Node
@@ -255,9 +255,3 @@ def _listed(value: str) -> object:
         return read_json(value, "the list", most=10_000)
     except StudioError:
         return value
-
-
-def stem(name: str) -> str:
-    """The name of a LoRA's file without folders and ending."""
-    last = name.replace("\\", "/").rsplit("/", 1)[-1].strip()
-    return re.sub(r"\.(safetensors|ckpt|pt|bin|sft)$", "", last, flags=re.IGNORECASE)[:LONGEST_NAME]

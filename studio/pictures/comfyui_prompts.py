@@ -14,10 +14,10 @@ from typing import Any, cast
 from pipelines.errors import RequestError, StudioError
 from pipelines.text.editing import escaped
 from studio.pictures.comfyui_graph import Graph, Node
-from studio.pictures.comfyui_loras import stem
 from studio.pictures.comfyui_nodes import LINKED, MODEL_NAMES, PLAIN_CONDITIONING
 from studio.pictures.comfyui_texts import LONGEST_TEXT, text
 from studio.pictures.comfyui_values import choice, number, truth, whole
+from studio.pictures.loras import stem
 
 MOST_PARTS = 50
 """Most prompts that are joined by AND."""

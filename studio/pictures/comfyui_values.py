@@ -5,23 +5,16 @@ Whole numbers stay exact: no seed passes through a float. None means: not unders
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from typing import cast
 
 from pipelines.bounds import LONGEST_NAME
+from studio.pictures import numbers
 from studio.pictures.comfyui_graph import Graph, Node
 from studio.pictures.comfyui_math import Number, calculate, evaluate
 from studio.pictures.comfyui_nodes import VALUES
 
-EXACT = 2**53
-"""Whole numbers up to this are exact as floats."""
-LONGEST_NUMBER = 40
-"""Characters."""
-
-_WHOLE = re.compile(r"\s*[+-]?[0-9]{1,39}\s*")
-_REAL = re.compile(r"\s*[+-]?(?:[0-9]{1,30}(?:\.[0-9]{0,30})?|\.[0-9]{1,30})(?:[eE][+-]?[0-9]{1,3})?\s*")
 _DRAWN_BY_CHANCE = re.compile(r"random|counter|increment|cycle|iterat|primitive_list", re.IGNORECASE)
 _NUMBERS = ("value", "int", "number", "integer", "INT", "Number", "float", "FLOAT", "int_value", "float_value",
             "Value", "seed", "noise_seed", "val", "any", "anything", "input", "source", "number_a")  # fmt: skip
@@ -34,17 +27,10 @@ _SIZE = re.compile(r"(?<!\d)(\d{2,5})\s*[x\u00d7]\s*(\d{2,5})(?!\d)")
 
 
 def plain_number(value: object) -> Number | None:
-    """A number, or a text that is one; None for anything else. A whole number is an int, whatever its length up to 39
-    digits."""
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, int):
-        return value if abs(value) < 10**39 else None
-    if isinstance(value, str) and len(value) <= LONGEST_NUMBER:
-        if _WHOLE.fullmatch(value):
-            return int(value)
-        value = float(value) if _REAL.fullmatch(value) else None
-    return value if isinstance(value, float) and math.isfinite(value) else None
+    """A number, or a text that is one; None for anything else. A whole number is an int, unless it is given as a
+    float."""
+    found = None if isinstance(value, float) else numbers.whole(value)
+    return numbers.real(value) if found is None else found
 
 
 def number(graph: Graph, value: object, role: str = "", depth: int = 0) -> Number | None:
@@ -70,7 +56,7 @@ def _number(graph: Graph, node: Node, slot: int, role: str, depth: int) -> Numbe
     expression = next((value for name in said if isinstance(value := node.inputs.get(name), str)), None)
     if expression is not None:
         result = evaluate(expression, of)
-        return int(result) if result is not None and slot == 0 and abs(result) < EXACT else result
+        return int(result) if result is not None and slot == 0 and abs(result) < numbers.EXACT else result
     operation = node.inputs.get("operation", node.inputs.get("op"))
     if isinstance(operation, str):
         pair = next((two for two in (("a", "b"), ("number_a", "number_b")) if node.has(two[0])), ("a", "b"))
@@ -111,10 +97,7 @@ def size(graph: Graph, node: Node, depth: int = 0) -> tuple[int, int] | None:
 
 def whole(graph: Graph, value: object, role: str = "") -> int | None:
     """The whole number that a value is or links to; None for a float that may have lost digits."""
-    found = number(graph, value, role)
-    if isinstance(found, float):
-        return int(found) if found == int(found) and abs(found) <= EXACT else None
-    return found
+    return numbers.whole(number(graph, value, role))
 
 
 def truth(graph: Graph, value: object) -> bool | None:

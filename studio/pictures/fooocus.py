@@ -52,7 +52,8 @@ def read(said: Mapping[str, Any]) -> Foreign | None:
         elif logged := _LOGGED.fullmatch(key.strip()):
             loras.take([[logged[1], taking.any(key)]])
     denoise = taking.real("denoise", "denoising_strength", "overwrite_strength")
-    if denoise is not None and denoise < 1:
+    start = denoise is not None and 0 < denoise < 1
+    if start:
         values["strength"] = denoise
     taking.pass_over(*_NOTHING)
     return Foreign(
@@ -63,7 +64,7 @@ def read(said: Mapping[str, Any]) -> Foreign | None:
         taking.text(*MODEL_HASH) or "",
         notes=taking.notes(),
         hashes=loras.hashes,
-        from_picture=denoise is not None and denoise < 1,
+        from_picture=start,
     )
 
 

@@ -40,6 +40,8 @@ _CALLS = re.compile(r"\)\s*\.(?:and|blend|swap)\\?\(|\)\s*\.(?:and|blend)\b|\.sw
 """Calls in a prompt, also with their brackets escaped."""
 _NOTHING = ("app_version", "app_id", "generation_mode", "rand_device", "type", "model_id", "model", "postprocessing",
             "_version", "created_by", "n", "g", "G_fidelity", "fnformat", "metadata_version")  # fmt: skip
+_NEGATIVE = re.compile(r"(?<!\s)\s*+\[([^\[\]]*+)\]")
+"""Blanks are tried only from the first one, so that no text takes quadratic time."""
 _BRACKET = re.compile(r"\\.|[()]", re.DOTALL)
 _WEIGHT = re.compile(r"(?P<weight>[0-9]{0,9}\.?[0-9]{1,9}|\+{1,9}|-{1,9})(?![\w.])")
 _SIGNS = re.compile(r"(?<![\w(])(?P<words>[^\W\d_][\w']{0,80})(?P<weight>\+{1,9}|-{2,9})(?![\w+-])")
@@ -146,8 +148,8 @@ def _foreign(taking: Taking, values: dict[str, Any], model: str, digest: object,
 
 def _parted(text: str) -> tuple[str, str | None]:
     """A prompt of the first generations, and the words in its square brackets, which are a negative prompt."""
-    negative = re.findall(r"\[([^\[\]]*)\]", text)
-    positive = re.sub(r"\s*\[[^\[\]]*\]", "", text).strip(" ,")
+    negative = _NEGATIVE.findall(text)
+    positive = _NEGATIVE.sub("", text).strip(" ,")
     return weighted(positive), weighted(", ".join(one.strip() for one in negative if one.strip())) or None
 
 

@@ -17,9 +17,9 @@ from studio.pictures.numbers import real
 MOST_SAID = 1_000
 """Most LoRAs of one list that are looked at."""
 _HASH = re.compile(r"(?:0x)?+([0-9a-fA-F]{8,64}+)")
-_ENDING = re.compile(r"\.(?:safetensors|ckpt|pt|bin)$", re.IGNORECASE)
+_ENDING = re.compile(r"\.(?:safetensors|sft|ckpt|pt|bin)$", re.IGNORECASE)
 _NETWORK = re.compile(r"AddNet Model ([0-9]{1,3})")
-_NETWORK_NAME = re.compile(r"(.*?)\s*\(([0-9a-fA-F]{8,64})\)")
+_NETWORK_HASH = re.compile(r"\(([0-9a-fA-F]{8,64})\)\Z")
 _WEIGHT_FIRST = re.compile(r"([+-]?[0-9.]{1,20}) - (.+)", re.DOTALL)
 _TAG = re.compile(r"<(?:lora:)?([^<>:]+):([^<>:]+)>")
 _NO_NAMES = ("", "none")
@@ -49,7 +49,7 @@ class Loras:
         for place, entry in enumerate(entries[:MOST_SAID]):
             found = self._one(entry)
             if found is None:
-                if entry not in (None, "") and _said_none(entry) is False:
+                if entry not in (None, "") and not _said_none(entry):
                     self.ignored.append(f"LoRA {shown(entry)}")
                 continue
             if found.weight is None and place < len(own):
@@ -194,8 +194,8 @@ class Loras:
         for key in pairs:
             if (number := _NETWORK.fullmatch(key)) is None or _said_none(pairs[key]):
                 continue
-            named = _NETWORK_NAME.fullmatch(pairs[key])
-            name, digest = (named[1], named[2]) if named else (pairs[key], "")
+            hashed = _NETWORK_HASH.search(pairs[key])
+            name, digest = (pairs[key][: hashed.start()], hashed[1]) if hashed else (pairs[key], "")
             keys = [f"AddNet Weight {half} {number[1]}" for half in "AB"]
             unet, text = (real(pairs.get(one, pairs.get(f"AddNet Weight {number[1]}", ""))) for one in keys)
             self.add(Wanted(name.strip(), unet, None if text == unet else text), digest)
@@ -213,7 +213,14 @@ def _entries(said: object) -> Iterable[Any]:
 
 
 def _said_none(entry: object) -> bool:
-    return isinstance(entry, str) and stem(entry).strip().lower() in _NO_NAMES
+    """Whether it is the name of no file, alone or with a strength."""
+    if isinstance(entry, list) and entry:
+        entry = entry[0]
+    if not isinstance(entry, str):
+        return False
+    name, colon, weight = entry.rpartition(" : ")
+    said = name if colon and real(weight) is not None else entry
+    return stem(said).strip().lower() in _NO_NAMES
 
 
 def hashes_of(said: object) -> tuple[str, dict[str, str]]:
@@ -232,5 +239,5 @@ def hashes_of(said: object) -> tuple[str, dict[str, str]]:
 
 
 def stem(name: str) -> str:
-    """A file's name without folders and ending."""
-    return _ENDING.sub("", name.replace("\\", "/").rsplit("/", 1)[-1].strip())
+    """A file's name without folders and ending, up to the longest name that a request takes."""
+    return _ENDING.sub("", name.replace("\\", "/").rsplit("/", 1)[-1].strip())[:LONGEST_NAME]

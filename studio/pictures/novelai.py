@@ -21,7 +21,8 @@ STEP = 1.05
 DEEPEST = 40
 """Deepest nesting of brackets that is weighed; deeper ones weigh nothing more."""
 _SOURCE = re.compile(r"(.{1,200}?)\s+([A-Z0-9]{4,16})")
-_MARK = re.compile(r"-?[0-9]*\.?[0-9]+::|::|[{}\[\]()]")
+_MARK = re.compile(r"(?:(?=-)|(?<![0-9]))-?+(?:[0-9]++(?:\.[0-9]++)?+|\.[0-9]++)::|::|[{}\[\]()]")
+"""A number is tried only from its first digit, so that no text takes quadratic time."""
 _NOTHING = (
     "signed_hash", "hide_debug_overlay", "request_type", "n_samples", "version", "uncond_scale", "v4_prompt",
     "v4_negative_prompt", "legacy", "add_original_image", "legacy_v3_extend", "legacy_uc", "explike_fine_detail",

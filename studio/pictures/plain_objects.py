@@ -69,7 +69,7 @@ def _read(said: Mapping[str, Any], program: str) -> Foreign | None:
         loras.ignored.append(f"resources {shown(resources)}")
     start = taking.any("init_image", "init_img", "source_image") is not None
     strength = taking.real("strength", "denoise", "denoising_strength", "prompt_strength")
-    start = start or (strength is not None and strength < 1)
+    start = start or (strength is not None and 0 < strength < 1)  # 0 where there is no picture
     if start and strength is not None:
         values["strength"] = strength
     taking.pass_over(*_NOTHING)

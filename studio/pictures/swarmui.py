@@ -14,6 +14,7 @@ from typing import Any
 from composers.shown import shown
 from studio.pictures.foreign import Foreign
 from studio.pictures.loras import stem
+from studio.pictures.notes import told
 from studio.pictures.taking import Taking
 
 PROGRAM = "SwarmUI"
@@ -77,7 +78,7 @@ def read(said: Mapping[str, Any]) -> Foreign | None:
         values["strength"] = creativity
     vae = taking.vae()
     taking.pass_over(*_NOTHING)
-    notes = [f"left out of the prompt: {', '.join(left[:40])}"] if left else []
+    notes = [f"left out of the prompt: {told(left)}"] if left else []
     return Foreign(
         PROGRAM,
         values,

@@ -15,8 +15,8 @@ from studio.pictures import numbers, terms
 from studio.pictures.loras import Loras, stem
 from studio.pictures.notes import left_out
 
-EMPTY: tuple[object, ...] = (None, "", "None", "none", "null", [], {}, False)
-"""Values that say nothing."""
+EMPTY: tuple[object, ...] = (None, "", "None", "none", "null", [], {})
+"""Values that say nothing, beside False, which equals the number 0."""
 _SIZE = re.compile(r"\D{0,3}([0-9]{1,9}+)\D{1,4}+([0-9]{1,9}+)\D{0,3}")
 
 PROMPT = ("prompt", "positive_prompt", "c", "text_prompts", "positive")
@@ -38,7 +38,7 @@ class Taking:
     """The settings of an object. Names count alike however they are spelled: "CFG Scale", "cfg_scale", "cfgscale"."""
 
     def __init__(self, said: Mapping[str, Any]) -> None:
-        self._said = {key: value for key, value in said.items() if value not in EMPTY}
+        self._said = {key: value for key, value in said.items() if value is not False and value not in EMPTY}
         self._keys: dict[str, str] = {}
         for key in self._said:
             self._keys.setdefault(_plain(key), key)
@@ -138,8 +138,8 @@ class Taking:
                 self._taken.add(key)
 
     def left(self) -> list[str]:
-        """The names of all settings that were neither taken nor passed over."""
-        return [key for key in self._said if key not in self._taken]
+        """The names of all settings that were neither taken nor passed over. One that is 0 is off, and is no loss."""
+        return [key for key, value in self._said.items() if key not in self._taken and value != 0]
 
     def values(self) -> dict[str, Any]:
         """What nearly all programs say by about the same names, by Request's."""

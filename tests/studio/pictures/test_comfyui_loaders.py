@@ -500,6 +500,27 @@ def test_clip_skip(layer: int, skip: int | None) -> None:
     assert (said.values.get("clip_skip"), said.notes) == (skip, ())
 
 
+def test_more_than_is_named_of_what_is_left_out_is_told() -> None:
+    nodes = {
+        str(n): node("Somebody's Change", own=n, model=[str(n + 1) if n < 160 else "4", 0])
+        for n in range(100, 161)
+    }
+    (left,) = [note for note in read(nodes, model=["100", 0]).notes if note.startswith("left out: ")]
+    assert (left.count("Somebody's Change"), left.endswith(", and more")) == (40, True)
+
+
+@pytest.mark.parametrize("layer", [-1, -2])
+def test_a_clip_skip_of_one_prompt_alone_is_told(layer: int) -> None:
+    said = read(
+        {
+            "10": node("CLIPSetLastLayer", stop_at_clip_layer=layer, clip=CLIP),
+            "7": node("CLIPTextEncode", text="blurry", clip=["10", 0]),
+        }
+    )
+    told = ("its prompts were encoded with different clip skips; that of the first prompt is taken",)
+    assert (said.values.get("clip_skip"), said.notes) == (None, told if layer == -2 else ())
+
+
 def test_a_text_of_loras_without_a_tag_is_told() -> None:
     said = through(loader("LoraTextLoader", lora_text="castle.safetensors:0.5\nkimono:0.2"))
     assert "1 LoRA loader not understood" in " ".join(said.notes)

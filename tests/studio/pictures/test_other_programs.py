@@ -549,6 +549,39 @@ def test_a_seed_that_no_request_takes_is_left_out_and_told(tmp_path: Path, seed:
         assert any(note.startswith("seed not taken over: ") for note in said.notes)
 
 
+@pytest.mark.parametrize("nothing", [0, "0", 0.0])
+@pytest.mark.parametrize(
+    ("chunk", "said"),
+    [
+        ("parameters", FOOOCUS),
+        ("parameters", SWARM),
+        ("parameters", {"prompt": "a fox", "steps": 8, "cfg_scale": 1, "denoising_strength": 1}),
+        ("invokeai_metadata", {"positive_prompt": "a fox", "steps": 8}),
+    ],
+    ids=["Fooocus", "SwarmUI", "another program", "InvokeAI"],
+)
+def test_a_seed_and_a_guidance_of_0_are_kept(tmp_path: Path, chunk: str, said: Any, nothing: Any) -> None:
+    inner = said.get("sui_image_params", said)
+    names = {"cfg_scale", "cfgscale", "guidance_scale"} & inner.keys() or {"cfg_scale"}
+    changed = inner | {"seed": nothing, **dict.fromkeys(names, nothing)}
+    whole = {"sui_image_params": changed} if inner is not said else changed
+    found = read_picture(png(tmp_path, **{chunk: json.dumps(whole)}))
+    assert some(found, "seed", "guidance_scale") == (0, 0)
+
+
+def test_a_strength_of_0_without_a_picture_says_nothing(tmp_path: Path) -> None:
+    said = {"prompt": "a fox", "steps": 8, "seed": 5, "denoising_strength": 0, "eta": 0}
+    found = read_picture(png(tmp_path, parameters=json.dumps(said)))
+    assert (found.init_image, some(found, "strength"), found.notes[1:]) == (None, (None,), ())
+
+
+@pytest.mark.parametrize("row", ["None", ["None", 1.0], ["none", 0.5, ""], "None : 1.0"])
+def test_a_place_for_a_lora_that_holds_none_is_no_loss(tmp_path: Path, row: Any) -> None:
+    found = read_picture(png(tmp_path, parameters=json.dumps(FOOOCUS | {"loras": [row, ["nilo-fox", 0.5]]})))
+    assert mix(found) == [("nilo-fox", 0.5, None)]
+    assert not any("LoRA" in note for note in found.notes)
+
+
 def test_files_are_opened_as_bytes_too() -> None:
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "JPEG", exif=exif({0x9286: CODED["UTF-16BE"]}, within=True))

@@ -399,6 +399,9 @@ WIDE = {
         {"invokeai_metadata": json.dumps(INVOKE | {"positive_prompt": "\ud800"})},
         {"invokeai_metadata": json.dumps(INVOKE | {"positive_prompt": "a" * 50_000})},
         {"invokeai_metadata": "[" * 100_000},
+        {"sd-metadata": json.dumps({"image": {"prompt": "a" + " " * 100_000 + "b", "steps": 9}})},
+        {"Software": "NovelAI", "Comment": json.dumps({"prompt": "1" * 100_000, "uc": "", "steps": 9})},
+        {"parameters": f"{A1111}, AddNet Enabled: True, AddNet Model 1: a{' ' * 100_000}b"},
         {"invokeai_metadata": "5"},
     ],
     ids=lambda texts: " ".join(text[:40] for text in texts.values()),
@@ -451,6 +454,27 @@ def test_a_renamed_lora_is_found_by_every_kind_of_hash(
     assert [(row.adapter, row.weight) for row in found.draft.wanted] == [("new", 0.5)]
     assert "LoRA 'old' was found by its hash: it is called 'new' here" in found.notes
     assert found.missing == ()
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "sft", "ckpt", "PT", "bin"])
+def test_a_model_is_found_whatever_its_files_ending_was(own: Home, tmp_path: Path, ending: str) -> None:
+    found = read(own, tmp_path, prompt=json.dumps(COMFY).replace("sdxl.safetensors", f"sdxl.{ending}"))
+    assert (found.model, [one for one in found.missing if one.kind == "model"]) == ("random-sdxl", [])
+
+
+@pytest.mark.parametrize("library", [False, True], ids=["command line", "web"])
+def test_a_hash_that_a_header_states_in_modelspecs_form_is_known(
+    own: Home, loras: Path, tmp_path: Path, library: bool
+) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    key = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+    tensors = {f"{key}.lora_down.weight": torch.ones(2, 64), f"{key}.lora_up.weight": torch.ones(32, 2)}
+    save_file(tensors, loras / "new.safetensors", metadata={"modelspec.hash_sha256": f"0x{'AB' * 32}"})
+    read(own, tmp_path, parameters=f'a <lora:old:0.5>{LINE}, Lora hashes: "old: {"ab" * 6}"')
+    found = restore(tmp_path / "picture.png", own, Library(lambda: own) if library else None)
+    assert [row.adapter for row in found.draft.wanted] == ["new"]
 
 
 def test_another_line_of_settings_is_cut_out_of_a_prompt_and_told(own: Home, tmp_path: Path) -> None:
