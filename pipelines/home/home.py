@@ -14,7 +14,7 @@ import platformdirs
 from pipelines import assets
 from pipelines.errors import AdapterFileError, ModelError, SetupError
 from pipelines.home import files
-from pipelines.home.answers import NoAnswer, is_silent, silent
+from pipelines.home.answers import NoAnswer, answered, is_silent, silent
 from pipelines.home.files import whole_text
 from pipelines.home.lookup import by_own_name, one_of_copies
 from pipelines.home.names import (
@@ -236,7 +236,9 @@ _LONGEST_QUOTED = 255  # characters, which a file's name may have
 def _no_adapter_in(folder: Path) -> str:
     """The message for a folder that is no adapter. It names the files in it that might be meant."""
     try:
-        inside = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
+        inside = sorted(
+            answered(folder, lambda: [entry.name for entry in os.scandir(folder) if entry.is_file()])
+        )
     except OSError:
         inside = []
     weights = [name for name in inside if name.lower().endswith((WEIGHTS, ".bin", ".pt"))][:6]
