@@ -52,7 +52,8 @@ class LoadReport:
     kind: "LoRA", "LoCon", "FLoRA", or several of these joined by " + ". naming: the naming schemes of the keys.
     family: "sd1", "sd2", "sdxl" or "unknown". evidence: what says so ("shapes", "names", "metadata", …).
     applied, total: component -> how many layers the file changes, and how many the model has.
-    ranks, alphas: (lowest, highest). alphas is None where the file gives none, which means scale 1.
+    ranks, alphas: (lowest, highest). alphas is None where the file gives none, which means scale 1 if has_alpha: if one
+        of its types may have an alpha.
     dtype: of the weights, the most frequent first. sha256: of the file.
     notes: what was ignored, and whatever else a user might wonder about. doubts: those of them that may concern the
         picture: keys that were left out, a scale that is not certain, a choice between files.
@@ -74,6 +75,7 @@ class LoadReport:
     triggers: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
+    has_alpha: bool = True
 
     @property
     def short_hash(self) -> str:
@@ -82,9 +84,8 @@ class LoadReport:
 
     def __str__(self) -> str:
         applied = ", ".join(f"{part} {self.applied[part]}/{total}" for part, total in self.total.items())
-        alpha = ", alpha none (scale 1)" if self.alphas is None else f", alpha {span(self.alphas)}"
-        if self.kind == "FLoRA" or (self.alphas is None and not self.ranks[1]):
-            alpha = ""  # the type has none
+        unstated = ", alpha none (scale 1)" if self.has_alpha else ""
+        alpha = unstated if self.alphas is None else f", alpha {span(self.alphas)}"
         rank = f", rank {span(self.ranks)}" if self.ranks[1] else ""
         family = FAMILIES[self.family].label if self.family in FAMILIES else self.family
         lines = [

@@ -11,7 +11,8 @@ from typing import Any
 
 from pipelines.adapters.adapter import AdapterMetadata, span
 from pipelines.adapters.container import UnparsedHeader, adapter_path, open_header
-from pipelines.adapters.kinds import flora
+from pipelines.adapters.kinds.dora import Dora
+from pipelines.adapters.kinds.flora import Flora, mean_of
 from pipelines.adapters.metadata import describe
 from pipelines.adapters.origin import Origin, origin_by_metadata
 from pipelines.adapters.peft_settings import peft_settings
@@ -135,10 +136,10 @@ def _refused_settings(path: Path, metadata: Mapping[str, str], structure: Struct
     try:
         own = peft_settings(path, metadata)
         settings = [own] if own else [one.settings for one in stated_in(path, metadata) if not one.odd]
-        if "DoRA" not in structure.kinds and any(one.dora for found in settings for one in found.values()):
+        if Dora.name not in structure.kinds and any(one.dora for found in settings for one in found.values()):
             return f"{path.name}: its settings say DoRA, but it holds no lengths for it; fetch a whole file"
-        if "FLoRA" in structure.kinds:
-            flora.mean_of(path.name, metadata)
+        if Flora.name in structure.kinds:
+            mean_of(path.name, metadata)
     except AdapterFormatError as error:
         return str(error)
     return ""

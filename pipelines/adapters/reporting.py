@@ -88,13 +88,18 @@ def report(
         sha256=found.sha256,
         title=metadata.title,
         triggers=metadata.triggers,
-        notes=tuple(_notes(found, model, layers, len(alphas))),
+        notes=tuple(_notes(found, model, layers, kinds, len(alphas))),
         doubts=tuple(note for note in found.notes if note != UNSEEN),
+        has_alpha=any(kind.has_alpha for kind in kinds.values()),
     )
 
 
 def _notes(
-    found: Findings, model: ModelLayers, layers: Mapping[str, LayerFactors], with_alpha: int
+    found: Findings,
+    model: ModelLayers,
+    layers: Mapping[str, LayerFactors],
+    kinds: Mapping[str, AdapterKind],
+    with_alpha: int,
 ) -> Iterable[str]:
     """Whatever a user might wonder about later. with_alpha: how many layers have an alpha."""
     contents = found.contents
@@ -108,9 +113,9 @@ def _notes(
         yield f"{norms} norms are changed too"
     if found.orphans:
         yield f"{len(found.orphans)} alpha values lack factors ({'.'.join(found.orphans[0])}): ignored"
-    lowrank = sum(isinstance(factors, LowRank) for factors in layers.values())
-    if 0 < with_alpha < lowrank:
-        yield f"{lowrank - with_alpha} of {lowrank} layers give no alpha: scale 1 there"
+    scaled = sum(kind.has_alpha for kind in kinds.values())
+    if 0 < with_alpha < scaled:
+        yield f"{scaled - with_alpha} of {scaled} layers give no alpha: scale 1 there"
     if idle := sum(factors.scale == 0 for factors in layers.values()):
         yield f"{idle} layers have alpha 0 and change nothing"
     if all(factors.idle for factors in layers.values()):

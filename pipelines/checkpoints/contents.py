@@ -14,7 +14,7 @@ from typing import Any
 from pipelines.checkpoints import clip_layout, other_kinds, vae_layout
 from pipelines.checkpoints.keys import UNET, VAE, Shape, SortedKeys, plain_key, refuse_long, shipped_config
 from pipelines.checkpoints.matching import Spell, matched
-from pipelines.checkpoints.stored import Storage, Weight, listed, storage_of
+from pipelines.checkpoints.stored import MARK, Storage, Weight, listed, storage_of
 from pipelines.checkpoints.unet_layout import (
     UnknownLayout,
     config_of,
@@ -281,6 +281,11 @@ class _Judge:
         notes = []
         if self.scalars:
             notes.append(f"left out of its file, as it holds no weight: {listed(self.scalars)}")
+        if unscaled := self.storage.unscaled:
+            notes.append(
+                f"its mark {MARK} says that weights in 8 bits have scales, but {len(unscaled)} have none and are "
+                f"read at scale 1: {listed(unscaled)}"
+            )
         if self.keys.is_ema:
             notes.append("its file holds averaged (EMA) weights only, which are used")
         return tuple(notes)

@@ -23,7 +23,7 @@ from pipelines.checkpoints.components import (
 )
 from pipelines.checkpoints.matching import Spell
 from pipelines.checkpoints.single_file import load_tokenizers
-from pipelines.checkpoints.stored import listed, storage_of
+from pipelines.checkpoints.stored import listed, refuse_infinite, storage_of
 from pipelines.checkpoints.weights import read_weights_header
 from pipelines.errors import ModelError, StudioError
 from pipelines.families.family import SDXL, Family, family_of
@@ -230,9 +230,10 @@ def _refuse_endless(folder: Path, part: str) -> None:
 
 
 def refuse_odd_weights(label: str, part: str, module: Any, files: Iterable[Path]) -> None:
-    """Raises ModelError where the files of a part and what was made of them do not have the same weights, and for
-    weights at a scale. diffusers and transformers fill what is missing with random numbers, leave out what they do not
-    know, and take any number as it stands.
+    """Raises ModelError where the files of a part and what was made of them do not have the same weights.
+
+    The same for weights at a scale, and for numbers that are not finite. diffusers and transformers fill what is
+    missing with random numbers, leave out what they do not know, and take any number as it stands.
 
     label: the model's name. part: "unet", "vae" or a text encoder's name. module: what was made of the files.
     """
@@ -269,6 +270,9 @@ def refuse_odd_weights(label: str, part: str, module: Any, files: Iterable[Path]
             f"{label}: weights in {part} are not understood ({len(odd)}): {listed(odd)}. Without them "
             f"the picture would be another; {again}"
         )
+    for name, weight in module.state_dict().items():
+        if weight.is_floating_point():
+            refuse_infinite(f"{label}: {part}", name, weight)
 
 
 def _spelling(part: str, shapes: Mapping[str, tuple[int, ...]], module: Any) -> Spell:

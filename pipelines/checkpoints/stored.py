@@ -6,6 +6,7 @@ nothing without a scale, or whose packing is not known here, are refused by name
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -102,6 +103,17 @@ class Storage:
     scales: Mapping[str, tuple[str, float]]
     beside: frozenset[str]
 
+    @property
+    def unscaled(self) -> list[str]:
+        """The weights in 8 bits without a scale where a mark says that such have one."""
+        without = self.header.shapes.keys() - self.scales.keys() - self.beside
+        marked = tuple(key.removesuffix(MARK) for key in self.beside if _is_mark(key))
+        return [
+            key
+            for key, dtype in self.header.dtypes.items()
+            if dtype.startswith("F8_") and key.startswith(marked) and key in without
+        ]
+
     def check(self, keys: Iterable[str]) -> None:
         """Raises ModelError where the numbers of one of the weights cannot be read. No tensor is looked at."""
         odd: dict[str, list[str]] = {}
@@ -144,7 +156,7 @@ def storage_of(file: str, header: WeightsHeader) -> Storage:
     scales: dict[str, tuple[str, float]] = {}
     beside = set()
     for key in keys:
-        if key.rpartition(".")[2] == MARK or key.endswith(BESIDE):
+        if _is_mark(key) or key.endswith(BESIDE):
             beside.add(key)
             continue
         for ending, of, factor in SCALES:
@@ -162,6 +174,10 @@ def storage_of(file: str, header: WeightsHeader) -> Storage:
     return Storage(file, header, scales, frozenset(beside))
 
 
+def _is_mark(key: str) -> bool:
+    return key.rpartition(".")[2] == MARK
+
+
 class Reader:
     """Reads weights of one file, each in the data type that is wanted."""
 
@@ -170,7 +186,7 @@ class Reader:
         self._last: tuple[str, Tensor] | None = None
 
     def __call__(self, weight: Weight, dtype: torch.dtype) -> Tensor:
-        """The weight. Raises ModelError for a scale that is 0 or not finite."""
+        """The weight. Raises ModelError for a scale that is 0, and for numbers that are not finite in this dtype."""
         stored = self._stored(weight.key)
         if weight.turn == "transposed":
             stored = stored.T
@@ -179,7 +195,9 @@ class Reader:
         elif weight.turn:
             size = stored.shape[0] // 3
             stored = stored[_THIRDS[weight.turn] * size :][:size]
-        return stored.to(dtype, copy=True).contiguous()
+        made = stored.to(dtype, copy=True).contiguous()
+        refuse_infinite(self._storage.file, weight.key, made)
+        return made
 
     def _stored(self, key: str) -> Tensor:
         """The tensor as it is stored, times its scale if it has one (float32, or float64 where either is)."""
@@ -204,6 +222,19 @@ class Reader:
             tensor = tensor.to(wide) * spread(scale)
         self._last = (key, tensor)
         return tensor
+
+
+def refuse_infinite(file: str, key: str, weight: Tensor) -> None:
+    """Raises ModelError where one of the numbers is NaN or infinite. file: the name to show."""
+    if weight.numel() and not all(map(math.isfinite, map(float, weight.aminmax()))):
+        dtype = str(weight.dtype).removeprefix("torch.")
+        larger = (
+            "" if weight.dtype == torch.float32 else ", or load it with dtype float32 if they are too large"
+        )
+        raise ModelError(
+            f"{file}: the weight {listed([key])} holds numbers that are NaN or infinite in {dtype}, which would ruin "
+            f"every picture; use another copy{larger}"
+        )
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import platformdirs
 from pipelines import assets
 from pipelines.errors import AdapterFileError, ModelError, SetupError
 from pipelines.home import files
-from pipelines.home.answers import NoAnswer, is_silent, silent
+from pipelines.home.answers import NoAnswer, answered, is_silent, silent
 from pipelines.home.files import whole_text
 from pipelines.home.lookup import by_own_name, one_of_copies
 from pipelines.home.names import (
@@ -102,10 +102,15 @@ class Home:
         write_folders(self.path, self.settings.folders + roots)
         return Home(self.path, read_settings(self.path), self.roots + roots)
 
+    def _roots(self, kind: str) -> tuple[Path, ...]:
+        """The folders of one of `KINDS`: the home's own, then the further ones."""
+        further: tuple[Path, ...] = getattr(self.roots, kind)
+        return (self.path / kind, *further)
+
     def models(self) -> tuple[Entry, ...]:
         """All models: the embedded ones, then those in the folders (diffusers folders and .safetensors files)."""
         embedded = [Entry("", model.path, embedded=True) for model in assets.embedded_models()]
-        own = scan((self.path / "models", *self.roots.models), _is_model)
+        own = scan(self._roots("models"), _is_model)
         return name_entries([*embedded, *(Entry("", path) for path in own)])
 
     def loras(self) -> tuple[Entry, ...]:
@@ -115,7 +120,7 @@ class Home:
     def look_for_loras(self) -> tuple[tuple[Entry, ...], tuple[LeftOut, ...]]:
         """(what `loras` returns, what is left out of it: links that lead elsewhere, and names that are no UTF-8)."""
         embedded = [Entry("", lora.path, lora.model, embedded=True) for lora in assets.embedded_loras()]
-        roots, left_out = (self.path / "loras", *self.roots.loras), list[LeftOut]()
+        roots, left_out = self._roots("loras"), list[LeftOut]()
         own = [
             Entry("", path, foldered=_foldered(path, roots)) for path in scan(roots, _is_weights, left_out)
         ]
@@ -123,12 +128,12 @@ class Home:
 
     def vaes(self) -> tuple[Entry, ...]:
         """All VAEs in the folders: .safetensors files and diffusers folders."""
-        own = scan((self.path / "vae", *self.roots.vae), _is_vae)
+        own = scan(self._roots("vae"), _is_vae)
         return name_entries([Entry("", path) for path in own])
 
     def embeddings(self) -> tuple[Entry, ...]:
         """All embeddings in the folders: .safetensors files. Prompts name them by these names."""
-        own = scan((self.path / "embeddings", *self.roots.embeddings), _is_weights)
+        own = scan(self._roots("embeddings"), _is_weights)
         return name_entries([Entry("", path) for path in own])
 
     @property
@@ -152,7 +157,7 @@ class Home:
         if paths and files.exists(path := expanded(source)):
             return _at(path)
         entries = self.models() if entries is None else entries
-        found = find(name, entries)
+        found = find(name, entries, roots=() if paths else self._roots("models"))
         if isinstance(found, Entry):
             return found
         if not found and isinstance(source, str) and HUB_ID.fullmatch(source) and not _is_file_name(source):
@@ -184,7 +189,7 @@ class Home:
             if path.is_absolute() or os.sep in str(source):
                 raise AdapterFileError(_no_adapter_in(path))
         entries = self.loras() if entries is None else entries
-        found = find(str(source), entries, model)
+        found = find(str(source), entries, model, () if paths else self._roots("loras"))
         if not found and len(str(source)) <= _LONGEST_QUOTED:
             own = by_own_name(str(source), entries)
             found = own[0] if len(own) == 1 else own
@@ -204,7 +209,7 @@ class Home:
         if paths and files.exists(path := expanded(source)):
             return _at(path)
         entries = self.vaes()
-        found = find(str(source), entries)
+        found = find(str(source), entries, roots=() if paths else self._roots("vae"))
         if isinstance(found, Entry):
             return found
         raise ModelError(self._not_found("VAE", str(source), found, entries, self.roots.vae))
@@ -236,7 +241,9 @@ _LONGEST_QUOTED = 255  # characters, which a file's name may have
 def _no_adapter_in(folder: Path) -> str:
     """The message for a folder that is no adapter. It names the files in it that might be meant."""
     try:
-        inside = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
+        inside = sorted(
+            answered(folder, lambda: [entry.name for entry in os.scandir(folder) if entry.is_file()])
+        )
     except OSError:
         inside = []
     weights = [name for name in inside if name.lower().endswith((WEIGHTS, ".bin", ".pt"))][:6]

@@ -65,24 +65,31 @@ def name_entries(entries: Sequence[Entry]) -> tuple[Entry, ...]:
     return tuple(replace(entry, name=shortest(entry.path)) for entry in entries)
 
 
-def find(name: str, entries: Sequence[Entry], model: str | None = None) -> Entry | list[Entry]:
+def find(
+    name: str, entries: Sequence[Entry], model: str | None = None, roots: Sequence[Path] = ()
+) -> Entry | list[Entry]:
     """The entry of that name; or, where there is not exactly one, a list of those that it could mean, perhaps empty.
 
     A name may have more folders than needed, folders written with "\\", and the ending .safetensors. Entries that are
     made for `model` are taken first, then those that are made for no embedded model, then all others.
+
+    roots: where given, a name may have folders up to these, but none above: where they are is not for everybody.
     """
     said = name.replace("\\", "/").strip()
-    return _find(stem_of(said).strip("/"), entries, model) or _find(said.strip("/"), entries, model)
+    whole, stem = said.strip("/"), stem_of(said).strip("/")
+    return _find(stem, entries, model, roots) or _find(whole, entries, model, roots)
 
 
-def _find(wanted: str, entries: Sequence[Entry], model: str | None) -> Entry | list[Entry]:
+def _find(
+    wanted: str, entries: Sequence[Entry], model: str | None, roots: Sequence[Path]
+) -> Entry | list[Entry]:
     stem = _folded(wanted.rpartition("/")[2])
     likely = [
         (entry, spellings)
         for entry in entries
         if stem == _folded(stem_of(entry.path.name))
         or (entry.foldered and stem == _folded(entry.path.parent.name))
-        for spellings in (_spellings(entry),)
+        for spellings in (_spellings(entry, roots),)
     ]
     for spelled in (str, _composed, _folded):
         matches = [e for e, spellings in likely if spelled(wanted) in {spelled(s) for s in spellings}]
@@ -114,14 +121,22 @@ def near(name: str, entries: Sequence[Entry], count: int = 3) -> list[str]:
     return list(dict.fromkeys(table[match] for match in matches))[:count]
 
 
-def _spellings(entry: Entry) -> list[str]:
-    """All ways to write a file's name, from the bare stem to the whole path; by its folder first if that names it."""
+def _spellings(entry: Entry, roots: Sequence[Path] = ()) -> list[str]:
+    """All ways to write a file's name, from the bare stem to the whole path; by its folder first if that names it.
+
+    With `roots`: up to the root that the file is in, and its listed name.
+    """
     path = entry.path
     folders = [part for part in path.parts[:-1] if part != path.anchor]
     named = [[*folders, stem_of(path.name)]]
     if entry.foldered:
         named.insert(0, folders)
-    return ["/".join(parts[-count:]) for parts in named for count in range(1, len(parts) + 1)]
+    above = 0
+    if roots:
+        inside = (len(root.parts) - 2 for root in roots if path.is_relative_to(root))
+        above = max(0, next(inside, len(folders) - 1))
+    spelled = ["/".join(parts[-count:]) for parts in named for count in range(1, len(parts) - above + 1)]
+    return [*spelled, entry.name] if roots else spelled
 
 
 def stem_of(name: str) -> str:

@@ -7,24 +7,20 @@ left; alpha of 0 or below counts as that rank.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-
-from pipelines.adapters.kinds.kind import Kind, Leaf, RawLayer, peft_leaves
+from pipelines.adapters.kinds.kind import AdapterKind, RawLayer, peft_leaves
 from pipelines.adapters.kinds.parts import misfit, numeric, smaller, whole
 from pipelines.adapters.terms import LowRank, Target, Whole
 
 LENGTHS, START = "lora_E", "ranknum"
 
 
-@dataclass(frozen=True)
-class AdaLora(Kind):
-    """AdaLoRA, as an `AdapterKind`. Its outer parts have the names of LoRA's."""
+class AdaLora(AdapterKind):
+    """AdaLoRA. Its outer parts have the names of LoRA's."""
 
-    name: str = "AdaLoRA"
-    leaves: Mapping[str, Leaf] = field(default_factory=lambda: peft_leaves(LENGTHS, START))
-    peft_types: Collection[str] = ("ADALORA",)
-    takes: Collection[str] = ("up", "down")
+    name = "AdaLoRA"
+    leaves = peft_leaves(LENGTHS, START)
+    peft_types = ("ADALORA",)
+    takes = ("up", "down")
 
     def read(self, layer: RawLayer, target: Target) -> LowRank | Whole:
         down, lengths, up = whole(layer, "down", LENGTHS, "up")

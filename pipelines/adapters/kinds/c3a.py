@@ -5,25 +5,21 @@ Chen et al. 2025 (arXiv 2407.19342), as PEFT writes it: `c3a_kernel` [out / b, i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-
 import torch
 
-from pipelines.adapters.kinds.kind import Kind, Leaf, RawLayer, peft_leaves
+from pipelines.adapters.kinds.kind import AdapterKind, RawLayer, peft_leaves
 from pipelines.adapters.kinds.parts import misfit, whole
 from pipelines.adapters.terms import Target, Whole
 
 PART = "c3a_kernel"
 
 
-@dataclass(frozen=True)
-class C3a(Kind):
-    """C3A, as an `AdapterKind`."""
+class C3a(AdapterKind):
+    """C3A."""
 
-    name: str = "C3A"
-    leaves: Mapping[str, Leaf] = field(default_factory=lambda: peft_leaves(PART))
-    peft_types: Collection[str] = ("C3A",)
+    name = "C3A"
+    leaves = peft_leaves(PART)
+    peft_types = ("C3A",)
 
     def read(self, layer: RawLayer, target: Target) -> Whole:
         [kernel] = whole(layer, PART)

@@ -7,10 +7,9 @@ least.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 
-from pipelines.adapters.kinds.kind import Kind, Leaf, RawLayer, peft_leaves
+from pipelines.adapters.kinds.kind import AdapterKind, RawLayer, peft_leaves
 from pipelines.adapters.kinds.parts import misfit, number, smaller, whole
 from pipelines.adapters.terms import LowRank, Target, Whole
 
@@ -18,14 +17,13 @@ PARTS = ("delora_A", "delora_B")
 BOUND, NORMS = "delora_lambda", "delora_w_norm"
 
 
-@dataclass(frozen=True)
-class Delora(Kind):
-    """DeLoRA, as an `AdapterKind`."""
+class Delora(AdapterKind):
+    """DeLoRA."""
 
-    name: str = "DeLoRA"
-    leaves: Mapping[str, Leaf] = field(default_factory=lambda: peft_leaves(*PARTS, BOUND, NORMS))
-    input_axes: Mapping[str, int] = field(default_factory=lambda: {"delora_A": 1})
-    peft_types: Collection[str] = ("DELORA",)
+    name = "DeLoRA"
+    leaves = peft_leaves(*PARTS, BOUND, NORMS)
+    input_axes: Mapping[str, int] = {"delora_A": 1}
+    peft_types = ("DELORA",)
 
     def read(self, layer: RawLayer, target: Target) -> LowRank | Whole:
         down, up, _, lengths = whole(layer, *PARTS, BOUND, NORMS)

@@ -10,13 +10,13 @@ term. g depends on the base weight and on dW at strength 1, not on the strength:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from pipelines.adapters.kinds.kind import AdapterKind, Kind, Leaf, RawLayer
+from pipelines.adapters.kinds.kind import AdapterKind, Leaf, RawLayer
 from pipelines.adapters.kinds.loha import Loha
 from pipelines.adapters.kinds.lokr import Lokr
 from pipelines.adapters.kinds.lora import UP_BIAS, Lora
@@ -29,23 +29,19 @@ LENGTHS = frozenset((SCALE, MAGNITUDE))
 INNER: tuple[AdapterKind, ...] = (Loha(), Lokr(), Lora())
 
 
-@dataclass(frozen=True)
-class Dora(Kind):
-    """DoRA around LoRA, LoHa or LoKr, as an `AdapterKind`."""
+class Dora(AdapterKind):
+    """DoRA around LoRA, LoHa or LoKr."""
 
-    name: str = "DoRA"
-    leaves: Mapping[str, Leaf] = field(
-        default_factory=lambda: {
-            SCALE: Leaf(SCALE, "kohya"),
-            MAGNITUDE: Leaf(MAGNITUDE, "peft"),
-            f"{MAGNITUDE}.weight": Leaf(MAGNITUDE, "peft"),
-            f"{MAGNITUDE}.default": Leaf(MAGNITUDE, "peft"),
-        }
-    )
-    peft_types: Collection[str] = ("LORA",)
-    takes: Collection[str] = frozenset(
-        leaf.part for kind in INNER for leaf in kind.leaves.values() if leaf.part != "alpha"
-    )
+    name = "DoRA"
+    leaves: Mapping[str, Leaf] = {
+        SCALE: Leaf(SCALE, "kohya"),
+        MAGNITUDE: Leaf(MAGNITUDE, "peft"),
+        f"{MAGNITUDE}.weight": Leaf(MAGNITUDE, "peft"),
+        f"{MAGNITUDE}.default": Leaf(MAGNITUDE, "peft"),
+    }
+    peft_types = ("LORA",)
+    takes = frozenset(leaf.part for kind in INNER for leaf in kind.leaves.values() if leaf.part != "alpha")
+    has_alpha = True
 
     def read(self, layer: RawLayer, target: Target) -> Several:
         part = SCALE if SCALE in layer.parts else MAGNITUDE

@@ -28,9 +28,8 @@ that several adapters, of any type, make to one layer add up.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
-from pipelines.adapters.kinds.kind import Kind, Leaf, RawLayer
+from pipelines.adapters.kinds.kind import AdapterKind, Leaf, RawLayer
 from pipelines.adapters.terms import Hadamard, Target
 from pipelines.errors import AdapterFormatError, AdapterMismatchError
 
@@ -40,13 +39,12 @@ METADATA: Mapping[str, str] = {"flora.version": "1", "flora.reduction": "sum"}
 _LEAVES = {"flora_in.weight": Leaf("inner", "flora"), "flora_out.weight": Leaf("outer", "flora")}
 
 
-@dataclass(frozen=True)
-class Flora(Kind):
-    """True FLoRA, as an `AdapterKind`."""
+class Flora(AdapterKind):
+    """True FLoRA."""
 
-    name: str = "FLoRA"
-    leaves: Mapping[str, Leaf] = field(default_factory=lambda: dict(_LEAVES))
-    input_axes: Mapping[str, int] = field(default_factory=lambda: {"inner": 1})
+    name = "FLoRA"
+    leaves = _LEAVES
+    input_axes: Mapping[str, int] = {"inner": 1}
 
     def read(self, layer: RawLayer, target: Target) -> Hadamard:
         for half, other in (("inner", "outer"), ("outer", "inner")):

@@ -6,25 +6,21 @@ order of all out * in, drawn with the setting `random_loc_seed`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-
 import torch
 
-from pipelines.adapters.kinds.kind import Kind, Leaf, RawLayer, peft_leaves
+from pipelines.adapters.kinds.kind import AdapterKind, RawLayer, peft_leaves
 from pipelines.adapters.kinds.parts import misfit, numeric, whole
 from pipelines.adapters.terms import Target, Whole
 
 PART = "fourierft_spectrum"
 
 
-@dataclass(frozen=True)
-class FourierFt(Kind):
-    """FourierFT, as an `AdapterKind`."""
+class FourierFt(AdapterKind):
+    """FourierFT."""
 
-    name: str = "FourierFT"
-    leaves: Mapping[str, Leaf] = field(default_factory=lambda: peft_leaves(PART))
-    peft_types: Collection[str] = ("FOURIERFT",)
+    name = "FourierFT"
+    leaves = peft_leaves(PART)
+    peft_types = ("FOURIERFT",)
 
     def read(self, layer: RawLayer, target: Target) -> Whole:
         [values] = whole(layer, PART)

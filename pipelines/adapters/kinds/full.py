@@ -7,34 +7,30 @@ what PEFT's LN tuning keeps of a norm. `base_layer.bias` is a new bias: PEFT's L
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 
-from pipelines.adapters.kinds.kind import Kind, Leaf, RawLayer
+from pipelines.adapters.kinds.kind import AdapterKind, Leaf, RawLayer
 from pipelines.adapters.kinds.parts import misfit
 from pipelines.adapters.terms import LayerFactors, Shift, Target, Term, Whole, together
 
 PARTS = ("diff", "diff_b", "set_weight", "set_bias")
 
 
-@dataclass(frozen=True)
-class Full(Kind):
-    """Whole differences, as an `AdapterKind`. They may stand beside other types on one layer."""
+class Full(AdapterKind):
+    """Whole differences. They may stand beside other types on one layer."""
 
-    name: str = "full"
-    leaves: Mapping[str, Leaf] = field(
-        default_factory=lambda: {
-            **{part: Leaf(part, "") for part in PARTS[:3]},
-            "w_norm": Leaf("diff", ""),
-            "b_norm": Leaf("diff_b", ""),
-            "ln_tuning_layers.weight": Leaf("set_weight", "peft"),
-            "ln_tuning_layers.bias": Leaf("set_bias", "peft"),
-            "base_layer.bias": Leaf("set_bias", "peft"),
-        }
-    )
-    input_axes: Mapping[str, int] = field(default_factory=lambda: {"diff": 1})
-    peft_types: Collection[str] = ("LN_TUNING",)
-    on_norms: bool = True
+    name = "full"
+    leaves: Mapping[str, Leaf] = {
+        **{part: Leaf(part, "") for part in PARTS[:3]},
+        "w_norm": Leaf("diff", ""),
+        "b_norm": Leaf("diff_b", ""),
+        "ln_tuning_layers.weight": Leaf("set_weight", "peft"),
+        "ln_tuning_layers.bias": Leaf("set_bias", "peft"),
+        "base_layer.bias": Leaf("set_bias", "peft"),
+    }
+    input_axes: Mapping[str, int] = {"diff": 1}
+    peft_types = ("LN_TUNING",)
+    on_norms = True
 
     def read(self, layer: RawLayer, target: Target) -> LayerFactors:
         terms: list[Term] = []

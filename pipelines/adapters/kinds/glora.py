@@ -8,26 +8,23 @@ b1 [rank, in] and b2 [out, rank], and mean W a2 a1 + b2 b1; the shapes tell.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import torch
 
-from pipelines.adapters.kinds.kind import Kind, Leaf, RawLayer
+from pipelines.adapters.kinds.kind import AdapterKind, Leaf, RawLayer
 from pipelines.adapters.kinds.parts import misfit, scale_of, scaled, smaller, whole
 from pipelines.adapters.terms import LowRank, Target, Whole
 
 PARTS = ("glora_a1", "glora_a2", "glora_b1", "glora_b2")
 
 
-@dataclass(frozen=True)
-class Glora(Kind):
-    """GLoRA, as an `AdapterKind`."""
+class Glora(AdapterKind):
+    """GLoRA."""
 
-    name: str = "GLoRA"
-    leaves: Mapping[str, Leaf] = field(
-        default_factory=lambda: {f"{part[-2:]}.weight": Leaf(part, "kohya") for part in PARTS}
-    )
-    input_axes: Mapping[str, int] = field(default_factory=lambda: {"glora_a2": 1})
+    name = "GLoRA"
+    leaves: Mapping[str, Leaf] = {f"{part[-2:]}.weight": Leaf(part, "kohya") for part in PARTS}
+    input_axes: Mapping[str, int] = {"glora_a2": 1}
+    has_alpha = True
 
     def read(self, layer: RawLayer, target: Target) -> LowRank | Whole:
         a1, a2, b1, b2 = whole(layer, *PARTS)

@@ -6,26 +6,24 @@ alpha. A kernel's taps have factors of their own, so a convolution's change is k
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 
 import torch
 
-from pipelines.adapters.kinds.kind import Kind, Leaf, RawLayer, peft_leaves
+from pipelines.adapters.kinds.kind import AdapterKind, RawLayer, peft_leaves
 from pipelines.adapters.kinds.parts import misfit, whole
 from pipelines.adapters.terms import Hadamard, Target, Whole
 
 PARTS = ("hira_A", "hira_B")
 
 
-@dataclass(frozen=True)
-class Hira(Kind):
-    """HiRA, as an `AdapterKind`."""
+class Hira(AdapterKind):
+    """HiRA."""
 
-    name: str = "HiRA"
-    leaves: Mapping[str, Leaf] = field(default_factory=lambda: peft_leaves(*PARTS))
-    input_axes: Mapping[str, int] = field(default_factory=lambda: {"hira_A": 1})
-    peft_types: Collection[str] = ("HIRA",)
+    name = "HiRA"
+    leaves = peft_leaves(*PARTS)
+    input_axes: Mapping[str, int] = {"hira_A": 1}
+    peft_types = ("HIRA",)
 
     def read(self, layer: RawLayer, target: Target) -> Hadamard | Whole:
         inner, outer = (part.flatten(1) for part in whole(layer, *PARTS))

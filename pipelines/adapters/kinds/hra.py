@@ -7,25 +7,21 @@ upper triangle of U^T U (the compact WY form), so dW = -(W U T) U^T.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-
 import torch
 
-from pipelines.adapters.kinds.kind import Kind, Leaf, RawLayer, peft_leaves
+from pipelines.adapters.kinds.kind import AdapterKind, RawLayer, peft_leaves
 from pipelines.adapters.kinds.parts import misfit, setting, smaller, whole
 from pipelines.adapters.terms import LowRank, Target, Whole
 
 PART = "hra_u"
 
 
-@dataclass(frozen=True)
-class Hra(Kind):
-    """HRA, as an `AdapterKind`."""
+class Hra(AdapterKind):
+    """HRA."""
 
-    name: str = "HRA"
-    leaves: Mapping[str, Leaf] = field(default_factory=lambda: peft_leaves(PART))
-    peft_types: Collection[str] = ("HRA",)
+    name = "HRA"
+    leaves = peft_leaves(PART)
+    peft_types = ("HRA",)
 
     def read(self, layer: RawLayer, target: Target) -> LowRank | Whole:
         [vectors] = whole(layer, PART)

@@ -6,25 +6,20 @@ and `on_input` beside it, 1 for the inputs.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 
-from pipelines.adapters.kinds.kind import Kind, Leaf, RawLayer
+from pipelines.adapters.kinds.kind import AdapterKind, Leaf, RawLayer
 from pipelines.adapters.kinds.parts import misfit, multiplier, number, whole
 from pipelines.adapters.terms import Hadamard, Target
 
 WEIGHT, ON_INPUT = "ia3_weight", "on_input"
 
 
-@dataclass(frozen=True)
-class Ia3(Kind):
-    """(IA)3, as an `AdapterKind`. The key of its factors ends in a bare `weight`: see `pipelines.adapters.keys`."""
+class Ia3(AdapterKind):
+    """(IA)3. The key of its factors ends in a bare `weight`: see `pipelines.adapters.keys`."""
 
-    name: str = "(IA)³"
-    leaves: Mapping[str, Leaf] = field(default_factory=lambda: {ON_INPUT: Leaf(ON_INPUT, "", integers=True)})
-
-    def claims(self, parts: Collection[str]) -> bool:
-        return ON_INPUT in parts
+    name = "(IA)³"
+    leaves: Mapping[str, Leaf] = {ON_INPUT: Leaf(ON_INPUT, "", integers=True)}
 
     def read(self, layer: RawLayer, target: Target) -> Hadamard:
         factor = 1 + whole(layer, WEIGHT)[0].flatten()

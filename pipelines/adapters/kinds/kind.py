@@ -7,9 +7,10 @@ parts, and their changes add up. A type that is built on another one, as DoRA is
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from types import MappingProxyType
 
 from torch import Tensor
 
@@ -49,7 +50,7 @@ class RawLayer:
     shared: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
 
-class AdapterKind(Protocol):
+class AdapterKind(ABC):
     """One adapter type, such as LoRA or LoKr.
 
     leaves: end of a key ("lora_up.weight") -> what it is. `alpha` is among LoRA's, and all types share it.
@@ -58,51 +59,29 @@ class AdapterKind(Protocol):
     peft_types: the `peft_type`s of PEFT's settings under which it is read.
     takes: parts of other types that it reads itself, so that these do not see them.
     shared: parts that stand once in a file, for all layers (`base_model.vera_A`).
-    on_norms: whether it may change a norm.
+    on_norms: whether it may change a norm. has_alpha: whether a missing alpha means scale 1.
     """
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def leaves(self) -> Mapping[str, Leaf]: ...
-    @property
-    def input_axes(self) -> Mapping[str, int]: ...
-    @property
-    def refusal(self) -> str: ...
-    @property
-    def peft_types(self) -> Collection[str]: ...
-    @property
-    def takes(self) -> Collection[str]: ...
-    @property
-    def shared(self) -> Collection[str]: ...
-    @property
-    def on_norms(self) -> bool: ...
-
-    def claims(self, parts: Collection[str]) -> bool:
-        """Whether a layer with these parts is of this type. Types are asked in the order of ADAPTER_KINDS."""
-        ...
-
-    def read(self, layer: RawLayer, target: Target) -> LayerFactors:
-        """The layer's exact factors, in the shape that its target takes. Raises AdapterError."""
-        ...
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What most types leave as it is. A layer is of the type if it has any of its parts but `alpha`."""
-
-    name: str = ""
-    leaves: Mapping[str, Leaf] = field(default_factory=dict)
-    input_axes: Mapping[str, int] = field(default_factory=dict)
+    name: str
+    leaves: Mapping[str, Leaf]
+    input_axes: Mapping[str, int] = MappingProxyType({})
     refusal: str = ""
     peft_types: Collection[str] = ()
     takes: Collection[str] = ()
     shared: Collection[str] = ()
     on_norms: bool = False
+    has_alpha: bool = False
 
     def claims(self, parts: Collection[str]) -> bool:
-        """Whether a layer with these parts is of this type."""
+        """Whether a layer with these parts is of this type: with any of its parts but `alpha`.
+
+        Types are asked in the order of ADAPTER_KINDS.
+        """
         return any(leaf.part in parts for leaf in self.leaves.values() if leaf.part != "alpha")
+
+    @abstractmethod
+    def read(self, layer: RawLayer, target: Target) -> LayerFactors:
+        """The layer's exact factors, in the shape that its target takes. Raises AdapterError."""
 
 
 def peft_leaves(*parts: str, integers: Collection[str] = ()) -> dict[str, Leaf]:

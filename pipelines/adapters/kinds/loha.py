@@ -11,27 +11,26 @@ this.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from pipelines.adapters.kinds.kind import Kind, Leaf, RawLayer
+from pipelines.adapters.kinds.kind import AdapterKind, Leaf, RawLayer
 from pipelines.adapters.kinds.parts import misfit, scale_of, smaller, whole
 from pipelines.adapters.terms import LowRank, Target, Whole
 
 PARTS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
 
 
-@dataclass(frozen=True)
-class Loha(Kind):
-    """LoHa, as an `AdapterKind`."""
+class Loha(AdapterKind):
+    """LoHa."""
 
-    name: str = "LoHa"
-    leaves: Mapping[str, Leaf] = field(default_factory=lambda: {part: Leaf(part, "") for part in PARTS})
-    input_axes: Mapping[str, int] = field(default_factory=lambda: {"hada_w1_b": 1, "hada_w2_b": 1})
-    peft_types: Collection[str] = ("LOHA",)
+    name = "LoHa"
+    leaves: Mapping[str, Leaf] = {part: Leaf(part, "") for part in PARTS}
+    input_axes: Mapping[str, int] = {"hada_w1_b": 1, "hada_w2_b": 1}
+    peft_types = ("LOHA",)
+    has_alpha = True
 
     def read(self, layer: RawLayer, target: Target) -> LowRank | Whole:
         tucker = "hada_t1" in layer.parts or "hada_t2" in layer.parts

@@ -10,13 +10,12 @@ kron(w1, a b) = kron(w1, a) kron(1, b), so a factored w2 makes a change of rank 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from pipelines.adapters.kinds.kind import Kind, Leaf, RawLayer
+from pipelines.adapters.kinds.kind import AdapterKind, Leaf, RawLayer
 from pipelines.adapters.kinds.parts import misfit, scale_of, scaled, smaller, whole
 from pipelines.adapters.terms import LowRank, Target, Whole
 from pipelines.errors import AdapterFormatError
@@ -24,15 +23,13 @@ from pipelines.errors import AdapterFormatError
 PARTS = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
 
 
-@dataclass(frozen=True)
-class Lokr(Kind):
-    """LoKr, as an `AdapterKind`."""
+class Lokr(AdapterKind):
+    """LoKr."""
 
-    name: str = "LoKr"
-    leaves: Mapping[str, Leaf] = field(
-        default_factory=lambda: {part: Leaf(part, "") for part in (*PARTS, "lokr_t1")}
-    )
-    peft_types: Collection[str] = ("LOKR",)
+    name = "LoKr"
+    leaves: Mapping[str, Leaf] = {part: Leaf(part, "") for part in (*PARTS, "lokr_t1")}
+    peft_types = ("LOKR",)
+    has_alpha = True
 
     def read(self, layer: RawLayer, target: Target) -> LowRank | Whole:
         if "lokr_t1" in layer.parts:

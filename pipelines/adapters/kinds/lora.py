@@ -7,13 +7,12 @@ PEFT's `lora_bias=True` adds (alpha / rank) * `lora_B.bias` to the layer's bias.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from pipelines.adapters.kinds.kind import Kind, Leaf, RawLayer
+from pipelines.adapters.kinds.kind import AdapterKind, Leaf, RawLayer
 from pipelines.adapters.kinds.parts import misfit, scale_of
 from pipelines.adapters.terms import LowRank, Several, Shift, Target
 from pipelines.errors import AdapterFormatError
@@ -49,17 +48,14 @@ _LEAVES = {
 }
 
 
-@dataclass(frozen=True)
-class Lora(Kind):
-    """Plain low-rank factors, with or without a Tucker core; as an `AdapterKind`."""
+class Lora(AdapterKind):
+    """Plain low-rank factors, with or without a Tucker core."""
 
-    name: str = "LoRA"
-    leaves: Mapping[str, Leaf] = field(default_factory=lambda: dict(_LEAVES))
-    input_axes: Mapping[str, int] = field(default_factory=lambda: {"down": 1})
-    peft_types: Collection[str] = ("LORA",)
-
-    def claims(self, parts: Collection[str]) -> bool:
-        return not {"up", "down", "mid", UP_BIAS}.isdisjoint(parts)
+    name = "LoRA"
+    leaves = _LEAVES
+    input_axes: Mapping[str, int] = {"down": 1}
+    peft_types = ("LORA",)
+    has_alpha = True
 
     def read(self, layer: RawLayer, target: Target) -> LowRank | Several:
         for half, other in (("up", "down"), ("down", "up")):

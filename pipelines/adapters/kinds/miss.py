@@ -7,25 +7,21 @@ with the B of its rows. The shape tells which.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-
 import torch
 
-from pipelines.adapters.kinds.kind import Kind, Leaf, RawLayer, peft_leaves
+from pipelines.adapters.kinds.kind import AdapterKind, RawLayer, peft_leaves
 from pipelines.adapters.kinds.parts import misfit, smaller, whole
 from pipelines.adapters.terms import LowRank, Target, Whole
 
 PART = "miss_block"
 
 
-@dataclass(frozen=True)
-class Miss(Kind):
-    """MiSS, as an `AdapterKind`."""
+class Miss(AdapterKind):
+    """MiSS."""
 
-    name: str = "MiSS"
-    leaves: Mapping[str, Leaf] = field(default_factory=lambda: peft_leaves(PART))
-    peft_types: Collection[str] = ("MISS",)
+    name = "MiSS"
+    leaves = peft_leaves(PART)
+    peft_types = ("MISS",)
 
     def read(self, layer: RawLayer, target: Target) -> LowRank | Whole:
         [block] = whole(layer, PART)

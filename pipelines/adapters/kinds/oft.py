@@ -13,24 +13,22 @@ alpha * out, and 0, the usual value, means no bound.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from pipelines.adapters.kinds.kind import Kind, Leaf, RawLayer
+from pipelines.adapters.kinds.kind import AdapterKind, Leaf, RawLayer
 from pipelines.adapters.kinds.parts import cayley, misfit, number, whole
 from pipelines.adapters.terms import Target, Whole
 
 PARTS = ("oft_blocks", "rescale")
 
 
-@dataclass(frozen=True)
-class Oft(Kind):
-    """OFT and BOFT, as an `AdapterKind`."""
+class Oft(AdapterKind):
+    """OFT and BOFT."""
 
-    name: str = "(B)OFT"
-    leaves: Mapping[str, Leaf] = field(default_factory=lambda: {part: Leaf(part, "") for part in PARTS})
+    name = "(B)OFT"
+    leaves: Mapping[str, Leaf] = {part: Leaf(part, "") for part in PARTS}
 
     def read(self, layer: RawLayer, target: Target) -> Whole:
         [blocks] = whole(layer, "oft_blocks")

@@ -7,25 +7,21 @@ each run of 2^j b, the even halves of blocks before the odd ones. M is the last 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-
 import torch
 
-from pipelines.adapters.kinds.kind import Kind, Leaf, RawLayer, peft_leaves
+from pipelines.adapters.kinds.kind import AdapterKind, RawLayer, peft_leaves
 from pipelines.adapters.kinds.parts import misfit, whole
 from pipelines.adapters.terms import Target, Whole
 
 TURNS, FACTORS = "boft_R", "boft_s"
 
 
-@dataclass(frozen=True)
-class PeftBoft(Kind):
-    """PEFT's BOFT, as an `AdapterKind`."""
+class PeftBoft(AdapterKind):
+    """PEFT's BOFT."""
 
-    name: str = "BOFT"
-    leaves: Mapping[str, Leaf] = field(default_factory=lambda: peft_leaves(TURNS, FACTORS))
-    peft_types: Collection[str] = ("BOFT",)
+    name = "BOFT"
+    leaves = peft_leaves(TURNS, FACTORS)
+    peft_types = ("BOFT",)
 
     def read(self, layer: RawLayer, target: Target) -> Whole:
         blocks, factors = whole(layer, TURNS, FACTORS)

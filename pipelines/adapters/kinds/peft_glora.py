@@ -7,30 +7,24 @@ product of two factors (`glora_A.Xd` [.., rank], `glora_A.Xu` [rank, ..]), a vec
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor
 
-from pipelines.adapters.kinds.kind import Kind, Leaf, RawLayer, peft_leaves
+from pipelines.adapters.kinds.kind import AdapterKind, RawLayer, peft_leaves
 from pipelines.adapters.kinds.parts import misfit, smaller, whole
 from pipelines.adapters.terms import Hadamard, LayerFactors, Shift, Target, Term, Whole, together
 
 LETTERS = "ABCDE"
 
 
-@dataclass(frozen=True)
-class PeftGlora(Kind):
-    """PEFT's GLoRA, as an `AdapterKind`."""
+class PeftGlora(AdapterKind):
+    """PEFT's GLoRA."""
 
-    name: str = "PEFT's GLoRA"
-    leaves: Mapping[str, Leaf] = field(
-        default_factory=lambda: peft_leaves(
-            *(f"glora_{letter}.{end}" for letter in LETTERS for end in ("X", "Xd", "Xu", "zeros"))
-        )
+    name = "PEFT's GLoRA"
+    leaves = peft_leaves(
+        *(f"glora_{letter}.{end}" for letter in LETTERS for end in ("X", "Xd", "Xu", "zeros"))
     )
-    peft_types: Collection[str] = ("GLORA",)
+    peft_types = ("GLORA",)
 
     def read(self, layer: RawLayer, target: Target) -> LayerFactors:
         if target.kernel > 1:

@@ -7,11 +7,9 @@ Liu et al. 2022 (arXiv 2205.05638). `ia3_l` holds the factors themselves, 1 at t
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 
 from composers.shown import shown
-from pipelines.adapters.kinds.kind import Kind, Leaf, RawLayer, peft_leaves
+from pipelines.adapters.kinds.kind import AdapterKind, RawLayer, peft_leaves
 from pipelines.adapters.kinds.parts import misfit, multiplier, setting, whole
 from pipelines.adapters.terms import Hadamard, Several, Shift, Target
 from pipelines.errors import AdapterFormatError
@@ -22,13 +20,12 @@ _NAME = re.compile(r"[\w.]{1,300}")
 _MOST = 10_000
 
 
-@dataclass(frozen=True)
-class PeftIa3(Kind):
-    """PEFT's (IA)3, as an `AdapterKind`."""
+class PeftIa3(AdapterKind):
+    """PEFT's (IA)3."""
 
-    name: str = "(IA)³"
-    leaves: Mapping[str, Leaf] = field(default_factory=lambda: peft_leaves(PART))
-    peft_types: Collection[str] = ("IA3",)
+    name = "(IA)³"
+    leaves = peft_leaves(PART)
+    peft_types = ("IA3",)
 
     def read(self, layer: RawLayer, target: Target) -> Hadamard | Several:
         [given] = whole(layer, PART)

@@ -13,13 +13,11 @@ OneTrainer: always the series of five terms. A convolution's rows are rotated as
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from pipelines.adapters.kinds.kind import Kind, Leaf, RawLayer, peft_leaves
+from pipelines.adapters.kinds.kind import AdapterKind, RawLayer, peft_leaves
 from pipelines.adapters.kinds.parts import misfit, number, numeric, series, setting, skew, whole
 from pipelines.adapters.terms import Target, Whole
 from pipelines.errors import AdapterFormatError
@@ -28,15 +26,12 @@ WEIGHT, SCALED = "oft_R.weight", "oft_R.scaled_oft"
 _MOST_TERMS = 100
 
 
-@dataclass(frozen=True)
-class PeftOft(Kind):
-    """PEFT's and OneTrainer's OFT, as an `AdapterKind`."""
+class PeftOft(AdapterKind):
+    """PEFT's and OneTrainer's OFT."""
 
-    name: str = "OFT"
-    leaves: Mapping[str, Leaf] = field(
-        default_factory=lambda: peft_leaves(WEIGHT, SCALED, integers=(SCALED,))
-    )
-    peft_types: Collection[str] = ("OFT",)
+    name = "OFT"
+    leaves = peft_leaves(WEIGHT, SCALED, integers=(SCALED,))
+    peft_types = ("OFT",)
 
     def read(self, layer: RawLayer, target: Target) -> Whole:
         [vectors] = whole(layer, WEIGHT)

@@ -8,26 +8,22 @@ the setting `group_size`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor
 
-from pipelines.adapters.kinds.kind import Kind, Leaf, RawLayer, peft_leaves
+from pipelines.adapters.kinds.kind import AdapterKind, RawLayer, peft_leaves
 from pipelines.adapters.kinds.parts import misfit, numeric, whole
 from pipelines.adapters.terms import Several, Shift, Target, Whole
 
 PARTS = ("road_theta", "road_alpha")
 
 
-@dataclass(frozen=True)
-class Road(Kind):
-    """RoAd, as an `AdapterKind`."""
+class Road(AdapterKind):
+    """RoAd."""
 
-    name: str = "RoAd"
-    leaves: Mapping[str, Leaf] = field(default_factory=lambda: peft_leaves(*PARTS))
-    peft_types: Collection[str] = ("ROAD",)
+    name = "RoAd"
+    leaves = peft_leaves(*PARTS)
+    peft_types = ("ROAD",)
 
     def read(self, layer: RawLayer, target: Target) -> Several | Whole:
         angle, length = whole(layer, *PARTS)

@@ -5,27 +5,21 @@ Bhardwaj et al. 2024 (arXiv 2406.13175), as PEFT writes it: `shira_weight` [n], 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-
 import torch
 
-from pipelines.adapters.kinds.kind import Kind, Leaf, RawLayer, peft_leaves
+from pipelines.adapters.kinds.kind import AdapterKind, RawLayer, peft_leaves
 from pipelines.adapters.kinds.parts import misfit, whole
 from pipelines.adapters.terms import Target, Whole
 
 VALUES, PLACES = "shira_weight", "shira_indices"
 
 
-@dataclass(frozen=True)
-class Shira(Kind):
-    """SHiRA, as an `AdapterKind`."""
+class Shira(AdapterKind):
+    """SHiRA."""
 
-    name: str = "SHiRA"
-    leaves: Mapping[str, Leaf] = field(
-        default_factory=lambda: peft_leaves(VALUES, PLACES, integers=(PLACES,))
-    )
-    peft_types: Collection[str] = ("SHIRA",)
+    name = "SHiRA"
+    leaves = peft_leaves(VALUES, PLACES, integers=(PLACES,))
+    peft_types = ("SHIRA",)
 
     def read(self, layer: RawLayer, target: Target) -> Whole:
         [values, _] = whole(layer, VALUES, PLACES)

@@ -4,33 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 
-from pipelines.adapters.kinds.kind import Leaf, RawLayer
+from pipelines.adapters.kinds.kind import AdapterKind, Leaf, RawLayer
 from pipelines.adapters.terms import LowRank, Target
 
 _LATER = "it is read in a later version; look for another edition of the same subject"
 
 
-@dataclass(frozen=True)
-class Unsupported:
+class Unsupported(AdapterKind):
     """A type of which only the keys are known. ends: the ends of keys that no other type has."""
 
-    name: str
-    ends: tuple[str, ...]
-    input_axes: Mapping[str, int] = field(default_factory=dict)
-    refusal: str = _LATER
-    peft_types: Collection[str] = ()
-    takes: Collection[str] = ()
-    shared: Collection[str] = ()
-    on_norms: bool = False
-
-    @property
-    def leaves(self) -> Mapping[str, Leaf]:
-        return {end: Leaf(end, "") for end in self.ends}
-
-    def claims(self, parts: Collection[str]) -> bool:
-        return not set(self.ends).isdisjoint(parts)
+    def __init__(self, name: str, ends: Collection[str], refusal: str = _LATER) -> None:
+        self.name, self.refusal = name, refusal
+        self.leaves = {end: Leaf(end, "") for end in ends}
 
     def read(self, layer: RawLayer, target: Target) -> LowRank:
         raise AssertionError(f"{self.name} is refused before any layer is read")

@@ -8,13 +8,10 @@ with the `topk` greatest logits, weighed by their softmax. Or the file holds the
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor
 
-from pipelines.adapters.kinds.kind import Kind, Leaf, RawLayer, peft_leaves
+from pipelines.adapters.kinds.kind import AdapterKind, RawLayer, peft_leaves
 from pipelines.adapters.kinds.parts import common, misfit, numeric, smaller, whole
 from pipelines.adapters.terms import LowRank, Target, Whole
 
@@ -23,19 +20,16 @@ HALVES = ("vblora_logits_A", "vblora_logits_B")
 CHOSEN, WEIGHTS = "_topk_indices", "_topk_weights"
 
 
-@dataclass(frozen=True)
-class VbLora(Kind):
-    """VB-LoRA, as an `AdapterKind`."""
+class VbLora(AdapterKind):
+    """VB-LoRA."""
 
-    name: str = "VB-LoRA"
-    leaves: Mapping[str, Leaf] = field(
-        default_factory=lambda: peft_leaves(
-            *(half + end for half in HALVES for end in ("", CHOSEN, WEIGHTS)),
-            integers=[half + CHOSEN for half in HALVES],
-        )
+    name = "VB-LoRA"
+    leaves = peft_leaves(
+        *(half + end for half in HALVES for end in ("", CHOSEN, WEIGHTS)),
+        integers=[half + CHOSEN for half in HALVES],
     )
-    peft_types: Collection[str] = ("VBLORA",)
-    shared: Collection[str] = (BANK,)
+    peft_types = ("VBLORA",)
+    shared = (BANK,)
 
     def read(self, layer: RawLayer, target: Target) -> LowRank | Whole:
         [bank] = common(layer, (BANK,), "its vector bank")

@@ -6,10 +6,7 @@ and once `vera_A` [rank, widest in], `vera_B` [widest out, rank], of which a lay
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-
-from pipelines.adapters.kinds.kind import Kind, Leaf, RawLayer, peft_leaves
+from pipelines.adapters.kinds.kind import AdapterKind, RawLayer, peft_leaves
 from pipelines.adapters.kinds.parts import common, misfit, smaller, whole
 from pipelines.adapters.terms import LowRank, Target, Whole
 
@@ -17,14 +14,13 @@ LAMBDAS = ("vera_lambda_b", "vera_lambda_d")
 SHARED = ("vera_A", "vera_B")
 
 
-@dataclass(frozen=True)
-class Vera(Kind):
-    """VeRA, as an `AdapterKind`."""
+class Vera(AdapterKind):
+    """VeRA."""
 
-    name: str = "VeRA"
-    leaves: Mapping[str, Leaf] = field(default_factory=lambda: peft_leaves(*LAMBDAS))
-    peft_types: Collection[str] = ("VERA",)
-    shared: Collection[str] = SHARED
+    name = "VeRA"
+    leaves = peft_leaves(*LAMBDAS)
+    peft_types = ("VERA",)
+    shared = SHARED
 
     def read(self, layer: RawLayer, target: Target) -> LowRank | Whole:
         outer, inner = whole(layer, *LAMBDAS)

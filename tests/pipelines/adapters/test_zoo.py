@@ -311,6 +311,7 @@ def test_peft(name, base, tmp_path):
     adapter = read_adapter(tmp_path, base.layers, "fox")
     assert set(adapter.layers) == {f"unet.{layer}" for layer in layers}
     assert not any("left out" in note or "ignored" in note for note in adapter.report.notes)
+    assert "alpha none" not in str(adapter.report)  # what has no alpha says nothing of it
     for layer in layers:
         theirs = wrapped.base_model.model.get_submodule(layer)
         assert_same(adapter, f"unet.{layer}", base.module(f"unet.{layer}"), theirs)

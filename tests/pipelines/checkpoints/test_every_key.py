@@ -226,6 +226,19 @@ def variant(seed: int, pipes: dict[str, Any]) -> tuple[str, Tensors, Tensors, st
     return family, written, meant, f"{layout}, {wrapper or 'plain'}, {scheme}"
 
 
+def test_a_mark_of_scales_without_scales_is_told(
+    pipes: dict[str, Any], tiny_configs: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "made.safetensors"
+    tensors = {key: value.to(torch.float8_e4m3fn) for key, value in single_file_tensors(pipes["sd1"]).items()}
+    save_file(tensors, file)
+    assert not examine(file).notes
+    save_file(tensors | {"model.diffusion_model.scaled_fp8": torch.zeros(0)}, file)
+    [note] = examine(file).notes
+    assert "scaled_fp8" in note
+    assert "have none and are read at scale 1: model.diffusion_model." in note
+
+
 @pytest.mark.parametrize("seed", range(24))
 def test_a_generated_file_is_read_to_the_bit(
     seed: int, pipes: dict[str, Any], tiny_configs: Path, tmp_path: Path

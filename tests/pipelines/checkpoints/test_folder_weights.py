@@ -55,6 +55,15 @@ def test_a_weight_too_many_and_a_weight_too_few_are_errors(folder: Path, part: s
 
 
 @pytest.mark.parametrize("part", list(WEIGHTS))
+def test_a_number_that_is_not_finite_is_an_error(folder: Path, part: str) -> None:
+    changed(folder, part, lambda tensors: tensors[min(tensors)].view(-1)[:1].fill_(float("nan")))
+    with pytest.raises(
+        ModelError, match=f"{part}: the weight .* NaN or infinite in float32, .*use another copy"
+    ):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("part", list(WEIGHTS))
 def test_whole_numbers_and_scales_are_not_taken_as_weights(folder: Path, part: str) -> None:
     name = {"unet": "conv_in.weight", "vae": "decoder.conv_in.weight"}.get(
         part, "encoder.layers.0.mlp.fc1.weight"

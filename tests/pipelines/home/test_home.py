@@ -161,6 +161,9 @@ def test_an_embedded_lora_belongs_to_its_model(home: Home) -> None:
         home.find_lora("fox")
     assert home.find_lora("fox", model="tiny-sdxl").name == "tiny-sdxl/fox"
     assert home.find_lora("tiny-sd/fox", model="tiny-sdxl").model == "tiny-sd"
+    assert home.find_lora("tiny-sd/fox", paths=False).model == "tiny-sd"
+    with pytest.raises(AdapterFileError):
+        home.find_lora(str(home.loras()[0].path.with_suffix("")), paths=False)
     touch(home.path / "loras" / "fox.safetensors")
     assert home.find_lora("fox", model="tiny-sdxl").model == "tiny-sdxl"
     assert home.find_lora("fox", model="my model").path == home.path / "loras" / "fox.safetensors"

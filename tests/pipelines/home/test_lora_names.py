@@ -66,6 +66,28 @@ def test_a_name_means_its_file_however_it_is_written(home: Home, file: str, said
     assert len(home.loras()) == 2
 
 
+def test_where_the_folders_are_cannot_be_guessed_by_name(home: Home) -> None:
+    path = lora(home, "animals/fox.safetensors", 1)
+    saved = lora(home, "cat/pytorch_lora_weights.safetensors", 2)
+    above = f"{home.path.name}/loras"
+    for name, file in (("loras/animals/fox", path), ("loras\\cat", saved), ("fox", path)):
+        assert home.find_lora(name, paths=False).path == file
+    for name in (f"{above}/animals/fox", f"{above}/cat", str(path.with_suffix("")), str(path)):
+        with pytest.raises(AdapterFileError, match=r"unknown LoRA|does not exist"):
+            home.find_lora(name, paths=False)
+        assert home.find_lora(name).path in (path, saved)
+
+
+def test_a_listed_name_is_found_however_long_it_must_be(home: Home, tmp_path: Path) -> None:
+    for number, folder in enumerate(("a", "b")):
+        (tmp_path / folder / "lora").mkdir(parents=True)
+        (tmp_path / folder / "lora" / "fox2.safetensors").write_bytes(bytes([number]))
+    home = Home.resolve(home.path, lora_dirs=[tmp_path / "a" / "lora", tmp_path / "b" / "lora"])
+    for folder in "ab":
+        found = home.find_lora(f"{folder}/lora/fox2", paths=False)
+        assert found.path == tmp_path / folder / "lora" / "fox2.safetensors"
+
+
 def test_what_is_written_exactly_so_wins_over_what_is_alike(home: Home) -> None:
     composed, apart = lora(home, f"{NFC}.safetensors"), lora(home, f"{NFD}.safetensors", 2)
     assert home.find_lora(NFC).path == composed
