@@ -99,8 +99,9 @@ _MODELS = {
 _SAYING_NOTHING = _MODELS | {
     "lora", "loras", "unet", "fp16", "fp32", "bf16", "converted", "weights", "pytorch", "model", "cfg", "smallcfg",
     "normalcfg", "unified", "bytedance", "segmind", "step", "steps", "kohya", "comfyui", "diffusers", "version",
-    "normal", "small", "no", "with", "for", "by", "and", "s", "copy", "final", "fixed", "official", "original", "resized",
-    "extracted", "distilled", "peft", "civitai", "huggingface", "hf", "fast", "speed", "rank", "dim", "safetensors",
+    "normal", "small", "no", "with", "for", "by", "and", "s", "copy", "final", "fixed", "official", "original",
+    "resized", "extracted", "distilled", "peft", "civitai", "huggingface", "hf", "fast", "speed", "rank", "dim",
+    "safetensors",
 }  # fmt: skip
 """Words that say nothing of what a LoRA draws."""
 _MARKS = re.compile(r"v?\d+[a-z]?|\d+steps?|(?:rank|dim|r)\d+|\d+dim")
