@@ -159,6 +159,12 @@ def nearest(name: str) -> str | None:
     return found.nearest.name if isinstance(found, _Refusal) else None
 
 
+def adds_noise(name: str) -> bool:
+    """Whether the steps of a name's sampler add fresh noise; False for the model's own. Raises RequestError as
+    `canonical` does."""
+    return canonical(name) != MODEL_OWN and row_of(name).adds_noise
+
+
 def row_of(name: str) -> Sampler:
     """The row of a name or an alias. Raises RequestError as `canonical` does."""
     return _by_name()[canonical(name)]
