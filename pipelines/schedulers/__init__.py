@@ -14,7 +14,7 @@ from pipelines.schedulers.making import (
     set_steps,
     step_of_call,
 )
-from pipelines.schedulers.names import MODEL_OWN, canonical, named, nearest
+from pipelines.schedulers.names import MODEL_OWN, adds_noise, canonical, named, nearest
 from pipelines.schedulers.table import SAMPLERS, Sampler, scheduler_names
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Sampler",
     "Scheduler",
     "accepts_generator",
+    "adds_noise",
     "calls_per_step",
     "canonical",
     "make_scheduler",

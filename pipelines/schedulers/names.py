@@ -142,6 +142,7 @@ def named(solver: str, spacing: str = "") -> str:
     """The table's name for a solver and a spacing that another program gives apart, in its words.
 
     Where the table has none, both as they were written, as one name: `canonical` then tells why. So nothing is raised.
+    A spacing that stands for the solver's own is left out there.
     spacing: "" for none; where the solver's name holds it already, it is said once.
     """
     solver, spacing = solver.strip(), spacing.strip()
@@ -150,13 +151,19 @@ def named(solver: str, spacing: str = "") -> str:
     try:
         return canonical(both)
     except RequestError:
-        return both
+        return solver if solver and _SPACINGS.get(told[1]) == "" else both
 
 
 def nearest(name: str) -> str | None:
     """The nearest name that is offered, for one that is known and not offered; else None."""
     found = _found(_key(name)) if len(name) <= LONGEST else None
     return found.nearest.name if isinstance(found, _Refusal) else None
+
+
+def adds_noise(name: str) -> bool:
+    """Whether the steps of a name's sampler add fresh noise; False for the model's own. Raises RequestError as
+    `canonical` does."""
+    return canonical(name) != MODEL_OWN and row_of(name).adds_noise
 
 
 def row_of(name: str) -> Sampler:

@@ -23,7 +23,7 @@ class Sampler:
     """One row of the table: a name, its diffusers class, and the settings that the name stands for.
 
     aliases: other names for the same, among them those of other programs. solver, spacing: what the name consists of;
-    spacing "" is the model's own.
+    spacing "" is the model's own. adds_noise: whether its steps add fresh noise.
     """
 
     name: str
@@ -32,11 +32,13 @@ class Sampler:
     aliases: tuple[str, ...] = ()
     solver: str = ""
     spacing: str = ""
+    adds_noise: bool = False
 
 
 @dataclass(frozen=True)
 class Solver:
-    """A solver, and the rows that it stands for: one for each spacing. own_names: aliases of a row, by its spacing."""
+    """A solver, and the rows that it stands for: one for each spacing. own_names: aliases of a row, by its spacing.
+    adds_noise: as in its rows."""
 
     name: str
     scheduler_class: str
@@ -44,6 +46,7 @@ class Solver:
     spacings: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     own_names: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    adds_noise: bool = False
 
     def rows(self) -> tuple[Sampler, ...]:
         """The plain row first."""
@@ -58,7 +61,9 @@ class Solver:
             settings["timestep_spacing"] = "trailing"
         name = f"{self.name} {spacing}" if spacing else self.name
         aliases = self.own_names.get(spacing, ()) if spacing else self.aliases
-        return Sampler(name, self.scheduler_class, settings, aliases, self.name, spacing)
+        return Sampler(
+            name, self.scheduler_class, settings, aliases, self.name, spacing, adds_noise=self.adds_noise
+        )
 
 
 _DPM: dict[str, Any] = {
@@ -98,9 +103,10 @@ SOLVERS: tuple[Solver, ...] = (
         (TRAILING,),
         ("Euler ancestral", "EulerA", "k_euler_a", "k_euler_ancestral"),
         {TRAILING: ("Euler a SGM Uniform",)},
+        adds_noise=True,
     ),
     Solver("DDIM", "DDIMScheduler", _NO_CLIP, (TRAILING,), (), {TRAILING: ("DDIM SGM Uniform",)}),
-    Solver("DDPM", "DDPMScheduler", _NO_CLIP | {"variance_type": "fixed_small"}),
+    Solver("DDPM", "DDPMScheduler", _NO_CLIP | {"variance_type": "fixed_small"}, adds_noise=True),
     Solver(
         "DPM++ 2M",
         _MULTISTEP,
@@ -116,6 +122,7 @@ SOLVERS: tuple[Solver, ...] = (
         _ALL,
         ("dpmpp_2m_sde", "k_dpmpp_2m_sde", "dpmpp_2m_sde_gpu"),
         {KARRAS: ("k_dpmpp_2m_sde_ka", "dpmpp_2m_sde_k"), EXPONENTIAL: ("k_dpmpp_2m_sde_exp",)},
+        adds_noise=True,
     ),
     Solver(
         "DPM++ 2M SDE Heun",
@@ -124,6 +131,7 @@ SOLVERS: tuple[Solver, ...] = (
         (EXPONENTIAL, TRAILING),
         ("k_dpmpp_2m_sde_heun", "dpmpp_2m_sde_heun", "dpmpp_2m_sde_heun_gpu"),
         {EXPONENTIAL: ("k_dpmpp_2m_sde_heun_exp",)},
+        adds_noise=True,
     ),
     Solver(
         "DPM++ 3M SDE",
@@ -132,6 +140,7 @@ SOLVERS: tuple[Solver, ...] = (
         _ALL,
         ("dpmpp_3m_sde", "k_dpmpp_3m_sde", "dpmpp_3m_sde_gpu"),
         {KARRAS: ("k_dpmpp_3m_sde_ka",), EXPONENTIAL: ("k_dpmpp_3m_sde_exp",)},
+        adds_noise=True,
     ),
     Solver(
         "DPM++ 2S",
@@ -164,6 +173,7 @@ SOLVERS: tuple[Solver, ...] = (
             "KDPM2 ancestral",
         ),
         {KARRAS: ("kdpm_2_a_k", "k_dpm_2_a_ka")},
+        adds_noise=True,
     ),
     Solver(
         "Heun",
@@ -183,8 +193,8 @@ SOLVERS: tuple[Solver, ...] = (
     ),
     Solver("DEIS", "DEISMultistepScheduler", _DEIS, _ALL, (), {KARRAS: ("deis_k",)}),
     Solver("PNDM", "PNDMScheduler", {"skip_prk_steps": True}, (), ("PLMS",)),
-    Solver("LCM", "LCMScheduler", _NO_CLIP),
-    Solver("TCD", "TCDScheduler", _NO_CLIP),
+    Solver("LCM", "LCMScheduler", _NO_CLIP, adds_noise=True),
+    Solver("TCD", "TCDScheduler", _NO_CLIP, adds_noise=True),
 )
 SAMPLERS: tuple[Sampler, ...] = tuple(row for solver in SOLVERS for row in solver.rows())
 

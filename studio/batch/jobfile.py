@@ -2,8 +2,8 @@
 
 .jsonl   one object per line; a line {"defaults": {…}} applies to all
 .yaml    a list of jobs, or defaults: and jobs:  (.json the same)
-.csv     one job per row; the header names the fields; an empty cell says nothing (.tsv the same; see
-         `studio.batch.tables`)
+.csv     one job per row; the header names the fields, also by their names in a .txt; an empty cell says nothing (.tsv
+         the same; see `studio.batch.tables`)
 .txt     one prompt per line, followed by options such as --steps 20 --seed 3 (see `studio.batch.prompts`)
 """
 
@@ -24,7 +24,7 @@ from pipelines.errors import RequestError, SetupError
 from pipelines.home.plain import DEEPEST, LONGEST_FILE, check_plain, read_json, read_text, reading, short
 from studio.batch.cells import value_of
 from studio.batch.problems import Problems, nearest
-from studio.batch.prompts import read_line
+from studio.batch.prompts import SPELLINGS, read_line
 from studio.batch.tables import AS_CSV, SPREADSHEETS, decoded, is_spreadsheet, read_table
 from studio.batch.values import MOST_VALUES
 from studio.drafts.fields import NAMES
@@ -300,7 +300,7 @@ def _tsv(text: str, name: str, problems: Problems) -> Read:
 
 def _csv(text: str, name: str, problems: Problems, separator: str = ",") -> Read:
     try:
-        table = read_table(text, JOB_FIELDS, separator)
+        table = read_table(text, SPELLINGS, separator)
         if table is None:
             return
         line, headings = table.header

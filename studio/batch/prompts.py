@@ -21,14 +21,15 @@ from studio.drafts.flags import parse_lora
 
 _OPTION = re.compile(r"(?:^|\s)--(?=[A-Za-z])")
 
-OPTIONS = {
-    **{option: field.name for field in FIELDS if field.kind != "mix" for option in field.options},
+SPELLINGS = {
+    **{option: field.name for field in FIELDS for option in field.options},
     **{name: name for name in ("model", "variants", "name", "count")},
     "sd_model": "model",
-    "n_iter": "n_iter",
-    "batch_size": "batch_size",
-    "size": "size",
-    "lora": "lora",
+}
+"""Name of a field in lines of prompts and above tables -> the job's field."""
+OPTIONS = {
+    **{option: name for option, name in SPELLINGS.items() if name != "adapters"},
+    **{name: name for name in ("n_iter", "batch_size", "size", "lora")},
 }
 """Option -> the job's field. The last four are combined from several options, or split into several fields."""
 

@@ -10,7 +10,8 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 
@@ -44,12 +45,9 @@ def is_spreadsheet(data: bytes) -> bool:
 
 
 def decoded(data: bytes) -> tuple[str, str]:
-    """The text of a table's or prompt file's bytes, with "\\n" as its line ends, and a note, "" if there is none.
-
-    Raises UnicodeDecodeError.
-    """
+    """The text of a table's or prompt file's bytes, and a note, "" if there is none. Raises UnicodeDecodeError."""
     text, note = _text(data)
-    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n"), note
+    return text.removeprefix("\ufeff"), note
 
 
 def _text(data: bytes) -> tuple[str, str]:
@@ -57,7 +55,7 @@ def _text(data: bytes) -> tuple[str, str]:
         if data.startswith(mark):
             return data.decode(encoding), ""
     head = data[:1000]
-    if b"\0" in head:  # UTF-16 without a mark: every second byte of plain letters is 0
+    if b"\0" in head and not _is_utf8(data):  # UTF-16 without a mark: every second byte of plain letters is 0
         little = head[1::2].count(0) >= head[0::2].count(0)
         return data.decode("utf-16-le" if little else "utf-16-be"), ""
     try:
@@ -65,6 +63,18 @@ def _text(data: bytes) -> tuple[str, str]:
     except UnicodeDecodeError:
         note = "it is not UTF-8, so it was read as Windows-1252; if letters are wrong, save it as CSV UTF-8"
         return data.decode("cp1252"), note
+
+
+def _is_utf8(data: bytes) -> bool:
+    """Whether bytes with NULs among them are UTF-8. UTF-16 is full of control characters where it can be read so."""
+    head = data[:1000]
+    if sum(byte < 32 and byte not in b"\t\n\r" for byte in head) * 8 > len(head):
+        return False
+    try:
+        data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -115,11 +125,13 @@ class Table:
             yield Row(line + self.skipped, found, trouble)
 
 
-def read_table(text: str, names: Collection[str], separator: str = ",") -> Table | None:
-    """The table of a text; None for an empty one. names: the headings that mean something, which may be written with
-    capitals and spaces. separator: what stands between the cells where the text does not show it.
+def read_table(text: str, names: Mapping[str, str], separator: str = ",") -> Table | None:
+    """The table of a text; None for an empty one. separator: what stands between the cells where the text does not show
+    it. names: the headings that mean something, each with its field's own name; in the text they may have capitals and
+    spaces.
 
-    Raises RequestError for a text that is no table, too many columns, and a heading that stands twice.
+    Raises RequestError for a text that is no table, too many columns, a heading that stands twice, and a title above
+    the headings.
     """
     skipped = 0
     if stated := _SEPARATOR_LINE.match(text):
@@ -135,9 +147,16 @@ def read_table(text: str, names: Collection[str], separator: str = ",") -> Table
     if len(row) > MOST_COLUMNS:
         raise RequestError(f"{len(row)} headings are more than a job has fields; split it")
     headings = tuple(_heading(cell, names) for cell in row)
+    if not names.keys() & headings and (below := _headings_below(text[:GUESSED_FROM], names)):
+        raise RequestError(
+            f"line {line + skipped}: {shown(row[0])} stands above the headings, which are in line {below + skipped}; "
+            "take out what is above them"
+        )
     twice = [name for name, count in Counter(headings).items() if name and count > 1]
     if twice:
-        raise RequestError(f"the heading {shown(twice[0])} stands twice; keep one")
+        written = [shown(cell.strip()) for cell, name in zip(row, headings, strict=True) if name == twice[0]]
+        told = f", as {' and '.join(written)}" if len(set(written)) > 1 else ""
+        raise RequestError(f"the heading {shown(twice[0])} stands twice{told}; keep one")
     return Table(separator, (line + skipped, headings), text, skipped, quoted)
 
 
@@ -163,7 +182,7 @@ def _rows(text: str, separator: str, quoted: bool = True) -> Iterator[tuple[int,
         ) from error
 
 
-def _separator(text: str, names: Collection[str], usual: str) -> str:
+def _separator(text: str, names: Mapping[str, str], usual: str) -> str:
     """What stands between the cells: that which splits the first row into most known headings. Where there is one
     heading alone, that which splits no row; where there is none, that which makes most cells."""
     likely = tuple(dict.fromkeys((usual, *SEPARATORS)))
@@ -189,6 +208,19 @@ def _guessed(text: str, separator: str) -> list[str]:
         return []
 
 
+def _headings_below(text: str, names: Mapping[str, str]) -> int:
+    """The line of the first row whose cells are all known headings; 0 where there is none. text: may end within a
+    row."""
+    lines = []
+    for separator in SEPARATORS:
+        with suppress(RequestError):
+            for line, row in islice(_rows(text, separator), LOOKED_AT):
+                if row and all(_heading(cell, names) in names for cell in row if cell.strip()):
+                    lines.append(line)
+                    break
+    return min(lines, default=0)
+
+
 def _is_one_column(text: str, separator: str) -> bool:
     """Whether no row has a second cell. text: may end within a row."""
     seen = 0
@@ -212,7 +244,7 @@ def _is_sound(text: str) -> bool:
     return True
 
 
-def _heading(cell: str, names: Collection[str]) -> str:
-    """A heading as the name of a field, where it is one but for capitals, spaces and hyphens."""
+def _heading(cell: str, names: Mapping[str, str]) -> str:
+    """A heading as the name of a field, where it is one of its names but for capitals, spaces and hyphens."""
     name = "_".join(cell.casefold().replace("-", " ").split())
-    return name if name in names else cell.strip()
+    return names.get(name, cell.strip())

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pipelines.home import Home
 
-_PATH = re.compile(r"(?<![\w.:/\\])(?:~|[A-Za-z]:)?(?:[/\\][^\s/\\:;,'\"()<>|]+)+[/\\]?")
-"""An absolute path, up to a character that ends one in a sentence. A web address is none: a colon precedes its
-slashes."""
+_PATH = re.compile(r"(?<![\w.:/\\])(?:~|[A-Za-z]:|file:)?(?:[/\\]+[^\s/\\:;,'\"()<>|]+)+[/\\]*")
+"""An absolute path, up to a character that ends one in a sentence. It may be one of a Windows share, or have doubled
+backslashes. A web address is none: a colon precedes its slashes."""
 _PARTS = re.compile(r"[/\\]")
 
 

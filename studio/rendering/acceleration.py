@@ -2,8 +2,8 @@
 applies them by itself.
 
 A file is recognised by its hash, where that is known, else by its name, its title or the name that its trainer gave it.
-A family's word is not enough where it is an ordinary one: lightning, hyper, turbo and flash count with a number of
-steps, or in names that say nothing else. Neither ranks nor keys tell these files from others.
+Lightning, hyper, turbo and flash are ordinary words: they count only beside a model's word or a number of steps, in
+names that say nothing of a subject or a style. Neither ranks nor keys tell these files from others.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ MOST_GUIDANCE = 1.5
 """The strongest guidance of a family that needs none."""
 LONGEST = 200
 """Characters of a name that are looked at."""
+MOST_STEPS = 16
+"""The largest number in a name that can be a number of steps."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +99,29 @@ _MODELS = {
 _SAYING_NOTHING = _MODELS | {
     "lora", "loras", "unet", "fp16", "fp32", "bf16", "converted", "weights", "pytorch", "model", "cfg", "smallcfg",
     "normalcfg", "unified", "bytedance", "segmind", "step", "steps", "kohya", "comfyui", "diffusers", "version",
-    "normal", "small", "no", "with", "for", "by", "and",
+    "normal", "small", "no", "with", "for", "by", "and", "s", "copy", "final", "fixed", "official", "original",
+    "resized", "extracted", "distilled", "peft", "civitai", "huggingface", "hf", "fast", "speed", "rank", "dim",
+    "safetensors",
 }  # fmt: skip
 """Words that say nothing of what a LoRA draws."""
 _MARKS = re.compile(r"v?\d+[a-z]?|\d+steps?|(?:rank|dim|r)\d+|\d+dim")
-_STEPS = re.compile(r"(?<![a-z0-9.])(\d{1,2})[\s_-]*steps?(?![a-z])")
+_STEPS = re.compile(r"(?<![0-9.])(\d{1,2})(?:[\s_-]*steps?(?![a-z])|\s?s(?![a-z0-9]))")
+"""A number of steps, as in 8steps or 8s."""
+_FAMILIES = (
+    "lightning",
+    "hyper",
+    "hypersd",
+    "hypersdxl",
+    "turbo",
+    "flash",
+    "diffusion",
+    "lcm",
+    "tcd",
+    "pcm",
+    "dmd",
+)
+_BARE = re.compile(rf"(?<![a-z0-9])({'|'.join(_FAMILIES)}|sd|sdxl|xl)([\s_-]*)(4|8|12|16)(?![a-z0-9.])")
+"""A number that is hardly a version's, behind a family's or a model's word, as in Lightning8."""
 _JOINED = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
@@ -124,10 +144,8 @@ def _family(text: str) -> Acceleration | None:
     spaced = _JOINED.sub(
         " ", text[:LONGEST].removesuffix(".safetensors").replace("LoRA", " lora ").replace("SDv", "sdv")
     )
-    lower = re.sub(r"(?<=[a-z])(?=\d{1,2}[\s_-]*steps?(?![a-z]))", " ", spaced.lower())
+    lower = _BARE.sub(r"\1 \3", _STEPS.sub(r" \g<0>", spaced.lower()))
     words = re.findall(r"[a-z0-9]+", lower)
-    counted = _STEPS.search(lower)
-    steps = int(counted[1]) if counted and 1 <= int(counted[1]) <= 16 else None
 
     def plain(*own: str) -> bool:
         """Whether the name says nothing of a subject or a style."""
@@ -137,6 +155,10 @@ def _family(text: str) -> Acceleration | None:
         """Whether the word stands beside a model's."""
         return any((a == word and b in _MODELS) or (b == word and a in _MODELS) for a, b in pairwise(words))
 
+    counts = [int(found[1]) for found in _STEPS.finditer(lower)]
+    if not counts and plain(*_FAMILIES):
+        counts = [int(found[3]) for found in _BARE.finditer(lower)]
+    steps = next((count for count in counts if 1 <= count <= MOST_STEPS), None)
     sure = bool(_MODELS.intersection(words)) or "lora" in words
     if "pcm" in words and (steps or "lcmlike" in words):
         return _pcm(words, steps)
@@ -144,18 +166,17 @@ def _family(text: str) -> Acceleration | None:
         return DMD2.of_steps(steps)
     if "tcd" in words and (sure or steps or plain("tcd")):
         return TCD.of_steps(steps)
-    joined = any(re.fullmatch(r"hypersd(?:xl|15|1|v1)?", word) for word in words)
-    hyper = tuple(word for word in words if word.startswith("hyper"))
-    if (joined or beside("hyper")) and (steps or plain(*hyper)):
+    joined = [word for word in words if re.fullmatch(r"hypersd(?:xl|15|1|v1)?", word)]
+    if (joined or beside("hyper")) and plain("hyper", *joined):
         return _hyper(words, steps)
-    if "lightning" in words and ((steps in (1, 2, 4, 8) and sure) or plain("lightning")) and (sure or steps):
+    if "lightning" in words and (sure or steps) and plain("lightning"):
         return LIGHTNING.of_steps(steps)
     if any(re.fullmatch(r"\d*lcm\d*", word) for word in words):
         return LCM.of_steps(steps)
-    if beside("flash") and (steps or plain("flash", "diffusion")):
+    if beside("flash") and plain("flash", "diffusion"):
         first = words.index("flash")
         return (SDXL_FLASH if first and words[first - 1] in _MODELS else FLASH).of_steps(steps)
-    if "turbo" in words and sure and (steps or plain("turbo")):
+    if "turbo" in words and sure and plain("turbo"):
         return TURBO.of_steps(steps)
     return None
 

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from pipelines.errors import RequestError
 from pipelines.schedulers import (
+    MODEL_OWN,
     SAMPLERS,
     accepts_generator,
+    adds_noise,
     calls_per_step,
     canonical,
     make_scheduler,
@@ -92,6 +94,19 @@ def test_solves_a_known_problem(name: str, model: str) -> None:
     assert x.mean().item() == pytest.approx(MEAN, abs=0.06)
     assert low < x.std().item() < high
     assert [step_of_call(scheduler, call) for call in (0, calls - 1)] == [0, 24]
+
+
+@pytest.mark.parametrize("name", [*scheduler_names(), MODEL_OWN])
+def test_a_name_says_whether_its_steps_add_noise(name: str) -> None:
+    def drawn(seed: int) -> Tensor:
+        scheduler = make_scheduler(name, sdxl_scheduler())
+        generator, x = torch.Generator().manual_seed(seed), torch.ones(1, 4, 8, 8)
+        extra = {"generator": generator} if accepts_generator(scheduler) else {}
+        for timestep in set_steps(scheduler, 4):
+            x = scheduler.step(x, timestep, x, return_dict=False, **extra)[0]
+        return x
+
+    assert torch.equal(drawn(0), drawn(1)) is not adds_noise(name)
 
 
 @pytest.mark.parametrize("name", scheduler_names())

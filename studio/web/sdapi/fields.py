@@ -16,7 +16,6 @@ always send. So {"negative_prompt": ""} has the empty text encoded, while an emp
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from pipelines.bounds import LONGEST_NAME, LONGEST_PROMPT, STRONGEST, check_text
 from pipelines.errors import RequestError
 from pipelines.home.plain import read_json
 from pipelines.request import SEEDS
-from pipelines.schedulers import canonical, named
+from pipelines.schedulers import adds_noise, canonical, named
 from studio.drafts.draft import Draft, Wanted, counted
 from studio.drafts.entries import read_draft
 from studio.drafts.fields import BY_NAME, FIELDS, Field
@@ -157,10 +156,9 @@ def _settings(body: Mapping[str, Any]) -> dict[str, Any]:
 def _refuse_noise(body: Mapping[str, Any], scheduler: str | None) -> None:
     """Raises RequestError for noise that a sampler would add in another measure: `eta` and `s_noise` are 1 for those
     that add any, and DDIM's eta is 0."""
-    adds = scheduler is not None and re.search(r" a\b|SDE|LCM|TCD|DDPM", scheduler) is not None
-    for name, neutral in (("eta", 1), ("s_noise", 1)):
-        if adds and number(body.get(name)) not in (None, neutral):
-            raise RequestError(f"{name}={shown(body[name])}: {scheduler} adds noise at {neutral} alone here")
+    for name in ("eta", "s_noise"):
+        if scheduler is not None and adds_noise(scheduler) and number(body.get(name)) not in (None, 1):
+            raise RequestError(f"{name}={shown(body[name])}: {scheduler} adds noise at 1 alone here")
     if scheduler is not None and scheduler.startswith("DDIM") and number(body.get("eta")) not in (None, 0):
         raise RequestError(f"eta={shown(body['eta'])}: {scheduler} adds no noise here; leave the field out")
 

@@ -14,7 +14,7 @@ _WHOLE = re.compile(r"[+-]?[0-9]{1,40}")
 _REAL = re.compile(r"[+-]?(?:[0-9]{1,40}(?:\.[0-9]{0,40})?|\.[0-9]{1,40})(?:[eE][+-]?[0-9]{1,3})?")
 _EXACT = 2**53
 """Floats up to this number hold every whole number."""
-_NOTHING = "", "none", "null", "false", "off", "disabled"
+_NOTHING = "", "none", "null", "false", "no", "off", "disabled"
 """Texts that ask for nothing, in lower case."""
 _SWITCHES = "enabled", "enable", "is_enabled", "active", "is_active", "ad_tab_enable", "ad_model"
 """Fields of an object which, being off, switch all of it off."""

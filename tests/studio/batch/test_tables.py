@@ -12,9 +12,11 @@ import pytest
 from pipelines.errors import SetupError, StudioError
 from studio.batch.cells import value_of
 from studio.batch.jobfile import read_jobs
+from studio.batch.plan import Ground, plan
 from studio.batch.problems import Problems
 from studio.batch.tables import decoded
 from studio.batch.values import numbers
+from studio.batch.variants import Wildcards
 
 from ...budget import cheap
 
@@ -93,6 +95,31 @@ def test_a_table_wider_than_any_is_refused_soon(tmp_path: Path) -> None:
         assert re.search(r"cells are more than a table has|unknown field 'prompt;;", messages[0])
 
 
+def test_headings_have_the_names_that_lines_of_prompts_take(tmp_path: Path) -> None:
+    assert fields(tmp_path / "a.csv", "Prompt,CFG scale,sampler_name,negative\na fox,5,Euler a,fog\n") == [
+        {"prompt": "a fox", "guidance_scale": "5", "scheduler": "Euler a", "negative_prompt": "fog"}
+    ]
+    assert fields(tmp_path / "a.txt", "a fox --cfg_scale 5 --sampler_name Euler a --negative fog\n") == [
+        {"prompt": "a fox", "guidance_scale": "5", "scheduler": "Euler a", "negative_prompt": "fog"}
+    ]
+
+
+@pytest.mark.parametrize("text", ["prompt,seed\na \0fox,7\n", "prompt,seed\nein \0Füchslein,7\n"])
+def test_a_nul_in_utf_8_stays_where_it_is(tmp_path: Path, text: str) -> None:
+    assert decoded(text.encode()) == (text, "")
+    (tmp_path / "a.csv").write_bytes(text.encode())
+    jobs = read_jobs(tmp_path / "a.csv", problems := Problems())
+    plan(jobs, Ground("m", {}, Wildcards(None)), problems)
+    assert "holds a NUL character; take it out" in problems.messages[0]
+
+
+@pytest.mark.parametrize("prompt", ["a fox", "лиса в лесу " * 90, "αλεπού " * 90, "狐" * 600, "きつね"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_a_mark_in_any_script(prompt: str, encoding: str) -> None:
+    text = f"prompt;seed\n{prompt.strip()};7\n"
+    assert decoded(text.encode(encoding)) == (text, "")
+
+
 def test_empty_rows_after_the_table_are_no_jobs(tmp_path: Path) -> None:
     assert fields(tmp_path / "a.csv", GERMAN + ";;\r\n" * 20_000) == [JOB]
 
@@ -136,6 +163,12 @@ def test_a_spreadsheet_programs_own_file_is_refused_by_name(tmp_path: Path, name
         ("prompt;seed;seed\na;1;2", "the heading 'seed' stands twice"),
         ("Prompt;prompt\na;b", "the heading 'prompt' stands twice"),
         ("prompt;sede\na;1", "unknown field 'sede'; did you mean 'seed'?"),
+        ("prompt,cfg_scale,Guidance\na,1,2",
+         "the heading 'guidance_scale' stands twice, as 'cfg_scale' and 'Guidance'; keep one"),
+        ("My jobs of May\nprompt,seed\na,1",
+         "line 1: 'My jobs of May' stands above the headings, which are in line 2; take out what is above them"),
+        ("sep=;\nMy jobs;;\n;;\nprompt;seed\na;1", "line 2: 'My jobs' stands above the headings, which are in line 4"),
+        ('"Jobs, of May"\nprompt\na', "line 1: 'Jobs, of May' stands above the headings, which are in line 2"),
         ("sep=;\nprompt;seed\na;1;2", "line 3: 3 cells"),
         ('prompt;seed\n"a;1', "not valid CSV"),
         ("prompt;seed\na;4,29E+09", "line 2: seed: '4,29E+09' has lost its last digits in a spreadsheet program"),

@@ -26,6 +26,10 @@ from studio.web.sdapi import lists
         ("see https://huggingface.co/a/b/c for 3/4 of it", "see https://huggingface.co/a/b/c for 3/4 of it"),
         ("write <lora:name:0.8> or a</b>", "write <lora:name:0.8> or a</b>"),
         (r"C:\Users\ann\x.png is no picture", "x.png is no picture"),
+        (r"'C:\\Users\\ann\\x.png' is no picture", "'x.png' is no picture"),
+        (r"\\server\share\x.png is no picture", "x.png is no picture"),
+        (r"'\\\\server\\share\\x.png' is no picture", "'x.png' is no picture"),
+        ("see file:///home/ann/x.png", "see x.png"),
         ("~/secret/x.png", "x.png"),
         (
             "a link of that name leads to /etc. It is …",

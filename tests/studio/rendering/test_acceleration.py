@@ -56,6 +56,12 @@ def test_what_a_file_says(name: str, metadata: AdapterMetadata, expected: str | 
         ("lcm-lora-sdv1-5", "LCM", "LCM", (4, 8), (0, 1.5)),
         ("LCM_LoRA_Weights_SD15", "LCM", "LCM", (4, 8), (0, 1.5)),
         ("sdxl_lcm_6steps", "LCM", "LCM", (6, 6), (0, 1.5)),
+        ("lightning_lora_2s", "Lightning", "Euler trailing", (2, 2), (0, 1.5)),
+        ("SDXL-Lightning-LoRA-4S", "Lightning", "Euler trailing", (4, 4), (0, 1.5)),
+        ("Lightning8", "Lightning", "Euler trailing", (8, 8), (0, 1.5)),
+        ("hypersdxl8", "Hyper", "Euler trailing", (8, 8), (0, 1.5)),
+        ("Hyper-SD15", "Hyper", "Euler trailing", (4, 8), (0, 1.5)),
+        ("sdxl_lightning_4step_lora (copy)", "Lightning", "Euler trailing", (4, 4), (0, 1.5)),
     ],
 )
 def test_what_a_name_says_of_its_settings(
@@ -73,7 +79,9 @@ def test_what_a_name_says_of_its_settings(
     ["lightning_bolt_magic_v2", "sdxl_lightning_effect", "lightning", "fox_lightning_8000steps", "hyper_realism_sdxl",
      "hyperdetail_8steps", "hyper_sdxl_style", "turbo_car_xl", "turbo", "flash_photography_v3", "sdxl_flash_photo",
      "tcdragon", "pcm_girl", "dmd_style", "calcmix", "lcmania", "step4", "add-detail-xl", "", "4step",
-     "thunder-lightning", "my_turbolora", "dmdmax"],
+     "thunder-lightning", "my_turbolora", "dmdmax", "sdxl-lightning-style-8steps", "Hyper-SDXL-ink-style-8steps",
+     "sdxl_turbo_car_4steps", "flash_sdxl_photography_4steps", "lightning8_bolts_xl", "hyper_sdxl_hyperrealism",
+     "turbo8"],
 )  # fmt: skip
 def test_words_inside_other_names_say_nothing(name: str) -> None:
     assert kind_of(name, AdapterMetadata()) is None

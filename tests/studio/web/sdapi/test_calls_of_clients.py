@@ -326,6 +326,7 @@ def test_a_script_that_is_off_is_passed_over(args: Any) -> None:
         {"subseed_strength": "0"},
         {"tiling": 0},
         {"enable_hr": "false"},
+        {"enable_hr": "no"},
         {"override_settings": None},
         {"alwayson_scripts": None},
         {"sampler_name": None, "scheduler": None},
@@ -468,6 +469,15 @@ def test_every_listed_spacing_can_be_asked_for(spacing: str) -> None:
 )
 def test_automatic_is_what_a1111_takes_for_it(said: dict[str, str], drawn: str) -> None:
     assert read(said).draft.values["scheduler"] == drawn
+
+
+def test_a_refused_sampler_is_told_as_it_was_sent() -> None:
+    with pytest.raises(RequestError, match="scheduler 'LMS' is not offered"):
+        read({"sampler_name": "LMS"})
+    with pytest.raises(RequestError, match="unknown scheduler 'fox'"):
+        read({"sampler_name": "fox", "scheduler": "normal"})
+    with pytest.raises(RequestError, match="scheduler 'LMS Karras' is not offered"):
+        read({"sampler_name": "LMS", "scheduler": "Karras"})
 
 
 @pytest.mark.parametrize(
