@@ -142,8 +142,14 @@ class Studio:
         control.press("Tab")
 
     def steps(self, steps: int) -> None:
-        if not self.page.locator("#steps").is_visible():
-            self.page.get_by_role("button", name="Size, steps, sampler").click()
+        """Opens their panel until it is open: rows that are drawn above it push it down, and a click can miss it."""
+        panel = self.page.get_by_role("button", name="Size, steps, sampler")
+        for _ in range(20):
+            if self.page.locator("#steps").is_visible():
+                break
+            panel.click()
+            with suppress(PlaywrightTimeout):
+                self.page.locator("#steps").wait_for(timeout=5_000)
         self.number("steps", steps)
 
     def choose(self, box: str, choice: str) -> None:

@@ -15,8 +15,10 @@ def test_a_profile_is_measured_once_and_leaves_nothing_loaded(studio: Studio) ->
     first = profile(studio.worker, name, model=studio.model).result(PATIENCE)
     assert first.band in ("high", "low")
     assert len(first.change) == len(first.energy)
-    again = profile(studio.worker, name, model=studio.model).result(1)
+    calls = studio.count_calls()
+    again = profile(studio.worker, name, model=studio.model).result(PATIENCE)
     assert again == first
+    assert calls.count == 0
     assert studio.worker.model_state().adapters == ()
     view = studio.over(studio.ask("ann", draft("a fox", name)), "ann")
     assert not view.error
