@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import os
 import tempfile
 import time
 from collections.abc import Mapping
@@ -19,8 +20,10 @@ from starlette.concurrency import run_in_threadpool
 
 from pipelines.bounds import check_pixels
 from pipelines.errors import RequestError, StudioError
+from pipelines.home.names import stem_of
 from pipelines.home.plain import short
 from studio.drafts import picture_file
+from studio.drafts.draft import Draft
 from studio.jobs import JobState, JobView, Worker
 from studio.jobs.job import Tally
 from studio.pictures import a1111
@@ -69,6 +72,7 @@ def _submit(worker: Worker, owner: str, own: Options, asked: ImageCall) -> str:
         asked = replace(
             asked, draft=replace(draft, values={**draft.values, **skip_values(settings.get(CLIP_SKIP))})
         )
+    asked = replace(asked, draft=_by_names(asked.draft, worker))
     model = settings.get(MODEL)
     with tempfile.TemporaryDirectory() as folder:
         image = None if asked.init_image is None else _init_image(asked, Path(folder))
@@ -79,6 +83,15 @@ def _submit(worker: Worker, owner: str, own: Options, asked: ImageCall) -> str:
             vae=vae_of(settings),
             kind=KIND,
         )
+
+
+def _by_names(draft: Draft, worker: Worker) -> Draft:
+    """The draft with the names of LoRAs that it gives by paths, as /sdapi/v1/loras lists them to who may see paths."""
+    if not worker.trust.paths or not any(os.path.isabs(wanted.adapter) for wanted in draft.wanted):
+        return draft
+    names = {stem_of(entry.path.as_posix()): entry.name for entry in worker.home.loras()}
+    wanted = (replace(one, adapter=names.get(stem_of(one.adapter), one.adapter)) for one in draft.wanted)
+    return replace(draft, wanted=tuple(wanted))
 
 
 def _init_image(asked: ImageCall, folder: Path) -> Path:
