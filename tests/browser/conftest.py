@@ -41,8 +41,8 @@ FLAGS = (
     "--disable-sync",
 )
 ROWS = ".mix-row:not(.mix-row .mix-row)"
-PATIENCE = 90_000
-"""Milliseconds within which anything on the page must have happened; two slow cores draw the pictures."""
+PATIENCE = 300_000
+"""Milliseconds within which anything on the page must have happened; a part of a slow core draws the pictures."""
 
 expect.set_options(timeout=PATIENCE)
 
@@ -296,7 +296,7 @@ def studio(visitor: Visitor) -> Studio:
     return visitor()
 
 
-def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
+def wait_until(true: Callable[[], bool], seconds: float = PATIENCE / 1000) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it did not happen in time"
