@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import os
 import tempfile
 import time
 from collections.abc import Mapping
@@ -19,9 +20,11 @@ from starlette.concurrency import run_in_threadpool
 
 from pipelines.bounds import check_pixels
 from pipelines.errors import RequestError, StudioError
+from pipelines.home.names import stem_of
 from pipelines.home.plain import short
 from pipelines.inpainting import grey
 from studio.drafts import picture_file
+from studio.drafts.draft import Draft
 from studio.drafts.input_images import MASK
 from studio.jobs import JobState, JobView, Worker
 from studio.jobs.job import Tally
@@ -72,6 +75,7 @@ def _submit(worker: Worker, owner: str, own: Options, asked: ImageCall) -> str:
         asked = replace(
             asked, draft=replace(draft, values={**draft.values, **skip_values(settings.get(CLIP_SKIP))})
         )
+    asked = replace(asked, draft=_by_names(asked.draft, worker))
     model = settings.get(MODEL)
     with tempfile.TemporaryDirectory() as folder:
         return worker.submit(
@@ -81,6 +85,15 @@ def _submit(worker: Worker, owner: str, own: Options, asked: ImageCall) -> str:
             vae=vae_of(settings),
             kind=KIND,
         )
+
+
+def _by_names(draft: Draft, worker: Worker) -> Draft:
+    """The draft with the names of LoRAs that it gives by paths, as /sdapi/v1/loras lists them to who may see paths."""
+    if not worker.trust.paths or not any(os.path.isabs(wanted.adapter) for wanted in draft.wanted):
+        return draft
+    names = {stem_of(entry.path.as_posix()): entry.name for entry in worker.home.loras()}
+    wanted = (replace(one, adapter=names.get(stem_of(one.adapter), one.adapter)) for one in draft.wanted)
+    return replace(draft, wanted=tuple(wanted))
 
 
 def _images(asked: ImageCall, folder: Path) -> dict[str, Path]:
