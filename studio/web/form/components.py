@@ -127,8 +127,8 @@ def _said(field: Field, held: Any) -> Any:
 @dataclass(frozen=True)
 class Fields:
     """The form's components. controls: those of the fields in `form.VALUES`, by name; the value of a field without a
-    control is kept unseen. images: those of the fields that are pictures. brought: holds the form that was last put
-    into the page."""
+    control is kept unseen. images: those of the fields that are pictures. panel: they lie in it, and it is opened
+    when a picture is put in. brought: holds the form that was last put into the page."""
 
     controls: Mapping[str, Any]
     method: gr.Radio
@@ -136,14 +136,21 @@ class Fields:
     rows: gr.State
     structure: gr.State
     images: Mapping[str, gr.Image]
+    panel: gr.Accordion
     count: gr.Slider
     vae: gr.Dropdown
     brought: gr.State
 
     @property
     def components(self) -> set[Any]:
-        others = {component for component in vars(self).values() if not isinstance(component, Mapping)}
+        """Those that hold what the form says."""
+        others = {one for one in vars(self).values() if not isinstance(one, Mapping | gr.Accordion)}
         return {*self.controls.values(), *self.images.values(), *others}
+
+    @property
+    def changed(self) -> list[Any]:
+        """Those that `filled` changes."""
+        return [*self.components, self.panel]
 
     @property
     def prompt(self) -> Any:
@@ -197,6 +204,7 @@ class Fields:
             self.rows: form.rows,
             self.structure: structure + 1,
             **{component: lent.get(name) for name, component in self.images.items()},
+            **({self.panel: gr.Accordion(open=True)} if lent else {}),
             self.count: form.count,
             self.vae: form.vae,
             self.brought: form,

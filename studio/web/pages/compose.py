@@ -103,7 +103,7 @@ def add(desk: Desk, strip: gr.HTML) -> tuple[Fields, Viewer, gr.Button]:
             cost = gr.HTML(container=False, elem_id="cost")
             with gr.Accordion("Size, steps, sampler", open=False):
                 all_of("sampling")
-            with gr.Accordion("Start from a picture", open=False):
+            with gr.Accordion("Start from a picture", open=False) as panel:
                 with gr.Row():
                     images = {field.name: picture_control(field) for field in of_kind("picture")}
                 all_of("start")
@@ -144,6 +144,7 @@ def add(desk: Desk, strip: gr.HTML) -> tuple[Fields, Viewer, gr.Button]:
         states.rows,
         states.structure,
         images,
+        panel,
         count,
         vae,
         gr.State(Form()),
@@ -310,7 +311,7 @@ def _keep(desk: Desk, fields: Fields, buttons: Buttons) -> None:
     buttons.clear.click(
         lambda structure: fields.filled(Form(), structure),
         fields.structure,
-        list(fields.components),
+        fields.changed,
         show_progress="hidden",
         api_visibility="private",
     )

@@ -72,7 +72,7 @@ def page() -> Fields:
         return Fields(
             {field.name: control(field) for field in VALUES},
             gr.Radio(list(methods())), gr.State({}), gr.State(()), gr.State(0),
-            {field.name: picture_control(field) for field in of_kind("picture")},
+            {field.name: picture_control(field) for field in of_kind("picture")}, gr.Accordion(),
             gr.Slider(1, 16, 1), gr.Dropdown(["", "soft"], value=""), gr.State(Form()),
         )  # fmt: skip
 
@@ -159,6 +159,7 @@ def test_an_initial_picture_comes_back_by_its_own_path(page: Fields, tmp_path: P
     copy.write_bytes(b"a picture")
     draft = Draft({"strength": 0.8}, images={"init_image": start})
     filled = page.filled(form_of(draft), 0, lambda file: copy)
+    assert filled.pop(page.panel).open
     got = {component: _sent(component, told) for component, told in filled.items()}
     assert got[page.images["init_image"]] == str(copy)
     assert draft_of(page.read(got)) == draft
@@ -174,6 +175,7 @@ def test_a_mask_that_came_as_text_comes_back_as_it_was(page: Fields, tmp_path: P
     copy = tmp_path / "mask.png"
     copy.write_bytes(mask.data)
     filled = page.filled(form_of(draft), 0, lambda source: copy)
+    assert filled.pop(page.panel).open
     got = {component: _sent(component, told) for component, told in filled.items()}
     assert got[page.images["mask"]] == str(copy)
     assert draft_of(page.read(got)) == draft
