@@ -196,7 +196,7 @@ for name, values in {"sharpness": (None, 0.0, 0.25, 1.0), "grainy": (True, False
         request = Request("a", **{name: value}).resolved(FACTS)
         for text in (CHUNK, PARAMETERS):
             found = back(request, text, Path("made"))
-            assert again(found.draft, None) == request, (text, name, value, found)
+            assert again(found.draft, request) == request, (text, name, value, found)
 print("came through")
 """
 
