@@ -10,11 +10,13 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 import torch
+from PIL import Image
 
 from pipelines.decoding import Decoder, Decoding, OutputType
 from pipelines.events import Event, Finished
 from pipelines.faults import own_error
 from pipelines.flight import Flight
+from pipelines.inpainting import pasted
 from pipelines.memory import picture_made
 from pipelines.model import Model
 from pipelines.notes import not_finite, notes_on
@@ -97,6 +99,8 @@ class Finishing:
             seconds = time.perf_counter() - flight.began
             notes = notes_on(self._model, flight, tiled=tiled)
             record = make_record(flight.request, self._model, flight.cost, seconds, notes, flight.embeddings)
+            if isinstance(image, Image.Image):
+                image = pasted(flight.request, image)
         except Exception as error:
             return flight.failed(own_error(error, "the picture's record could not be made"))
         flight.let_go()

@@ -145,6 +145,7 @@ def set_aside(flight: Flight, hashes: Mapping[str, str]) -> Aside:
         flight.hold = None
     trajectory = flight.trajectory
     trajectory.latents = trajectory.latents.cpu()
+    trajectory.blend = trajectory.blend and trajectory.blend.to(torch.device("cpu"))
     trajectory.texts = {prompt: text.to(torch.device("cpu")) for prompt, text in trajectory.texts.items()}
     _move(trajectory.scheduler, _parked)
     flight.features.move(torch.device("cpu"))
@@ -157,6 +158,7 @@ def take_up(flight: Flight, device: torch.device) -> None:
     assert flight.trajectory is not None
     trajectory = flight.trajectory
     trajectory.latents = trajectory.latents.to(device)
+    trajectory.blend = trajectory.blend and trajectory.blend.to(device)
     trajectory.texts = {prompt: text.to(device) for prompt, text in trajectory.texts.items()}
     _move(
         trajectory.scheduler, lambda value: value.on_host.to(device) if isinstance(value, _Parked) else value

@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
+import torch.nn.functional as F
 from diffusers.image_processor import VaeImageProcessor
 
 from composers.plan import Prompt
 from pipelines.errors import RequestError
 from pipelines.flight import Flight
+from pipelines.inpainting import canvas
 from pipelines.model import Model
 from pipelines.request import Request
 from pipelines.schedulers import make_scheduler
@@ -93,9 +95,12 @@ class Preparation:
         return flight.asks
 
     def _trajectory(self, flight: Flight, texts: Mapping[Prompt, Embedding]) -> Trajectory:
-        request, encoded = flight.request, None
+        request, encoded, mask = flight.request, None, None
         if request.init_image is not None:
             image = request.init_image.convert("RGB")
+            if request.mask is not None:
+                own = canvas(request)
+                image, mask = own.image, F.adaptive_avg_pool2d(own.latent_mask, flight.shape[1:])
             pixels = self._processor.preprocess(image, height=request.height, width=request.width)
             encoded = partial(self._model.encode_image, pixels)
         return open_trajectory(
@@ -109,6 +114,7 @@ class Preparation:
             device=self._model.device,
             features=flight.features,
             encoded=encoded,
+            mask=mask,
         )
 
     def _sizes(self, request: Request) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ import math
 import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from composers.errors import ComposerError
 from composers.merge import Merge
@@ -54,10 +54,14 @@ LARGEST_SIDE = 16384
 FARTHEST = 4 * LARGEST_SIDE
 """Pixels. SDXL's size conditioning may speak of a picture that is larger than any that is drawn."""
 MOST_STEPS = 1000
+MOST_BLUR = 1024
+"""Pixels by which a mask's edges may be blurred."""
 MOST = 1e300
 """The largest number of a field that has no range of its own."""
 SEEDS = 2**32
 """Seeds that are drawn lie below this."""
+MaskContent = Literal["original", "fill", "noise", "nothing"]
+MaskArea = Literal["whole picture", "only masked"]
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,8 @@ class Request:
         such a multiple.
     scheduler: a name of `pipelines.schedulers`, or an alias; "model" is the model's own scheduler.
     init_image: at most 80 million pixels. It is resized to `width` x `height`.
+    mask: see `pipelines.inpainting`. At most 80 million pixels; it is resized to the initial image. With the mask area
+        "only masked", width and height are those at which that part is drawn, the model's own where they are None.
     clip_skip, clip_skip_as: see `pipelines.text.clip_skip`.
     reuse: only for methods that do not plan this themselves. A new turn of Switch starts in full. None is off.
     cut: see `pipelines.features`; None is the family's.
@@ -150,6 +156,37 @@ class Request:
         "The part of the steps that run, of a picture that starts from another.",
         low=0,
         high=1,
+    )
+    mask: Image.Image | None = knob(
+        None, "Mask", "Which part of that picture is drawn anew: white is, black is kept."
+    )
+    mask_blur: int = knob(
+        4,
+        "Mask blur",
+        "How soft the mask's edges are, in that picture's pixels.",
+        unit="px",
+        low=0,
+        high=MOST_BLUR,
+    )
+    mask_content: MaskContent = knob(
+        "original",
+        "Masked content",
+        "What the masked part starts from: the original, a fill with the colours around it, noise, or nothing.",
+        choices=get_args(MaskContent),
+    )
+    mask_area: MaskArea = knob(
+        "whole picture",
+        "Inpaint area",
+        "Whether the whole picture is drawn, or only the masked part at full size, which is pasted into it.",
+        choices=get_args(MaskArea),
+    )
+    mask_padding: int = knob(
+        32,
+        "Masked area padding",
+        "How much around the masked part is drawn with it.",
+        unit="px",
+        low=0,
+        high=LARGEST_SIDE,
     )
     clip_skip: int | None = knob(
         None, "Clip skip", "Layers of the text encoder to skip; 0 skips none.", low=0, high=100
@@ -204,8 +241,11 @@ class Request:
             from pipelines.schedulers import canonical  # `--help` reads the fields, and needs no more
 
             canonical(self.scheduler)
-        if self.init_image is not None:
-            _check_image(self.init_image)
+        for name in ("init_image", "mask"):
+            if getattr(self, name) is not None:
+                _check_image(name, getattr(self, name))
+        if self.mask is not None and self.init_image is None:
+            raise RequestError("a mask belongs to a picture to start from; give init_image too")
 
     @property
     def uses(self) -> tuple[Use, ...]:
@@ -217,8 +257,9 @@ class Request:
         """This request with every question answered for one model.
 
         Tags are adapters, names are those of loaded adapters, and blocks are the model's own. The fields that are None
-        afterwards mean it: `negative_prompt`, `clip_skip` and `init_image` as above, `reuse` off, and `cut` where
-        nothing is remembered. Raises RequestError, PromptError and ComposerError for what this model cannot render.
+        afterwards mean it: `negative_prompt`, `clip_skip`, `init_image` and `mask` as above, `reuse` off, and `cut`
+        where nothing is remembered. Raises RequestError, PromptError and ComposerError for what this model cannot
+        render.
         """
         from pipelines.blocks import placed
         from pipelines.schedulers import canonical
@@ -259,6 +300,11 @@ class Request:
     def mix(self) -> Mix:
         """The adapters that are not pinned, and how the text encoder sees them."""
         return Mix(tuple(use for use in self.uses if not use.pinned), self.text_mode)
+
+    @property
+    def draws_part(self) -> bool:
+        """Whether only a part of the initial image is drawn, which is pasted into it."""
+        return self.mask is not None and self.mask_area == "only masked"
 
     @property
     def executed_steps(self) -> int:
@@ -304,13 +350,9 @@ class Request:
         return self.cut or next(iter(facts.cuts), None)
 
     def _size(self, facts: Facts) -> tuple[int, int]:
-        given = (
-            self.init_image.size
-            if self.init_image is not None
-            else (facts.defaults.width, facts.defaults.height)
-        )
-        unit = facts.size_unit
-        if self.init_image is not None:
+        given, unit = (facts.defaults.width, facts.defaults.height), facts.size_unit
+        if self.init_image is not None and not self.draws_part:
+            given = self.init_image.size
             given = (max(given[0] // unit, 1) * unit, max(given[1] // unit, 1) * unit)
         width, height = self.width or given[0], self.height or given[1]
         for name, side in (("width", width), ("height", height)):
@@ -511,13 +553,13 @@ def _plain(number: float) -> str:
     return str(number) if isinstance(number, int) else f"{number:g}"
 
 
-def _check_image(value: object) -> None:
+def _check_image(name: str, value: object) -> None:
     """Raises RequestError for what is no PIL image, and for one of too many pixels."""
     from PIL import Image
 
     if not isinstance(value, Image.Image):
-        raise RequestError(f"init_image must be a PIL image, not a {_kind(value)}")
-    check_pixels("init_image", *value.size)
+        raise RequestError(f"{name} must be a PIL image, not a {_kind(value)}")
+    check_pixels(name, *value.size)
 
 
 def _kind(value: object) -> str:

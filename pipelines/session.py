@@ -36,6 +36,7 @@ from pipelines.faults import own_error
 from pipelines.features import Features, most_kept, passes_of
 from pipelines.finishing import Finishing
 from pipelines.flight import Aside, Flight, Ticket, set_aside, take_up
+from pipelines.inpainting import check_mask
 from pipelines.model import Model
 from pipelines.notes import charge
 from pipelines.pace import Pace
@@ -78,6 +79,7 @@ class Session:
         assert resolved.width is not None
         assert resolved.height is not None
         self.model.needs.refuse(resolved.width, resolved.height, encoding=resolved.init_image is not None)
+        check_mask(resolved)
         shape = self.model.latent_shape(resolved.width, resolved.height)
         plans = resolved.plans()
         passes = passes_of(plans, remembering=resolved.cut is not None)

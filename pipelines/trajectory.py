@@ -11,6 +11,7 @@ from torch import Tensor
 
 from composers.plan import Lane, Plan, Prompt
 from pipelines.features import Features, Passes
+from pipelines.inpainting import Blend, started
 from pipelines.request import Request
 from pipelines.schedulers import accepts_generator, set_steps, step_of_call
 from pipelines.text.encoder import Embedding
@@ -24,6 +25,7 @@ class Trajectory:
     sizes: SDXL's six size conditions in pixels (original, crop, target), () for other families.
     latents: [1, channels, h, w] float32 on the model's device.
     timesteps: of all UNet calls of the run, as the scheduler gives them; calls: how many of them are done.
+    blend: what is kept of the initial image, where a mask says so.
     """
 
     request: Request
@@ -37,6 +39,7 @@ class Trajectory:
     timesteps: Tensor
     features: Features = field(default_factory=Features)
     calls: int = 0
+    blend: Blend | None = None
 
     @property
     def done(self) -> bool:
@@ -74,6 +77,9 @@ class Trajectory:
         self.latents = self.scheduler.step(prediction, timestep, self.latents, return_dict=False, **noise)[0]
         step = self.step
         self.calls += 1
+        if self.blend is not None:
+            coming = None if self.done else self.timesteps[self.calls : self.calls + 1]
+            self.latents = self.blend.blended(self.latents, self.scheduler, coming)
         if self.done or self.step > step:
             self.features.keep_only(self.passes[step].kept)
 
@@ -90,24 +96,30 @@ def open_trajectory(
     device: torch.device,
     features: Features,
     encoded: Callable[[torch.Generator], Tensor] | None = None,
+    mask: Tensor | None = None,
 ) -> Trajectory:
     """The trajectory of a resolved request at its start: noise drawn, timesteps set.
 
     shape: [channels, h, w] of the latents. encoded: makes the initial image's latents [1, *shape] from the request's
-    generator; None for a request without one. The generator, on the CPU, draws in diffusers' order: the VAE's sample of
-    the initial image, the start noise, then what each scheduler step takes.
+    generator; None for a request without one. mask: [1, 1, h, w] float32 in 0 … 1, of the part of it that is drawn. The
+    generator, on the CPU, draws in diffusers' order: the VAE's sample of the initial image, the start noise, then what
+    each scheduler step takes; noise that the masked content starts from comes after the start noise.
     """
     assert request.seed is not None
     assert request.steps is not None
     generator = torch.Generator("cpu").manual_seed(request.seed)
     timesteps = set_steps(scheduler, request.steps, skip=request.steps - request.executed_steps)
+    blend = None
     if encoded is None:
         noise = torch.randn((1, *shape), generator=generator)
         latents = noise * scheduler.init_noise_sigma
     else:
-        image = encoded(generator)
+        image = encoded(generator).cpu()
         noise = torch.randn((1, *shape), generator=generator)
-        latents = scheduler.add_noise(image.cpu(), noise, timesteps[:1])
+        if mask is not None:
+            blend = started(Blend(mask, image, noise), request.mask_content, generator)
+            image, blend = blend.original, blend.to(device)
+        latents = scheduler.add_noise(image, noise, timesteps[:1])
     return Trajectory(
         request,
         plans,
@@ -119,4 +131,5 @@ def open_trajectory(
         latents.to(device),
         timesteps,
         features,
+        blend=blend,
     )

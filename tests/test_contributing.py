@@ -173,7 +173,7 @@ print(draft_of({"prompt": "a", "sharpness": 0.5}).values)
 print(draft_of({"prompt": "a", "sharpness": -1.0}).values)
 script = {"LoRA Studio": {"args": ["merge", {"sharpness": 0.25}]}}
 asked = read_asked({"prompt": "a", "alwayson_scripts": script}, with_image=False)
-print(asked.drafts(None)[0].build(None).sharpness)
+print(asked.drafts({})[0].build(None).sharpness)
 """
 
 
@@ -196,7 +196,7 @@ for name, values in {"sharpness": (None, 0.0, 0.25, 1.0), "grainy": (True, False
         request = Request("a", **{name: value}).resolved(FACTS)
         for text in (CHUNK, PARAMETERS):
             found = back(request, text, Path("made"))
-            assert again(found.draft, None) == request, (text, name, value, found)
+            assert again(found.draft, request) == request, (text, name, value, found)
 print("came through")
 """
 

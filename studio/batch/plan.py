@@ -29,9 +29,9 @@ from studio.batch.problems import Problems
 from studio.batch.values import MOST_VALUES, alternatives, products
 from studio.batch.variants import Template, Wildcards, draw, every, read_template, size
 from studio.drafts.draft import Draft, check_count
-from studio.drafts.entries import read_draft
+from studio.drafts.entries import PICTURES, read_draft
 from studio.drafts.fields import NAMES
-from studio.drafts.init_image import read_init_image
+from studio.drafts.input_images import read_input
 from studio.pictures.files import is_spec
 
 TEMPLATE = "{index:05d}_{name}_{seed}"
@@ -179,15 +179,15 @@ class _Checked:
             raise RequestError(f"variants={shown(value)} must be {' or '.join(VARIANTS)}")
         if field not in NAMES:
             return
-        if field == "init_image" and not isinstance(value, str):
-            raise RequestError(f"init_image={shown(value)} must be a path, counted from the job file")
+        if field in PICTURES and not isinstance(value, str):
+            raise RequestError(f"{field}={shown(value)} must be a path, counted from the job file")
         if field == "prompt" and isinstance(value, str):
             self.templates[value] = template = read_template(value, self._wildcards)
             if not all(isinstance(part, str) for part in template):
                 return  # its tags may hold choices; what is drawn is judged with its picture
         draft = self._draft(field, value)
-        if draft.init_image is not None:
-            read_init_image(draft.init_image)
+        for name, source in draft.images.items():
+            read_input(name, source)
         Request(**{"prompt": "", **draft.values})
 
     def _draft(self, field: str, value: object) -> Draft:

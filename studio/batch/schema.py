@@ -28,6 +28,7 @@ _SAID = {
     "composer": "The method, as in switch:interval=3, or an object with its settings.",
     "seed": "Without one, or with -1, the job gets its own, the same in every run.",
     "init_image": "A picture to start from; the path counts from the job file.",
+    "mask": "Which part of that picture is drawn anew: white is, black is kept. The path counts from the job file.",
     "name": "For the file's name and messages; says nothing of the picture.",
     "model": "Name, folder, .safetensors file or hub id.",
     "count": "So many pictures, their seeds rising.",

@@ -210,18 +210,20 @@ def read_asked(args: Namespace) -> Asked:
     """What the flags ask for. Raises RequestError."""
     from pipelines.errors import RequestError
     from studio.drafts.draft import Draft
+    from studio.drafts.entries import PICTURES
     from studio.drafts.fields import FIELDS
     from studio.drafts.flags import Asked, wanted_of
+    from studio.drafts.input_images import input_image
 
     if args.size and (args.width, args.height) != (None, None):
         raise RequestError("give either --size or --width and --height")
     said = {field.name: getattr(args, field.name) for field in FIELDS if field.flags}
-    image = said.pop("init_image")
     if args.size:
         said["width"], said["height"] = args.size
     given = {name: value for name, value in said.items() if value is not None}
+    images = {name: input_image(name, given.pop(name)) for name in PICTURES if name in given}
     return Asked(
-        draft=Draft(given, wanted_of(args.lora, args.pin), path(image)),
+        draft=Draft(given, wanted_of(args.lora, args.pin), images),
         prompts=tuple(args.prompt or ()),
         composers=tuple(args.composer or ()),
         count=args.count,

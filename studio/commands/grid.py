@@ -102,6 +102,7 @@ def run(values: GridValues, home: Home, teller: Teller) -> int:
 
 def _fields(values: GridValues, home: Home) -> Mapping[str, Any]:
     """The job that all cells share, from the flags."""
+    from pathlib import Path
     from zlib import crc32
 
     from pipelines.errors import RequestError
@@ -118,8 +119,8 @@ def _fields(values: GridValues, home: Home) -> Mapping[str, Any]:
     prompt = asked.prompts[0] if asked.prompts else first_example(name, home.find_model(name))
     draft = asked.draft
     fields = {key: value for key, value in draft.values.items() if value is not None}
-    if draft.init_image is not None:
-        fields["init_image"] = str(draft.init_image.absolute())
+    for name, source in draft.images.items():
+        fields[name] = str(source.absolute() if isinstance(source, Path) else source)
     if asked.composers:
         if len(asked.composers) > 1:
             raise RequestError(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from composers.errors import StudioError
@@ -18,7 +17,7 @@ from composers.shown import shown
 from pipelines.errors import RequestError
 from pipelines.request import Request
 from pipelines.text.tags import LoraTag, take_tags
-from studio.drafts.init_image import read_init_image
+from studio.drafts.input_images import InputImage, read_input
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -92,14 +91,15 @@ def wanted_of(tag: LoraTag) -> Wanted:
 class Draft:
     """What was said of one picture.
 
-    values: Request's fields by name, without `adapters` and `init_image`. The prompt is given with its LoRA tags and
-    kept without them. wanted: the adapters; those of tags come last. where: where it was said, for messages ("" for
-    flags). Raises PromptError for tags that cannot be read.
+    values: Request's fields by name, without `adapters` and pictures. The prompt is given with its LoRA tags and kept
+    without them. wanted: the adapters; those of tags come last. images: the pictures that it is given, by the names of
+    Request's fields. where: where it was said, for messages ("" for flags). Raises PromptError for tags that cannot be
+    read.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict)
     wanted: tuple[Wanted, ...] = ()
-    init_image: Path | None = None
+    images: Mapping[str, InputImage] = field(default_factory=dict)
     where: str = ""
 
     def __post_init__(self) -> None:
@@ -131,13 +131,13 @@ class Draft:
         return Draft(
             {**base.values, **self.values},
             (*kept, *own),
-            self.init_image or base.init_image,
+            {**base.images, **self.images},
             base.where,
         )
 
     def said(self) -> bool:
         """Whether anything is said in it."""
-        return bool(self.values or self.wanted or self.init_image)
+        return bool(self.values or self.wanted or self.images)
 
     @property
     def seed(self) -> Any:
@@ -149,16 +149,18 @@ class Draft:
         return replace(self, values={**self.values, name: value})
 
     def build(
-        self, look_up: Callable[[Wanted], Use], read_image: Callable[[Path], Image.Image] = read_init_image
+        self,
+        look_up: Callable[[Wanted], Use],
+        read_image: Callable[[str, InputImage], Image.Image] = read_input,
     ) -> Request:
         """The request of this draft. Where its method names adapters, it names them as they are loaded.
 
-        look_up: finds an adapter's file. read_image: reads the initial image; where the request is only to be judged,
-        `sized_like` is enough. Raises StudioError, whose message begins with `where`.
+        look_up: finds an adapter's file. read_image: reads the picture of a field; where the request is only to be
+        judged, `sized_like` is enough. Raises StudioError, whose message begins with `where`.
         """
         try:
             uses = tuple(look_up(wanted) for wanted in self.wanted)
-            image = None if self.init_image is None else read_image(self.init_image)
+            images = {name: read_image(name, source) for name, source in self.images.items()}
             values = dict(self.values)
             if isinstance(composer := values.get("composer"), Composer):
                 names = {
@@ -166,7 +168,7 @@ class Draft:
                     for wanted, use in zip(self.wanted, uses, strict=True)
                 }
                 values["composer"] = naming(composer, names)
-            return Request(**{"prompt": "", **values, "adapters": uses, "init_image": image})
+            return Request(**{"prompt": "", **values, "adapters": uses, **images})
         except StudioError as error:
             raise placed(error, self.where) from error
 

@@ -24,12 +24,11 @@ from pipelines.bounds import (
     check_text,
 )
 from pipelines.errors import RequestError
-from pipelines.home.paths import expanded
 from pipelines.home.plain import check_plain, read_json, read_text, reading, short
 from pipelines.request import PROMPTS, Request
 from studio.drafts.draft import MOST_PICTURES, USE_FIELDS, Draft, Wanted, placed
-from studio.drafts.fields import NAMES
-from studio.drafts.init_image import picture_mark
+from studio.drafts.fields import NAMES, of_kind
+from studio.drafts.input_images import LONGEST_INLINE, MASK, InputImage, input_image, mask_mark, picture_mark
 
 HUGE = 2**128
 """A number beyond this is refused here, whatever its field. Request knows each field's own range."""
@@ -41,6 +40,8 @@ LONGEST_METHOD = 4_000
 """Most characters of a method written as text; it may name adapters."""
 MOST_SETTINGS = 100
 """Most settings of a method."""
+PICTURES: tuple[str, ...] = tuple(field.name for field in of_kind("picture"))
+"""The fields whose values are pictures."""
 
 
 def read_requests(file: Path) -> list[Draft]:
@@ -66,7 +67,7 @@ def read_draft(entry: object, where: str, folder: Path | None = None) -> Draft:
 
     composer: text, as in "switch:interval=3", or {"method": "switch", "interval": 3}.
     adapters: {name: strength or null}, or a list of names and of objects with Use's fields.
-    init_image: a path, relative to `folder`; anything but a text is ignored.
+    Pictures (init_image, mask): a path, relative to `folder`, or a `data:` URL; anything but a text is ignored.
     where: where the entry stands, for messages.
     The lengths of texts, names and lists are checked here, so that a draft is never too large to be kept. Request
     judges the rest. Raises RequestError, ComposerError, and PromptError for LoRA tags that cannot be read.
@@ -81,17 +82,25 @@ def read_draft(entry: object, where: str, folder: Path | None = None) -> Draft:
     values = {
         name: _value(name, value, where)
         for name, value in entry.items()
-        if name not in ("adapters", "init_image", "composer") and value is not None
+        if name not in ("adapters", "composer", *PICTURES) and value is not None
     }
     if entry.get("composer") is not None:
         values["composer"] = _composer(entry["composer"], where)
     wanted = tuple(_wanted(entry.get("adapters") or (), where))
-    image = entry.get("init_image")
-    path = None
-    if isinstance(image, str):
-        check_text(f"{where}: init_image", image, LONGEST_PATH)
-        path = (folder or Path()) / expanded(image)
-    return Draft(values, wanted, path, where)
+    images = {
+        name: _picture(name, text, where, folder)
+        for name in PICTURES
+        if isinstance(text := entry.get(name), str)
+    }
+    return Draft(values, wanted, images, where)
+
+
+def _picture(name: str, text: str, where: str, folder: Path | None) -> InputImage:
+    check_text(f"{where}: {name}", text, LONGEST_INLINE if text.startswith("data:") else LONGEST_PATH)
+    try:
+        return input_image(name, text, folder)
+    except RequestError as error:
+        raise placed(error, where) from error
 
 
 def checked(draft: Draft) -> Draft:
@@ -236,26 +245,25 @@ def _shown(value: object) -> str:
 
 
 def plain_request(request: Request) -> dict[str, Any]:
-    """Every field of a request as JSON can hold it. `read_draft` reads all of it back except the initial image, of
-    which only size and hash are kept."""
+    """Every field of a request as JSON can hold it. `read_draft` reads all of it back except pictures: of the initial
+    image, only size and hash are kept, and the mask as `mask_mark` writes it."""
     plain = {name: getattr(request, name) for name in NAMES}
     plain["composer"] = {"method": request.composer.name, **settings_of(request.composer)}
     plain["adapters"] = [_plain_use(use) for use in request.uses]
-    if request.init_image is not None:
-        plain["init_image"] = picture_mark(request.init_image)
+    for name in PICTURES:
+        if plain[name] is not None:
+            plain[name] = mask_mark(plain[name]) if name == MASK else picture_mark(plain[name])
     return plain
 
 
 def plain_draft(draft: Draft) -> dict[str, Any]:
-    """The draft as JSON can hold it. `read_draft` reads it back, the initial image by its path."""
+    """The draft as JSON can hold it. `read_draft` reads it back, pictures by their paths."""
     plain = dict(draft.values)
     composer = plain.get("composer")
     if isinstance(composer, Composer):
         plain["composer"] = {"method": composer.name, **settings_of(composer)}
     plain["adapters"] = [_plain_wanted(wanted) for wanted in draft.wanted]
-    if draft.init_image is not None:
-        plain["init_image"] = str(draft.init_image)
-    return plain
+    return plain | {name: str(source) for name, source in draft.images.items()}
 
 
 def _plain_wanted(wanted: Wanted) -> dict[str, Any]:

@@ -24,8 +24,9 @@ Kind: TypeAlias = Literal[
     "prompt", "text", "scheduler", "whole", "real", "truth", "choice", "pair", "mix", "method", "picture"
 ]
 """Kinds of values. truth: True or False; pair: two whole numbers; mix: adapters; picture: an initial image."""
-Place: TypeAlias = Literal["page", "sampling", "advanced"]
-"""Where the web form shows a field: among the sampling or advanced settings. page: the page places it by hand."""
+Place: TypeAlias = Literal["page", "sampling", "start", "advanced"]
+"""Where the web form shows a field: among the sampling settings, with the picture to start from, or among the advanced
+ones. page: the page places it by hand."""
 
 _KINDS: dict[str, Kind] = {
     "str": "text",
@@ -87,8 +88,13 @@ _NAMES: Mapping[str, FieldNames] = {
         flags=("--scheduler", "--sampler"), options=("sampler_name",), axis=("sampler", "scheduler"),
         argument="sampler", place="sampling",
     ),
-    "init_image": FieldNames(setting="", place="page"),
-    "strength": FieldNames(call="denoising_strength", setting="", place="page"),
+    "init_image": FieldNames(setting="", place="start"),
+    "strength": FieldNames(call="denoising_strength", setting="", place="start"),
+    "mask": FieldNames(setting="", place="start"),
+    "mask_blur": FieldNames(most=64, place="start"),
+    "mask_content": FieldNames(place="start"),
+    "mask_area": FieldNames(place="start"),
+    "mask_padding": FieldNames(most=256, place="start"),
     "clip_skip": FieldNames(setting=""),
     "reuse": FieldNames(nothing="off"),
     "original_size": FieldNames(nothing="the picture's own"),
@@ -168,6 +174,8 @@ class Field:
             return _TRUTHS[word.lower()]
         if self.kind in ("whole", "real"):
             return self._number(word)
+        if self.kind == "choice":
+            return next((one for one in self.knob.choices if one.casefold() == word.casefold()), text)
         return text
 
     def _number(self, word: str) -> float:

@@ -43,7 +43,8 @@ class Asked:
     def changes_nothing(self) -> bool:
         """Whether a picture that these flags are laid over stays as it was. An initial image counts as no change: a
         picture does not hold its own, so it must be given again."""
-        said = replace(self.draft, init_image=None).said()
+        others = {name: source for name, source in self.draft.images.items() if name != "init_image"}
+        said = replace(self.draft, images=others).said()
         return not (said or self.prompts or self.composers) and self.count == 1
 
 

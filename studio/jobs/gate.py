@@ -18,7 +18,7 @@ from pipelines.errors import (
 from pipelines.home import Entry, Home
 from pipelines.request import PROMPTS, Facts
 from studio.drafts.draft import HIGHEST_SEED, MOST_PICTURES, Draft, placed
-from studio.drafts.init_image import sized_like
+from studio.drafts.input_images import sized_like
 from studio.drafts.shelf import Shelf
 from studio.library.fit import fit_of_entry
 from studio.rendering.opening import Opening, model_name
@@ -150,7 +150,7 @@ def distinct(drafts: Sequence[Draft]) -> list[Draft]:
         said = tuple(
             sorted((name, mark(value)) for name, value in draft.values.items() if not _is_seed(name, value))
         )
-        found.setdefault((said, mark(draft.wanted), draft.init_image), draft)
+        found.setdefault((said, mark(draft.wanted), tuple(draft.images.items())), draft)
     return list(found.values())
 
 

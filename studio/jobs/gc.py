@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 from pipelines.home import Home
+from studio.drafts.entries import PICTURES
 from studio.jobs.inputs import inputs_folder
 from studio.jobs.lock import HomeLock
 from studio.jobs.saving import live_folder
@@ -44,10 +45,10 @@ def _pictures_of(job: str, store: Store, home: Home) -> list[Path]:
 
 
 def _needless(store: Store, home: Home) -> Iterator[Path]:
-    """Previews, pictures of live jobs, and initial images that no job uses."""
+    """Previews, pictures of live jobs, and initial images and masks that no job uses."""
     for folder in (home.cache / "previews", live_folder(home)):
         yield from (file for file in folder.rglob("*") if file.is_file())
-    named = {str(draft.get("init_image")) for draft in store.drafts()}
+    named = {str(draft.get(name)) for draft in store.drafts() for name in PICTURES}
     inputs = inputs_folder(home)
     yield from (file for file in inputs.glob("*") if file.is_file() and str(file) not in named)
 

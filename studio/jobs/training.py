@@ -29,7 +29,7 @@ from pipelines.home import Home
 from pipelines.home.files import check_name, write_whole
 from pipelines.training.run import state_file
 from pipelines.turns import Turns
-from studio.drafts.init_image import read_init_image
+from studio.drafts.input_images import read_input
 from studio.jobs.discretion import without_places
 from studio.jobs.gate import ModelKey, Trust, model_key
 from studio.jobs.job import JobState
@@ -140,7 +140,7 @@ class Trainings:
             raise RequestError('the prompt is empty; name the picture, as in "A [v]"')
         key = model_key(model, None, self._home, self._trust)
         mapped_blocks(key.shown, model_outline(key.source, self._home)[1])
-        read_init_image(lesson.picture)
+        read_input("picture", lesson.picture)
         out = self._home.made(self._home.path / "loras") / f"{lesson.name}.safetensors"
         with self._changed:
             self._refuse_many(owner)
@@ -341,7 +341,7 @@ def _learn(
     pipe = open_pipeline(opening, home)
     recipe = default_recipe(pipe.model.unet)
     recipe = recipe.with_values(steps=lesson.steps, rank=lesson.rank, size=lesson.size)
-    picture = read_init_image(lesson.picture)
+    picture = read_input("picture", lesson.picture)
 
     def note(progress: TrainingProgress) -> None:
         sample = None

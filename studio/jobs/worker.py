@@ -212,7 +212,7 @@ class Worker:
         """Raises RequestError for a size that memory cannot hold. Nothing is refused where the model is not loaded."""
         needs = self._rounds.needs(key)
         sizes = {
-            (width, height, draft.init_image is not None): draft.where
+            (width, height, "init_image" in draft.images): draft.where
             for draft in drafts
             if isinstance(width := draft.values.get("width"), int)
             and isinstance(height := draft.values.get("height"), int)

@@ -5,7 +5,8 @@
     {"version": 1, "request": {every field, as resolved}, "adapters": {name: {"sha256", "size", …}},
      "setup": {"vae", "low_memory"}, "record": {what was applied and what it cost}}
 
-Only what was applied is written. Of an initial image, only size and hash are stored.
+Only what was applied is written. Of an initial image, only size and hash are stored; a mask is stored whole, as a PNG
+of at most `LONGEST_INLINE` characters (`studio.drafts.input_images`).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from studio.drafts import picture_file
 from studio.drafts.draft import Draft, Wanted, wanted_of
 from studio.drafts.entries import checked, plain_request, read_draft
 from studio.drafts.fields import FIELDS
+from studio.drafts.input_images import MASK, stored_mask
 from studio.library.hashes import short_hash
 from studio.library.known import Known
 from studio.pictures import a1111, infotext
@@ -53,6 +55,10 @@ STRIPPED = (
     f"its text {CHUNK!r} was taken out; the one for other programs does not say which LoRAs were pinned, or acted with "
     "an edit of the prompt"
 )
+NO_MASK = "a mask said which part was drawn, and it is not stored here: give it again"
+OF_MASKS = ("mask_blur", "mask_content", "mask_area", "mask_padding")
+OF_IMAGES = ("strength", *OF_MASKS)
+"""Fields that mean nothing without a picture to start from."""
 LONGEST_TAGGED = 10 * LONGEST_PROMPT
 """Most characters of a prompt with its LoRA tags."""
 
@@ -155,9 +161,12 @@ def _changed(request: Request, family: str) -> dict[str, Any]:
     values = without_echoes(values, family)
     if request.uses:
         values["composer"] = request.composer
-    values.pop("strength", None)
+    for name in OF_IMAGES:
+        values.pop(name, None)
     if request.init_image is not None:
         values["strength"] = request.strength
+    if request.mask is not None:
+        values |= {name: getattr(request, name) for name in OF_MASKS}
     return values
 
 
@@ -210,7 +219,7 @@ def as_infotext(said: Remembered) -> str:
     """What a picture of any program says, as A1111 writes it."""
     values = {key: value for key, value in said.draft.values.items() if key not in PROMPTS}
     if said.init_image is None:
-        values.pop("strength", None)
+        values = {name: value for name, value in values.items() if name not in OF_IMAGES}
     tags = [write_tag(wanted.use(wanted.adapter, None)) for wanted in said.draft.wanted]
     return a1111.write(
         a1111.Parameters(
@@ -236,9 +245,11 @@ def _ours(name: str, text: str) -> Remembered:
         if content["version"] < EDITING:
             request |= {key: escaped(text) for key in PROMPTS if isinstance(text := request.get(key), str)}
         mark = request.pop("init_image", None)  # never a path: a picture may name no file of this computer
-        vae = setup["vae"]
+        mask = request.pop(MASK, None)
+        stored, vae = stored_mask(mask), setup["vae"]
+        draft = read_draft(request, name)
         return Remembered(
-            draft=read_draft(request, name),
+            draft=draft if stored is None else replace(draft, images={MASK: stored}),
             program=OURS,
             ours=True,
             model=_name(record["model"]),
@@ -247,6 +258,7 @@ def _ours(name: str, text: str) -> Remembered:
             setup=Setup(None if vae is None else _name(vae), bool(setup["low_memory"])),
             init_image=mark if isinstance(mark, dict) else None,
             record=record,
+            notes=() if mask is None or stored is not None else (NO_MASK,),
         )
     except Exception as error:  # a stranger's text may lack anything, or hold something else
         if isinstance(error, StudioError) and str(error).startswith(name):
@@ -279,6 +291,7 @@ def _from_a1111(name: str, said: a1111.Parameters) -> Remembered:
     stripped = (said.version or "").startswith(CHUNK)
     notes = [STRIPPED if stripped else OTHER.format("another program")]
     notes += left_out(said.ignored, said.unread)
+    notes += [NO_MASK] if said.values.keys() & {*OF_MASKS} else []
     values = {"prompt": said.prompt, "negative_prompt": said.negative_prompt or None, **said.values}
     return Remembered(
         draft=_draft(name, values, said.loras, notes),

@@ -13,7 +13,7 @@ from pipelines import StudioPipeline
 from pipelines.errors import ModelError, RequestError
 from pipelines.home import Home
 from studio.drafts.draft import Draft
-from studio.drafts.init_image import picture_mark, read_init_image
+from studio.drafts.input_images import picture_mark, read_input
 from studio.library.known import Missing, model_with_hash
 from studio.pictures.comparison import Comparison, compare
 from studio.pictures.restore import Restored
@@ -72,13 +72,13 @@ def check_init_image(restored: Restored, draft: Draft, say: Say) -> None:
     the picture was made from one and none is given."""
     if restored.said.init_image is None:
         return
-    image = draft.init_image
+    image = draft.images.get("init_image")
     if image is None:
         raise RequestError(
             "this picture was made from another one, which is not stored in it; give that with --init-image"
         )
     mark = restored.said.init_image.get("sha256")
-    if mark and picture_mark(read_init_image(image))["sha256"] != mark:
+    if mark and picture_mark(read_input("init_image", image))["sha256"] != mark:
         say(f"{image} is not the initial image that this picture was made from, so it will differ")
 
 

@@ -95,7 +95,7 @@ def build(worker: Worker, trainings: Trainings) -> gr.Blocks:
         pages.load(
             opened,
             {desk.browser, desk.form},
-            [*fields.components, *outputs],
+            [*fields.changed, *outputs],
             show_progress="hidden",
             api_visibility="private",
         )

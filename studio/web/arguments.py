@@ -23,6 +23,7 @@ from studio.drafts.draft import Draft, Wanted
 from studio.drafts.entries import LONGEST_METHOD
 from studio.drafts.fields import FIELDS, Field, Kind
 from studio.drafts.flags import parse_lora
+from studio.drafts.input_images import InputImage
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -129,7 +130,7 @@ def draft_of(said: Mapping[str, Any]) -> Draft:
     """The draft of what the arguments say. Raises RequestError, ComposerError and PromptError."""
     values: dict[str, Any] = {}
     wanted: tuple[Wanted, ...] = ()
-    init_image = None
+    images: dict[str, InputImage] = {}
     for field in FIELDS:
         value: Any = said.get(field.argument)
         if not _says_something(field, value):
@@ -137,12 +138,12 @@ def draft_of(said: Mapping[str, Any]) -> Draft:
         if field.kind == "mix":
             wanted = tuple(map(parse_lora, value))
         elif field.kind == "picture":
-            init_image = uploaded(field.argument, value)
+            images[field.name] = uploaded(field.argument, value)
         elif field.kind == "method":
             values[field.name] = method_of(value)
         else:
             values[field.name] = tuple(value) if field.kind == "pair" else value
-    return Draft(values, wanted, init_image)
+    return Draft(values, wanted, images)
 
 
 def _says_something(field: Field, value: Any) -> bool:

@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from playwright.sync_api import Route, expect
 
 from studio.pictures.metadata import read_picture
@@ -192,3 +194,34 @@ def test_lost_answers_are_asked_for_again_and_what_is_typed_stays(visitor: Any) 
     assert len(pushed) == 2, "the lost answer, and the one that came, which is not sent again"
     assert pushed[0] in lost
     studio.problems.clear()  # the console tells of the lost answers
+
+
+def test_a_part_of_a_picture_is_drawn_anew(studio: Any, tmp_path: Path, until: Callable[..., None]) -> None:
+    """The picture to start from comes out of the gallery, and a mask says which part."""
+    studio.write("a fox on the beach")
+    studio.steps(3)
+    studio.generate()
+    studio.state("1 of 1 picture done")
+    studio.tab("Gallery")
+    studio.page.locator("#gallery-refresh").click()
+    studio.page.locator("#gallery .gallery-item img").first.click()
+    expect(studio.page.locator("#record")).to_contain_text("a fox on the beach")
+    before = Image.open(studio.server.pictures()[-1]).convert("RGB")
+    studio.page.locator("#start-from-it").click()
+    expect(studio.page.locator("#init-image img")).to_be_visible()
+    mask = Image.new("L", before.size)
+    mask.paste(255, (0, 0, before.width // 2, before.height))
+    mask.save(tmp_path / "mask.png")
+    studio.page.locator("#mask input[type=file]").set_input_files(tmp_path / "mask.png")
+    expect(studio.page.locator("#mask img")).to_be_visible()
+    studio.number("mask-blur", 0)
+    studio.write("a panda on the beach")
+    studio.generate()
+    studio.state("1 of 1 picture done")
+    expect(studio.page.locator("#said")).to_have_text("done, 1 of 1 done.")
+    until(lambda: studio.server.records()[-1]["prompt"] == "a panda on the beach")
+    record = studio.server.records()[-1]
+    assert (record["strength"], record["executed_steps"]) == (0.8, 2)
+    after = Image.open(studio.server.pictures()[-1]).convert("RGB")
+    change = np.abs(np.asarray(after, float) - np.asarray(before, float)).mean((0, 2))
+    assert change[: before.width // 3].mean() > 3 * change[-before.width // 3 :].mean()

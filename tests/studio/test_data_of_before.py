@@ -210,7 +210,7 @@ def test_a_draft_means_what_it_meant(store: Store) -> None:
     done = next(job for job in store.jobs_of(ANN, 99) if job.state is JobState.DONE)
     drafts = {row.label: read_draft(dict(row.draft), row.label) for row in store.pictures_of(done.id)}
     assert drafts["switch"].values["composer"] == build("switch", {"interval": 1, "convention": "code"})
-    assert drafts["image to image"].init_image == Path(
+    assert drafts["image to image"].images["init_image"] == Path(
         LAY_AT, "inputs", "5e6ee523b675f21bceb7ee3998d2a5a0.png"
     )
     assert drafts["image to image"].values["strength"] == 0.75
@@ -381,7 +381,7 @@ def request_of(restored: Restored, home: Home, pipe: StudioPipeline) -> Request:
     shelf = Shelf(home, "tiny-sdxl")
     draft = restored.draft
     if "strength" in draft.values and draft.values["strength"] != Request.strength:
-        draft = replace(draft, init_image=next((home.path / "inputs").iterdir()))
+        draft = replace(draft, images={"init_image": next((home.path / "inputs").iterdir())})
     request = draft.build(shelf.use)
     for name, file in shelf.files.items():
         if name not in pipe.adapters:
@@ -455,7 +455,7 @@ def test_a_job_file_gives_the_same_jobs(name: str) -> None:
         {
             "index": job.index, "key": job.key, "name": job.name, "where": job.where, "seed": job.seed,
             "model": job.model, "file": job.file.as_posix(),
-            "draft": {**plain(job.draft), "init_image": job.draft.init_image and job.draft.init_image.name},
+            "draft": {**plain(job.draft), "init_image": getattr(job.draft.images.get("init_image"), "name", None)},
         }
         for job in planned(name)
     ]  # fmt: skip

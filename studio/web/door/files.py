@@ -19,6 +19,7 @@ from typing import Any
 
 from pipelines.bounds import check_text
 from pipelines.errors import RequestError
+from studio.drafts.input_images import InputImage
 from studio.drafts.picture_file import check_upload
 from studio.jobs import Worker
 from studio.jobs.owner import PROGRAMS, folder_of
@@ -178,13 +179,17 @@ class Files:
         folder.mkdir(mode=0o700)
         return folder / Path(name).name
 
-    def lent(self, file: Path, owner: str | None) -> Path:
-        """A copy of a file among an owner's uploads, so that the page may show it. Raises RequestError."""
-        copy = self.place(file.name, owner)
+    def lent(self, source: InputImage, owner: str | None) -> Path:
+        """A copy of a picture among an owner's uploads, so that the page may show it. Raises RequestError."""
+        name = source.name if isinstance(source, Path) else f"{source.field}.png"
+        copy = self.place(name, owner)
         try:
-            shutil.copyfile(file, copy)
+            if isinstance(source, Path):
+                shutil.copyfile(source, copy)
+            else:
+                copy.write_bytes(source.data)
         except OSError as error:
-            raise RequestError(f"{file.name} cannot be shown ({error.strerror})") from error
+            raise RequestError(f"{name} cannot be shown ({error.strerror})") from error
         return copy
 
     def _touch(self, file: Path) -> None:

@@ -19,6 +19,7 @@ from pipelines.request import MOST
 from pipelines.schedulers import MODEL_OWN, canonical, scheduler_names
 from studio.drafts.draft import HIGHEST_SEED
 from studio.drafts.fields import BY_NAME, Field
+from studio.drafts.input_images import Inline, InputImage, input_image
 from studio.web.form.form import OWN_METHOD, Form, real, whole
 
 OWN = "the model's own"
@@ -51,6 +52,19 @@ def control(field: Field, **look: Any) -> Any:
         empty = f"{field.empty:g}" if field.kind in ("whole", "real") else "Empty"
         look["info"] = f"{own.help} {empty}: {nothing}."
     return _number(field, look) if field.kind in ("whole", "real") else gr.Textbox(**look)
+
+
+def picture_control(field: Field) -> gr.Image:
+    """The control of a field that is a picture. It gives the file itself; Gradio would write another one."""
+    return gr.Image(
+        type="filepath",
+        image_mode=None,
+        format="png",
+        label=field.knob.label,
+        height=200,
+        min_width=150,
+        elem_id=field.name.replace("_", "-"),
+    )
 
 
 def _number(field: Field, look: dict[str, Any]) -> Any:
@@ -113,22 +127,30 @@ def _said(field: Field, held: Any) -> Any:
 @dataclass(frozen=True)
 class Fields:
     """The form's components. controls: those of the fields in `form.VALUES`, by name; the value of a field without a
-    control is kept unseen. brought: holds the form that was last put into the page."""
+    control is kept unseen. images: those of the fields that are pictures. panel: they lie in it, and it is opened
+    when a picture is put in. brought: holds the form that was last put into the page."""
 
     controls: Mapping[str, Any]
     method: gr.Radio
     method_values: gr.State
     rows: gr.State
     structure: gr.State
-    init_image: gr.Image
+    images: Mapping[str, gr.Image]
+    panel: gr.Accordion
     count: gr.Slider
     vae: gr.Dropdown
     brought: gr.State
 
     @property
     def components(self) -> set[Any]:
-        others = {component for name, component in vars(self).items() if name != "controls"}
-        return {*self.controls.values(), *others}
+        """Those that hold what the form says."""
+        others = {one for one in vars(self).values() if not isinstance(one, Mapping | gr.Accordion)}
+        return {*self.controls.values(), *self.images.values(), *others}
+
+    @property
+    def changed(self) -> list[Any]:
+        """Those that `filled` changes."""
+        return [*self.components, self.panel]
 
     @property
     def prompt(self) -> Any:
@@ -152,30 +174,37 @@ class Fields:
             method=method,
             method_values=settings,
             rows=tuple(got[self.rows]),
-            init_image=_picture(got[self.init_image], brought.init_image),
+            images={
+                name: held
+                for name, component in self.images.items()
+                if (held := _picture(got[component], brought.images.get(name))) is not None
+            },
             count=whole(1 if got[self.count] is None else got[self.count], "pictures", -1, HIGHEST_SEED),
             vae=got[self.vae] or "",
         )
 
     def filled(
-        self, form: Form, structure: int, lend: Callable[[Path], Path] | None = None
+        self, form: Form, structure: int, lend: Callable[[InputImage], Path] | None = None
     ) -> dict[Any, Any]:
         """What a handler returns to put a Form into the page. structure: the present number in that state.
 
-        lend: copies the initial image to where the page may show it; it may not show the home's own. Without `lend`,
-        or if the file is gone, there is no image. Raises RequestError.
+        lend: copies a picture to where the page may show it; it may not show the home's own. Without `lend`, or if the
+        file is gone, there is no picture. Raises RequestError.
         """
-        image = Path(form.init_image) if form.init_image else None
-        lent = lend(image) if lend is not None and image is not None and image.is_file() else None
-        if lent is None:
-            form = replace(form, init_image=None)
+        lent: dict[str, str] = {}
+        for name, text in form.images.items():
+            source = input_image(name, text)
+            if lend is not None and not (isinstance(source, Path) and not source.is_file()):
+                lent[name] = str(lend(source))
+        form = replace(form, images={name: text for name, text in form.images.items() if name in lent})
         return {
             **{one: _filled(BY_NAME[name], form.said(name)) for name, one in self.controls.items()},
             self.method: form.method or OWN_METHOD,
             self.method_values: dict(form.method_values),
             self.rows: form.rows,
             self.structure: structure + 1,
-            self.init_image: None if lent is None else str(lent),
+            **{component: lent.get(name) for name, component in self.images.items()},
+            **({self.panel: gr.Accordion(open=True)} if lent else {}),
             self.count: form.count,
             self.vae: form.vae,
             self.brought: form,
@@ -193,10 +222,13 @@ def _filled(field: Field, value: Any) -> Any:
 
 
 def _picture(held: str | None, brought: str | None) -> str | None:
-    """The file of the initial image: the original if the page shows a copy of it."""
+    """What a picture is read from: what was brought if the page shows a copy of that."""
     if held is None or brought is None:
         return held
     try:
+        source = input_image("picture", brought)
+        if isinstance(source, Inline):
+            return brought if Path(held).read_bytes() == source.data else held
         return brought if filecmp.cmp(held, brought, shallow=False) else held
     except OSError:
         return held

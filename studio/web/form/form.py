@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from composers.plan import Composer
@@ -17,6 +16,7 @@ from pipelines.errors import RequestError, StudioError
 from pipelines.request import SEEDS, Request
 from studio.drafts.draft import Draft, check_count, counted
 from studio.drafts.fields import BY_NAME, FIELDS, Field
+from studio.drafts.input_images import input_image
 from studio.web.form import methods, mix
 
 MOST_COMPARED = 500
@@ -31,15 +31,16 @@ OWN_METHOD: str = BY_NAME["composer"].default.name
 class Form:
     """The contents of the form.
 
-    values: what is said, by the names of Request's fields; mix, method and initial image are kept apart from these.
-    method: "" says nothing; Request's default is used. vae: "" is the model's own.
+    values: what is said, by the names of Request's fields; mix, method and pictures are kept apart from these.
+    method: "" says nothing; Request's default is used. images: a picture's field -> its path, or its text where that
+    stands for it (`studio.drafts.input_images`). vae: "" is the model's own.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict)
     method: str = ""
     method_values: Mapping[str, object] = field(default_factory=dict)
     rows: mix.MixRows = ()
-    init_image: str | None = None
+    images: Mapping[str, str] = field(default_factory=dict)
     count: int = 1
     vae: str = ""
 
@@ -67,7 +68,8 @@ def draft_of(form: Form) -> Draft:
         if form.method not in all_methods():
             build(shown(form.method), {})  # which says what methods there are
         values["composer"] = methods.built(form.method, form.method_values)
-    return Draft(values, mix.asked(form.rows), Path(form.init_image) if form.init_image else None)
+    images = {name: input_image(name, text) for name, text in form.images.items()}
+    return Draft(values, mix.asked(form.rows), images)
 
 
 def form_of(draft: Draft, vae: str | None = None) -> Form:
@@ -86,7 +88,7 @@ def form_of(draft: Draft, vae: str | None = None) -> Form:
         method="" if composer is None else composer.name,
         method_values={} if composer is None else settings_of(composer),
         rows=tuple(map(mix.row_of, draft.wanted)),
-        init_image=None if draft.init_image is None else str(draft.init_image),
+        images={name: str(source) for name, source in draft.images.items()},
         vae=vae or "",
     )
 

@@ -23,7 +23,7 @@ def job_file(
     defaults.
 
     models: of the pictures, in order. vae: the command must be given it; None or "" is the models' own.
-    paths: whether initial images are named by their paths on this computer. Otherwise only their names are written,
+    paths: whether pictures are named by their paths on this computer. Otherwise only their names are written,
     and a comment says that they belong beside the job file.
     """
     jobs = [
@@ -37,8 +37,8 @@ def job_file(
         "jobs": [{name: value for name, value in job.items() if name not in shared} for job in jobs],
     }
     head = f"# lora-studio batch {FILE} --out pictures{f' --vae {vae!r}' if vae else ''}\n"
-    if not paths and any(draft.init_image is not None for draft in drafts):
-        head += "# initial pictures belong beside this file\n"
+    if not paths and any(draft.images for draft in drafts):
+        head += "# the pictures that it names belong beside this file\n"
     return head + yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
@@ -54,7 +54,11 @@ _Dumper.add_representer(str, _text)
 
 
 def _by_name(draft: Draft) -> Draft:
-    return draft if draft.init_image is None else replace(draft, init_image=Path(draft.init_image.name))
+    named = {
+        name: Path(source.name) if isinstance(source, Path) else source
+        for name, source in draft.images.items()
+    }
+    return replace(draft, images=named)
 
 
 def written(text: str, file: Path) -> str:

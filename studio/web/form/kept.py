@@ -45,7 +45,7 @@ class PutBack:
 
 
 def kept(form: Form, model: str, user: str | None, cards: Iterable[Card]) -> dict[str, Any]:
-    """The form as JSON can hold it, without the initial image, whose file is on the server.
+    """The form as JSON can hold it, without its pictures, whose files are on the server.
 
     user: the login's name. cards: of the library, to note how the mix's files are now.
     """

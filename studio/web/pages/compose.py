@@ -9,11 +9,11 @@ import gradio as gr
 
 from composers import methods
 from pipelines import StudioError
-from studio.drafts.fields import BY_NAME, Place
+from studio.drafts.fields import BY_NAME, Place, of_kind
 from studio.jobs.inputs import with_kept_input
 from studio.web.door.events import login_of
 from studio.web.form import mix
-from studio.web.form.components import OWN, Fields, control
+from studio.web.form.components import OWN, Fields, control, picture_control
 from studio.web.form.form import OWN_METHOD, VALUES, Form, composed, left_out, row_sweep
 from studio.web.form.job_file import FILE, job_file, written
 from studio.web.form.kept import kept
@@ -103,6 +103,10 @@ def add(desk: Desk, strip: gr.HTML) -> tuple[Fields, Viewer, gr.Button]:
             cost = gr.HTML(container=False, elem_id="cost")
             with gr.Accordion("Size, steps, sampler", open=False):
                 all_of("sampling")
+            with gr.Accordion("Start from a picture", open=False) as panel:
+                with gr.Row():
+                    images = {field.name: picture_control(field) for field in of_kind("picture")}
+                all_of("start")
             with gr.Accordion("Advanced", open=False):
                 all_of("advanced")
                 vae = gr.Dropdown(
@@ -113,15 +117,6 @@ def add(desk: Desk, strip: gr.HTML) -> tuple[Fields, Viewer, gr.Button]:
                     allow_custom_value=True,
                     elem_id="vae",
                 )
-                init_image = gr.Image(
-                    type="filepath",
-                    image_mode=None,  # the file itself: Gradio would write another one
-                    format="png",
-                    label="Start from a picture",
-                    height=200,
-                    elem_id="init-image",
-                )
-                shown("strength")
         with gr.Column(scale=7, min_width=340, elem_id="results"):
             with gr.Row(elem_id="actions"):
                 generate = gr.Button(
@@ -148,7 +143,8 @@ def add(desk: Desk, strip: gr.HTML) -> tuple[Fields, Viewer, gr.Button]:
         method_values,
         states.rows,
         states.structure,
-        init_image,
+        images,
+        panel,
         count,
         vae,
         gr.State(Form()),
@@ -289,13 +285,14 @@ def _ask(desk: Desk, fields: Fields, states: MixStates, viewer: Viewer, buttons:
 
 def _keep(desk: Desk, fields: Fields, buttons: Buttons) -> None:
     """Has the browser keep the form over a reload, until it is cleared."""
-    kept_fields = fields.components - {fields.init_image}  # its file is on the server
+    pictures = dict.fromkeys(fields.images.values())  # their files are on the server
+    kept_fields = fields.components - pictures.keys()
 
     def keep(got: dict[Any, Any], request: gr.Request) -> Any:
         if not got[desk.opened]:  # the kept form was not put back yet
             return gr.skip()
         try:
-            form = fields.read({**got, fields.init_image: None})
+            form = fields.read({**got, **pictures})
         except StudioError:  # a value is only half typed
             return gr.skip()
         cards = desk.worker.library.glance(wait=0, again=False).cards
@@ -314,7 +311,7 @@ def _keep(desk: Desk, fields: Fields, buttons: Buttons) -> None:
     buttons.clear.click(
         lambda structure: fields.filled(Form(), structure),
         fields.structure,
-        list(fields.components),
+        fields.changed,
         show_progress="hidden",
         api_visibility="private",
     )

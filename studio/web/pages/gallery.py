@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ class _Page:
     dropped: gr.File
     note: gr.HTML
     reuse: gr.Button
+    start: gr.Button
     who_did: gr.Button
     delete: gr.Button
     sure: gr.Row
@@ -90,6 +91,7 @@ class _Page:
                 note = gr.HTML(elem_id="restored", elem_classes="live", container=False)
                 with gr.Row():
                     reuse = gr.Button("Reuse settings", variant="primary", elem_id="reuse")
+                    start = gr.Button("Start from it", elem_id="start-from-it")
                     who_did = gr.Button("Who did this?", elem_id="gallery-who-did-this")
                     delete = gr.Button("Delete", elem_id="delete")
                 with gr.Row(visible=False) as sure:
@@ -98,8 +100,8 @@ class _Page:
                     keep = gr.Button("Keep it")
                 record = gr.JSON(label="Its record", elem_id="record", max_height=520)
         return cls(
-            search, number, refresh, pictures, everything, job_file, dropped, note, reuse, who_did, delete, sure,
-            for_good, keep, record, gr.State(()), gr.State(-1),
+            search, number, refresh, pictures, everything, job_file, dropped, note, reuse, start, who_did, delete,
+            sure, for_good, keep, record, gr.State(()), gr.State(-1),
         )  # fmt: skip
 
 
@@ -182,15 +184,26 @@ def _take_settings(desk: Desk, fields: Fields, page: _Page, ways: GalleryWays) -
         filled = fields.filled(form_of(draft, vae), structure, lambda file: desk.files.lent(file, owner))
         return {**filled, desk.model: model, ways.tabs: gr.Tabs(selected=ways.compose)}
 
-    filled: list[Any] = [*fields.components, desk.model, ways.tabs]
+    filled: list[Any] = [*fields.changed, desk.model, ways.tabs]
 
     def reused(got: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
         draft, job = _asked_by(desk, got[page.shown], got[page.chosen], got[desk.browser], request)
         return fill(draft, job.vae, got[fields.structure], job.model, request)
 
-    page.reuse.click(
-        reused, {page.shown, page.chosen, fields.structure, desk.browser}, filled, api_visibility="private"
-    )
+    def started(got: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
+        """The chosen picture becomes the one to start from, with its own settings; it is drawn anew with a new seed."""
+        draft, job = _asked_by(desk, got[page.shown], got[page.chosen], got[desk.browser], request)
+        file = _picked(got[page.shown], got[page.chosen]).file
+        draft = replace(draft.with_value("seed", None), images={"init_image": file})
+        return fill(draft, job.vae, got[fields.structure], job.model, request)
+
+    for button, filling in ((page.reuse, reused), (page.start, started)):
+        button.click(
+            filling,
+            {page.shown, page.chosen, fields.structure, desk.browser},
+            filled,
+            api_visibility="private",
+        )
 
     def taken(got: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
         if got[page.dropped] is None:

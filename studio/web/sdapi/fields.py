@@ -32,7 +32,8 @@ from studio.drafts.draft import Draft, Wanted, counted
 from studio.drafts.entries import read_draft
 from studio.drafts.fields import BY_NAME, FIELDS, Field
 from studio.drafts.picture_file import LARGEST_FILE
-from studio.web.sdapi.neutral import check_fields, is_off
+from studio.web.sdapi.inpainting import is_inverted, mask_of, mask_values
+from studio.web.sdapi.neutral import PICTURES, check_fields, is_off
 from studio.web.sdapi.settings import CLIP_SKIP, read_settings, skip_of, skip_values
 from studio.web.sdapi.values import asks_nothing, number, text, truth, whole, whole_number
 
@@ -51,6 +52,7 @@ _ELSEWHERE = {
     "prompt": "the field prompt",
     "seed": "the field seed",
     "init_image": "the field init_images of /sdapi/v1/img2img",
+    "mask": "the field mask of /sdapi/v1/img2img",
 }
 """Fields of a request that our script does not take, and the field of A1111's that says each."""
 _MAPPED = tuple(field for field in FIELDS if field.call)
@@ -60,24 +62,26 @@ _LORA = "path", "multiplier", "is_high_noise"
 
 @dataclass(frozen=True)
 class ImageCall:
-    """One txt2img or img2img call. draft: of its first picture, with a seed; init_image: as base64 text.
+    """One txt2img or img2img call. draft: of its first picture, with a seed. init_image, mask: as base64 text.
 
-    prompt: as it was sent, with its LoRA tags. resize: how the initial image gets the right size: 0 stretches it,
-    1 crops it. override: settings for this call.
+    prompt: as it was sent, with its LoRA tags. inverted: the mask's black is drawn. resize: how the initial image gets
+    the right size: 0 stretches it, 1 crops it. override: settings for this call.
     """
 
     draft: Draft
     prompt: str
     count: int
     init_image: str | None
+    mask: str | None
+    inverted: bool
     resize: int
     override: Mapping[str, Any]
     send_images: bool
     save_images: bool
 
-    def drafts(self, init_image: Path | None) -> list[Draft]:
-        """A draft for each picture, with rising seeds."""
-        return counted(replace(self.draft, init_image=init_image), self.count, self.draft.values["seed"])
+    def drafts(self, images: Mapping[str, Path]) -> list[Draft]:
+        """A draft for each picture, with rising seeds. images: the files of initial image and mask."""
+        return counted(replace(self.draft, images=images), self.count, self.draft.values["seed"])
 
 
 def read_asked(body: Mapping[str, Any], *, with_image: bool) -> ImageCall:
@@ -85,8 +89,10 @@ def read_asked(body: Mapping[str, Any], *, with_image: bool) -> ImageCall:
     body = _with_extra(body)
     check_fields(body)
     image = _image(body) if with_image else None
-    if not with_image and not asks_nothing(body.get("init_images")):
-        raise RequestError("init_images belong to /sdapi/v1/img2img")
+    for name in PICTURES:
+        if not with_image and not asks_nothing(body.get(name)):
+            raise RequestError(f"{name} belongs to /sdapi/v1/img2img")
+    mask = mask_of(body)
     resize = whole(body, "resize_mode", 0)
     if with_image and resize not in (0, 1):
         raise RequestError(f"resize_mode={shown(resize)} is not offered; 0 stretches, 1 crops")
@@ -101,6 +107,8 @@ def read_asked(body: Mapping[str, Any], *, with_image: bool) -> ImageCall:
     values["scheduler"] = _scheduler(body)
     _refuse_noise(body, values["scheduler"])
     said = {name: value for name, value in values.items() if value is not None}
+    if mask is not None:
+        said |= mask_values(body)
     if "clip_skip" not in script.values:
         said |= skip_values(override.get(CLIP_SKIP))
     return ImageCall(
@@ -108,6 +116,8 @@ def read_asked(body: Mapping[str, Any], *, with_image: bool) -> ImageCall:
         said["prompt"],
         count,
         image,
+        mask,
+        mask is not None and is_inverted(body),
         resize,
         override,
         truth(body, "send_images", True),

@@ -22,9 +22,11 @@ MOST_SAID = 10_000
 
 READ = (
     *(field.call for field in FIELDS if field.call), "sampler_name", "sampler_index", "scheduler", "batch_size",
-    "n_iter", "clip_skip", "lora", "init_images", "resize_mode", "override_settings", "alwayson_scripts", "send_images",
-    "save_images",
+    "n_iter", "clip_skip", "lora", "init_images", "mask", "resize_mode", "override_settings", "alwayson_scripts",
+    "send_images", "save_images",
 )  # fmt: skip
+PICTURES = ("init_images", "mask")
+"""Fields whose texts are pictures; their length is judged when they are read."""
 INDIFFERENT = (
     "do_not_save_samples", "do_not_save_grid", "override_settings_restore_afterwards", "include_init_images",
     "force_task_id", "comments", "session_hash", "sampler_noise_scheduler_override", "script_args", "subseed",
@@ -42,9 +44,8 @@ INDIFFERENT = (
 """Fields that only matter with other fields, which are refused themselves; and what clients send for themselves."""
 REFUSED: Mapping[str, tuple[str, tuple[object, ...]]] = {
     "enable_hr": ("hires fix", ()),
-    "mask": ("inpainting", ()),
-    "latent_mask": ("inpainting", ()),
-    "mask_image": ("inpainting", ()),
+    "latent_mask": ("a mask of latents; send mask", ()),
+    "mask_image": ("that name; A1111's is mask", ()),
     "extra_images": ("reference pictures", ()),
     "styles": ("prompt styles", ()),
     "subseed_strength": ("variation seeds", ()),
@@ -73,7 +74,7 @@ def check_fields(body: Mapping[str, Any]) -> None:
     known = (*READ, *INDIFFERENT, *REFUSED)
     for name, value in body.items():
         if name in READ:
-            if name != "init_images":
+            if name not in PICTURES:
                 _check(name, value)
         elif name in REFUSED:
             what, neutral = REFUSED[name]

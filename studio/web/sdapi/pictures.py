@@ -15,21 +15,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from starlette.concurrency import run_in_threadpool
 
 from pipelines.bounds import check_pixels
 from pipelines.errors import RequestError, StudioError
 from pipelines.home.names import stem_of
 from pipelines.home.plain import short
+from pipelines.inpainting import grey
 from studio.drafts import picture_file
 from studio.drafts.draft import Draft
+from studio.drafts.input_images import MASK
 from studio.jobs import JobState, JobView, Worker
 from studio.jobs.job import Tally
 from studio.pictures import a1111
 from studio.pictures.metadata import as_infotext, understood
 from studio.pictures.texts import CHUNK, PARAMETERS, is_object, read_texts
 from studio.web.sdapi.fields import LONGEST_PICTURE, ImageCall, read_asked
+from studio.web.sdapi.neutral import PICTURES
 from studio.web.sdapi.options import Options, model_name, vae_of
 from studio.web.sdapi.settings import CLIP_SKIP, MODEL, count_of, skip_values
 
@@ -75,10 +78,9 @@ def _submit(worker: Worker, owner: str, own: Options, asked: ImageCall) -> str:
     asked = replace(asked, draft=_by_names(asked.draft, worker))
     model = settings.get(MODEL)
     with tempfile.TemporaryDirectory() as folder:
-        image = None if asked.init_image is None else _init_image(asked, Path(folder))
         return worker.submit(
             owner,
-            asked.drafts(image),
+            asked.drafts(_images(asked, Path(folder))),
             model=model_name(model) if model else None,
             vae=vae_of(settings),
             kind=KIND,
@@ -94,16 +96,31 @@ def _by_names(draft: Draft, worker: Worker) -> Draft:
     return replace(draft, wanted=tuple(wanted))
 
 
-def _init_image(asked: ImageCall, folder: Path) -> Path:
-    assert asked.init_image is not None
-    file = folder / "init.png"
-    image = picture_file.upright(io.BytesIO(_bytes(asked.init_image, "init_images")), "init_images")
+def _images(asked: ImageCall, folder: Path) -> dict[str, Path]:
+    """The files of the initial image and the mask, in the folder. Raises RequestError."""
+    if asked.init_image is None:
+        return {}
+    images = {"init_image": _picture(asked.init_image, "init_images").convert("RGB")}
+    if asked.mask is not None:
+        mask = grey(_picture(asked.mask, "mask"))
+        images[MASK] = ImageOps.invert(mask) if asked.inverted else mask
     size = (asked.draft.values.get("width"), asked.draft.values.get("height"))
-    if asked.resize == 1 and all(isinstance(side, int) and 0 < side <= 16384 for side in size):
-        check_pixels("the initial image, cropped to width and height,", *size)  # type: ignore[arg-type]
-        image = ImageOps.fit(image, size)  # type: ignore[arg-type]
-    image.convert("RGB").save(file)
-    return file
+    part = asked.mask is not None and asked.draft.values.get("mask_area") == "only masked"
+    crops = (
+        asked.resize == 1 and not part and all(isinstance(side, int) and 0 < side <= 16384 for side in size)
+    )
+    files = {}
+    for name, image in images.items():
+        if crops:
+            check_pixels("the initial image, cropped to width and height,", *size)  # type: ignore[arg-type]
+            image = ImageOps.fit(image, size)  # type: ignore[arg-type]
+        files[name] = folder / f"{name}.png"
+        image.save(files[name])
+    return files
+
+
+def _picture(text: str, where: str) -> Image.Image:
+    return picture_file.upright(io.BytesIO(_bytes(text, where)), where)
 
 
 def _bytes(text: str, where: str) -> bytes:
@@ -133,7 +150,7 @@ def _result(view: JobView, asked: ImageCall, body: Mapping[str, Any]) -> dict[st
             images.append(base64.b64encode(picture.file.read_bytes()).decode())
     return {
         "images": images,
-        "parameters": {**body, "init_images": None} if "init_images" in body else dict(body),
+        "parameters": {name: None if name in PICTURES else value for name, value in body.items()},
         "info": json.dumps(_info(view, asked, texts)),
     }
 

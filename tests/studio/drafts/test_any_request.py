@@ -47,6 +47,8 @@ ENTRY = {
     "crop": [0, 0],
     "original_size": [64, 64],
     "init_image": "~/a.png",
+    "mask": "data:image/png;base64,AAAA",
+    "mask_content": "fill",
     "reuse": 2,
     "cut": "early",
 }
@@ -64,7 +66,7 @@ def test_an_entry_becomes_a_draft_or_is_refused(entry: Any) -> None:
         kept = json.dumps(plain_draft(draft))
         assert read_draft(json.loads(kept), "it").wanted == draft.wanted
         for one in counted(draft, 2, draft.values.get("seed", 0)):
-            request = one.build(lambda wanted: wanted.use(wanted.adapter, None), lambda path: None)  # type: ignore[arg-type, return-value]
+            request = one.build(lambda wanted: wanted.use(wanted.adapter, None), lambda name, source: None)  # type: ignore[arg-type, return-value]
             json.dumps(plain_request(request), allow_nan=False).encode()
 
 

@@ -19,7 +19,7 @@ from studio.drafts.draft import USE_FIELDS, Draft, Wanted, counted
 from studio.drafts.entries import plain_draft, plain_request, read_draft, read_requests
 from studio.drafts.fields import FIELDS
 from studio.drafts.flags import Asked, drafts_of
-from studio.drafts.init_image import read_init_image, sized_like
+from studio.drafts.input_images import read_input, sized_like
 from studio.drafts.shelf import LoadedNames, Shelf, requests_of
 
 from ...budget import cheap
@@ -256,28 +256,28 @@ def test_an_initial_image_is_judged_by_its_header(tmp_path: Path) -> None:
     file = tmp_path / "large.png"
     Image.new("1", (10_000, 8_001)).save(file)
     with cheap(), pytest.raises(StudioError, match="10000x8001 pixels, 80 million; at most 80"):
-        read_init_image(file)
+        read_input("init_image", file)
     wide = tmp_path / "wide.png"
     Image.new("1", (10_000, 4_001)).save(wide)
     with (
         cheap(),
         pytest.raises(StudioError, match=r"^init image wide\.png has .* at most 40 million are read"),
     ):
-        read_init_image(wide)
+        read_input("init_image", wide)
     bomb = tmp_path / "bomb.png"  # a header alone
     head = bytearray(file.read_bytes()[:33])
     head[16:24] = (60_000).to_bytes(4, "big") * 2
     head[29:33] = zlib.crc32(head[12:29]).to_bytes(4, "big")
     bomb.write_bytes(bytes(head))
     with cheap(), pytest.raises(StudioError, match="cannot be read as a picture"):
-        read_init_image(bomb)
+        read_input("init_image", bomb)
     huge = tmp_path / "huge.png"
     with huge.open("wb") as large:
         large.truncate(2**40)
     with cheap(), pytest.raises(StudioError, match="1048576 MB; at most 256 are read"):
-        read_init_image(huge)
+        read_input("init_image", huge)
     with pytest.raises(StudioError, match="it is no file"):
-        read_init_image(tmp_path)
+        read_input("init_image", tmp_path)
 
 
 def test_a_request_is_judged_by_the_size_of_its_initial_image_alone(tmp_path: Path) -> None:
@@ -286,14 +286,14 @@ def test_a_request_is_judged_by_the_size_of_its_initial_image_alone(tmp_path: Pa
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("L", (48, 32)).save(file, exif=exif)
-    assert sized_like(file).size == read_init_image(file).size == (32, 48)
+    assert sized_like("init_image", file).size == read_input("init_image", file).size == (32, 48)
     Image.new("L", (64, 32)).save(file)
-    assert sized_like(file).size == (64, 32)
+    assert sized_like("init_image", file).size == (64, 32)
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(StudioError, match=r"init image turned\.jpg cannot be read as a picture"):
-        sized_like(file)
+        sized_like("init_image", file)
     Image.new("1", (5000, 8000)).save(file, format="PNG")
-    draft = Draft({"prompt": "a fox"}, init_image=file)
+    draft = Draft({"prompt": "a fox"}, images={"init_image": file})
     with cheap():
         judged = [draft.build(lambda wanted: Use("x"), sized_like) for _ in range(100)]
     assert {request.init_image.size for request in judged if request.init_image} == {(5000, 8000)}
@@ -303,7 +303,7 @@ def test_of_an_animation_the_first_picture_is_taken(tmp_path: Path) -> None:
     file = tmp_path / "moving.gif"
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     frames[0].save(file, save_all=True, append_images=frames[1:] * 50)
-    assert read_init_image(file).getpixel((0, 0)) == (255, 0, 0)
+    assert read_input("init_image", file).getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_methods_as_text_and_as_objects() -> None:

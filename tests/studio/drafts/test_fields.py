@@ -24,6 +24,7 @@ from studio.commands import flags
 from studio.drafts.draft import Draft, Wanted
 from studio.drafts.entries import plain_draft, read_draft
 from studio.drafts.fields import BY_NAME, FIELDS, NAMES, Field
+from studio.drafts.input_images import LONGEST_INLINE, Inline, mask_mark, read_input, stored_mask
 
 
 def values_of(field: Field) -> list[Any]:
@@ -114,7 +115,9 @@ def test_a_request_refuses_what_lies_beyond(field: Field) -> None:
 
 @pytest.mark.parametrize(("name", "value"), SAID)
 def test_draft_to_a_row_of_the_database_and_back(name: str, value: Any) -> None:
-    draft = Draft({"prompt": "a fox", name: value}, MIX, Path("/home/ann/start.png"))
+    white = mask_mark(Image.new("L", (8, 8), 255))["png"]
+    images = {"init_image": Path("/home/ann/start.png"), "mask": Inline(white)}
+    draft = Draft({"prompt": "a fox", name: value}, MIX, images)
     assert read_draft(json.loads(json.dumps(plain_draft(draft))), "") == draft
 
 
@@ -162,7 +165,7 @@ def test_pairs_may_be_parted_by_spaces(text: str) -> None:
 def test_flags_of_the_mix_to_draft(tmp_path: Path) -> None:
     asked = _asked("--lora", "fox", "--lora", "hat=0.8:0.5", "--pin", "lcm=1", "--init-image", str(tmp_path))
     assert asked.draft.wanted == (Wanted("fox"), Wanted("hat", 0.8, 0.5), Wanted("lcm", 1.0, pinned=True))
-    assert asked.draft.init_image == tmp_path
+    assert asked.draft.images["init_image"] == tmp_path
     assert asked.draft.values == {}
 
 
@@ -222,3 +225,39 @@ def test_an_initial_image_is_kept_by_its_mark_alone() -> None:
     plain = plain_request(Request("a fox", init_image=Image.new("RGB", (8, 8))))
     assert set(plain) == set(NAMES)
     assert set(plain["init_image"]) == {"size", "sha256"}
+
+
+def test_a_mask_is_stored_whole_and_smaller_where_it_is_too_large() -> None:
+    mask = Image.linear_gradient("L")
+    mark = mask_mark(mask)
+    stored = stored_mask(mark)
+    assert stored is not None
+    assert read_input("mask", stored).tobytes() == mask.tobytes()
+    noise = Image.effect_noise((1200, 900), 90)
+    large = mask_mark(noise)
+    stored = stored_mask(large)
+    assert stored is not None
+    assert (large["size"], read_input("mask", stored).size) == ((1200, 900), (300, 225))
+    assert len(stored.text) <= LONGEST_INLINE
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "data:",
+        "data:image/png;base64,***",
+        "data:text/html;base64,AAAA",
+        "data:image/png;base64," + "A" * 400_000,
+    ],
+)
+def test_a_text_that_is_no_picture_is_refused(text: str) -> None:
+    with pytest.raises(RequestError, match="mask"):
+        Inline(text)
+    with pytest.raises(RequestError, match=r"entry 1: mask"):
+        read_draft({"mask": text}, "entry 1")
+    assert stored_mask({"png": text}) is None
+
+
+def test_a_mask_as_text_that_is_no_picture_is_refused_when_it_is_read() -> None:
+    with pytest.raises(RequestError, match="mask, as text, cannot be read as a picture"):
+        read_input("mask", Inline("data:image/png;base64,AAAA"))

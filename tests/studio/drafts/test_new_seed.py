@@ -59,7 +59,7 @@ def test_for_programs_and_a1111s_clients() -> None:
     assert read_draft({"prompt": "a", "seed": -1}, "x").seed is None
     for seed in (-1, "-1", -1.0, None, ""):
         asked = read_asked({"prompt": "a", "seed": seed, "batch_size": 2}, with_image=False)
-        seeds = [draft.values["seed"] for draft in asked.drafts(None)]
+        seeds = [draft.values["seed"] for draft in asked.drafts({})]
         assert seeds == [asked.draft.values["seed"], asked.draft.values["seed"] + 1]
     assert counted(Draft({"seed": -1}), 1, 7)[0].values["seed"] == 7
 

@@ -252,9 +252,9 @@ def test_an_initial_image_is_decoded_once_for_a_whole_job(
         return upright(source, name, *bounds)
 
     monkeypatch.setattr(picture_file, "upright", counting)
-    drafts = [Draft({"prompt": f"fox {n}", "seed": n}, init_image=file) for n in range(50)]
+    drafts = [Draft({"prompt": f"fox {n}", "seed": n}, images={"init_image": file}) for n in range(50)]
     accept(studio_home, sdxl_folder.name, drafts)
-    kept = {with_kept_input(draft, studio_home).init_image for draft in drafts}
+    kept = {with_kept_input(draft, studio_home).images["init_image"] for draft in drafts}
     assert decoded == ["init image start.png"]
     [copy] = kept
     assert copy is not None
@@ -290,7 +290,7 @@ def test_whatever_else_differs_is_judged() -> None:
         draft("a fox", "fox", seed=-1),
         draft("a fox", "fox", seed=2**64),
         draft("a fox", "fox", seed=True),
-        Draft(one.values, one.wanted, Path("start.png")),
+        Draft(one.values, one.wanted, {"init_image": Path("start.png")}),
         draft("a fox", "fox", crop=(1, 2)),
         draft("a fox", "fox", crop=(True, 2)),
     ]

@@ -279,7 +279,7 @@ def test_the_initial_image_is_kept_for_the_job(studio: Any, tmp_path: Path) -> N
     file = tmp_path / "init.png"
     Image.new("RGB", (32, 32), "red").save(file)
     paused = studio.pause()
-    id = studio.ask("ann", replace(draft(strength=0.7), init_image=file))
+    id = studio.ask("ann", replace(draft(strength=0.7), images={"init_image": file}))
     file.unlink()
     paused.set()
     assert studio.over(id, "ann").pictures[0].record["strength"] == 0.7

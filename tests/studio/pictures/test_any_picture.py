@@ -7,6 +7,7 @@ import json
 import struct
 import zlib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 from pipelines.errors import RequestError
 from pipelines.home import Home
 from studio.drafts import picture_file
-from studio.drafts.init_image import read_init_image
+from studio.drafts.input_images import read_input
 from studio.pictures import a1111
 from studio.pictures.metadata import read_picture
 from studio.pictures.restore import restore
@@ -234,7 +235,11 @@ def test_every_text_of_a1111_is_read(text: str) -> None:
 def test_every_file_is_a_picture_or_refused(tmp_path: Path, data: bytes) -> None:
     file = tmp_path / "picture.png"
     file.write_bytes(data)
-    for read in (read_init_image, read_picture, lambda path: picture_file.texts(io.BytesIO(data), "it")):
+    for read in (
+        partial(read_input, "init_image"),
+        read_picture,
+        lambda path: picture_file.texts(io.BytesIO(data), "it"),
+    ):
         with only_refused():
             read(file)
 
@@ -244,7 +249,7 @@ def test_only_pictures_of_known_formats_are_opened(tmp_path: Path, kind: str) ->
     file = tmp_path / "picture.png"
     file.write_bytes(saved(kind))
     with pytest.raises(RequestError, match="no kind that is read"):
-        read_init_image(file)
+        read_input("init_image", file)
 
 
 def test_nobody_starts_another_program_for_a_picture() -> None:
@@ -266,4 +271,4 @@ def test_only_one_place_opens_pictures() -> None:
 def test_a_picture_with_damaged_notes_still_has_its_pixels(tmp_path: Path) -> None:
     file = tmp_path / "picture.jpg"
     file.write_bytes(saved("JPEG", exif=exif()[:20] + b"\xff" * 40))
-    assert read_init_image(file).size in ((16, 12), (12, 16))
+    assert read_input("init_image", file).size in ((16, 12), (12, 16))

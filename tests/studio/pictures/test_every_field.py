@@ -19,7 +19,8 @@ from pipelines.home import Home
 from pipelines.request import Facts
 from studio.drafts.draft import Draft
 from studio.drafts.fields import BY_NAME, FIELDS, Field
-from studio.pictures.metadata import Setup, chunks
+from studio.drafts.input_images import read_input
+from studio.pictures.metadata import NO_MASK, Setup, chunks
 from studio.pictures.restore import Restored, restore
 from studio.pictures.texts import CHUNK, PARAMETERS
 
@@ -34,6 +35,7 @@ FACTS = Facts(
     cuts=("deep", "published"),
 )
 IMAGE = Image.new("RGB", (64, 48), "red")
+MASK = Image.linear_gradient("L").resize((64, 48))
 SCHEDULED = Use("fox", 0.5, 0.25, (("mid_block", 0.5),), Schedule(((0.0, 0.0), (0.25, 1.0))))
 SAMPLES: Mapping[str, list[Any]] = {
     "prompt": ["", "a fox", "a (fox:1.3), [hat]\nBREAK a \\(x\\)", "Steps: 3, Seed: 4, Size: 5x5", "狐 🦊 “”"],
@@ -45,12 +47,18 @@ SAMPLES: Mapping[str, list[Any]] = {
     "strength": [0.05, 0.8, 0.123456789, 1.0],
     "scheduler": [None, "model", "Euler a", "DPM++ 2M"],
     "init_image": [None, IMAGE],
+    "mask": [None, MASK],
 }  # fmt: skip
 """Of fields whose values are not any that their range allows."""
 BESIDE: Mapping[str, Mapping[str, Any]] = {
     "adapters": {"composer": Composite()},
     "composer": {"adapters": {"fox": 0.5, "hat": 0.25}},
     "strength": {"init_image": IMAGE},
+    "mask": {"init_image": IMAGE},
+    "mask_blur": {"init_image": IMAGE, "mask": MASK},
+    "mask_content": {"init_image": IMAGE, "mask": MASK},
+    "mask_area": {"init_image": IMAGE, "mask": MASK, "width": 64, "height": 48},
+    "mask_padding": {"init_image": IMAGE, "mask": MASK},
     "cut": {"reuse": 3},
 }
 """What a field means nothing without."""
@@ -106,16 +114,21 @@ def back(request: Request, text: str, tmp_path: Path) -> Restored:
     return restore(tmp_path / "picture.png", Home.resolve(home))
 
 
-def again(draft: Draft, image: Image.Image | None) -> Request:
-    request = draft.build(lambda wanted: wanted.use(wanted.adapter, None))
-    return dataclasses.replace(request, init_image=image).resolved(FACTS)
+def again(draft: Draft, asked: Request) -> Request:
+    """The restored request, with the pictures that are given again: the initial image, and the mask where it is not in
+    the text."""
+    bare = dataclasses.replace(draft, images={})
+    request = bare.build(lambda wanted: wanted.use(wanted.adapter, None))
+    mask = read_input("mask", draft.images["mask"]) if "mask" in draft.images else asked.mask
+    return dataclasses.replace(request, init_image=asked.init_image, mask=mask).resolved(FACTS)
 
 
 @each
 def test_a_field_comes_back_from_our_text(tmp_path: Path, name: str, value: Any) -> None:
     request = resolved(name, value)
     found = back(request, CHUNK, tmp_path)
-    assert again(found.draft, request.init_image) == request
+    assert again(found.draft, request) == request
+    assert ("mask" in found.draft.images) == (request.mask is not None)
     assert (found.said.init_image is None) == (request.init_image is None)
     assert found.draft.values.get("negative_prompt") == request.negative_prompt
     assert found.notes == (found.notes[:1] if request.init_image is not None else ())
@@ -126,20 +139,20 @@ def test_a_field_comes_back_from_the_text_for_other_programs(tmp_path: Path, nam
     request = resolved(name, value)
     found = back(request, PARAMETERS, tmp_path)
     expected = dataclasses.replace(request, negative_prompt=request.negative_prompt or None)
-    assert again(found.draft, request.init_image) == expected
+    assert again(found.draft, request) == expected
     assert (found.said.init_image is None) == (request.init_image is None)
     assert (found.program, found.said.model, found.said.model_hash) == ("LoRA Studio", "ghost", "0123456789")
     [first, *rest] = found.said.notes
     assert "was taken out" in first
-    assert rest == []
+    assert rest == ([NO_MASK] if request.mask is not None else [])
 
 
 @pytest.mark.parametrize("text", [CHUNK, PARAMETERS])
 def test_all_fields_at_once(tmp_path: Path, text: str) -> None:
     asked = {field.name: samples(field)[-2] for field in FIELDS if field.name != "prompt"}
     asked |= {"adapters": {"hat": -1.5, "fox": 2.0}, "reuse": 2, "width": 1000, "height": 8, "steps": 30}
-    request = Request("a fox", **{**asked, "init_image": IMAGE}).resolved(FACTS)
-    assert again(back(request, text, tmp_path).draft, IMAGE) == request
+    request = Request("a fox", **{**asked, "init_image": IMAGE, "mask": MASK}).resolved(FACTS)
+    assert again(back(request, text, tmp_path).draft, request) == request
 
 
 @pytest.mark.parametrize("text", [CHUNK, PARAMETERS])
@@ -160,7 +173,7 @@ def test_a_cut_that_only_the_method_brought_is_left_out(tmp_path: Path) -> None:
     for text in (CHUNK, PARAMETERS):
         found = back(request, text, tmp_path).draft
         assert "cut" not in found.values
-        assert again(found, None).cut == "deep"
+        assert again(found, request).cut == "deep"
     other = dataclasses.replace(request, cut="published")
     for text in (CHUNK, PARAMETERS):
         assert back(other, text, tmp_path).draft.values["cut"] == "published"

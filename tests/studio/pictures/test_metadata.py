@@ -269,7 +269,7 @@ def test_the_longest_names_are_read(tmp_path: Path) -> None:
 def test_a_picture_names_no_file_of_this_computer(tmp_path: Path) -> None:
     request = {"prompt": "a", "init_image": str(tmp_path / "secret.png")}
     remembered = said_by(tmp_path, lora_studio=ours(request=request))
-    assert remembered.draft.init_image is None
+    assert remembered.draft.images == {}
     assert remembered.init_image is None
 
 

@@ -146,7 +146,7 @@ def test_guidance_below_its_range_is_the_models_own_and_other_numbers_are_refuse
 
 def test_a_picture_to_start_from_is_an_uploaded_file(tmp_path: Path) -> None:
     [draft] = asked_of("compose", prompt="a", init_image={"path": str(tmp_path / "a.png")}, strength=0.25)
-    assert (draft.init_image, draft.values["strength"]) == (tmp_path / "a.png", 0.25)
+    assert (draft.images["init_image"], draft.values["strength"]) == (tmp_path / "a.png", 0.25)
     for wrong in ("a.png", 5, {}, {"path": 5}):
         with pytest.raises(RequestError, match="init_image"):
             finished(function_of("compose")(prompt="a", init_image=wrong))
@@ -197,7 +197,7 @@ def plain(field: Field, value: Any) -> Any:
 
 def drawn(body: Mapping[str, Any]) -> Request:
     asked = read_asked(through_json({"prompt": "a", "seed": 7, **body}), with_image=False)
-    [draft] = asked.drafts(None)
+    [draft] = asked.drafts({})
     return built(draft)
 
 
@@ -205,7 +205,9 @@ def by_script(*args: Any) -> dict[str, Any]:
     return {"alwayson_scripts": {"LoRA Studio": {"args": list(args)}}}
 
 
-SCRIPTED = [(field, value) for field, value in SAID if field.name not in ("prompt", "seed", "init_image")]
+SCRIPTED = [
+    (field, value) for field, value in SAID if field.name not in ("prompt", "seed", "init_image", "mask")
+]
 
 
 @pytest.mark.parametrize(
@@ -242,7 +244,7 @@ def test_null_in_a1111s_fields_is_a_field_left_out(field: Field) -> None:
 
 @pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
 def test_null_in_our_script_says_nothing(field: Field) -> None:
-    if field.name not in ("prompt", "seed", "init_image"):
+    if field.name not in ("prompt", "seed", "init_image", "mask"):
         assert drawn(by_script({field.name: None})) == drawn({})
 
 
@@ -260,7 +262,7 @@ def test_a_scripts_adapters_stand_before_those_of_tags() -> None:
     asked = read_asked(
         {"prompt": "a <lora:hat:0.5>", **by_script({"adapters": {"fox": 1.5}, "reuse": 3})}, with_image=False
     )
-    drafts = asked.drafts(None)
+    drafts = asked.drafts({})
     assert [wanted.adapter for wanted in drafts[0].wanted] == ["fox", "hat"]
     assert (drafts[0].values["prompt"].strip(), asked.prompt) == ("a", "a <lora:hat:0.5>")
     scripted = by_script(

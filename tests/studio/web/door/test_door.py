@@ -665,14 +665,16 @@ def test_the_upload_route_is_ours(house: House) -> None:
     assert [getattr(route, "path", "") for route in own.routes] == ["/gradio_api/upload"]
 
 
+@pytest.mark.parametrize("field", ["init_image", "mask"])
+@pytest.mark.parametrize("said", ["/etc/passwd", {"png": "/etc/passwd"}])
 def test_pictures_of_others_are_not_read_from_their_recipes(
-    house: House, ann: httpx.Client, tmp_path: Path
+    house: House, ann: httpx.Client, tmp_path: Path, field: str, said: Any
 ) -> None:
     """A picture's text may name a place on the server; it is not looked at."""
     from PIL.PngImagePlugin import PngInfo
 
     content = json.loads(Image.open(house.anns[0]).info["lora-studio"])
-    content["request"]["init_image"] = "/etc/passwd"
+    content["request"][field] = said
     info = PngInfo()
     info.add_text("lora-studio", json.dumps(content))
     file = tmp_path / "forged.png"

@@ -11,6 +11,7 @@ from typing import Any
 
 import gradio as gr
 import pytest
+from PIL import Image
 
 from composers import methods
 from composers.plan import Schedule
@@ -19,10 +20,11 @@ from pipelines.home import Home
 from pipelines.schedulers import scheduler_names
 from pipelines.text.tags import PARTS, PRESETS
 from studio.drafts.draft import Draft, Wanted
-from studio.drafts.fields import FIELDS, Field
+from studio.drafts.fields import FIELDS, Field, of_kind
+from studio.drafts.input_images import mask_mark, stored_mask
 from studio.jobs.gate import Trust
 from studio.web.form import mix
-from studio.web.form.components import Fields, control, shown
+from studio.web.form.components import Fields, control, picture_control, shown
 from studio.web.form.form import VALUES, Form, draft_of, form_of, is_proper
 from studio.web.form.kept import kept, put_back
 
@@ -69,7 +71,8 @@ def page() -> Fields:
     with gr.Blocks():
         return Fields(
             {field.name: control(field) for field in VALUES},
-            gr.Radio(list(methods())), gr.State({}), gr.State(()), gr.State(0), gr.Image(type="filepath"),
+            gr.Radio(list(methods())), gr.State({}), gr.State(()), gr.State(0),
+            {field.name: picture_control(field) for field in of_kind("picture")}, gr.Accordion(),
             gr.Slider(1, 16, 1), gr.Dropdown(["", "soft"], value=""), gr.State(Form()),
         )  # fmt: skip
 
@@ -154,18 +157,32 @@ def test_an_initial_picture_comes_back_by_its_own_path(page: Fields, tmp_path: P
     start, copy = tmp_path / "start.png", tmp_path / "copy.png"
     start.write_bytes(b"a picture")
     copy.write_bytes(b"a picture")
-    draft = Draft({"strength": 0.8}, init_image=start)
+    draft = Draft({"strength": 0.8}, images={"init_image": start})
     filled = page.filled(form_of(draft), 0, lambda file: copy)
+    assert filled.pop(page.panel).open
     got = {component: _sent(component, told) for component, told in filled.items()}
-    assert got[page.init_image] == str(copy)
+    assert got[page.images["init_image"]] == str(copy)
     assert draft_of(page.read(got)) == draft
     copy.write_bytes(b"b picture")
-    assert page.read(got).init_image == str(copy)
-    assert page.read({**got, page.init_image: None}).init_image is None
+    assert page.read(got).images == {"init_image": str(copy)}
+    assert page.read({**got, page.images["init_image"]: None}).images == {}
+
+
+def test_a_mask_that_came_as_text_comes_back_as_it_was(page: Fields, tmp_path: Path) -> None:
+    mask = stored_mask(mask_mark(Image.new("L", (8, 8), 255)))
+    assert mask is not None
+    draft = Draft({"mask_blur": 8}, images={"mask": mask})
+    copy = tmp_path / "mask.png"
+    copy.write_bytes(mask.data)
+    filled = page.filled(form_of(draft), 0, lambda source: copy)
+    assert filled.pop(page.panel).open
+    got = {component: _sent(component, told) for component, told in filled.items()}
+    assert got[page.images["mask"]] == str(copy)
+    assert draft_of(page.read(got)) == draft
 
 
 def test_a_picture_that_is_gone_is_forgotten(page: Fields, tmp_path: Path) -> None:
-    form = Form(init_image=str(tmp_path / "gone.png"))
+    form = Form(images={"init_image": str(tmp_path / "gone.png")})
     assert page.read(on_page(page, form)) == Form()
     assert page.read({k: _sent(k, v) for k, v in page.filled(form, 0).items()}) == Form()
 
@@ -231,7 +248,7 @@ def test_every_field_has_a_control_with_its_words_and_choices() -> None:
                 field.knob.choices
             )
     assert {field.name for field in FIELDS} - {field.name for field in VALUES} == {
-        "composer", "adapters", "init_image"
+        "composer", "adapters", "init_image", "mask"
     }  # fmt: skip
 
 

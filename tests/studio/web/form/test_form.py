@@ -109,10 +109,12 @@ def test_another_vae_is_named_in_the_command() -> None:
 
 
 def test_a_pictures_settings_fill_the_form_that_asks_for_it_again(tmp_path: Path) -> None:
-    form = replace(FORM.saying(strength=0.4), init_image=str(tmp_path / "start.png"), vae="my vae")
+    form = replace(
+        FORM.saying(strength=0.4), images={"init_image": str(tmp_path / "start.png")}, vae="my vae"
+    )
     first = composed(form).drafts[0]
     again = form_of(first, "my vae")
-    assert (again.vae, again.init_image, again.said("strength")) == ("my vae", form.init_image, 0.4)
+    assert (again.vae, again.images, again.said("strength")) == ("my vae", form.images, 0.4)
     assert plain_draft(composed(again).drafts[0]) == plain_draft(first)
 
 
@@ -151,11 +153,11 @@ def test_what_the_mix_was_before_it_was_normalised_goes_with_the_job() -> None:
 def test_a_pictures_settings_come_back_with_its_vae_and_what_it_began_with(tmp_path: Path) -> None:
     start = tmp_path / "start.png"
     start.write_bytes(b"")
-    [draft, *_] = composed(replace(FORM.saying(strength=0.4), init_image=str(start))).drafts
+    [draft, *_] = composed(replace(FORM.saying(strength=0.4), images={"init_image": str(start)})).drafts
     again = form_of(draft, "my vae")
     assert (again.prompt, again.method, again.said("seed"), again.vae) == (FORM.prompt, "switch", 7, "my vae")
     assert [(row.name, row.weight) for row in again.rows] == [("fox", 0.8), ("hat", 1.1)]
-    assert (again.init_image, again.said("strength")) == (str(start), 0.4)
+    assert (again.images, again.said("strength")) == ({"init_image": str(start)}, 0.4)
 
 
 NAN, INF = math.nan, math.inf

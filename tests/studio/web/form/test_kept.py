@@ -74,7 +74,7 @@ def test_everything_comes_back_as_it_stood(own: Home, sdxl_folder: Path) -> None
 
 
 def test_the_initial_picture_is_left_out(own: Home) -> None:
-    assert reopened(browser(replace(FORM, init_image="/tmp/x.png"), own), own) == PutBack(FORM)
+    assert reopened(browser(replace(FORM, images={"init_image": "/tmp/x.png"}), own), own) == PutBack(FORM)
 
 
 def test_a_lora_that_is_gone_is_told_and_switched_off(own: Home) -> None:

@@ -214,9 +214,9 @@ def test_open_webui_and_librechat() -> None:
 
 def test_auto_photoshop() -> None:
     with pytest.raises(RequestError, match="seed=18446744073709551615: the last of 2 seeds would lie beyond"):
-        read(AUTO_PHOTOSHOP).drafts(None)
+        read(AUTO_PHOTOSHOP).drafts({})
     asked = read({**AUTO_PHOTOSHOP, "seed": "18446744073709551614"})
-    assert [draft.values["seed"] for draft in asked.drafts(None)] == [2**64 - 2, 2**64 - 1]
+    assert [draft.values["seed"] for draft in asked.drafts({})] == [2**64 - 2, 2**64 - 1]
     said = asked.draft.values
     assert (said["scheduler"], said["steps"], said["guidance_scale"]) == ("Euler a", 20, 7.5)
     assert "clip_skip" not in said
@@ -499,3 +499,54 @@ def test_noise_in_another_measure_is_refused(said: dict[str, Any]) -> None:
 )
 def test_further_neutral_values_pass(said: dict[str, Any]) -> None:
     read(said)
+
+
+MASKED = {"prompt": "a", "init_images": ["x"], "mask": "y"}
+
+
+def test_a_mask_without_more_means_what_a1111_means_by_it() -> None:
+    said = read_asked(MASKED, with_image=True)
+    assert (said.mask, said.inverted) == ("y", False)
+    values = {name: value for name, value in said.draft.values.items() if name.startswith("mask")}
+    assert values == {
+        "mask_blur": 4, "mask_content": "fill", "mask_area": "only masked", "mask_padding": 0
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("body", "name", "value"),
+    [
+        ({"inpainting_fill": 1}, "mask_content", "original"),
+        ({"inpainting_fill": "2"}, "mask_content", "noise"),
+        ({"inpainting_fill": 3}, "mask_content", "nothing"),
+        ({"inpaint_full_res": 0}, "mask_area", "whole picture"),
+        ({"inpaint_full_res": "false"}, "mask_area", "whole picture"),
+        ({"inpaint_full_res_padding": 32}, "mask_padding", 32),
+        ({"mask_blur": 0, "mask_blur_x": 0, "mask_blur_y": None}, "mask_blur", 0),
+    ],
+)
+def test_the_fields_of_a_mask(body: Any, name: str, value: Any) -> None:
+    assert read_asked({**MASKED, **body}, with_image=True).draft.values[name] == value
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"mask": ["y"]}, "mask must be one picture"),
+        ({"inpainting_fill": 4}, r"0 \(fill\), 1 \(original\), 2 \(noise\), 3 \(nothing\)"),
+        ({"mask_blur": 2, "mask_blur_x": 4}, "send mask_blur"),
+        ({"mask_expansion": 8}, "not offered here"),
+        ({"latent_mask": "y"}, "send mask"),
+        ({"mask_image": "y"}, "A1111's is mask"),
+    ],
+)
+def test_what_a_mask_cannot_do_is_refused(body: Any, said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        read_asked({**MASKED, **body}, with_image=True)
+
+
+def test_without_a_mask_its_fields_say_nothing() -> None:
+    body = {"prompt": "a", "mask": None, "mask_blur": 9, "inpainting_fill": 7, "inpaint_full_res": True}
+    assert not [name for name in read_asked(body, with_image=False).draft.values if name.startswith("mask")]
+    with pytest.raises(RequestError, match="mask belongs to /sdapi/v1/img2img"):
+        read_asked({**body, "mask": "y"}, with_image=False)

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 from PIL.PngImagePlugin import PngInfo
 
 from pipelines.schedulers import scheduler_names
@@ -73,8 +73,46 @@ def test_img2img(client: httpx.Client) -> None:
     assert stretched.status_code == 200, stretched.text
     assert json.loads(stretched.json()["info"])["denoising_strength"] == 0.6
     assert client.post("/sdapi/v1/img2img", json={**body, "resize_mode": 1}).status_code == 200
-    for wrong in ({"init_images": []}, {"init_images": ["no picture"]}, {"mask": image}, {"resize_mode": 2}):
+    for wrong in ({"init_images": []}, {"init_images": ["no picture"]}, {"mask": "x"}, {"resize_mode": 2}):
         assert client.post("/sdapi/v1/img2img", json={**body, **wrong}).status_code == 422, wrong
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+def test_inpainting_draws_the_masked_part_alone_and_pastes_it(client: httpx.Client, inverted: bool) -> None:
+    start = Image.effect_noise((96, 64), 60).convert("RGB")
+    mask = Image.new("L", start.size, 255 if inverted else 0)
+    mask.paste(0 if inverted else 255, (8, 8, 40, 40))
+    body = {
+        "prompt": "a fox", "init_images": [as_text(start)], "mask": as_text(mask), "mask_blur": 0, "inpainting_fill": 1,
+        "denoising_strength": 1.0, "inpainting_mask_invert": int(inverted), "inpaint_full_res_padding": 4, "seed": 3,
+        **SMALL,
+    }  # fmt: skip
+    answer = client.post("/sdapi/v1/img2img", json=body)
+    assert answer.status_code == 200, answer.text
+    content = answer.json()
+    found = picture(content["images"][0])
+    assert found.size == start.size
+    box = ImageChops.difference(found, start).getbbox()
+    assert box is not None
+    assert (box[0] >= 8, box[1] >= 8, box[2] <= 40, box[3] <= 40) == (True,) * 4
+    assert "Inpaint area: only masked" in content["info"]
+    assert content["parameters"]["mask"] is None
+
+
+def test_a_mask_is_inpainted_over_the_whole_picture_where_that_is_asked_for(client: httpx.Client) -> None:
+    start, mask = Image.effect_noise((64, 64), 60), Image.new("L", (64, 64))
+    body = {
+        "prompt": "a",
+        "init_images": [as_text(start)],
+        "mask": as_text(mask),
+        "inpaint_full_res": False,
+        **SMALL,
+    }
+    found = picture(client.post("/sdapi/v1/img2img", json={**body, "resize_mode": 1}).json()["images"][0])
+    assert found.size == (32, 32)
+    empty = client.post("/sdapi/v1/img2img", json={**body, "inpaint_full_res": True, "save_images": False})
+    assert empty.status_code == 422
+    assert "black everywhere" in empty.json()["detail"]
 
 
 @pytest.mark.parametrize(
