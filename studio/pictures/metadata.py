@@ -38,7 +38,7 @@ from studio.library.known import Known
 from studio.pictures import a1111, infotext
 from studio.pictures.notes import LONGEST_NOTE, left_out, told
 from studio.pictures.others import read_graph, read_other
-from studio.pictures.texts import CHUNK, PARAMETERS, is_object, read_texts
+from studio.pictures.texts import CHUNK, PARAMETERS, doubled, is_object, read_texts
 
 if TYPE_CHECKING:
     from pipelines import Record
@@ -190,13 +190,18 @@ def read_picture(file: Path) -> Remembered:
 
 def understood(name: str, texts: Mapping[str, str]) -> Remembered:
     """As `read_picture`, for the texts of a picture by their readers' names. name: the picture's, for messages."""
+    said = _understood(name, texts)
+    return replace(said, notes=(*said.notes, *doubled(texts)))
+
+
+def _understood(name: str, texts: Mapping[str, str]) -> Remembered:
     if CHUNK in texts:
         return _ours(name, texts[CHUNK])
     other = read_other(name, texts)
     if other is not None:
         return _from_another(name, other)
     text = texts.get(PARAMETERS)
-    if text is not None and (not is_object(text) or infotext.is_infotext(text)):
+    if text is not None and text.strip() and (not is_object(text) or infotext.is_infotext(text)):
         return _from_a1111(name, a1111.read(text))
     graph = read_graph(name, texts)
     if graph is not None:
@@ -287,6 +292,7 @@ def _from_a1111(name: str, said: a1111.Parameters) -> Remembered:
         model=(said.model or "")[:LONGEST_NAME],
         model_hash=(said.model_hash or "")[:LONGEST_NAME],
         known={key.casefold(): Known(digest) for key, digest in said.lora_hashes.items()},
+        setup=Setup(vae=said.vae),
         init_image={} if "strength" in said.values else None,
         notes=tuple(notes),
     )
