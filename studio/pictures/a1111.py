@@ -154,7 +154,9 @@ def read(text: str) -> Parameters:
             unread[key] = str(error)
     if "Sampler" not in pairs and pairs.get("Schedule type"):
         alone = named("", pairs["Schedule type"])
-        if is_class(pairs["Schedule type"]) and alone in scheduler_names():  # SD.Next names the model's own so
+        if (
+            is_class(pairs["Schedule type"]) and alone in scheduler_names()
+        ):  # SD.Next names the model's own so
             values["scheduler"] = alone
         else:
             ignored.append("Schedule type")

@@ -128,7 +128,7 @@ class Taking:
     def vae(self) -> str | None:
         """The VAE's name; None where it is not given, or the model's own."""
         name = self._typed(("vae", "vae_model"), _name, "a name")
-        return stem(name) if name and name.lower() != "automatic" else None
+        return stem(name) if name and name.lower() not in ("automatic", "default (model)") else None
 
     def pass_over(self, *names: str) -> None:
         """These say nothing of how the picture looks."""
@@ -183,5 +183,7 @@ def _pair(value: object) -> tuple[int, int] | None:
 
 def _name(value: object) -> str | None:
     if isinstance(value, Mapping):  # InvokeAI's
-        value = next((value[key] for key in ("name", "model_name", "modelFileName") if value.get(key)), None)
+        value = next(
+            (value[key] for key in ("name", "model_name", "modelFileName", "label") if value.get(key)), None
+        )
     return value if isinstance(value, str) else None
