@@ -207,6 +207,8 @@ def _found(key: str) -> Sampler | _Refusal | str | None:
             found = _with_spacing(base, words)
             if found is not None:
                 return found
+    if "/" in key:  # RES4LYF writes a family of solvers before it
+        return _found(key.rpartition("/")[2])
     before, _, last = key.rpartition(" ")
     base = _found(before) if before else None
     near = base.nearest if isinstance(base, _Refusal) else base

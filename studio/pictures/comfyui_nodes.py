@@ -66,6 +66,8 @@ LINKED: Mapping[str, tuple[str, ...]] = {
         "conditioning_to",
         "cond",
         "CONDITIONING",
+        "positive_NEW",
+        "cond_NEW",
     ),
     "negative": (
         "optional_negative",
@@ -81,6 +83,8 @@ LINKED: Mapping[str, tuple[str, ...]] = {
         "conditioning_to",
         "cond",
         "CONDITIONING",
+        "negative_NEW",
+        "cond_NEW",
     ),
     "latent": (
         "image_to_latent",
@@ -127,6 +131,8 @@ VIA: Mapping[str, tuple[str, ...]] = {
 
 NO_GUIDANCE = ("BasicGuider",)
 """Guiders without a negative prompt: their guidance scale is 1."""
+PLAIN_GUIDERS = ("CFGGuider", *NO_GUIDANCE, "DualCFGGuider")
+"""Guiders that do nothing beside what is read of them."""
 
 SOLVERS: Mapping[str, str] = {
     "SamplerEulerAncestral": "euler_ancestral",
