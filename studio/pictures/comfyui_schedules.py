@@ -141,7 +141,7 @@ def _without_functions(graph: Graph, node: Node, said: str) -> str:
 
 def _translated(graph: Graph, node: Node, said: str) -> str:
     """The text with its schedules in our words, and its other square brackets as words."""
-    said = _NOTE.sub(lambda match: match[1] or "", said)
+    said = _NOTE.sub(lambda match: {"\\#": "#"}.get(match[1], match[1] or ""), said)
     steps = number(graph, node.inputs.get("num_steps")) or 0
     tags = {
         one.strip().upper()

@@ -21,7 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from composers.shown import shown
 from pipelines import Request
-from pipelines.bounds import LONGEST_NAME, LONGEST_PROMPT, MOST_ADAPTERS, check_text
+from pipelines.bounds import LONGEST_NAME, MOST_ADAPTERS, check_text
 from pipelines.errors import RequestError, StudioError
 from pipelines.families.family import FAMILIES
 from pipelines.home.files import write_whole
@@ -38,6 +38,7 @@ from studio.library.known import Known
 from studio.pictures import a1111, infotext
 from studio.pictures.notes import LONGEST_NOTE, left_out, told
 from studio.pictures.others import read_graph, read_other
+from studio.pictures.taking import LONGEST_TAGGED
 from studio.pictures.texts import CHUNK, PARAMETERS, doubled, is_object, read_texts
 
 if TYPE_CHECKING:
@@ -53,8 +54,6 @@ STRIPPED = (
     f"its text {CHUNK!r} was taken out; the one for other programs does not say which LoRAs were pinned, or acted with "
     "an edit of the prompt"
 )
-LONGEST_TAGGED = 10 * LONGEST_PROMPT
-"""Most characters of a prompt with its LoRA tags."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +189,10 @@ def read_picture(file: Path) -> Remembered:
 
 def understood(name: str, texts: Mapping[str, str]) -> Remembered:
     """As `read_picture`, for the texts of a picture by their readers' names. name: the picture's, for messages."""
-    said = _understood(name, texts)
+    try:
+        said = _understood(name, texts)
+    except RequestError as error:
+        raise error if str(error).startswith(name) else RequestError(f"{name}: {error}") from error
     return replace(said, notes=(*said.notes, *doubled(texts)))
 
 
