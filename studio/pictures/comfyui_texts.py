@@ -24,9 +24,8 @@ _TEXT_KIND = re.compile(
     r"text|string|prompt|primitive|literal|show|display|reroute|note|positive|negative|debug", re.IGNORECASE
 )
 
-_CUTS = re.compile(
-    r"substring|regex|split|slice|truncate|extract|random|shuffle|(?<!multi)line", re.IGNORECASE
-)
+_CHANCE = re.compile(r"wildcard|dynamic|random|dprandom", re.IGNORECASE)
+_CUTS = re.compile(r"substring|regex|split|slice|truncate|extract|shuffle|(?<!multi)line", re.IGNORECASE)
 """Kinds that make another text of the one that they are given."""
 
 
@@ -115,12 +114,11 @@ def _doubt(graph: Graph, node: Node, found: str) -> None:
     style = node.inputs.get("style", node.inputs.get("styles"))
     if isinstance(style, str) and style.strip().lower() not in ("", "none", "base", "no style", "sai-none"):
         graph.note(f"the style {style[:60]!r} of {node.label} is not added to the prompt")
-    if not node.has("populated_text") and re.search(
-        "wildcard|dynamic|random|dprandom", node.kind, re.IGNORECASE
-    ):
-        if re.search(r"\{[^{}]*\||__[^\s_]", found):
-            graph.note(f"the wildcards of {node.label} stand in the prompt as they were written")
-    elif (not _TEXT_KIND.search(node.kind) or _CUTS.search(node.kind)) and not node.has("populated_text"):
+    if node.has("populated_text"):
+        return
+    if _CHANCE.search(node.kind) and re.search(r"\{[^{}]*\||__[^\s_]", found):
+        graph.note(f"the wildcards of {node.label} stand in the prompt as they were written")
+    elif _CUTS.search(node.kind) or not (_TEXT_KIND.search(node.kind) or _CHANCE.search(node.kind)):
         graph.note(f"the prompt's text is what goes into {node.label}, which may have changed it")
 
 
