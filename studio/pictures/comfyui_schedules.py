@@ -36,8 +36,7 @@ _KINDS = re.compile(
 )
 _LOADERS = re.compile(r"PC(Lazy)?Lora\w*|ScheduleToModel|LoRAScheduler|PromptControl\w*")
 _TAG = re.compile(
-    r"<\s*lora\s*:([^:<>\n]{1,400}+)(?::([^:<>\n=]{1,40}+))?(?::([^:<>\n=]{1,40}+))?(:\s*LBW=[^<>\n]{0,400}+)?>",
-    re.IGNORECASE,
+    r"<\s*(?i:lora)\s*:([^:<>\n]{1,400}+)(?::([^:<>\n=]{1,40}+))?(?::([^:<>\n=]{1,40}+))?(:\s*LBW=[^<>\n]{0,400}+)?>",
 )
 _NOTE = re.compile(r"(\\.)|#[^\n]*", re.DOTALL)
 _MARK = re.compile(r"\\.|<[^<>\n]{1,500}>|[\[\]:|]", re.DOTALL)

@@ -368,7 +368,8 @@ def test_sdnext() -> None:
     said = read(
         "a fox <lora:old:0.8> <lora:hat:1>\nNegative prompt: blurry\nSteps: 20, Size: 128x96, Sampler: Euler a, "
         "Scheduler: EulerAncestralDiscreteScheduler, Seed: 7, CFG scale: 6, CFG rescale: 0.7, CLiP-skip: 2, "
-        'App: SD.Next, Version: 9c5ef21, Pipeline: StableDiffusionXLPipeline, Operations: txt2img, Model: jugg, LoRA networks: "old, hat", '
+        "App: SD.Next, Version: 9c5ef21, Pipeline: StableDiffusionXLPipeline, Operations: txt2img, "
+        'Model: jugg, LoRA networks: "old, hat", '
         'LoRA hashes: "0011223344, AABBCCDDEE", Sampler order: 2'
     )
     assert said.program == "SD.Next"
