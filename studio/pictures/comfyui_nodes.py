@@ -230,6 +230,11 @@ WIDGETS: Mapping[str, tuple[str, ...]] = {
     "UNETLoader": ("unet_name", "weight_dtype"),
     "VAELoader": ("vae_name",),
     "LoraLoader": ("lora_name", "strength_model", "strength_clip"),
+    "LoraLoader|pysssss": ("lora_name", "strength_model", "strength_clip"),
+    "Lora Loader Stack (rgthree)": tuple(
+        f"{name}_0{place}" for place in range(1, 5) for name in ("lora", "strength")
+    ),
+    "NdSuperLoraLoader": ("lora_bundle",),
     "LoraLoaderModelOnly": ("lora_name", "strength_model"),
     "CLIPTextEncode": ("text",),
     "CLIPTextEncodeSDXL": (
