@@ -28,11 +28,12 @@ from pipelines.errors import RequestError
 from pipelines.request import Request
 from pipelines.schedulers import is_class, named, nearest, scheduler_names
 from pipelines.text.clip_skip import Counting
+from pipelines.text.tags import sift_tags
 from studio.drafts.draft import Wanted
 from studio.drafts.entries import LONGEST_METHOD
 from studio.drafts.fields import BY_NAME, FIELDS, Field
 from studio.pictures import infotext, terms
-from studio.pictures.loras import Loras, hashes_of, stem
+from studio.pictures.loras import MOST_SAID, Loras, hashes_of, stem
 
 _SPECIAL = re.compile(r'[,:\n"]')
 _SIZE = re.compile(r"([0-9]{1,9}+) ?[xX\u00d7] ?([0-9]{1,9}+)")
@@ -154,12 +155,14 @@ def read(text: str) -> Parameters:
             unread[key] = str(error)
     if "Sampler" not in pairs and pairs.get("Schedule type"):
         alone = named("", pairs["Schedule type"])
-        if (
-            is_class(pairs["Schedule type"]) and alone in scheduler_names()
-        ):  # SD.Next names the model's own so
+        known = is_class(pairs["Schedule type"]) and alone in scheduler_names()
+        if known:  # SD.Next names the model's own so
             values["scheduler"] = alone
         else:
             ignored.append("Schedule type")
+    if "VAE hash" in pairs and "VAE" not in pairs:
+        ignored.append("VAE hash")
+    ignored += [f"LoRA {name}" for name in _without_tags(pairs.get("LoRA networks", ""), prompt)]
     model_hash, hashes = hashes_of(infotext.read_value(pairs.get("Hashes", "")))
     version = pairs.get("Version")
     others: list[str] = []
@@ -182,6 +185,15 @@ def read(text: str) -> Parameters:
         ignored=(*ignored, *loras.ignored, *said.scraps, *others),
         unread=unread,
     )
+
+
+def _without_tags(networks: str, prompt: str) -> list[str]:
+    """Those LoRAs that SD.Next used and that no tag of the prompt names."""
+    if not networks:
+        return []
+    tagged = {tag.name.casefold() for tag in sift_tags(prompt)[1]}
+    names = [name.strip() for name in networks.split(",")[:MOST_SAID]]
+    return [name for name in names if name and name.casefold() not in tagged]
 
 
 def _vae(pairs: Mapping[str, str]) -> str | None:

@@ -439,3 +439,8 @@ def test_resources_that_civitai_names_by_its_own_names() -> None:
 )
 def test_forges_offspring_count_as_forge(version: str) -> None:
     assert read(f"a\n{LINE}, Clip skip: 2, Version: {version}").values["clip_skip_as"] == "forge"
+
+
+def test_a_network_of_sdnext_without_a_tag_is_told() -> None:
+    said = read(f'a <lora:Fox:1>\n{LINE}, App: SD.Next, LoRA networks: "fox, hat", VAE hash: 0011223344')
+    assert said.ignored == ("VAE hash", "LoRA hat")
