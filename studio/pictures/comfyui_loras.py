@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 from composers.plan import Schedule
 from pipelines.bounds import MOST_ADAPTERS
@@ -42,6 +42,15 @@ _ASKS = re.compile("LoraManager|rgthree|SuperLora", re.IGNORECASE)
 """Kinds whose objects are off where they do not say that they are on."""
 _COUNTS = ("lora_count", "num_loras", "num_lora", "count")
 _TAGGED = ("loras", "lora_syntax", "lora_text", "lora_tags", "text", "lora_string")
+
+
+class Said(NamedTuple):
+    """One LoRA as a node's own inputs say it; as in `Entry`."""
+
+    name: str
+    model: float | None
+    clip: float | None
+    schedule: Schedule | None = None
 
 
 @dataclass(frozen=True)
@@ -100,8 +109,8 @@ def _entries(graph: Graph, node: Node) -> list[Entry]:
             if own is not None:
                 graph.understood.add(one.id)
                 found = [
-                    Entry(*entry[:3], (node.id, one.id, str(place)), *entry[3:])
-                    for place, entry in enumerate(own)
+                    Entry(said.name, said.model, said.clip, (node.id, one.id, str(place)), said.schedule)
+                    for place, said in enumerate(own)
                 ] + found
             elif (
                 ways
@@ -127,10 +136,6 @@ def _own_off(graph: Graph, node: Node) -> bool:
     return True
 
 
-Said = tuple[str, float | None, float | None] | tuple[str, float, float, Schedule | None]
-"""Name, the model's strength, the text encoder's, and when it acts, where a node says that."""
-
-
 def _own(graph: Graph, node: Node) -> list[Said] | None:
     """The LoRAs in a node's own inputs; None where there is nothing that can be understood."""
     if "hypernet" in node.kind.lower():
@@ -143,7 +148,7 @@ def _own(graph: Graph, node: Node) -> list[Said] | None:
     if is_scheduled_loader(node):
         name = next((one for one in ("text", "prompt_schedule") if node.has(one)), None)
         said = None if name is None else text(graph, node.inputs[name])
-        return None if said is None else [*loras(graph, node, said)]
+        return None if said is None else [Said(*one) for one in loras(graph, node, said)]
     objects = _objects(graph, node)
     numbered = _numbered(graph, node) if objects is None else None
     if _CHANCE.search(node.kind):  # what was drawn is not in the graph
@@ -174,7 +179,7 @@ def tags(said: str) -> Iterator[Said]:
         numbers = [_real(part) for part in given[:2]]
         model = numbers[0] if numbers else 1.0
         clip = numbers[1] if len(numbers) > 1 and numbers[1] is not None else model
-        yield match[1].strip(), model, clip
+        yield Said(match[1].strip(), model, clip)
 
 
 def _objects(graph: Graph, node: Node) -> list[Said] | None:
@@ -196,7 +201,7 @@ def _objects(graph: Graph, node: Node) -> list[Said] | None:
             asked = [row[key] for key in ("enabled", "on", "active") if key in row]
             on = truth(graph, asked[0]) if asked else not _ASKS.search(node.kind)
             if on and isinstance(called, str) and called.strip().lower() not in EMPTY:
-                found.append((called, *_of_row(graph, row)))
+                found.append(Said(called, *_of_row(graph, row)))
     return found if understood else None
 
 
@@ -240,7 +245,8 @@ def _numbered(graph: Graph, node: Node) -> list[Said] | None:
         if mode in ("simple", "Simple") and both:
             model = clip = both
         strength = _strength(graph, node, model or both)
-        found.append((called, strength, _strength(graph, node, clip or both) if clip or both else strength))
+        text_strength = _strength(graph, node, clip or both) if clip or both else strength
+        found.append(Said(called, strength, text_strength))
     return found
 
 
@@ -250,8 +256,7 @@ def _is_name(name: str) -> bool:
 
 
 def _strength(graph: Graph, node: Node, name: str | None) -> float | None:
-    found = None if name is None else number(graph, node.inputs[name])
-    return None if found is None else float(found)
+    return None if name is None else _float(number(graph, node.inputs[name]))
 
 
 def _note_blocks(graph: Graph, node: Node, found: Sequence[Said]) -> None:
@@ -264,13 +269,15 @@ def _of_row(graph: Graph, row: Mapping[str, object]) -> tuple[float | None, floa
     """The strengths in an object: the model's, and the text encoder's, which is the same where it is not given."""
     model = next((row[name] for name in _OF_MODEL if row.get(name) is not None), None)
     clip = next((row[name] for name in _OF_CLIP if row.get(name) is not None), model)
-    strengths = number(graph, model), number(graph, clip)
-    return tuple(None if one is None else float(one) for one in strengths)  # type: ignore[return-value]
+    return _float(number(graph, model)), _float(number(graph, clip))
+
+
+def _float(found: float | None) -> float | None:
+    return None if found is None else float(found)
 
 
 def _real(value: object) -> float | None:
-    found = plain_number(value)
-    return None if found is None else float(found)
+    return _float(plain_number(value))
 
 
 def _listed(value: str) -> object:
