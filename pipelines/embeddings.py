@@ -198,7 +198,12 @@ def embedding_of(
 
 def _vectors(file: str, key: str, tensor: Tensor) -> Tensor:
     vectors = tensor[None] if tensor.ndim == 1 else tensor
-    if vectors.ndim != 2 or not 1 <= len(vectors) <= MOST_VECTORS or not vectors.is_floating_point():
+    if not vectors.is_floating_point():
+        raise AdapterFormatError(
+            f"{file}: {shown(key)} holds {str(tensor.dtype).removeprefix('torch.')} numbers, and an embedding is 1 to "
+            f"{MOST_VECTORS} vectors of floating point numbers; fetch an edition of such"
+        )
+    if vectors.ndim != 2 or not 1 <= len(vectors) <= MOST_VECTORS:
         raise AdapterFormatError(
             f"{file}: {shown(key)} has the shape {list(tensor.shape)}, and an embedding is 1 to {MOST_VECTORS} vectors"
         )

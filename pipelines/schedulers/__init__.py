@@ -14,7 +14,7 @@ from pipelines.schedulers.making import (
     set_steps,
     step_of_call,
 )
-from pipelines.schedulers.names import MODEL_OWN, adds_noise, canonical, named, nearest
+from pipelines.schedulers.names import MODEL_OWN, adds_noise, canonical, is_class, named, nearest
 from pipelines.schedulers.table import SAMPLERS, Sampler, scheduler_names
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "adds_noise",
     "calls_per_step",
     "canonical",
+    "is_class",
     "make_scheduler",
     "name_of",
     "named",

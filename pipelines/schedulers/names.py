@@ -31,6 +31,8 @@ LONGEST = 200
 """Most characters of a name that is looked up."""
 
 _OWN = "", "automatic", "default", "normal", "uniform", "discrete", "ddim uniform", "ddim", "native", "none"
+_UNSAID = "", "default", "undefined"
+"""What stands for a solver that is not named."""
 _SPACINGS: Mapping[str, str] = MappingProxyType(
     {
         **dict.fromkeys(_OWN, ""),
@@ -146,12 +148,20 @@ def named(solver: str, spacing: str = "") -> str:
     spacing: "" for none; where the solver's name holds it already, it is said once.
     """
     solver, spacing = solver.strip(), spacing.strip()
+    if is_class(spacing):  # SD.Next's second name of the same solver
+        solver = spacing if solver.lower() in _UNSAID else solver
+        spacing = ""
     told = (_key(solver)[:LONGEST], _key(spacing)[:LONGEST])
     both = solver if not told[1] or f" {told[0]}".endswith(f" {told[1]}") else f"{solver} {spacing}"
     try:
         return canonical(both)
     except RequestError:
         return solver if solver and _SPACINGS.get(told[1]) == "" else both
+
+
+def is_class(name: str) -> bool:
+    """Whether it is the name of a scheduler's class of diffusers, as "EulerDiscreteScheduler"."""
+    return re.fullmatch(r"\w{1,100}Scheduler", name.strip()) is not None
 
 
 def nearest(name: str) -> str | None:
@@ -197,6 +207,8 @@ def _found(key: str) -> Sampler | _Refusal | str | None:
             found = _with_spacing(base, words)
             if found is not None:
                 return found
+    if "/" in key:  # RES4LYF writes a family of solvers before it
+        return _found(key.rpartition("/")[2])
     before, _, last = key.rpartition(" ")
     base = _found(before) if before else None
     near = base.nearest if isinstance(base, _Refusal) else base

@@ -101,7 +101,7 @@ SOLVERS: tuple[Solver, ...] = (
         "EulerAncestralDiscreteScheduler",
         {},
         (TRAILING,),
-        ("Euler ancestral", "EulerA", "k_euler_a", "k_euler_ancestral"),
+        ("Euler ancestral", "EulerA", "EulerAncestral", "k_euler_a", "k_euler_ancestral"),
         {TRAILING: ("Euler a SGM Uniform",)},
         adds_noise=True,
     ),

@@ -326,11 +326,16 @@ def remarks(prompt: str, count: int) -> tuple[str, ...]:
                 )
 
     look(pieces_of(prompt))
+    left = _UNCLOSED.search(re.sub(rf"\\.|{_NAMED}", "", prompt))
+    if left is not None and ("|" in left[0] or left[0].count(":") > 1):
+        found.append(f"{shown(left[0])} is not closed, so it is drawn as words; write [a:b:0.5] or [a|b]")
     return tuple(dict.fromkeys(found))
 
 
 _INNERMOST = re.compile(r"\[[^\[\]]*\]")
 """A bracket with no other in it. In words, its bars and its second colon have no meaning."""
+_UNCLOSED = re.compile(r"\[[^\[\]]*\Z")
+"""A bracket that nothing closes, with no other in it."""
 
 
 def _shown(pieces: Sequence[Piece]) -> str:

@@ -3,7 +3,8 @@
 A PNG is a signature, then chunks of length, type, data and checksum. Texts lie before or behind the pixels, in chunks
 tEXt (latin-1), zTXt (the same, compressed) and iTXt (UTF-8, compressed or not):
 https://www.w3.org/TR/png-3/#11textinfo. Malformed chunks are skipped as Pillow skips them, so that the result equals
-Pillow's `image.info`.
+Pillow's `image.info`, with two exceptions. Some programs write UTF-8 where latin-1 belongs; it is read as what it is.
+Of two texts with one name the last counts, as in Pillow, but an empty one never does, and the one before is kept too.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ DENSEST = 1032
 """Bytes that one byte compressed by zlib can become, at most."""
 KINDS = (b"tEXt", b"zTXt", b"iTXt")
 EXIF = b"eXIf"
+EARLIER = " (earlier)"
+"""What stands behind a text's name where a later one of the same name says something else."""
 PROFILES = ("Raw profile type exif", "Raw profile type APP1")
 """Texts that hold EXIF data: a line break, a name, a length, and the bytes as hexadecimal digits."""
 
@@ -44,7 +47,8 @@ def size(file: IO[bytes]) -> tuple[int, int] | None:
 
 
 def texts(file: IO[bytes], longest: int) -> dict[str, str]:
-    """The texts of a PNG by name; of two with the same name, the last. longest: characters of all together.
+    """The texts of a PNG by name; of several with one name the last two, the first of these with `EARLIER`. longest:
+    characters of all together.
 
     Raises TooLong, and ValueError for too many chunks and for texts that are compressed in an unknown way.
     """
@@ -66,7 +70,13 @@ def texts_and_exif(file: IO[bytes], longest: int) -> tuple[dict[str, str], bytes
             length += len(named[1])
             if length > longest:
                 raise TooLong(length)
-            found[named[0]] = named[1]
+            name, text = named
+            before = found.get(name, "")
+            if before.strip() and text != before:
+                if not text.strip():
+                    continue
+                found[name + EARLIER] = before
+            found[name] = text
     for name in PROFILES:
         if not exif and name in found:
             exif = _profile(found[name])
@@ -79,6 +89,14 @@ def _profile(text: str) -> bytes:
         return bytes.fromhex(digits)
     except ValueError:
         return b""
+
+
+def _decoded(data: bytes) -> str:
+    """The text of a chunk that should be latin-1; bytes that are UTF-8 are no other words by chance."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
 
 
 class _Reading:
@@ -121,7 +139,7 @@ class _Reading:
             rest = self._unpacked(rest[1:]) or b""
         elif key == b"exif":  # not of text, whatever its chunk says
             return None
-        return (name, rest.decode("latin-1")) if key else None
+        return (name, _decoded(rest)) if key else None
 
     def _international(self, data: bytes) -> str | None:
         """The text of an iTXt chunk; None where it is damaged. data: whether and how it is compressed, a language, the

@@ -26,7 +26,7 @@ _TAGS = re.compile(r"</?(?:rdf|xml):[^<>]*+>")
 
 def texts(xmp: str | bytes) -> dict[str, str]:
     """The texts by name, of several of one name the first; {} for what is no XMP. Takes linear time."""
-    whole = xmp if isinstance(xmp, str) else xmp.decode("utf-8", "replace")
+    whole = xmp if isinstance(xmp, str) else xmp.decode(_code(xmp), "replace")
     whole = whole.strip("\0 \r\n\t\ufeff")
     if not whole.startswith("<"):
         return {}
@@ -38,6 +38,10 @@ def texts(xmp: str | bytes) -> dict[str, str]:
     return {name: text.strip() for name, text in reading.found.items() if text.strip()}
 
 
+def _code(xmp: bytes) -> str:
+    return "utf-16" if xmp[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
+
+
 class _Reading:
     def __init__(self) -> None:
         self.found: dict[str, str] = {}
@@ -46,7 +50,7 @@ class _Reading:
         self._name = ""
 
     def read(self, xmp: str) -> None:
-        parser = expat.ParserCreate()
+        parser = expat.ParserCreate("utf-8")
         parser.StartElementHandler = self._begin
         parser.EndElementHandler = self._end
         parser.CharacterDataHandler = self._text

@@ -26,13 +26,14 @@ from composers.shown import shown
 from pipelines.bounds import check_text
 from pipelines.errors import RequestError
 from pipelines.request import Request
-from pipelines.schedulers import named
+from pipelines.schedulers import is_class, named, nearest, scheduler_names
 from pipelines.text.clip_skip import Counting
+from pipelines.text.tags import sift_tags
 from studio.drafts.draft import Wanted
 from studio.drafts.entries import LONGEST_METHOD
 from studio.drafts.fields import BY_NAME, FIELDS, Field
 from studio.pictures import infotext, terms
-from studio.pictures.loras import Loras, hashes_of
+from studio.pictures.loras import MOST_SAID, Loras, hashes_of, stem
 
 _SPECIAL = re.compile(r'[,:\n"]')
 _SIZE = re.compile(r"([0-9]{1,9}+) ?[xX\u00d7] ?([0-9]{1,9}+)")
@@ -50,15 +51,22 @@ HIRES = ("Hires ", "First pass")
 """With a key that begins so, the denoising strength is that of a second pass, and there was no initial image."""
 OWN = "lora-studio"
 """How the version of our own texts begins."""
-BESIDE = ("Schedule type", "Model", "Model hash", *LAST, "Lora weights", "Hashes", "Civitai resources", "App")
+BESIDE = ("Schedule type", "Sampler sigma", "Model", "Model hash", "VAE", "VAE hash", *LAST, "Lora weights",
+          "LoRA networks", "Hashes", "Civitai resources", "App")  # fmt: skip
 """Keys that are read together with others, or that belong to no field of a request."""
+NOTHING = ("Created Date", "Civitai metadata", "User", "Pipeline", "LoRA tags", "Raw prompt",
+           "Raw negative prompt", "ADetailer version", "Index", "Batch pos", "Batch")  # fmt: skip
+"""Keys that say nothing of how the picture looks, beside what is read."""
+OFF = ("none", "false", "automatic", "default (model)", "default", "txt2img")
+"""Values, in small letters, of settings that nothing reads, by which nothing is lost."""
 
 
 @dataclass(frozen=True)
 class Parameters:
     """What the text says. None stands for what it does not say.
 
-    prompt: with its `<lora:…>` tags. values: the other fields of a request, by Request's names and in Request's units.
+    prompt: with its `<lora:…>` tags. values: the other fields of a request, by Request's names and in Request's units;
+    a sampler that is known and not offered too, for which `nearest` tells another one. model, vae: names of files.
     loras: those that no tag of the prompt names. lora_hashes: adapter name -> its short hash. program: what wrote it.
     ignored: keys that mean nothing here, and what is no setting. unread: key -> what is wrong with its value.
     """
@@ -67,6 +75,7 @@ class Parameters:
     negative_prompt: str | None = None
     values: Mapping[str, Any] = field(default_factory=dict)
     model: str | None = None
+    vae: str | None = None
     model_hash: str | None = None
     loras: tuple[Wanted, ...] = ()
     lora_hashes: Mapping[str, str] = field(default_factory=dict)
@@ -136,15 +145,24 @@ def read(text: str) -> Parameters:
         try:
             found = _values(key, value, pairs)
             if found is None:
-                ignored.append(key)
+                if key not in NOTHING and value.lower() not in OFF:
+                    ignored.append(key)
                 continue
-            Request("", **found)  # the gate of all values
+            if nearest(str(found.get("scheduler", ""))) is None:
+                Request("", **found)  # the gate of all values
             values |= found
         except StudioError as error:
             unread[key] = str(error)
-    spacing = pairs.get("Schedule type", "")
-    if spacing and "Sampler" not in pairs:
-        ignored.append("Schedule type")
+    if "Sampler" not in pairs and pairs.get("Schedule type"):
+        alone = named("", pairs["Schedule type"])
+        known = is_class(pairs["Schedule type"]) and alone in scheduler_names()
+        if known:  # SD.Next names the model's own so
+            values["scheduler"] = alone
+        else:
+            ignored.append("Schedule type")
+    if "VAE hash" in pairs and "VAE" not in pairs:
+        ignored.append("VAE hash")
+    ignored += [f"LoRA {name}" for name in _without_tags(pairs.get("LoRA networks", ""), prompt)]
     model_hash, hashes = hashes_of(infotext.read_value(pairs.get("Hashes", "")))
     version = pairs.get("Version")
     others: list[str] = []
@@ -158,6 +176,7 @@ def read(text: str) -> Parameters:
         negative_prompt=negative,
         values=values,
         model=pairs.get("Model") or loras.model or None,
+        vae=_vae(pairs),
         model_hash=pairs.get("Model hash") or model_hash or None,
         loras=tuple(loras.wanted),
         lora_hashes={**hashes, **loras.hashes},
@@ -166,6 +185,21 @@ def read(text: str) -> Parameters:
         ignored=(*ignored, *loras.ignored, *said.scraps, *others),
         unread=unread,
     )
+
+
+def _without_tags(networks: str, prompt: str) -> list[str]:
+    """Those LoRAs that SD.Next used and that no tag of the prompt names."""
+    if not networks:
+        return []
+    tagged = {tag.name.casefold() for tag in sift_tags(prompt)[1]}
+    names = [name.strip() for name in networks.split(",")[:MOST_SAID]]
+    return [name for name in names if name and name.casefold() not in tagged]
+
+
+def _vae(pairs: Mapping[str, str]) -> str | None:
+    """The VAE's name; None where it is the model's own, or not given."""
+    name = pairs.get("VAE", "").strip()
+    return stem(name) if name and name.lower() not in OFF else None
 
 
 def _program(pairs: Mapping[str, str]) -> str:
@@ -186,6 +220,10 @@ def _counting(pairs: Mapping[str, str]) -> Counting | None:
 def _loras(pairs: Mapping[str, str], unread: dict[str, str]) -> Loras:
     """The LoRAs of settings: their hashes, and those that are in no tag. unread: told of values that cannot be read."""
     found = Loras()
+    if pairs.get("LoRA networks") and found.take_networks_of_sdnext(
+        pairs["LoRA networks"], pairs.get("Lora hashes")
+    ):
+        pairs = {key: value for key, value in pairs.items() if key != "Lora hashes"}
     for key, take in (
         ("Lora hashes", found.take_hashes),
         ("Lora weights", found.take_weights),
@@ -215,16 +253,24 @@ def _values(key: str, said: str, pairs: Mapping[str, str]) -> dict[str, Any] | N
         return {} if "Size" in pairs else {key.lower(): _read(BY_NAME[key.lower()], said)}
     if key == "Denoising strength":
         twice = any(one.startswith(HIRES) for one in pairs)
-        return None if twice else {"strength": _read(BY_NAME["strength"], said)}
+        strength = _read(BY_NAME["strength"], said)
+        return None if twice else {"strength": strength} if strength else {}  # some write 0 for "no picture"
     field = BY_KEY.get(key)
     if field is None:
         return None
     if not said and field.kind != "text":
         return {}
     if field.kind == "scheduler":
-        return {field.name: named(said, pairs.get("Schedule type", ""))}
+        return {field.name: named(said, _spacing(pairs))}
     value = _read(field, said)
     return {field.name: terms.seed(value) if field.name == "seed" else value}
+
+
+def _spacing(pairs: Mapping[str, str]) -> str:
+    """The spacing beside a sampler. SD.Next gives the class of its scheduler there, and its spacing apart."""
+    said = pairs.get("Schedule type", "")
+    sigmas = pairs.get("Sampler sigma", "")
+    return sigmas if sigmas and (not said or is_class(said)) else said
 
 
 def _read(field: Field, said: str) -> Any:

@@ -56,6 +56,8 @@ def loaded(
     model = _way(graph, held[1] if held else [sampler.id, 0], "model", sampler)
     links = [link for part in positive if (link := clip_of(graph, part)) is not None]
     clip = _way(graph, links[0] if links else None, "clip")
+    if any(part.node is not None and part.node.kind == "ScheduleToCond" for part in positive):
+        clip.complete = False  # it loads the LoRAs of its text itself
     against = [link for part in negative if (link := clip_of(graph, part)) is not None]
     for link in (*links[1:20], *against[:20]):
         other = _way(graph, link, "clip")
@@ -171,12 +173,22 @@ def _wanted(graph: Graph, model: _Way, clip: _Way) -> list[Wanted]:
             found[key] = (one, weight, text)
             continue
         known, before, text_before = found[key]
-        if known.name != one.name or None in (before, text_before, weight, text):
+        if (
+            known.name != one.name
+            or known.schedule != one.schedule
+            or None in (before, text_before, weight, text)
+        ):
             graph.note(f"LoRA {stem(one.name)[:60]!r} is loaded more than once; the first is taken")
             continue
         found[key] = (known, (before or 0) + (weight or 0), (text_before or 0) + (text or 0))
         graph.note(f"LoRA {stem(one.name)[:60]!r} is loaded more than once; its strengths are added")
     return [
-        Wanted(stem(one.name), weight, None if text == weight else text)
+        Wanted(
+            stem(one.name),
+            weight,
+            None if text == weight else text,
+            schedule=one.schedule,
+            text_scheduled=one.schedule is not None,
+        )
         for one, weight, text in found.values()
     ]

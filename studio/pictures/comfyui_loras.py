@@ -10,13 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
+from composers.plan import Schedule
 from pipelines.bounds import MOST_ADAPTERS
 from pipelines.errors import StudioError
 from pipelines.home.plain import read_json
 from studio.pictures.comfyui_graph import Graph, Node
 from studio.pictures.comfyui_nodes import EMPTY
+from studio.pictures.comfyui_schedules import BLOCKS, is_scheduled_loader, loras
 from studio.pictures.comfyui_texts import text
 from studio.pictures.comfyui_values import choice, number, plain_number, truth, whole
 
@@ -28,31 +30,47 @@ _CHANCE = re.compile(r"random|cycl|shuffle", re.IGNORECASE)
 _APPLIES = re.compile(r"combin|merge|concat|apply|reroute|pass|switch|loader", re.IGNORECASE)
 """Kinds that only pass stacks on."""
 _WORD = re.compile(r"[a-z]+|\d+")
-_TAG = re.compile(r"<(?:lora|lyco):([^:<>]{1,400}+)((?::[^:<>]{0,60})*+)>", re.IGNORECASE)
+_TAG = re.compile(r"<(?:lora|lyco):([^:<>]{1,400}+)((?::[^:<>]{0,400})*+)>", re.IGNORECASE)
 _STRENGTHS = {"strength", "str", "weight", "wt", "strengths"}
 _NAMES = {"lora", "name", "file", "lycoris", "filename", "model", "path"}
 _SWITCHES = {"switch", "on", "enabled", "enable", "toggle", "active"}
 _STACKS = ("lora_stack", "optional_lora_stack", "LORA_STACK", "prev_lora", "lora_stack_a", "lora_stack_b",
            "lora_stack1", "lora_stack2", "stack")  # fmt: skip
+_OF_MODEL = ("strength", "strength_model", "strengthModel", "model_strength", "weight")
+_OF_CLIP = ("strengthClip", "clipStrength", "strengthTwo", "strength_clip", "clip_strength")
+_ASKS = re.compile("LoraManager|rgthree|SuperLora", re.IGNORECASE)
+"""Kinds whose objects are off where they do not say that they are on."""
 _COUNTS = ("lora_count", "num_loras", "num_lora", "count")
 _TAGGED = ("loras", "lora_syntax", "lora_text", "lora_tags", "text", "lora_string")
+
+
+class Said(NamedTuple):
+    """One LoRA as a node's own inputs say it; as in `Entry`."""
+
+    name: str
+    model: float | None
+    clip: float | None
+    schedule: Schedule | None = None
 
 
 @dataclass(frozen=True)
 class Entry:
     """One LoRA of a node. model, clip: its strengths; None where they are not understood. place: the node that applies
-    it, and its place there."""
+    it, and its place there. schedule: when it acts; None for throughout."""
 
     name: str
     model: float | None
     clip: float | None
     place: tuple[str, ...]
+    schedule: Schedule | None = None
 
 
 def is_like(node: Node) -> bool:
     """Whether a node looks like one that loads LoRAs."""
-    return bool(_LIKE.search(node.bare_kind)) or any(
-        _is_name(name) or name in _STACKS[:3] or name in _TAGGED[:4] for name in node.inputs
+    return (
+        bool(_LIKE.search(node.bare_kind))
+        or is_scheduled_loader(node)
+        or any(_is_name(name) or name in _STACKS[:3] or name in _TAGGED[:4] for name in node.inputs)
     )
 
 
@@ -91,7 +109,8 @@ def _entries(graph: Graph, node: Node) -> list[Entry]:
             if own is not None:
                 graph.understood.add(one.id)
                 found = [
-                    Entry(*entry, (node.id, one.id, str(place))) for place, entry in enumerate(own)
+                    Entry(said.name, said.model, said.clip, (node.id, one.id, str(place)), said.schedule)
+                    for place, said in enumerate(own)
                 ] + found
             elif (
                 ways
@@ -117,9 +136,6 @@ def _own_off(graph: Graph, node: Node) -> bool:
     return True
 
 
-Said = tuple[str, float | None, float | None]
-
-
 def _own(graph: Graph, node: Node) -> list[Said] | None:
     """The LoRAs in a node's own inputs; None where there is nothing that can be understood."""
     if "hypernet" in node.kind.lower():
@@ -129,6 +145,10 @@ def _own(graph: Graph, node: Node) -> list[Said] | None:
     )
     if truth(graph, state) is False or truth(graph, node.inputs.get("bypass")) is True:
         return []
+    if is_scheduled_loader(node):
+        name = next((one for one in ("text", "prompt_schedule") if node.has(one)), None)
+        said = None if name is None else text(graph, node.inputs[name])
+        return None if said is None else [Said(*one) for one in loras(graph, node, said)]
     objects = _objects(graph, node)
     numbered = _numbered(graph, node) if objects is None else None
     if _CHANCE.search(node.kind):  # what was drawn is not in the graph
@@ -141,6 +161,8 @@ def _own(graph: Graph, node: Node) -> list[Said] | None:
     for name in _TAGGED:
         if node.has(name) and (said := text(graph, node.inputs[name])) is not None:
             found = list(tags(said))
+            if "lbw=" in said.lower():
+                graph.note(BLOCKS)
             known = found or not said.strip() or "tag" in node.kind.lower()  # of a prompt, tags alone count
             return found if known else None
     empty = re.search("power lora loader", node.kind, re.IGNORECASE) or node.has(*_COUNTS)
@@ -153,10 +175,11 @@ def tags(said: str) -> Iterator[Said]:
         if count == MOST_OF_A_NODE:
             return
         parts = match[2].split(":")[1:]
-        numbers = [_real(part) for part in parts[:2]]
+        given = [part for part in parts if not re.match(r"\s*lbw=", part, re.IGNORECASE)]
+        numbers = [_real(part) for part in given[:2]]
         model = numbers[0] if numbers else 1.0
         clip = numbers[1] if len(numbers) > 1 and numbers[1] is not None else model
-        yield match[1].strip(), model, clip
+        yield Said(match[1].strip(), model, clip)
 
 
 def _objects(graph: Graph, node: Node) -> list[Said] | None:
@@ -175,12 +198,10 @@ def _objects(graph: Graph, node: Node) -> list[Said] | None:
             if not isinstance(row, Mapping) or not ("lora" in row or (isinstance(value, list) and called)):
                 continue
             understood = True
-            asked = [row[key] for key in ("on", "active", "enabled") if key in row]
-            on = truth(graph, asked[0]) if asked else "LoraManager" not in node.kind
+            asked = [row[key] for key in ("enabled", "on", "active") if key in row]
+            on = truth(graph, asked[0]) if asked else not _ASKS.search(node.kind)
             if on and isinstance(called, str) and called.strip().lower() not in EMPTY:
-                model = _first(row, "strength", "strength_model", "model_strength", "weight")
-                clip = _first(row, "strengthTwo", "clipStrength", "strength_clip", "clip_strength")
-                found.append((called, model, model if clip is None else clip))
+                found.append(Said(called, *_of_row(graph, row)))
     return found if understood else None
 
 
@@ -205,10 +226,13 @@ def _numbered(graph: Graph, node: Node) -> list[Said] | None:
     limit = whole(graph, most) if most is not None else None
     mode = node.inputs.get("input_mode", node.inputs.get("mode"))
     found: list[Said] = []
+    only = whole(graph, node.inputs.get("select")) if "switch" in node.kind.lower() else None
     for place, key in sorted(named.items())[:MOST_OF_A_NODE]:
-        if limit is not None and place > limit:
+        if (limit is not None and place > limit) or (only is not None and place != only):
             continue
         called = choice(graph, node.inputs[key], "lora_name")
+        if called is not None and (linked := graph.link(node.inputs[key])) is not None:
+            graph.understood.add(linked[0].id)  # it only names the file
         if called is None:
             if graph.link(node.inputs[key]) or isinstance(node.inputs[key], Mapping):
                 return None
@@ -216,12 +240,13 @@ def _numbered(graph: Graph, node: Node) -> list[Said] | None:
         on = kinds.get((place, "on"))
         if called.strip().lower() in EMPTY or (on and truth(graph, node.inputs[on]) is False):
             continue
-        both = kinds.get((place, "both"))
+        both = kinds.get((place, "both"), kinds.get((0, "both")))
         model, clip = kinds.get((place, "model")), kinds.get((place, "clip"))
         if mode in ("simple", "Simple") and both:
             model = clip = both
         strength = _strength(graph, node, model or both)
-        found.append((called, strength, _strength(graph, node, clip or both) if clip or both else strength))
+        text_strength = _strength(graph, node, clip or both) if clip or both else strength
+        found.append(Said(called, strength, text_strength))
     return found
 
 
@@ -231,8 +256,7 @@ def _is_name(name: str) -> bool:
 
 
 def _strength(graph: Graph, node: Node, name: str | None) -> float | None:
-    found = None if name is None else number(graph, node.inputs[name])
-    return None if found is None else float(found)
+    return None if name is None else _float(number(graph, node.inputs[name]))
 
 
 def _note_blocks(graph: Graph, node: Node, found: Sequence[Said]) -> None:
@@ -241,13 +265,19 @@ def _note_blocks(graph: Graph, node: Node, found: Sequence[Said]) -> None:
         graph.note(f"the strengths by block of {node.label} are left out: {vector[:60]!r}")
 
 
-def _first(row: Mapping[object, object], *names: str) -> float | None:
-    return next((found for name in names if (found := _real(row.get(name))) is not None), None)
+def _of_row(graph: Graph, row: Mapping[str, object]) -> tuple[float | None, float | None]:
+    """The strengths in an object: the model's, and the text encoder's, which is the same where it is not given."""
+    model = next((row[name] for name in _OF_MODEL if row.get(name) is not None), None)
+    clip = next((row[name] for name in _OF_CLIP if row.get(name) is not None), model)
+    return _float(number(graph, model)), _float(number(graph, clip))
+
+
+def _float(found: float | None) -> float | None:
+    return None if found is None else float(found)
 
 
 def _real(value: object) -> float | None:
-    found = plain_number(value)
-    return None if found is None else float(found)
+    return _float(plain_number(value))
 
 
 def _listed(value: str) -> object:

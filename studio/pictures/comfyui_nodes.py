@@ -66,6 +66,8 @@ LINKED: Mapping[str, tuple[str, ...]] = {
         "conditioning_to",
         "cond",
         "CONDITIONING",
+        "positive_NEW",
+        "cond_NEW",
     ),
     "negative": (
         "optional_negative",
@@ -81,6 +83,8 @@ LINKED: Mapping[str, tuple[str, ...]] = {
         "conditioning_to",
         "cond",
         "CONDITIONING",
+        "negative_NEW",
+        "cond_NEW",
     ),
     "latent": (
         "image_to_latent",
@@ -127,6 +131,8 @@ VIA: Mapping[str, tuple[str, ...]] = {
 
 NO_GUIDANCE = ("BasicGuider",)
 """Guiders without a negative prompt: their guidance scale is 1."""
+PLAIN_GUIDERS = ("CFGGuider", *NO_GUIDANCE, "DualCFGGuider")
+"""Guiders that do nothing beside what is read of them."""
 
 SOLVERS: Mapping[str, str] = {
     "SamplerEulerAncestral": "euler_ancestral",
@@ -224,6 +230,11 @@ WIDGETS: Mapping[str, tuple[str, ...]] = {
     "UNETLoader": ("unet_name", "weight_dtype"),
     "VAELoader": ("vae_name",),
     "LoraLoader": ("lora_name", "strength_model", "strength_clip"),
+    "LoraLoader|pysssss": ("lora_name", "strength_model", "strength_clip"),
+    "Lora Loader Stack (rgthree)": tuple(
+        f"{name}_0{place}" for place in range(1, 5) for name in ("lora", "strength")
+    ),
+    "NdSuperLoraLoader": ("lora_bundle",),
     "LoraLoaderModelOnly": ("lora_name", "strength_model"),
     "CLIPTextEncode": ("text",),
     "CLIPTextEncodeSDXL": (

@@ -93,6 +93,8 @@ def is_sampler(graph: Graph, node: Node) -> bool:
     """Whether a node makes latents, or a picture, by denoising."""
     if _NO_SAMPLER.search(node.kind) or node.off:
         return False
+    if _SAVES.search(node.kind) and not _SAMPLER.search(node.kind):  # it may write down the settings
+        return False
     if node.has("sampler_name") and node.has("steps") and node.has("cfg"):
         return True
     linked = [name for name, value in node.inputs.items() if graph.link(value)]

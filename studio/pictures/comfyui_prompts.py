@@ -15,16 +15,13 @@ from pipelines.errors import RequestError, StudioError
 from pipelines.text.editing import escaped
 from studio.pictures.comfyui_graph import Graph, Node
 from studio.pictures.comfyui_nodes import LINKED, MODEL_NAMES, PLAIN_CONDITIONING
+from studio.pictures.comfyui_schedules import in_our_order, is_scheduled, prompts
 from studio.pictures.comfyui_texts import LONGEST_TEXT, text
 from studio.pictures.comfyui_values import choice, number, truth, whole
-from studio.pictures.loras import stem
 
 MOST_PARTS = 50
 """Most prompts that are joined by AND."""
 
-_TAG = re.compile(
-    r"<\s*lora\s*:([^:<>\n]{1,400}+)(?::([^:<>\n]{1,40}+))?(?::([^:<>\n=]{1,40}+))?>", re.IGNORECASE
-)
 _TEXTS = (
     "populated_text",
     "text",
@@ -33,11 +30,14 @@ _TEXTS = (
     "wildcard_text",
     "t5xxl",
     "caption",
+    "prompt_schedule",
 )
 _SLOTS = {"Efficient Loader": {1: "positive", 2: "negative"}}
 _TWO_OUTPUTS = re.compile(r"controlnet|control net|inpaintmodel|instantid", re.IGNORECASE)
 _PLAIN = re.compile(r"pipe|context|ctx|bus\b|reroute|tuple|sampler|sampling|settings|guider", re.IGNORECASE)
 _MANY = re.compile(r"^conditioning_?\d+$|^cond\d$|^input\d+$")
+_CHUNKS = re.compile(r"ImpactWildcardEncode|Wildcard ?Encode", re.IGNORECASE)
+"""Kinds that divide a prompt at BREAK."""
 _ENCODES = re.compile(r"encode|prompt|conditioning|clip", re.IGNORECASE)
 
 
@@ -120,6 +120,8 @@ def sizes(graph: Graph, node: Node | None, width: int | None, height: int | None
     """SDXL's size conditioning, where it differs from the picture's own size."""
     if node is None or not node.has("target_width", "crop_w"):
         return {}
+    if truth(graph, node.inputs.get("with_SDXL")) is False:  # its sizes have no say
+        return {}
     read = {
         name: whole(graph, node.inputs.get(name))
         for name in ("width", "height", "crop_w", "crop_h", "target_width", "target_height")
@@ -130,32 +132,22 @@ def sizes(graph: Graph, node: Node | None, width: int | None, height: int | None
         ("target_size", ("target_height", "target_width")),
     ):
         both = (read[pair[0]], read[pair[1]])
-        if None not in both and both != (height, width):
+        if all(both) and both != (height, width):  # 0 stands for the picture's own
             found[name] = both
     crop = (read["crop_h"] or 0, read["crop_w"] or 0)
     return found | ({"crop": crop} if crop != (0, 0) else {})
 
 
-def plain_words(said: str) -> str:
-    """A prompt in ComfyUI's syntax, in ours: square brackets, bars, AND and BREAK are mere words there. Strengths in a
-    LoRA tag stand in another order."""
+def plain_words(said: str, *, chunks: bool = False) -> str:
+    """A prompt in ComfyUI's syntax, in ours: square brackets, bars, AND and BREAK are mere words there. chunks: BREAK
+    has its meaning."""
     said = re.sub(r"(?<!\\)([\[\]])", r"\\\1", said)
-    said = re.sub(r"\bBREAK\b", "break", said)
+    if not chunks:
+        said = re.sub(r"\bBREAK\b", "break", said)
     try:
-        said = escaped(said)
+        return escaped(said)
     except StudioError:  # too many brackets, which rendering will name
-        said = re.sub(r"\bAND\b", "and", said)
-    return _tags(said)
-
-
-def _tags(said: str) -> str:
-    def tag(match: re.Match[str]) -> str:
-        name = stem(re.sub(r"\\([\[\]])", r"\1", match[1]))
-        if match[3] is None:
-            return f"<lora:{name}:{match[2]}>" if match[2] is not None else f"<lora:{name}>"
-        return f"<lora:{name}:te={match[3]}:unet={match[2]}>"
-
-    return _TAG.sub(tag, said)
+        return re.sub(r"\bAND\b", "and", said)
 
 
 def _role(node: Node, slot: int, role: str) -> str:
@@ -203,9 +195,12 @@ def _encoded(graph: Graph, node: Node, role: str) -> list[Part] | None:
     first = [name for name in node.inputs if re.fullmatch(rf"trigger_words\d*|prepend_{role}(_g)?", name)]
     before = [one for name in first if (one := of(name))]
     said = ", ".join(filter(None, [*before, said])) if before else said
+    if is_scheduled(node):
+        return [Part(words, weight, node) for words, weight in prompts(graph, node, said)]
     parser = choice(graph, node.inputs.get("parser"), "parser")
     theirs = parser not in (None, "comfy", "comfy++") or truth(graph, node.inputs.get("a1111_prompt_style"))
-    return [Part(_tags(said) if theirs else plain_words(said), node=node)]
+    said = said if theirs else plain_words(said, chunks=bool(_CHUNKS.search(node.kind)))
+    return [Part(in_our_order(graph, said), node=node)]
 
 
 def _text_source(graph: Graph, node: Node, role: str) -> str:

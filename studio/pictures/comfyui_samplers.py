@@ -9,7 +9,7 @@ from composers.shown import shown
 from pipelines.schedulers import named
 from studio.pictures.comfyui_graph import Graph, Node
 from studio.pictures.comfyui_math import Number
-from studio.pictures.comfyui_nodes import NO_GUIDANCE, SOLVERS, SPACINGS, VIA
+from studio.pictures.comfyui_nodes import NO_GUIDANCE, PLAIN_GUIDERS, SOLVERS, SPACINGS, VIA
 from studio.pictures.comfyui_values import choice, number, truth, whole
 
 _USUAL = {"eta": 1.0, "s_noise": 1.0}
@@ -40,6 +40,12 @@ def settings(graph: Graph, sampler: Node) -> Settings:
     guider = graph.link(sampler.inputs.get("guider"))
     if cfg is None and guider is not None and guider[0].kind.startswith(NO_GUIDANCE):
         cfg = 1.0
+    if (
+        guider is not None
+        and guider[0].has("cfg", "negative")
+        and not guider[0].kind.startswith(PLAIN_GUIDERS)
+    ):
+        graph.leave(guider[0].label)
     for what, role, value in (
         ("seed", "seed", seed),
         ("steps", "steps", steps),

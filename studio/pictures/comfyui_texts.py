@@ -8,7 +8,7 @@ from typing import cast
 
 from pipelines.errors import RequestError
 from studio.pictures.comfyui_graph import Graph, Node
-from studio.pictures.comfyui_values import choice, only_input, plain_number, truth
+from studio.pictures.comfyui_values import choice, only_input, plain_number, truth, whole
 
 LONGEST_TEXT = 200_000
 """Most characters of a text that is made of others."""
@@ -23,6 +23,10 @@ _JOINS = re.compile(r"concat|join|combine|append|merge|multi.?text", re.IGNORECA
 _TEXT_KIND = re.compile(
     r"text|string|prompt|primitive|literal|show|display|reroute|note|positive|negative|debug", re.IGNORECASE
 )
+
+_CHANCE = re.compile(r"wildcard|dynamic|random|dprandom", re.IGNORECASE)
+_CUTS = re.compile(r"substring|regex|split|slice|truncate|extract|shuffle|(?<!multi)line", re.IGNORECASE)
+"""Kinds that make another text of the one that they are given."""
 
 
 def text(graph: Graph, value: object, role: str = "positive", depth: int = 0) -> str | None:
@@ -78,6 +82,11 @@ def _made(graph: Graph, node: Node, slot: int, role: str, of: _Text) -> str | No
         if mode not in changes:
             graph.note(f"the text of {node.label} is taken without its change")
         return changes.get(mode, whole_text)
+    if kind == "StringSubstring":
+        whole_text = of("string")
+        cut = [whole(graph, node.inputs.get(name)) for name in ("start", "end")]
+        if whole_text is not None and None not in cut:
+            return whole_text[slice(*cut)]
     joined = [name for name in _ordered(node) if _JOINED.fullmatch(name)]
     if len(joined) > 1 and (node.has(*_DELIMITERS) or _JOINS.search(kind)):
         return _join(graph, node, joined, of)
@@ -105,12 +114,11 @@ def _doubt(graph: Graph, node: Node, found: str) -> None:
     style = node.inputs.get("style", node.inputs.get("styles"))
     if isinstance(style, str) and style.strip().lower() not in ("", "none", "base", "no style", "sai-none"):
         graph.note(f"the style {style[:60]!r} of {node.label} is not added to the prompt")
-    if not node.has("populated_text") and re.search(
-        "wildcard|dynamic|random|dprandom", node.kind, re.IGNORECASE
-    ):
-        if re.search(r"\{[^{}]*\||__[^\s_]", found):
-            graph.note(f"the wildcards of {node.label} stand in the prompt as they were written")
-    elif not _TEXT_KIND.search(node.kind) and not node.has("populated_text"):
+    if node.has("populated_text"):
+        return
+    if _CHANCE.search(node.kind) and re.search(r"\{[^{}]*\||__[^\s_]", found):
+        graph.note(f"the wildcards of {node.label} stand in the prompt as they were written")
+    elif _CUTS.search(node.kind) or not (_TEXT_KIND.search(node.kind) or _CHANCE.search(node.kind)):
         graph.note(f"the prompt's text is what goes into {node.label}, which may have changed it")
 
 

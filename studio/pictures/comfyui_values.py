@@ -52,6 +52,8 @@ def _number(graph: Graph, node: Node, slot: int, role: str, depth: int) -> Numbe
 
     if (names := graph.passed_on(node)) is not None:
         return next((found for name in names[:1] if (found := of(name)) is not None), None)
+    if node.has("Xi") and node.has("Xf"):  # a slider
+        return of("Xf" if truth(graph, node.inputs.get("isfloatX")) else "Xi")
     said = ("expression", "math_expression", *(("value",) if "math" in node.kind.lower() else ()))
     expression = next((value for name in said if isinstance(value := node.inputs.get(name), str)), None)
     if expression is not None:
@@ -84,6 +86,12 @@ def size(graph: Graph, node: Node, depth: int = 0) -> tuple[int, int] | None:
     match = None if "custom" in said.lower() else _SIZE.search(said[:200])
     if match is not None:
         width, height = int(match[1]), int(match[2])
+        own = [
+            number(graph, node.inputs.get(f"{side}_override"), depth=depth) for side in ("width", "height")
+        ]
+        width, height = (
+            int(one) if one and one > 0 else side for one, side in zip(own, (width, height), strict=True)
+        )
         return (height, width) if truth(graph, node.inputs.get("swap_dimensions")) else (width, height)
     found = []
     for role in ("width", "height"):

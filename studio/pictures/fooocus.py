@@ -29,7 +29,7 @@ def read(said: Mapping[str, Any]) -> Foreign | None:
     if not ruined and not _is_fooocus(said):
         return None
     taking = Taking(said)
-    full, negative = taking.texts("full_prompt"), taking.texts("full_negative_prompt")
+    full, negative = (taking.texts(f"full_{name}", f"real_{name}") for name in ("prompt", "negative_prompt"))
     values = taking.values()
     if full:  # what was drawn holds the styles and the expansion
         values["prompt"] = full
@@ -46,6 +46,9 @@ def read(said: Mapping[str, Any]) -> Foreign | None:
     values |= taking.clip_skip("comfyui")
     loras = taking.loras
     loras.take(taking.any("loras"))
+    for number in range(1, 6):  # of the fork MRE
+        if (name := taking.any(f"l{number}")) is not None:
+            loras.take([[name, taking.any(f"w{number}")]])
     for key in taking.left():
         if _NUMBERED.fullmatch(key.strip()):
             loras.take([taking.any(key)])
@@ -55,6 +58,9 @@ def read(said: Mapping[str, Any]) -> Foreign | None:
     start = denoise is not None and 0 < denoise < 1
     if start:
         values["strength"] = denoise
+    vae = taking.vae()
+    if not taking.has("refiner_model"):
+        taking.pass_over("refiner_switch", "switch", *(f"w{number}" for number in range(1, 6)))
     taking.pass_over(*_NOTHING)
     return Foreign(
         "RuinedFooocus" if ruined else "Fooocus",
@@ -65,6 +71,7 @@ def read(said: Mapping[str, Any]) -> Foreign | None:
         notes=taking.notes(),
         hashes=loras.hashes,
         from_picture=start,
+        vae=vae,
     )
 
 

@@ -36,6 +36,7 @@ ALIASES: Mapping[str, str] = {
     "scheduler": "Schedule type",
     "schedule": "Schedule type",
     "clipskip": "Clip skip",
+    "clip-skip": "Clip skip",
     "resolution": "Size",
     "base model": "Model",
     "checkpoint": "Model",
@@ -59,6 +60,7 @@ OTHERS = (
     "ControlNet 0", "ControlNet 1", "Performance", "Sharpness", "ADM Guidance", "Raw prompt", "Raw negative prompt",
     "App", "Operations", "Pipeline", "Parser", "Template", "Negative Template", "Seed Mode", "Shift",
     "Beta schedule alpha",
+    "Sampler sigma", "Sampler spacing", "LoRA networks", "Embeddings", "Raw prompt", "User",
     "AddNet Enabled", "AddNet Module 1", "AddNet Model 1", "AddNet Weight A 1", "AddNet Weight B 1",
 )  # fmt: skip
 """Keys that A1111 and the programs that follow it write, beside those of a request's fields."""

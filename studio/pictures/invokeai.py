@@ -40,6 +40,8 @@ _CALLS = re.compile(r"\)\s*\.(?:and|blend|swap)\\?\(|\)\s*\.(?:and|blend)\b|\.sw
 """Calls in a prompt, also with their brackets escaped."""
 _NOTHING = ("app_version", "app_id", "generation_mode", "rand_device", "type", "model_id", "model", "postprocessing",
             "_version", "created_by", "n", "g", "G_fidelity", "fnformat", "metadata_version")  # fmt: skip
+_TRIGGER = re.compile(r"<([\w.-]{1,100})>")
+"""How a prompt names an embedding."""
 _NEGATIVE = re.compile(r"(?<!\s)\s*+\[([^\[\]]*+)\]")
 """Blanks are tried only from the first one, so that no text takes quadratic time."""
 _BRACKET = re.compile(r"\\.|[()]", re.DOTALL)
@@ -156,6 +158,7 @@ def _parted(text: str) -> tuple[str, str | None]:
 def weighted(text: str) -> str:
     """The prompt with InvokeAI's weights as we write them. Its round brackets alone weigh nothing, and its square ones
     are words. A prompt with calls stays as it is written, with all brackets escaped."""
+    text = _TRIGGER.sub(r"embedding:\1", text)
     if _CALLS.search(text):
         return re.sub(r"(?<!\\)[\[\]()]", r"\\\g<0>", text)
     text = re.sub(r"(?<!\\)[\[\]]", r"\\\g<0>", text)

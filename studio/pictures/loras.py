@@ -22,6 +22,8 @@ _NETWORK = re.compile(r"AddNet Model ([0-9]{1,3})")
 _NETWORK_HASH = re.compile(r"\(([0-9a-fA-F]{8,64})\)\Z")
 _WEIGHT_FIRST = re.compile(r"([+-]?[0-9.]{1,20}) - (.+)", re.DOTALL)
 _TAG = re.compile(r"<(?:lora:)?([^<>:]+):([^<>:]+)>")
+AIR = re.compile(r"urn:air:[\w-]{1,40}:(?P<type>[\w-]{1,40}):civitai:[0-9]{1,20}@(?P<version>[0-9]{1,20})")
+"""Civitai's name of a file: the family of models, the kind of file, its own numbers of model and version."""
 _NO_NAMES = ("", "none")
 
 
@@ -166,6 +168,8 @@ class Loras:
             if not isinstance(row, Mapping):
                 self.ignored.append(f"Civitai resource {shown(row)}")
                 continue
+            if isinstance(air := row.get("air"), str) and (named := AIR.fullmatch(air)):
+                row = {"type": named["type"], "modelVersionId": named["version"], **row}
             name, version = row.get("modelName"), row.get("modelVersionId")
             if not isinstance(name, str) and not isinstance(version, int | str):
                 self.ignored.append(f"Civitai resource {shown(row)}")
@@ -184,6 +188,18 @@ class Loras:
                     self.add(Wanted(called, self._weight(called, weight)), row.get("hash"))
                 case _:
                     self.ignored.append(f"Civitai resource {shown(called)}")
+        return True
+
+    def take_networks_of_sdnext(self, said: str, hashes: str | None) -> bool:
+        """SD.Next's `LoRA networks: fox, hat`, and the hashes of these in the same order as `LoRA hashes`; whether they
+        are in this order. The strengths are in the prompt's tags."""
+        names = [name.strip() for name in said.split(",")[:MOST_SAID]]
+        digests = [_HASH.fullmatch(one.strip()) for one in (hashes or "").split(",")[:MOST_SAID]]
+        if len(names) != len(digests) or None in digests:
+            return False
+        self.hashes |= {
+            name: digest[1].lower() for name, digest in zip(names, digests, strict=True) if digest
+        }
         return True
 
     def take_networks(self, pairs: Mapping[str, str]) -> None:

@@ -22,7 +22,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from composers.shown import shown
 from pipelines import Request
-from pipelines.bounds import LONGEST_NAME, LONGEST_PROMPT, MOST_ADAPTERS, check_text
+from pipelines.bounds import LONGEST_NAME, MOST_ADAPTERS, check_text
 from pipelines.errors import RequestError, StudioError
 from pipelines.families.family import FAMILIES
 from pipelines.home.files import write_whole
@@ -40,7 +40,8 @@ from studio.library.known import Known
 from studio.pictures import a1111, infotext
 from studio.pictures.notes import LONGEST_NOTE, left_out, told
 from studio.pictures.others import read_graph, read_other
-from studio.pictures.texts import CHUNK, PARAMETERS, is_object, read_texts
+from studio.pictures.taking import LONGEST_TAGGED
+from studio.pictures.texts import CHUNK, PARAMETERS, doubled, is_object, read_texts
 
 if TYPE_CHECKING:
     from pipelines import Record
@@ -59,8 +60,6 @@ NO_MASK = "a mask said which part was drawn, and it is not stored here: give it 
 OF_MASKS = ("mask_blur", "mask_content", "mask_area", "mask_padding")
 OF_IMAGES = ("strength", *OF_MASKS)
 """Fields that mean nothing without a picture to start from."""
-LONGEST_TAGGED = 10 * LONGEST_PROMPT
-"""Most characters of a prompt with its LoRA tags."""
 
 
 @dataclass(frozen=True)
@@ -199,13 +198,21 @@ def read_picture(file: Path) -> Remembered:
 
 def understood(name: str, texts: Mapping[str, str]) -> Remembered:
     """As `read_picture`, for the texts of a picture by their readers' names. name: the picture's, for messages."""
+    try:
+        said = _understood(name, texts)
+    except RequestError as error:
+        raise error if str(error).startswith(name) else RequestError(f"{name}: {error}") from error
+    return replace(said, notes=(*said.notes, *doubled(texts)))
+
+
+def _understood(name: str, texts: Mapping[str, str]) -> Remembered:
     if CHUNK in texts:
         return _ours(name, texts[CHUNK])
     other = read_other(name, texts)
     if other is not None:
         return _from_another(name, other)
     text = texts.get(PARAMETERS)
-    if text is not None and (not is_object(text) or infotext.is_infotext(text)):
+    if text is not None and text.strip() and (not is_object(text) or infotext.is_infotext(text)):
         return _from_a1111(name, a1111.read(text))
     graph = read_graph(name, texts)
     if graph is not None:
@@ -300,6 +307,7 @@ def _from_a1111(name: str, said: a1111.Parameters) -> Remembered:
         model=(said.model or "")[:LONGEST_NAME],
         model_hash=(said.model_hash or "")[:LONGEST_NAME],
         known={key.casefold(): Known(digest) for key, digest in said.lora_hashes.items()},
+        setup=Setup(vae=said.vae),
         init_image={} if "strength" in said.values else None,
         notes=tuple(notes),
     )

@@ -10,11 +10,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from pipelines.bounds import check_text
 from pipelines.errors import StudioError
 from pipelines.home.plain import read_json
 from studio.drafts.picture_file import MOST_SAID
 from studio.pictures.foreign import Foreign
-from studio.pictures.taking import Taking
+from studio.pictures.taking import LONGEST_TAGGED, Taking
 
 PROGRAM = "NovelAI"
 STEP = 1.05
@@ -47,6 +48,7 @@ def read(said: Mapping[str, Any]) -> Foreign | None:
     taking = Taking({key: value for key, value in comment.items() if key != "characterPrompts"})
     values = taking.values()
     prompt = values["prompt"] or said.get("Description") or said.get("description")
+    check_text("prompt", prompt if isinstance(prompt, str) else "", LONGEST_TAGGED)
     values["prompt"] = weighted(prompt) if isinstance(prompt, str) else ""
     if values["negative_prompt"]:
         values["negative_prompt"] = weighted(values["negative_prompt"])

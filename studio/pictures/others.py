@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from pipelines.errors import RequestError
 from studio.pictures import fooocus, infotext, invokeai, novelai, plain_objects, swarmui
@@ -18,6 +19,23 @@ def read_graph(name: str, texts: Mapping[str, str]) -> Foreign | None:
         return None
     return Foreign(
         "ComfyUI", said.values, said.wanted, said.model, "", said.from_picture, said.notes, vae=said.vae
+    )
+
+
+def _with_graph(name: str, said: Foreign, text: str) -> Foreign:
+    """What Civitai's generator says, with what only its graph tells beside it, as the seed."""
+    try:
+        graph = read_comfyui(name, {"prompt": text})
+    except RequestError:
+        return said
+    if graph is None:
+        return said
+    told = {key: value for key, value in said.values.items() if value is not None}
+    return replace(
+        said,
+        values={**graph.values, **told},
+        from_picture=said.from_picture or graph.from_picture,
+        notes=(*said.notes, *graph.notes),
     )
 
 
@@ -39,6 +57,8 @@ def read_other(name: str, texts: Mapping[str, str]) -> Foreign | None:
             or novelai.read(whole)
             or plain_objects.read(whole, "Draw Things" if "Draw Things" in software else "")
         )
+    if found is not None and found.program == "Civitai":
+        found = _with_graph(name, found, texts.get(PARAMETERS, ""))
     found = found or invokeai.read(texts, said) or plain_objects.read_easy(texts)
     for own in (invokeai.NEW, invokeai.META, invokeai.DREAM):
         if found is None and own in texts and PARAMETERS not in texts:

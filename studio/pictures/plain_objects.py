@@ -4,7 +4,7 @@ Easy Diffusion, Draw Things, Civitai's generator, TensorArt, artroom, pages that
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from composers.shown import shown
@@ -12,6 +12,7 @@ from pipelines.errors import StudioError
 from pipelines.home.plain import check_plain, read_json
 from studio.drafts.picture_file import MOST_SAID
 from studio.pictures.foreign import Foreign
+from studio.pictures.loras import AIR
 from studio.pictures.taking import GUIDANCE, MODEL_HASH, PROMPT, SAMPLER, SEED, STEPS, Taking
 
 EASY = ("use_stable_diffusion_model", "num_inference_steps", "Stable Diffusion model")
@@ -20,7 +21,9 @@ LONGEST_LIST = 10_000
 FEWEST = 2
 """Settings that an object needs beside its prompt, to be taken for settings."""
 _NOTHING = ("version", "app_version", "software", "date", "created_at", "generation_time", "timestamp", "profile",
-            "session_id", "output_format", "output_quality", "num_outputs", "extra", "app")  # fmt: skip
+            "session_id", "output_format", "output_quality", "num_outputs", "image_count", "extra", "app",
+            "used_random_seed", "vram_usage_level", "stream_progress_updates", "stream_image_progress",
+            "metadata_output_format", "workflow_id", "remix_of_id", "work_engine")  # fmt: skip
 
 
 def read(said: Mapping[str, Any], software: str = "") -> Foreign | None:
@@ -33,12 +36,39 @@ def read(said: Mapping[str, Any], software: str = "") -> Foreign | None:
         except StudioError:
             return None
     if isinstance(extra, Mapping):
-        return _read(extra, "Civitai")
+        return _read(_with_types(extra, said), "Civitai")
     if software == "Draw Things" or ("c" in said and "uc" in said):
         return _read(_without_doubles(said), "Draw Things")
     return _read(
         said, "Easy Diffusion" if any(name in said for name in EASY) else software or "another program"
     )
+
+
+def _with_types(extra: Mapping[str, Any], graph: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of Civitai's generator with the kinds of its resources, which its graph tells by their names there:
+    urn:air:sdxl:lora:civitai:1@2."""
+    kinds = {named["version"]: named["type"] for text in _texts(graph) if (named := AIR.fullmatch(text))}
+    rows = extra.get("resources")
+    if not isinstance(rows, list):
+        return extra
+    typed = [
+        {"type": kinds[version], **row}
+        if isinstance(row, Mapping) and (version := str(row.get("modelVersionId"))) in kinds
+        else row
+        for row in rows
+    ]
+    return {**extra, "resources": typed}
+
+
+def _texts(said: object) -> Iterator[str]:
+    """All texts in an object of JSON, however deep; its reader bounds both."""
+    pending = [said]
+    while pending:
+        one = pending.pop()
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, Mapping | list):
+            pending.extend(one.values() if isinstance(one, Mapping) else one)
 
 
 def read_easy(texts: Mapping[str, str]) -> Foreign | None:
@@ -75,6 +105,7 @@ def _read(said: Mapping[str, Any], program: str) -> Foreign | None:
     taking.pass_over(*_NOTHING)
     name = taking.model()
     digest = taking.text(*MODEL_HASH) or ""
+    vae = taking.vae()
     return Foreign(
         program,
         values,
@@ -84,6 +115,7 @@ def _read(said: Mapping[str, Any], program: str) -> Foreign | None:
         notes=taking.notes(),
         hashes=loras.hashes,
         from_picture=start,
+        vae=vae,
     )
 
 
@@ -101,8 +133,9 @@ def _without_doubles(said: Mapping[str, Any]) -> dict[str, Any]:
     again = said.get("v2")
     whole = {key: value for key, value in said.items() if key != "v2"}
     if isinstance(again, Mapping):
-        if again.get("loras"):
-            whole.setdefault("loras", again["loras"])
+        if again.get("loras") and "loras" not in said:
+            whole["loras"] = again["loras"]
+            whole.pop("lora", None)
         size = again.get("width"), again.get("height")
         if "size" not in said and all(isinstance(side, int) for side in size):
             whole["width"], whole["height"] = size

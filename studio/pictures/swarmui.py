@@ -30,7 +30,7 @@ _SECTIONS = (
     "videoswap",
     "extend",
     "edit",
-    "base",
+    "pixeldecoder",
     "clear",
 )
 """Tags with which a part of the prompt begins that is for something else than the whole picture."""
@@ -58,6 +58,8 @@ def read(said: Mapping[str, Any]) -> Foreign | None:
     values |= taking.clip_skip("comfyui", "clip_stop_at_layer")  # counted from the end, as in -1
     loras = taking.loras
     loras.take(taking.any("loras"), taking.any("loraweights"), taking.any("loratencweights"))
+    if _is_everywhere(params.get("lorasectionconfinement")):
+        taking.pass_over("lorasectionconfinement")
     model = taking.model()
     digest = ""
     models = said.get("sui_models")
@@ -78,6 +80,8 @@ def read(said: Mapping[str, Any]) -> Foreign | None:
         values["strength"] = creativity
     vae = taking.vae()
     taking.pass_over(*_NOTHING)
+    if not taking.real("variationseedstrength"):
+        taking.pass_over("variationseed")
     notes = [f"left out of the prompt: {told(left)}"] if left else []
     return Foreign(
         PROGRAM,
@@ -92,6 +96,16 @@ def read(said: Mapping[str, Any]) -> Foreign | None:
     )
 
 
+EVERYWHERE = ("-1", "0", "5")
+"""Numbers of the sections in which a LoRA acts on the whole picture: all, the prompt's own, its base."""
+
+
+def _is_everywhere(confined: object) -> bool:
+    """Whether no LoRA is confined to a region, to the refiner or to a video."""
+    rows = confined.split(",") if isinstance(confined, str) else confined
+    return isinstance(rows, list) and all(str(one).strip() in EVERYWHERE for one in rows)
+
+
 def _prompt(text: str, left: list[str]) -> str:
     """The prompt in our words: its tags translated, or left out and named in `left`."""
     kept, end = "", 0
@@ -99,6 +113,8 @@ def _prompt(text: str, left: list[str]) -> str:
         kept += _words(text[end : tag.start()])
         end = tag.end()
         name, said = tag["name"].lower(), tag["said"] or ""
+        if name == "base":  # words for the picture itself, after those for all passes
+            continue
         if name in _SECTIONS:
             left.append(shown(" ".join(text[tag.start() :].split()))[1:-1])
             end = len(text)

@@ -9,6 +9,7 @@ from typing import Any
 
 from composers.errors import StudioError
 from composers.shown import shown
+from pipelines.bounds import LONGEST_PROMPT, check_text
 from pipelines.schedulers import named
 from pipelines.text.clip_skip import Counting
 from studio.pictures import numbers, terms
@@ -17,6 +18,8 @@ from studio.pictures.notes import left_out
 
 EMPTY: tuple[object, ...] = (None, "", "None", "none", "null", [], {})
 """Values that say nothing, beside False, which equals the number 0."""
+LONGEST_TAGGED = 10 * LONGEST_PROMPT
+"""Most characters of a prompt with its LoRA tags."""
 _SIZE = re.compile(r"\D{0,3}([0-9]{1,9}+)\D{1,4}+([0-9]{1,9}+)\D{0,3}")
 
 PROMPT = ("prompt", "positive_prompt", "c", "text_prompts", "positive")
@@ -128,7 +131,7 @@ class Taking:
     def vae(self) -> str | None:
         """The VAE's name; None where it is not given, or the model's own."""
         name = self._typed(("vae", "vae_model"), _name, "a name")
-        return stem(name) if name and name.lower() != "automatic" else None
+        return stem(name) if name and name.lower() not in ("automatic", "default (model)") else None
 
     def pass_over(self, *names: str) -> None:
         """These say nothing of how the picture looks."""
@@ -142,11 +145,15 @@ class Taking:
         return [key for key, value in self._said.items() if key not in self._taken and value != 0]
 
     def values(self) -> dict[str, Any]:
-        """What nearly all programs say by about the same names, by Request's."""
+        """What nearly all programs say by about the same names, by Request's. Raises RequestError for a prompt that is
+        too long."""
         width, height = self.size()
+        prompt, negative = self.text(*PROMPT), self.text(*NEGATIVE)
+        for name, said in (("prompt", prompt), ("negative_prompt", negative)):  # before it is translated
+            check_text(name, said or "", LONGEST_TAGGED)
         return {
-            "prompt": self.text(*PROMPT) or "",
-            "negative_prompt": self.text(*NEGATIVE),
+            "prompt": prompt or "",
+            "negative_prompt": negative,
             "steps": self.whole(*STEPS),
             "guidance_scale": self.real(*GUIDANCE),
             "seed": self.seed(),
@@ -183,5 +190,7 @@ def _pair(value: object) -> tuple[int, int] | None:
 
 def _name(value: object) -> str | None:
     if isinstance(value, Mapping):  # InvokeAI's
-        value = next((value[key] for key in ("name", "model_name", "modelFileName") if value.get(key)), None)
+        value = next(
+            (value[key] for key in ("name", "model_name", "modelFileName", "label") if value.get(key)), None
+        )
     return value if isinstance(value, str) else None

@@ -10,7 +10,7 @@ from pipelines.errors import RequestError
 from pipelines.text.clip_skip import Counting
 from studio.drafts.draft import HIGHEST_SEED
 
-_FORGE = re.compile(r"f[0-9]|neo|.*forge", re.IGNORECASE)
+_FORGE = re.compile(r"f[0-9]|neo|classic|.*forge", re.IGNORECASE)
 
 
 def clip_skip(said: int, counting: Counting | None, first: int = 1) -> dict[str, Any]:

@@ -7,6 +7,7 @@ Model.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import IO, Any
 from pipelines.errors import StudioError
 from pipelines.home.plain import read_json
 from studio.drafts import picture_file
+from studio.drafts.png_texts import EARLIER
 from studio.pictures import infotext
 
 CHUNK = "lora-studio"
@@ -51,18 +53,44 @@ def read_texts(source: Path | IO[bytes], name: str = "") -> dict[str, str]:
         if (named := _NAME.match(found.get(tag, ""))) is not None:
             found.setdefault(named[1].lower(), found[tag][named.end() :])
             del found[tag]
+    _choose(found)
     if not any(known in found for known in KNOWN):
         for tag in COMMENTS:
             if (
                 tag in found and found.get("Software") == "Draw Things"
             ):  # a line with a dash is its negative prompt
                 found[tag] = found[tag].replace("\n-", f"\n{infotext.NEGATIVE} ", 1)
-            if tag in found and (is_object(found[tag]) or infotext.is_infotext(found[tag])):
+            if tag in found and _says(found[tag]):
                 found[PARAMETERS] = found[tag] if tag in ("Comment", "Description") else found.pop(tag)
                 break
-    if _is_graph(found.get(PARAMETERS, "")):
-        found.setdefault("prompt", found.pop(PARAMETERS))
+    for name, graph in _graphs(found.get(PARAMETERS, "")).items():
+        found.pop(PARAMETERS, None)
+        found.setdefault(name, graph)
     return found
+
+
+def _choose(found: dict[str, str]) -> None:
+    """Of two texts `parameters` the later one counts, unless only the earlier one tells settings."""
+    before = PARAMETERS + EARLIER
+    if before in found and not _says(found[PARAMETERS]):
+        if _says(found[before]):
+            found[PARAMETERS], found[before] = found[before], found[PARAMETERS]
+        else:
+            del found[before]
+
+
+def _says(text: str) -> bool:
+    """Whether a text tells settings."""
+    return is_object(text) or infotext.is_infotext(text)
+
+
+def doubled(texts: Mapping[str, str]) -> tuple[str, ...]:
+    """A note for each text by which a picture says how it was made and that it holds twice."""
+    return tuple(
+        f"it holds two texts {name!r} that differ; the later one that tells settings counts"
+        for name in KNOWN
+        if name + EARLIER in texts
+    )
 
 
 def is_object(text: str) -> bool:
@@ -84,13 +112,17 @@ def objects(texts: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
-def _is_graph(text: str) -> bool:
-    """Whether it is ComfyUI's graph, which some programs write as a user comment."""
-    if '"class_type"' not in text or not is_object(text):
-        return False
+def _graphs(text: str) -> dict[str, str]:
+    """ComfyUI's graph, and the drawn one, which some programs write as a user comment: the graph alone, or both as
+    `prompt` and `workflow` of an object, as they are or packed once more; {} where there is none."""
+    if "class_type" not in text or not is_object(text):
+        return {}
     said = objects({PARAMETERS: text}).get(PARAMETERS)
-    return (
-        isinstance(said, dict)
-        and "extraMetadata" not in said
-        and any(isinstance(one, dict) and "class_type" in one for one in said.values())
-    )
+    if not isinstance(said, dict) or "extraMetadata" in said:
+        return {}
+    if any(isinstance(one, dict) and "class_type" in one for one in said.values()):
+        return {"prompt": text}
+    both = {name: said[name] for name in ("prompt", "workflow") if isinstance(said.get(name), dict | str)}
+    packed = {name: one if isinstance(one, str) else json.dumps(one) for name, one in both.items()}
+    graph = packed.get("prompt", "").lstrip()
+    return packed if graph.startswith("{") and '"class_type"' in graph else {}

@@ -95,6 +95,13 @@ _MODELS = {
     "ssd",
     "ssd1b",
     "vega",
+    "ponyxl",
+    "illustrious",
+    "illustriousxl",
+    "noobai",
+    "noobaixl",
+    "animagine",
+    "animaginexl",
 }
 _SAYING_NOTHING = _MODELS | {
     "lora", "loras", "unet", "fp16", "fp32", "bf16", "converted", "weights", "pytorch", "model", "cfg", "smallcfg",
@@ -162,7 +169,7 @@ def _family(text: str) -> Acceleration | None:
     sure = bool(_MODELS.intersection(words)) or "lora" in words
     if "pcm" in words and (steps or "lcmlike" in words):
         return _pcm(words, steps)
-    if "dmd2" in words or ("dmd" in words and steps is not None):
+    if "dmd2" in words or ("dmd" in words and (steps is not None or (sure and plain("dmd")))):
         return DMD2.of_steps(steps)
     if "tcd" in words and (sure or steps or plain("tcd")):
         return TCD.of_steps(steps)

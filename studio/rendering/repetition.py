@@ -24,8 +24,9 @@ Say = Callable[[str], None]
 
 
 def opening_again(asked: Opening, restored: Restored, home: Home, say: Say) -> Opening:
-    """How to open the model: as the user asks, and where nothing is asked, as the picture says. Raises ModelError that
-    names everything that is missing."""
+    """How to open the model: as the user asks, and where nothing is asked, as the picture says. Where a VAE of another
+    program's picture is missing, the model's own is taken and told. Raises ModelError that names everything else that
+    is missing."""
     missing = {one.kind: one for one in restored.missing if one.kind != "LoRA"}
     lacking = [one for one in restored.missing if one.kind == "LoRA"]
     opening = asked
@@ -33,9 +34,14 @@ def opening_again(asked: Opening, restored: Restored, home: Home, say: Say) -> O
         source = restored.model or restored.hub or _model_by_hash(restored, home, say)
         lacking += [missing["model"]] if "model" in missing and not source else []
         opening = replace(opening, source=source or None)
-    if asked.vae is None and not asked.source:
-        lacking += [missing["VAE"]] if "VAE" in missing else []
-        opening = replace(opening, vae=restored.vae)
+    if asked.vae is None:
+        told = missing.get("VAE") or f"VAE {restored.vae!r} of this picture is not taken with another model"
+        if not asked.source:
+            opening = replace(opening, vae=restored.vae)
+        if not asked.source and "VAE" in missing and restored.said.ours:
+            lacking.append(missing["VAE"])
+        elif "VAE" in missing or (asked.source and restored.vae):
+            say(f"{told}, so the model's own decodes; name one with --vae")
     if lacking:
         raise ModelError("\n".join(f"{one}; {_remedy(one, home)}" for one in lacking))
     dtype = restored.record.get("dtype")

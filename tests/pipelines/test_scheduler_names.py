@@ -49,7 +49,8 @@ ALONE = {
     "deis_k": "DEIS Karras", "unipc": "UniPC", "unipc_k": "UniPC Karras", "ddim": "DDIM", "ddpm": "DDPM",
     "pndm": "PNDM", "lcm": "LCM", "tcd": "TCD", "k_euler_a": "Euler a", "plms": "PNDM", "k_dpmpp_2": "DPM++ 2M",
     # Draw Things, stable-diffusion.cpp, A1111's old aliases, diffusers' own
-    "Euler Ancestral": "Euler a", "Euler A Trailing": "Euler a trailing", "DDIM Trailing": "DDIM trailing",
+    "EulerAncestral": "Euler a", "Euler Ancestral": "Euler a",
+    "Euler A Trailing": "Euler a trailing", "DDIM Trailing": "DDIM trailing",
     "UniPC Trailing": "UniPC trailing", "TCD Trailing": "TCD", "DPM++ 2M Trailing": "DPM++ 2M trailing",
     "dpm++2m": "DPM++ 2M", "ddim_trailing": "DDIM trailing", "k_dpmpp_2m_sde_exp": "DPM++ 2M SDE Exponential",
     "k_dpm_2_a_ka": "DPM2 a Karras", "DPM++ 2M SDE GPU Karras": "DPM++ 2M SDE Karras",
@@ -93,6 +94,7 @@ NEAREST = {  # what is not offered -> a part of the reason, the nearest
     "DPM++ 2M Karras v2": ("'v2' in it is unknown", r"DPM\+\+ 2M Karras"),
     "euler ays_30": ("no such spacing|'30' in it is unknown", "Euler Karras|Euler"),
     "heunpp2": ("no such solver", "Heun"),
+    "exponential/res_2s bong_tangent": ("no such solver", "Heun trailing"),
     "ipndm_v": ("takes other steps", "PNDM"),
 }
 
@@ -134,3 +136,18 @@ def test_what_is_unknown_stays_as_written_and_is_refused(solver: str, spacing: s
     assert said not in scheduler_names()
     with pytest.raises(RequestError, match=r"^(unknown scheduler|scheduler .* is not offered)"):
         canonical(said)
+
+
+@pytest.mark.parametrize(
+    ("solver", "spacing", "name"),
+    [
+        ("Euler a", "EulerAncestralDiscreteScheduler", "Euler a"),
+        ("DPM++ 2M Karras", "DPMSolverMultistepScheduler", "DPM++ 2M Karras"),
+        ("", "UniPCMultistepScheduler", "UniPC"),
+        ("Default", "HeunDiscreteScheduler", "Heun"),
+    ],
+)
+def test_the_class_that_sdnext_gives_beside_a_sampler_is_no_spacing(
+    solver: str, spacing: str, name: str
+) -> None:
+    assert named(solver, spacing) == name

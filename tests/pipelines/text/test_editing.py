@@ -203,6 +203,8 @@ def test_an_escaped_prompt_is_words_alone(prompt: str, expected: str) -> None:
         ("[fox:cat:9]", "'cat' never comes"),
         ("[a:b|c:0.5]", "drawn as words"),
         ("[a:b:c:0.5]", "drawn as words"),
+        ("a [fox:cat:0.5", "'[fox:cat:0.5' is not closed"),
+        ("a [x] and [fox|cat", "'[fox|cat' is not closed"),
     ],
 )
 def test_what_might_surprise_is_told(prompt: str, remark: str) -> None:

@@ -244,6 +244,19 @@ class TestAgain:
             assert f"{missing}" in ran.err
         assert ran.err.count("is not here") == 3
 
+    def test_a_missing_vae_of_another_programs_picture_is_told(
+        self, run: Run, loras: Path, sdxl_folder: Path, tmp_path: Path
+    ) -> None:
+        info = PngInfo()
+        info.add_text(
+            "parameters", "a fox\nSteps: 1, Seed: 1, Size: 32x32, Model: random-sdxl, VAE: soft.safetensors"
+        )
+        Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=info)
+        for more in ([], ["--model", "random-sdxl"]):
+            ran = run("render", "--from", tmp_path / "a.png", "--model-dir", sdxl_folder.parent, *more)
+            assert ran.code == 0, ran.err
+            assert "VAE 'soft' is not here, so the model's own decodes; name one with --vae" in ran.err
+
     def test_another_programs_picture_is_rendered_too(
         self, run: Run, loras: Path, sdxl_folder: Path, tmp_path: Path
     ) -> None:

@@ -117,7 +117,7 @@ def test_another_programs_text() -> None:
     }
     assert (said.model, said.model_hash) == ("ghostmix_v20Bakedvae", "e3edb8a26f")
     assert said.lora_hashes == {"add_detail": "7c6bad76eb54"}
-    assert said.ignored == ("VAE hash", "VAE", "TI hashes")
+    assert (said.vae, said.ignored) == ("x", ("TI hashes",))
 
 
 @pytest.mark.parametrize(

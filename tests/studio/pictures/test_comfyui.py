@@ -443,3 +443,34 @@ def test_unusual_numbers_of_a_solver_are_told() -> None:
     assert "eta=0.5 of SamplerDPMPP_2M_SDE" in told
     assert "solver_type='heun'" in told
     assert "s_noise" not in told
+
+
+def test_a_guider_that_does_more_is_told() -> None:
+    own = {"model": ["4", 0], "positive": ["6", 0], "negative": ["7", 0], "cfg": 5}
+    more = {
+        "20": node("PerpNegGuider", empty_conditioning=["7", 0], neg_scale=1.0, **own),
+        "21": node("RandomNoise", noise_seed=5),
+        "22": node("KSamplerSelect", sampler_name="euler"),
+        "23": node("BasicScheduler", model=["4", 0], scheduler="normal", steps=20, denoise=1),
+        "3": node("SamplerCustomAdvanced", noise=["21", 0], guider=["20", 0], sampler=["22", 0], sigmas=["23", 0],
+                  latent_image=["5", 0]),
+    }  # fmt: skip
+    assert read(more).notes == ("left out: PerpNegGuider (node 20)",)
+    more["20"] = node("CFGGuider", **own)
+    assert read(more).notes == ()
+
+
+def test_a_saving_node_that_writes_the_settings_down_is_no_pass() -> None:
+    saving = node(
+        "Image Saver", steps=9, cfg=1.0, sampler_name="euler", scheduler="x", seed_value=1, images=["8", 0]
+    )
+    said = read({"9": saving})
+    assert (said.values["steps"], said.notes) == (25, ())
+
+
+def test_a_size_that_is_overridden() -> None:
+    own = {"resolution": "832x1216 (0.68)", "batch_size": 1}
+    for over, right in (((0, 0), (832, 1216)), ((512, 0), (512, 1216)), ((512, 640), (512, 640))):
+        size = node("SDXLEmptyLatentSizePicker+", width_override=over[0], height_override=over[1], **own)
+        said = read({"5": size})
+        assert (said.values["width"], said.values["height"]) == right

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from studio.pictures.comfyui import DRAWN, Graphed, read_comfyui
 
 WIDGETS = {
@@ -217,3 +219,21 @@ def test_a_damaged_graph_beside_a_drawn_workflow() -> None:
     assert said is not None
     assert dict(said.values) == RIGHT
     assert any(note.startswith("its text 'prompt' is not valid JSON") for note in said.notes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("LoraLoader|pysssss", [{"content": "a.safetensors", "image": None}, 0.5, 0.5, "[none]"]),
+        ("Lora Loader Stack (rgthree)", ["a.safetensors", 0.5, "None", 1, "None", 1, "None", 1]),
+        ("NdSuperLoraLoader", [json.dumps([{"lora": "a.safetensors", "enabled": True, "strength": 0.5}])]),
+        ("PCLazyLoraLoader", ["a fox <lora:a:0.5>"]),
+    ],
+)
+def test_values_of_further_loaders(monkeypatch: pytest.MonkeyPatch, kind: str, values: list[Any]) -> None:
+    monkeypatch.setitem(INPUTS, kind, INPUTS["LoraLoader"])
+    made = plain((10, 0), (10, 1))
+    made.add(10, kind, (4, 0), (4, 1), values=values)
+    said = made.said()
+    assert loras(said) == [("a", 0.5, None)]
+    assert said.notes == (DRAWN,)

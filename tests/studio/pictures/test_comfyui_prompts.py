@@ -64,6 +64,8 @@ def words(more: dict[str, Any], **sampler: Any) -> tuple[str, tuple[str, ...]]:
             {"action": "replace", "tidy_tags": "no", "text_a": "a cat", "text_b": "cat", "text_c": "hat"},
             "a hat",
         ),
+        ("StringSubstring", {"string": "a hat in snow", "start": 0, "end": 5}, "a hat"),
+        ("StringConstantMultiline", {"string": "a hat", "strip_newlines": True}, "a hat"),
         ("Text Find and Replace", {"text": "a cat", "find": "cat", "replace": "hat"}, "a hat"),
         (
             "ImpactWildcardProcessor",
@@ -132,6 +134,46 @@ def test_what_is_not_understood_is_told() -> None:
     said = read({"7": encoded(["20", 0]), "20": node("Ask A Model", own={"x": 1})})
     assert said.values["negative_prompt"] is None
     assert said.notes == ("negative prompt not understood: it comes from Ask A Model (node 20)",)
+
+
+@pytest.mark.parametrize(
+    "kind", ["RegexReplace", "RegexExtract", "Text Random Line", "String Split", "easy promptLine"]
+)
+def test_a_text_of_which_a_node_makes_another_is_told(kind: str) -> None:
+    said = words({"6": encoded(["20", 0]), "20": node(kind, text="a hat", index=1)})
+    assert said == (
+        "a hat",
+        (f"the prompt's text is what goes into {kind} (node 20), which may have changed it",),
+    )
+
+
+def test_impact_pack_divides_at_break_and_comfyui_does_not() -> None:
+    own = node(
+        "ImpactWildcardEncode", wildcard_text="x", populated_text="a BREAK b", clip=CLIP, model=["4", 0]
+    )
+    assert words({"6": own}) == ("a BREAK b", ())
+    assert words({"6": encoded("a BREAK b")}) == ("a break b", ())
+
+
+def test_sizes_of_an_encoder_that_leaves_them_out_have_no_say() -> None:
+    for more in ({"with_SDXL": False, "width": 1024, "height": 1024}, {"width": 0, "height": 0}):
+        own = node(
+            "smZ CLIPTextEncode", text="a", parser="comfy", text_g="", crop_w=0, crop_h=0, clip=CLIP, **more
+        )
+        assert "original_size" not in read({"6": own}).values
+
+
+@pytest.mark.parametrize(
+    "passing",
+    [
+        node("ConditioningSetProperties", cond_NEW=["6", 0], strength=1.0, set_cond_area="default"),
+        node("PairConditioningSetProperties", positive_NEW=["6", 0], negative_NEW=["7", 0], strength=1.0),
+    ],
+)
+def test_newer_nodes_of_conditionings_are_passed_and_told(passing: dict[str, Any]) -> None:
+    said = read({"31": passing}, positive=["31", 0])
+    assert said.values["prompt"] == "a fox"
+    assert said.notes == (f"left out: {passing['class_type']} (node 31)",)
 
 
 def test_words_that_another_node_may_have_changed_are_told() -> None:

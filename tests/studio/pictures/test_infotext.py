@@ -68,7 +68,7 @@ def told(said: Parameters) -> str:
         (", Version: f2.0.1v1.10.1-previous-1\nModule 1: ae", ["Module 1"]),
         (", Hires upscale: 2, Denoising strength: 0.4", ["Hires upscale", "Denoising strength"]),
         (", Steps: 50, Seed: 9", ["another Steps: 50", "another Seed: 9"]),
-        (", Created Date: 2024-10-29T1530:03.7Z, Url: https://x.y/z", ["Created Date", "Url"]),
+        (", Created Date: 2024-10-29T1530:03.7Z, Url: https://x.y/z", ["Url"]),
     ],
 )
 @pytest.mark.parametrize("before", [False, True], ids=["behind", "before"])
@@ -362,3 +362,85 @@ def test_an_older_settings_line_is_cut_out_and_named(older: str) -> None:
     assert (said.prompt, said.negative_prompt) == ("a fox", "blurry")
     assert said.values == SAID
     assert "other settings: Steps: 9" in told(said)
+
+
+def test_sdnext() -> None:
+    said = read(
+        "a fox <lora:old:0.8> <lora:hat:1>\nNegative prompt: blurry\nSteps: 20, Size: 128x96, Sampler: Euler a, "
+        "Scheduler: EulerAncestralDiscreteScheduler, Seed: 7, CFG scale: 6, CFG rescale: 0.7, CLiP-skip: 2, "
+        "App: SD.Next, Version: 9c5ef21, Pipeline: StableDiffusionXLPipeline, Operations: txt2img, "
+        'Model: jugg, LoRA networks: "old, hat", '
+        'LoRA hashes: "0011223344, AABBCCDDEE", Sampler order: 2'
+    )
+    assert said.program == "SD.Next"
+    assert said.values == {
+        "steps": 20, "width": 128, "height": 96, "scheduler": "Euler a", "seed": 7, "guidance_scale": 6.0,
+        "guidance_rescale": 0.7, "clip_skip": 1, "clip_skip_as": "diffusers",
+    }  # fmt: skip
+    assert said.lora_hashes == {"old": "0011223344", "hat": "aabbccddee"}
+    assert told(said) == "Sampler order"
+
+
+@pytest.mark.parametrize(
+    ("more", "scheduler"),
+    [
+        (
+            "Sampler: DPM++ 2M, Scheduler: DPMSolverMultistepScheduler, Sampler sigma: karras",
+            "DPM++ 2M Karras",
+        ),
+        ("Sampler: DPM++ 2M, Sampler sigma: exponential", "DPM++ 2M Exponential"),
+        ("Scheduler: UniPCMultistepScheduler", "UniPC"),
+    ],
+)
+def test_sdnexts_schedulers(more: str, scheduler: str) -> None:
+    said = read(f"a\nSteps: 20, {more}, Seed: 7, App: SD.Next")
+    assert (said.values["scheduler"], told(said)) == (scheduler, "")
+
+
+def test_a_sampler_that_is_not_offered_keeps_its_name() -> None:
+    said = read("a\nSteps: 20, Sampler: DPM++ SDE, Schedule type: Karras, Seed: 7")
+    assert (said.values["scheduler"], told(said)) == ("DPM++ SDE Karras", "")
+    assert "Sampler" in read("a\nSteps: 20, Sampler: Wobble, Seed: 7").unread
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "Created Date: 2025-05-14T1408:30.9Z, Civitai metadata: {}",
+        "Refiner: None, User: me, Operations: txt2img",
+        "pag_enabled: False, VAE: Automatic",
+        "VAE: Default (model), Raw prompt: a",
+        "Denoising strength: 0",
+    ],
+)
+def test_what_says_nothing_of_the_picture_is_not_told(more: str) -> None:
+    said = read(f"a\n{LINE}, {more}")
+    assert (said.values, said.vae, told(said)) == (SAID, None, "")
+
+
+def test_the_vae_is_read() -> None:
+    assert read(f"a\n{LINE}, VAE hash: 735e4c3a44, VAE: sub/soft.safetensors").vae == "soft"
+
+
+def test_resources_that_civitai_names_by_its_own_names() -> None:
+    rows = [
+        {"type": "checkpoint", "air": "urn:air:sdxl:checkpoint:civitai:101055@128078"},
+        {"air": "urn:air:sdxl:lora:civitai:1@2", "weight": 0.5},
+        {"air": "urn:air:other"},
+    ]
+    said = read(f"a\n{LINE}, Civitai resources: {json.dumps(rows)}")
+    assert said.model == "Civitai's model version '128078'"
+    assert [(one.adapter, one.weight) for one in said.loras] == [("Civitai's model version '2'", 0.5)]
+    assert "Civitai resource" in told(said)
+
+
+@pytest.mark.parametrize(
+    "version", ["f2.0.1v1.10.1-previous-659", "neo", "classic", "f1.7.0-v1.10.1RC-latest-2230"]
+)
+def test_forges_offspring_count_as_forge(version: str) -> None:
+    assert read(f"a\n{LINE}, Clip skip: 2, Version: {version}").values["clip_skip_as"] == "forge"
+
+
+def test_a_network_of_sdnext_without_a_tag_is_told() -> None:
+    said = read(f'a <lora:Fox:1>\n{LINE}, App: SD.Next, LoRA networks: "fox, hat", VAE hash: 0011223344')
+    assert said.ignored == ("VAE hash", "LoRA hat")

@@ -390,6 +390,45 @@ def test_of_two_texts_with_one_name_the_last_counts(tmp_path: Path) -> None:
     assert read_texts(file) == told_by_pillow(file) == {"parameters": "two"}
 
 
+SETTINGS = "Steps: 8, Sampler: Euler, Seed: {seed}, Size: 16x16"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "seed", "told"),
+    [
+        (SETTINGS.format(seed=1), SETTINGS.format(seed=2), 2, True),
+        (SETTINGS.format(seed=1), "hello", 1, True),
+        ("hello", SETTINGS.format(seed=2), 2, True),
+        (SETTINGS.format(seed=1), "", 1, False),
+        ("", SETTINGS.format(seed=2), 2, False),
+        (SETTINGS.format(seed=1), SETTINGS.format(seed=1), 1, False),
+    ],
+)
+@pytest.mark.parametrize("late", [False, True])
+def test_of_two_texts_parameters_the_later_one_with_settings_counts(
+    tmp_path: Path, first: str, second: str, seed: int, told: bool, late: bool
+) -> None:
+    twice = [(b"tEXt", f"parameters\0{text}".encode()) for text in (first, second)]
+    said = read_picture(with_chunks(tmp_path / "picture.png", *twice, late=late))
+    assert said.draft.values["seed"] == seed
+    note = "it holds two texts 'parameters' that differ; the later one that tells settings counts"
+    assert (note in said.notes) == told
+
+
+def test_an_empty_text_hides_no_graph(tmp_path: Path) -> None:
+    from .comfy_graphs import BASE
+
+    both = (b"tEXt", b"parameters\0"), (b"tEXt", b"prompt\0" + json.dumps(BASE).encode())
+    assert read_picture(with_chunks(tmp_path / "picture.png", *both, late=False)).program == "ComfyUI"
+
+
+def test_utf8_where_latin1_belongs_is_read_as_it_is_meant(tmp_path: Path) -> None:
+    text = f"a fox é 狐\n{SETTINGS.format(seed=1)}"
+    for kind, body in ((b"tEXt", text.encode()), (b"zTXt", b"\0" + zlib.compress(text.encode()))):
+        file = with_chunks(tmp_path / "picture.png", (kind, b"parameters\0" + body), late=False)
+        assert read_picture(file).draft.values["prompt"] == "a fox é 狐"
+
+
 def test_a_moving_picture_is_read_up_to_its_second_frame(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     text = (b"tEXt", b"parameters\0moving")

@@ -21,6 +21,8 @@ from studio.pictures.metadata import Remembered, read_picture
 from studio.pictures.novelai import weighted as novelai_weighted
 from studio.pictures.texts import read_texts
 
+from ...budget import cheap
+
 A1111 = "a fox é 狐\nNegative prompt: blurry\nSteps: 8, Sampler: Euler, CFG scale: 4.5, Seed: 5, Size: 128x96"
 SWARM = {
     "sui_image_params": {
@@ -115,6 +117,15 @@ def test_comfyuis_graph_in_a_user_comment_is_the_graph(tmp_path: Path) -> None:
     assert read_texts(saved(tmp_path, "JPEG", x9286=b"ASCII\0\0\0" + graph.encode()))["prompt"] == graph
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_comfyuis_graphs_in_one_object_of_a_user_comment(tmp_path: Path, packed: bool) -> None:
+    graph = {"3": {"class_type": "KSampler", "inputs": {}}}
+    said = {"prompt": json.dumps(graph) if packed else graph, "workflow": {"nodes": []}}
+    texts = read_texts(saved(tmp_path, "JPEG", x9286=b"ASCII\0\0\0" + json.dumps(said).encode()))
+    assert (json.loads(texts["prompt"]), json.loads(texts["workflow"])) == (graph, {"nodes": []})
+    assert "parameters" not in texts
+
+
 XMP = """<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">
 <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about=""
  xmlns:dc="http://purl.org/dc/elements/1.1/" xmlns:xmp="http://ns.adobe.com/xap/1.0/"
@@ -159,6 +170,11 @@ def test_a1111s_text_in_xmp_alone_is_read(tmp_path: Path) -> None:
     text = xmp("", A1111.replace("\n", "&#xA;"))
     said = read_picture(png(tmp_path, **{"XML:com.adobe.xmp": text}))
     assert some(said, "prompt", "negative_prompt", "seed") == ("a fox é 狐", "blurry", 5)
+
+
+def test_xmp_may_be_in_utf16() -> None:
+    text = xmp(A1111).replace("<?xpacket", '<?xml version="1.0" encoding="utf-16"?><?xpacket', 1)
+    assert picture_file.xmp_texts.texts(text.encode("utf-16"))["UserComment"] == A1111
 
 
 @pytest.mark.parametrize("said", ["Screenshot", "OLYMPUS DIGITAL CAMERA", "", "Steps: to heaven", "{", "{}"])
@@ -260,6 +276,30 @@ def test_swarmuis_tags(
     assert said.draft.values["prompt"] == read_as
     assert mix(said) == ([] if tags is None else [tags])
     assert not named or f"left out of the prompt: {named}" in said.notes
+
+
+@pytest.mark.parametrize(
+    ("confined", "told"), [(["0"], False), (["-1"], False), (["5"], False), (["1"], True), ("10", True)]
+)
+def test_a_section_is_told_where_swarmuis_lora_acts_in_a_part(
+    tmp_path: Path, confined: Any, told: bool
+) -> None:
+    said = swarm(tmp_path, loras=["fox"], loraweights=["0.7"], lorasectionconfinement=confined)
+    assert mix(said) == [("fox", 0.7, None)]
+    assert ("not taken over: lorasectionconfinement" in said.notes) == told
+
+
+def test_swarmuis_words_for_the_base_alone_are_words_of_the_picture(tmp_path: Path) -> None:
+    said = swarm(
+        tmp_path, prompt="a fox <base//cid=5>in snow <refiner//cid=1>sharp", loras=None, loraweights=None
+    )
+    assert said.draft.values["prompt"] == "a fox in snow"
+    assert "left out of the prompt: <refiner//cid=1>sharp" in said.notes
+
+
+def test_a_variation_of_no_strength_is_none(tmp_path: Path) -> None:
+    assert len(swarm(tmp_path, variationseed=-1, variationseedstrength=0).notes) == 1
+    assert "variationseed" in swarm(tmp_path, variationseed=7, variationseedstrength=0.2).notes[1]
 
 
 @pytest.mark.parametrize("odd", [["a fox"], {"a": "fox"}, 5, True])
@@ -424,6 +464,7 @@ def test_invokeai_of_before(tmp_path: Path) -> None:
         ("(plain)", "plain"),
         ("a [b] \\(c\\)", "a \\[b\\] \\(c\\)"),
         ("open (fox", "open \\(fox"),
+        ("a <bad-hands>", "a embedding:bad-hands"),
         ("close) fox", "close\\) fox"),
         ("well-known, 1girl", "well-known, 1girl"),
     ],
@@ -652,3 +693,78 @@ def test_invokeais_calls_stay_as_written_and_are_told(tmp_path: Path, said: str,
 def test_a_dict_of_python_is_refused_and_never_a_prompt(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="set it up by hand"):
         read_picture(png(tmp_path, parameters="{'prompt': 'a fox', 'steps': 8}"))
+
+
+def test_what_only_the_graph_of_civitais_generator_tells(tmp_path: Path) -> None:
+    from .comfy_graphs import BASE, node
+
+    lora = node(
+        "LoraLoader",
+        lora_name="urn:air:sdxl:lora:civitai:1@2",
+        strength_model=1,
+        model=["4", 0],
+        clip=["4", 1],
+    )
+    model = node("CheckpointLoaderSimple", ckpt_name="urn:air:sdxl:checkpoint:civitai:101055@128078")
+    extra = {
+        "prompt": "a fox", "negativePrompt": "blurry", "steps": 8, "cfgScale": 4.5, "sampler": "euler_ancestral",
+        "workflowId": "txt2img", "remixOfId": 1,
+        "resources": [{"modelVersionId": 128078, "strength": 1}, {"modelVersionId": 2, "strength": 0.8}],
+    }  # fmt: skip
+    whole = {**BASE, "4": model, "20": lora, "extraMetadata": json.dumps(extra)}
+    said = read_picture(saved(tmp_path, "JPEG", x9286=b"UNICODE\0" + json.dumps(whole).encode("utf-16-be")))
+    assert said.program == "Civitai"
+    assert some(said, "prompt", "seed", "steps", "width", "height") == ("a fox", 11, 8, 640, 512)
+    assert (said.model, mix(said)) == (
+        "Civitai's model version 128078",
+        [("Civitai's model version 2", 0.8, None)],
+    )
+    assert len(said.notes) == 1
+
+
+def test_the_fork_mre_of_fooocus(tmp_path: Path) -> None:
+    text = {
+        "prompt": "a fox", "negative_prompt": "blurry", "style": "cinematic", "real_prompt": ["a fox, film"],
+        "real_negative_prompt": ["blurry, x"], "seed": 5, "width": 128, "height": 96, "sampler": "dpmpp_2m",
+        "scheduler": "karras", "performance": "Speed", "steps": 30, "switch": 20, "cfg": 7.0, "base_model": "some",
+        "refiner_model": "None", "l1": "fox.safetensors", "w1": 0.5, "l2": "None", "w2": 0.5, "l3": "None", "w3": 0.5,
+        "software": "Fooocus 1.0.64 (MRE)", "version": "Fooocus 1.0.64",
+    }  # fmt: skip
+    said = read_picture(png(tmp_path, parameters=json.dumps(text)))
+    assert some(said, "prompt", "negative_prompt") == ("a fox, film", "blurry, x")
+    assert (mix(said), len(said.notes)) == ([("fox", 0.5, None)], 1)
+
+
+def test_a_vae_of_fooocus(tmp_path: Path) -> None:
+    for name, read_as in (("Default (model)", None), ("soft.safetensors", "soft")):
+        said = read_picture(png(tmp_path, parameters=json.dumps(FOOOCUS | {"vae": name})))
+        assert said.setup.vae == read_as
+        assert not any("vae" in note for note in said.notes)
+
+
+def test_the_model_of_tensorart_and_what_says_nothing(tmp_path: Path) -> None:
+    text = {
+        "models": [{"label": "x", "type": "LORA", "weight": 0.7, "modelFileName": "nilo-fox"}], "prompt": "a fox",
+        "negativePrompt": "blurry", "width": 128, "height": 96, "imageCount": 1, "samplerName": "Euler a", "steps": 8,
+        "cfgScale": 7, "seed": "12345", "clipSkip": 2, "workEngine": "TAMS_V1",
+        "baseModel": {"label": "Grand", "type": "BASE_MODEL", "modelFileId": "8", "hash": "ABCDEF0123"},
+    }  # fmt: skip
+    said = read_picture(png(tmp_path, generation_data=json.dumps(text) + "\0"))
+    assert (said.model, mix(said), len(said.notes)) == ("Grand", [("nilo-fox", 0.7, None)], 1)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        {"parameters": json.dumps({"sui_image_params": {"prompt": "<a[b]:c" * 400_000}})},
+        {"invokeai_metadata": json.dumps({"positive_prompt": "(" * 1_500_000})},
+        {"Software": "NovelAI", "Comment": json.dumps({"prompt": "{1::" * 600_000, "uc": ""})},
+    ],
+    ids=["SwarmUI", "InvokeAI", "NovelAI"],
+)
+def test_a_prompt_that_is_too_long_is_refused_before_it_is_translated(
+    tmp_path: Path, texts: dict[str, str]
+) -> None:
+    file = png(tmp_path, **texts)
+    with cheap(), pytest.raises(RequestError, match=r"^a\.png: prompt has \d+ characters, more than 200000"):
+        read_picture(file)
