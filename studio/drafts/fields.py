@@ -88,7 +88,7 @@ _NAMES: Mapping[str, FieldNames] = {
         argument="sampler", place="sampling",
     ),
     "init_image": FieldNames(setting="", place="page"),
-    "strength": FieldNames(call="denoising_strength", setting="", place="page"),
+    "strength": FieldNames(options=("denoising_strength",), call="denoising_strength", setting="", place="page"),
     "clip_skip": FieldNames(setting=""),
     "reuse": FieldNames(nothing="off"),
     "original_size": FieldNames(nothing="the picture's own"),
