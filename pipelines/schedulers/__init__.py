@@ -14,7 +14,7 @@ from pipelines.schedulers.making import (
     set_steps,
     step_of_call,
 )
-from pipelines.schedulers.names import MODEL_OWN, adds_noise, canonical, named, nearest
+from pipelines.schedulers.names import MODEL_OWN, adds_noise, canonical, named, nearest, without_noise
 from pipelines.schedulers.table import SAMPLERS, Sampler, scheduler_names
 
 __all__ = [
@@ -33,4 +33,5 @@ __all__ = [
     "scheduler_names",
     "set_steps",
     "step_of_call",
+    "without_noise",
 ]
