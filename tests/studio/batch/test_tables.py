@@ -116,7 +116,7 @@ def test_lines_of_prompts_with_tabs_and_commas_stay_prompts(tmp_path: Path) -> N
 
 
 def test_a_table_names_loras_and_sizes_as_lines_of_prompts_do(tmp_path: Path) -> None:
-    text = "Prompt;LoRA;Size;Denoising strength\na fox;owl=0,5;512 × 768;0,6\n"
+    text = "Prompt;LoRA;Size;Denoising strength\na fox;owl=0,5;512 \u00d7 768;0,6\n"
     assert fields(tmp_path / "a.csv", text) == [
         {"prompt": "a fox", "adapters": [{"adapter": "owl", "weight": 0.5}], "width": "512", "height": "768",
          "strength": "0.6"}]  # fmt: skip
