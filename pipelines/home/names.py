@@ -55,14 +55,29 @@ WEIGHTS = ".safetensors"
 
 
 def name_entries(entries: Sequence[Entry]) -> tuple[Entry, ...]:
-    """The same entries, each with the shortest name that no other has. Their present names are ignored."""
+    """The same entries, each with the shortest name that no other has. Their present names are ignored.
+
+    Files that differ by case alone keep theirs; a file goes before a folder of its name, and a model's folder before a
+    file, which then has its ending.
+    """
     spellings = {entry.path: _spellings(entry) for entry in entries}
-    counts = Counter(spelling for names in spellings.values() for spelling in set(map(_folded, names)))
+    rivals = [entry for entry in entries if not entry.foldered]
+    folded = Counter(spelling for names in spellings.values() for spelling in set(map(_folded, names)))
+    among_files = Counter(one for rival in rivals for one in set(map(_folded, spellings[rival.path])))
+    exact = Counter(one for rival in rivals for one in set(spellings[rival.path]))
 
-    def shortest(path: Path) -> str:
-        return next((name for name in spellings[path] if counts[_folded(name)] == 1), spellings[path][-1])
+    def shortest(entry: Entry) -> str:
+        names = spellings[entry.path]
+        if entry.foldered:
+            own = [name for name in names if folded[_folded(name)] == 1 and _folded(name) not in WRITERS_NAMES]
+            return own[0] if own else names[-1]
+        if own := [name for name in names if among_files[_folded(name)] == 1]:
+            return own[0]
+        alike = exact[names[-1]]  # more than one where a folder and a file differ by the ending alone
+        name = next(name for name in names if exact[name] == alike)
+        return name if alike == 1 else name + entry.path.name[len(stem_of(entry.path.name)) :]
 
-    return tuple(replace(entry, name=shortest(entry.path)) for entry in entries)
+    return tuple(replace(entry, name=shortest(entry)) for entry in entries)
 
 
 def find(
@@ -70,11 +85,15 @@ def find(
 ) -> Entry | list[Entry]:
     """The entry of that name; or, where there is not exactly one, a list of those that it could mean, perhaps empty.
 
-    A name may have more folders than needed, folders written with "\\", and the ending .safetensors. Entries that are
+    The name that it is listed by comes first. A name may have more folders than needed, folders written with "\\", and
+    the ending .safetensors. Entries that are
     made for `model` are taken first, then those that are made for no embedded model, then all others.
 
     roots: where given, a name may have folders up to these, but none above: where they are is not for everybody.
     """
+    listed = [entry for entry in entries if entry.name == name != ""]
+    if len(listed) == 1:
+        return listed[0]
     said = name.replace("\\", "/").strip()
     whole, stem = said.strip("/"), stem_of(said).strip("/")
     return _find(stem, entries, model, roots) or _find(whole, entries, model, roots)
