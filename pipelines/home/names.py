@@ -60,20 +60,21 @@ def name_entries(entries: Sequence[Entry]) -> tuple[Entry, ...]:
     Files that differ by case alone keep theirs; a file goes before a folder of its name, and a model's folder before a
     file, which then has its ending.
     """
-    spellings = {entry.path: _spellings(entry) for entry in entries}
-    rivals = [entry for entry in entries if not entry.foldered]
-    folded = Counter(spelling for names in spellings.values() for spelling in set(map(_folded, names)))
-    among_files = Counter(one for rival in rivals for one in set(map(_folded, spellings[rival.path])))
-    exact = Counter(one for rival in rivals for one in set(spellings[rival.path]))
+    spellings = {entry.path: {name: _folded(name) for name in _spellings(entry)} for entry in entries}
+    files = [spellings[entry.path] for entry in entries if not entry.foldered]
+    all_folded = Counter(one for names in spellings.values() for one in set(names.values()))
+    folded = Counter(one for names in files for one in set(names.values()))
+    exact = Counter(name for names in files for name in names)
 
     def shortest(entry: Entry) -> str:
         names = spellings[entry.path]
+        last = next(reversed(names))
         if entry.foldered:
-            own = [name for name in names if folded[_folded(name)] == 1 and _folded(name) not in WRITERS_NAMES]
-            return own[0] if own else names[-1]
-        if own := [name for name in names if among_files[_folded(name)] == 1]:
-            return own[0]
-        alike = exact[names[-1]]  # more than one where a folder and a file differ by the ending alone
+            own = (name for name, one in names.items() if all_folded[one] == 1 and one not in WRITERS_NAMES)
+            return next(own, last)
+        if (name := next((name for name, one in names.items() if folded[one] == 1), None)) is not None:
+            return name
+        alike = exact[last]  # more than one where a folder and a file differ by the ending alone
         name = next(name for name in names if exact[name] == alike)
         return name if alike == 1 else name + entry.path.name[len(stem_of(entry.path.name)) :]
 
@@ -86,8 +87,8 @@ def find(
     """The entry of that name; or, where there is not exactly one, a list of those that it could mean, perhaps empty.
 
     The name that it is listed by comes first. A name may have more folders than needed, folders written with "\\", and
-    the ending .safetensors. Entries that are
-    made for `model` are taken first, then those that are made for no embedded model, then all others.
+    the ending .safetensors. Entries that are made for `model` are taken first, then those that are made for no embedded
+    model, then all others.
 
     roots: where given, a name may have folders up to these, but none above: where they are is not for everybody.
     """

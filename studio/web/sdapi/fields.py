@@ -160,7 +160,9 @@ def _with_noise(body: Mapping[str, Any], scheduler: str | None) -> str | None:
     eta = number(body.get("eta"))
     if scheduler is None or not adds_noise(scheduler):
         if scheduler is not None and scheduler.startswith("DDIM") and eta not in (None, 0):
-            raise RequestError(f"eta={shown(body['eta'])}: {scheduler} adds no noise here; leave the field out")
+            raise RequestError(
+                f"eta={shown(body['eta'])}: {scheduler} adds no noise here; leave the field out"
+            )
         return scheduler
     if number(body.get("s_noise")) not in (None, 1):
         raise RequestError(f"s_noise={shown(body['s_noise'])}: {scheduler} adds noise at 1 alone here")

@@ -136,7 +136,9 @@ def _repeats(args: Sequence[Any], body: Mapping[str, Any], *names: str) -> bool:
 _REPEATING = {
     "sampler": lambda args, body: _repeats(args, body, "steps", "sampler_name", "scheduler"),
     "seed": lambda args, body: (
-        _repeats(args, {"seed": -1, **{key: value for key, value in body.items() if value is not None}}, "seed")
+        _repeats(
+            args, {"seed": -1, **{key: value for key, value in body.items() if value is not None}}, "seed"
+        )
         and all(asks_nothing(one) for one in args[1:2])
     ),
 }

@@ -323,7 +323,12 @@ def test_a_models_folder_and_a_file_of_its_name_are_told_apart(home: Home) -> No
 
 @pytest.mark.parametrize(
     ("file", "told"),
-    [("old.pt", "a pickle"), ("old.CKPT", "a pickle"), ("sub/old.gguf", "a GGUF"), ("old.sft", "rename it to")],
+    [
+        ("old.pt", "a pickle"),
+        ("old.CKPT", "a pickle"),
+        ("sub/old.gguf", "a GGUF"),
+        ("old.sft", "rename it to"),
+    ],
 )
 def test_a_name_that_only_a_file_has_which_is_not_opened_is_told(home: Home, file: str, told: str) -> None:
     (home.path / "loras" / file).parent.mkdir(exist_ok=True)
