@@ -342,10 +342,10 @@ UNSEEN = (
 
 def _unstated(place: str, own: Mapping[str, PeftSettings], bare: Iterable[Layer]) -> Iterable[str]:
     """A note where settings ask for rsLoRA, or leave PEFT's own default, without the alpha that gives the scale."""
-    bare = list(bare)
-    if bare and not any(layer.component in own for layer in bare):
-        yield f"{place} say nothing of the {bare[0].component}: scale 1 is used there"
-    for layer in bare:
+    layers = list(bare)
+    if layers and not any(layer.component in own for layer in layers):
+        yield f"{place} say nothing of the {layers[0].component}: scale 1 is used there"
+    for layer in layers:
         one = own.get(layer.component)
         if one is not None and one.alpha_of(layer.module) is None:
             rslora = "ask for rsLoRA but " if one.rslora else ""

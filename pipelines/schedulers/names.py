@@ -193,7 +193,8 @@ def without_noise(name: str) -> str | None:
     if not row.adds_noise:
         return row.name
     plain = next(solver.without_noise for solver in SOLVERS if solver.name == row.solver)
-    return None if not plain else getattr(_by_name().get(f"{plain} {row.spacing}".strip()), "name", None)
+    spaced = _by_name().get(f"{plain} {row.spacing}".strip()) if plain else None
+    return None if spaced is None else spaced.name
 
 
 def row_of(name: str) -> Sampler:
