@@ -11,7 +11,7 @@ from pipelines.adapters.keys import quoted
 from pipelines.adapters.kinds import ADAPTER_KINDS, AdapterKind, RawLayer
 from pipelines.adapters.peft_settings import PeftSettings
 from pipelines.adapters.reporting import Place
-from pipelines.adapters.terms import LayerFactors, ModelLayers, Target, Term, terms_of, together
+from pipelines.adapters.terms import LayerFactors, ModelLayers, Target, Term, is_finite, terms_of, together
 from pipelines.errors import AdapterFileError, AdapterFormatError, StudioError
 
 
@@ -50,7 +50,7 @@ def _terms(kind: AdapterKind, layer: RawLayer, target: Target) -> tuple[Term, ..
             f"{layer.file}: {quoted(key)} and the rest of its layer are no {kind.name}; fetch a sound file"
         ) from error
     made = [value for term in terms for value in vars(term).values() if isinstance(value, Tensor)]
-    if not all(torch.isfinite(value).all() for value in made if value.dtype == torch.float32):
+    if not all(is_finite(value) for value in made if value.dtype == torch.float32):
         raise AdapterFileError(
             f"{layer.file}: {quoted(key)} and the rest of its layer hold numbers so large that their product has none; "
             "the training failed or the file is damaged, fetch another"

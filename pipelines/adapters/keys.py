@@ -1,7 +1,7 @@
 """What a key says without a model: which component, which layer by which name, and which part of the layer.
 
 A key is prefixes + layer name + leaf. Names may be flattened, with "_" for ".". The prefixes, by their writers:
-    kohya-ss/sd-scripts, LyCORIS    lora_unet, lora_te, lora_te1, lora_te2, lycoris, lycoris_unet
+    kohya-ss/sd-scripts, LyCORIS    lora_unet, lora_te, lora_te1, lora_te2, lycoris, lycoris_unet, oft_unet
     OneTrainer                      these, dotted too, and unet, clip_l, clip_g
     diffusers and PEFT              unet, text_encoder, text_encoder_2, base_model.model, or nothing at all
     ComfyUI                         diffusion_model, text_encoders.clip_l.transformer
@@ -29,11 +29,13 @@ LEAVES: Mapping[str, Leaf] = {end: leaf for kind in ADAPTER_KINDS for end, leaf 
 _REFUSED = {leaf.part: kind for kind in ADAPTER_KINDS if kind.refusal for leaf in kind.leaves.values()}
 
 _PREFIX = re.compile(
-    r"(?:(?P<second>te2|text_encoder_2|clip_g|(?:embedders|text_encoders)[._]1|1(?=[._](?:transformer|model)[._]))"
-    r"|(?P<first>te1|text_encoder_1|clip_[lh]|(?:embedders|text_encoders)[._]0|0(?=[._](?:transformer|model)[._]))"
-    r"|(?P<either>te|text_encoder|cond_stage_model)"
+    r"(?:(?P<second>te_?2|text_?encoder_?2|clip_g|(?:embedders|text_encoders)[._]1|1(?=[._](?:transformer|model)[._]))"
+    r"|(?P<first>te1|te_1(?![._](?:transformer|model)[._])|text_?encoder_?1|clip_[lh]|(?:embedders|text_encoders)[._]0"
+    r"|0(?=[._](?:transformer|model)[._]))"
+    r"|(?P<either>te|text_?encoder|cond_stage_model)"
     r"|(?P<unet>unet|diffusion_model)"
-    r"|lora|lycoris|base_model|model|module|_orig_mod|transformer|text_encoders|conditioner)[._]"
+    r"|lora|lycoris|oft|base_model|model|module|_orig_mod|_fsdp_wrapped_module|transformer|text_encoders|conditioner"
+    r"|pipe|pipeline|network|adapter|generator|state_dict)[._]"
 )
 _MOST_PREFIXES = 8  # one after another; real keys have five
 
@@ -43,7 +45,7 @@ _DIFFUSERS_UNET = re.compile(
 )
 _TEXT = re.compile(r"text_model[._]|encoder[._]layers[._]|(transformer[._])?resblocks[._]\d|text_projection$")
 _OTHER_UNETS = re.compile(r"[._](motion_modules|temporal_\w+|spatial_res_block)[._]")
-_OF_TEXT = re.compile(r"(^|[._])(te\d?|text_encoders?|text_model|clip_\w|t5\w*)[._]")
+_OF_TEXT = re.compile(r"(^|[._])(te\d?|text_?encoders?\d?|text_model|clip_\w|t5\w*)[._]")
 _BUNDLED = "bundle_emb."
 _ON_INPUT = f".{ON_INPUT}"
 _PEFT = "base_model.model."
@@ -52,7 +54,7 @@ _DEFAULT = ".default"
 _BOOKKEEPING = re.compile(
     r"(.*[._])?(position_ids|logit_scale|inv_freq|num_batches_tracked|exp_avg|exp_avg_sq|max_exp_avg_sq|momentum_buffer"
     r"|num_updates)"
-    r"|(optimizer|optimizer_states?|lr_scheduler|scheduler|grad_scaler|scaler|param_groups|state|rng_state|random_state"
+    r"|(optimizer|optimizer_states?|lr_scheduler|scheduler|grad_scaler|scaler|param_groups|state(?!_dict)|rng_state|random_state"
     r"|modelspec|ss|sshs)[._].*"
     r"|(global_|max_|train_|val_|avg_|running_)*(step|epoch|iteration|loss|lr|learning_rate)(es|s)?"
     r"|betas|(log_)?sigmas|alphas_cumprod(_prev)?|timesteps|v_pred|ztsnr|rng_state|random_state|grad_norm",

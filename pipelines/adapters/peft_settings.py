@@ -146,6 +146,7 @@ def by_component(where: str, fields: Mapping[str, Any]) -> dict[str, PeftSetting
     Raises AdapterFormatError.
     """
     found = {}
+    fields = of_one_adapter(fields)
     for component in COMPONENTS:
         start = f"{component}."
         own = {name.removeprefix(start): value for name, value in fields.items() if name.startswith(start)}
@@ -156,6 +157,15 @@ def by_component(where: str, fields: Mapping[str, Any]) -> dict[str, PeftSetting
     if not found and not any("." in name for name in fields):
         return dict.fromkeys(COMPONENTS, _settings(where, fields)) if fields else {}
     return found
+
+
+def of_one_adapter(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The fields within, where there is nothing but one object under an adapter's name, as PEFT's `peft_config` has."""
+    if len(fields) == 1:
+        [(name, inner)] = fields.items()
+        if isinstance(inner, dict) and name not in COMPONENTS:
+            return inner
+    return fields
 
 
 def settings_object(file: str, what: str, text: str) -> dict[str, Any]:

@@ -32,9 +32,9 @@ def placed(
     Raises AdapterError where more than a handful have none.
     """
     if contents.unknown and contents.foreign:
+        strange = dict.fromkeys((*contents.halves, *contents.unknown))
         raise AdapterFormatError(
-            f"{file}: {some((*contents.halves, *contents.unknown))} of {len(header.tensors)} keys follow no adapter "
-            "format known here; "
+            f"{file}: {some(strange)} of {len(header.tensors)} keys follow no adapter format known here; "
             + (something_else(contents.unknown) or "is it a LoRA for Stable Diffusion at all?")
         )
     if not contents.keys:

@@ -5,7 +5,7 @@ The model is not touched here, so a refused file leaves everything as it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from pipelines.adapters.adapter import Adapter
 from pipelines.adapters.container import Header, adapter_path, read_header, read_tensors
 from pipelines.adapters.factors import check_types, factors
 from pipelines.adapters.keys import Contents, quoted, some, sort_keys
-from pipelines.adapters.kinds import INTEGERS, RawLayer
+from pipelines.adapters.kinds import INTEGERS, RANKS, RawLayer
 from pipelines.adapters.kinds.dora import LENGTHS
 from pipelines.adapters.metadata import describe
 from pipelines.adapters.origin import Origin, foreign, origin_of
@@ -24,7 +24,7 @@ from pipelines.adapters.placing import OUTPUTS, Part, placed
 from pipelines.adapters.reporting import Findings, Place, aside_notes, report
 from pipelines.adapters.sidecars import read_sidecars
 from pipelines.adapters.stated_scales import Layer, settled
-from pipelines.adapters.terms import ModelLayers
+from pipelines.adapters.terms import ModelLayers, is_finite
 from pipelines.errors import AdapterFileError, AdapterFormatError, AdapterMismatchError
 from pipelines.families.family import FamilyName
 from pipelines.home.lookup import note_on
@@ -156,13 +156,19 @@ def _checked_origin(
 def _lowrank(places: Mapping[Place, Mapping[str, Part]], tensors: Mapping[str, Tensor]) -> Iterator[Layer]:
     """What decides the scale of each layer that has a rank and may have an alpha."""
     for (component, module), parts in places.items():
-        if "down" not in parts:
+        ranked = _ranked(parts)
+        if ranked is None:
             continue
-        shape = tensors[parts["down"].key.text].shape
+        shape = tensors[parts[ranked].key.text].shape
         kernel = any(length > 1 for length in shape[2:]) or "mid" in parts
         alpha = tensors[parts["alpha"].key.text] if "alpha" in parts else None
         value = None if alpha is None else float(alpha.flatten()[0].real) if alpha.numel() else 0.0
         yield Layer(component, module, shape[0] if shape else 0, value, kernel, not LENGTHS.isdisjoint(parts))
+
+
+def _ranked(parts: Collection[str]) -> str | None:
+    """The part of a layer that tells its rank; None for a type that has none."""
+    return next((part for part in RANKS if part in parts), None)
 
 
 _FINE = (torch.float32, torch.float16, torch.bfloat16)
@@ -188,12 +194,12 @@ def _raw_layer(
         part: _checked(file, part, texts[part], _third(file, part, one, tensors[one.key.text]))
         for part, one in found.items()
     }
-    down = parts.get("down")
+    ranked = _ranked(parts)
     scale = None
-    if down is not None and down.ndim and component in settings:
-        scale = settings[component].scale_of(module, int(down.shape[0]))
-    elif down is None and component in own:
+    if component in own and ranked != "down":
         scale = own[component].own_scale_of(module)
+    elif ranked is not None and parts[ranked].ndim and component in settings:
+        scale = settings[component].scale_of(module, int(parts[ranked].shape[0]))
     fields = own[component].fields if component in own else {}
     return RawLayer(file, f"{component}.{module}", parts, texts, scale, metadata, fields, shared)
 
@@ -208,7 +214,7 @@ def _checked(file: str, part: str, key: str, tensor: Tensor) -> Tensor:
         )
     # fp8 has no arithmetic of its own, and what fp64 holds must be finite in fp32 too
     wide = tensor if tensor.dtype in _FINE else tensor.float()
-    if not torch.isfinite(wide).all():
+    if tensor.is_floating_point() and not is_finite(wide):
         raise AdapterFileError(
             f"{file}: {key!r} holds NaN or infinity, which would ruin every picture; "
             "the training failed or the file is damaged, fetch another"

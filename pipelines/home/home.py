@@ -16,7 +16,7 @@ from pipelines.errors import AdapterFileError, ModelError, SetupError
 from pipelines.home import files
 from pipelines.home.answers import NoAnswer, answered, is_silent, silent
 from pipelines.home.files import whole_text
-from pipelines.home.lookup import by_own_name, one_of_copies
+from pipelines.home.lookup import by_own_name, of_another_ending, one_of_copies
 from pipelines.home.names import (
     WEIGHTS,
     WRITERS_NAMES,
@@ -223,11 +223,14 @@ class Home:
             names = ", ".join(repr(match.name) for match in matches[:6])
             places = "; ".join(str(match.path) for match in matches[:6])
             return f"{kind} {name!r} is ambiguous; write one of {names} ({places})"
+        folder = {"model": "models", "LoRA": "loras", "VAE": "vae"}[kind]
+        if other := of_another_ending(name, self._roots(folder)):
+            return f"{kind} {name!r}: {other}"
         if _is_file_name(name):
             return f"{name} does not exist; check the path, or give the {kind}'s name"
         similar = near(name, entries)
         hint = f"did you mean {' or '.join(map(repr, similar))}? " if similar else ""
-        own = self.path / {"model": "models", "LoRA": "loras", "VAE": "vae"}[kind]
+        own = self.path / folder
         flag = {"model": "--model-dir", "LoRA": "--lora-dir", "VAE": "config.toml"}[kind]
         return (
             f"unknown {kind} {name!r}: {hint}{_left_out((own, *roots))}Put the file into {own}, name further folders "

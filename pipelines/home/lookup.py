@@ -18,6 +18,7 @@ from pipelines.home.files import open_regular, sha256_of
 from pipelines.home.headers import LONGEST_HEADER
 from pipelines.home.names import Entry, same_name
 from pipelines.home.plain import read_json
+from pipelines.home.scanning import scan
 
 MOST_COPIES = 16
 """Most files of one name and size that are compared."""
@@ -81,6 +82,30 @@ def by_own_name(name: str, entries: Sequence[Entry]) -> list[Entry]:
         for entry in entries
         if own.get(entry.path) and same_name(own[entry.path], name)
     ]
+
+
+_PICKLE = "a pickle, which can run code when it is opened, and is not read; use its .safetensors file"
+_NOT_OPENED = {
+    **dict.fromkeys((".ckpt", ".pt", ".pth", ".bin"), _PICKLE),
+    ".gguf": "a GGUF file (quantized), which is not read; use a .safetensors file",
+    ".sft": "not listed; rename it to .safetensors",
+}
+"""Endings of weights that are not listed -> what to say of such a file."""
+
+
+def of_another_ending(name: str, roots: Sequence[Path]) -> str:
+    """What to say of a name that only a file under the roots has which is not opened; "" for other names."""
+    wanted = name.replace("\\", "/").rpartition("/")[2]
+    stem = wanted.rpartition(".")[0] if Path(wanted).suffix.lower() in _NOT_OPENED else wanted
+    if not stem:
+        return ""
+
+    def is_it(folder: Path, name: str, is_folder: bool) -> bool:
+        before, _, ending = name.rpartition(".")
+        return not is_folder and f".{ending.lower()}" in _NOT_OPENED and same_name(before, stem)
+
+    found = scan(roots, is_it)
+    return f"{found[0].name} is {_NOT_OPENED[found[0].suffix.lower()]}" if found else ""
 
 
 def _stamp(path: Path) -> tuple[int, int]:

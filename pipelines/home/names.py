@@ -55,14 +55,30 @@ WEIGHTS = ".safetensors"
 
 
 def name_entries(entries: Sequence[Entry]) -> tuple[Entry, ...]:
-    """The same entries, each with the shortest name that no other has. Their present names are ignored."""
-    spellings = {entry.path: _spellings(entry) for entry in entries}
-    counts = Counter(spelling for names in spellings.values() for spelling in set(map(_folded, names)))
+    """The same entries, each with the shortest name that no other has. Their present names are ignored.
 
-    def shortest(path: Path) -> str:
-        return next((name for name in spellings[path] if counts[_folded(name)] == 1), spellings[path][-1])
+    Files that differ by case alone keep theirs; a file goes before a folder of its name, and a model's folder before a
+    file, which then has its ending.
+    """
+    spellings = {entry.path: {name: _folded(name) for name in _spellings(entry)} for entry in entries}
+    files = [spellings[entry.path] for entry in entries if not entry.foldered]
+    all_folded = Counter(one for names in spellings.values() for one in set(names.values()))
+    folded = Counter(one for names in files for one in set(names.values()))
+    exact = Counter(name for names in files for name in names)
 
-    return tuple(replace(entry, name=shortest(entry.path)) for entry in entries)
+    def shortest(entry: Entry) -> str:
+        names = spellings[entry.path]
+        last = next(reversed(names))
+        if entry.foldered:
+            own = (name for name, one in names.items() if all_folded[one] == 1 and one not in WRITERS_NAMES)
+            return next(own, last)
+        if (name := next((name for name, one in names.items() if folded[one] == 1), None)) is not None:
+            return name
+        alike = exact[last]  # more than one where a folder and a file differ by the ending alone
+        name = next(name for name in names if exact[name] == alike)
+        return name if alike == 1 else name + entry.path.name[len(stem_of(entry.path.name)) :]
+
+    return tuple(replace(entry, name=shortest(entry)) for entry in entries)
 
 
 def find(
@@ -70,11 +86,15 @@ def find(
 ) -> Entry | list[Entry]:
     """The entry of that name; or, where there is not exactly one, a list of those that it could mean, perhaps empty.
 
-    A name may have more folders than needed, folders written with "\\", and the ending .safetensors. Entries that are
-    made for `model` are taken first, then those that are made for no embedded model, then all others.
+    The name that it is listed by comes first. A name may have more folders than needed, folders written with "\\", and
+    the ending .safetensors. Entries that are made for `model` are taken first, then those that are made for no embedded
+    model, then all others.
 
     roots: where given, a name may have folders up to these, but none above: where they are is not for everybody.
     """
+    listed = [entry for entry in entries if entry.name == name != ""]
+    if len(listed) == 1:
+        return listed[0]
     said = name.replace("\\", "/").strip()
     whole, stem = said.strip("/"), stem_of(said).strip("/")
     return _find(stem, entries, model, roots) or _find(whole, entries, model, roots)

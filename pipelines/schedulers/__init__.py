@@ -14,7 +14,15 @@ from pipelines.schedulers.making import (
     set_steps,
     step_of_call,
 )
-from pipelines.schedulers.names import MODEL_OWN, adds_noise, canonical, is_class, named, nearest
+from pipelines.schedulers.names import (
+    MODEL_OWN,
+    adds_noise,
+    canonical,
+    is_class,
+    named,
+    nearest,
+    without_noise,
+)
 from pipelines.schedulers.table import SAMPLERS, Sampler, scheduler_names
 
 __all__ = [
@@ -34,4 +42,5 @@ __all__ = [
     "scheduler_names",
     "set_steps",
     "step_of_call",
+    "without_noise",
 ]

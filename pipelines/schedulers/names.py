@@ -20,6 +20,7 @@ from pipelines.schedulers.table import (
     EXPONENTIAL,
     KARRAS,
     SAMPLERS,
+    SOLVERS,
     TRAILING,
     Sampler,
     scheduler_names,
@@ -76,8 +77,13 @@ _NO_CLASS = "diffusers has no such solver"
 _DIFFERENT = "diffusers' solver of this name takes other steps"
 NOT_OFFERED: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
-        **dict.fromkeys(("lms", "lmsd"), ("it needs the package scipy", "DPM++ 2M")),
-        **dict.fromkeys(("dpm++ sde", "dpm sde"), ("it needs the package torchsde", "DPM++ 2M SDE")),
+        **dict.fromkeys(
+            ("lms", "lmsd", "lmsdiscrete", "lmsdiscretescheduler"), ("it needs the package scipy", "DPM++ 2M")
+        ),
+        **dict.fromkeys(
+            ("dpm++ sde", "dpm sde", "dpmsolversde", "dpmsolversdescheduler"),
+            ("it needs the package torchsde", "DPM++ 2M SDE"),
+        ),
         **dict.fromkeys(
             ("dpm++ 2s a", "dpm++ 2s ancestral", "dpm++ 2 a"),
             ("diffusers has no ancestral form of it", "DPM2 a"),
@@ -99,9 +105,23 @@ NOT_OFFERED: Mapping[str, tuple[str, str]] = MappingProxyType(
             ("er sde", "seeds 2", "exp heun 2 x0 sde", "dpm++ sde substep"), (_NO_CLASS, "DPM++ 2M SDE")
         ),
         **dict.fromkeys(("seeds 3",), (_NO_CLASS, "DPM++ 3M SDE")),
-        **dict.fromkeys(("sa solver", "sa solver pece"), (_DIFFERENT, "DPM++ 2M SDE")),
-        **dict.fromkeys(("ipndm", "ipndm v"), (_DIFFERENT, "PNDM")),
+        **dict.fromkeys(
+            ("sa solver", "sa solver pece", "sasolver", "sasolverscheduler"), (_DIFFERENT, "DPM++ 2M SDE")
+        ),
+        **dict.fromkeys(("ipndm", "ipndm v", "ipndmscheduler"), (_DIFFERENT, "PNDM")),
         **dict.fromkeys(("gradient estimation", "euler dy", "euler smea dy"), (_NO_CLASS, "Euler")),
+        **dict.fromkeys(("kohaku lonyu yog",), (_NO_CLASS, "Euler a")),
+        **dict.fromkeys(
+            ("dpmsolver", "dpm solver", "dpm solver stability"), ("only DPM-Solver++ is offered", "DPM++ 2M")
+        ),
+        **dict.fromkeys(("karrasdpm",), ("say which solver", "DPM++ 2M Karras")),
+        **dict.fromkeys(
+            ("flowmatcheulerdiscrete", "flowmatcheulerdiscretescheduler"), ("it is for flow models", "Euler")
+        ),
+        **dict.fromkeys(
+            ("edmeuler", "edmeulerscheduler", "edmdpmsolvermultistep", "edmdpmsolvermultistepscheduler"),
+            ("it is for EDM models", "DPM++ 2M Karras"),
+        ),
         **dict.fromkeys(
             ("dpm++ 2m sde heun karras", "dpm++ 2m sde heun ka"),
             ("with these levels it is too coarse for models of zero terminal SNR", "DPM++ 2M SDE Karras"),
@@ -176,6 +196,17 @@ def adds_noise(name: str) -> bool:
     return canonical(name) != MODEL_OWN and row_of(name).adds_noise
 
 
+def without_noise(name: str) -> str | None:
+    """The name of the sampler that takes the same steps and adds no noise: what others get with `eta` 0. None where
+    none is offered. Raises RequestError as `canonical` does."""
+    row = row_of(name)
+    if not row.adds_noise:
+        return row.name
+    plain = next(solver.without_noise for solver in SOLVERS if solver.name == row.solver)
+    spaced = _by_name().get(f"{plain} {row.spacing}".strip()) if plain else None
+    return None if spaced is None else spaced.name
+
+
 def row_of(name: str) -> Sampler:
     """The row of a name or an alias. Raises RequestError as `canonical` does."""
     return _by_name()[canonical(name)]
@@ -193,6 +224,8 @@ def _found(key: str) -> Sampler | _Refusal | str | None:
         return _Refusal(reason, _by_name()[nearest])
     if key.startswith("k ") or key.endswith(" gpu"):
         return _found(key.removeprefix("k ").removesuffix(" gpu"))
+    if "/" in key:  # a group of solvers stands before the name: exponential/res_2s
+        return _found(key.rpartition("/")[2].strip())
     if "cfg++" in key.split():
         base = _found(" ".join(word for word in key.split() if word != "cfg++"))
         nearest_row = base.nearest if isinstance(base, _Refusal) else base
@@ -266,7 +299,9 @@ def _key(name: str) -> str:
 def _by_key() -> Mapping[str, Sampler]:
     own = {_key(name): row for row in SAMPLERS for name in (row.name, *row.aliases)}
     classes = {_key(row.scheduler_class): row for row in reversed(SAMPLERS) if not row.spacing}
-    return MappingProxyType(classes | own)
+    short = {name.removesuffix("scheduler"): row for name, row in classes.items()}
+    without_k = {name.removeprefix("k "): row for name, row in own.items()}
+    return MappingProxyType(classes | short | without_k | own)
 
 
 @cache

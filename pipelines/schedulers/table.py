@@ -38,7 +38,8 @@ class Sampler:
 @dataclass(frozen=True)
 class Solver:
     """A solver, and the rows that it stands for: one for each spacing. own_names: aliases of a row, by its spacing.
-    adds_noise: as in its rows."""
+    adds_noise: as in its rows. without_noise: the solver that takes the same steps and adds none, "" where none is
+    offered."""
 
     name: str
     scheduler_class: str
@@ -47,6 +48,7 @@ class Solver:
     aliases: tuple[str, ...] = ()
     own_names: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     adds_noise: bool = False
+    without_noise: str = ""
 
     def rows(self) -> tuple[Sampler, ...]:
         """The plain row first."""
@@ -104,6 +106,7 @@ SOLVERS: tuple[Solver, ...] = (
         ("Euler ancestral", "EulerA", "EulerAncestral", "k_euler_a", "k_euler_ancestral"),
         {TRAILING: ("Euler a SGM Uniform",)},
         adds_noise=True,
+        without_noise="Euler",
     ),
     Solver("DDIM", "DDIMScheduler", _NO_CLIP, (TRAILING,), (), {TRAILING: ("DDIM SGM Uniform",)}),
     Solver("DDPM", "DDPMScheduler", _NO_CLIP | {"variance_type": "fixed_small"}, adds_noise=True),
@@ -123,6 +126,7 @@ SOLVERS: tuple[Solver, ...] = (
         ("dpmpp_2m_sde", "k_dpmpp_2m_sde", "dpmpp_2m_sde_gpu"),
         {KARRAS: ("k_dpmpp_2m_sde_ka", "dpmpp_2m_sde_k"), EXPONENTIAL: ("k_dpmpp_2m_sde_exp",)},
         adds_noise=True,
+        without_noise="DPM++ 2M",
     ),
     Solver(
         "DPM++ 2M SDE Heun",
@@ -174,6 +178,7 @@ SOLVERS: tuple[Solver, ...] = (
         ),
         {KARRAS: ("kdpm_2_a_k", "k_dpm_2_a_ka")},
         adds_noise=True,
+        without_noise="DPM2",
     ),
     Solver(
         "Heun",

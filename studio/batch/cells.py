@@ -25,6 +25,8 @@ _TRUE = "true", "wahr", "vrai", "vero", "verdadero", "verdadeiro", "waar", "praw
 _FALSE = "false", "falsch", "faux", "falso", "onwaar", "fałsz", "falskt", "falsk", "usann", "epätosi", "hamis",\
          "nepravda", "ложь", "yanl\u0131\u015f"  # fmt: skip
 _FAILED = re.compile(r"#[A-ZÄÖÜ/0 ]{1,12}[!?]|#(?:N/A|NV|N/D)", re.IGNORECASE)
+_TEXT = re.compile(r'="((?:[^"]|"")*)"')
+"""A formula that is a text: so that Excel leaves all digits as they are."""
 _DATE = re.compile(
     r"\d{1,4}[-./ ]+[^\W\d_]{3,9}\.?(?:[-./ ]+\d{2,4})?|[^\W\d_]{3,9}\.?[-./ ]+\d{1,4}"
     r"|\d{1,4}([-./])\d{1,2}\1\d{1,4}(?:[ T]\d.*)?"
@@ -44,6 +46,8 @@ def value_of(key: str, text: str, *, decimal_comma: bool) -> Any:
     key: the field. decimal_comma: whether a comma between digits can only be a decimal one. Raises RequestError for
     what a spreadsheet program has made of a value, and for what can be read in two ways.
     """
+    if said := _TEXT.fullmatch(text):
+        text = said[1].replace('""', '"')
     if _FAILED.fullmatch(text):
         raise RequestError(f"{key}: {shown(text)} is a formula that failed; {AS_TEXT}")
     if key == "adapters":

@@ -4,7 +4,8 @@
 .yaml    a list of jobs, or defaults: and jobs:  (.json the same)
 .csv     one job per row; the header names the fields, also by their names in a .txt; an empty cell says nothing (.tsv
          the same; see `studio.batch.tables`)
-.txt     one prompt per line, followed by options such as --steps 20 --seed 3 (see `studio.batch.prompts`)
+.txt     one prompt per line, followed by options such as --steps 20 --seed 3 (see `studio.batch.prompts`); or a table, as
+         spreadsheet programs save it under this ending
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from pipelines.errors import RequestError, SetupError
 from pipelines.home.plain import DEEPEST, LONGEST_FILE, check_plain, read_json, read_text, reading, short
 from studio.batch.cells import value_of
 from studio.batch.problems import Problems, nearest
-from studio.batch.prompts import SPELLINGS, read_line
-from studio.batch.tables import AS_CSV, SPREADSHEETS, decoded, is_spreadsheet, read_table
+from studio.batch.prompts import HEADINGS, read_line, size_of
+from studio.batch.tables import AS_CSV, SPREADSHEETS, decoded, is_spreadsheet, is_table, read_table
 from studio.batch.values import MOST_VALUES
 from studio.drafts.fields import NAMES
 
@@ -294,17 +295,23 @@ def _yaml_error(error: yaml.MarkedYAMLError) -> str:
     return f"{where}it is not valid YAML ({short(error.problem)}); check indentation, colons and quotes"
 
 
+_SPLIT = {"size": ("width", "height")}
+"""A heading that stands for several fields."""
+
+
 def _tsv(text: str, name: str, problems: Problems) -> Read:
     return _csv(text, name, problems, separator="\t")
 
 
 def _csv(text: str, name: str, problems: Problems, separator: str = ",") -> Read:
     try:
-        table = read_table(text, SPELLINGS, separator)
+        table = read_table(text, HEADINGS, separator)
         if table is None:
             return
         line, headings = table.header
-        named = [heading for heading in headings if heading]
+        named = [field for heading in headings if heading for field in _SPLIT.get(heading, (heading,))]
+        if twice := [field for field, count in Counter(named).items() if count > 1]:
+            raise RequestError(f"line {line}: size holds {twice[0]} too; keep one of the columns")
         check_names(JobEntry(dict.fromkeys(named), f"{name}, line {line}"), problems)
         if len(named) > MOST_FIELDS:
             return
@@ -314,9 +321,12 @@ def _csv(text: str, name: str, problems: Problems, separator: str = ",") -> Read
                 problems.add(where, row.trouble)
                 continue
             fields: dict[str, Any] = {}
-            for key in filter(JOB_FIELDS.__contains__, row.cells):
+            for key in row.cells:
                 with problems.gathered(where):
-                    fields[key] = value_of(key, row.cells[key], decimal_comma=table.decimal_comma)
+                    if key in _SPLIT:
+                        fields |= zip(_SPLIT[key], size_of(row.cells[key]), strict=True)
+                    elif key in JOB_FIELDS:
+                        fields[key] = value_of(key, row.cells[key], decimal_comma=table.decimal_comma)
             yield JobEntry(fields, where), False
     except RequestError as error:
         line_of = re.match(r"line (\d+): ", str(error))
@@ -326,6 +336,9 @@ def _csv(text: str, name: str, problems: Problems, separator: str = ",") -> Read
 
 
 def _prompts(text: str, name: str, problems: Problems) -> Read:
+    if is_table(text, HEADINGS):
+        yield from _tsv(text, name, problems)
+        return
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip() and not line.lstrip().startswith("#"):
             where = f"{name}, line {number}"

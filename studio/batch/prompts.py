@@ -13,6 +13,7 @@ import math
 import re
 from typing import Any
 
+from composers.shown import shown
 from pipelines.errors import RequestError
 from studio.batch.problems import nearest
 from studio.drafts.draft import NEW_SEED, Wanted
@@ -32,6 +33,8 @@ OPTIONS = {
     **{name: name for name in ("n_iter", "batch_size", "size", "lora")},
 }
 """Option -> the job's field. The last four are combined from several options, or split into several fields."""
+HEADINGS = {**SPELLINGS, "lora": "adapters", "loras": "adapters", "size": "size"}
+"""Heading of a table -> the job's field; `size` is split into two."""
 
 MOST_OPTIONS = 200
 """Most options of one line."""
@@ -58,7 +61,7 @@ def read_line(line: str) -> dict[str, Any]:
         elif key in ("n_iter", "batch_size"):
             repeats.append(_count(name, text))
         elif key == "size":
-            fields["width"], fields["height"] = _size(text)
+            fields["width"], fields["height"] = size_of(text)
         elif OPTIONS[key] in fields:
             raise RequestError(f"--{name}: {OPTIONS[key]} is given twice; keep one")
         elif key != "seed" or text != str(NEW_SEED):
@@ -100,8 +103,9 @@ def _count(name: str, text: str) -> str:
     return text
 
 
-def _size(text: str) -> tuple[str, str]:
-    width, _, height = text.lower().partition("x")
+def size_of(text: str) -> tuple[str, str]:
+    """(width, height) of "512x768". Raises RequestError."""
+    width, _, height = map(str.strip, text.lower().replace("\u00d7", "x").partition("x"))
     if not (width.isdecimal() and height.isdecimal()):
-        raise RequestError(f"--size {text[:40]}: it must be WxH in pixels, as in 512x768")
+        raise RequestError(f"size {shown(text)}: it must be WxH in pixels, as in 512x768")
     return width, height

@@ -160,6 +160,19 @@ def read_table(text: str, names: Mapping[str, str], separator: str = ",") -> Tab
     return Table(separator, (line + skipped, headings), text, skipped, quoted)
 
 
+def is_table(text: str, names: Mapping[str, str]) -> bool:
+    """Whether a text of prompts is a table: its first row holds the heading `prompt` and another one. Between commas
+    nothing else may stand there, since prompts have commas too. names: as in `read_table`."""
+    if _SEPARATOR_LINE.match(text):
+        return True
+    for separator in SEPARATORS:
+        cells = [_heading(cell, names) for cell in _guessed(text[:GUESSED_FROM], separator) if cell.strip()]
+        known = sum(cell in names for cell in cells)
+        if "prompt" in cells and known > 1 and (separator != "," or known == len(cells)):
+            return True
+    return False
+
+
 def _rows(text: str, separator: str, quoted: bool = True) -> Iterator[tuple[int, list[str]]]:
     """The rows, each with the line in which it ends; [] for a row of empty cells. Raises RequestError."""
     reader = csv.reader(

@@ -89,7 +89,7 @@ _NAMES: Mapping[str, FieldNames] = {
         argument="sampler", place="sampling",
     ),
     "init_image": FieldNames(setting="", place="start"),
-    "strength": FieldNames(call="denoising_strength", setting="", place="start"),
+    "strength": FieldNames(options=("denoising_strength",), call="denoising_strength", setting="", place="start"),
     "mask": FieldNames(setting="", place="start"),
     "mask_blur": FieldNames(most=64, place="start"),
     "mask_content": FieldNames(place="start"),

@@ -46,7 +46,7 @@ LARGEST_ADDED = 8 * 2**30
 RECENT = 2.0
 """Seconds during which a search does not look for changed files again."""
 
-FORMAT = 4
+FORMAT = 5
 """The version of the cache on disk. Raise it whenever cards change their meaning."""
 
 PATIENCE = 0.5

@@ -57,9 +57,21 @@ ALONE = {
     "dpmpp_2m_sde_gpu_karras": "DPM++ 2M SDE Karras", "sgm_uniform": "Euler trailing",
     "Default": "model", "EulerDiscreteScheduler": "Euler", "DPMSolverMultistepScheduler": "DPM++ 2M",
     "DPM++ 2M SDE Exponential": "DPM++ 2M SDE Exponential", "model": "model", "Model": "model",
+    # Replicate, groups of ComfyUI's RES4LYF, names with blanks
+    "DPMSolverMultistep": "DPM++ 2M", "HeunDiscrete": "Heun", "K_EULER_ANCESTRAL": "Euler a",
+    "linear/euler": "Euler", "DPM 2 a": "DPM2 a", "dpm_2_a_ka": "DPM2 a Karras",
 }  # fmt: skip
 NEAREST = {  # what is not offered -> a part of the reason, the nearest
     "Restart": ("no such solver", "Heun"),
+    "exponential/res_2s": ("no such solver", "Heun"),
+    "multistep/res_2m": ("no such solver", r"DPM\+\+ 2M"),
+    "Kohaku_LoNyu_Yog": ("no such solver", "Euler a"),
+    "dpmsolver": (r"only DPM-Solver\+\+", r"DPM\+\+ 2M"),
+    "LMSDiscreteScheduler": ("package scipy", r"DPM\+\+ 2M"),
+    "DPMSolverSDEScheduler": ("package torchsde", r"DPM\+\+ 2M SDE"),
+    "SASolver": ("takes other steps", r"DPM\+\+ 2M SDE"),
+    "FlowMatchEulerDiscreteScheduler": ("flow models", "Euler"),
+    "EDMDPMSolverMultistepScheduler": ("EDM models", r"DPM\+\+ 2M Karras"),
     "Restart Karras": ("no such solver", "Heun Karras"),
     "res_multistep": ("no such solver", r"DPM\+\+ 2M"),
     "res_multistep_ancestral": ("no such solver", "Euler a"),

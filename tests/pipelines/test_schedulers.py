@@ -25,6 +25,7 @@ from pipelines.schedulers import (
     scheduler_names,
     set_steps,
     step_of_call,
+    without_noise,
 )
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
@@ -107,6 +108,23 @@ def test_a_name_says_whether_its_steps_add_noise(name: str) -> None:
         return x
 
     assert torch.equal(drawn(0), drawn(1)) is not adds_noise(name)
+
+
+@pytest.mark.parametrize("name", scheduler_names())
+def test_the_sampler_without_noise_adds_none_and_takes_the_same_steps(name: str) -> None:
+    plain = without_noise(name)
+    if plain is None:
+        assert adds_noise(name)
+        return
+    assert not adds_noise(plain)
+    assert (plain == name) is not adds_noise(name)
+    begun = []
+    for each in (name, plain):
+        scheduler = make_scheduler(each, sdxl_scheduler())
+        timesteps = set_steps(scheduler, 7).tolist()
+        steps = [step_of_call(scheduler, call) for call in range(len(timesteps))]
+        begun.append([timesteps[steps.index(step)] for step in range(7)])
+    assert begun[0] == begun[1]
 
 
 @pytest.mark.parametrize("name", scheduler_names())

@@ -60,7 +60,9 @@ SHARED = frozenset(part for kind in APPLIED for part in kind.shared)
 """Parts that stand once in a file, for all its layers."""
 INTEGERS = frozenset(leaf.part for kind in APPLIED for leaf in kind.leaves.values() if leaf.integers)
 """Parts that may hold whole numbers."""
+RANKS = tuple(part for kind in APPLIED for part in kind.ranks)
+"""Parts whose first axis is a layer's rank. No layer has those of two types."""
 PEFT_APPLIED = frozenset(word for kind in APPLIED for word in kind.peft_types)
 """The `peft_type`s that are applied."""
 
-__all__ = ["ADAPTER_KINDS", "INTEGERS", "PEFT_APPLIED", "SHARED", "AdapterKind", "Leaf", "RawLayer"]
+__all__ = ["ADAPTER_KINDS", "INTEGERS", "PEFT_APPLIED", "RANKS", "SHARED", "AdapterKind", "Leaf", "RawLayer"]

@@ -8,7 +8,7 @@ parts, and their changes add up. A type that is built on another one, as DoRA is
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -55,6 +55,7 @@ class AdapterKind(ABC):
 
     leaves: end of a key ("lora_up.weight") -> what it is. `alpha` is among LoRA's, and all types share it.
     input_axes: part -> the axis of that tensor that has the layer's input width, for parts that have one.
+    ranks: parts whose first axis is the rank, by which a stated alpha is divided; the first that a layer has counts.
     refusal: why this type is not applied, and what to do instead; "" for one that is applied.
     peft_types: the `peft_type`s of PEFT's settings under which it is read.
     takes: parts of other types that it reads itself, so that these do not see them.
@@ -65,6 +66,7 @@ class AdapterKind(ABC):
     name: str
     leaves: Mapping[str, Leaf]
     input_axes: Mapping[str, int] = MappingProxyType({})
+    ranks: Sequence[str] = ()
     refusal: str = ""
     peft_types: Collection[str] = ()
     takes: Collection[str] = ()

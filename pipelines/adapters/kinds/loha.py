@@ -29,6 +29,7 @@ class Loha(AdapterKind):
     name = "LoHa"
     leaves: Mapping[str, Leaf] = {part: Leaf(part, "") for part in PARTS}
     input_axes: Mapping[str, int] = {"hada_w1_b": 1, "hada_w2_b": 1}
+    ranks = ("hada_w1_b",)
     peft_types = ("LOHA",)
     has_alpha = True
 

@@ -28,6 +28,7 @@ class Lokr(AdapterKind):
 
     name = "LoKr"
     leaves: Mapping[str, Leaf] = {part: Leaf(part, "") for part in (*PARTS, "lokr_t1")}
+    ranks = ("lokr_w2_b", "lokr_w1_b")
     peft_types = ("LOKR",)
     has_alpha = True
 
@@ -58,7 +59,7 @@ class Lokr(AdapterKind):
         return smaller(down, torch.kron(first, a), scale, target)
 
     def _scale(self, layer: RawLayer) -> float:
-        factored = next((part for part in ("lokr_w2_b", "lokr_w1_b") if part in layer.parts), None)
+        factored = next((part for part in self.ranks if part in layer.parts), None)
         if factored is not None:
             return scale_of(layer, len(layer.parts[factored]))
         return 1.0 if layer.scale is None else layer.scale

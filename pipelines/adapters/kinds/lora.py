@@ -54,6 +54,7 @@ class Lora(AdapterKind):
     name = "LoRA"
     leaves = _LEAVES
     input_axes: Mapping[str, int] = {"down": 1}
+    ranks = ("down",)
     peft_types = ("LORA",)
     has_alpha = True
 

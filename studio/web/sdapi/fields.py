@@ -27,7 +27,7 @@ from pipelines.bounds import LONGEST_NAME, LONGEST_PROMPT, STRONGEST, check_text
 from pipelines.errors import RequestError
 from pipelines.home.plain import read_json
 from pipelines.request import SEEDS
-from pipelines.schedulers import adds_noise, canonical, named
+from pipelines.schedulers import adds_noise, canonical, named, without_noise
 from studio.drafts.draft import Draft, Wanted, counted
 from studio.drafts.entries import read_draft
 from studio.drafts.fields import BY_NAME, FIELDS, Field
@@ -56,6 +56,8 @@ _ELSEWHERE = {
 }
 """Fields of a request that our script does not take, and the field of A1111's that says each."""
 _MAPPED = tuple(field for field in FIELDS if field.call)
+_WITHOUT_ETA = "LCM", "TCD", "DDPM"
+"""Samplers that add noise and that A1111 gives no `eta`."""
 _LORA = "path", "multiplier", "is_high_noise"
 """Fields of an entry of `lora`."""
 
@@ -104,8 +106,7 @@ def read_asked(body: Mapping[str, Any], *, with_image: bool) -> ImageCall:
     script = _script(body)
     _refuse_two_skips(override, script)
     values = {field.name: _value(field, body, with_image=with_image) for field in _MAPPED}
-    values["scheduler"] = _scheduler(body)
-    _refuse_noise(body, values["scheduler"])
+    values["scheduler"] = _with_noise(body, _scheduler(body))
     said = {name: value for name, value in values.items() if value is not None}
     if mask is not None:
         said |= mask_values(body)
@@ -163,14 +164,24 @@ def _settings(body: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _refuse_noise(body: Mapping[str, Any], scheduler: str | None) -> None:
-    """Raises RequestError for noise that a sampler would add in another measure: `eta` and `s_noise` are 1 for those
-    that add any, and DDIM's eta is 0."""
-    for name in ("eta", "s_noise"):
-        if scheduler is not None and adds_noise(scheduler) and number(body.get(name)) not in (None, 1):
-            raise RequestError(f"{name}={shown(body[name])}: {scheduler} adds noise at 1 alone here")
-    if scheduler is not None and scheduler.startswith("DDIM") and number(body.get("eta")) not in (None, 0):
-        raise RequestError(f"eta={shown(body['eta'])}: {scheduler} adds no noise here; leave the field out")
+def _with_noise(body: Mapping[str, Any], scheduler: str | None) -> str | None:
+    """The sampler with as much noise as is asked for: `eta` 0 makes it the one that adds none. Raises RequestError for
+    another measure: `eta` and `s_noise` are 1 for those that add any, and DDIM's eta is 0."""
+    eta = number(body.get("eta"))
+    if scheduler is None or not adds_noise(scheduler):
+        if scheduler is not None and scheduler.startswith("DDIM") and eta not in (None, 0):
+            raise RequestError(
+                f"eta={shown(body['eta'])}: {scheduler} adds no noise here; leave the field out"
+            )
+        return scheduler
+    if number(body.get("s_noise")) not in (None, 1):
+        raise RequestError(f"s_noise={shown(body['s_noise'])}: {scheduler} adds noise at 1 alone here")
+    if eta in (None, 1) or (eta == 0 and scheduler in _WITHOUT_ETA):
+        return scheduler
+    plain = without_noise(scheduler) if eta == 0 else None
+    if plain is None:
+        raise RequestError(f"eta={shown(body['eta'])}: {scheduler} adds noise at 1 alone here")
+    return plain
 
 
 def _scheduler(body: Mapping[str, Any]) -> str | None:

@@ -19,6 +19,8 @@ from studio.web.sdapi.values import asks_nothing, number
 
 MOST_SAID = 10_000
 """Most values of one field."""
+MOST_FIELDS = 500
+"""Most fields of a call: more than all clients together send."""
 
 READ = (
     *(field.call for field in FIELDS if field.call), "sampler_name", "sampler_index", "scheduler", "batch_size",
@@ -71,6 +73,8 @@ REFUSED: Mapping[str, tuple[str, tuple[object, ...]]] = {
 def check_fields(body: Mapping[str, Any]) -> None:
     """Raises RequestError for a field that asks for what is not done here, for one that nobody knows, unless it asks
     for nothing, and for values that are too long, too many or no plain ones."""
+    if len(body) > MOST_FIELDS:
+        raise RequestError(f"{len(body)} fields are more than a call has; leave out what it does not need")
     known = (*READ, *INDIFFERENT, *REFUSED)
     for name, value in body.items():
         if name in READ:
@@ -113,10 +117,17 @@ def is_off(name: str, args: object, body: Mapping[str, Any]) -> bool:
         return True
     if name.lower() in _REPEATING:
         return _REPEATING[name.lower()](args, body)
+    args = [None if _is_off_by_name(name, one) else one for one in args]
     units = [one for one in args if isinstance(one, dict)]
     if name.lower() == "adetailer" and units:  # [on, not for img2img, unit, …]
         return all(one and asks_nothing(one) for one in units)
     return all(asks_nothing(one) and one != {} for one in args)  # a unit of ControlNet without fields is on
+
+
+def _is_off_by_name(name: str, unit: object) -> bool:
+    """Whether an object has a switch that is called as its script, and that is off."""
+    switches = unit.items() if isinstance(unit, Mapping) else ()
+    return any(str(key).lower() == name.lower() and asks_nothing(value) for key, value in switches)
 
 
 def _repeats(args: Sequence[Any], body: Mapping[str, Any], *names: str) -> bool:
@@ -125,6 +136,11 @@ def _repeats(args: Sequence[Any], body: Mapping[str, Any], *names: str) -> bool:
 
 _REPEATING = {
     "sampler": lambda args, body: _repeats(args, body, "steps", "sampler_name", "scheduler"),
-    "seed": lambda args, body: _repeats(args, body, "seed") and all(asks_nothing(one) for one in args[1:2]),
+    "seed": lambda args, body: (
+        _repeats(
+            args, {"seed": -1, **{key: value for key, value in body.items() if value is not None}}, "seed"
+        )
+        and all(asks_nothing(one) for one in args[1:2])
+    ),
 }
 """A1111's own scripts, in lower case -> whether they say no more than the fields of the call."""

@@ -24,10 +24,27 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "emphasis": ("Original",),
     "randn_source": ("GPU", "CPU"),
     "forge_unet_storage_dtype": ("Automatic",),
+    "k_sched_type": ("Automatic",),
+    "sd_noise_schedule": ("Default",),
+    "s_noise": (1,),
+    "uni_pc_order": (2,),
+    "uni_pc_variant": ("bh2",),
+    "uni_pc_skip_type": ("time_uniform",),
+    "uni_pc_lower_order_final": (True,),
+    "comma_padding_backtrack": (20,),
+    "extra_networks_default_multiplier": (1,),
+    "beta_dist_alpha": (0.6,),
+    "beta_dist_beta": (0.6,),
 }
 """Setting -> its values that change nothing here."""
-_INDIFFERENT = "forge_preset", "sd_checkpoint_hash", "hide_samplers", "hide_schedulers"
-_OF_FILES = "outdir_", "save_", "grid_", "live_preview", "show_progress", "directories_"
+_INDIFFERENT = (
+    "forge_preset", "sd_checkpoint_hash", "hide_samplers", "hide_schedulers", "sd_vae_overrides_per_model_preferences",
+    "batch_cond_uncond", "sd_checkpoints_limit", "sd_checkpoint_cache", "do_not_show_images", "lora_preferred_name",
+    "forge_inference_memory", "forge_async_loading", "forge_pin_shared_memory", "face_restoration_model",
+    "code_former_weight", "jpeg_quality", "webp_lossless",
+)  # fmt: skip
+"""Settings that change no picture here: memory, lists, and what belongs to things that are not offered."""
+_OF_FILES = "outdir_", "save_", "samples_", "grid_", "live_preview", "show_progress", "directories_"
 """How settings begin that tell how A1111 saves and shows pictures. They do not change pictures that are sent."""
 
 
@@ -63,9 +80,9 @@ def _read(name: str, value: object) -> Any:
 
 
 def _changes_nothing(name: str, value: object) -> bool:
-    if name in _INDIFFERENT or name.startswith(_OF_FILES):
-        return True
     neutral = _NEUTRAL.get(name, ())
+    if name in _INDIFFERENT or (name.startswith(_OF_FILES) and not neutral):
+        return True
     return asks_nothing(value) or number(value) in (0, *neutral) or value in neutral
 
 

@@ -308,3 +308,11 @@ def test_embeddings_that_come_with_a_lora_are_handed_out_by_word(whole, save, sd
     assert torch.equal(adapter.bundled["red fox"]["clip_g"], torch.ones(2, 24))
     [note] = [note for note in adapter.report.notes if "bundle_emb" in note]
     assert "'red fox'" in note
+
+
+def test_keys_are_counted_once(whole, save, sdxl, refused):
+    tensors, _ = whole
+    stem = next(key for key in tensors if key.endswith("lora_up.weight")).removesuffix(".lora_up.weight")
+    odd = {f"{stem}.lora_sideways.weight": torch.zeros(1)}
+    said = refused(AdapterFormatError, save(tensors | odd), sdxl)
+    assert f": 1 ('{stem}.lora_sideways.weight') of {len(tensors) + 1} keys follow no adapter format" in said

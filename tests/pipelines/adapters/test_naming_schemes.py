@@ -196,15 +196,18 @@ def test_text_layers_match_whether_or_not_they_stand_under_text_model(
 # Prefixes of any writer, before any other --------------------------------------------------------------------
 
 UNETS = ("unet", "lora_unet", "lycoris_unet", "lycoris", "diffusion_model", "model.diffusion_model", "base_model.model",
-         "base_model.model.unet", "unet.base_model.model", "lora_unet.unet", "module.unet", "")  # fmt: skip
+         "base_model.model.unet", "unet.base_model.model", "lora_unet.unet", "module.unet", "", "pipe.unet",
+         "pipeline.unet", "network.unet", "state_dict.unet", "_fsdp_wrapped_module.unet", "adapter.unet")  # fmt: skip
 TEXTS = {
     "text_encoder": ("text_encoder", "text_encoder_1", "lora_te1", "lora_te", "te1", "te", "lycoris_te1", "clip_l",
                      "clip_l.transformer", "text_encoders.clip_l.transformer", "cond_stage_model.transformer",
                      "cond_stage_model.clip_l", "conditioner.embedders.0.transformer", "base_model.model.text_encoder",
-                     "lora_te_0_transformer", "lora_unet_lora_te1", "text_encoder.base_model.model"),
+                     "lora_te_0_transformer", "lora_unet_lora_te1", "text_encoder.base_model.model",
+                     "text_encoder1", "textencoder", "pipe.text_encoder", "state_dict.text_encoder"),
     "text_encoder_2": ("text_encoder_2", "lora_te2", "te2", "lycoris_te2", "clip_g", "text_encoders.clip_g.transformer",
                        "clip_g.transformer", "cond_stage_model.clip_g.transformer", "lora_text_encoder_2",
-                       "conditioner.embedders.1.model", "lora_te_1_model", "base_model.model.text_encoder_2"),
+                       "conditioner.embedders.1.model", "lora_te_1_model", "base_model.model.text_encoder_2", "te_2",
+                       "lora_te_2", "text_encoder2", "textencoder_2", "pipeline.text_encoder_2"),
 }  # fmt: skip
 ENDS = [
     (".lora_up.weight", ".lora_down.weight"),
@@ -226,11 +229,11 @@ def open_clip(module: str) -> str:
     return f"transformer.resblocks.{layer[1]}.{names.get(layer[2], layer[2].replace('self_attn', 'attn'))}"
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(36))
 def test_no_layer_is_lost_whatever_stands_before_and_after_its_name(
     seed, sdxl, trainer, save, assert_applied
 ):
-    """Two dozen made-up writers: a prefix for each component, dots or underscores, old or new names, an ending."""
+    """Three dozen made-up writers: a prefix for each component, dots or underscores, old or new names, an ending."""
     choose = random.Random(seed)
     sgm = sgm_names(sdxl.modules("unet"))
     up, down = choose.choice(ENDS)
@@ -293,3 +296,34 @@ def test_open_clips_projection_is_refused_for_it_lies_the_other_way_round(prefix
     stem = f"{prefix}text_projection"
     path = save({f"{stem}.lora_up.weight": torch.ones(20, 2), f"{stem}.lora_down.weight": torch.ones(2, 24)})
     assert "text_projection" in refused(AdapterFormatError, path, sdxl)
+
+
+@pytest.mark.parametrize(("first", "second"), [("te_1", "te_2"), ("lora_te_1", "lora_te_2")])
+def test_text_encoders_may_be_counted_from_1(first, second, sdxl, trainer, save, assert_applied):
+    learned = {part: trainer.layers(sdxl.modules(part)) for part in ("text_encoder", "text_encoder_2")}
+    tensors = {}
+    for part, prefix in (("text_encoder", first), ("text_encoder_2", second)):
+        for module, factors in learned[part].items():
+            stem = f"{prefix}.{in_file(module)}"
+            tensors |= {f"{stem}.lora_up.weight": factors.up, f"{stem}.lora_down.weight": factors.down}
+            tensors[f"{stem}.alpha"] = torch.tensor(factors.alpha)
+    adapter = read_adapter(save(tensors), sdxl.layers, "fox")
+    for part, factors in learned.items():
+        assert_applied(adapter, sdxl, part, factors)
+
+
+def test_sd_scripts_oft_is_read_under_its_own_prefix(sdxl, trainer, save):
+    module = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    width = sdxl.modules("unet")[module][0]
+    blocks, alpha = trainer.tensor(2, width // 2, width // 2), 0.01
+    path = save({f"oft_{flat('unet_', module)}.oft_blocks": blocks,
+                 f"oft_{flat('unet_', module)}.alpha": torch.tensor(alpha)})  # fmt: skip
+    weight = sdxl.unet.get_submodule(module).weight.detach()
+    skew = blocks - blocks.mT
+    skew = skew * min(1, alpha * width / float(skew.norm()))  # its bound is alpha times the outputs
+    eye = torch.eye(width // 2)
+    turns = (eye + skew) @ torch.linalg.inv(eye - skew)
+    rows = weight.view(2, width // 2, -1)
+    meant = torch.einsum("knm,kni->kmi", turns, rows).reshape(weight.shape) - weight
+    change = read_adapter(path, sdxl.layers, "fox").layers[f"unet.{module}"].change(weight)
+    torch.testing.assert_close(change, meant, rtol=1e-4, atol=1e-6)

@@ -52,6 +52,9 @@ USED = {
     "peft_config, default": ({"peft_config": '{"default": {"r": 4, "lora_alpha": 8}}'}, 2, 2),
     "peft_config by component": ({"peft_config": '{"unet": {"r": 4, "lora_alpha": 8}}'}, 2, 1),
     "peft_config, rsLoRA": ({"peft_config": '{"r": 4, "lora_alpha": 8, "use_rslora": true}'}, 4, 4),
+    "peft_config, an adapter's name": ({"peft_config": '{"fox": {"r": 4, "lora_alpha": 8}}'}, 2, 2),
+    "PEFT's own place, an adapter's name": (
+        {"lora_adapter_metadata": '{"fox": {"r": 4, "lora_alpha": 8}}'}, 2, 2),
     "lora_config": ({"lora_config": '{"r": 4, "lora_alpha": 8}'}, 2, 2),
     "JSON, other names": ({"lora_config": '{"rank": 4, "alpha": 8}'}, 2, 2),
     "LoraConfig": ({"LoraConfig": '{"rank": 4, "network_alpha": 8}'}, 2, 2),
@@ -93,6 +96,16 @@ TOLD = {
         {"peft_config": '{"r": 4, "use_rslora": true}'},
         ("ask for rsLoRA", "scale 1"),
     ),
+    "another spelling": ({"LoRA_alpha": "8"}, ("'LoRA_alpha' says alpha 8", "rank is 4")),
+    "another component": ({"transformer.lora_alpha": "8"}, ("'transformer.lora_alpha' says alpha 8",)),
+    "a trainer's own words": (
+        {"config_of_mine": '{"network": {"linear": 4, "linear_alpha": 8}}'},
+        ("'config_of_mine: network: linear_alpha' says alpha 8",),
+    ),
+    "settings of another component": (
+        {"lora_adapter_metadata": '{"text_encoder_2.r": 4, "text_encoder_2.lora_alpha": 8}'},
+        ("settings say nothing of the",),
+    ),
     "neither yes nor no": ({"lora_alpha": "8", "use_rslora": "perhaps"}, ("'perhaps'",)),
 }
 
@@ -121,7 +134,12 @@ def test_a_bare_file_of_peft_says_what_cannot_be_seen(metadata, peft, save, sdxl
 
 
 @pytest.mark.parametrize(
-    "metadata", [{"lora_alpha": "4", "r": "4"}, {"ss_network_alpha": "4", "ss_network_dim": "4"}]
+    "metadata",
+    [
+        {"lora_alpha": "4", "r": "4"},
+        {"ss_network_alpha": "4", "ss_network_dim": "4"},
+        {"config_of_mine": '{"linear_alpha": 4}'},
+    ],
 )
 def test_where_the_header_says_scale_1_too_there_is_nothing_to_tell(metadata, peft, save, sdxl):
     adapter = read_adapter(save(peft, metadata), sdxl.layers, "fox")
@@ -180,6 +198,29 @@ def test_convolutions_are_not_scaled_by_what_was_said_of_linear_layers(sdxl, tra
     adapter = read_adapter(save(tensors, said), sdxl.layers, "fox")
     assert scales(adapter) == {"unet": 1.0}
     assert "not certain" in about_scale(adapter)[0]
+
+
+@pytest.mark.parametrize("kind", ["LoHa", "LoKr"])
+def test_other_types_have_the_scale_that_a_header_states_too(kind, trainer, save, sdxl):
+    stem, shape = f"lora_unet_{QUERY.replace('.', '_')}", sdxl.modules("unet")[QUERY]
+    halves = {"LoHa": ("hada_w1", "hada_w2"), "LoKr": ("lokr_w2",)}[kind]
+    base = torch.zeros(shape)
+    out, inner = (shape[0], shape[1]) if kind == "LoHa" else (shape[0] // 2, shape[1] // 2)
+    tensors = {f"{stem}.{half}_a": trainer.tensor(out, 2) for half in halves}
+    tensors |= {f"{stem}.{half}_b": trainer.tensor(2, inner) for half in halves}
+    if kind == "LoKr":
+        tensors[f"{stem}.lokr_w1"] = trainer.tensor(2, 2)
+    plain = read_adapter(save(tensors), sdxl.layers, "fox").layers[f"unet.{QUERY}"].change(base)
+    for said in ({"lora_alpha": "8", "r": "2"}, {"ss_network_alpha": "8", "ss_network_dim": "2"}):
+        adapter = read_adapter(save(tensors, said), sdxl.layers, "fox")
+        torch.testing.assert_close(adapter.layers[f"unet.{QUERY}"].change(base), 4 * plain)
+        assert len(about_scale(adapter)) == 1
+    adapter = read_adapter(save(tensors, {"lora_alpha": "8", "r": "16"}), sdxl.layers, "fox")
+    torch.testing.assert_close(adapter.layers[f"unet.{QUERY}"].change(base), plain)
+    assert "at scale 1, though" in about_scale(adapter)[0]
+    alpha = {f"{stem}.alpha": torch.tensor(1.0)}
+    adapter = read_adapter(save(tensors | alpha, {"lora_alpha": "8", "r": "2"}), sdxl.layers, "fox")
+    torch.testing.assert_close(adapter.layers[f"unet.{QUERY}"].change(base), plain / 2)
 
 
 def beside(path, text):

@@ -7,6 +7,7 @@ import struct
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
 from hypothesis import strategies as st
 
 from pipelines.checkpoints.card import read_card
@@ -179,3 +180,10 @@ def test_any_scheduler_is_made_or_refused(config: dict[str, object], name: objec
     for family in (SD1, SDXL):
         with suppress(ModelError):
             make_model_scheduler({"_class_name": name, **config}, family)
+
+
+@pytest.mark.parametrize("said", ["flow", "v", "flow_prediction", "", ["epsilon"], {"a": 1}, None])
+def test_a_scheduler_that_predicts_something_else_is_refused_before_a_picture_is_drawn(said: object) -> None:
+    config = {"_class_name": "EulerDiscreteScheduler", "prediction_type": said}
+    with pytest.raises(ModelError, match=r"prediction_type .*, which is not supported"):
+        make_model_scheduler(config, SD1)

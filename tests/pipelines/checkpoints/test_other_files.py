@@ -209,3 +209,45 @@ def test_a_vae_is_read_by_every_key(tmp_path: Path, sd_folder: Path, tiny_config
     save_file(tensors, file)
     with pytest.raises(ModelError, match=r"lacks weights that a VAE has: 1 of .*decoder\.conv_out\.bias"):
         load_checkpoint(sd_folder, vae=file)
+
+
+@pytest.mark.parametrize("where", ["comfy_quant", "_quantization_metadata"])
+def test_a_scale_that_a_layer_is_said_to_have_and_has_not_is_refused(
+    tmp_path: Path, xl: Shapes, where: str
+) -> None:
+    file = tmp_path / "half.safetensors"
+    mark = {f"{TO_Q}.comfy_quant": (27,)} if where == "comfy_quant" else {}
+    said = {"_quantization_metadata": json.dumps({"layers": {TO_Q: {"format": "float8_e4m3fn"}}})}
+    metadata = None if mark else said
+    scale = {f"{TO_Q}.weight_scale": (1,)}
+    dtypes = {f"{TO_Q}.weight": "F8_E4M3", f"{TO_Q}.comfy_quant": "U8", f"{TO_Q}.weight_scale": "F32"}
+    write_header(file, {**xl, **mark, **scale}, dtypes, metadata=metadata)
+    assert examine(file).family is SDXL
+    write_header(file, {**xl, **mark}, dtypes, metadata=metadata)
+    with pytest.raises(ModelError, match=rf"{TO_Q}\.weight is said to have a scale"):
+        examine(file)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("x0", "refused"),
+        ("sample", "refused"),
+        ("Rectified Flow", "refused"),
+        ("something", "note"),
+        ("unknown", ""),
+        ("epsilon", ""),
+        ("", ""),
+    ],
+)
+def test_a_prediction_type_that_is_not_run_is_never_taken_for_epsilon_in_silence(
+    tmp_path: Path, xl: Shapes, said: str, told: str
+) -> None:
+    file = write_header(tmp_path / "odd.safetensors", xl, metadata={"modelspec.prediction_type": said})
+    if told == "refused":
+        with pytest.raises(ModelError, match=r"predicts .* which is not supported"):
+            examine(file)
+        return
+    facts = examine(file)
+    assert facts.prediction_type == "epsilon"
+    assert ["something" in note for note in facts.notes] == ([True] if told else [])

@@ -279,3 +279,62 @@ def test_a_folder_that_is_no_adapter_says_what_it_holds(
     (folder / inside).write_bytes(b"x")
     with pytest.raises(AdapterFileError, match=says):
         home.find_lora(folder)
+
+
+def test_listed_names_hold_no_folders_above_the_listed_ones_and_find_their_file(home: Home) -> None:
+    files = [
+        lora(home, name, number)
+        for number, name in enumerate(
+            (
+                "Twin.safetensors",
+                "twin.safetensors",
+                "both.safetensors",
+                "both/pytorch_lora_weights.safetensors",
+                "a/Case.safetensors",
+                "b/case.safetensors",
+                "c/case.safetensors",
+            )
+        )
+    ]
+    entries = home.loras()
+    assert sorted(entry.name for entry in entries) == [
+        "Twin", "a/Case", "b/case", "both", "both/pytorch_lora_weights", "c/case", "twin"]  # fmt: skip
+    assert {home.find_lora(entry.name, paths=False).path for entry in entries} == set(files)
+    with pytest.raises(AdapterFileError, match=r"'TWIN' is ambiguous; write one of 'Twin', 'twin'"):
+        home.find_lora("TWIN")
+
+
+def test_a_models_folder_and_a_file_of_its_name_are_told_apart(home: Home) -> None:
+    models = home.path / "models"
+    for name in ("dream", "a/dream"):
+        (models / name).mkdir(parents=True)
+        (models / name / "model_index.json").write_text("{}")
+        save_file({"x": torch.zeros(1)}, models / f"{name}.safetensors")
+    names = {entry.name: entry.path for entry in home.models()}
+    assert names["a/dream"] == models / "a/dream"
+    assert names["a/dream.safetensors"] == models / "a/dream.safetensors"
+    assert len(names) == 4
+    assert not any(str(home.path.parent.name) in name for name in names)
+    for name, path in names.items():
+        found = home.find_model(name, paths=False)
+        assert found is not None
+        assert found.path == path
+
+
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [
+        ("old.pt", "a pickle"),
+        ("old.CKPT", "a pickle"),
+        ("sub/old.gguf", "a GGUF"),
+        ("old.sft", "rename it to"),
+    ],
+)
+def test_a_name_that_only_a_file_has_which_is_not_opened_is_told(home: Home, file: str, told: str) -> None:
+    (home.path / "loras" / file).parent.mkdir(exist_ok=True)
+    (home.path / "loras" / file).write_bytes(b"x")
+    for said in ("old", "OLD", Path(file).name, f"any/{Path(file).name}"):
+        with pytest.raises(AdapterFileError, match=rf"^LoRA '.*': {Path(file).name} is .*{told}"):
+            home.find_lora(said, paths=False)
+    lora(home, "old.safetensors")
+    assert home.find_lora("old").path.name == "old.safetensors"

@@ -54,6 +54,10 @@ TABLES = {
     "Google Sheets, tabs": ("a.tsv", TABS.replace("3,5", "3.5")),
     "tabs under the name of commas": ("a.csv", TABS),
     "the ending .tab": ("a.tab", TABS),
+    "Excel's Unicode text under its own ending": ("a.txt", TABS.encode("utf-16")),
+    "Excel's text with tabs": ("a.txt", TABS.encode("cp1250")),
+    "semicolons under the ending of prompts": ("a.txt", GERMAN),
+    "formulas that are texts": ("a.csv", 'prompt,seed,guidance_scale\n"=""a fox, red""","=""7""",3.5\n'),
     "commas under the name of tabs": ("a.tsv", 'prompt,seed,guidance_scale\n"a fox, red",7,3.5\n'),
     "LibreOffice, all texts in quotes": ("a.csv", '"prompt";"seed";"guidance_scale"\n"a fox, red";7;3,5\n'),
     "empty columns and rows at the end": ("a.csv", f"{GERMAN.replace(chr(13), ';;')};;;;\n;;\n\n"),
@@ -102,6 +106,25 @@ def test_headings_have_the_names_that_lines_of_prompts_take(tmp_path: Path) -> N
     assert fields(tmp_path / "a.txt", "a fox --cfg_scale 5 --sampler_name Euler a --negative fog\n") == [
         {"prompt": "a fox", "guidance_scale": "5", "scheduler": "Euler a", "negative_prompt": "fog"}
     ]
+
+
+def test_lines_of_prompts_with_tabs_and_commas_stay_prompts(tmp_path: Path) -> None:
+    for line in ("prompt", "seed, prompt of a fox", "a fox\tred", "prompt, steps, a fox"):
+        assert fields(tmp_path / "a.txt", f"{line}\nan owl") == [{"prompt": line}, {"prompt": "an owl"}]
+    _, messages, _ = read(tmp_path / "a.txt", "prompt\tseed\tremark\na fox\t7\tx")
+    assert "unknown field 'remark'" in messages[0]
+
+
+def test_a_table_names_loras_and_sizes_as_lines_of_prompts_do(tmp_path: Path) -> None:
+    text = "Prompt;LoRA;Size;Denoising strength\na fox;owl=0,5;512 \u00d7 768;0,6\n"
+    assert fields(tmp_path / "a.csv", text) == [
+        {"prompt": "a fox", "adapters": [{"adapter": "owl", "weight": 0.5}], "width": "512", "height": "768",
+         "strength": "0.6"}]  # fmt: skip
+    for wrong, said in (
+        ("prompt,size,width\na,8x8,8", "line 1: size holds width too; keep one of the columns"),
+        ("prompt,size\na,8", "line 2: size '8': it must be WxH in pixels"),
+    ):
+        assert said in read(tmp_path / "a.csv", wrong)[1][0]
 
 
 @pytest.mark.parametrize("text", ["prompt,seed\na \0fox,7\n", "prompt,seed\nein \0Füchslein,7\n"])

@@ -13,6 +13,48 @@ from studio.web.sdapi.fields import ImageCall, read_asked
 from studio.web.sdapi.lists import SPACINGS
 from studio.web.sdapi.settings import CLIP_SKIP, read_settings
 
+EXAMPLE = {  # of A1111's page for its API, which scripts are made from
+    "enable_hr": False,
+    "denoising_strength": 0,
+    "firstphase_width": 0,
+    "firstphase_height": 0,
+    "hr_scale": 2,
+    "hr_upscaler": "",
+    "hr_second_pass_steps": 0,
+    "hr_resize_x": 0,
+    "hr_resize_y": 0,
+    "prompt": "a fox",
+    "styles": [""],
+    "seed": -1,
+    "subseed": -1,
+    "subseed_strength": 0,
+    "seed_resize_from_h": -1,
+    "seed_resize_from_w": -1,
+    "batch_size": 1,
+    "n_iter": 1,
+    "steps": 50,
+    "cfg_scale": 7,
+    "width": 512,
+    "height": 512,
+    "restore_faces": False,
+    "tiling": False,
+    "do_not_save_samples": False,
+    "do_not_save_grid": False,
+    "negative_prompt": "",
+    "eta": 0,
+    "s_churn": 0,
+    "s_tmax": 0,
+    "s_tmin": 0,
+    "s_noise": 1,
+    "override_settings": {},
+    "override_settings_restore_afterwards": True,
+    "script_args": [],
+    "sampler_index": "Euler",
+    "script_name": "",
+    "send_images": True,
+    "save_images": False,
+    "alwayson_scripts": {},
+}
 SILLYTAVERN = {
     "url": "http://127.0.0.1:7860",
     "auth": "",
@@ -199,6 +241,24 @@ def test_sillytavern() -> None:
     assert (asked.save_images, asked.send_images) == (True, True)
 
 
+@pytest.mark.parametrize(
+    ("sampler", "drawn"),
+    [
+        ("", "Euler"),
+        ("Euler a", "Euler"),
+        ("Euler a SGM Uniform", "Euler trailing"),
+        ("DPM2 a Karras", "DPM2 Karras"),
+        ("DPM++ 2M SDE Karras", "DPM++ 2M Karras"),
+        ("k_dpmpp_2m_ka", "DPM++ 2M Karras"),
+        ("DDIM", "DDIM"),
+        ("LCM", "LCM"),
+    ],
+)
+def test_the_example_of_a1111s_page_asks_for_no_noise(sampler: str, drawn: str) -> None:
+    assert values(EXAMPLE, sampler_name=sampler)["scheduler"] == drawn
+    assert values({**EXAMPLE, "eta": "0.0"}, sampler_name=sampler)["scheduler"] == drawn
+
+
 def test_open_webui_and_librechat() -> None:
     assert values(OPEN_WEBUI)["scheduler"] == "Euler a"
     assert "negative_prompt" not in values(OPEN_WEBUI)
@@ -367,6 +427,11 @@ def test_what_asks_for_nothing_is_passed_over(field: dict[str, Any]) -> None:
         ({"some_module": {"enabled": True}}, "unknown field 'some_module'={'enabled': True}"),
         ({"some_module": "x" * 1000}, "unknown field 'some_module'='xxxx"),
         ({"stepps": 0}, "did you mean 'steps'"),
+        ({f"field{n}": None for n in range(600)}, "fields are more than a call has"),
+        (
+            {"alwayson_scripts": {"Soft Inpainting": {"args": [{"Soft inpainting": True}]}}},
+            "'Soft Inpainting' is not here",
+        ),
         ({"restore_faces": "true"}, "restore_faces='true': not offered here"),
         ({"subseed_strength": "0.5"}, "variation seeds"),
         ({"batch_count": 4}, "n_iter"),
@@ -481,7 +546,14 @@ def test_a_refused_sampler_is_told_as_it_was_sent() -> None:
 
 
 @pytest.mark.parametrize(
-    "said", [{"eta": 0}, {"eta": "0.5"}, {"s_noise": 0}, {"sampler_name": "DDIM", "eta": 1.0}]
+    "said",
+    [
+        {"eta": "0.5"},
+        {"s_noise": 0},
+        {"s_noise": 0, "eta": 0},
+        {"sampler_name": "DPM++ 3M SDE", "eta": 0},
+        {"sampler_name": "DDIM", "eta": 1.0},
+    ],
 )
 def test_noise_in_another_measure_is_refused(said: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match=r"noise|eta"):
@@ -494,6 +566,10 @@ def test_noise_in_another_measure_is_refused(said: dict[str, Any]) -> None:
         {"sampler_name": "Euler", "eta": 0, "s_tmax": 999, "s_noise": "1.0"},
         {"sampler_name": "Euler a", "eta": 1},
         {"override_settings": {"randn_source": "GPU", "emphasis": "Original"}},
+        {"override_settings": {"k_sched_type": "Automatic", "s_noise": 1.0, "samples_save": True}},
+        {"override_settings": {"forge_inference_memory": 10240, "forge_async_loading": "Queue"}},
+        {"alwayson_scripts": {"Seed": {"args": [-1, False, -1, 0, 0, 0]}}},
+        {"alwayson_scripts": {"Soft Inpainting": {"args": [{"Soft inpainting": False, "Schedule bias": 1}]}}},
         {"alwayson_scripts": {"FreeU Integrated": {"args": {"0": False, "1": 1.01}}}},
     ],
 )
