@@ -17,6 +17,7 @@ from pipelines.adapters.metadata import describe
 from pipelines.adapters.origin import Origin, origin_by_metadata
 from pipelines.adapters.peft_settings import peft_settings
 from pipelines.adapters.sidecars import Sidecars, read_sidecars
+from pipelines.adapters.starts import check_starts
 from pipelines.adapters.stated_scales import stated_in
 from pipelines.adapters.structure import Structure, read_structure
 from pipelines.errors import AdapterFileError, AdapterFormatError
@@ -135,6 +136,7 @@ def _refused_settings(path: Path, metadata: Mapping[str, str], structure: Struct
     """Why the settings that come with the weights rule them out; "" where they do not."""
     try:
         own = peft_settings(path, metadata)
+        check_starts(path, own)
         settings = [own] if own else [one.settings for one in stated_in(path, metadata) if not one.odd]
         if Dora.name not in structure.kinds and any(one.dora for found in settings for one in found.values()):
             return f"{path.name}: its settings say DoRA, but it holds no lengths for it; fetch a whole file"

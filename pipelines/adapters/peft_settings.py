@@ -39,7 +39,11 @@ class MalformedSettings(AdapterFormatError):
     """Settings that cannot be read, other than such as call for something that is not applied."""
 
 
-_CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
+_PLAIN_STARTS = ("", "true", "false", "none", "default", "gaussian", "eva", "orthogonal", "mica")
+_STRANGE_MATHEMATICS = (
+    "use_qalora", "use_bdlora", "kasa_config", "monteclora_config", "arrow_config", "alora_invocation_tokens"
+)  # fmt: skip
+"""Fields of a LoraConfig that make something else of it than LoRA or DoRA."""
 
 # Patterns are regular expressions from an untrusted file. Only those that cannot take forever are run.
 _HARMLESS = re.compile(r"\^?(?:[\w-]|\\\.|\.\*|\.|\\d\+?|\[0-9\]\+?)*\$?")
@@ -50,6 +54,7 @@ class PeftSettings:
     """What PEFT's configuration says of one component.
 
     kind: its `peft_type`; stated: whether it is written. dora: whether it is LoRA with DoRA.
+    start: the start that it was trained from, where it is not one that leaves the base as it is ("pissa", "olora").
     fields: all that it says, by PEFT's names. where: the file and the place of the settings, for messages.
     alpha: None where it says nothing, which means scale 1. alpha_pattern: regular expression -> alpha of the layers
     whose names end so. rank, rank_pattern: likewise. rslora: whether the scale is that of rsLoRA.
@@ -63,6 +68,7 @@ class PeftSettings:
     kind: str = "LORA"
     stated: bool = False
     dora: bool = False
+    start: str = ""
     fields: Mapping[str, object] = field(default_factory=dict, repr=False, compare=False)
     where: str = field(default="", compare=False)
 
@@ -179,12 +185,13 @@ def _settings(where: str, fields: Mapping[str, Any]) -> PeftSettings:
             f"{where}: the PEFT type {shown(kind)}{f', {name},' if name else ''} is not applied yet; "
             "look for a plain LoRA"
         )
-    start = fields.get("init_lora_weights", True)
-    if isinstance(start, str) and start.lower().startswith(_CHANGES_THE_BASE):
+    if strange := [name for name in _STRANGE_MATHEMATICS if word == "LORA" and _is_set(fields.get(name))]:
         raise AdapterFormatError(
-            f"{where}: init_lora_weights={shown(start)} trained against a changed base model, so these factors "
-            "alone are not the difference; save it again with PEFT's path_initial_model_for_weight_conversion"
+            f"{where}: {strange[0]} is set, with which it is no plain LoRA, and that is not applied; look for another "
+            "edition"
         )
+    said = fields.get("init_lora_weights")
+    start = said.strip().lower() if isinstance(said, str) else ""
     alpha: Any = fields.get("lora_alpha" if word == "LORA" else "alpha")
     rank: Any = fields.get("r")
     if alpha is not None and not _is_number(alpha):
@@ -201,6 +208,7 @@ def _settings(where: str, fields: Mapping[str, Any]) -> PeftSettings:
         where=where,
         stated=bool(fields.get("peft_type")),
         dora=_flag(where, fields, "use_dora"),
+        start="" if start in _PLAIN_STARTS else start,
         fields=dict(fields) | {name: _flag(where, fields, name) for name in _FLAGS if name in fields},
     )
 
@@ -256,6 +264,11 @@ _WORDS = {
     "none": False,
     "": False,
 }
+
+
+def _is_set(value: object) -> bool:
+    """Whether a setting that may be anything is there, and is no no."""
+    return bool(_WORDS.get(value.strip().lower(), True) if isinstance(value, str) else value)
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:

@@ -26,6 +26,7 @@ from pipelines.adapters.peft_settings import (
     settings_object,
 )
 from pipelines.adapters.sidecars import MOST_SAID
+from pipelines.adapters.starts import refuse_starts
 from pipelines.errors import AdapterFormatError, StudioError
 from pipelines.home.plain import read_json
 
@@ -119,6 +120,8 @@ def stated_in(path: Path, metadata: Mapping[str, str]) -> tuple[Stated, ...]:
             found.append(_stated(f"its {name}", partial(_named, f"{path.name}: {name}", fields)))
     found.append(_stated("its header", partial(_flat, path.name, metadata)))
     found.append(Stated(_KOHYA, _kohya(metadata), kernels="conv_" not in metadata.get("ss_network_args", "")))
+    for one in found:
+        refuse_starts(one.settings)
     told = tuple(one for one in found if one.odd or any(_tells(own) for own in one.settings.values()))
     alpha = _number(metadata.get("ss_network_alpha", ""))
     if told or alpha is None:
@@ -131,6 +134,7 @@ def _beside(path: Path) -> tuple[Stated, ...]:
     place = f"the {CONFIG_NAME} beside it"
     try:
         own = config_beside(path)
+        refuse_starts(own)
     except AdapterFormatError as error:
         return (Stated(place, certain=False, odd=str(error)),)
     return (Stated(place, own, certain=False),) if any(_tells(one) for one in own.values()) else ()
@@ -198,7 +202,9 @@ def _flat(file: str, metadata: Mapping[str, str]) -> dict[str, PeftSettings]:
         if name in _FIELDS and (not dot or component in COMPONENTS):
             fields.setdefault(f"{component}{dot}{_FIELDS[name]}", _value(text))
     common = {name: value for name, value in fields.items() if "." not in name}
-    if not common.keys() & {"lora_alpha", "r", "peft_type"} and len(common) == len(fields):
+    if not common.keys() & {"lora_alpha", "r", "peft_type", "init_lora_weights"} and len(common) == len(
+        fields
+    ):
         return {}
     shared = {f"{component}.{name}": value for component in COMPONENTS for name, value in common.items()}
     return by_component(f"{file}: its header", shared | {k: v for k, v in fields.items() if "." in k})

@@ -21,8 +21,10 @@ from pipelines.adapters.kinds.peft_boft import PeftBoft
 from pipelines.adapters.kinds.peft_glora import PeftGlora
 from pipelines.adapters.kinds.peft_ia3 import PeftIa3
 from pipelines.adapters.kinds.peft_oft import PeftOft
+from pipelines.adapters.kinds.randlora import RandLora
 from pipelines.adapters.kinds.road import Road
 from pipelines.adapters.kinds.shira import Shira
+from pipelines.adapters.kinds.tlora import TLora
 from pipelines.adapters.kinds.unsupported import UNSUPPORTED
 from pipelines.adapters.kinds.vblora import VbLora
 from pipelines.adapters.kinds.vera import Vera
@@ -49,6 +51,8 @@ APPLIED: tuple[AdapterKind, ...] = (
     Shira(),
     Road(),
     VbLora(),
+    RandLora(),
+    TLora(),
     Flora(),
     Lora(),
     Full(),

@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 from torch import Tensor
 
+from pipelines.adapters.kinds.starts import Start
 from pipelines.adapters.terms import LayerFactors, Target
 
 
@@ -38,6 +39,7 @@ class RawLayer:
     metadata: the file's own, for types that keep settings there.
     settings: PEFT's settings of the layer's component, by their own names; {} where none come with the file.
     shared: part -> tensor, for what all layers of the file share.
+    start: what it was trained from, where that changed the base.
     """
 
     file: str
@@ -48,6 +50,7 @@ class RawLayer:
     metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
     settings: Mapping[str, object] = field(default_factory=dict, repr=False)
     shared: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    start: Start | None = None
 
 
 class AdapterKind(ABC):
