@@ -11,8 +11,7 @@ from typing import Any
 
 from pipelines.adapters.adapter import AdapterMetadata, span
 from pipelines.adapters.container import UnparsedHeader, adapter_path, open_header
-from pipelines.adapters.kinds.dora import Dora
-from pipelines.adapters.kinds.flora import Flora, mean_of
+from pipelines.adapters.kinds import ADAPTER_KINDS, FLAGGED
 from pipelines.adapters.metadata import describe
 from pipelines.adapters.origin import Origin, origin_by_metadata
 from pipelines.adapters.peft_settings import peft_settings
@@ -138,10 +137,12 @@ def _refused_settings(path: Path, metadata: Mapping[str, str], structure: Struct
         own = peft_settings(path, metadata)
         check_starts(path, own)
         settings = [own] if own else [one.settings for one in stated_in(path, metadata) if not one.odd]
-        if Dora.name not in structure.kinds and any(one.dora for found in settings for one in found.values()):
-            return f"{path.name}: its settings say DoRA, but it holds no lengths for it; fetch a whole file"
-        if Flora.name in structure.kinds:
-            mean_of(path.name, metadata)
+        for flag in sorted({flag for found in settings for one in found.values() for flag in one.flags}):
+            if FLAGGED[flag].name not in structure.kinds:
+                return f"{path.name}: its settings say {FLAGGED[flag].name}, but it holds none; fetch a whole file"
+        for kind in ADAPTER_KINDS:
+            if kind.name in structure.kinds:
+                kind.check_metadata(path.name, metadata)
     except AdapterFormatError as error:
         return str(error)
     return ""

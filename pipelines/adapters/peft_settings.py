@@ -17,7 +17,7 @@ from typing import Any, TypeGuard
 
 from composers.shown import shown
 from pipelines.adapters.keys import COMPONENTS
-from pipelines.adapters.kinds import PEFT_APPLIED
+from pipelines.adapters.kinds import FLAGGED, PEFT_APPLIED, PEFT_DEFAULT
 from pipelines.adapters.kinds.unsupported import PEFT_TYPES
 from pipelines.adapters.sidecars import MOST_SAID
 from pipelines.errors import AdapterFormatError
@@ -53,7 +53,7 @@ _HARMLESS = re.compile(r"\^?(?:[\w-]|\\\.|\.\*|\.|\\d\+?|\[0-9\]\+?)*\$?")
 class PeftSettings:
     """What PEFT's configuration says of one component.
 
-    kind: its `peft_type`; stated: whether it is written. dora: whether it is LoRA with DoRA.
+    kind: its `peft_type`; stated: whether it is written. flags: those of other types that its layers are of too.
     start: the start that it was trained from, where it is not one that leaves the base as it is ("pissa", "olora").
     fields: all that it says, by PEFT's names. where: the file and the place of the settings, for messages.
     alpha: None where it says nothing, which means scale 1. alpha_pattern: regular expression -> alpha of the layers
@@ -65,9 +65,9 @@ class PeftSettings:
     rslora: bool = False
     rank: int | None = None
     rank_pattern: Mapping[str, float] = field(default_factory=dict)
-    kind: str = "LORA"
+    kind: str = PEFT_DEFAULT
     stated: bool = False
-    dora: bool = False
+    flags: frozenset[str] = frozenset()
     start: str = ""
     fields: Mapping[str, object] = field(default_factory=dict, repr=False, compare=False)
     where: str = field(default="", compare=False)
@@ -177,7 +177,7 @@ def settings_object(file: str, what: str, text: str) -> dict[str, Any]:
 
 def _settings(where: str, fields: Mapping[str, Any]) -> PeftSettings:
     """The fields of a LoraConfig that change the mathematics. Raises AdapterFormatError if one cannot be applied."""
-    kind = fields.get("peft_type") or "LORA"
+    kind = fields.get("peft_type") or PEFT_DEFAULT
     word = kind.removeprefix("PeftType.").upper() if isinstance(kind, str) else ""
     if word not in PEFT_APPLIED:
         name = PEFT_TYPES.get(word)
@@ -185,14 +185,16 @@ def _settings(where: str, fields: Mapping[str, Any]) -> PeftSettings:
             f"{where}: the PEFT type {shown(kind)}{f', {name},' if name else ''} is not applied yet; "
             "look for a plain LoRA"
         )
-    if strange := [name for name in _STRANGE_MATHEMATICS if word == "LORA" and _is_set(fields.get(name))]:
+    if strange := [
+        name for name in _STRANGE_MATHEMATICS if word == PEFT_DEFAULT and _is_set(fields.get(name))
+    ]:
         raise AdapterFormatError(
             f"{where}: {strange[0]} is set, with which it is no plain LoRA, and that is not applied; look for another "
             "edition"
         )
     said = fields.get("init_lora_weights")
     start = said.strip().lower() if isinstance(said, str) else ""
-    alpha: Any = fields.get("lora_alpha" if word == "LORA" else "alpha")
+    alpha: Any = fields.get(PEFT_APPLIED[word])
     rank: Any = fields.get("r")
     if alpha is not None and not _is_number(alpha):
         raise MalformedSettings(
@@ -207,7 +209,7 @@ def _settings(where: str, fields: Mapping[str, Any]) -> PeftSettings:
         kind=word,
         where=where,
         stated=bool(fields.get("peft_type")),
-        dora=_flag(where, fields, "use_dora"),
+        flags=frozenset(name for name in FLAGGED if _flag(where, fields, name)),
         start="" if start in _PLAIN_STARTS else start,
         fields=dict(fields) | {name: _flag(where, fields, name) for name in _FLAGS if name in fields},
     )

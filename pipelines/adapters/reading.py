@@ -16,13 +16,12 @@ from pipelines.adapters.adapter import Adapter
 from pipelines.adapters.container import Header, adapter_path, read_header, read_tensors
 from pipelines.adapters.factors import check_types, factors
 from pipelines.adapters.keys import Contents, quoted, some, sort_keys
-from pipelines.adapters.kinds import INTEGERS, RawLayer
-from pipelines.adapters.kinds.dora import LENGTHS
+from pipelines.adapters.kinds import INTEGERS, OUTPUTS, RawLayer
 from pipelines.adapters.kinds.starts import Start
 from pipelines.adapters.metadata import describe
 from pipelines.adapters.origin import Origin, foreign, origin_of
 from pipelines.adapters.peft_settings import PeftSettings, peft_settings
-from pipelines.adapters.placing import OUTPUTS, Part, placed
+from pipelines.adapters.placing import Part, placed
 from pipelines.adapters.reporting import Findings, Place, aside_notes, report
 from pipelines.adapters.sidecars import read_sidecars
 from pipelines.adapters.starts import changed, check_starts, start_folder, start_notes
@@ -176,7 +175,7 @@ def _lowrank(places: Mapping[Place, Mapping[str, Part]], tensors: Mapping[str, T
         kernel = any(length > 1 for length in shape[2:]) or "mid" in parts
         alpha = tensors[parts["alpha"].key.text] if "alpha" in parts else None
         value = None if alpha is None else float(alpha.flatten()[0].real) if alpha.numel() else 0.0
-        yield Layer(component, module, shape[0] if shape else 0, value, kernel, not LENGTHS.isdisjoint(parts))
+        yield Layer(component, module, shape[0] if shape else 0, value, kernel, frozenset(parts))
 
 
 _FINE = (torch.float32, torch.float16, torch.bfloat16)

@@ -16,6 +16,7 @@ from typing import Any
 
 from pipelines.adapters.adapter import span
 from pipelines.adapters.keys import COMPONENTS
+from pipelines.adapters.kinds import FLAGGED, PEFT_DEFAULT
 from pipelines.adapters.peft_settings import (
     CONFIG_NAME,
     LARGEST_ALPHA,
@@ -35,8 +36,8 @@ _LOOSE_PLACES = ("config", "training_args", "ot_config")
 """Entries that may hold anything: they count where they are JSON objects."""
 _SCALES = ("lora_scale", "scaling")
 _FIELDS: Mapping[str, str] = {
-    **{name: name for name in ("lora_alpha", "r", "alpha_pattern", "rank_pattern", "use_rslora", "use_dora",
-                               "init_lora_weights", "peft_type")},
+    **{name: name for name in ("lora_alpha", "r", "alpha_pattern", "rank_pattern", "use_rslora",
+                               "init_lora_weights", "peft_type", *FLAGGED)},
     "alpha": "lora_alpha", "network_alpha": "lora_alpha",
     "lora_r": "r", "rank": "r", "lora_rank": "r", "network_dim": "r", "lora_dim": "r",
 }  # fmt: skip
@@ -47,7 +48,7 @@ _FIELDS: Mapping[str, str] = {
 class Layer:
     """One low-rank layer, for its scale. rank: of its tensors. alpha: the file's own, None where it has none.
 
-    kernel: whether its kernel is larger than 1x1. dora: whether it holds the lengths of DoRA.
+    kernel: whether its kernel is larger than 1x1. parts: which it has.
     """
 
     component: str
@@ -55,7 +56,7 @@ class Layer:
     rank: int
     alpha: float | None
     kernel: bool = False
-    dora: bool = False
+    parts: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def _named(where: str, fields: Mapping[str, Any]) -> dict[str, PeftSettings]:
 
 
 def _renamed(fields: Mapping[str, Any]) -> dict[str, Any]:
-    if str(fields.get("peft_type") or "LORA").removeprefix("PeftType.").upper() != "LORA":
+    if str(fields.get("peft_type") or PEFT_DEFAULT).removeprefix("PeftType.").upper() != PEFT_DEFAULT:
         return dict(fields)
     named: dict[str, Any] = {}
     for key, value in fields.items():
@@ -249,8 +250,8 @@ def settled(
     """
     layers = [layer for layer in layers if layer.rank]
     bare = [layer for layer in layers if layer.alpha is None]
-    _check_dora(own, layers)
-    if own and all(one.kind != "LORA" for one in own.values()):
+    _check_flags(own, layers)
+    if own and all(one.kind != PEFT_DEFAULT for one in own.values()):
         return own, ()  # their scales follow other rules
     if own:
         notes = (*_mismatched(own, layers), *_unstated("its settings", own, bare))
@@ -258,7 +259,7 @@ def settled(
     found = (*stated_in(path, metadata), *(_beside(path) if bare else ()))
     for one in found:
         if one.certain:
-            _check_dora(one.settings, layers)
+            _check_flags(one.settings, layers)
     odd = tuple(f"scale 1 is used: {one.odd}" for one in found if one.odd and bare)
     stated = [one for one in found if not one.odd]
     if odd or not stated:
@@ -280,14 +281,17 @@ def settled(
     )
 
 
-def _check_dora(settings: Mapping[str, PeftSettings], layers: Iterable[Layer]) -> None:
-    """Raises AdapterFormatError where settings say DoRA, and the file has not its lengths."""
+def _check_flags(settings: Mapping[str, PeftSettings], layers: Iterable[Layer]) -> None:
+    """Raises AdapterFormatError where settings say that layers are of a type, and the file has none of its parts."""
     for layer in layers:
-        if layer.component in settings and settings[layer.component].dora and not layer.dora:
-            raise AdapterFormatError(
-                f"{settings[layer.component].where} says DoRA (use_dora), but {layer.component}.{layer.module} has "
-                "no lengths (dora_scale or lora_magnitude_vector); fetch a whole file"
-            )
+        own = settings.get(layer.component)
+        for flag in () if own is None else own.flags:
+            kind = FLAGGED[flag]
+            if own is not None and not kind.claims(layer.parts):
+                raise AdapterFormatError(
+                    f"{own.where} says {kind.name} ({flag}), but {layer.component}.{layer.module} has no "
+                    f"{' and no '.join(sorted({leaf.part for leaf in kind.leaves.values()}))}; fetch a whole file"
+                )
 
 
 UNSEEN = (

@@ -64,7 +64,19 @@ SHARED = frozenset(part for kind in APPLIED for part in kind.shared)
 """Parts that stand once in a file, for all its layers."""
 INTEGERS = frozenset(leaf.part for kind in APPLIED for leaf in kind.leaves.values() if leaf.integers)
 """Parts that may hold whole numbers."""
-PEFT_APPLIED = frozenset(word for kind in APPLIED for word in kind.peft_types)
-"""The `peft_type`s that are applied."""
+INPUTS = {part: axis for kind in APPLIED for part, axis in kind.input_axes.items()}
+OUTPUTS = {part: axis for kind in APPLIED for part, axis in kind.output_axes.items()}
+"""Part -> the axis that has the layer's input width, or its output width."""
+NAMELESS = {end: part for kind in APPLIED for end, part in kind.nameless.items()}
+"""End of a key -> the part that a bare `.weight` beside it is."""
+PEFT_DEFAULT = Lora.peft_types[0]
+"""The `peft_type` that settings mean that name none."""
+PEFT_APPLIED: dict[str, str] = {word: kind.alpha_setting for kind in APPLIED for word in kind.peft_types}
+"""The `peft_type`s that are applied -> which of their settings is alpha."""
+FLAGGED = {kind.flag: kind for kind in APPLIED if kind.flag}
+"""A setting that says that layers are of another type too -> that type."""
 
-__all__ = ["ADAPTER_KINDS", "INTEGERS", "PEFT_APPLIED", "SHARED", "AdapterKind", "Leaf", "RawLayer"]
+__all__ = [
+    "ADAPTER_KINDS", "FLAGGED", "INPUTS", "INTEGERS", "NAMELESS", "OUTPUTS", "PEFT_APPLIED", "PEFT_DEFAULT", "SHARED",
+    "AdapterKind", "Leaf", "RawLayer",
+]  # fmt: skip

@@ -25,7 +25,6 @@ from pipelines.adapters.terms import LowRank, Several, Target, Whole
 from pipelines.errors import AdapterFormatError
 
 SCALE, MAGNITUDE = "dora_scale", "lora_magnitude_vector"
-LENGTHS = frozenset((SCALE, MAGNITUDE))
 INNER: tuple[AdapterKind, ...] = (Loha(), Lokr(), Lora())
 
 
@@ -39,7 +38,9 @@ class Dora(AdapterKind):
         f"{MAGNITUDE}.weight": Leaf(MAGNITUDE, "peft"),
         f"{MAGNITUDE}.default": Leaf(MAGNITUDE, "peft"),
     }
-    peft_types = ("LORA",)
+    peft_types = Lora.peft_types
+    alpha_setting = Lora.alpha_setting
+    flag = "use_dora"
     takes = frozenset(leaf.part for kind in INNER for leaf in kind.leaves.values() if leaf.part != "alpha")
     has_alpha = True
 

@@ -8,7 +8,7 @@ PEFT's `lora_bias=True` adds (alpha / rank) * `lora_B.bias` to the layer's bias.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -56,8 +56,15 @@ class Lora(AdapterKind):
     name = "LoRA"
     leaves = _LEAVES
     input_axes: Mapping[str, int] = {"down": 1}
+    output_axes: Mapping[str, int] = {"up": 0}
     peft_types = ("LORA",)
+    alpha_setting = "lora_alpha"
     has_alpha = True
+
+    def called(self, layers: Iterable[Mapping[str, tuple[int, ...]]]) -> str:
+        """LoCon where it has kernels larger than 1x1."""
+        kernels = any("mid" in parts or math.prod(parts.get("down", ())[2:]) > 1 for parts in layers)
+        return "LoCon" if kernels else self.name
 
     def read(self, layer: RawLayer, target: Target) -> LowRank | Whole | Several:
         for half, other in (("up", "down"), ("down", "up")):

@@ -1,9 +1,10 @@
 """T-LoRA: singular factors of the weight that were trained on, dW = (alpha / rank) (P L Q - P0 L0 Q0).
 
 Soboleva et al. 2025 (arXiv 2507.05964), as LyCORIS writes it: `q_layer.weight` [rank, in], `p_layer.weight`
-[out, rank], `lambda_layer` [1, rank]. The start P0 L0 Q0 is not in the file: it is the first, the last or the middle singular parts
-of W, and is taken to be those that the factors are nearest to. Where they are near none, it was drawn by chance (or
-another checkpoint's), and the file is refused. The ranks that training hides at noisy steps all act, as in LyCORIS.
+[out, rank], `lambda_layer` [1, rank]. The start P0 L0 Q0 is not in the file: it is the first, the last or the middle
+singular parts of W, and is taken to be those that the factors are nearest to. Where they are near none, it was drawn by
+chance (or is another checkpoint's), and the file is refused. The ranks that training hides at noisy steps all act, as
+in LyCORIS.
 """
 
 from __future__ import annotations
