@@ -12,6 +12,7 @@ from typing import Any
 from pipelines.adapters.adapter import AdapterMetadata, span
 from pipelines.adapters.container import UnparsedHeader, adapter_path, open_header
 from pipelines.adapters.kinds import ADAPTER_KINDS, FLAGGED
+from pipelines.adapters.kinds.papers import check_header
 from pipelines.adapters.metadata import describe
 from pipelines.adapters.origin import Origin, origin_by_metadata
 from pipelines.adapters.peft_settings import peft_settings
@@ -140,6 +141,8 @@ def _refused_settings(path: Path, metadata: Mapping[str, str], structure: Struct
         for flag in sorted({flag for found in settings for one in found.values() for flag in one.flags}):
             if FLAGGED[flag].name not in structure.kinds:
                 return f"{path.name}: its settings say {FLAGGED[flag].name}, but it holds none; fetch a whole file"
+        if structure.kinds:
+            check_header(path.name, metadata, structure.kinds)
         for kind in ADAPTER_KINDS:
             if kind.name in structure.kinds:
                 kind.check_metadata(path.name, metadata)

@@ -340,8 +340,8 @@ def together(terms: Sequence[Term]) -> LayerFactors:
         terms = [
             *low_rank,
             *([_sum(factors)] if factors else ()),
-            *([Whole(sum(map(Tensor.float, wholes)))] if wholes else ()),
-            *([Shift(sum(shifts))] if shifts else ()),
+            *([Whole(sum(wholes[1:], wholes[0].float()))] if wholes else ()),
+            *([Shift(sum(shifts[1:], shifts[0]))] if shifts else ()),
         ]
     return terms[0] if len(terms) == 1 else Several(tuple(terms))
 

@@ -30,9 +30,6 @@ TABLE = (
     "vblora",
     "randlora",
     "tlora",
-    "flora",
-    "lora",
-    "full",
     "bora",
     "edora",
     "lora_xs",
@@ -49,6 +46,9 @@ TABLE = (
     "smt",
     "s2ft",
     "diffusekrona",
+    "flora",
+    "lora",
+    "full",
 )
 """The files of the types that are applied. They are asked in this order whether a layer is theirs, so those that take
 another type's parts come before it."""

@@ -99,10 +99,10 @@ def _from_start(layer: RawLayer, target: Target, change: LowRank) -> LowRank | W
     start = layer.start
     if start is None:
         return change
-    if "alpha" not in layer.parts and layer.scale is None:
+    if change.scale == 0 or ("alpha" not in layer.parts and layer.scale is None):
         raise AdapterFormatError(
-            f"{layer.file}: {layer.keys['down']!r} began with {start.name}, which takes an alpha to undo, and its "
-            "settings give none; repair the settings"
+            f"{layer.file}: {layer.keys['down']!r} began with {start.name}, which takes an alpha other than 0 to "
+            "undo, and its settings give none; repair the settings"
         )
     down, up = change.down.flatten(1).float(), change.up.flatten(1).float() * change.scale
     if start.down is not None and start.up is not None:

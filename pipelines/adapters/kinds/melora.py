@@ -23,4 +23,5 @@ class Melora(Paper):
             raise sheet.misfit("down", "up")
         if count * down.shape[2] != sheet.width or count * up.shape[1] != sheet.out:
             raise sheet.misfit("down", "up")
-        return sheet.low_rank(torch.block_diag(*down), torch.block_diag(*up), sheet.scale(rank))
+        joined = (torch.block_diag(*down), torch.block_diag(*up))  # type: ignore[no-untyped-call]
+        return sheet.low_rank(*joined, sheet.scale(rank))

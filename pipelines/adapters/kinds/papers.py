@@ -35,7 +35,22 @@ from pipelines.adapters.terms import LayerFactors, LowRank, Target, Whole
 from pipelines.errors import AdapterFormatError, AdapterMismatchError
 
 HEADER = "lora_studio.kind"
+_LONGEST = 1000  # characters of the header that are read
 _MOST = 4  # times the wider axis of a weight: the longest that any free axis of a part may be
+
+
+def stated(metadata: Mapping[str, str]) -> set[str]:
+    """The names of types in a file's header."""
+    return {name.strip() for name in metadata.get(HEADER, "")[:_LONGEST].split(",")}
+
+
+def check_header(file: str, metadata: Mapping[str, str], names: Collection[str]) -> None:
+    """Raises AdapterFormatError where a file's header names other types than its keys show. names: of the latter."""
+    if HEADER in metadata and stated(metadata).isdisjoint(names):
+        raise AdapterFormatError(
+            f"{file}: its {HEADER} is {shown(metadata[HEADER])}, but its keys are those of {' and '.join(names)}; "
+            "fetch it again"
+        )
 
 
 class Paper(AdapterKind):
@@ -56,11 +71,7 @@ class Paper(AdapterKind):
         self.shared = tuple(f"{self.word}_{pool}" for pool in self.pools)
 
     def check_metadata(self, file: str, metadata: Mapping[str, str]) -> None:
-        said = metadata.get(HEADER)
-        if said is not None and self.name not in {name.strip() for name in said[:1000].split(",")}:
-            raise AdapterFormatError(
-                f"{file}: its {HEADER} is {shown(said)}, but its keys are those of {self.name}; fetch it again"
-            )
+        check_header(file, metadata, [self.name])
 
     def read(self, layer: RawLayer, target: Target) -> LayerFactors:
         self.check_metadata(layer.file, layer.metadata)
@@ -125,7 +136,7 @@ class Sheet:
 
     def once(self, part: str, places: Tensor) -> Tensor:
         """The places, of which none may come twice. Raises AdapterFormatError."""
-        if len(places.unique(dim=0)) != len(places):
+        if len(torch.unique(places, dim=0)) != len(places):  # type: ignore[no-untyped-call]
             raise AdapterFormatError(
                 f"{self.layer.file}: {self.layer.keys[f'{self.kind.word}.{part}']!r} names a place twice; fetch a "
                 "sound file"

@@ -42,8 +42,13 @@ class TLora(AdapterKind):
         out, width = target.shape[:2]
         rank = len(right)
         fits = left.shape == (out, rank) and right.shape == (rank, width) and len(values) == rank
-        if not fits or target.kernel > 1:
+        if not fits:
             raise misfit(layer, target, *PARTS)
+        if target.kernel > 1:
+            raise AdapterFormatError(
+                f"{layer.file}: {layer.keys['p_layer']!r} is T-LoRA on a kernel of {target.kernel} taps, for which its "
+                "trainer's own forward fails; fetch another edition"
+            )
         scale = scale_of(layer, rank)
         begun = max(
             _starts(target.weight().view(out, width), rank),

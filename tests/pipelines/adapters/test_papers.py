@@ -466,6 +466,25 @@ def test_a_header_of_another_type_is_refused(sdxl, save):
         read_adapter(save(tensors, metadata), sdxl.layers, "fox")
 
 
+def test_a_header_that_the_keys_do_not_show_is_refused(sdxl, save):
+    """As where a program kept only the parts that it knew."""
+    stem = f"lora_unet_{LAYER.removeprefix('unet.').replace('.', '_')}"
+    shape = sdxl.layers.target(*LAYER.split(".", 1)).shape
+    plain = {f"{stem}.lora_down.weight": rand(2, shape[1]), f"{stem}.lora_up.weight": rand(shape[0], 2)}
+    path = save(plain, {"lora_studio.kind": "BoRA"})
+    with pytest.raises(AdapterFormatError, match="BoRA"):
+        read_adapter(path, sdxl.layers, "fox")
+    assert "BoRA" in inspect_file(path).refused
+
+
+def test_a_layer_may_be_of_a_paper_and_have_a_bias_of_its_own(sdxl, save):
+    _, _, tensors = one_layer("MoSLoRA", sdxl)
+    tensors[f"{LAYER}.diff_b"] = torch.ones(8)
+    factors = read_adapter(save(tensors, {"lora_studio.kind": "MoSLoRA"}), sdxl.layers, "fox").layers[LAYER]
+    assert factors.shift is not None
+    assert factors.low_rank
+
+
 def test_what_two_forms_of_one_type_say_together_is_refused(sdxl, save):
     for one, other in (("SURM, Toeplitz", "SURM, circulant"), ("MoRA, sharing", "MoRA, turning")):
         tensors = one_layer(one, sdxl)[2] | one_layer(other, sdxl)[2]
