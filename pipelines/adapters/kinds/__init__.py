@@ -46,6 +46,7 @@ TABLE = (
     "smt",
     "s2ft",
     "diffusekrona",
+    "aflora",
     "flora",
     "lora",
     "full",

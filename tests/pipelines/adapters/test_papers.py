@@ -288,6 +288,15 @@ CASES: Mapping[str, Case] = {
         lambda out, width, channels: {"first": rand(4, 2), "second": rand(out // 4, width // 2)},
         lambda w, p, _, c: w + ALPHA * torch.kron(p["first"], p["second"]),
     ),
+    "AFLoRA": Case(
+        "AFLoRA",
+        lambda out, width, channels: {
+            "down": rand(2, width), "up": rand(out, 2), "inner": 1 + rand(2), "outer": 1 + rand(out),
+        },
+        lambda w, p, _, c: w
+        + ALPHA / 2 * torch.diag(p["outer"]) @ p["up"] @ torch.diag(p["inner"]) @ p["down"],
+        2,
+    ),
 }  # fmt: skip
 WORDS = {kind.name: kind.word for kind in APPLIED if isinstance(kind, Paper)}
 
