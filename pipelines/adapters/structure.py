@@ -114,7 +114,9 @@ def _kind_names(
     found: dict[AdapterKind, list[dict[str, tuple[int, ...]]]] = defaultdict(list)
     for address, kind in kinds.items():
         found[kind].append({part: tensors[key].shape for part, key in layers[address].items()})
-    counts = Counter({kind.called(shapes): len(shapes) for kind, shapes in found.items()})
+    counts = Counter[str]()
+    for kind, shapes in found.items():
+        counts[kind.called(shapes)] += len(shapes)
     return tuple(name for name, _ in counts.most_common())
 
 

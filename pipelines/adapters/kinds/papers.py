@@ -136,7 +136,7 @@ class Sheet:
 
     def once(self, part: str, places: Tensor) -> Tensor:
         """The places, of which none may come twice. Raises AdapterFormatError."""
-        if len(torch.unique(places, dim=0)) != len(places):  # type: ignore[no-untyped-call]
+        if len(torch.unique(places, dim=0)) != len(places):
             raise AdapterFormatError(
                 f"{self.layer.file}: {self.layer.keys[f'{self.kind.word}.{part}']!r} names a place twice; fetch a "
                 "sound file"

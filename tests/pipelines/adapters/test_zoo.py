@@ -476,6 +476,10 @@ WRONG: Mapping[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
         "BOFT",
         instead(f"{KINDS}.oft._butterfly", lambda right, stages, rows: right(stages.flip(0), rows)),
     ),
+    "T-LoRA has no start": (
+        "T-LoRA",
+        instead(f"{KINDS}.tlora._starts", lambda right, *args: [(p, 0 * s, q) for p, s, q in right(*args)]),
+    ),
     "a and b of GLoRA are exchanged": (
         "GLoRA",
         instead(f"{KINDS}.glora.whole", lambda right, *args: tuple(right(*args)[i] for i in (1, 0, 2, 3))),
@@ -516,6 +520,24 @@ WRONG_PEFT: Mapping[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
         instead(
             "pipelines.adapters.peft_settings:PeftSettings.scale_of",
             lambda right, self, module, rank: right(replace(self, rslora=False), module, rank),
+        ),
+    ),
+    "PiSSA is taken for plain LoRA": (
+        "PiSSA",
+        instead(f"{KINDS}.lora._from_start", lambda right, layer, target, change: change),
+    ),
+    "the start of OLoRA has no scale": (
+        "OLoRA",
+        instead(f"{KINDS}.lora.computed", lambda right, *args: right(*args[:3], 1.0, args[4])),
+    ),
+    "the bases of RandLoRA are in one order": (
+        "RandLoRA",
+        instead(
+            f"{KINDS}.randlora.whole",
+            lambda right, layer, *parts: tuple(
+                value.flip(0) if part == "randlora_lambda" else value
+                for part, value in zip(parts, right(layer, *parts), strict=True)
+            ),
         ),
     ),
     "the reflections are in the other order": (
