@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.adapters.kinds import ADAPTER_KINDS
+
 ROOT = Path(__file__).resolve().parent.parent
 FORBIDDEN = {
     "composers": {
@@ -54,7 +56,8 @@ ROOMS: dict[str, list[str]] = {
         "adapter kinds",
         "keys metadata pinned",
         "origin peft_settings spellings",
-        "stated_scales structure writing",
+        "starts structure writing",
+        "stated_scales",
         "reporting",
         "factors inspection placing",
         "reading",
@@ -237,6 +240,53 @@ def test_strangers_texts_are_read_in_few_places() -> None:
         and node.attr in READERS.get(node.value.id, ())
     }
     assert calling == READING
+
+
+KINDS = "pipelines.adapters.kinds"
+TERMS = {"LowRank", "Hadamard", "Whole", "Shift", "Several"}
+WRITERS = {"pipelines.adapters.writing", "pipelines.flora.flora_training"}
+"""What writes a type knows which it is."""
+
+
+def outside_kinds() -> list[str]:
+    """The modules that read, report and apply adapters, but for the types themselves and their terms."""
+    rooms = ("pipelines.adapters.", "pipelines.engine.", "studio.")
+    own = (KINDS, "pipelines.adapters.terms")
+    return [module for module in MODULES if module.startswith(rooms) and not module.startswith(own)]
+
+
+def test_nobody_asks_for_the_class_of_a_term() -> None:
+    """A term says what it changes. So a new one is a class in `terms.py`, and what applies it."""
+    asking = {
+        module
+        for module in outside_kinds()
+        for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8")))
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id == "isinstance"
+            and TERMS & {name.id for name in ast.walk(node.args[1]) if isinstance(name, ast.Name)}
+        )
+        or (isinstance(node, ast.MatchClass) and isinstance(node.cls, ast.Name) and node.cls.id in TERMS)
+    }
+    assert not asking - WRITERS
+
+
+def test_types_of_adapters_are_named_in_their_own_files_alone() -> None:
+    """No type's file is imported elsewhere, and no text is its name. "LoRA" and "full" are words of other things."""
+    names = {kind.name for kind in ADAPTER_KINDS} | {
+        word for kind in ADAPTER_KINDS for word in kind.peft_types
+    }
+    types = {type(kind).__module__ for kind in ADAPTER_KINDS}
+    for module in [*outside_kinds(), "pipelines.adapters.keys"]:
+        if module in WRITERS:
+            continue
+        assert not ARROWS[module] & types - {f"{KINDS}.{shared}" for shared in ("unsupported", "papers")}, (
+            module
+        )
+        for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and node.value in names - {"LoRA", "full"}:
+                raise AssertionError(f"{module}:{node.lineno} names {node.value}")
 
 
 def test_modules_import_each_other_in_no_circle() -> None:

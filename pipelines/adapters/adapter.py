@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pipelines.adapters.terms import LayerFactors, LowRank, ModelLayers, Target
+from pipelines.adapters.terms import LayerFactors, ModelLayers, Target
 from pipelines.families.family import FAMILIES, Family
 
 
@@ -128,8 +128,8 @@ class Adapter:
         For low-rank layers only. What other types add depends on the base weight: `layers[layer].change(weight)`.
         """
         factors = self.layers[layer]
-        assert isinstance(factors, LowRank), f"{layer} is multiplied, not added to"
-        return factors.delta()
+        assert not factors.reshapes, f"{layer} is multiplied, not added to"
+        return sum((one.delta() for one in factors.low_rank[1:]), factors.low_rank[0].delta())
 
     @property
     def bytes(self) -> int:

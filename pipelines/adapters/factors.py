@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pipelines.adapters.keys import quoted
 from pipelines.adapters.kinds import ADAPTER_KINDS, AdapterKind, RawLayer
+from pipelines.adapters.kinds.papers import check_header
 from pipelines.adapters.peft_settings import PeftSettings
 from pipelines.adapters.reporting import Place
 from pipelines.adapters.terms import LayerFactors, ModelLayers, Target, Term, is_finite, terms_of, together
@@ -30,10 +31,11 @@ def factors(
             )
         terms = [term for kind in found for term in _terms(kind, layer, target)]
         layers[layer.name], kinds[layer.name] = together(terms), found[0]
+    first = next(iter(raw.values()))
+    check_header(first.file, first.metadata, sorted({kind.name for kind in kinds.values()}))
     if all(one.scale == 0 for one in layers.values()):
         raise AdapterFormatError(
-            f"{next(iter(raw.values())).file}: alpha is 0 in every layer, so it would change nothing; "
-            "fetch a sound file"
+            f"{first.file}: alpha is 0 in every layer, so it would change nothing; fetch a sound file"
         )
     return layers, kinds
 

@@ -11,12 +11,13 @@ from typing import Any
 
 from pipelines.adapters.adapter import AdapterMetadata, span
 from pipelines.adapters.container import UnparsedHeader, adapter_path, open_header
-from pipelines.adapters.kinds.dora import Dora
-from pipelines.adapters.kinds.flora import Flora, mean_of
+from pipelines.adapters.kinds import ADAPTER_KINDS, FLAGGED
+from pipelines.adapters.kinds.papers import check_header
 from pipelines.adapters.metadata import describe
 from pipelines.adapters.origin import Origin, origin_by_metadata
 from pipelines.adapters.peft_settings import peft_settings
 from pipelines.adapters.sidecars import Sidecars, read_sidecars
+from pipelines.adapters.starts import check_starts
 from pipelines.adapters.stated_scales import stated_in
 from pipelines.adapters.structure import Structure, read_structure
 from pipelines.errors import AdapterFileError, AdapterFormatError
@@ -135,11 +136,16 @@ def _refused_settings(path: Path, metadata: Mapping[str, str], structure: Struct
     """Why the settings that come with the weights rule them out; "" where they do not."""
     try:
         own = peft_settings(path, metadata)
+        check_starts(path, own)
         settings = [own] if own else [one.settings for one in stated_in(path, metadata) if not one.odd]
-        if Dora.name not in structure.kinds and any(one.dora for found in settings for one in found.values()):
-            return f"{path.name}: its settings say DoRA, but it holds no lengths for it; fetch a whole file"
-        if Flora.name in structure.kinds:
-            mean_of(path.name, metadata)
+        for flag in sorted({flag for found in settings for one in found.values() for flag in one.flags}):
+            if FLAGGED[flag].name not in structure.kinds:
+                return f"{path.name}: its settings say {FLAGGED[flag].name}, but it holds none; fetch a whole file"
+        if structure.kinds:
+            check_header(path.name, metadata, structure.kinds)
+        for kind in ADAPTER_KINDS:
+            if kind.name in structure.kinds:
+                kind.check_metadata(path.name, metadata)
     except AdapterFormatError as error:
         return str(error)
     return ""

@@ -17,9 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
-from pipelines.adapters.kinds import ADAPTER_KINDS, SHARED, AdapterKind, Leaf
-from pipelines.adapters.kinds.ia3 import ON_INPUT
-from pipelines.adapters.kinds.ia3 import WEIGHT as IA3_WEIGHT
+from pipelines.adapters.kinds import ADAPTER_KINDS, NAMELESS, SHARED, AdapterKind, Leaf
 from pipelines.adapters.kinds.unsupported import peft_part
 
 UNET, TEXT, TEXT_2 = "unet", "text_encoder", "text_encoder_2"
@@ -47,7 +45,6 @@ _TEXT = re.compile(r"text_model[._]|encoder[._]layers[._]|(transformer[._])?resb
 _OTHER_UNETS = re.compile(r"[._](motion_modules|temporal_\w+|spatial_res_block)[._]")
 _OF_TEXT = re.compile(r"(^|[._])(te\d?|text_?encoders?\d?|text_model|clip_\w|t5\w*)[._]")
 _BUNDLED = "bundle_emb."
-_ON_INPUT = f".{ON_INPUT}"
 _PEFT = "base_model.model."
 _SET_BIAS = ".base_layer.bias"
 _DEFAULT = ".default"
@@ -167,7 +164,12 @@ def some(keys: Iterable[str], most: int = 3) -> str:
 def sort_keys(texts: Iterable[str]) -> Contents:
     """Sort the keys of a file. Each goes into exactly one field of the result (`halves` are among `unknown`)."""
     texts = sorted(texts)
-    scaled = {text.removesuffix(_ON_INPUT) for text in texts if text.endswith(_ON_INPUT)}
+    beside = {
+        text.removesuffix(f".{end}"): (end, part)
+        for text in texts
+        for end, part in NAMELESS.items()
+        if text.endswith(f".{end}")
+    }
     biases = any(text.startswith(_PEFT) and text.endswith(_SET_BIAS) for text in texts)
     shared: dict[str, str] = {}
     keys: list[Key] = []
@@ -183,8 +185,10 @@ def sort_keys(texts: Iterable[str]) -> Contents:
             shared[part] = text
         elif (key := read_key(text)) is not None:
             keys.append(key)
-        elif (stem := text.removesuffix(".weight")) in scaled and (key := read_key(stem + _ON_INPUT)):
-            keys.append(replace(key, text=text, part=IA3_WEIGHT))  # (IA)3's factors have no name of their own
+        elif (stem := text.removesuffix(".weight")) in beside and (
+            key := read_key(f"{stem}.{beside[stem][0]}")
+        ):
+            keys.append(replace(key, text=text, part=beside[stem][1]))
         elif biases and text.startswith(_PEFT) and (key := _new_bias(text)):
             keys.append(key)
         else:
@@ -310,8 +314,8 @@ def _naming(stem: str, leaf: Leaf, address: Address) -> str:
         if _SGM.match(address.path)
         else "diffusers names"
     )
-    if leaf.style == "flora":
-        return "FLoRA"
+    if leaf.naming:
+        return leaf.naming
     if "." not in stem and stem != address.path:
         scheme = "LyCORIS" if stem.startswith("lycoris_") else "kohya"
         return f"{scheme} ({blocks})" if blocks else scheme

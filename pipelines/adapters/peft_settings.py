@@ -17,7 +17,7 @@ from typing import Any, TypeGuard
 
 from composers.shown import shown
 from pipelines.adapters.keys import COMPONENTS
-from pipelines.adapters.kinds import PEFT_APPLIED
+from pipelines.adapters.kinds import FLAGGED, PEFT_APPLIED, PEFT_DEFAULT
 from pipelines.adapters.kinds.unsupported import PEFT_TYPES
 from pipelines.adapters.sidecars import MOST_SAID
 from pipelines.errors import AdapterFormatError
@@ -39,7 +39,11 @@ class MalformedSettings(AdapterFormatError):
     """Settings that cannot be read, other than such as call for something that is not applied."""
 
 
-_CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
+_PLAIN_STARTS = ("", "true", "false", "none", "default", "gaussian", "eva", "orthogonal", "mica")
+_STRANGE_MATHEMATICS = (
+    "use_qalora", "use_bdlora", "kasa_config", "monteclora_config", "arrow_config", "alora_invocation_tokens"
+)  # fmt: skip
+"""Fields of a LoraConfig that make something else of it than LoRA or DoRA."""
 
 # Patterns are regular expressions from an untrusted file. Only those that cannot take forever are run.
 _HARMLESS = re.compile(r"\^?(?:[\w-]|\\\.|\.\*|\.|\\d\+?|\[0-9\]\+?)*\$?")
@@ -49,7 +53,8 @@ _HARMLESS = re.compile(r"\^?(?:[\w-]|\\\.|\.\*|\.|\\d\+?|\[0-9\]\+?)*\$?")
 class PeftSettings:
     """What PEFT's configuration says of one component.
 
-    kind: its `peft_type`; stated: whether it is written. dora: whether it is LoRA with DoRA.
+    kind: its `peft_type`; stated: whether it is written. flags: those of other types that its layers are of too.
+    start: the start that it was trained from, where it is not one that leaves the base as it is ("pissa", "olora").
     fields: all that it says, by PEFT's names. where: the file and the place of the settings, for messages.
     alpha: None where it says nothing, which means scale 1. alpha_pattern: regular expression -> alpha of the layers
     whose names end so. rank, rank_pattern: likewise. rslora: whether the scale is that of rsLoRA.
@@ -60,9 +65,10 @@ class PeftSettings:
     rslora: bool = False
     rank: int | None = None
     rank_pattern: Mapping[str, float] = field(default_factory=dict)
-    kind: str = "LORA"
+    kind: str = PEFT_DEFAULT
     stated: bool = False
-    dora: bool = False
+    flags: frozenset[str] = frozenset()
+    start: str = ""
     fields: Mapping[str, object] = field(default_factory=dict, repr=False, compare=False)
     where: str = field(default="", compare=False)
 
@@ -181,7 +187,7 @@ def settings_object(file: str, what: str, text: str) -> dict[str, Any]:
 
 def _settings(where: str, fields: Mapping[str, Any]) -> PeftSettings:
     """The fields of a LoraConfig that change the mathematics. Raises AdapterFormatError if one cannot be applied."""
-    kind = fields.get("peft_type") or "LORA"
+    kind = fields.get("peft_type") or PEFT_DEFAULT
     word = kind.removeprefix("PeftType.").upper() if isinstance(kind, str) else ""
     if word not in PEFT_APPLIED:
         name = PEFT_TYPES.get(word)
@@ -189,13 +195,16 @@ def _settings(where: str, fields: Mapping[str, Any]) -> PeftSettings:
             f"{where}: the PEFT type {shown(kind)}{f', {name},' if name else ''} is not applied yet; "
             "look for a plain LoRA"
         )
-    start = fields.get("init_lora_weights", True)
-    if isinstance(start, str) and start.lower().startswith(_CHANGES_THE_BASE):
+    if strange := [
+        name for name in _STRANGE_MATHEMATICS if word == PEFT_DEFAULT and _is_set(fields.get(name))
+    ]:
         raise AdapterFormatError(
-            f"{where}: init_lora_weights={shown(start)} trained against a changed base model, so these factors "
-            "alone are not the difference; save it again with PEFT's path_initial_model_for_weight_conversion"
+            f"{where}: {strange[0]} is set, with which it is no plain LoRA, and that is not applied; look for another "
+            "edition"
         )
-    alpha: Any = fields.get("lora_alpha" if word == "LORA" else "alpha")
+    said = fields.get("init_lora_weights")
+    start = said.strip().lower() if isinstance(said, str) else ""
+    alpha: Any = fields.get(PEFT_APPLIED[word])
     rank: Any = fields.get("r")
     if alpha is not None and not _is_number(alpha):
         raise MalformedSettings(
@@ -210,7 +219,8 @@ def _settings(where: str, fields: Mapping[str, Any]) -> PeftSettings:
         kind=word,
         where=where,
         stated=bool(fields.get("peft_type")),
-        dora=_flag(where, fields, "use_dora"),
+        flags=frozenset(name for name in FLAGGED if _flag(where, fields, name)),
+        start="" if start in _PLAIN_STARTS else start,
         fields=dict(fields) | {name: _flag(where, fields, name) for name in _FLAGS if name in fields},
     )
 
@@ -266,6 +276,11 @@ _WORDS = {
     "none": False,
     "": False,
 }
+
+
+def _is_set(value: object) -> bool:
+    """Whether a setting that may be anything is there, and is no no."""
+    return bool(_WORDS.get(value.strip().lower(), True) if isinstance(value, str) else value)
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:

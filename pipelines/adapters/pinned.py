@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipelines.adapters.adapter import Adapter
-from pipelines.adapters.terms import LayerFactors, Several, Term, terms_of
+from pipelines.adapters.terms import LayerFactors, Term, terms_of, together
 
 ALIGNMENT = 16
 """Every tensor begins at a multiple of so many bytes, which suits all data types and vectorised copies."""
@@ -73,7 +73,7 @@ def pack(adapter: Adapter, *, pinned: bool = False) -> Packed:
 def _with(factors: LayerFactors, tensors: Mapping[int, Mapping[str, Tensor]]) -> LayerFactors:
     """The factors with these tensors in place of their own. tensors: number of the term -> its field -> tensor."""
     terms: list[Term] = [replace(term, **tensors[place]) for place, term in enumerate(terms_of(factors))]  # type: ignore[arg-type]
-    return Several(tuple(terms)) if isinstance(factors, Several) else terms[0]
+    return together(terms)
 
 
 def _tensors(adapter: Adapter) -> Iterator[tuple[str, int, str, Tensor]]:

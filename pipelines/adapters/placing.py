@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pipelines.adapters.container import Header
 from pipelines.adapters.keys import UNET, Address, Contents, Key, is_handful, quoted, some
-from pipelines.adapters.kinds import ADAPTER_KINDS
+from pipelines.adapters.kinds import INPUTS, OUTPUTS
 from pipelines.adapters.origin import something_else
 from pipelines.adapters.reporting import Place
 from pipelines.adapters.spellings import LayerNames, layer_names
@@ -78,10 +78,6 @@ def _is_handful(homeless: Mapping[str, bool], contents: Contents, *, unet: bool)
     return is_handful(lost, sum((UNET in key.address.components) == unet for key in contents.keys) - lost)
 
 
-OUTPUTS = {"up": 0, "outer": 0}  # part -> the axis that has the layer's output width
-_INPUTS = {part: axis for kind in ADAPTER_KINDS for part, axis in kind.input_axes.items()}
-
-
 def _width(target: Target, axis: int) -> int:
     return target.shape[axis] if axis < len(target.shape) else 0
 
@@ -95,7 +91,7 @@ def _place_of(
     """
     found = names.find(address)
     for key in keys:
-        output, axis = key.part in OUTPUTS, (OUTPUTS | _INPUTS).get(key.part)
+        output, axis = key.part in OUTPUTS, (OUTPUTS | INPUTS).get(key.part)
         shape = header.tensors[key.text].shape
         if len(found) > 1 and axis is not None and len(shape) > axis:
             found = tuple(

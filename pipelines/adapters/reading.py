@@ -6,6 +6,7 @@ The model is not touched here, so a refused file leaves everything as it was.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,14 +16,15 @@ from pipelines.adapters.adapter import Adapter
 from pipelines.adapters.container import Header, adapter_path, read_header, read_tensors
 from pipelines.adapters.factors import check_types, factors
 from pipelines.adapters.keys import Contents, quoted, some, sort_keys
-from pipelines.adapters.kinds import INTEGERS, RANKS, RawLayer
-from pipelines.adapters.kinds.dora import LENGTHS
+from pipelines.adapters.kinds import INTEGERS, OUTPUTS, RANKS, RawLayer
+from pipelines.adapters.kinds.starts import Start
 from pipelines.adapters.metadata import describe
 from pipelines.adapters.origin import Origin, foreign, origin_of
 from pipelines.adapters.peft_settings import PeftSettings, peft_settings
-from pipelines.adapters.placing import OUTPUTS, Part, placed
+from pipelines.adapters.placing import Part, placed
 from pipelines.adapters.reporting import Findings, Place, aside_notes, report
 from pipelines.adapters.sidecars import read_sidecars
+from pipelines.adapters.starts import changed, check_starts, start_folder, start_notes
 from pipelines.adapters.stated_scales import Layer, settled
 from pipelines.adapters.terms import ModelLayers, is_finite
 from pipelines.errors import AdapterFileError, AdapterFormatError, AdapterMismatchError
@@ -51,6 +53,7 @@ def _adapter(path: Path, model: ModelLayers, name: str, family: FamilyName | Non
         _refuse_foreign(path.name, contents, model)
     own = _settings(path, header, contents)
     _refuse_unsupported(path.name, contents)
+    check_starts(path, own)
     origin = _checked_origin(path.name, contents, header, model, family)
     places, aside = placed(path.name, contents, header, model)
     tensors, digest = read_tensors(path, header)
@@ -58,8 +61,12 @@ def _adapter(path: Path, model: ModelLayers, name: str, family: FamilyName | Non
         path, header.metadata, own, _lowrank(places, tensors), peft=any("lora_B" in key for key in tensors)
     )
     shared = {part: _checked(path.name, part, key, tensors[key]) for part, key in contents.shared.items()}
+    starts = _starts(path, own, places, model)
     raw = {
-        place: _raw_layer(path.name, place, parts, tensors, settings, own, header.metadata, shared)
+        place: replace(
+            _raw_layer(path.name, place, parts, tensors, settings, own, header.metadata, shared),
+            start=starts.get(place),
+        )
         for place, parts in places.items()
     }
     orphans = [place for place, layer in raw.items() if set(layer.parts) == {"alpha"}]
@@ -73,7 +80,13 @@ def _adapter(path: Path, model: ModelLayers, name: str, family: FamilyName | Non
     check_types(own, kinds)
     metadata = describe(header.metadata, read_sidecars(path))
     bundled, left_out = _bundled(contents, tensors)
-    notes = (*filter(None, [note_on(path)]), *aside_notes(aside, contents), *scale_notes, *left_out)
+    notes = (
+        *filter(None, [note_on(path)]),
+        *aside_notes(aside, contents),
+        *scale_notes,
+        *start_notes(own),
+        *left_out,
+    )
     found = Findings(path.name, header, contents, origin, raw, settings, tuple(orphans), digest, notes)
     return Adapter(name, layers, metadata, report(name, model, found, layers, kinds, metadata), bundled)
 
@@ -163,7 +176,7 @@ def _lowrank(places: Mapping[Place, Mapping[str, Part]], tensors: Mapping[str, T
         kernel = any(length > 1 for length in shape[2:]) or "mid" in parts
         alpha = tensors[parts["alpha"].key.text] if "alpha" in parts else None
         value = None if alpha is None else float(alpha.flatten()[0].real) if alpha.numel() else 0.0
-        yield Layer(component, module, shape[0] if shape else 0, value, kernel, not LENGTHS.isdisjoint(parts))
+        yield Layer(component, module, shape[0] if shape else 0, value, kernel, frozenset(parts))
 
 
 def _ranked(parts: Collection[str]) -> str | None:
@@ -202,6 +215,52 @@ def _raw_layer(
         scale = settings[component].scale_of(module, int(parts[ranked].shape[0]))
     fields = own[component].fields if component in own else {}
     return RawLayer(file, f"{component}.{module}", parts, texts, scale, metadata, fields, shared)
+
+
+def _starts(
+    path: Path,
+    own: Mapping[str, PeftSettings],
+    places: Mapping[Place, Mapping[str, Part]],
+    model: ModelLayers,
+) -> dict[Place, Start]:
+    """What the low-rank layers were trained from, where that changed the base. Raises AdapterError and NoAnswer."""
+    found: dict[Place, Start] = {}
+    stored: dict[Path, dict[Place, tuple[Tensor, Tensor]]] = {}
+    for place, parts in places.items():
+        start = own[place[0]].start if place[0] in own else ""
+        if not changed(start) or "down" not in parts:
+            continue
+        folder = start_folder(path, start)
+        if folder is None:
+            found[place] = Start(start)
+            continue
+        if folder not in stored:
+            stored[folder] = _stored_start(adapter_path(folder), model)
+        if place not in stored[folder]:
+            raise AdapterFormatError(
+                f"{path.name}: {quoted(parts['down'].key.text)} is not in its start, {folder.name}, which is another "
+                "file's; put the one beside it that it was trained from, or remove the folder"
+            )
+        found[place] = Start(start, *stored[folder][place])
+    return found
+
+
+def _stored_start(path: Path, model: ModelLayers) -> dict[Place, tuple[Tensor, Tensor]]:
+    """(down, up) of each low-rank layer of a start's file. Raises AdapterError and NoAnswer."""
+    header = read_header(path)
+    file = f"{path.parent.name}/{path.name}"
+    places, _ = placed(file, sort_keys(header.tensors), header, model)
+    tensors, _ = read_tensors(path, header)
+
+    def half(parts: Mapping[str, Part], part: str) -> Tensor:
+        key = parts[part].key.text
+        return _checked(file, part, key, _third(file, part, parts[part], tensors[key]))
+
+    return {
+        place: (half(parts, "down"), half(parts, "up"))
+        for place, parts in places.items()
+        if parts.keys() >= {"down", "up"}
+    }
 
 
 def _checked(file: str, part: str, key: str, tensor: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from pipelines.adapters.kinds import AdapterKind, RawLayer
 from pipelines.adapters.origin import Origin, foreign, origin_by_metadata
 from pipelines.adapters.peft_settings import PeftSettings
 from pipelines.adapters.stated_scales import UNSEEN
-from pipelines.adapters.terms import LayerFactors, LowRank, ModelLayers
+from pipelines.adapters.terms import LayerFactors, ModelLayers
 
 Place = tuple[str, str]  # (component, module)
 
@@ -67,13 +67,14 @@ def report(
         for part, key in layer.keys.items()
         if found.header.tensors[key].dtype in WEIGHT_DTYPES and part != "alpha"
     )
-    lowrank = [factors for factors in layers.values() if isinstance(factors, LowRank)]
-    kernels = any(factors.down.ndim == 4 and factors.down.shape[2:] != (1, 1) for factors in lowrank)
-    kind = " + ".join(sorted({kind.name for kind in kinds.values()}))
+    shapes: dict[AdapterKind, list[dict[str, tuple[int, ...]]]] = defaultdict(list)
+    for layer in found.raw.values():
+        own = {part: tuple(tensor.shape) for part, tensor in layer.parts.items()}
+        shapes[kinds[layer.name]].append(own)
     return LoadReport(
         name=name,
         file=found.file,
-        kind="LoCon" if kind == "LoRA" and kernels else kind,
+        kind=" + ".join(sorted({kind.called(own) for kind, own in shapes.items()})),
         naming=" + ".join(found.contents.namings),
         family=found.origin.family,
         evidence=found.origin.evidence,

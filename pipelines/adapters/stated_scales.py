@@ -19,6 +19,7 @@ from typing import Any
 from composers.shown import shown
 from pipelines.adapters.adapter import span
 from pipelines.adapters.keys import COMPONENTS
+from pipelines.adapters.kinds import FLAGGED, PEFT_DEFAULT
 from pipelines.adapters.peft_settings import (
     CONFIG_NAME,
     LARGEST_ALPHA,
@@ -30,6 +31,7 @@ from pipelines.adapters.peft_settings import (
     settings_object,
 )
 from pipelines.adapters.sidecars import MOST_SAID
+from pipelines.adapters.starts import refuse_starts
 from pipelines.errors import AdapterFormatError, StudioError
 from pipelines.home.plain import read_json
 
@@ -38,8 +40,8 @@ _LOOSE_PLACES = ("config", "training_args", "ot_config")
 """Entries that may hold anything: they count where they are JSON objects."""
 _SCALES = ("lora_scale", "scaling")
 _FIELDS: Mapping[str, str] = {
-    **{name: name for name in ("lora_alpha", "r", "alpha_pattern", "rank_pattern", "use_rslora", "use_dora",
-                               "init_lora_weights", "peft_type")},
+    **{name: name for name in ("lora_alpha", "r", "alpha_pattern", "rank_pattern", "use_rslora",
+                               "init_lora_weights", "peft_type", *FLAGGED)},
     "alpha": "lora_alpha", "network_alpha": "lora_alpha",
     "lora_r": "r", "rank": "r", "lora_rank": "r", "network_dim": "r", "lora_dim": "r",
 }  # fmt: skip
@@ -50,7 +52,7 @@ _FIELDS: Mapping[str, str] = {
 class Layer:
     """One low-rank layer, for its scale. rank: of its tensors. alpha: the file's own, None where it has none.
 
-    kernel: whether its kernel is larger than 1x1. dora: whether it holds the lengths of DoRA.
+    kernel: whether its kernel is larger than 1x1. parts: which it has.
     """
 
     component: str
@@ -58,7 +60,7 @@ class Layer:
     rank: int
     alpha: float | None
     kernel: bool = False
-    dora: bool = False
+    parts: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,8 @@ def stated_in(path: Path, metadata: Mapping[str, str]) -> tuple[Stated, ...]:
             found.append(_stated(f"its {name}", partial(_named, f"{path.name}: {name}", fields)))
     found.append(_stated("its header", partial(_flat, path.name, metadata)))
     found.append(Stated(_KOHYA, _kohya(metadata), kernels="conv_" not in metadata.get("ss_network_args", "")))
+    for one in found:
+        refuse_starts(one.settings)
     told = tuple(one for one in found if one.odd or any(_tells(own) for own in one.settings.values()))
     alpha = _number(metadata.get("ss_network_alpha", ""))
     if told or alpha is None:
@@ -135,6 +139,7 @@ def _beside(path: Path) -> tuple[Stated, ...]:
     place = f"the {CONFIG_NAME} beside it"
     try:
         own = config_beside(path)
+        refuse_starts(own)
     except AdapterFormatError as error:
         return (Stated(place, certain=False, odd=str(error)),)
     return (Stated(place, own, certain=False),) if any(_tells(one) for one in own.values()) else ()
@@ -164,7 +169,7 @@ def _named(where: str, fields: Mapping[str, Any]) -> dict[str, PeftSettings]:
 
 
 def _renamed(fields: Mapping[str, Any]) -> dict[str, Any]:
-    if str(fields.get("peft_type") or "LORA").removeprefix("PeftType.").upper() != "LORA":
+    if str(fields.get("peft_type") or PEFT_DEFAULT).removeprefix("PeftType.").upper() != PEFT_DEFAULT:
         return dict(fields)
     named: dict[str, Any] = {}
     for key, value in fields.items():
@@ -246,7 +251,9 @@ def _flat(file: str, metadata: Mapping[str, str]) -> dict[str, PeftSettings]:
         if name in _FIELDS and (not dot or component in COMPONENTS):
             fields.setdefault(f"{component}{dot}{_FIELDS[name]}", _value(text))
     common = {name: value for name, value in fields.items() if "." not in name}
-    if not common.keys() & {"lora_alpha", "r", "peft_type"} and len(common) == len(fields):
+    if not common.keys() & {"lora_alpha", "r", "peft_type", "init_lora_weights"} and len(common) == len(
+        fields
+    ):
         return {}
     shared = {f"{component}.{name}": value for component in COMPONENTS for name, value in common.items()}
     return by_component(f"{file}: its header", shared | {k: v for k, v in fields.items() if "." in k})
@@ -291,8 +298,8 @@ def settled(
     """
     layers = [layer for layer in layers if layer.rank]
     bare = [layer for layer in layers if layer.alpha is None]
-    _check_dora(own, layers)
-    if own and all(one.kind != "LORA" for one in own.values()):
+    _check_flags(own, layers)
+    if own and all(one.kind != PEFT_DEFAULT for one in own.values()):
         return own, ()  # their scales follow other rules
     if own:
         notes = (*_mismatched(own, layers), *_unstated("its settings", own, bare))
@@ -300,7 +307,7 @@ def settled(
     found = (*stated_in(path, metadata), *(_beside(path) if bare else ()))
     for one in found:
         if one.certain:
-            _check_dora(one.settings, layers)
+            _check_flags(one.settings, layers)
     odd = tuple(f"scale 1 is used: {one.odd}" for one in found if one.odd and bare)
     stated = [one for one in found if not one.odd]
     if odd or not stated:
@@ -324,14 +331,17 @@ def settled(
     )
 
 
-def _check_dora(settings: Mapping[str, PeftSettings], layers: Iterable[Layer]) -> None:
-    """Raises AdapterFormatError where settings say DoRA, and the file has not its lengths."""
+def _check_flags(settings: Mapping[str, PeftSettings], layers: Iterable[Layer]) -> None:
+    """Raises AdapterFormatError where settings say that layers are of a type, and the file has none of its parts."""
     for layer in layers:
-        if layer.component in settings and settings[layer.component].dora and not layer.dora:
-            raise AdapterFormatError(
-                f"{settings[layer.component].where} says DoRA (use_dora), but {layer.component}.{layer.module} has "
-                "no lengths (dora_scale or lora_magnitude_vector); fetch a whole file"
-            )
+        own = settings.get(layer.component)
+        for flag in () if own is None else own.flags:
+            kind = FLAGGED[flag]
+            if own is not None and not kind.claims(layer.parts):
+                raise AdapterFormatError(
+                    f"{own.where} says {kind.name} ({flag}), but {layer.component}.{layer.module} has no "
+                    f"{' and no '.join(sorted({leaf.part for leaf in kind.leaves.values()}))}; fetch a whole file"
+                )
 
 
 UNSEEN = (

@@ -110,13 +110,14 @@ def _kind_names(
     layers: Mapping[Address, Mapping[str, str]],
     tensors: Mapping[str, TensorEntry],
 ) -> tuple[str, ...]:
-    """The adapter types in the file, the most frequent first. LoRA with kernels larger than 1x1 is called LoCon."""
-    counts = Counter(kind.name for kind in kinds.values())
-    kernels = [tensors[parts["down"]].shape[2:] for parts in layers.values() if "down" in parts]
-    convolutional = any(kernel not in ((), (1, 1)) for kernel in kernels) or any(
-        "mid" in p for p in layers.values()
-    )
-    return tuple("LoCon" if name == "LoRA" and convolutional else name for name, _ in counts.most_common())
+    """The adapter types in the file, the most frequent first."""
+    found: dict[AdapterKind, list[dict[str, tuple[int, ...]]]] = defaultdict(list)
+    for address, kind in kinds.items():
+        found[kind].append({part: tensors[key].shape for part, key in layers[address].items()})
+    counts = Counter[str]()
+    for kind, shapes in found.items():
+        counts[kind.called(shapes)] += len(shapes)
+    return tuple(name for name, _ in counts.most_common())
 
 
 def _refusal(contents: Contents, kinds: Mapping[Address, AdapterKind]) -> str:

@@ -85,8 +85,36 @@ class ModelLayers:
         return self.norms[component][module] if own is None else own
 
 
+class Parts:
+    """What the engine asks of a term, or of several. A term overrides what it is.
+
+    low_rank: its low-rank terms. multiplier: what multiplies the weight, element by element. whole: what is added to
+    it. shift: what is added to the bias, float32. reshapes: whether lanes need a weight or a bias of their own for it.
+    """
+
+    @property
+    def low_rank(self) -> tuple[LowRank, ...]:
+        return ()
+
+    @property
+    def multiplier(self) -> Hadamard | None:
+        return None
+
+    @property
+    def whole(self) -> Tensor | None:
+        return None
+
+    @property
+    def shift(self) -> Tensor | None:
+        return None
+
+    @property
+    def reshapes(self) -> bool:
+        return any(part is not None for part in (self.multiplier, self.whole, self.shift))
+
+
 @dataclass(frozen=True)
-class LowRank:
+class LowRank(Parts):
     """dW = scale * up . down for one layer (Hu et al. 2021, arXiv 2106.09685).
 
     down: [rank, in] or [rank, in, kh, kw]. up: [out, rank] or [out, rank, 1, 1]. Both in the file's dtype.
@@ -101,6 +129,10 @@ class LowRank:
     @property
     def rank(self) -> int:
         return int(self.down.shape[0])
+
+    @property
+    def low_rank(self) -> tuple[LowRank, ...]:
+        return (self,)
 
     def delta(self) -> Tensor:
         """dW in float32, in the shape of the layer's weight. This is the slow, obvious reference."""
@@ -128,7 +160,7 @@ class LowRank:
 
 
 @dataclass(frozen=True)
-class Hadamard:
+class Hadamard(Parts):
     """W' = W * M, element by element, with M = scale * outer . inner: true FLoRA (`kinds/flora.py`).
 
     inner: [rank, in], multiplies the layer's input. outer: [out, rank], multiplies its output. In a convolution
@@ -142,6 +174,10 @@ class Hadamard:
     @property
     def rank(self) -> int:
         return int(self.inner.shape[0])
+
+    @property
+    def multiplier(self) -> Hadamard:
+        return self
 
     def factor(self) -> Tensor:
         """M, [out, in] float32."""
@@ -168,13 +204,17 @@ class Hadamard:
 
 
 @dataclass(frozen=True)
-class Whole:
+class Whole(Parts):
     """W' = W + delta: a change that has no smaller form. delta: in the shape of the weight, a norm's [c] included."""
 
     delta: Tensor
 
     rank: ClassVar[int] = 0
     scale: ClassVar[float] = 1.0
+
+    @property
+    def whole(self) -> Tensor:
+        return self.delta
 
     def change(self, weight: Tensor) -> Tensor:
         """dW in float32, in the shape of `weight` and on its device. The weight's values do not matter."""
@@ -196,13 +236,17 @@ class Whole:
 
 
 @dataclass(frozen=True)
-class Shift:
+class Shift(Parts):
     """b' = b + vector: a change of the layer's bias, or of a bias of zero where it has none. vector: [out]."""
 
     vector: Tensor
 
     rank: ClassVar[int] = 0
     scale: ClassVar[float] = 1.0
+
+    @property
+    def shift(self) -> Tensor:
+        return self.vector.float()
 
     def change(self, weight: Tensor) -> Tensor:
         """dW: zeros in the shape of `weight`."""
@@ -228,7 +272,7 @@ Term: TypeAlias = LowRank | Hadamard | Whole | Shift
 
 
 @dataclass(frozen=True)
-class Several:
+class Several(Parts):
     """Several terms of one adapter on one layer. Their changes, each of the base weight, add up. At most one Hadamard,
     one Whole and one Shift."""
 
@@ -238,6 +282,22 @@ class Several:
     def rank(self) -> int:
         """The highest rank of a term."""
         return max(term.rank for term in self.terms)
+
+    @property
+    def low_rank(self) -> tuple[LowRank, ...]:
+        return tuple(one for term in self.terms for one in term.low_rank)
+
+    @property
+    def multiplier(self) -> Hadamard | None:
+        return next((term.multiplier for term in self.terms if term.multiplier is not None), None)
+
+    @property
+    def whole(self) -> Tensor | None:
+        return next((term.whole for term in self.terms if term.whole is not None), None)
+
+    @property
+    def shift(self) -> Tensor | None:
+        return next((term.shift for term in self.terms if term.shift is not None), None)
 
     @property
     def scale(self) -> float:
@@ -277,14 +337,15 @@ def terms_of(factors: LayerFactors) -> tuple[Term, ...]:
 def together(terms: Sequence[Term]) -> LayerFactors:
     """The terms as what acts on one layer. LowRank terms stay apart; of each other sort, one holds the sum."""
     assert terms
-    wholes = [term.delta.float() for term in terms if isinstance(term, Whole)]
-    shifts = [term.vector.float() for term in terms if isinstance(term, Shift)]
-    factors = [term for term in terms if isinstance(term, Hadamard)]
+    low_rank = [one for term in terms for one in term.low_rank]
+    factors = [term.multiplier for term in terms if term.multiplier is not None]
+    wholes = [term.whole for term in terms if term.whole is not None]
+    shifts = [term.shift for term in terms if term.shift is not None]
     if max(len(wholes), len(shifts), len(factors)) > 1:
         terms = [
-            *(term for term in terms if isinstance(term, LowRank)),
+            *low_rank,
             *([_sum(factors)] if factors else ()),
-            *([Whole(sum(wholes[1:], wholes[0]))] if wholes else ()),
+            *([Whole(sum(wholes[1:], wholes[0].float()))] if wholes else ()),
             *([Shift(sum(shifts[1:], shifts[0]))] if shifts else ()),
         ]
     return terms[0] if len(terms) == 1 else Several(tuple(terms))
@@ -304,4 +365,4 @@ def _sum(factors: Sequence[Hadamard]) -> Hadamard:
 
 def shift_of(factors: LayerFactors) -> Tensor | None:
     """The change of the bias, float32; None where there is none."""
-    return next((term.vector.float() for term in terms_of(factors) if isinstance(term, Shift)), None)
+    return factors.shift

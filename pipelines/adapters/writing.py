@@ -51,8 +51,10 @@ def write_lora(
     """
     assert layers, "an adapter without layers is none"
     texts = dict(metadata or {})
-    lowrank = {name: factors for name, factors in layers.items() if isinstance(factors, LowRank)}
-    multiplied = {name: factors for name, factors in layers.items() if isinstance(factors, Hadamard)}
+    lowrank = {name: one for name, factors in layers.items() for one in factors.low_rank}
+    multiplied = {
+        name: factors.multiplier for name, factors in layers.items() if factors.multiplier is not None
+    }
     written = [*_kohya(lowrank, texts)] if naming == "kohya" else [*_peft(lowrank)]
     if lowrank and naming == "peft":
         texts[METADATA_KEY] = json.dumps(_peft_settings(lowrank), indent=2, sort_keys=True)

@@ -13,7 +13,6 @@ from torch import nn
 
 from composers.plan import Use
 from pipelines.adapters.adapter import Adapter
-from pipelines.adapters.terms import shift_of
 from pipelines.engine.products.attention import restore_attention
 from pipelines.engine.products.layers import LANE_LAYERS, unwrap
 
@@ -43,8 +42,8 @@ def merged(
                     strength = use.weight * use.block_factor(module)
                     change = factor.change(own)  # to the base weight, so that the order does not matter
                     weight += (strength * change).to(weight.dtype)
-                    if (shift := shift_of(factor)) is not None:
-                        _shift(layers[module], (strength * shift).to(weight))
+                    if factor.shift is not None:
+                        _shift(layers[module], (strength * factor.shift).to(weight))
     return twin
 
 

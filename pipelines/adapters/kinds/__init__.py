@@ -1,59 +1,73 @@
-"""The adapter types, one file each. They are asked in this order whether a layer is theirs."""
+"""The adapter types, one file each."""
 
-from pipelines.adapters.kinds.adalora import AdaLora
-from pipelines.adapters.kinds.c3a import C3a
-from pipelines.adapters.kinds.delora import Delora
-from pipelines.adapters.kinds.dora import Dora
-from pipelines.adapters.kinds.flora import Flora
-from pipelines.adapters.kinds.fourierft import FourierFt
-from pipelines.adapters.kinds.full import Full
-from pipelines.adapters.kinds.glora import Glora
-from pipelines.adapters.kinds.hira import Hira
-from pipelines.adapters.kinds.hra import Hra
-from pipelines.adapters.kinds.ia3 import Ia3
+from importlib import import_module
+
 from pipelines.adapters.kinds.kind import AdapterKind, Leaf, RawLayer
-from pipelines.adapters.kinds.loha import Loha
-from pipelines.adapters.kinds.lokr import Lokr
 from pipelines.adapters.kinds.lora import Lora
-from pipelines.adapters.kinds.miss import Miss
-from pipelines.adapters.kinds.oft import Oft
-from pipelines.adapters.kinds.peft_boft import PeftBoft
-from pipelines.adapters.kinds.peft_glora import PeftGlora
-from pipelines.adapters.kinds.peft_ia3 import PeftIa3
-from pipelines.adapters.kinds.peft_oft import PeftOft
-from pipelines.adapters.kinds.road import Road
-from pipelines.adapters.kinds.shira import Shira
 from pipelines.adapters.kinds.unsupported import UNSUPPORTED
-from pipelines.adapters.kinds.vblora import VbLora
-from pipelines.adapters.kinds.vera import Vera
 
-APPLIED: tuple[AdapterKind, ...] = (
-    Dora(),
-    AdaLora(),
-    Loha(),
-    Lokr(),
-    Glora(),
-    Ia3(),
-    Oft(),
-    PeftOft(),
-    PeftBoft(),
-    PeftIa3(),
-    PeftGlora(),
-    Hira(),
-    Vera(),
-    Miss(),
-    Hra(),
-    Delora(),
-    C3a(),
-    FourierFt(),
-    Shira(),
-    Road(),
-    VbLora(),
-    Flora(),
-    Lora(),
-    Full(),
+TABLE = (
+    "dora",
+    "adalora",
+    "loha",
+    "lokr",
+    "glora",
+    "ia3",
+    "oft",
+    "peft_oft",
+    "peft_boft",
+    "peft_ia3",
+    "peft_glora",
+    "hira",
+    "vera",
+    "miss",
+    "hra",
+    "delora",
+    "c3a",
+    "fourierft",
+    "shira",
+    "road",
+    "vblora",
+    "randlora",
+    "tlora",
+    "bora",
+    "edora",
+    "lora_xs",
+    "nora",
+    "loldu",
+    "mora",
+    "melora",
+    "moslora",
+    "lamda",
+    "mos",
+    "sharelora",
+    "pmss",
+    "surm",
+    "smt",
+    "s2ft",
+    "diffusekrona",
+    "aflora",
+    "flora",
+    "lora",
+    "full",
 )
-"""The types that are applied. Those that take another type's parts come before it."""
+"""The files of the types that are applied. They are asked in this order whether a layer is theirs, so those that take
+another type's parts come before it."""
+
+
+def _kind_in(file: str) -> AdapterKind:
+    """The one type that a file defines."""
+    module = import_module(f"{__name__}.{file}")
+    own = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and value.__module__ == module.__name__
+    ]
+    [kind] = [value for value in own if issubclass(value, AdapterKind)]
+    return kind()
+
+
+APPLIED: tuple[AdapterKind, ...] = tuple(map(_kind_in, TABLE))
 ADAPTER_KINDS: tuple[AdapterKind, ...] = (*UNSUPPORTED, *APPLIED)
 
 SHARED = frozenset(part for kind in APPLIED for part in kind.shared)
@@ -62,7 +76,19 @@ INTEGERS = frozenset(leaf.part for kind in APPLIED for leaf in kind.leaves.value
 """Parts that may hold whole numbers."""
 RANKS = tuple(part for kind in APPLIED for part in kind.ranks)
 """Parts whose first axis is a layer's rank. No layer has those of two types."""
-PEFT_APPLIED = frozenset(word for kind in APPLIED for word in kind.peft_types)
-"""The `peft_type`s that are applied."""
+INPUTS = {part: axis for kind in APPLIED for part, axis in kind.input_axes.items()}
+OUTPUTS = {part: axis for kind in APPLIED for part, axis in kind.output_axes.items()}
+"""Part -> the axis that has the layer's input width, or its output width."""
+NAMELESS = {end: part for kind in APPLIED for end, part in kind.nameless.items()}
+"""End of a key -> the part that a bare `.weight` beside it is."""
+PEFT_DEFAULT = Lora.peft_types[0]
+"""The `peft_type` that settings mean that name none."""
+PEFT_APPLIED: dict[str, str] = {word: kind.alpha_setting for kind in APPLIED for word in kind.peft_types}
+"""The `peft_type`s that are applied -> which of their settings is alpha."""
+FLAGGED = {kind.flag: kind for kind in APPLIED if kind.flag}
+"""A setting that says that layers are of another type too -> that type."""
 
-__all__ = ["ADAPTER_KINDS", "INTEGERS", "PEFT_APPLIED", "RANKS", "SHARED", "AdapterKind", "Leaf", "RawLayer"]
+__all__ = [
+    "ADAPTER_KINDS", "FLAGGED", "INPUTS", "INTEGERS", "NAMELESS", "OUTPUTS", "PEFT_APPLIED", "PEFT_DEFAULT", "RANKS",
+    "SHARED", "AdapterKind", "Leaf", "RawLayer",
+]  # fmt: skip

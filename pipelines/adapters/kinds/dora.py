@@ -20,12 +20,11 @@ from pipelines.adapters.kinds.kind import AdapterKind, Leaf, RawLayer
 from pipelines.adapters.kinds.loha import Loha
 from pipelines.adapters.kinds.lokr import Lokr
 from pipelines.adapters.kinds.lora import UP_BIAS, Lora
-from pipelines.adapters.kinds.parts import misfit, multiplier, whole
-from pipelines.adapters.terms import LowRank, Several, Target, Whole
+from pipelines.adapters.kinds.parts import misfit, whole
+from pipelines.adapters.terms import Hadamard, LowRank, Several, Target, Whole
 from pipelines.errors import AdapterFormatError
 
 SCALE, MAGNITUDE = "dora_scale", "lora_magnitude_vector"
-LENGTHS = frozenset((SCALE, MAGNITUDE))
 INNER: tuple[AdapterKind, ...] = (Loha(), Lokr(), Lora())
 
 
@@ -39,7 +38,9 @@ class Dora(AdapterKind):
         f"{MAGNITUDE}.weight": Leaf(MAGNITUDE, "peft"),
         f"{MAGNITUDE}.default": Leaf(MAGNITUDE, "peft"),
     }
-    peft_types = ("LORA",)
+    peft_types = Lora.peft_types
+    alpha_setting = Lora.alpha_setting
+    flag = "use_dora"
     takes = frozenset(leaf.part for kind in INNER for leaf in kind.leaves.values() if leaf.part != "alpha")
     has_alpha = True
 
@@ -59,12 +60,8 @@ class Dora(AdapterKind):
         change = inner.read(layer, target)
         assert isinstance(change, LowRank | Whole)
         [length] = whole(layer, part)
-        outputs = self._is_of_outputs(layer, target, part)
-        base = target.weight()
-        norm = _norms(base + change.change(base), outputs)
-        factor = length.flatten() / (norm + torch.finfo(torch.float32).eps)
-        axis = 0 if outputs else 1
-        return Several((multiplier(factor, target, inputs=not outputs), _times(change, factor, axis)))
+        axis = 0 if self._is_of_outputs(layer, target, part) else 1
+        return weighed(target, change, {axis: length.flatten()})
 
     def _is_of_outputs(self, layer: RawLayer, target: Target, part: str) -> bool:
         """Whether the lengths are those of the outputs. Raises AdapterMismatchError where they fit neither axis."""
@@ -80,6 +77,22 @@ class Dora(AdapterKind):
         raise misfit(layer, target, part)
 
 
+def weighed(target: Target, change: LowRank | Whole, lengths: Mapping[int, Tensor]) -> Several:
+    """W' - W for V = W + change, whose parts along each axis in turn get these lengths: V = V m / |V|.
+
+    lengths: axis of the weight, 0 for the outputs, 1 for the inputs -> [out] or [in].
+    """
+    base = target.weight()
+    new = base + change.change(base)
+    factors = [torch.ones(width) for width in base.shape[:2]]
+    for axis, length in lengths.items():
+        factor = length / (_norms(new, axis == 0) + torch.finfo(torch.float32).eps)
+        new = _along(new, factor, axis)
+        factors[axis] = factors[axis] * factor
+        change = _times(change, factor, axis)
+    return Several((Hadamard(factors[1][None], factors[0][:, None]), change))
+
+
 def _norms(weight: Tensor, outputs: bool) -> Tensor:
     """The norm of each output's part of a weight, or of each input's: all other axes together, taps included."""
     rows = weight if outputs else weight.transpose(0, 1)
@@ -90,15 +103,15 @@ def _norms(weight: Tensor, outputs: bool) -> Tensor:
 def _times(change: LowRank | Whole, factor: Tensor, axis: int) -> LowRank | Whole:
     """The change, multiplied along the outputs (axis 0) or the inputs (axis 1)."""
 
-    def scaled(tensor: Tensor, own: int) -> Tensor:
-        shape = [1] * tensor.ndim
-        shape[own] = -1
-        return tensor.float() * factor.view(shape)
-
     if isinstance(change, Whole):
-        return Whole(scaled(change.delta, axis))
-    return (
-        replace(change, up=scaled(change.up, 0))
-        if axis == 0
-        else replace(change, down=scaled(change.down, 1))
-    )
+        return Whole(_along(change.delta, factor, axis))
+    if axis == 0:
+        return replace(change, up=_along(change.up, factor, 0))
+    return replace(change, down=_along(change.down, factor, 1))
+
+
+def _along(tensor: Tensor, factor: Tensor, axis: int) -> Tensor:
+    """The tensor in float32, with a factor for each place of one axis."""
+    shape = [1] * tensor.ndim
+    shape[axis] = -1
+    return tensor.float() * factor.view(shape)

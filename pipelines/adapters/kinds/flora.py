@@ -36,7 +36,9 @@ from pipelines.errors import AdapterFormatError, AdapterMismatchError
 METADATA: Mapping[str, str] = {"flora.version": "1", "flora.reduction": "sum"}
 """The metadata that a file of this type carries."""
 
-_LEAVES = {"flora_in.weight": Leaf("inner", "flora"), "flora_out.weight": Leaf("outer", "flora")}
+_LEAVES = {
+    f"flora_{end}.weight": Leaf(part, "", naming="FLoRA") for end, part in (("in", "inner"), ("out", "outer"))
+}
 
 
 class Flora(AdapterKind):
@@ -45,6 +47,10 @@ class Flora(AdapterKind):
     name = "FLoRA"
     leaves = _LEAVES
     input_axes: Mapping[str, int] = {"inner": 1}
+    output_axes: Mapping[str, int] = {"outer": 0}
+
+    def check_metadata(self, file: str, metadata: Mapping[str, str]) -> None:
+        mean_of(file, metadata)
 
     def read(self, layer: RawLayer, target: Target) -> Hadamard:
         for half, other in (("inner", "outer"), ("outer", "inner")):

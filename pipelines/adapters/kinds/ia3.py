@@ -16,10 +16,11 @@ WEIGHT, ON_INPUT = "ia3_weight", "on_input"
 
 
 class Ia3(AdapterKind):
-    """(IA)3. The key of its factors ends in a bare `weight`: see `pipelines.adapters.keys`."""
+    """(IA)3. The key of its factors ends in a bare `weight`: see `nameless`."""
 
     name = "(IA)³"
     leaves: Mapping[str, Leaf] = {ON_INPUT: Leaf(ON_INPUT, "", integers=True)}
+    nameless: Mapping[str, str] = {ON_INPUT: WEIGHT}
 
     def read(self, layer: RawLayer, target: Target) -> Hadamard:
         factor = 1 + whole(layer, WEIGHT)[0].flatten()

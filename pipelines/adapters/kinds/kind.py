@@ -8,12 +8,13 @@ parts, and their changes add up. A type that is built on another one, as DoRA is
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from torch import Tensor
 
+from pipelines.adapters.kinds.starts import Start
 from pipelines.adapters.terms import LayerFactors, Target
 
 
@@ -22,11 +23,13 @@ class Leaf:
     """The end of a key. part: which tensor of the layer it is. style: whose naming scheme it belongs to.
 
     integers: whether the tensor may hold whole numbers, or true and false, instead of floating-point weights.
+    naming: the naming scheme of its keys, where it is the type's own.
     """
 
     part: str
     style: str
     integers: bool = False
+    naming: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class RawLayer:
     metadata: the file's own, for types that keep settings there.
     settings: PEFT's settings of the layer's component, by their own names; {} where none come with the file.
     shared: part -> tensor, for what all layers of the file share.
+    start: what it was trained from, where that changed the base.
     """
 
     file: str
@@ -48,18 +52,22 @@ class RawLayer:
     metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
     settings: Mapping[str, object] = field(default_factory=dict, repr=False)
     shared: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    start: Start | None = None
 
 
 class AdapterKind(ABC):
     """One adapter type, such as LoRA or LoKr.
 
     leaves: end of a key ("lora_up.weight") -> what it is. `alpha` is among LoRA's, and all types share it.
-    input_axes: part -> the axis of that tensor that has the layer's input width, for parts that have one.
+    input_axes, output_axes: part -> the axis of that tensor that has the layer's input, or output width, for parts that
+        have one. Where a file joins a query, a key and a value, the rows of the latter are those of all three.
     ranks: parts whose first axis is the rank, by which a stated alpha is divided; the first that a layer has counts.
     refusal: why this type is not applied, and what to do instead; "" for one that is applied.
-    peft_types: the `peft_type`s of PEFT's settings under which it is read.
+    peft_types: the `peft_type`s of PEFT's settings under which it is read. alpha_setting: which of them is alpha.
+    flag: the setting that says yes where layers are of this type too.
     takes: parts of other types that it reads itself, so that these do not see them.
     shared: parts that stand once in a file, for all layers (`base_model.vera_A`).
+    nameless: end of a key -> the part that a bare `.weight` beside it is.
     on_norms: whether it may change a norm. has_alpha: whether a missing alpha means scale 1.
     """
 
@@ -67,10 +75,14 @@ class AdapterKind(ABC):
     leaves: Mapping[str, Leaf]
     input_axes: Mapping[str, int] = MappingProxyType({})
     ranks: Sequence[str] = ()
+    output_axes: Mapping[str, int] = MappingProxyType({})
     refusal: str = ""
     peft_types: Collection[str] = ()
+    alpha_setting: str = "alpha"
+    flag: str = ""
     takes: Collection[str] = ()
     shared: Collection[str] = ()
+    nameless: Mapping[str, str] = MappingProxyType({})
     on_norms: bool = False
     has_alpha: bool = False
 
@@ -80,6 +92,13 @@ class AdapterKind(ABC):
         Types are asked in the order of ADAPTER_KINDS.
         """
         return any(leaf.part in parts for leaf in self.leaves.values() if leaf.part != "alpha")
+
+    def called(self, layers: Iterable[Mapping[str, tuple[int, ...]]]) -> str:
+        """What people call it, by its layers in one file. layers: of each, part -> shape."""
+        return self.name
+
+    def check_metadata(self, file: str, metadata: Mapping[str, str]) -> None:  # noqa: B027
+        """Raises AdapterFormatError where a file's metadata rule out that it is read."""
 
     @abstractmethod
     def read(self, layer: RawLayer, target: Target) -> LayerFactors:

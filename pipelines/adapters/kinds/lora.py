@@ -1,20 +1,22 @@
 """LoRA on linear layers and LoCon on convolutions: dW = (alpha / rank) * up . down.
 
 Hu et al. 2021 (arXiv 2106.09685); LoCon and its Tucker form (`lora_mid`) from LyCORIS (arXiv 2309.14859).
-PEFT's `lora_bias=True` adds (alpha / rank) * `lora_B.bias` to the layer's bias.
+PEFT's `lora_bias=True` adds (alpha / rank) * `lora_B.bias` to the layer's bias. What was trained against a changed base
+(PiSSA, OLoRA, …) is the difference from its start (`starts.py`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from pipelines.adapters.kinds.kind import AdapterKind, Leaf, RawLayer
-from pipelines.adapters.kinds.parts import misfit, scale_of
-from pipelines.adapters.terms import LowRank, Several, Shift, Target
+from pipelines.adapters.kinds.parts import misfit, scale_of, smaller
+from pipelines.adapters.kinds.starts import computed
+from pipelines.adapters.terms import LowRank, Several, Shift, Target, Whole
 from pipelines.errors import AdapterFormatError
 
 UP_BIAS = "up_bias"
@@ -55,10 +57,17 @@ class Lora(AdapterKind):
     leaves = _LEAVES
     input_axes: Mapping[str, int] = {"down": 1}
     ranks = ("down",)
+    output_axes: Mapping[str, int] = {"up": 0}
     peft_types = ("LORA",)
+    alpha_setting = "lora_alpha"
     has_alpha = True
 
-    def read(self, layer: RawLayer, target: Target) -> LowRank | Several:
+    def called(self, layers: Iterable[Mapping[str, tuple[int, ...]]]) -> str:
+        """LoCon where it has kernels larger than 1x1."""
+        kernels = any("mid" in parts or math.prod(parts.get("down", ())[2:]) > 1 for parts in layers)
+        return "LoCon" if kernels else self.name
+
+    def read(self, layer: RawLayer, target: Target) -> LowRank | Whole | Several:
         for half, other in (("up", "down"), ("down", "up")):
             if half not in layer.parts:
                 key = layer.keys.get(other) or layer.keys.get("mid") or layer.keys[UP_BIAS]
@@ -77,13 +86,40 @@ class Lora(AdapterKind):
         scale = scale_of(layer, rank)
         if "mid" in layer.parts:
             down = _folded(layer, target, layer.parts["mid"], down)
-        change = LowRank(*_fitted(layer, target, down, up), scale)
+        change = _from_start(layer, target, LowRank(*_fitted(layer, target, down, up), scale))
         if UP_BIAS not in layer.parts:
             return change
         bias = layer.parts[UP_BIAS]
         if bias.shape != target.shape[:1]:
             raise misfit(layer, target, UP_BIAS)
         return Several((change, Shift(bias.float() * scale)))
+
+
+def _from_start(layer: RawLayer, target: Target, change: LowRank) -> LowRank | Whole:
+    """The change without the start that was taken out of the base weight before the training. Raises AdapterError."""
+    start = layer.start
+    if start is None:
+        return change
+    if change.scale == 0 or ("alpha" not in layer.parts and layer.scale is None):
+        raise AdapterFormatError(
+            f"{layer.file}: {layer.keys['down']!r} began with {start.name}, which takes an alpha other than 0 to "
+            "undo, and its settings give none; repair the settings"
+        )
+    down, up = change.down.flatten(1).float(), change.up.flatten(1).float() * change.scale
+    if start.down is not None and start.up is not None:
+        if start.down.shape != layer.parts["down"].shape or start.up.shape != layer.parts["up"].shape:
+            raise misfit(layer, target, "down", "up")
+        begun = start.down.flatten(1).float(), start.up.flatten(1).float() * change.scale
+    elif target.is_conv:
+        raise AdapterFormatError(
+            f"{layer.file}: {layer.keys['down']!r} is of a convolution, for which PEFT has no start {start.name}; "
+            "fetch another edition"
+        )
+    else:
+        begun = computed(
+            start.name, target.weight(), change.rank, change.scale, f"{layer.file}: {layer.name}"
+        )
+    return smaller(torch.cat([down, begun[0]]), torch.cat([up, -begun[1]], dim=1), 1.0, target)
 
 
 def _folded(layer: RawLayer, target: Target, mid: Tensor, down: Tensor) -> Tensor:

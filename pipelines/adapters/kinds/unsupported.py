@@ -53,14 +53,13 @@ def peft_part(text: str) -> tuple[str, Leaf] | None:
     return None if found is None else (text[: found.start()], Leaf(f"{found['start']}_", ""))
 
 
-_READ = ("boft", "c3a", "delora", "fourierft", "glora", "hira", "hra", "ia3", "ln_tuning", "miss", "oft", "road",
-         "shira", "vblora", "vera")  # fmt: skip
+_READ = ("boft", "c3a", "delora", "fourierft", "glora", "hira", "hra", "ia3", "ln_tuning", "miss", "oft",
+         "randlora", "road", "shira", "vblora", "vera")  # fmt: skip
 _STRANGE = "such a part of it is not known; look for another edition of the same subject"
 
 UNSUPPORTED: tuple[Unsupported, ...] = (
     Unsupported("LoRA with a trained bias on its inner half", ("lora_A.bias", "lora_down.bias")),
     Unsupported("LoRA on an embedding", ("lora_embedding_A", "lora_embedding_B")),
-    Unsupported("T-LoRA", ("q_layer.weight", "p_layer.weight", "q_layer", "p_layer", "lambda_layer")),
     Unsupported("an old OFT", ("oft_diag", "oft_r")),
     Unsupported("GLoRA of an unknown layout", ("bm.weight",)),
     Unsupported("a weight of another shape", ("reshape_weight",)),

@@ -10,14 +10,14 @@ time. A norm is computed once without its affine part; then each lane has its ow
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipelines.adapters.terms import Hadamard, LayerFactors, LowRank, Shift, Whole, terms_of
+from pipelines.adapters.terms import LayerFactors
 from pipelines.engine.products.multiplied import RankRows, Strengths
 
 
@@ -35,21 +35,14 @@ class Standing:
     @classmethod
     def of(cls, factors: LayerFactors, like: Tensor) -> Standing | None:
         """None where all terms are low-rank."""
-        found = cls()
-        for term in terms_of(factors):
-            match term:
-                case Hadamard():
-                    assert found.rows is None
-                    found = replace(found, rows=RankRows.of(term, like))
-                case Whole():
-                    assert found.delta is None
-                    found = replace(found, delta=term.delta.to(like))
-                case Shift():
-                    assert found.shift is None
-                    found = replace(found, shift=term.vector.to(like))
-                case LowRank():
-                    pass
-        return None if found == cls() else found
+        if not factors.reshapes:
+            return None
+        rows, delta, shift = factors.multiplier, factors.whole, factors.shift
+        return cls(
+            None if rows is None else RankRows.of(rows, like),
+            None if delta is None else delta.to(like),
+            None if shift is None else shift.to(like),
+        )
 
     @property
     def multiplies_only(self) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from composers.plan import Use
 from pipelines.adapters.adapter import Adapter
-from pipelines.adapters.terms import LayerFactors, LowRank, Shift, terms_of
+from pipelines.adapters.terms import LayerFactors, LowRank
 from pipelines.engine.products import multiplied, reshaped
 from pipelines.engine.products.factors import Acting, Form
 from pipelines.engine.products.layers import Slot
@@ -95,11 +95,10 @@ class Bank:
         self._blocks[adapter.name] = blocks
         self.adapters[adapter.name] = adapter
         self._serials[adapter.name] = self.version
-        terms = [(path, term) for path, own in adapter.layers.items() for term in terms_of(own)]
-        if any(not isinstance(term, LowRank) for _, term in terms):
+        if any(own.reshapes for own in adapter.layers.values()):
             self._reshaping.add(adapter.name)
-        unet = [(path, term) for path, term in terms if path.startswith("unet.")]
-        if any(isinstance(term, Shift) or self._is_norm(path) for path, term in unet):
+        unet = [(path, own) for path, own in adapter.layers.items() if path.startswith("unet.")]
+        if any(own.shift is not None or self._is_norm(path) for path, own in unet):
             self._shifting.add(adapter.name)
         self._changed()
 
@@ -237,9 +236,8 @@ class Bank:
                 continue
             place = table.place[module]
             table.layers[place].slot.insert(name, own, table.layers[place].weight)
-            low_rank = [term for term in terms_of(own) if isinstance(term, LowRank)]
-            if low_rank:
-                down, up = (torch.cat(parts) for parts in zip(*map(_rows, low_rank), strict=True))
+            if own.low_rank:
+                down, up = (torch.cat(parts) for parts in zip(*map(_rows, own.low_rank), strict=True))
                 reach = reaches[component]
                 reach.down[place] = add(table.in_width(place), down)
                 reach.up[place] = add(table.out_width(place), up)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from composers import Use
-from pipelines.adapters import Adapter, LowRank
+from pipelines.adapters import Adapter
 from pipelines.engine.compiling import compile_blocks
 from pipelines.engine.products.graphs import Recorder
 from pipelines.engine.products.layers import use_kernels
@@ -191,8 +191,7 @@ class Peft:
                 layer = modules[path.removeprefix("unet.")]
                 downs, ups = [], []
                 for adapter, weight in parts:
-                    factor = adapter.layers[path]
-                    assert isinstance(factor, LowRank)
+                    [factor] = adapter.layers[path].low_rank
                     downs.append(factor.down)
                     ups.append(factor.up * weight)
                 layer.lora_A[name].weight.copy_(torch.cat(downs))

@@ -160,16 +160,16 @@ TYPES = {
     "LoHa": ("LOHA", ["hada_w1_a", "hada_w1_b"]),
     "LoKr": ("LOKR", ["lokr_w1", "lokr_w2"]),
     "DeLoRA": ("DELORA", ["delora_A", "delora_B", "delora_lambda"]),
+    "RandLoRA": ("RANDLORA", ["randlora_lambda", "randlora_gamma"]),
     "RoAd": ("ROAD", ["road_theta", "road_alpha"]),
     "DoRA": ("LORA", ["lora_A.weight", "lora_B.weight", "lora_magnitude_vector"]),
     "PEFT's GLoRA": ("GLORA", ["glora_A.Xd", "glora_A.Xu", "glora_C.zeros"]),
 }
 REFUSED = {
     "Bone": ("BONE", ["bone_block"]),
-    "RandLoRA": ("RANDLORA", ["randlora_lambda", "randlora_gamma"]),
     "GraLoRA": ("GRALORA", ["gralora_A", "gralora_B"]),
     "WaveFT": ("WAVEFT", ["waveft_spectrum"]),
-    "T-LoRA": ("", ["q_layer.weight", "p_layer.weight", "lambda_layer"]),
+    "an old OFT": ("", ["oft_diag"]),
 }
 
 
@@ -224,14 +224,14 @@ def test_a_type_that_only_the_settings_name_is_called_so(tmp_path, sdxl, refused
 
 
 def test_what_layers_share_shows_the_type_too(save, sdxl, refused):
-    path = save({"base_model.randlora_A": torch.ones(4, 4), "base_model.randlora_B": torch.ones(4, 4)})
+    path = save({"base_model.pvera_A": torch.ones(4, 4), "base_model.pvera_B": torch.ones(4, 4)})
     assert "not applied yet" in refused(AdapterFormatError, path, sdxl)
-    assert "RandLoRA" in inspect_file(path).refused
+    assert "PVeRA" in inspect_file(path).refused
 
 
 def test_what_layers_share_is_nothing_alone(save, sdxl, refused):
     path = save(
-        {"base_model.vblora_vector_bank.default": torch.ones(4, 4), "base_model.vera_A": torch.ones(4, 4)}
+        {"base_model.vblora_vector_bank.default": torch.ones(4, 4), "base_model.randlora_A": torch.ones(4, 4)}
     )
     assert "no adapter layers" in refused(AdapterFormatError, path, sdxl)
     assert "no adapter layers" in inspect_file(path).refused

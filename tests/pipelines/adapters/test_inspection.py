@@ -73,7 +73,7 @@ def test_a_type_is_named(leaf, kind, save):
     assert not found.refused
 
 
-@pytest.mark.parametrize(("leaf", "kind"), [("q_layer.weight", "T-LoRA"), ("randlora_lambda", "RandLoRA")])
+@pytest.mark.parametrize(("leaf", "kind"), [("oft_diag", "an old OFT"), ("waveft_spectrum", "WaveFT")])
 def test_a_type_that_is_not_applied_is_named(leaf, kind, save):
     found = inspect_file(save(kohya(UNET) | {f"{SGM}.{leaf}": torch.ones(2, 2)}))
     assert kind in found.kinds
@@ -151,8 +151,8 @@ def test_what_is_no_safetensors_file_is_an_error(content, tmp_path):
 
 
 def test_peft_settings_that_will_be_refused_are_told_beforehand(save):
-    path = save(kohya(UNET), {"lora_adapter_metadata": json.dumps({"unet.init_lora_weights": "pissa"})})
-    assert "pissa" in inspect_file(path).refused
+    path = save(kohya(UNET), {"lora_adapter_metadata": json.dumps({"unet.init_lora_weights": "corda"})})
+    assert "corda" in inspect_file(path).refused
 
 
 def test_what_is_no_adapter_says_so(save):

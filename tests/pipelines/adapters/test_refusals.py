@@ -248,13 +248,12 @@ def test_files_that_are_no_adapters_are_called_what_they_are(key, said, save, sd
 # Types that are not applied, or not whole -------------------------------------------------------------------------
 
 KINDS = {
-    "T-LoRA": ["q_layer.weight", "p_layer.weight", "lambda_layer"],
     "old OFT": ["oft_diag"],
     "GLoRA": ["a1.weight", "a2.weight", "b1.weight", "b2.weight", "bm.weight"],
     "another shape": ["lora_up.weight", "lora_down.weight", "reshape_weight"],
     "FLoRA": ["flora_A", "flora_B"],
     "a trained bias on its inner half": ["lora_A.bias"],
-    "RandLoRA": ["randlora_lambda", "randlora_gamma"],
+    "RandLoRA of an unknown layout": ["randlora_delta"],
     "WaveFT": ["waveft_spectrum"],
     "HiRA of an unknown layout": ["hira_A", "hira_B", "hira_C"],
 }
@@ -278,6 +277,8 @@ PARTS = {
     "(IA)³": {"on_input": (1,)},
     "HiRA": {"hira_A": (2, 4)},
     "VeRA": {"vera_lambda_b": (8,), "vera_lambda_d": (2,)},
+    "RandLoRA": {"randlora_lambda": (2, 2), "randlora_gamma": (2, 4)},
+    "T-LoRA": {"q_layer.weight": (2, 4), "lambda_layer": (1, 2)},
     "SHiRA": {"shira_weight": (3,)},
     "VB-LoRA": {"vblora_logits_A": (2, 2, 4)},
     "AdaLoRA": {"lora_E": (2, 1)},
@@ -343,7 +344,10 @@ def test_a_type_of_other_sizes_is_refused(kind, sound, save, sdxl, refused):
     ("fields", "said"),
     [
         ({"init_lora_weights": "pissa_niter_16"}, "pissa"),
-        ({"init_lora_weights": "olora"}, "olora"),
+        ({"init_lora_weights": "corda"}, "training data"),
+        ({"init_lora_weights": "loftq"}, "rounded the base weights"),
+        ({"kasa_config": {"beta": 1e-4}}, "kasa_config"),
+        ({"use_qalora": "true"}, "use_qalora"),
         ({"use_dora": True}, "DoRA"),
         ({"peft_type": "LOHA"}, "LOHA"),
         ({"lora_alpha": "eight"}, "lora_alpha"),

@@ -122,6 +122,9 @@ WEIGHTS = tuple(f"unet.{name}" for name in (*LINEAR, *POINTWISE, *KERNELS)) + tu
 )
 
 
+POINTS = tuple(layer for layer in WEIGHTS if not layer.endswith(KERNELS))
+
+
 @dataclass(frozen=True)
 class Written:
     """What LyCORIS is asked for. algo: its name of the type. options: of the module."""
@@ -135,9 +138,15 @@ class Written:
 
 
 def written(
-    algo: str, *, alpha: float = 3.0, dim: int = 4, tucker: bool = False, **options: object
+    algo: str,
+    *,
+    alpha: float = 3.0,
+    dim: int = 4,
+    tucker: bool = False,
+    layers: tuple[str, ...] = WEIGHTS,
+    **options: object,
 ) -> Written:
-    return Written(algo, options, alpha, dim, tucker)
+    return Written(algo, options, alpha, dim, tucker, layers)
 
 
 LYCORIS: Mapping[str, Written] = {
@@ -159,6 +168,9 @@ LYCORIS: Mapping[str, Written] = {
     "OFT, bounded": written("diag-oft", dim=4, alpha=0, constraint=0.01),
     "BOFT": written("boft", dim=4, alpha=0, constraint=0),
     "BOFT, rescaled": written("boft", dim=4, alpha=0, constraint=0, rescaled=True),
+    "T-LoRA": written("tlora", layers=POINTS),
+    "T-LoRA of the last parts": written("tlora", layers=POINTS, sig_type="last"),
+    "T-LoRA of the middle parts": written("tlora", layers=POINTS, sig_type="middle"),
     "DoRA of the outputs": written("locon", weight_decompose=True, wd_on_out=True),
     "DoRA of the inputs": written("locon", weight_decompose=True, wd_on_out=False),
     "DoRA on LoHa": written("loha", alpha=4.0, weight_decompose=True, wd_on_out=True),
@@ -238,6 +250,24 @@ PEFT: Mapping[str, tuple[Callable[..., peft.PeftConfig], Mapping[str, object], t
     ),
     "LoRA with a bias": (peft.LoraConfig, {"r": 3, "lora_alpha": 5, "lora_bias": True}, (LINEAR[2], *KERNELS)),
     "DoRA": (peft.LoraConfig, {"r": 3, "lora_alpha": 5, "use_dora": True}, ALL),
+    "PiSSA": (peft.LoraConfig, {"r": 3, "lora_alpha": 5, "init_lora_weights": "pissa"}, LINEAR),
+    "PiSSA, the whole rank": (peft.LoraConfig, {"r": 8, "lora_alpha": 5, "init_lora_weights": "pissa"}, LINEAR),
+    "PiSSA under DoRA": (
+        peft.LoraConfig,
+        {"r": 3, "lora_alpha": 5, "init_lora_weights": "pissa", "use_dora": True},
+        LINEAR,
+    ),
+    "OLoRA": (
+        peft.LoraConfig,
+        {"r": 3, "lora_alpha": 5, "init_lora_weights": "olora", "use_rslora": True, "alpha_pattern": {"to_q": 7}},
+        LINEAR,
+    ),
+    "LoRA from orthogonal halves": (
+        peft.LoraConfig,
+        {"r": 4, "lora_alpha": 5, "init_lora_weights": "orthogonal"},
+        LINEAR,
+    ),
+    "LoRA from minor parts": (peft.LoraConfig, {"r": 3, "lora_alpha": 5, "init_lora_weights": "mica"}, LINEAR),
     "LoHa": (peft.LoHaConfig, {"r": 3, "alpha": 5}, ALL),
     "LoHa, effective": (peft.LoHaConfig, {"r": 3, "alpha": 5, "use_effective_conv2d": True}, KERNELS),
     "LoKr": (peft.LoKrConfig, {"r": 1, "alpha": 5, "decompose_factor": 2}, ALL),
@@ -273,6 +303,8 @@ PEFT: Mapping[str, tuple[Callable[..., peft.PeftConfig], Mapping[str, object], t
     "MiSS, mini": (peft.MissConfig, {"r": 2, "init_weights": "mini", "mini_r": 4}, LINEAR),
     "MiSS, bat": (peft.MissConfig, {"r": 4, "init_weights": "bat"}, LINEAR),
     "VeRA": (peft.VeraConfig, {"r": 4, "d_initial": 1.0}, LINEAR),
+    "RandLoRA": (peft.RandLoraConfig, {"r": 3, "randlora_alpha": 6}, LINEAR),
+    "RandLoRA, sparse": (peft.RandLoraConfig, {"r": 4, "randlora_alpha": 6, "sparse": True}, LINEAR),
     "HRA": (peft.HRAConfig, {"r": 3}, ALL),
     "HRA, orthogonal": (peft.HRAConfig, {"r": 3, "apply_GS": True}, ALL),
     "LN tuning": (peft.LNTuningConfig, {}, NORMS),
@@ -444,6 +476,10 @@ WRONG: Mapping[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
         "BOFT",
         instead(f"{KINDS}.oft._butterfly", lambda right, stages, rows: right(stages.flip(0), rows)),
     ),
+    "T-LoRA has no start": (
+        "T-LoRA",
+        instead(f"{KINDS}.tlora._starts", lambda right, *args: [(p, 0 * s, q) for p, s, q in right(*args)]),
+    ),
     "a and b of GLoRA are exchanged": (
         "GLoRA",
         instead(f"{KINDS}.glora.whole", lambda right, *args: tuple(right(*args)[i] for i in (1, 0, 2, 3))),
@@ -484,6 +520,24 @@ WRONG_PEFT: Mapping[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
         instead(
             "pipelines.adapters.peft_settings:PeftSettings.scale_of",
             lambda right, self, module, rank: right(replace(self, rslora=False), module, rank),
+        ),
+    ),
+    "PiSSA is taken for plain LoRA": (
+        "PiSSA",
+        instead(f"{KINDS}.lora._from_start", lambda right, layer, target, change: change),
+    ),
+    "the start of OLoRA has no scale": (
+        "OLoRA",
+        instead(f"{KINDS}.lora.computed", lambda right, *args: right(*args[:3], 1.0, args[4])),
+    ),
+    "the bases of RandLoRA are in one order": (
+        "RandLoRA",
+        instead(
+            f"{KINDS}.randlora.whole",
+            lambda right, layer, *parts: tuple(
+                value.flip(0) if part == "randlora_lambda" else value
+                for part, value in zip(parts, right(layer, *parts), strict=True)
+            ),
         ),
     ),
     "the reflections are in the other order": (
@@ -541,7 +595,12 @@ def test_pictures_of_many_kinds_share_a_batch(model_folder, save):
     layers = chosen(fresh)
     small = Base(fresh, nn.Module(), model.layers)
     for name, kind in LYCORIS.items():
-        tensors, _ = by_lycoris(small, replace(kind, layers=layers), spread=0.1)
+        own = tuple(
+            one
+            for one in layers
+            if kind.layers is WEIGHTS or small.layers.target(*one.split(".", 1)).kernel == 1
+        )
+        tensors, _ = by_lycoris(small, replace(kind, layers=own), spread=0.1)
         model.bank.load(read_adapter(save(tensors, name=f"{len(name)}.safetensors"), model.layers, name))
     names = list(LYCORIS)
     mixes = [(Use(name, 0.6),) for name in names] + [tuple(Use(name, 0.2) for name in names[::4]), ()]
@@ -556,6 +615,10 @@ def test_pictures_of_many_kinds_share_a_batch(model_folder, save):
     inputs = unet_inputs(model, 8)
     with model.bank.active("unet", [(Use(name, 0.0),) for name in names[-8:]]):
         assert torch.equal(model.unet(**inputs).sample, fresh(**inputs).sample)
+
+
+def is_point(base: Base, layer: str) -> bool:
+    return base.module(layer).weight[0, 0].numel() == 1
 
 
 def chosen(unet: nn.Module) -> tuple[str, ...]:
