@@ -169,7 +169,7 @@ def of_one_adapter(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     """The fields within, where there is nothing but one object under an adapter's name, as PEFT's `peft_config` has."""
     if len(fields) == 1:
         [(name, inner)] = fields.items()
-        if isinstance(inner, dict) and name not in COMPONENTS:
+        if isinstance(inner, dict) and name not in (*COMPONENTS, "alpha_pattern", "rank_pattern"):
             return inner
     return fields
 

@@ -4,8 +4,8 @@
 .yaml    a list of jobs, or defaults: and jobs:  (.json the same)
 .csv     one job per row; the header names the fields, also by their names in a .txt; an empty cell says nothing (.tsv
          the same; see `studio.batch.tables`)
-.txt     one prompt per line, followed by options such as --steps 20 --seed 3 (see `studio.batch.prompts`); or a table, as
-         spreadsheet programs save it under this ending
+.txt     one prompt per line, followed by options such as --steps 20 --seed 3 (see `studio.batch.prompts`); or a
+         table, as spreadsheet programs save it under this ending
 """
 
 from __future__ import annotations
