@@ -165,11 +165,15 @@ def by_component(where: str, fields: Mapping[str, Any]) -> dict[str, PeftSetting
     return found
 
 
+_SAID_OF_ALL = {"peft_type", "r", "lora_alpha", "target_modules"}
+"""Settings of which those of any adapter have some."""
+
+
 def of_one_adapter(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     """The fields within, where there is nothing but one object under an adapter's name, as PEFT's `peft_config` has."""
     if len(fields) == 1:
         [(name, inner)] = fields.items()
-        if isinstance(inner, dict) and name not in (*COMPONENTS, "alpha_pattern", "rank_pattern"):
+        if name not in COMPONENTS and isinstance(inner, dict) and inner.keys() & _SAID_OF_ALL:
             return inner
     return fields
 
