@@ -13,7 +13,7 @@ import torch
 
 from pipelines.decoding import Decoder, Decoding, OutputType
 from pipelines.events import Event, Finished
-from pipelines.faults import own_error
+from pipelines.faults import log_shared, own_error
 from pipelines.flight import Flight
 from pipelines.memory import picture_made
 from pipelines.model import Model
@@ -87,6 +87,7 @@ class Finishing:
         if len(flights) == 1:
             yield flights[0].failed(own_error(error, "the picture could not be decoded"))
             return
+        log_shared(error, "decoding failed")
         for flight in flights:
             yield from self._start([flight])
 

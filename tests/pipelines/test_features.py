@@ -22,6 +22,8 @@ from pipelines.features import Passes, most_kept, schedule
 from pipelines.model import Model
 from pipelines.session import Session
 
+pytestmark = pytest.mark.usefixtures("no_faults")
+
 NAMES = ("a", "b", "c")
 MIX = {"a": 1.0, "b": 0.7, "c": 0.9}
 
