@@ -151,6 +151,13 @@ def test_what_only_repeats_other_values_is_left_out(tmp_path: Path, text: str) -
     assert back(resolved("target_size", (9, 9)), text, tmp_path).draft.values["target_size"] == (9, 9)
 
 
+def test_a_strength_without_an_initial_picture_says_nothing_of_one(tmp_path: Path) -> None:
+    request = Request("a fox", strength=0.3).resolved(FACTS)
+    for text in (CHUNK, PARAMETERS):
+        assert back(request, text, tmp_path).said.init_image is None
+    assert "strength" not in back(request, PARAMETERS, tmp_path).draft.values
+
+
 def test_a_cut_that_only_the_method_brought_is_left_out(tmp_path: Path) -> None:
     asked = {"prompt": "a", "adapters": {"fox": 1.0, "hat": 1.0}, "composer": BY_NAME["composer"].default}
     request = Request(**asked, reuse=2).resolved(FACTS)
