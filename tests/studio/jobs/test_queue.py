@@ -81,6 +81,20 @@ def test_an_owners_jobs_are_done_in_order(queue: Queue) -> None:
     assert first.job.id == "job1"
 
 
+def test_one_model_and_some_owners_may_be_asked_for(queue: Queue) -> None:
+    for own in (work(1, "ann"), work(2, "bob", key=OTHER), work(3, "bob")):
+        queue.add(own)
+
+    def found(key: ModelKey | None, owners: list[str] | None) -> str | None:
+        chosen = queue.next(key, owners)
+        return chosen and chosen.job.id
+
+    assert found(None, None) == "job1"
+    assert found(OTHER, None) == found(None, ["bob"]) == "job2"
+    assert found(ONE, ["bob"]) == "job3"
+    assert found(OTHER, ["ann"]) is found(None, []) is None
+
+
 def test_live_pictures_come_first(queue: Queue) -> None:
     queue.add(work(1, "ann"))
     queue.add(work(2, "ann", kind=LIVE))
