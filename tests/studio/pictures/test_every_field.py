@@ -116,6 +116,7 @@ def test_a_field_comes_back_from_our_text(tmp_path: Path, name: str, value: Any)
     request = resolved(name, value)
     found = back(request, CHUNK, tmp_path)
     assert again(found.draft, request.init_image) == request
+    assert all(one.named for one in found.draft.wanted), "a picture names no paths of this computer"
     assert (found.said.init_image is None) == (request.init_image is None)
     assert found.draft.values.get("negative_prompt") == request.negative_prompt
     assert found.notes == (found.notes[:1] if request.init_image is not None else ())
