@@ -329,6 +329,16 @@ FULL = {
     "a bias": {"diff_b": (9,)},
     "MiSS": {"miss_block": (2, 9)},
     "C3A": {"c3a_kernel": (2, 2, 3)},
+    "AdaLoRA, its inputs": {"lora_A": (2, 9), "lora_B": (8, 2), "lora_E": (2, 1)},
+    "AdaLoRA, its outputs": {"lora_A": (2, 36), "lora_B": (9, 2), "lora_E": (2, 1)},
+    "AdaLoRA, its ranks": {"lora_A": (2, 36), "lora_B": (8, 2), "lora_E": (3, 1)},
+    "DeLoRA on a kernel": {
+        "delora_A": (2, 4),
+        "delora_B": (8, 2),
+        "delora_lambda": (1,),
+        "delora_w_norm": (4,),
+    },
+    "HiRA": {"hira_A": (2, 9), "hira_B": (8, 2)},
 }
 
 

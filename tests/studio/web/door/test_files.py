@@ -194,6 +194,8 @@ def test_uploads_of_an_owner_have_a_folder_that_others_cannot_read(home: Home, f
             assert folder.stat().st_mode & 0o777 == folder.parent.stat().st_mode & 0o777 == 0o700
     place = files.place("../a/x.png", "ann")
     assert (place.name, place.parent.parent) == ("x.png", files.folder("ann"))
+    if os.name == "posix":
+        assert place.parent.stat().st_mode & 0o777 == 0o700
     assert files.place("x.png", "ann") != files.place("x.png", "ann")
     lent = files.lent(Path(put(home, "outputs/eve.png")), "ann")
     assert lent.read_text() == "x"
