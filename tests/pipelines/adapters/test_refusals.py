@@ -349,6 +349,13 @@ def test_a_type_of_other_sizes_is_refused(kind, sound, save, sdxl, refused):
     assert "lora_unet_conv_in." in message
 
 
+@pytest.mark.parametrize("shape", [(9, 8), (2, 3), (3, 2, 2), (2, 4, 3)], ids=str)
+def test_a_miss_whose_blocks_do_not_tile_the_weight_is_refused(shape, save, sdxl, refused):
+    """The weight is 8 by 8."""
+    key = f"lora_unet_{QUERY.replace('.', '_')}.miss_block"
+    assert key in refused(AdapterMismatchError, save({key: torch.ones(shape)}), sdxl)
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
