@@ -321,6 +321,9 @@ def test_numbers_whose_product_is_infinite_are_refused(save, sdxl, refused):
 FULL = {
     "LoHa": {f"hada_w{i}_{half}": (8, 4) for i in (1, 2) for half in "ab"},
     "LoKr": {"lokr_w1": (8, 4), "lokr_w2": (8, 4)},
+    "LoKr in Tucker's form": {
+        "lokr_w1": (2, 2), "lokr_t2": (2, 3, 3, 3), "lokr_w2_a": (3, 4), "lokr_w2_b": (2, 2)
+    },
     "GLoRA": {f"{part}.weight": (8, 4) for part in ("a1", "a2", "b1", "b2")},
     "OFT": {"oft_blocks": (8, 4)},
     "(IA)³": {"ia3_l": (9, 1)},
@@ -339,7 +342,7 @@ FULL = {
         "delora_w_norm": (4,),
     },
     "HiRA": {"hira_A": (2, 9), "hira_B": (8, 2)},
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", FULL)
