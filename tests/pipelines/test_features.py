@@ -385,6 +385,8 @@ def test_features_are_reused_up_to_the_plans_age_only() -> None:
     assert passes_of(plans, remembering=False) == (Passes((False,), frozenset()),) * 14
     assert schedule([]) == ()
     assert most_kept([Passes((), frozenset())]) == 0
+    one, other = Passes((), frozenset([("a",)])), Passes((), frozenset([("b",)]))
+    assert most_kept([one, other]) == 2, "the new ones are made while the old ones are still there"
 
 
 # -- requests --------------------------------------------------------------------------------------------
