@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from studio.pictures.a1111 import Parameters, read
 from studio.pictures.a1111 import pairs as pairs_of
 from studio.pictures.infotext import is_infotext, taken_apart
+from studio.pictures.metadata import understood
 
 from ...budget import cheap
 from ...fuzzing import cases
@@ -338,6 +339,10 @@ def test_a_value_that_is_not_closed_is_no_value(value: str) -> None:
     assert list(found.broken) == ["VAE"]
     assert "VAE" not in found.pairs
     assert found.pairs["Seed"] == "7"
+
+
+def test_a_prompt_without_settings_is_a_prompt() -> None:
+    assert understood("fox.png", {"parameters": "a fox"}).draft.values == {"prompt": "a fox"}
 
 
 def test_sizes_may_stand_as_two_numbers() -> None:
