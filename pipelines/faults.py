@@ -39,16 +39,28 @@ def own_error(error: Exception, doing: str) -> StudioError:
         own = RenderError(f"{doing}: memory ran out; {SMALLER}")
         own.__cause__ = error
     else:
-        trace = "".join(
-            traceback.format_exception(error)
-        )  # as text: a log that keeps the trace keeps tensors
-        logging.getLogger(__name__).error("%s\n%s", doing, trace)
+        _log(error, doing)
         own = RenderError(
             f"{doing}: {type(error).__name__}: {error}; try it once more, and report it if it fails again"
         )
         own.__cause__ = error
     forget_tensors(error)
     return own
+
+
+def log_shared(error: Exception, doing: str) -> None:
+    """Log an error in work that several pictures share, before each does the work by itself.
+
+    Where each then succeeds, the error fails no picture; without the log nobody would know that sharing does not work.
+    As in `own_error`, a StudioError and a lack of memory are not logged.
+    """
+    if not isinstance(error, StudioError) and not out_of_memory(error):
+        _log(error, f"{doing} for several pictures together, so each does it by itself")
+
+
+def _log(error: Exception, doing: str) -> None:
+    trace = "".join(traceback.format_exception(error))  # as text: a log that keeps the trace keeps tensors
+    logging.getLogger(__name__).error("%s\n%s", doing, trace)
 
 
 def forget_tensors(error: BaseException) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipelines.decoding import Decoder, Decoding, OutputType
 from pipelines.events import Event, Finished
-from pipelines.faults import own_error
+from pipelines.faults import log_shared, own_error
 from pipelines.flight import Flight
 from pipelines.inpainting import pasted
 from pipelines.memory import picture_made
@@ -89,6 +89,7 @@ class Finishing:
         if len(flights) == 1:
             yield flights[0].failed(own_error(error, "the picture could not be decoded"))
             return
+        log_shared(error, "decoding failed")
         for flight in flights:
             yield from self._start([flight])
 

@@ -16,6 +16,7 @@ from diffusers.image_processor import VaeImageProcessor
 
 from composers.plan import Prompt
 from pipelines.errors import RequestError
+from pipelines.faults import log_shared
 from pipelines.flight import Flight
 from pipelines.inpainting import canvas
 from pipelines.model import Model
@@ -62,7 +63,9 @@ class Preparation:
             asks = [self._asks(flight) for flight in coming]
             if not all(self._texts.has(own) for own in asks[: self.look_ahead // 2]):
                 self._texts.encode(asks)
-        except Exception:
+        except Exception as error:
+            if len(coming) > 1:
+                log_shared(error, "encoding ahead failed")
             for flight in coming:
                 try:
                     self._texts.encode([self._asks(flight)])

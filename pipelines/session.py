@@ -32,7 +32,7 @@ from pipelines.device_time import DeviceTime
 from pipelines.errors import AdapterFileError, StudioError
 from pipelines.events import Cancelled, Event, Started, Stepped
 from pipelines.families.unet import Shape
-from pipelines.faults import own_error
+from pipelines.faults import log_shared, own_error
 from pipelines.features import Features, most_kept, passes_of
 from pipelines.finishing import Finishing
 from pipelines.flight import Aside, Flight, Ticket, set_aside, take_up
@@ -180,6 +180,7 @@ class Session:
             if len(flights) == 1:
                 self._fail_in_flight(flights[0], own_error(error, "a step failed"))
                 return
+            log_shared(error, "a step failed")
             for flight in flights:
                 self._round([flight])
             return
@@ -277,6 +278,7 @@ class Session:
             if len(flights) == 1:
                 self._fail(flights[0], own_error(error, "the picture could not be begun"))
                 return
+            log_shared(error, "beginning failed")
             for flight in flights:
                 self._begin([flight])
             return

@@ -62,7 +62,7 @@ class Edit:
     def border(self) -> float:
         """When `after` begins, as in `Span`; 0 is at once."""
         if self.whole:
-            return math.floor(self.when) + 1.0 if self.when >= 1 else 0.0
+            return self.when + 1 if self.when >= 1 else 0.0
         if self.when <= 0:
             return 0.0
         return self.when + _AFTER if self.when < 1 else NEVER

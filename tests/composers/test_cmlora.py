@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -112,6 +113,12 @@ def test_a_low_adapter_is_not_frozen_before_its_turn() -> None:
     assert full_passes(composer, mix, 100) > full_passes(composer, mix_of(5), 100)
 
 
+def test_with_every_step_in_turn_the_dominance_passes_at_every_step() -> None:
+    in_turn = CMLoRA(refresh="every_step_in_turn", partition=0.5)
+    assert dominants(in_turn, mix_of(2, low=1), 8) == ["0", "1", "0", "1", "1", "low0", "0", "1"]
+    assert {plan.max_age for plan in plans(in_turn, mix_of(2, low=1), 8)} == {3}
+
+
 def test_interval_one_caches_nothing() -> None:
     for refresh in ("dominant_only", "dominant_every_step", "every_step_in_turn", "all"):
         composer = CMLoRA(refresh=refresh, interval=1)
@@ -156,11 +163,10 @@ def test_the_online_release_is_late_from_step_one() -> None:
     assert found[:5] == ["0", "low0", "1", "low0", "1"]
 
 
-def test_decay_does_nothing_in_the_release() -> None:
-    for index in range(30):
-        step, mix = Step(index, 30, 5.0), mix_of(3)
-        with_decay = CMLoRA(compat="release", decay=True).plan(step, mix)
-        assert with_decay == CMLoRA(compat="release").plan(step, mix)
+@pytest.mark.parametrize("setting", [{"decay": True}, {"refresh": "every_step_in_turn"}], ids=str)
+def test_what_does_nothing_in_the_release(setting: dict[str, Any]) -> None:
+    release = CMLoRA(compat="release", interval=2)
+    assert plans(replace(release, **setting), mix_of(3), 30) == plans(release, mix_of(3), 30)
 
 
 def test_low_adapters_alone_have_no_turn_in_the_release() -> None:

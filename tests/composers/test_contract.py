@@ -132,6 +132,7 @@ def test_a_schedule_may_count_steps() -> None:
     assert schedule.over(8) == Schedule(((0.25, 0.5), (0.5, 0.0)))
     assert schedule.over(4) == Schedule(((0.25, 0.5),))
     assert Schedule(((30, 0.0),)).over(20) is None
+    assert Schedule(((2, 0.0), (0.5, 1.0))).over(8) == Schedule(((0.25, 0.0), (0.5, 1.0)))
     with pytest.raises(ComposerError, match="over 40 steps they do not"):
         schedule.over(40)
 

@@ -37,6 +37,7 @@ def test_how_many_steps_each_adapter_gets(
 def test_the_released_code_holds_the_first_adapter_one_step_longer() -> None:
     assert trace(Switch(convention="code"), 2, 100)[:12] == [0] * 6 + [1] * 5 + [0]
     assert trace(Switch(convention="paper"), 2, 100)[:12] == [0] * 5 + [1] * 5 + [0] * 2
+    assert trace(Switch(interval=1, convention="code"), 3, 8) == [0, 0, 1, 2, 0, 1, 2, 0]
     for steps, differing in ((100, 19), (200, 39)):
         code, paper = (trace(Switch(convention=kind), 2, steps) for kind in ("code", "paper"))
         assert sum(a != b for a, b in zip(code, paper, strict=True)) == differing
@@ -45,6 +46,8 @@ def test_the_released_code_holds_the_first_adapter_one_step_longer() -> None:
 def test_a_short_run_still_gives_every_adapter_a_turn() -> None:
     assert trace(Switch(interval=5), 3, 8) == [0, 0, 1, 1, 2, 2, 0, 0]
     assert trace(Switch(interval=5, convention="code"), 3, 8) == [0, 0, 0, 0, 1, 1, 1, 2]
+    assert trace(Switch(interval=5), 2, 6) == [0, 0, 0, 1, 1, 1]
+    assert trace(Switch(interval=5), 1, 3) == [0, 0, 0]
     mix = Mix((Use("a"), Use("b"), Use("c")))
     assert Switch(interval=5).resolved(mix, 8) == Switch(interval=2)
     assert Switch(interval=5).resolved(mix, 60) == Switch(interval=5)

@@ -42,6 +42,8 @@ from pipelines.schedulers import make_scheduler
 from ..random_models import save_sdxl
 from .lanes import relative
 
+pytestmark = pytest.mark.usefixtures("no_faults")
+
 WIDTH, HEIGHT = 32, 24  # pixels
 MILD = 0.4
 """How strong the adapters are: enough to show, and weak enough that six steps do not blow up rounding."""

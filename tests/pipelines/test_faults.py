@@ -226,6 +226,47 @@ def test_what_nobody_foresaw_is_logged_with_its_trace(
     assert "Fault: nobody foresaw this" in record.getMessage()
 
 
+def in_joining(monkeypatch: pytest.MonkeyPatch) -> None:
+    raising(monkeypatch, preparation.Preparation, "open", lambda self, flights: len(flights) > 1)
+
+
+def in_shared_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    raising(
+        monkeypatch,
+        session_module,
+        "evaluate",
+        lambda model, rows: len({id(row.trajectory) for row in rows}) > 1,
+    )
+
+
+def in_decoding_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    raising(monkeypatch, Decoder, "start", lambda self, latents: len(latents) > 1)
+
+
+def in_encoding_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    raising(monkeypatch, Texts, "encode", lambda self, asks: len(asks) > 1)
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [in_joining, in_shared_calls, in_decoding_together, in_encoding_together],
+    ids=lambda stage: stage.__name__,
+)
+def test_a_fault_of_what_pictures_share_fails_none_and_is_logged(
+    stage: Callable[..., None],
+    model: Model,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stage(monkeypatch)
+    images, failed = drawn(model, ask(1), ask(2))
+    assert (sorted(images), failed) == ([1, 2], {})
+    assert caplog.records
+    for record in caplog.records:
+        assert "several pictures together" in record.getMessage()
+        assert "Fault: nobody foresaw this" in record.getMessage()
+
+
 def test_an_interruption_is_no_fault(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt

@@ -18,9 +18,11 @@ from pipelines import Record, Request, StudioError, StudioPipeline
 from pipelines.denoise import evaluate, rows_of
 from pipelines.events import Event, Finished, Started, Stepped
 from pipelines.families.unet import LEVELS, captured, cuts_of, feature_shape, shallow_pass
-from pipelines.features import Passes, most_kept, schedule
+from pipelines.features import Passes, most_kept, passes_of, schedule
 from pipelines.model import Model
 from pipelines.session import Session
+
+pytestmark = pytest.mark.usefixtures("no_faults")
 
 NAMES = ("a", "b", "c")
 MIX = {"a": 1.0, "b": 0.7, "c": 0.9}
@@ -379,8 +381,12 @@ def test_features_are_reused_up_to_the_plans_age_only() -> None:
     assert ["Fs"[step.shallow[0]] for step in found] == list("FsssssFsssssFs")
     assert [bool(step.kept) for step in found] == [True] * 5 + [False] + [True] * 5 + [False] + [True, False]
     assert most_kept(found) == 1
+    assert passes_of(plans, remembering=True) == found
+    assert passes_of(plans, remembering=False) == (Passes((False,), frozenset()),) * 14
     assert schedule([]) == ()
     assert most_kept([Passes((), frozenset())]) == 0
+    one, other = Passes((), frozenset([("a",)])), Passes((), frozenset([("b",)]))
+    assert most_kept([one, other]) == 2, "the new ones are made while the old ones are still there"
 
 
 # -- requests --------------------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ from pipelines.schedulers import make_scheduler, set_steps
 
 from .lanes import relative
 
+pytestmark = pytest.mark.usefixtures("no_faults")
+
 ADAPTERS = {"attention": ("attn", 4), "wide": ("", 3), "conv": ("conv", 2)}
 SCHEDULERS = ["Euler", "Euler a", "DDIM", "DPM++ 2M Karras", "DPM++ 2M SDE", "UniPC", "Heun", "LCM", "PNDM"]
 STEPS = 4

@@ -322,6 +322,9 @@ def test_numbers_whose_product_is_infinite_are_refused(save, sdxl, refused):
 FULL = {
     "LoHa": {f"hada_w{i}_{half}": (8, 4) for i in (1, 2) for half in "ab"},
     "LoKr": {"lokr_w1": (8, 4), "lokr_w2": (8, 4)},
+    "LoKr in Tucker's form": {
+        "lokr_w1": (2, 2), "lokr_t2": (2, 3, 3, 3), "lokr_w2_a": (3, 4), "lokr_w2_b": (2, 2)
+    },
     "GLoRA": {f"{part}.weight": (8, 4) for part in ("a1", "a2", "b1", "b2")},
     "OFT": {"oft_blocks": (8, 4)},
     "(IA)³": {"ia3_l": (9, 1)},
@@ -330,7 +333,17 @@ FULL = {
     "a bias": {"diff_b": (9,)},
     "MiSS": {"miss_block": (2, 9)},
     "C3A": {"c3a_kernel": (2, 2, 3)},
-}
+    "AdaLoRA, its inputs": {"lora_A": (2, 9), "lora_B": (8, 2), "lora_E": (2, 1)},
+    "AdaLoRA, its outputs": {"lora_A": (2, 36), "lora_B": (9, 2), "lora_E": (2, 1)},
+    "AdaLoRA, its ranks": {"lora_A": (2, 36), "lora_B": (8, 2), "lora_E": (3, 1)},
+    "DeLoRA on a kernel": {
+        "delora_A": (2, 4),
+        "delora_B": (8, 2),
+        "delora_lambda": (1,),
+        "delora_w_norm": (4,),
+    },
+    "HiRA": {"hira_A": (2, 9), "hira_B": (8, 2)},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", FULL)
@@ -338,6 +351,13 @@ def test_a_type_of_other_sizes_is_refused(kind, sound, save, sdxl, refused):
     other = {f"lora_unet_conv_in.{leaf}": torch.ones(shape) for leaf, shape in FULL[kind].items()}
     message = refused(AdapterMismatchError, save(sound | other), sdxl)
     assert "lora_unet_conv_in." in message
+
+
+@pytest.mark.parametrize("shape", [(9, 8), (2, 3), (3, 2, 2), (2, 4, 3)], ids=str)
+def test_a_miss_whose_blocks_do_not_tile_the_weight_is_refused(shape, save, sdxl, refused):
+    """The weight is 8 by 8."""
+    key = f"lora_unet_{QUERY.replace('.', '_')}.miss_block"
+    assert key in refused(AdapterMismatchError, save({key: torch.ones(shape)}), sdxl)
 
 
 @pytest.mark.parametrize(

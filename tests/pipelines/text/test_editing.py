@@ -137,6 +137,7 @@ def test_pieces_put_together_are_the_prompt() -> None:
         ("(fox [in <lora:x:0.7> snow:0.4]:1.2)", "(fox [in snow:0.4]:1.2)", ((0, 0), (0.4000001, 1))),
         ("[[<lora:x:1>::0.8]:0.2] q", "q", ((0, 0), (0.2000001, 1), (0.8000001, 0))),
         ("[fox:<lora:x:1>:1.0]", "[fox::1.0]", ((0, 0),)),  # after the end
+        (f"a [<lora:x:1>:{'9' * 400}]", "a", ((0, 0),)),  # a step that no run reaches
         ("[fox|<lora:x:1>]", "[fox|]", ()),  # throughout, as in A1111
         ("[fox] <lora:x:1>", "[fox]", ()),
     ],
@@ -200,6 +201,7 @@ def test_an_escaped_prompt_is_words_alone(prompt: str, expected: str) -> None:
         ("a [[fox:hat:2.5]:3]", "'hat' never comes: 2.5"),
         ("a fox [cat:25]", "'cat' never comes: it would after step 25, and the last of the 10 steps is 9"),
         ("[fox:cat:11]", "'cat' never comes"),
+        (f"[fox:cat:{'9' * 400}]", "'cat' never comes"),
         ("[fox:cat:9]", "'cat' never comes"),
         ("[a:b|c:0.5]", "drawn as words"),
         ("[a:b:c:0.5]", "drawn as words"),

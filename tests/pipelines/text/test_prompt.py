@@ -9,6 +9,7 @@ import pytest
 from composers.plan import Schedule, Use
 from pipelines.errors import PromptError
 from pipelines.text.prompt import LoraTag, parse, take_tags, write_tag
+from pipelines.text.tags import sift_tags
 
 from ...budget import cheap
 
@@ -174,6 +175,8 @@ def test_a_prompt_may_open_as_many_chunks_as_are_encoded() -> None:
         ("<lyco:fox:0.8>", Use("fox", 0.8)),
         ("<LoRA: fox : .8 >", Use("fox", 0.8)),
         ("<lora:fox:-0.8>", Use("fox", -0.8)),
+        ("<lora:fox:80%>", Use("fox", 0.8)),
+        ("<lora:fox:0,8>", Use("fox", 0.8)),
         ("<lora:fox:0.5:0.8>", Use("fox", 0.8, 0.5)),
         ("<lora:fox:0.8:0.8>", Use("fox", 0.8, 0.8)),
         ("<lora:fox:te=0.5:unet=0.8>", Use("fox", 0.8, 0.5)),
@@ -258,6 +261,25 @@ def test_what_is_read_once_is_read_for_good() -> None:
         take_tags("a <lo<lora:a:1>ra:b:1>")
 
 
+def test_a_tag_within_a_tag_of_another_program_refuses_nothing() -> None:
+    _, tags, unread = sift_tags("a <lo<lora:a:1>ra:b:1>")
+    assert ([tag.name for tag in tags], unread) == (["a"], ())
+
+
+@pytest.mark.parametrize(
+    ("prompt", "kept"),
+    [
+        ("a fox <lora:fox:0.8, a hat, <lora:hat:1>", "a fox, a hat"),
+        ("a fox <lora:fox:0.8 in a <lora:hat:1> hat", "a fox in a hat"),
+        ("a fox <lora:fox:very high>, <lora:hat:1> a hat", "a fox, a hat"),
+    ],
+)
+def test_of_another_program_a_tag_that_cannot_be_read_takes_no_words_with_it(prompt: str, kept: str) -> None:
+    words, tags, unread = sift_tags(prompt)
+    assert (words, [tag.name for tag in tags], len(unread)) == (kept, ["hat"], 1)
+    assert "<lora:fox:" in unread[0]
+
+
 def test_a_bare_tag_says_no_strength() -> None:
     _, (bare, said) = take_tags("<lora:fox> <lora:hat:1>")
     assert (bare.bare, said.bare) == (True, False)
@@ -287,11 +309,13 @@ def test_dynamic_rank_is_read_and_refused() -> None:
         ("<lora:fox:te=0@0,1@0.5:unet=1>", "cannot change"),
         ("<lora:fox:start=-1>", "start=-1"),
         ("<lora:fox:stop=2.5>", "stop=2.5"),
+        ("<lora:fox:stop=1.5>", "stop=1.5"),
         ("<lora:fox:step=4>", "not a range"),
         ("<lora:fox:step=0.1-0.2:stop=0.5>", "either step="),
         ("<lora:fox:1@0,0@0.5:stop=0.5>", "either"),
         ("<lora:fox:1@x>", "'x'"),
         ("<lora:fox:1@1.5>", "1.5"),
+        ("<lora:fox:1@-0.5>", "-0.5"),
         ("<lora:fox:0.8, a hat", "not closed"),
         ("<lora:fox <lora:hat>", "not closed"),
         ("<hypernet:fox:1>", "hypernetworks are not supported"),

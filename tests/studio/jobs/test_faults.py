@@ -475,8 +475,11 @@ def test_a_state_that_there_is_not_counts_as_failed(tmp_path: Path) -> None:
         store.add("a", "ann", [NewPicture("", {"seed": 1})], **OPTIONS)
         store._database.execute("UPDATE pictures SET state = 'odd'")
         store._database.execute("UPDATE jobs SET state = 'odd', created = 'long ago', title = ?", (b"x",))
-        assert store.pictures_of("a")[0].state is JobState.FAILED
-        assert store.jobs_of("ann", 9)[0].state is JobState.FAILED
+        [picture], [job] = store.pictures_of("a"), store.jobs_of("ann", 9)
+        assert (picture.state, job.state, job.created) == (JobState.FAILED, JobState.FAILED, 0)
+        assert picture.fault == picture.error
+        assert picture.fault.startswith("job a, picture 0: state 'odd' in the database cannot be read")
+        assert job.fault.startswith("job a: title")
         assert store.tallies(["a"])["a"].by_state == {JobState.FAILED: 1}
         assert store.outcome("a")[0] == {JobState.FAILED}
 

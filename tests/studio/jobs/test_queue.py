@@ -81,6 +81,33 @@ def test_an_owners_jobs_are_done_in_order(queue: Queue) -> None:
     assert first.job.id == "job1"
 
 
+def test_one_model_and_some_owners_may_be_asked_for(queue: Queue) -> None:
+    for own in (work(1, "ann"), work(2, "bob", key=OTHER), work(3, "bob")):
+        queue.add(own)
+
+    def found(key: ModelKey | None, owners: list[str] | None) -> str | None:
+        chosen = queue.next(key, owners)
+        return chosen and chosen.job.id
+
+    assert found(None, None) == "job1"
+    assert found(OTHER, None) == found(None, ["bob"]) == "job2"
+    assert found(ONE, ["bob"]) == "job3"
+    assert found(OTHER, ["ann"]) is found(None, []) is None
+
+
+def test_what_is_left_to_do_is_counted(queue: Queue) -> None:
+    """A picture that is not handed over yet counts with the most steps of its job's others."""
+    first, second = work(1, "ann"), work(2, "bob", 2)
+    queue.add(first)
+    queue.add(second)
+    assert [task.work.job.id for task in queue.tasks()] == ["job1"] * 3 + ["job2"] * 2
+    assert (queue.waiting_of("ann"), queue.waiting_of("eve")) == (3, 0)
+    assert first.seconds_left is None
+    begun = queue.take(first)
+    begun.count, begun.step, first.most_steps, first.pace = 6, 4, 6, 0.5
+    assert first.seconds_left == 0.5 * (2 + 6 + 6)
+
+
 def test_live_pictures_come_first(queue: Queue) -> None:
     queue.add(work(1, "ann"))
     queue.add(work(2, "ann", kind=LIVE))

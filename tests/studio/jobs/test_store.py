@@ -13,7 +13,7 @@ import pytest
 
 from pipelines.errors import RequestError, SetupError
 from studio.jobs import store as of_store
-from studio.jobs.job import JobState, Tally
+from studio.jobs.job import Job, JobState, Tally
 from studio.jobs.store import MIGRATIONS, MOST_DEATHS, MOST_LOADS, MOST_REASONS, NewPicture, Store
 from studio.library.search import LONGEST_SEARCH, MOST_WORDS
 
@@ -48,6 +48,32 @@ def test_what_was_running_is_queued_again_and_what_was_finished_is_kept(store: S
     assert (job.state, job.settings) == (JobState.QUEUED, {"x": [1]})
     assert states(store, id) == [JobState.DONE, JobState.QUEUED]
     assert store.pictures_of(id)[1].draft["seed"] == 1
+
+
+def test_the_moments_of_a_job_are_kept(store: Store) -> None:
+    """It began when it first began, however often it is begun again."""
+
+    def now() -> Job:
+        job = store.job(id)
+        assert job is not None
+        assert job.fault == ""
+        return job
+
+    id = add(store)
+    assert (now().attempts, now().began, now().ended) == (0, None, None)
+    store.begin(id)
+    began = now().began
+    assert began is not None
+    assert now().created <= began
+    store.recover(interrupted=False)
+    store.begin(id)
+    assert (now().attempts, now().began, now().ended) == (2, began, None)
+    store.end(id, JobState.DONE)
+    ended = now().ended
+    assert ended is not None
+    assert began <= ended
+    assert store.ended_before(ended) == []
+    assert [job.id for job in store.ended_before(ended + 1)] == [id]
 
 
 def in_the_making(store: Store, id: str, *indices: int) -> None:

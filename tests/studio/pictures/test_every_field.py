@@ -129,6 +129,7 @@ def test_a_field_comes_back_from_our_text(tmp_path: Path, name: str, value: Any)
     found = back(request, CHUNK, tmp_path)
     assert again(found.draft, request) == request
     assert ("mask" in found.draft.images) == (request.mask is not None)
+    assert all(one.named for one in found.draft.wanted), "a picture names no paths of this computer"
     assert (found.said.init_image is None) == (request.init_image is None)
     assert found.draft.values.get("negative_prompt") == request.negative_prompt
     assert found.notes == (found.notes[:1] if request.init_image is not None else ())
@@ -162,6 +163,13 @@ def test_what_only_repeats_other_values_is_left_out(tmp_path: Path, text: str) -
     assert found.get("cut") is None
     assert (found["width"], found["height"]) == (512, 768)
     assert back(resolved("target_size", (9, 9)), text, tmp_path).draft.values["target_size"] == (9, 9)
+
+
+def test_a_strength_without_an_initial_picture_says_nothing_of_one(tmp_path: Path) -> None:
+    request = Request("a fox", strength=0.3).resolved(FACTS)
+    for text in (CHUNK, PARAMETERS):
+        assert back(request, text, tmp_path).said.init_image is None
+    assert "strength" not in back(request, PARAMETERS, tmp_path).draft.values
 
 
 def test_a_cut_that_only_the_method_brought_is_left_out(tmp_path: Path) -> None:

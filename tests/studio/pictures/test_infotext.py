@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from studio.pictures.a1111 import Parameters, read
 from studio.pictures.a1111 import pairs as pairs_of
 from studio.pictures.infotext import is_infotext, taken_apart
+from studio.pictures.metadata import understood
 
 from ...budget import cheap
 from ...fuzzing import cases
@@ -167,6 +168,7 @@ def test_a_seed_that_cannot_be_meant_is_left_out_and_told(seed: str) -> None:
         (f"a fox Negative prompt: blurry\n{LINE}", "a fox", "blurry"),
         (f"a fox\n{LINE}\nTemplate: a, b: c, Steps: 5, Seed: 3, Sampler: x", "a fox", None),
         (f"\ufeffa fox\n{LINE}", "a fox", None),
+        ("Model: a car\nof the year\n" + LINE.replace(", ", "\n"), "Model: a car\nof the year", None),
     ],
 )  # fmt: skip
 def test_prompts_end_where_the_settings_begin(text: str, prompt: str, negative: str | None) -> None:
@@ -321,6 +323,26 @@ def test_a_second_pass_is_named_and_no_initial_image_is_asked_for(key: str) -> N
     said = read(f"a\n{LINE}, Denoising strength: 0.4, {key}")
     assert "strength" not in said.values
     assert said.ignored == ("Denoising strength", key.partition(":")[0])
+
+
+def test_a_template_is_all_that_follows_up_to_the_next_one() -> None:
+    template = "a {fox|owl}, Clip skip: 5; Steps=5; Seed=9; Sampler=x\nin snow, Model: ghost"
+    _, _, found = taken_apart(f"a fox\n{LINE}\nTemplate: {template}\nNegative Template: rain, Seed: 9")
+    assert (found.pairs["Template"], found.pairs["Negative Template"]) == (template, "rain, Seed: 9")
+    assert (found.pairs["Seed"], found.scraps, found.broken) == ("7", (), {})
+    assert found.pairs.keys().isdisjoint({"Clip skip", "Model"})
+
+
+@pytest.mark.parametrize("value", ['"fox', "[fox", '{"fox": 1', '"fo\\x"'])
+def test_a_value_that_is_not_closed_is_no_value(value: str) -> None:
+    _, _, found = taken_apart(f"a fox\n{LINE}, VAE: {value}")
+    assert list(found.broken) == ["VAE"]
+    assert "VAE" not in found.pairs
+    assert found.pairs["Seed"] == "7"
+
+
+def test_a_prompt_without_settings_is_a_prompt() -> None:
+    assert understood("fox.png", {"parameters": "a fox"}).draft.values == {"prompt": "a fox"}
 
 
 def test_sizes_may_stand_as_two_numbers() -> None:
