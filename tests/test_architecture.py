@@ -50,13 +50,14 @@ ROOMS: dict[str, list[str]] = {
     ],
     "pipelines.adapters": [
         "container sidecars terms",
-        "adapter kinds",
+        "adapter kinds plain",
         "keys metadata pinned",
         "origin peft_settings spellings",
         "stated_scales structure writing",
         "reporting",
         "factors inspection placing",
         "reading",
+        "conversion",
         "__init__",
     ],
     "pipelines.engine": [

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from pipelines.adapters.adapter import AdapterMetadata, LoadReport
 from pipelines.adapters.container import WEIGHT_DTYPES, Header
 from pipelines.adapters.keys import Contents, some
@@ -22,8 +24,9 @@ Place = tuple[str, str]  # (component, module)
 class Findings:
     """What was found in a file, for its report.
 
-    file: its name. raw: the layers that were used. orphans: the places of alpha values without factors.
-    notes: what else was found.
+    file: its name. raw: the layers that were used. settings: PEFT's, by component, from wherever they were found; own:
+    those from their own place alone. orphans: the places of alpha values without factors. bundled: the embeddings that
+    come with it. notes: what else was found.
     """
 
     file: str
@@ -32,8 +35,10 @@ class Findings:
     origin: Origin
     raw: Mapping[Place, RawLayer]
     settings: Mapping[str, PeftSettings]
+    own: Mapping[str, PeftSettings]
     orphans: tuple[Place, ...]
     sha256: str
+    bundled: Mapping[str, Mapping[str, Tensor]]
     notes: tuple[str, ...] = ()
 
     def alphas(self) -> list[float]:

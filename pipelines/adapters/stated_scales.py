@@ -19,6 +19,7 @@ from pipelines.adapters.keys import COMPONENTS
 from pipelines.adapters.peft_settings import (
     CONFIG_NAME,
     LARGEST_ALPHA,
+    METADATA_KEY,
     MalformedSettings,
     PeftSettings,
     by_component,
@@ -124,6 +125,13 @@ def stated_in(path: Path, metadata: Mapping[str, str]) -> tuple[Stated, ...]:
     if told or alpha is None:
         return told
     return (Stated(_KOHYA, dict.fromkeys(COMPONENTS, PeftSettings(alpha=alpha)), certain=False),)
+
+
+def is_setting(name: str) -> bool:
+    """Whether a name in the metadata of a file is that of a setting of PEFT, or of a place of such settings."""
+    component, dot, field = name.rpartition(".")
+    own = field in (*_FIELDS, *_SCALES) and (not dot or component in COMPONENTS)
+    return own or name in (METADATA_KEY, *_JSON_PLACES)
 
 
 def _beside(path: Path) -> tuple[Stated, ...]:

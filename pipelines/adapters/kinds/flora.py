@@ -45,6 +45,8 @@ class Flora(AdapterKind):
     name = "FLoRA"
     leaves = _LEAVES
     input_axes: Mapping[str, int] = {"inner": 1}
+    terms = "the base weight times low-rank factors"
+    needs_base = True
 
     def read(self, layer: RawLayer, target: Target) -> Hadamard:
         for half, other in (("inner", "outer"), ("outer", "inner")):

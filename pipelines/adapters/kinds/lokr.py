@@ -11,11 +11,13 @@ kron(w1, a b) = kron(w1, a) kron(1, b), so a factored w2 makes a change of rank 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from pipelines.adapters.kinds.kind import AdapterKind, Leaf, RawLayer
+from pipelines.adapters.kinds.kind import AdapterKind, Format, Leaf, RawLayer, Written
+from pipelines.adapters.kinds.loha import TWICE
 from pipelines.adapters.kinds.parts import misfit, scale_of, scaled, smaller, whole
 from pipelines.adapters.terms import LowRank, Target, Whole
 from pipelines.errors import AdapterFormatError
@@ -30,6 +32,9 @@ class Lokr(AdapterKind):
     leaves: Mapping[str, Leaf] = {part: Leaf(part, "") for part in (*PARTS, "lokr_t1")}
     peft_types = ("LOKR",)
     has_alpha = True
+    rank_parts = ("lokr_w2_b", "lokr_w1_b")
+    ends: Mapping[Format, Mapping[str, str]] = {"kohya": {part: part for part in PARTS}}
+    terms = "low rank, or a whole difference where the second half is whole"
 
     def read(self, layer: RawLayer, target: Target) -> LowRank | Whole:
         if "lokr_t1" in layer.parts:
@@ -56,6 +61,18 @@ class Lokr(AdapterKind):
         eye = torch.eye(first.shape[1])
         down = torch.einsum("ij,rqk->irjqk", eye, inner).flatten(0, 1).flatten(1)  # [i1 * rank, in * kernel]
         return smaller(down, torch.kron(first, a), scale, target)
+
+    def write(self, layer: RawLayer, target: Target, to: Format) -> Written:
+        found = super().write(layer, target, to)
+        if self.rank_of(layer) is None and layer.scale not in (None, 1.0):
+            # elsewhere two whole halves have no scale
+            return replace(
+                found, tensors={**found.tensors, "lokr_w1": layer.parts["lokr_w1"].float() * layer.scale}
+            )
+        return found
+
+    def elsewhere(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+        return (TWICE,)
 
     def _scale(self, layer: RawLayer) -> float:
         factored = next((part for part in ("lokr_w2_b", "lokr_w1_b") if part in layer.parts), None)

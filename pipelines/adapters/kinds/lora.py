@@ -12,9 +12,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pipelines.adapters.kinds.kind import AdapterKind, Leaf, RawLayer
+from pipelines.adapters.kinds.kind import AdapterKind, Format, Leaf, RawLayer, Written
 from pipelines.adapters.kinds.parts import misfit, scale_of
-from pipelines.adapters.terms import LowRank, Several, Shift, Target
+from pipelines.adapters.terms import LowRank, Several, Shift, Target, shift_of, terms_of
 from pipelines.errors import AdapterFormatError
 
 UP_BIAS = "up_bias"
@@ -56,6 +56,13 @@ class Lora(AdapterKind):
     input_axes: Mapping[str, int] = {"down": 1}
     peft_types = ("LORA",)
     has_alpha = True
+    rank_parts = ("down",)
+    ends: Mapping[Format, Mapping[str, str]] = {
+        "kohya": {"up": "lora_up.weight", "down": "lora_down.weight", "mid": "lora_mid.weight"},
+        "peft": {"up": "lora_B.weight", "down": "lora_A.weight", UP_BIAS: "lora_B.bias"},
+        "diffusers": {"up": "lora_B.weight", "down": "lora_A.weight", UP_BIAS: "lora_B.bias"},
+    }
+    terms = "low rank"
 
     def read(self, layer: RawLayer, target: Target) -> LowRank | Several:
         for half, other in (("up", "down"), ("down", "up")):
@@ -83,6 +90,34 @@ class Lora(AdapterKind):
         if bias.shape != target.shape[:1]:
             raise misfit(layer, target, UP_BIAS)
         return Several((change, Shift(bias.float() * scale)))
+
+    def write(self, layer: RawLayer, target: Target, to: Format) -> Written:
+        if to == "kohya" and UP_BIAS not in layer.parts:
+            return super().write(layer, target, to)
+        found = self.read(layer, target)
+        change = terms_of(found)[0]
+        assert isinstance(change, LowRank)
+        return written(change, shift_of(found), to)
+
+    def elsewhere(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+        return ("diffusers refuses its Tucker cores (lora_mid)",) if "mid" in shapes else ()
+
+
+def written(change: LowRank, shift: Tensor | None, to: Format) -> Written:
+    """Low-rank factors, and a change of the bias, as such files hold them."""
+    rank = change.rank
+    if to == "kohya":
+        tensors = {"lora_up.weight": change.up, "lora_down.weight": change.down}
+        if shift is not None:
+            tensors["diff_b"] = shift
+        return Written(tensors | {"alpha": torch.tensor(change.scale * rank, dtype=torch.float32)})
+    tensors = {"lora_B.weight": change.up, "lora_A.weight": change.down}
+    scale = change.scale
+    if shift is not None:
+        if not scale:  # PEFT scales the bias too
+            tensors["lora_B.weight"], scale = torch.zeros_like(change.up), 1.0
+        tensors["lora_B.bias"] = shift / scale
+    return Written(tensors, rank, scale * rank, {"peft_type": "LORA", "use_dora": False})
 
 
 def _folded(layer: RawLayer, target: Target, mid: Tensor, down: Tensor) -> Tensor:
