@@ -155,11 +155,17 @@ def component_settings(layers: Mapping[str, Written]) -> dict[str, object]:
     settings: dict[str, object] = {}
     for module, layer in layers.items():
         for field, value in layer.settings.items():
-            if settings.setdefault(field, value) != value:
+            known = settings.setdefault(field, value)
+            if isinstance(known, frozenset) and isinstance(value, frozenset):
+                settings[field] = value = known & value
+            if settings[field] != value or value == frozenset():
                 raise AdapterFormatError(
-                    f"{module}: PEFT's setting {field} would be {value!r} here, and {settings[field]!r} for other "
-                    "layers, but it holds for all; write the file as plain LoRA, without --keep"
+                    f"{module} needs another value of PEFT's setting {field} than other layers, but it holds for all; "
+                    "write the file as plain LoRA, without --keep"
                 )
+    settings = {
+        field: min(value) if isinstance(value, frozenset) else value for field, value in settings.items()
+    }
     ranked = {_bare(module): layer for module, layer in layers.items() if layer.rank is not None}
     if ranked:
         lora = settings.get("peft_type") == "LORA"

@@ -80,7 +80,8 @@ class Written:
     """One layer as a file holds it.
 
     tensors: end of a key -> tensor. rank, alpha: what PEFT's settings say of the layer; None for types without them.
-    settings: PEFT's other settings, `peft_type` among them, which hold for all layers of a component.
+    settings: PEFT's other settings, `peft_type` among them, which hold for all layers of a component. A frozenset means
+    any of its values.
     """
 
     tensors: Mapping[str, Tensor]
