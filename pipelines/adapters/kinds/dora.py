@@ -45,7 +45,7 @@ class Dora(AdapterKind):
     ends: Mapping[Format, Mapping[str, str]] = {
         "kohya": {SCALE: SCALE},
         "peft": {MAGNITUDE: MAGNITUDE},
-        "diffusers": {MAGNITUDE: MAGNITUDE},
+        "diffusers": {MAGNITUDE: f"{MAGNITUDE}.weight"},
     }
     terms = "a factor for each output, or for each input, and low rank"
     needs_base = True
