@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipelines.adapters.keys import quoted
-from pipelines.adapters.kinds import ADAPTER_KINDS, AdapterKind, RawLayer
+from pipelines.adapters.kinds import AdapterKind, RawLayer, claimants
 from pipelines.adapters.peft_settings import PeftSettings
 from pipelines.adapters.reporting import Place
 from pipelines.adapters.terms import LayerFactors, ModelLayers, Target, Term, terms_of, together
@@ -73,12 +73,8 @@ def base_needed(kind: AdapterKind, layer: RawLayer) -> BaseNeeded:
 
 
 def kinds_of(layer: RawLayer) -> list[AdapterKind]:
-    """The types of a layer, in order. What one takes, those after it do not see. Raises AdapterFormatError."""
-    found, left = [], set(layer.parts)
-    for kind in ADAPTER_KINDS:
-        if kind.claims(left):
-            found.append(kind)
-            left -= set(kind.takes)
+    """The types of a layer, in order. Raises AdapterFormatError."""
+    found = list(claimants(layer.parts))
     if not found:
         part = next(iter(layer.parts))
         raise AdapterFormatError(

@@ -11,10 +11,10 @@ from torch import Tensor
 from pipelines.adapters.adapter import AdapterMetadata, LoadReport
 from pipelines.adapters.container import WEIGHT_DTYPES, Header
 from pipelines.adapters.keys import Contents, some
-from pipelines.adapters.kinds import AdapterKind, RawLayer
+from pipelines.adapters.kinds import AdapterKind, RawLayer, claimants
 from pipelines.adapters.origin import Origin, foreign, origin_by_metadata
 from pipelines.adapters.peft_settings import PeftSettings
-from pipelines.adapters.stated_scales import UNSEEN
+from pipelines.adapters.stated_scales import UNREAD_SETTINGS, UNSEEN
 from pipelines.adapters.terms import LayerFactors, LowRank, ModelLayers
 
 Place = tuple[str, str]  # (component, module)
@@ -121,6 +121,14 @@ def _notes(
     scaled = sum(kind.has_alpha for kind in kinds.values())
     if 0 < with_alpha < scaled:
         yield f"{scaled - with_alpha} of {scaled} layers give no alpha: scale 1 there"
+    yield from dict.fromkeys(
+        f"other programs, {kind.name}: {line}"
+        for layer in found.raw.values()
+        for kind in claimants(layer.parts)
+        for line in kind.elsewhere({part: tuple(tensor.shape) for part, tensor in layer.parts.items()})
+    )
+    if any(layer.scale not in (None, 1.0) and "alpha" not in layer.parts for layer in found.raw.values()):
+        yield f"other programs: {UNREAD_SETTINGS}"
     if idle := sum(factors.scale == 0 for factors in layers.values()):
         yield f"{idle} layers have alpha 0 and change nothing"
     if all(factors.idle for factors in layers.values()):

@@ -292,6 +292,10 @@ def _check_dora(settings: Mapping[str, PeftSettings], layers: Iterable[Layer]) -
             )
 
 
+UNREAD_SETTINGS = (
+    "ComfyUI and A1111 do not read PEFT's settings, and draw it at scale 1; `lora-studio convert --to kohya` writes "
+    "alphas that they read"
+)
 UNSEEN = (
     "no alpha and no settings come with it, so its scale is 1; whether it was trained as rsLoRA, or from a start that "
     "changed the base (PiSSA, OLoRA), cannot be seen: put its adapter_config.json beside it if it looks wrong"

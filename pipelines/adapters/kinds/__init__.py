@@ -1,5 +1,7 @@
 """The adapter types, one file each. They are asked in this order whether a layer is theirs."""
 
+from collections.abc import Collection
+
 from pipelines.adapters.kinds.adalora import AdaLora
 from pipelines.adapters.kinds.c3a import C3a
 from pipelines.adapters.kinds.delora import Delora
@@ -63,4 +65,24 @@ INTEGERS = frozenset(leaf.part for kind in APPLIED for leaf in kind.leaves.value
 PEFT_APPLIED = frozenset(word for kind in APPLIED for word in kind.peft_types)
 """The `peft_type`s that are applied."""
 
-__all__ = ["ADAPTER_KINDS", "INTEGERS", "PEFT_APPLIED", "SHARED", "AdapterKind", "Leaf", "RawLayer"]
+
+def claimants(parts: Collection[str]) -> tuple[AdapterKind, ...]:
+    """The types of a layer with these parts, in order. What one takes, those after it do not see."""
+    found, left = [], set(parts)
+    for kind in ADAPTER_KINDS:
+        if kind.claims(left):
+            found.append(kind)
+            left -= set(kind.takes)
+    return tuple(found)
+
+
+__all__ = [
+    "ADAPTER_KINDS",
+    "INTEGERS",
+    "PEFT_APPLIED",
+    "SHARED",
+    "AdapterKind",
+    "Leaf",
+    "RawLayer",
+    "claimants",
+]
