@@ -13,7 +13,7 @@ from torch import Tensor
 from pipelines.adapters.adapter import span
 from pipelines.adapters.container import adapter_path
 from pipelines.adapters.factors import base_needed, check_types, factors, kinds_of, layer_terms
-from pipelines.adapters.keys import COMPONENTS, some
+from pipelines.adapters.keys import COMPONENT, COMPONENTS, some
 from pipelines.adapters.kinds import AdapterKind
 from pipelines.adapters.kinds.full import DIFF_B, NORM_NAMES
 from pipelines.adapters.kinds.kind import PLACES, Format, RawLayer, Written
@@ -38,7 +38,7 @@ from pipelines.errors import AdapterFormatError, BaseNeeded, RequestError, Setup
 from pipelines.families.family import SDXL
 from pipelines.home.files import write_atomically, write_together
 
-_NO_LONGER_TRUE = ("sshs_", "modelspec.hash", "flora.", "lora_studio.kind", "format")
+_NO_LONGER_TRUE = ("sshs_", "modelspec.hash", "flora.", "lora_studio.kind", COMPONENT, "format")
 """How metadata begin that speak of the file as it was."""
 
 
@@ -288,6 +288,8 @@ def _write(
                 tensors |= {keys[part]: one for part, one in found.bundled.get(word, {}).items()}
         else:
             texts = {**texts, METADATA_KEY: packed_settings(work.layers)}
+        if to == "peft":
+            texts = {**texts, COMPONENT: next(iter(components))}
         return (write_atomically(out, file_bytes(tensors, texts), force=force),)
     except OSError as error:
         raise SetupError(

@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from pipelines.adapters.container import safetensors_bytes
-from pipelines.adapters.keys import COMPONENTS, TEXT, TEXT_2, UNET
+from pipelines.adapters.keys import COMPONENT, COMPONENTS, TEXT, TEXT_2, UNET
 from pipelines.adapters.kinds import flora
 from pipelines.adapters.kinds.full import DIFF, DIFF_B
 from pipelines.adapters.kinds.kind import Format, Written
@@ -203,7 +203,7 @@ def peft_files(
         named = {f"{component}.{module}": layer for module, layer in own.items()}
         tensors = file_tensors(named, "peft", numbered=False) | shared_tensors(shared)
         settings = {"base_model_name_or_path": None, "inference_mode": True, **component_settings(own)}
-        files[f"{folder}{WEIGHTS_NAME}"] = file_bytes(tensors, metadata)
+        files[f"{folder}{WEIGHTS_NAME}"] = file_bytes(tensors, {**metadata, COMPONENT: component})
         files[f"{folder}{CONFIG_NAME}"] = json.dumps(settings, indent=2, sort_keys=True) + "\n"
     return files
 
