@@ -91,7 +91,8 @@ def _place_of(
 ) -> tuple[str, tuple[str, ...]] | None:
     """(component, modules) of the layers that an address means, None where the model has none.
 
-    Where the keys do not say which text encoder they mean, the widths decide, then our own metadata. Raises AdapterFormatError if both fit.
+    Where the keys do not say which text encoder they mean, the widths decide, then our own metadata. Raises
+    AdapterFormatError if both fit.
     """
     found = names.find(address)
     for key in keys:

@@ -99,7 +99,7 @@ def file_tensors(layers: Mapping[str, Written], to: Format, *, numbered: bool) -
     """Key -> tensor. layers: by component and the model's own module name. numbered: whether the text encoders of
     kohya's names have numbers, as in files for SDXL."""
     prefixes = {UNET: "lora_unet_", TEXT: "lora_te1_" if numbered else "lora_te_", TEXT_2: "lora_te2_"}
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, layer in sorted(layers.items()):
         component, module = split_name(name)
         if to == "kohya":

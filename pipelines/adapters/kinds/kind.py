@@ -148,7 +148,7 @@ class AdapterKind(ABC):
                 tensors["alpha"] = torch.tensor(alpha, dtype=torch.float32)
             return Written(tensors)
         own = {} if self.has_alpha else layer.settings
-        return Written(tensors, rank, alpha, {**own, "peft_type": self.peft_types[0]})
+        return Written(tensors, rank, alpha, {**own, "peft_type": next(iter(self.peft_types))})
 
     def ends_in(self, to: Format) -> Mapping[str, str]:
         """Part -> the end of its key in such files; empty where they have no such type."""
