@@ -69,18 +69,22 @@ class Conversion:
         exact = self.layers - len(self.errors)
         ranks = [rank for name, rank in self.ranks.items() if name not in self.errors]
         if exact:
-            yield f"{exact} layers of {self.kind} are written exactly" + (
+            yield f"{_layers(exact, self.kind)} written exactly" + (
                 f", rank {span((min(ranks), max(ranks)))}" if ranks else ""
             )
         if self.errors:
             worst, error = max(self.errors.items(), key=lambda item: item[1])
             ranks = [self.ranks[name] for name in self.errors]
             yield (
-                f"{len(self.errors)} layers of {self.kind} are approximated, rank {span((min(ranks), max(ranks)))}: "
+                f"{_layers(len(self.errors), self.kind)} approximated, rank {span((min(ranks), max(ranks)))}: "
                 f"the relative error is {self.error:.2g} over all layers, and {error:.2g} in the worst one, {worst}"
             )
         yield from self.left_out
         yield from self.notes
+
+
+def _layers(count: int, kind: str) -> str:
+    return f"1 layer of {kind} is" if count == 1 else f"{count} layers of {kind} are"
 
 
 def convert(

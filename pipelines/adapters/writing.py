@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from pipelines.adapters.container import safetensors_bytes
-from pipelines.adapters.keys import COMPONENT, COMPONENTS, TEXT, TEXT_2, UNET
+from pipelines.adapters.keys import COMPONENT, COMPONENTS, TEXT, TEXT_2, UNET, quoted
 from pipelines.adapters.kinds import flora
 from pipelines.adapters.kinds.full import DIFF, DIFF_B
 from pipelines.adapters.kinds.kind import Format, Written
@@ -22,6 +22,7 @@ from pipelines.adapters.terms import Hadamard, LayerFactors, LowRank, Several, W
 from pipelines.errors import AdapterFormatError, RequestError
 from pipelines.families.family import SDXL
 from pipelines.home.files import write_atomically
+from pipelines.home.headers import LONGEST_HEADER
 
 Naming = Literal["kohya", "peft"]
 """What users call the formats of single files: "peft" is diffusers'."""
@@ -120,9 +121,16 @@ def is_numbered(layers: Iterable[str], metadata: Mapping[str, str]) -> bool:
 
 
 def file_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file."""
+    """A safetensors file. Raises AdapterFormatError where its header would be larger than any that is read."""
     copies = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors.items()}
-    return safetensors_bytes(copies, {"format": "pt", **metadata})
+    data = safetensors_bytes(copies, {"format": "pt", **metadata})
+    if int.from_bytes(data[:8], "little") > LONGEST_HEADER:
+        largest = max(metadata, key=lambda key: len(metadata[key]), default="")
+        raise AdapterFormatError(
+            f"its names and metadata take more than the {LONGEST_HEADER:,} bytes that a header may have; remove some of "
+            f"the original's metadata ({quoted(largest)} is the largest)"
+        )
+    return data
 
 
 def by_component(layers: Mapping[str, Written]) -> dict[str, dict[str, Written]]:

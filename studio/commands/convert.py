@@ -78,6 +78,8 @@ def read(args: Namespace) -> ConvertValues:
 def run(values: ConvertValues, home: Home, teller: Teller) -> int:
     """Writes the LoRA; prints the files' names to stdout. Raises StudioError for bad input."""
     entry = home.find_lora(values.file, values.model)
+    if entry.note:
+        teller.say(entry.note)
     done = _converted(values, entry, home, teller)
     for line in done.lines:
         teller.say(line)

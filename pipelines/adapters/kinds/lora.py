@@ -105,17 +105,16 @@ class Lora(AdapterKind):
 
 def written(change: LowRank, shift: Tensor | None, to: Format) -> Written:
     """Low-rank factors, and a change of the bias, as such files hold them."""
-    rank = change.rank
+    rank, scale, up = change.rank, change.scale, change.up
+    if not scale:  # kohya reads an alpha of 0 as the rank, and PEFT scales the bias too
+        up, scale = torch.zeros_like(up), 1.0
     if to == "kohya":
-        tensors = {"lora_up.weight": change.up, "lora_down.weight": change.down}
+        tensors = {"lora_up.weight": up, "lora_down.weight": change.down}
         if shift is not None:
             tensors["diff_b"] = shift
-        return Written(tensors | {"alpha": torch.tensor(change.scale * rank, dtype=torch.float32)})
-    tensors = {"lora_B.weight": change.up, "lora_A.weight": change.down}
-    scale = change.scale
+        return Written(tensors | {"alpha": torch.tensor(scale * rank, dtype=torch.float32)})
+    tensors = {"lora_B.weight": up, "lora_A.weight": change.down}
     if shift is not None:
-        if not scale:  # PEFT scales the bias too
-            tensors["lora_B.weight"], scale = torch.zeros_like(change.up), 1.0
         tensors["lora_B.bias"] = shift / scale
     return Written(tensors, rank, scale * rank, {"peft_type": "LORA", "use_dora": False})
 

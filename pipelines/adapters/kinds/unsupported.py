@@ -12,14 +12,20 @@ _LATER = "it is read in a later version; look for another edition of the same su
 
 
 class Unsupported(AdapterKind):
-    """A type of which only the keys are known. ends: the ends of keys that no other type has."""
+    """A type of which only the keys are known. ends: the ends of keys that no other type has. others: what other
+    programs do with it."""
 
-    def __init__(self, name: str, ends: Collection[str], refusal: str = _LATER) -> None:
-        self.name, self.refusal = name, refusal
+    def __init__(
+        self, name: str, ends: Collection[str], refusal: str = _LATER, others: tuple[str, ...] = ()
+    ) -> None:
+        self.name, self.refusal, self._others = name, refusal, others
         self.leaves = {end: Leaf(end, "") for end in ends}
 
     def read(self, layer: RawLayer, target: Target) -> LowRank:
         raise AssertionError(f"{self.name} is refused before any layer is read")
+
+    def elsewhere(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+        return self._others
 
 
 PEFT_NAMES: Mapping[str, str] = {
@@ -60,7 +66,13 @@ _STRANGE = "such a part of it is not known; look for another edition of the same
 UNSUPPORTED: tuple[Unsupported, ...] = (
     Unsupported("LoRA with a trained bias on its inner half", ("lora_A.bias", "lora_down.bias")),
     Unsupported("LoRA on an embedding", ("lora_embedding_A", "lora_embedding_B")),
-    Unsupported("T-LoRA", ("q_layer.weight", "p_layer.weight", "q_layer", "p_layer", "lambda_layer")),
+    Unsupported(
+        "T-LoRA",
+        ("q_layer.weight", "p_layer.weight", "q_layer", "p_layer", "lambda_layer"),
+        others=(
+            "ComfyUI and A1111 do not load it; its start, which LyCORIS takes from the base, is not in the file",
+        ),
+    ),
     Unsupported("an old OFT", ("oft_diag", "oft_r")),
     Unsupported("GLoRA of an unknown layout", ("bm.weight",)),
     Unsupported("a weight of another shape", ("reshape_weight",)),

@@ -29,6 +29,7 @@ from pipelines.errors import (
     SetupError,
 )
 from pipelines.families.family import SDXL
+from pipelines.home.headers import LONGEST_HEADER
 
 from .conversions import assert_alike, converted, read_all, saved
 from .test_zoo import KERNELS, LINEAR, LYCORIS, NORMS, PEFT, base, inputs, kohya, seeded
@@ -233,6 +234,26 @@ def test_metadata_are_kept_and_what_was_done_is_added(base, saved):
     assert texts["lora_studio.converted_from"].startswith("original.safetensors ")
     assert "8 layers of LoHa are written exactly" in texts["lora_studio.conversion"]
     assert done.lines[0] in texts["lora_studio.conversion"]
+
+
+def test_layers_of_alpha_0_stay_without_effect_where_0_means_the_rank(base, saved, tmp_path):
+    tensors = load_file(saved("LoCon"))
+    stem = kohya(f"unet.{LINEAR[0]}")
+    path = tmp_path / "idle.safetensors"
+    safetensors.torch.save_file(tensors | {f"{stem}.alpha": torch.tensor(0.0)}, path)
+    done, out = converted(path, base, "kohya")
+    assert float(load_file(out)[f"{stem}.alpha"]) != 0
+    assert read_all(done, base).layers[f"unet.{LINEAR[0]}"].idle
+
+
+def test_a_header_that_nobody_would_read_is_not_written(base, saved, tmp_path):
+    path = saved("LoCon")
+    room = LONGEST_HEADER - int.from_bytes(path.read_bytes()[:8], "little") - 100
+    safetensors.torch.save_file(load_file(path), path, {"notes": "x" * room})
+    out = tmp_path / "out.safetensors"
+    with pytest.raises(AdapterFormatError, match="'notes' is the largest"):
+        convert(path, out, base.layers, "diffusers")
+    assert not out.exists()
 
 
 def test_settings_that_no_longer_hold_are_dropped(base, saved, tmp_path):

@@ -40,7 +40,11 @@ def both(base: Base, second: nn.Module) -> ModelLayers:
     return model_layers(SDXL, "small-sdxl", parts)
 
 
-SECOND = ("text_model.encoder.layers.1.self_attn.v_proj", "text_model.encoder.layers.0.mlp.fc2")
+SECOND = (
+    "text_model.encoder.layers.1.self_attn.v_proj",
+    "text_model.encoder.layers.0.mlp.fc2",
+    "text_projection",
+)
 
 
 def in_second(second: nn.Module) -> dict[str, Tensor]:
@@ -80,7 +84,10 @@ def latents(unet: Any) -> Tensor:
 
 
 def embedded(text: Any) -> Tensor:
-    return text(torch.arange(2, 9)[None]).last_hidden_state
+    seen = text(torch.arange(2, 9)[None])
+    return torch.cat(
+        [seen.last_hidden_state.flatten(), getattr(seen, "text_embeds", torch.zeros(0)).flatten()]
+    )
 
 
 @pytest.mark.parametrize(("name", "how"), [

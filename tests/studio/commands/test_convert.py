@@ -129,6 +129,15 @@ def test_inspect_tells_terms_exactness_and_what_others_do(run: Run, dora: Path, 
     assert (entry["terms"], entry["exactness"], entry["elsewhere"]) == (["LoRA: low rank"], "exact", [])
 
 
+def test_split_asks_for_plain_lora_where_it_cannot_write(
+    run: Run, dora: Path, sdxl_folder: Path, tmp_path
+) -> None:
+    ran = run("split", "dora", "--style", tmp_path / "s.safetensors", "--model", sdxl_folder)
+    assert ran.code == 2
+    assert "make it a plain LoRA first, with `lora-studio convert`" in ran.err.replace("\n", " ")
+    assert not (tmp_path / "s.safetensors").exists()
+
+
 KOHYA = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
 
 
@@ -145,6 +154,7 @@ KOHYA = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
         ({"a1.weight": (8, 2), "a2.weight": (2, 8), "b1.weight": (8, 2), "b2.weight": (2, 8)}, "base weight", "order"),
         ({"diff": (8, 8)}, "whole", "diffusers refuses"),
         ({"hra_u": (8, 2)}, "reflections", "only PEFT loads it"),
+        ({"q_layer.weight": (2, 8), "p_layer.weight": (8, 2), "lambda_layer": (1, 2)}, "", "do not load it"),
     ],
 )  # fmt: skip
 def test_each_type_tells_what_others_do(
@@ -154,7 +164,7 @@ def test_each_type_tells_what_others_do(
         {f"{KOHYA}.{end}": torch.ones(shape) for end, shape in parts.items()}, tmp_path / "a.safetensors"
     )
     said = run("inspect", tmp_path / "a.safetensors").out
-    assert any(terms in line for line in said.splitlines() if line.strip().startswith("terms"))
+    assert not terms or any(terms in line for line in said.splitlines() if line.strip().startswith("terms"))
     assert any(elsewhere in line for line in said.splitlines() if line.strip().startswith("elsewhere"))
 
 
