@@ -127,8 +127,8 @@ def file_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> by
     if int.from_bytes(data[:8], "little") > LONGEST_HEADER:
         largest = max(metadata, key=lambda key: len(metadata[key]), default="")
         raise AdapterFormatError(
-            f"its names and metadata take more than the {LONGEST_HEADER:,} bytes that a header may have; remove some of "
-            f"the original's metadata ({quoted(largest)} is the largest)"
+            f"its names and metadata take more than the {LONGEST_HEADER:,} bytes that a header may have; remove some "
+            f"of the original's metadata ({quoted(largest)} is the largest)"
         )
     return data
 
