@@ -150,7 +150,7 @@ def packed_settings(layers: Mapping[str, Written]) -> str:
         f"{component}.{field}": value
         for component, own in by_component(layers).items()
         for field, value in component_settings(own).items()
-        if field != "peft_type"
+        if (field, value) != ("peft_type", "LORA")  # diffusers takes this for granted
     }
     return json.dumps(fields, indent=2, sort_keys=True)
 

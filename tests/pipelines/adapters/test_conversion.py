@@ -194,6 +194,39 @@ def test_types_of_peft_are_kept_in_files_of_kohya(name, base, saved):
     assert_alike(read_adapter(path, base.layers, "fox"), read_all(done, base), base)
 
 
+ONE_TRAINER: Mapping[str, Mapping[str, tuple[int, ...]]] = {
+    "LoHa": {
+        "hada_w1_a": (16, 2, 1, 1), "hada_w1_b": (2, 16, 3, 3),
+        "hada_w2_a": (16, 2, 1, 1), "hada_w2_b": (2, 16, 3, 3),
+    },
+    "OFT": {"oft_R.weight": (36, 6)},
+    "GLoRA": {"a1.weight": (2, 16), "a2.weight": (16, 2), "b1.weight": (2, 144), "b2.weight": (16, 2)},
+}  # fmt: skip
+"""Layouts of OneTrainer, and GLoRA's old one, on a kernel [16, 16, 3, 3]."""
+
+
+@pytest.mark.parametrize("name", ONE_TRAINER)
+def test_layouts_that_no_package_writes_are_kept(name, base, tmp_path):
+    layer = f"unet.{KERNELS[1]}"
+    tensors = {f"{kohya(layer)}.{end}": torch.randn(shape) * 0.3 for end, shape in ONE_TRAINER[name].items()}
+    path = tmp_path / "original.safetensors"
+    safetensors.torch.save_file(tensors, path)
+    done, out = converted(path, base, "kohya", keep=True)
+    original, other = read_adapter(path, base.layers, "fox"), read_all(done, base)
+    assert_equal_bits(original.layers[layer], other.layers[layer], layer)
+    if name == "LoHa":  # others read its flat form alone
+        assert all(tensor.ndim == 2 for tensor in load_file(out).values())
+    if name != "LoHa":
+        with pytest.raises(AdapterFormatError, match="--keep"):
+            converted(path, base, "peft", keep=True)
+
+
+def test_a_single_file_of_peft_keeps_its_settings(base, saved, tmp_path):
+    path = saved("peft LoHa")
+    done = convert(path, tmp_path / "single.safetensors", base.layers, "peft", keep=True)
+    assert_alike(read_adapter(path, base.layers, "fox"), read_all(done, base), base)
+
+
 def test_norms_and_biases_are_written_where_there_is_a_place(base, tmp_path):
     layers = (*(f"unet.{name}" for name in NORMS), f"unet.{KERNELS[0]}", f"unet.{LINEAR[2]}")
     tensors = {}
