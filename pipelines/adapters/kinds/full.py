@@ -64,9 +64,8 @@ class Full(AdapterKind):
             )
         if to != "kohya":
             raise self.unwritable(layer, to)
-        if "set_bias" in own or (
-            "set_weight" in own and target.is_norm
-        ):  # only differences have a place there
+        if "set_bias" in own or ("set_weight" in own and target.is_norm):
+            # only their differences have a place there
             found = self.read(layer, target)
             wholes = [term.delta for term in terms_of(found) if isinstance(term, Whole)]
             shift = shift_of(found)
