@@ -8,7 +8,8 @@ StudioError                      (composers.errors)
 ├── AdapterError                 an adapter file
 │   ├── AdapterFileError         it cannot be read: missing, truncated, a pickle, not safetensors
 │   ├── AdapterFormatError       its keys or types are not understood, or it is not supported yet
-│   └── AdapterMismatchError     it is sound, but made for another model
+│   ├── AdapterMismatchError     it is sound, but made for another model
+│   └── BaseNeeded               its change depends on the base model's weights, which are not at hand
 ├── ModelError                   a checkpoint that cannot be found, read or run
 ├── SetupError                   folders, configuration, device, a missing package
 │   └── NoAnswer                 a folder that does not answer (pipelines.home.answers)
@@ -42,6 +43,10 @@ class AdapterMismatchError(AdapterError):
     """The file is sound, but made for another model."""
 
 
+class BaseNeeded(AdapterError):
+    """What the file changes depends on the weights of the base model, and these were not read."""
+
+
 class ModelError(StudioError):
     """A checkpoint that cannot be found, read or run."""
 
@@ -59,6 +64,7 @@ __all__ = [
     "AdapterFileError",
     "AdapterFormatError",
     "AdapterMismatchError",
+    "BaseNeeded",
     "ComposerError",
     "ModelError",
     "PromptError",

@@ -53,7 +53,7 @@ ROOMS: dict[str, list[str]] = {
     ],
     "pipelines.adapters": [
         "container sidecars terms",
-        "adapter kinds",
+        "adapter kinds plain",
         "keys metadata pinned",
         "origin peft_settings spellings",
         "starts structure writing",
@@ -61,6 +61,7 @@ ROOMS: dict[str, list[str]] = {
         "reporting",
         "factors inspection placing",
         "reading",
+        "conversion",
         "__init__",
     ],
     "pipelines.engine": [
@@ -244,7 +245,7 @@ def test_strangers_texts_are_read_in_few_places() -> None:
 
 KINDS = "pipelines.adapters.kinds"
 TERMS = {"LowRank", "Hadamard", "Whole", "Shift", "Several"}
-WRITERS = {"pipelines.adapters.writing", "pipelines.flora.flora_training"}
+WRITERS = {"pipelines.adapters.conversion", "pipelines.adapters.writing", "pipelines.flora.flora_training"}
 """What writes a type knows which it is."""
 
 

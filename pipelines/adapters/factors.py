@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from pipelines.adapters.keys import quoted
-from pipelines.adapters.kinds import ADAPTER_KINDS, AdapterKind, RawLayer
+from pipelines.adapters.kinds import AdapterKind, RawLayer, claimants
 from pipelines.adapters.kinds.papers import check_header
 from pipelines.adapters.peft_settings import PeftSettings
 from pipelines.adapters.reporting import Place
 from pipelines.adapters.terms import LayerFactors, ModelLayers, Target, Term, is_finite, terms_of, together
-from pipelines.errors import AdapterFileError, AdapterFormatError, StudioError
+from pipelines.errors import AdapterFileError, AdapterFormatError, BaseNeeded, StudioError
 
 
 def factors(
@@ -22,14 +22,7 @@ def factors(
     """(layer name -> factors, layer name -> the first of its adapter types). Raises AdapterError."""
     layers, kinds = {}, {}
     for (component, module), layer in raw.items():
-        found = _kinds_of(layer)
-        target = model.target(component, module)
-        if target.is_norm and (strange := [kind.name for kind in found if not kind.on_norms]):
-            raise AdapterFormatError(
-                f"{layer.file}: {next(iter(layer.keys.values()))!r} is {strange[0]} on a norm, which has no meaning; "
-                "fetch another edition"
-            )
-        terms = [term for kind in found for term in _terms(kind, layer, target)]
+        found, terms = layer_terms(layer, model.target(component, module))
         layers[layer.name], kinds[layer.name] = together(terms), found[0]
     first = next(iter(raw.values()))
     check_header(first.file, first.metadata, sorted({kind.name for kind in kinds.values()}))
@@ -40,11 +33,24 @@ def factors(
     return layers, kinds
 
 
+def layer_terms(layer: RawLayer, target: Target) -> tuple[list[AdapterKind], list[Term]]:
+    """(the types of a layer, what they make of it). Raises AdapterError."""
+    found = kinds_of(layer)
+    if target.is_norm and (strange := [kind.name for kind in found if not kind.on_norms]):
+        raise AdapterFormatError(
+            f"{layer.file}: {next(iter(layer.keys.values()))!r} is {strange[0]} on a norm, which has no meaning; "
+            "fetch another edition"
+        )
+    return found, [term for kind in found for term in _terms(kind, layer, target)]
+
+
 def _terms(kind: AdapterKind, layer: RawLayer, target: Target) -> tuple[Term, ...]:
     """What a type makes of a layer. Raises AdapterError, also for shapes and numbers that no trainer writes."""
     key = next(iter(layer.keys.values()))
     try:
         terms = terms_of(kind.read(layer, target))
+    except BaseNeeded as error:
+        raise base_needed(kind, layer) from error
     except StudioError:
         raise
     except (ArithmeticError, LookupError, RuntimeError, ValueError) as error:
@@ -60,13 +66,17 @@ def _terms(kind: AdapterKind, layer: RawLayer, target: Target) -> tuple[Term, ..
     return terms
 
 
-def _kinds_of(layer: RawLayer) -> list[AdapterKind]:
-    """The types of a layer, in order. What one takes, those after it do not see. Raises AdapterFormatError."""
-    found, left = [], set(layer.parts)
-    for kind in ADAPTER_KINDS:
-        if kind.claims(left):
-            found.append(kind)
-            left -= set(kind.takes)
+def base_needed(kind: AdapterKind, layer: RawLayer) -> BaseNeeded:
+    """The error for a layer whose change cannot be known without the base model's weights."""
+    return BaseNeeded(
+        f"{layer.file}: {quoted(next(iter(layer.keys.values())))} makes it {kind.name}, whose change depends on the "
+        "base model's weights; name the model with --model"
+    )
+
+
+def kinds_of(layer: RawLayer) -> list[AdapterKind]:
+    """The types of a layer, in order. Raises AdapterFormatError."""
+    found = list(claimants(layer.parts))
     if not found:
         part = next(iter(layer.parts))
         raise AdapterFormatError(

@@ -15,10 +15,10 @@ from pipelines.adapters.kinds import ADAPTER_KINDS, FLAGGED
 from pipelines.adapters.kinds.papers import check_header
 from pipelines.adapters.metadata import describe
 from pipelines.adapters.origin import Origin, origin_by_metadata
-from pipelines.adapters.peft_settings import peft_settings
+from pipelines.adapters.peft_settings import PeftSettings, peft_settings
 from pipelines.adapters.sidecars import Sidecars, read_sidecars
 from pipelines.adapters.starts import check_starts
-from pipelines.adapters.stated_scales import stated_in
+from pipelines.adapters.stated_scales import UNREAD_SETTINGS, stated_in
 from pipelines.adapters.structure import Structure, read_structure
 from pipelines.errors import AdapterFileError, AdapterFormatError
 from pipelines.home.answers import answered
@@ -38,6 +38,8 @@ class Inspection:
     text_width: the width of the text embeddings that it reads, None where none of its layers tells.
     metadata: from the file and from the notes beside it. sidecars: these notes, and the preview.
     stated: the file's own metadata, as they are in its header.
+    terms: what its layers become, by type. needs_base: whether that depends on the base weights. elsewhere: what other
+    programs draw differently, by type.
     """
 
     path: Path
@@ -53,6 +55,16 @@ class Inspection:
     metadata: AdapterMetadata
     sidecars: Sidecars
     stated: Mapping[str, str]
+    terms: tuple[str, ...] = ()
+    needs_base: bool = False
+    elsewhere: tuple[str, ...] = ()
+
+    @property
+    def exactness(self) -> str:
+        """Whether it is drawn exactly, or why it is not."""
+        if self.refused:
+            return f"not drawn: {self.refused}"
+        return "exact, from the base model's own weights" if self.needs_base else "exact"
 
     @property
     def family(self) -> str:
@@ -67,6 +79,9 @@ class Inspection:
             "size": self.size,
             "kinds": list(self.kinds),
             "refused": self.refused,
+            "terms": list(self.terms),
+            "exactness": self.exactness,
+            "elsewhere": list(self.elsewhere),
             "namings": list(self.namings),
             "modules": dict(self.modules),
             "ranks": None if self.ranks is None else list(self.ranks),
@@ -84,6 +99,8 @@ class Inspection:
         rank = "" if self.ranks is None else f", rank {span(self.ranks)}"
         rows = {
             "type": f"{' + '.join(self.kinds) or 'unknown'}{rank}, {', '.join(self.dtypes) or 'no weights'}",
+            "terms": "; ".join(self.terms),
+            "exact": self.exactness if self.kinds and not self.refused else "",
             "layers": modules,
             "naming": " + ".join(self.namings),
             "made for": str(self.origin),
@@ -95,7 +112,8 @@ class Inspection:
             "refused": self.refused,
         }
         lines = [f"{self.path.name}  ({self.size / 2**20:.1f} MB)"]
-        return "\n".join([*lines, *(f"  {name:<9} {value}" for name, value in rows.items() if value)])
+        lines += [f"  {name:<9} {value}" for name, value in rows.items() if value]
+        return "\n".join([*lines, *(f"  elsewhere {line}" for line in self.elsewhere)])
 
 
 def inspect_file(path: Path) -> Inspection:
@@ -109,11 +127,15 @@ def inspect_file(path: Path) -> Inspection:
 
 def _inspected(path: Path, opened: UnparsedHeader, beside: Sidecars) -> Inspection:
     structure, metadata = read_structure(opened)
+    refusal, settings = _by_settings(path, metadata, structure)
+    unread = not structure.has_alphas and any(
+        one.own_scale_of("") not in (None, 1.0) or one.alpha_pattern for one in settings
+    )
     return Inspection(
         path=path,
         size=opened.size,
         kinds=structure.kinds,
-        refused=structure.refusal or _refused_settings(path, metadata, structure),
+        refused=structure.refusal or refusal,
         namings=structure.namings,
         modules=structure.modules,
         ranks=structure.ranks,
@@ -123,6 +145,9 @@ def _inspected(path: Path, opened: UnparsedHeader, beside: Sidecars) -> Inspecti
         metadata=describe(metadata, beside),
         sidecars=beside,
         stated=metadata,
+        terms=structure.terms,
+        needs_base=structure.needs_base,
+        elsewhere=structure.elsewhere + ((UNREAD_SETTINGS,) if unread else ()),
     )
 
 
@@ -132,20 +157,24 @@ def _opened(path: Path) -> tuple[Path, UnparsedHeader, Sidecars]:
     return path, open_header(path), read_sidecars(path)
 
 
-def _refused_settings(path: Path, metadata: Mapping[str, str], structure: Structure) -> str:
-    """Why the settings that come with the weights rule them out; "" where they do not."""
+def _by_settings(
+    path: Path, metadata: Mapping[str, str], structure: Structure
+) -> tuple[str, tuple[PeftSettings, ...]]:
+    """(why the settings that come with the weights rule them out, "" where they do not; those in PEFT's own place)."""
+    own: Mapping[str, PeftSettings] = {}
     try:
         own = peft_settings(path, metadata)
         check_starts(path, own)
         settings = [own] if own else [one.settings for one in stated_in(path, metadata) if not one.odd]
         for flag in sorted({flag for found in settings for one in found.values() for flag in one.flags}):
             if FLAGGED[flag].name not in structure.kinds:
-                return f"{path.name}: its settings say {FLAGGED[flag].name}, but it holds none; fetch a whole file"
+                said = f"{path.name}: its settings say {FLAGGED[flag].name}, but it holds none; fetch a whole file"
+                return said, tuple(own.values())
         if structure.kinds:
             check_header(path.name, metadata, structure.kinds)
         for kind in ADAPTER_KINDS:
             if kind.name in structure.kinds:
                 kind.check_metadata(path.name, metadata)
     except AdapterFormatError as error:
-        return str(error)
-    return ""
+        return str(error), tuple(own.values())
+    return "", tuple(own.values())

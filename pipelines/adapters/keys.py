@@ -22,6 +22,8 @@ from pipelines.adapters.kinds.unsupported import peft_part
 
 UNET, TEXT, TEXT_2 = "unet", "text_encoder", "text_encoder_2"
 COMPONENTS = (UNET, TEXT, TEXT_2)
+COMPONENT = "lora_studio.component"
+"""The metadata of a file whose keys are all of one component, without its name."""
 
 LEAVES: Mapping[str, Leaf] = {end: leaf for kind in ADAPTER_KINDS for end, leaf in kind.leaves.items()}
 _REFUSED = {leaf.part: kind for kind in ADAPTER_KINDS if kind.refusal for leaf in kind.leaves.values()}

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from pipelines.adapters.container import Header
-from pipelines.adapters.keys import UNET, Address, Contents, Key, is_handful, quoted, some
+from pipelines.adapters.keys import COMPONENT, UNET, Address, Contents, Key, is_handful, quoted, some
 from pipelines.adapters.kinds import INPUTS, OUTPUTS
 from pipelines.adapters.origin import something_else
 from pipelines.adapters.reporting import Place
@@ -87,7 +87,8 @@ def _place_of(
 ) -> tuple[str, tuple[str, ...]] | None:
     """(component, modules) of the layers that an address means, None where the model has none.
 
-    Where the file does not say which text encoder it means, the widths decide. Raises AdapterFormatError if both fit.
+    Where the keys do not say which text encoder they mean, the widths decide, then our own metadata. Raises
+    AdapterFormatError if both fit.
     """
     found = names.find(address)
     for key in keys:
@@ -103,6 +104,9 @@ def _place_of(
                 )
                 == shape[axis]
             )
+    if len(found) > 1:  # PEFT's files, one for each encoder, have no place for its name in their keys
+        said = header.metadata.get(COMPONENT)
+        found = tuple(one for one in found if one[0] == said) or found
     if len(found) > 1:
         raise AdapterFormatError(
             f"{file}: {quoted(next(iter(keys)).text)} does not say which text encoder it means and fits both; "

@@ -43,10 +43,23 @@ def read_adapter(path: Path, model: ModelLayers, name: str, *, family: FamilyNam
     """
     path = adapter_path(path)
     with reading(f"{path.name}:", AdapterFileError, "fetch it again"):
-        return _adapter(path, model, name, family)
+        found = _findings(path, model, family)
+        layers, kinds = factors(found.raw, model)
+        check_types(found.own, kinds)
+        metadata = describe(found.header.metadata, read_sidecars(path))
+        return Adapter(
+            name, layers, metadata, report(name, model, found, layers, kinds, metadata), found.bundled
+        )
 
 
-def _adapter(path: Path, model: ModelLayers, name: str, family: FamilyName | None) -> Adapter:
+def read_findings(path: Path, model: ModelLayers, *, family: FamilyName | None = None) -> Findings:
+    """What an adapter file holds for each layer of a model, before anything is made of it. Raises as `read_adapter`."""
+    path = adapter_path(path)
+    with reading(f"{path.name}:", AdapterFileError, "fetch it again"):
+        return _findings(path, model, family)
+
+
+def _findings(path: Path, model: ModelLayers, family: FamilyName | None) -> Findings:
     header = read_header(path)
     contents = sort_keys(header.tensors)
     if contents.foreign:  # a type that is not applied is no news about a file for another kind of model
@@ -76,9 +89,6 @@ def _adapter(path: Path, model: ModelLayers, name: str, family: FamilyName | Non
         raise AdapterFormatError(
             f"{path.name}: only alpha values, no factors: it would change nothing; fetch it again"
         )
-    layers, kinds = factors(raw, model)
-    check_types(own, kinds)
-    metadata = describe(header.metadata, read_sidecars(path))
     bundled, left_out = _bundled(contents, tensors)
     notes = (
         *filter(None, [note_on(path)]),
@@ -87,8 +97,9 @@ def _adapter(path: Path, model: ModelLayers, name: str, family: FamilyName | Non
         *start_notes(own),
         *left_out,
     )
-    found = Findings(path.name, header, contents, origin, raw, settings, tuple(orphans), digest, notes)
-    return Adapter(name, layers, metadata, report(name, model, found, layers, kinds, metadata), bundled)
+    return Findings(
+        path.name, header, contents, origin, raw, settings, own, tuple(orphans), digest, bundled, notes
+    )
 
 
 MOST_BUNDLED = 64 * 2**20

@@ -6,13 +6,15 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from pipelines.adapters.adapter import AdapterMetadata, LoadReport
 from pipelines.adapters.container import WEIGHT_DTYPES, Header
 from pipelines.adapters.keys import Contents, some
-from pipelines.adapters.kinds import AdapterKind, RawLayer
+from pipelines.adapters.kinds import AdapterKind, RawLayer, claimants
 from pipelines.adapters.origin import Origin, foreign, origin_by_metadata
 from pipelines.adapters.peft_settings import PeftSettings
-from pipelines.adapters.stated_scales import UNSEEN
+from pipelines.adapters.stated_scales import UNREAD_SETTINGS, UNSEEN
 from pipelines.adapters.terms import LayerFactors, ModelLayers
 
 Place = tuple[str, str]  # (component, module)
@@ -22,8 +24,9 @@ Place = tuple[str, str]  # (component, module)
 class Findings:
     """What was found in a file, for its report.
 
-    file: its name. raw: the layers that were used. orphans: the places of alpha values without factors.
-    notes: what else was found.
+    file: its name. raw: the layers that were used. settings: PEFT's, by component, from wherever they were found; own:
+    those from their own place alone. orphans: the places of alpha values without factors. bundled: the embeddings that
+    come with it. notes: what else was found.
     """
 
     file: str
@@ -32,8 +35,10 @@ class Findings:
     origin: Origin
     raw: Mapping[Place, RawLayer]
     settings: Mapping[str, PeftSettings]
+    own: Mapping[str, PeftSettings]
     orphans: tuple[Place, ...]
     sha256: str
+    bundled: Mapping[str, Mapping[str, Tensor]]
     notes: tuple[str, ...] = ()
 
     def alphas(self) -> list[float]:
@@ -117,6 +122,14 @@ def _notes(
     scaled = sum(kind.has_alpha for kind in kinds.values())
     if 0 < with_alpha < scaled:
         yield f"{scaled - with_alpha} of {scaled} layers give no alpha: scale 1 there"
+    yield from dict.fromkeys(
+        f"other programs, {kind.name}: {line}"
+        for layer in found.raw.values()
+        for kind in claimants(layer.parts)
+        for line in kind.elsewhere({part: tuple(tensor.shape) for part, tensor in layer.parts.items()})
+    )
+    if any(layer.scale not in (None, 1.0) and "alpha" not in layer.parts for layer in found.raw.values()):
+        yield f"other programs: {UNREAD_SETTINGS}"
     if idle := sum(factors.scale == 0 for factors in layers.values()):
         yield f"{idle} layers have alpha 0 and change nothing"
     if all(factors.idle for factors in layers.values()):

@@ -23,6 +23,7 @@ from pipelines.adapters.kinds import FLAGGED, PEFT_DEFAULT
 from pipelines.adapters.peft_settings import (
     CONFIG_NAME,
     LARGEST_ALPHA,
+    METADATA_KEY,
     MalformedSettings,
     PeftSettings,
     by_component,
@@ -132,6 +133,13 @@ def stated_in(path: Path, metadata: Mapping[str, str]) -> tuple[Stated, ...]:
     if told or alpha is None:
         return told
     return (Stated(_KOHYA, dict.fromkeys(COMPONENTS, PeftSettings(alpha=alpha)), certain=False),)
+
+
+def is_setting(name: str) -> bool:
+    """Whether a name in the metadata of a file is that of a setting of PEFT, or of a place of such settings."""
+    component, dot, field = name.rpartition(".")
+    own = field in (*_FIELDS, *_SCALES) and (not dot or component in COMPONENTS)
+    return own or name in (METADATA_KEY, *_JSON_PLACES)
 
 
 def _beside(path: Path) -> tuple[Stated, ...]:
@@ -344,6 +352,10 @@ def _check_flags(settings: Mapping[str, PeftSettings], layers: Iterable[Layer]) 
                 )
 
 
+UNREAD_SETTINGS = (
+    "ComfyUI and A1111 do not read PEFT's settings, and draw it at scale 1; `lora-studio convert --to kohya` writes "
+    "alphas that they read"
+)
 UNSEEN = (
     "no alpha and no settings come with it, so its scale is 1; whether it was trained as rsLoRA, or from a start that "
     "changed the base (PiSSA, OLoRA), cannot be seen: put its adapter_config.json beside it if it looks wrong"

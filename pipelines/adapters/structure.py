@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from pipelines.adapters.container import WEIGHT_DTYPES, TensorEntry, UnparsedHeader
 from pipelines.adapters.keys import COMPONENTS, Address, Contents, quoted, sort_keys
-from pipelines.adapters.kinds import ADAPTER_KINDS, INTEGERS, AdapterKind
+from pipelines.adapters.kinds import INTEGERS, AdapterKind, claimants
 from pipelines.adapters.origin import Origin, origin_by_layers, something_else, text_width
 
 _EITHER_TEXT = "text_encoder?"
@@ -26,11 +26,16 @@ _REMEMBERED = 4096  # structures of about two kilobytes
 class Structure:
     """The part of an `Inspection` that follows from the tensors. Fields of the same name mean the same.
 
+    has_alphas: whether it holds any alpha.
     refusal: why no model can take such tensors, "" where one might. origin: None where only metadata can tell.
     data: bytes that the tensors take.
     """
 
     kinds: tuple[str, ...]
+    terms: tuple[str, ...]
+    needs_base: bool
+    elsewhere: tuple[str, ...]
+    has_alphas: bool
     refusal: str
     namings: tuple[str, ...]
     modules: Mapping[str, int]
@@ -47,14 +52,27 @@ def structure_of(tensors: Mapping[str, TensorEntry]) -> Structure:
     layers: dict[Address, dict[str, str]] = defaultdict(dict)
     for key in contents.keys:
         layers[key.address][key.part] = key.text
-    kinds = {
-        address: kind for address, parts in layers.items() if (kind := _kind_of(frozenset(parts))) is not None
-    }
+    all_kinds = {address: _kinds_of(frozenset(parts)) for address, parts in layers.items()}
+    kinds = {address: found[0] for address, found in all_kinds.items() if found}
+    used = dict.fromkeys(kind for found in all_kinds.values() for kind in found)
     own = {key.address for key in contents.keys if key.familiar or contents.foreign}
     counts = Counter(_component(address) for address in kinds if address in own)
     weights = Counter(tensors[key.text].dtype for key in contents.keys if key.part not in INTEGERS)
     return Structure(
         kinds=_kind_names(kinds, layers, tensors),
+        terms=tuple(dict.fromkeys(f"{kind.name}: {kind.terms}" for kind in used if kind.terms)),
+        needs_base=any(kind.needs_base for kind in used),
+        elsewhere=tuple(
+            dict.fromkeys(
+                f"{kind.name}: {line}"
+                for address, found in all_kinds.items()
+                for kind in found
+                for line in kind.elsewhere(
+                    {part: tensors[key].shape for part, key in layers[address].items()}
+                )
+            )
+        ),
+        has_alphas=any(key.part == "alpha" for key in contents.keys),
         refusal=_refusal(contents, {address: kind for address, kind in kinds.items() if address in own}),
         namings=contents.namings,
         modules={part: counts[part] for part in (*COMPONENTS, _EITHER_TEXT) if counts[part]},
@@ -101,8 +119,8 @@ read_structure = Structures().read
 
 
 @functools.cache  # there are only a few combinations, and each layer asks for one
-def _kind_of(parts: frozenset[str]) -> AdapterKind | None:
-    return next((kind for kind in ADAPTER_KINDS if kind.claims(parts)), None)
+def _kinds_of(parts: frozenset[str]) -> tuple[AdapterKind, ...]:
+    return claimants(parts)
 
 
 def _kind_names(

@@ -10,6 +10,7 @@ from typing import ClassVar, TypeAlias
 import torch
 from torch import Tensor
 
+from pipelines.errors import BaseNeeded
 from pipelines.families.family import Family
 
 
@@ -30,14 +31,15 @@ class Target:
     bias: Callable[[], Tensor | None] | None = field(default=None, compare=False, repr=False)
 
     def weight(self) -> Tensor:
-        """The base weight, float32 on the host."""
-        assert self.base is not None, "the layers were described without their weights"
-        return self.base().detach().float().cpu()
+        """The base weight, float32 on the host. Raises BaseNeeded where the layers were described without weights."""
+        if self.base is None:
+            raise BaseNeeded(_NO_BASE)
+        return _at_hand(self.base())
 
     def shift(self) -> Tensor:
-        """The base bias, [out] float32 on the host; zeros where the layer has none."""
+        """The base bias, [out] float32 on the host; zeros where the layer has none. Raises BaseNeeded likewise."""
         found = None if self.bias is None else self.bias()
-        return torch.zeros(self.shape[0]) if found is None else found.detach().float().cpu()
+        return torch.zeros(self.shape[0]) if found is None else _at_hand(found)
 
     @property
     def has_bias(self) -> bool:
@@ -61,6 +63,15 @@ class Target:
     @property
     def is_conv(self) -> bool:
         return len(self.shape) == 4
+
+
+_NO_BASE = "the base model's weights are not at hand"
+
+
+def _at_hand(tensor: Tensor) -> Tensor:
+    if tensor.is_meta:
+        raise BaseNeeded(_NO_BASE)
+    return tensor.detach().float().cpu()
 
 
 @dataclass(frozen=True)
@@ -90,7 +101,10 @@ class Parts:
 
     low_rank: its low-rank terms. multiplier: what multiplies the weight, element by element. whole: what is added to
     it. shift: what is added to the bias, float32. reshapes: whether lanes need a weight or a bias of their own for it.
+    factored: whether what is added is the product of low-rank factors, though it is held whole.
     """
+
+    factored = False
 
     @property
     def low_rank(self) -> tuple[LowRank, ...]:
@@ -205,9 +219,13 @@ class Hadamard(Parts):
 
 @dataclass(frozen=True)
 class Whole(Parts):
-    """W' = W + delta: a change that has no smaller form. delta: in the shape of the weight, a norm's [c] included."""
+    """W' = W + delta: a change that has no smaller form. delta: in the shape of the weight, a norm's [c] included.
+
+    factored: it is the product of low-rank factors, which would have taken more memory.
+    """
 
     delta: Tensor
+    factored: bool = False
 
     rank: ClassVar[int] = 0
     scale: ClassVar[float] = 1.0
@@ -361,8 +379,3 @@ def _sum(factors: Sequence[Hadamard]) -> Hadamard:
     inner.append(torch.full((1, inner[0].shape[1]), rest))
     outer.append(torch.ones(outer[0].shape[0], 1))
     return Hadamard(torch.cat(inner), torch.cat(outer, dim=1))
-
-
-def shift_of(factors: LayerFactors) -> Tensor | None:
-    """The change of the bias, float32; None where there is none."""
-    return factors.shift

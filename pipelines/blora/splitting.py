@@ -15,7 +15,7 @@ from pipelines.adapters import Adapter, LayerFactors, ModelLayers, read_adapter,
 from pipelines.adapters.peft_settings import METADATA_KEY
 from pipelines.adapters.writing import Naming, refuse_existing
 from pipelines.blocks import blocks_of, listed, within
-from pipelines.errors import AdapterMismatchError, RequestError
+from pipelines.errors import AdapterFormatError, AdapterMismatchError, BaseNeeded, RequestError
 
 PARTS = ("content", "style")
 _DROPPED = ("sshs_", "modelspec.hash", "modelspec.thumbnail", "ss_tag_frequency", METADATA_KEY, "format")
@@ -89,7 +89,13 @@ def split_file(
         refuse_existing(out, force)
     if len({out.absolute() for out in outs.values()}) < len(outs):
         raise RequestError(f"content and style would both be written to {next(iter(outs.values()))}")
-    adapter = read_adapter(file, model, file.stem)
+    try:
+        adapter = read_adapter(file, model, file.stem)
+    except BaseNeeded as error:
+        raise AdapterFormatError(
+            f"{file.name}: what it changes depends on the base model's weights, which are not read here; make it a "
+            "plain LoRA first, with `lora-studio convert`"
+        ) from error
     found = split(adapter, block_map, model.label)
     for part, out in outs.items():
         write_lora(out, found.parts[part], naming=naming, metadata=_metadata(adapter, part, model))

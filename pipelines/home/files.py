@@ -13,6 +13,7 @@ import io
 import os
 import re
 import secrets
+import shutil
 import stat
 import time
 from collections.abc import Callable, Mapping
@@ -178,6 +179,29 @@ def write_atomically(file: Path, content: Content, *, force: bool = True) -> Pat
         with suppress(OSError):  # an error from above is raised, rather than this one
             temporary.unlink()
     return file
+
+
+def write_together(folder: Path, contents: Mapping[str, str | bytes], *, force: bool) -> None:
+    """Write several files into a folder, which is made: relative name -> content. Raises OSError.
+
+    Nothing is changed before all of them are on the disk. force: replace files that are there; otherwise they are kept,
+    and FileExistsError is raised.
+    """
+    check_name(folder)
+    staged = folder.with_name(f".{folder.name[:50]}.{secrets.token_hex(6)}.part")
+    try:
+        for name, content in contents.items():
+            (staged / name).parent.mkdir(parents=True, exist_ok=True)
+            (staged / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        if not force:
+            for name in contents:
+                if os.path.lexists(folder / name):
+                    raise FileExistsError(errno.EEXIST, "it is already there", str(folder / name))
+        for name in contents:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            _replace(staged / name, folder / name)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
 
 
 def write_whole(file: Path, content: Content, *, force: bool) -> Path:

@@ -1,5 +1,6 @@
 """The adapter types, one file each."""
 
+from collections.abc import Collection
 from importlib import import_module
 
 from pipelines.adapters.kinds.kind import AdapterKind, Leaf, RawLayer
@@ -74,7 +75,7 @@ SHARED = frozenset(part for kind in APPLIED for part in kind.shared)
 """Parts that stand once in a file, for all its layers."""
 INTEGERS = frozenset(leaf.part for kind in APPLIED for leaf in kind.leaves.values() if leaf.integers)
 """Parts that may hold whole numbers."""
-RANKS = tuple(part for kind in APPLIED for part in kind.ranks)
+RANKS = tuple(part for kind in APPLIED for part in kind.rank_parts)
 """Parts whose first axis is a layer's rank. No layer has those of two types."""
 INPUTS = {part: axis for kind in APPLIED for part, axis in kind.input_axes.items()}
 OUTPUTS = {part: axis for kind in APPLIED for part, axis in kind.output_axes.items()}
@@ -88,7 +89,18 @@ PEFT_APPLIED: dict[str, str] = {word: kind.alpha_setting for kind in APPLIED for
 FLAGGED = {kind.flag: kind for kind in APPLIED if kind.flag}
 """A setting that says that layers are of another type too -> that type."""
 
+
+def claimants(parts: Collection[str]) -> tuple[AdapterKind, ...]:
+    """The types of a layer with these parts, in order. What one takes, those after it do not see."""
+    found, left = [], set(parts)
+    for kind in ADAPTER_KINDS:
+        if kind.claims(left):
+            found.append(kind)
+            left -= set(kind.takes)
+    return tuple(found)
+
+
 __all__ = [
     "ADAPTER_KINDS", "FLAGGED", "INPUTS", "INTEGERS", "NAMELESS", "OUTPUTS", "PEFT_APPLIED", "PEFT_DEFAULT", "RANKS",
-    "SHARED", "AdapterKind", "Leaf", "RawLayer",
+    "SHARED", "AdapterKind", "Leaf", "RawLayer", "claimants",
 ]  # fmt: skip

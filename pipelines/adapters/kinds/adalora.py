@@ -7,7 +7,9 @@ left; alpha of 0 or below counts as that rank.
 
 from __future__ import annotations
 
-from pipelines.adapters.kinds.kind import AdapterKind, RawLayer, peft_leaves
+from collections.abc import Mapping
+
+from pipelines.adapters.kinds.kind import AdapterKind, Format, RawLayer, peft_leaves
 from pipelines.adapters.kinds.parts import misfit, numeric, smaller, whole
 from pipelines.adapters.terms import LowRank, Target, Whole
 
@@ -21,6 +23,10 @@ class AdaLora(AdapterKind):
     leaves = peft_leaves(LENGTHS, START)
     peft_types = ("ADALORA",)
     takes = ("up", "down")
+    ends: Mapping[Format, Mapping[str, str]] = {
+        "peft": {"down": "lora_A", LENGTHS: LENGTHS, "up": "lora_B", START: START}
+    }
+    terms = "low rank"
 
     def read(self, layer: RawLayer, target: Target) -> LowRank | Whole:
         down, lengths, up = whole(layer, "down", LENGTHS, "up")

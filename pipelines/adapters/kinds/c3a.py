@@ -20,6 +20,7 @@ class C3a(AdapterKind):
     name = "C3A"
     leaves = peft_leaves(PART)
     peft_types = ("C3A",)
+    terms = "a whole difference: circulant blocks"
 
     def read(self, layer: RawLayer, target: Target) -> Whole:
         [kernel] = whole(layer, PART)

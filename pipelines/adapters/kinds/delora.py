@@ -24,6 +24,7 @@ class Delora(AdapterKind):
     leaves = peft_leaves(*PARTS, BOUND, NORMS)
     input_axes: Mapping[str, int] = {"delora_A": 1}
     peft_types = ("DELORA",)
+    terms = "low rank"
 
     def read(self, layer: RawLayer, target: Target) -> LowRank | Whole:
         down, up, _, lengths = whole(layer, *PARTS, BOUND, NORMS)

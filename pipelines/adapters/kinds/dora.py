@@ -16,11 +16,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pipelines.adapters.kinds.kind import AdapterKind, Leaf, RawLayer
+from pipelines.adapters.kinds.kind import AdapterKind, Format, Leaf, RawLayer, Written
 from pipelines.adapters.kinds.loha import Loha
 from pipelines.adapters.kinds.lokr import Lokr
 from pipelines.adapters.kinds.lora import UP_BIAS, Lora
-from pipelines.adapters.kinds.parts import misfit, whole
+from pipelines.adapters.kinds.parts import IN_ORDER, misfit, whole
 from pipelines.adapters.terms import Hadamard, LowRank, Several, Target, Whole
 from pipelines.errors import AdapterFormatError
 
@@ -43,6 +43,13 @@ class Dora(AdapterKind):
     flag = "use_dora"
     takes = frozenset(leaf.part for kind in INNER for leaf in kind.leaves.values() if leaf.part != "alpha")
     has_alpha = True
+    ends: Mapping[Format, Mapping[str, str]] = {
+        "kohya": {SCALE: SCALE},
+        "peft": {MAGNITUDE: MAGNITUDE},
+        "diffusers": {MAGNITUDE: f"{MAGNITUDE}.weight"},
+    }
+    terms = "a factor for each output, or for each input, and low rank"
+    needs_base = True
 
     def read(self, layer: RawLayer, target: Target) -> Several:
         part = SCALE if SCALE in layer.parts else MAGNITUDE
@@ -62,6 +69,44 @@ class Dora(AdapterKind):
         [length] = whole(layer, part)
         axis = 0 if self._is_of_outputs(layer, target, part) else 1
         return weighed(target, change, {axis: length.flatten()})
+
+    def write(self, layer: RawLayer, target: Target, to: Format) -> Written:
+        inner = next((kind for kind in INNER if kind.claims(layer.parts)), None)
+        if inner is None or UP_BIAS in layer.parts:
+            raise self.unwritable(layer, to, "but it is not whole")
+        part = SCALE if SCALE in layer.parts else MAGNITUDE
+        outputs = self._is_of_outputs(layer, target, part)
+        if to != "kohya" and not (outputs and isinstance(inner, Lora)):
+            raise self.unwritable(
+                layer,
+                to,
+                f"of the {'outputs' if outputs else 'inputs'} on {inner.name}; PEFT and diffusers have only "
+                "that of the outputs on LoRA",
+            )
+        ones = (1,) * (len(target.shape) - 2)
+        shape: tuple[int, ...] = (-1, 1, *ones) if outputs else (1, -1, *ones)
+        if to != "kohya":
+            shape = (1, -1, *ones) if target.is_conv else (-1,)
+        found = inner.write(layer, target, to)
+        length = {self.ends[to][SCALE if to == "kohya" else MAGNITUDE]: layer.parts[part].reshape(shape)}
+        settings = {**found.settings, "use_dora": True} if found.settings else {}
+        return replace(found, tensors={**found.tensors, **length}, settings=settings)
+
+    def elsewhere(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+        length = shapes.get(SCALE, ())
+        if MAGNITUDE in shapes or (len(length) > 1 and length[0] != 1):
+            return (
+                "ComfyUI draws it differently, also at strength 1: on the output axis it divides by the wrong norm; "
+                "A1111 scrambles that axis",
+                "LyCORIS and PEFT take a strength other than 1 differently",
+                *(("diffusers drops dora_scale, and draws a plain LoRA",) if SCALE in shapes else ()),
+                IN_ORDER,
+            )
+        return (
+            "LyCORIS takes a strength other than 1 differently",
+            "diffusers drops dora_scale, and draws a plain LoRA",
+            IN_ORDER,
+        )
 
     def _is_of_outputs(self, layer: RawLayer, target: Target, part: str) -> bool:
         """Whether the lengths are those of the outputs. Raises AdapterMismatchError where they fit neither axis."""

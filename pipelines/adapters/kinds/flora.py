@@ -48,6 +48,8 @@ class Flora(AdapterKind):
     leaves = _LEAVES
     input_axes: Mapping[str, int] = {"inner": 1}
     output_axes: Mapping[str, int] = {"outer": 0}
+    terms = "the base weight times low-rank factors"
+    needs_base = True
 
     def check_metadata(self, file: str, metadata: Mapping[str, str]) -> None:
         mean_of(file, metadata)

@@ -21,6 +21,7 @@ class FourierFt(AdapterKind):
     name = "FourierFT"
     leaves = peft_leaves(PART)
     peft_types = ("FOURIERFT",)
+    terms = "a whole difference: the inverse transform of a few frequencies"
 
     def read(self, layer: RawLayer, target: Target) -> Whole:
         [values] = whole(layer, PART)

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 import torch
 
-from pipelines.adapters.kinds.kind import AdapterKind, Leaf, RawLayer
-from pipelines.adapters.kinds.parts import misfit, scale_of, scaled, smaller, whole
+from pipelines.adapters.kinds.kind import AdapterKind, Format, Leaf, RawLayer
+from pipelines.adapters.kinds.parts import IN_ORDER, misfit, scale_of, scaled, smaller, whole
 from pipelines.adapters.terms import LowRank, Target, Whole
 
 PARTS = ("glora_a1", "glora_a2", "glora_b1", "glora_b2")
@@ -25,6 +25,13 @@ class Glora(AdapterKind):
     leaves: Mapping[str, Leaf] = {f"{part[-2:]}.weight": Leaf(part, "kohya") for part in PARTS}
     input_axes: Mapping[str, int] = {"glora_a2": 1}
     has_alpha = True
+    rank_parts = ("glora_a2",)
+    ends: Mapping[Format, Mapping[str, str]] = {"kohya": {part: f"{part[-2:]}.weight" for part in PARTS}}
+    terms = "low rank, and low rank times the base weight"
+    needs_base = True
+
+    def elsewhere(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+        return (f"diffusers refuses it; {IN_ORDER}",)
 
     def read(self, layer: RawLayer, target: Target) -> LowRank | Whole:
         a1, a2, b1, b2 = whole(layer, *PARTS)

@@ -24,6 +24,8 @@ class Hira(AdapterKind):
     leaves = peft_leaves(*PARTS)
     input_axes: Mapping[str, int] = {"hira_A": 1}
     peft_types = ("HIRA",)
+    terms = "the base weight times low-rank factors"
+    needs_base = True
 
     def read(self, layer: RawLayer, target: Target) -> Hadamard | Whole:
         inner, outer = (part.flatten(1) for part in whole(layer, *PARTS))

@@ -22,6 +22,8 @@ class Hra(AdapterKind):
     name = "HRA"
     leaves = peft_leaves(PART)
     peft_types = ("HRA",)
+    terms = "low rank: reflections of the base weight"
+    needs_base = True
 
     def read(self, layer: RawLayer, target: Target) -> LowRank | Whole:
         [vectors] = whole(layer, PART)

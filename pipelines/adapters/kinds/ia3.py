@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pipelines.adapters.kinds.kind import AdapterKind, Leaf, RawLayer
+from pipelines.adapters.kinds.kind import AdapterKind, Format, Leaf, RawLayer
 from pipelines.adapters.kinds.parts import misfit, multiplier, number, whole
 from pipelines.adapters.terms import Hadamard, Target
 
@@ -21,6 +21,12 @@ class Ia3(AdapterKind):
     name = "(IA)³"
     leaves: Mapping[str, Leaf] = {ON_INPUT: Leaf(ON_INPUT, "", integers=True)}
     nameless: Mapping[str, str] = {ON_INPUT: WEIGHT}
+    ends: Mapping[Format, Mapping[str, str]] = {"kohya": {WEIGHT: "weight", ON_INPUT: ON_INPUT}}
+    terms = "a factor for each output, or for each input"
+    needs_base = True
+
+    def elsewhere(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+        return ("ComfyUI does not load it, and diffusers refuses it",)
 
     def read(self, layer: RawLayer, target: Target) -> Hadamard:
         factor = 1 + whole(layer, WEIGHT)[0].flatten()

@@ -12,15 +12,18 @@ this.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from pipelines.adapters.kinds.kind import AdapterKind, Leaf, RawLayer
+from pipelines.adapters.kinds.kind import AdapterKind, Format, Leaf, RawLayer, Written
 from pipelines.adapters.kinds.parts import misfit, scale_of, smaller, whole
 from pipelines.adapters.terms import LowRank, Target, Whole
 
 PARTS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
+
+TWICE = "diffusers refuses it; LyCORIS, where it merges into a model, applies alpha / rank twice"
 
 
 class Loha(AdapterKind):
@@ -29,9 +32,14 @@ class Loha(AdapterKind):
     name = "LoHa"
     leaves: Mapping[str, Leaf] = {part: Leaf(part, "") for part in PARTS}
     input_axes: Mapping[str, int] = {"hada_w1_b": 1, "hada_w2_b": 1}
-    ranks = ("hada_w1_b",)
     peft_types = ("LOHA",)
     has_alpha = True
+    rank_parts = ("hada_w1_b",)
+    ends: Mapping[Format, Mapping[str, str]] = {
+        "kohya": {part: part for part in PARTS},
+        "peft": {part: part for part in PARTS},
+    }
+    terms = "low rank (its rank squared)"
 
     def read(self, layer: RawLayer, target: Target) -> LowRank | Whole:
         tucker = "hada_t1" in layer.parts or "hada_t2" in layer.parts
@@ -41,6 +49,19 @@ class Loha(AdapterKind):
         up = (up1[:, :, None] * up2[:, None, :]).flatten(1)  # [out, rank * rank]
         down = (down1[:, None] * down2[None]).flatten(0, 1)  # [rank * rank, in * kernel]
         return smaller(down, up, scale, target)
+
+    def write(self, layer: RawLayer, target: Target, to: Format) -> Written:
+        tucker = "hada_t1" in layer.parts
+        if not tucker:  # OneTrainer's convolutions have four axes, all others' two
+            parts = {part: one.flatten(1) if part in PARTS else one for part, one in layer.parts.items()}
+            layer = replace(layer, parts=parts)
+        found = super().write(layer, target, to)
+        if to == "peft" and target.kernel > 1:
+            found = replace(found, settings={**found.settings, "use_effective_conv2d": tucker})
+        return found
+
+    def elsewhere(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+        return (TWICE,)
 
     def _half(self, layer: RawLayer, target: Target, number: int, *, tucker: bool) -> tuple[Tensor, Tensor]:
         """(up [out, rank], down [rank, in * kernel]) of one half. Raises AdapterError."""

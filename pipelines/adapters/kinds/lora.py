@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from pipelines.adapters.kinds.kind import AdapterKind, Leaf, RawLayer
+from pipelines.adapters.kinds.kind import AdapterKind, Format, Leaf, RawLayer, Written
 from pipelines.adapters.kinds.parts import misfit, scale_of, smaller
 from pipelines.adapters.kinds.starts import computed
-from pipelines.adapters.terms import LowRank, Several, Shift, Target, Whole
+from pipelines.adapters.terms import LowRank, Several, Shift, Target, Whole, terms_of
 from pipelines.errors import AdapterFormatError
 
 UP_BIAS = "up_bias"
@@ -56,11 +57,17 @@ class Lora(AdapterKind):
     name = "LoRA"
     leaves = _LEAVES
     input_axes: Mapping[str, int] = {"down": 1}
-    ranks = ("down",)
     output_axes: Mapping[str, int] = {"up": 0}
     peft_types = ("LORA",)
     alpha_setting = "lora_alpha"
     has_alpha = True
+    rank_parts = ("down",)
+    ends: Mapping[Format, Mapping[str, str]] = {
+        "kohya": {"up": "lora_up.weight", "down": "lora_down.weight", "mid": "lora_mid.weight"},
+        "peft": {"up": "lora_B.weight", "down": "lora_A.weight", UP_BIAS: "lora_B.bias"},
+        "diffusers": {"up": "lora_B.weight", "down": "lora_A.weight", UP_BIAS: "lora_B.bias"},
+    }
+    terms = "low rank"
 
     def called(self, layers: Iterable[Mapping[str, tuple[int, ...]]]) -> str:
         """LoCon where it has kernels larger than 1x1."""
@@ -93,6 +100,39 @@ class Lora(AdapterKind):
         if bias.shape != target.shape[:1]:
             raise misfit(layer, target, UP_BIAS)
         return Several((change, Shift(bias.float() * scale)))
+
+    def write(self, layer: RawLayer, target: Target, to: Format) -> Written:
+        start = layer.start
+        if start is not None and (to != "peft" or start.down is not None):
+            raise self.unwritable(layer, to, f"and began with {start.name}, which only PEFT takes out again")
+        if to == "kohya" and UP_BIAS not in layer.parts:
+            return super().write(layer, target, to)
+        found = self.read(replace(layer, start=None), target)
+        change = terms_of(found)[0]
+        assert isinstance(change, LowRank)
+        made = written(change, found.shift, to)
+        if start is None:
+            return made
+        return replace(made, settings={**made.settings, "init_lora_weights": start.name})
+
+    def elsewhere(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+        return ("diffusers refuses its Tucker cores (lora_mid)",) if "mid" in shapes else ()
+
+
+def written(change: LowRank, shift: Tensor | None, to: Format) -> Written:
+    """Low-rank factors, and a change of the bias, as such files hold them."""
+    rank, scale, up = change.rank, change.scale, change.up
+    if not scale:  # kohya reads an alpha of 0 as the rank, and PEFT scales the bias too
+        up, scale = torch.zeros_like(up), 1.0
+    if to == "kohya":
+        tensors = {"lora_up.weight": up, "lora_down.weight": change.down}
+        if shift is not None:
+            tensors["diff_b"] = shift
+        return Written(tensors | {"alpha": torch.tensor(scale * rank, dtype=torch.float32)})
+    tensors = {"lora_B.weight": up, "lora_A.weight": change.down}
+    if shift is not None:
+        tensors["lora_B.bias"] = shift / scale
+    return Written(tensors, rank, scale * rank, {"peft_type": "LORA", "use_dora": False})
 
 
 def _from_start(layer: RawLayer, target: Target, change: LowRank) -> LowRank | Whole:

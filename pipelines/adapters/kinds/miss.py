@@ -22,6 +22,7 @@ class Miss(AdapterKind):
     name = "MiSS"
     leaves = peft_leaves(PART)
     peft_types = ("MISS",)
+    terms = "low rank: a block that is repeated"
 
     def read(self, layer: RawLayer, target: Target) -> LowRank | Whole:
         [block] = whole(layer, PART)

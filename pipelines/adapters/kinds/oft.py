@@ -17,8 +17,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pipelines.adapters.kinds.kind import AdapterKind, Leaf, RawLayer
-from pipelines.adapters.kinds.parts import cayley, misfit, number, whole
+from pipelines.adapters.kinds.kind import AdapterKind, Format, Leaf, RawLayer
+from pipelines.adapters.kinds.parts import IN_ORDER, cayley, misfit, number, whole
 from pipelines.adapters.terms import Target, Whole
 
 PARTS = ("oft_blocks", "rescale")
@@ -29,6 +29,23 @@ class Oft(AdapterKind):
 
     name = "(B)OFT"
     leaves: Mapping[str, Leaf] = {part: Leaf(part, "") for part in PARTS}
+    ends: Mapping[Format, Mapping[str, str]] = {"kohya": {part: part for part in PARTS}}
+    terms = "a whole difference: the turned base weight"
+    needs_base = True
+
+    def elsewhere(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+        butterfly = len(shapes.get("oft_blocks", ())) == 4
+        strength = (
+            "LyCORIS, ComfyUI and A1111 apply a strength to each stage, which differs from ours at all but 0 and 1"
+            if butterfly
+            else "ComfyUI applies a strength twice (s²)"
+        )
+        return (
+            f"diffusers refuses it; {strength}",
+            "ComfyUI and kohya take an alpha above 0 for a smaller bound than LyCORIS, which trained it",
+            *(("ComfyUI ignores rescale",) if "rescale" in shapes and not butterfly else ()),
+            IN_ORDER,
+        )
 
     def read(self, layer: RawLayer, target: Target) -> Whole:
         [blocks] = whole(layer, "oft_blocks")

@@ -13,26 +13,23 @@ from pipelines.adapters.kinds.kind import RawLayer
 from pipelines.adapters.terms import Hadamard, LowRank, Target, Whole
 from pipelines.errors import AdapterFormatError, AdapterMismatchError
 
+IN_ORDER = (
+    "in ComfyUI and A1111 the order of the LoRAs matters, as each changes the weight that the last one left"
+)
+"""Said of types whose change depends on the base weight."""
+
 
 def scale_of(layer: RawLayer, rank: int) -> float:
     """alpha / rank if the layer has its own alpha, else the scale of the settings, else 1.
 
     Raises AdapterFormatError.
     """
-    if "alpha" not in layer.parts:
-        return 1.0 if layer.scale is None else layer.scale
-    return number(layer, "alpha") / rank
+    return layer.scale_of(rank)
 
 
 def number(layer: RawLayer, part: str) -> float:
     """The part as one number. Raises AdapterFormatError."""
-    value = layer.parts[part]
-    if value.numel() != 1:
-        raise AdapterFormatError(
-            f"{layer.file}: {layer.keys[part]!r} must be one number, but its shape is {list(value.shape)}; fetch a "
-            "sound file"
-        )
-    return float(value.double().item())
+    return layer.number(part)
 
 
 def whole(layer: RawLayer, *parts: str) -> tuple[Tensor, ...]:
@@ -81,7 +78,7 @@ def smaller(down: Tensor, up: Tensor, scale: float, target: Target) -> LowRank |
     """
     rank, (out, inner) = len(down), (target.shape[0], math.prod(target.shape[1:]))
     if scale and 2 * rank * (out + inner) > out * inner:
-        return Whole((up @ down * scale).reshape(target.shape))
+        return Whole((up @ down * scale).reshape(target.shape), factored=True)
     kernel = target.shape[2:]
     return LowRank(
         down.reshape(rank, target.shape[1], *kernel), up.reshape(out, rank, *(1 for _ in kernel)), scale

@@ -22,6 +22,8 @@ class PeftBoft(AdapterKind):
     name = "BOFT"
     leaves = peft_leaves(TURNS, FACTORS)
     peft_types = ("BOFT",)
+    terms = "a whole difference: the turned base weight"
+    needs_base = True
 
     def read(self, layer: RawLayer, target: Target) -> Whole:
         blocks, factors = whole(layer, TURNS, FACTORS)

@@ -25,6 +25,8 @@ class PeftGlora(AdapterKind):
         *(f"glora_{letter}.{end}" for letter in LETTERS for end in ("X", "Xd", "Xu", "zeros"))
     )
     peft_types = ("GLORA",)
+    terms = "the base weight times low-rank factors, low rank, and biases"
+    needs_base = True
 
     def read(self, layer: RawLayer, target: Target) -> LayerFactors:
         if target.kernel > 1:

@@ -26,6 +26,8 @@ class PeftIa3(AdapterKind):
     name = "(IA)³"
     leaves = peft_leaves(PART)
     peft_types = ("IA3",)
+    terms = "a factor for each output, or for each input"
+    needs_base = True
 
     def read(self, layer: RawLayer, target: Target) -> Hadamard | Several:
         [given] = whole(layer, PART)

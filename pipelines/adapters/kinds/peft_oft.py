@@ -13,11 +13,12 @@ OneTrainer: always the series of five terms. A convolution's rows are rotated as
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from pipelines.adapters.kinds.kind import AdapterKind, RawLayer, peft_leaves
+from pipelines.adapters.kinds.kind import AdapterKind, Format, RawLayer, Written, peft_leaves
 from pipelines.adapters.kinds.parts import misfit, number, numeric, series, setting, skew, whole
 from pipelines.adapters.terms import Target, Whole
 from pipelines.errors import AdapterFormatError
@@ -32,6 +33,12 @@ class PeftOft(AdapterKind):
     name = "OFT"
     leaves = peft_leaves(WEIGHT, SCALED, integers=(SCALED,))
     peft_types = ("OFT",)
+    ends: Mapping[Format, Mapping[str, str]] = {
+        "kohya": {WEIGHT: WEIGHT, SCALED: SCALED},
+        "peft": {WEIGHT: WEIGHT},
+    }
+    terms = "a whole difference: the turned base weight"
+    needs_base = True
 
     def read(self, layer: RawLayer, target: Target) -> Whole:
         [vectors] = whole(layer, WEIGHT)
@@ -41,13 +48,25 @@ class PeftOft(AdapterKind):
         fits = vectors.ndim == 2 and size * (size - 1) // 2 == elements and target.inputs % size == 0
         if not fits or rows not in (1, target.inputs // size):
             raise misfit(layer, target, WEIGHT)
-        theirs = not layer.settings and not layer.keys[WEIGHT].startswith("base_model.")
+        theirs = _is_one_trainers(layer)
         turns = _one_trainer(layer, vectors, size) if theirs else _peft(layer, target, vectors, size)
         if not (theirs and target.is_conv):
             turns = turns.mT
         base = target.weight()
         blocks = base.reshape(target.shape[0], -1, 1, size)
         return Whole((blocks @ turns).reshape(base.shape) - base)
+
+    def write(self, layer: RawLayer, target: Target, to: Format) -> Written:
+        if _is_one_trainers(layer) != (to == "kohya"):
+            raise self.unwritable(layer, to, "which OneTrainer and PEFT compute differently")
+        return super().write(layer, target, to)
+
+    def elsewhere(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+        return ("only the program that trained it, OneTrainer or PEFT, loads it; A1111 and diffusers do not",)
+
+
+def _is_one_trainers(layer: RawLayer) -> bool:
+    return not layer.settings and not layer.keys[WEIGHT].startswith("base_model.")
 
 
 def _one_trainer(layer: RawLayer, vectors: Tensor, size: int) -> Tensor:

@@ -24,6 +24,8 @@ class Road(AdapterKind):
     name = "RoAd"
     leaves = peft_leaves(*PARTS)
     peft_types = ("ROAD",)
+    terms = "a whole difference: the turned base weight"
+    needs_base = True
 
     def read(self, layer: RawLayer, target: Target) -> Several | Whole:
         angle, length = whole(layer, *PARTS)

@@ -20,6 +20,7 @@ class Shira(AdapterKind):
     name = "SHiRA"
     leaves = peft_leaves(VALUES, PLACES, integers=(PLACES,))
     peft_types = ("SHIRA",)
+    terms = "a whole difference: a few entries"
 
     def read(self, layer: RawLayer, target: Target) -> Whole:
         [values, _] = whole(layer, VALUES, PLACES)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pipelines.adapters.kinds.kind import AdapterKind, Leaf, RawLayer
+from pipelines.adapters.kinds.kind import AdapterKind, Format, Leaf, RawLayer
 from pipelines.adapters.kinds.parts import misfit, scale_of, smaller, whole
 from pipelines.adapters.kinds.starts import principal
 from pipelines.adapters.terms import LowRank, Target, Whole
@@ -35,6 +35,15 @@ class TLora(AdapterKind):
     }
     input_axes: Mapping[str, int] = {"q_layer": 1}
     has_alpha = True
+    rank_parts = ("q_layer",)
+    ends: Mapping[Format, Mapping[str, str]] = {
+        "kohya": {"q_layer": "q_layer.weight", "p_layer": "p_layer.weight", "lambda_layer": "lambda_layer"}
+    }
+    terms = "low rank"
+    needs_base = True
+
+    def elsewhere(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+        return ("ComfyUI and A1111 do not load it",)
 
     def read(self, layer: RawLayer, target: Target) -> LowRank | Whole:
         left, values, right = whole(layer, *PARTS)

@@ -12,14 +12,20 @@ _LATER = "it is read in a later version; look for another edition of the same su
 
 
 class Unsupported(AdapterKind):
-    """A type of which only the keys are known. ends: the ends of keys that no other type has."""
+    """A type of which only the keys are known. ends: the ends of keys that no other type has. others: what other
+    programs do with it."""
 
-    def __init__(self, name: str, ends: Collection[str], refusal: str = _LATER) -> None:
-        self.name, self.refusal = name, refusal
+    def __init__(
+        self, name: str, ends: Collection[str], refusal: str = _LATER, others: tuple[str, ...] = ()
+    ) -> None:
+        self.name, self.refusal, self._others = name, refusal, others
         self.leaves = {end: Leaf(end, "") for end in ends}
 
     def read(self, layer: RawLayer, target: Target) -> LowRank:
         raise AssertionError(f"{self.name} is refused before any layer is read")
+
+    def elsewhere(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+        return self._others
 
 
 PEFT_NAMES: Mapping[str, str] = {

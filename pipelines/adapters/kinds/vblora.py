@@ -30,6 +30,7 @@ class VbLora(AdapterKind):
     )
     peft_types = ("VBLORA",)
     shared = (BANK,)
+    terms = "low rank: vectors of a common bank"
 
     def read(self, layer: RawLayer, target: Target) -> LowRank | Whole:
         [bank] = common(layer, (BANK,), "its vector bank")

@@ -21,6 +21,7 @@ class Vera(AdapterKind):
     leaves = peft_leaves(*LAMBDAS)
     peft_types = ("VERA",)
     shared = SHARED
+    terms = "low rank: common random factors"
 
     def read(self, layer: RawLayer, target: Target) -> LowRank | Whole:
         outer, inner = whole(layer, *LAMBDAS)

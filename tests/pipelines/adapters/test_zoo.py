@@ -22,7 +22,6 @@ from transformers import CLIPTextModel
 
 from composers import Use
 from pipelines.adapters import Adapter, ModelLayers, model_layers, read_adapter
-from pipelines.adapters.terms import shift_of
 from pipelines.checkpoints import load_checkpoint
 from pipelines.engine.reference import merged
 from pipelines.errors import StudioError
@@ -97,7 +96,7 @@ def assert_same(adapter: Adapter, layer: str, module: nn.Module, theirs: Callabl
     """The base weight and what was read do what the package's own layer does, which is not what the base does."""
     factors, x = adapter.layers[layer], inputs(module)
     changed = {"weight": module.weight + factors.change(module.weight)}
-    shift = shift_of(factors)
+    shift = factors.shift
     if shift is not None:
         changed["bias"] = module.bias + shift
     with torch.no_grad():

@@ -69,6 +69,7 @@ WORDS = {
     ],
     "train-blora": ["a.png", "-p", "x", "-o", "x.safetensors", "--rank", "4"],
     "inspect": ["a.png", "~nobody/b.safetensors"],
+    "convert": ["fox", "--to", "peft", "--rank", "4", "--out", "x", "--model", "tiny-sdxl"],
 }
 
 

@@ -128,6 +128,7 @@ def test_every_command_reads_its_flags_into_a_value() -> None:
         "batch": ["jobs.yaml", "--out", "pictures"],
         "inspect": ["fox"],
         "import-paths": ["webui"],
+        "convert": ["fox", "--to", "kohya"],
         "split": ["fox", "--style", "style.safetensors"],
         "probe-blocks": ["tiny-sdxl"],
         "train-blora": ["cat.png", "--prompt", "a cat", "--out", "cat.safetensors"],
