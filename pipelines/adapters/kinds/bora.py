@@ -16,6 +16,7 @@ class Bora(Paper):
     """BoRA."""
 
     name, word, parts = "BoRA", "bora", ("down", "up", "in", "out")
+    needs_base = True
 
     def change(self, sheet: Sheet) -> Several:
         down = sheet.get("down", None, sheet.width)

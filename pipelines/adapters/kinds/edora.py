@@ -15,6 +15,7 @@ class Edora(Paper):
     """EDoRA."""
 
     name, word, parts = "EDoRA", "edora", ("core", "length", "down", "up")
+    needs_base = True
 
     def change(self, sheet: Sheet) -> Several:
         core = sheet.square("core")

@@ -18,6 +18,7 @@ class Loldu(Paper):
     """LoLDU."""
 
     name, word, parts = "LoLDU", "loldu", ("z", "scale")
+    needs_base = True
 
     def change(self, sheet: Sheet) -> LowRank | Whole:
         pivots = sheet.get("z", None)

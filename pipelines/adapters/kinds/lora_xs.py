@@ -13,6 +13,7 @@ class LoraXs(Paper):
     """LoRA-XS."""
 
     name, word, parts = "LoRA-XS", "lora_xs", ("core", "down", "up")
+    needs_base = True
 
     def change(self, sheet: Sheet) -> LowRank | Whole:
         core = sheet.square("core")

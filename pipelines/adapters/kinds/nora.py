@@ -14,6 +14,7 @@ class Nora(Paper):
     """NoRA."""
 
     name, word, parts = "NoRA", "nora", ("inner_down", "inner_up", "down", "up")
+    needs_base = True
 
     def change(self, sheet: Sheet) -> LowRank | Whole:
         inner = sheet.get("inner_down", None, None)

@@ -77,6 +77,9 @@ class Paper(AdapterKind):
         self.check_metadata(layer.file, layer.metadata)
         return self.change(Sheet(self, layer, target))
 
+    def elsewhere(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+        return ("only LoRA Studio loads it",)
+
     @abstractmethod
     def change(self, sheet: Sheet) -> LayerFactors:
         """What a layer's parts change. Raises AdapterError."""

@@ -14,6 +14,7 @@ class Pmss(Paper):
     """PMSS."""
 
     name, word, parts = "PMSS", "pmss", ("columns", "rows", "core")
+    needs_base = True
     indices = ("columns", "rows")
 
     def change(self, sheet: Sheet) -> LowRank | Whole:
