@@ -32,7 +32,9 @@ def scales(adapter) -> dict[str, float]:
 
 
 def about_scale(adapter) -> list[str]:
-    return [note for note in adapter.report.notes if "scale" in note]
+    """What the report says of the scale here; what other programs do with it is another matter."""
+    notes = adapter.report.notes
+    return [note for note in notes if "scale" in note and not note.startswith("other programs")]
 
 
 USED = {
