@@ -190,8 +190,13 @@ def test_lost_answers_are_asked_for_again_and_what_is_typed_stays(visitor: Any) 
     expect(box).to_have_value("kim")
     studio.add("kimono")
     expect(studio.page.locator("#prompt textarea")).to_have_value("a panda in the snow")
-    studio.page.wait_for_timeout(2500)
-    assert len(pushed) == 2, "the lost answer, and the one that came, which is not sent again"
+    assert len(pushed) >= 2, "the lost answer, and the one that came"
+    for _ in range(20):  # a slow answer is asked for again before it comes; one that has come is not
+        before = len(pushed)
+        studio.page.wait_for_timeout(2500)
+        if len(pushed) == before:
+            break
+    assert len(pushed) == before, "an answer that came is not sent again"
     assert pushed[0] in lost
     studio.problems.clear()  # the console tells of the lost answers
 
