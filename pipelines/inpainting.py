@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom in pixels; right and bottom lie outside."""
+FILL_SIDE = 512
+"""The longer side, in pixels, at which masked content is filled."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ class Canvas:
 def check_mask(request: Request) -> None:
     """Raises RequestError for a resolved request whose mask leaves nothing to draw where only that is drawn."""
     if request.draws_part:
-        _box(request, soft_mask(request))
+        assert request.mask is not None
+        _drawn(grey(request.mask))
 
 
 def canvas(request: Request) -> Canvas:
@@ -84,23 +87,13 @@ def canvas(request: Request) -> Canvas:
     assert request.width is not None
     assert request.height is not None
     size = request.width, request.height
-    mask = soft_mask(request)
-    box = _box(request, mask)
+    box, mask = _patch(request)
     image = request.init_image.convert("RGB").resize(size, Image.Resampling.LANCZOS, box)
-    mask = mask.resize(size, Image.Resampling.BOX if _shrinks(box, size) else Image.Resampling.BILINEAR, box)
+    shrinks = mask.width > size[0] or mask.height > size[1]
+    mask = mask.resize(size, Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR)
     if request.mask_content == "fill":
         image = filled(image, mask)
     return Canvas(image, mask, box)
-
-
-def soft_mask(request: Request) -> Image.Image:
-    """The mask of a request with blurred edges, "L", in the size of its initial image."""
-    assert request.mask is not None
-    assert request.init_image is not None
-    mask = grey(request.mask)
-    if mask.size != request.init_image.size:
-        mask = mask.resize(request.init_image.size, Image.Resampling.BILINEAR)
-    return mask.filter(ImageFilter.GaussianBlur(request.mask_blur)) if request.mask_blur else mask
 
 
 def grey(mask: Image.Image) -> Image.Image:
@@ -116,24 +109,25 @@ def filled(image: Image.Image, mask: Image.Image) -> Image.Image:
     """The image with its masked part filled by the colours around it, the nearest ones most. image: RGB. mask: "L".
 
     Averages over the known pixels of ever smaller cells are laid over each other; a cell counts by how much of it is
-    known.
+    known. This is done at `FILL_SIDE` pixels at most, as the filled part is smooth.
     """
     known = 1 - torch.from_numpy(np.asarray(mask, np.float32) / 255)[None, None]
     if not known.any():
         return image
-    pixels = torch.from_numpy(np.asarray(image, np.float32)).permute(2, 0, 1)[None]
-    height, width = known.shape[-2:]
-    around = torch.zeros_like(pixels)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
+    side = max(image.size)
+    size = tuple(max(length * min(FILL_SIDE, side) // side, 1) for length in known.shape[-2:])
+    sums = F.adaptive_avg_pool2d(torch.cat([known, known * pixels], 1), (size[0], size[1]))
+    around = torch.zeros_like(sums[:, 1:])
     cells = 1
-    while cells < 2 * max(height, width):
-        size = min(cells, height), min(cells, width)
-        near = F.adaptive_avg_pool2d(known, size)
-        colour = F.adaptive_avg_pool2d(pixels * known, size) / near.clamp(min=1e-6)
-        share = (4 * near).clamp(max=1)
-        over = F.interpolate(torch.cat([share, share * colour], 1), (height, width), mode="bilinear")
+    while cells < 2 * max(size):
+        near = F.adaptive_avg_pool2d(sums, (min(cells, size[0]), min(cells, size[1])))
+        share = (4 * near[:, :1]).clamp(max=1)
+        colour = near[:, 1:] / near[:, :1].clamp(min=1e-6)
+        over = F.interpolate(torch.cat([share, share * colour], 1), size, mode="bilinear")
         around = around * (1 - over[:, :1]) + over[:, 1:]
         cells *= 2
-    found = known * pixels + (1 - known) * around
+    found = torch.lerp(F.interpolate(around, known.shape[-2:], mode="bilinear"), pixels, known)
     return Image.fromarray(found[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy())
 
 
@@ -142,11 +136,9 @@ def pasted(request: Request, image: Image.Image) -> Image.Image:
     if not request.draws_part:
         return image
     assert request.init_image is not None
-    mask = soft_mask(request)
-    box = _box(request, mask)
-    whole = request.init_image.convert("RGB").copy()
-    part = image.resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.LANCZOS)
-    whole.paste(part, box, mask.crop(box))
+    box, mask = _patch(request)
+    whole = request.init_image.convert("RGB")  # a copy
+    whole.paste(image.resize(mask.size, Image.Resampling.LANCZOS), box, mask)
     return whole
 
 
@@ -161,26 +153,53 @@ def started(blend: Blend, content: str, generator: torch.Generator) -> Blend:
     return replace(blend, original=(1 - blend.mask) * blend.original + blend.mask * drawn)
 
 
-def _box(request: Request, mask: Image.Image) -> Box:
-    """The part of the initial image that is drawn. With "only masked" it is the masked part with its padding, widened
-    to the ratio of width to height as far as the image goes. Raises RequestError for a mask without white."""
-    width, height = mask.size
+def _patch(request: Request) -> tuple[Box, Image.Image]:
+    """(the part of the initial image that is drawn, its mask with soft edges, "L"). Raises RequestError for a mask
+    without white where only that is drawn.
+
+    With "only masked" it is the masked part with its padding, widened to the ratio of width to height as far as the
+    image goes.
+    """
+    assert request.mask is not None
+    assert request.init_image is not None
+    mask = grey(request.mask)
+    if mask.size != request.init_image.size:
+        mask = mask.resize(request.init_image.size, Image.Resampling.BILINEAR)
     if not request.draws_part:
-        return 0, 0, width, height
+        return (0, 0, *mask.size), _soft(mask, request.mask_blur)
+    # no pixel farther away is blurred into
+    area = _padded(_drawn(mask), 3 * (request.mask_blur + 1), mask.size)
+    soft = _soft(mask.crop(area), request.mask_blur)
+    left, top, right, bottom = soft.getbbox() or (0, 0, *soft.size)
+    found = (area[0] + left, area[1] + top, area[0] + right, area[1] + bottom)
+    left, top, right, bottom = _padded(found, request.mask_padding, mask.size)
+    assert request.width is not None
+    assert request.height is not None
+    ratio = request.width / request.height
+    left, right = _widened(left, right, round((bottom - top) * ratio), mask.width)
+    top, bottom = _widened(top, bottom, round((right - left) / ratio), mask.height)
+    patch = Image.new("L", (right - left, bottom - top))
+    patch.paste(soft, (area[0] - left, area[1] - top))
+    return (left, top, right, bottom), patch
+
+
+def _soft(mask: Image.Image, blur: int) -> Image.Image:
+    return mask.filter(ImageFilter.GaussianBlur(blur)) if blur else mask
+
+
+def _drawn(mask: Image.Image) -> Box:
+    """The part of a mask that is not black. Raises RequestError where all of it is."""
     found = mask.getbbox()
     if found is None:
         raise RequestError(
             "mask: it is black everywhere, so nothing would be drawn; paint white what is to be drawn anew"
         )
-    assert request.width is not None
-    assert request.height is not None
-    pad = request.mask_padding
-    left, top = max(found[0] - pad, 0), max(found[1] - pad, 0)
-    right, bottom = min(found[2] + pad, width), min(found[3] + pad, height)
-    ratio = request.width / request.height
-    left, right = _widened(left, right, round((bottom - top) * ratio), width)
-    top, bottom = _widened(top, bottom, round((right - left) / ratio), height)
-    return left, top, right, bottom
+    return found
+
+
+def _padded(box: Box, pad: int, size: tuple[int, int]) -> Box:
+    """The box with so many pixels around it, within a picture of this size."""
+    return max(box[0] - pad, 0), max(box[1] - pad, 0), min(box[2] + pad, size[0]), min(box[3] + pad, size[1])
 
 
 def _widened(first: int, last: int, wanted: int, most: int) -> tuple[int, int]:
@@ -188,7 +207,3 @@ def _widened(first: int, last: int, wanted: int, most: int) -> tuple[int, int]:
     wanted = min(max(wanted, last - first), most)
     first = min(max(first - (wanted - (last - first)) // 2, 0), most - wanted)
     return first, first + wanted
-
-
-def _shrinks(box: Box, size: tuple[int, int]) -> bool:
-    return box[2] - box[0] > size[0] or box[3] - box[1] > size[1]
